@@ -1,0 +1,106 @@
+"""Weights and training state on disk: tensors as safetensors, everything else as JSON, never code.
+
+A checkpoint is a folder `step-00001000` with `state.safetensors` and `state.json`; it appears whole or not at all.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from drifting.errors import InputError
+from drifting.files import atomic_path
+
+_TENSORS, _FACTS = "state.safetensors", "state.json"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors to one safetensors file, atomically."""
+    with atomic_path(path) as scratch:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; raises InputError if it is missing, truncated or something else."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"checkpoint is '{path}', which does not exist: train first, or name another run") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint is '{path}', which is corrupted or truncated ({error}): delete it and resume") from None
+
+
+def save_json(path: Path, facts: Any) -> None:
+    """Write JSON, atomically."""
+    with atomic_path(path) as scratch:
+        scratch.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def load_json(path: Path) -> Any:
+    """Read JSON; raises InputError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"file is '{path}', which does not exist: name the folder of a finished or interrupted run") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"file is '{path}', which is corrupted ({error}): restore it or train again") from None
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Any, *, keep: int) -> Path:
+    """Write the checkpoint of a step and delete all but the newest `keep`."""
+    target = folder / f"step-{step:08d}"
+    if target.exists():
+        shutil.rmtree(target)
+    with atomic_path(target) as scratch:
+        scratch.mkdir()
+        save_tensors(scratch / _TENSORS, tensors)
+        save_json(scratch / _FACTS, facts)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors and the facts of a checkpoint; raises InputError if it is damaged."""
+    return load_tensors(checkpoint / _TENSORS), load_json(checkpoint / _FACTS)
+
+
+def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load weights into a module; raises InputError naming the first three that are missing, unknown or of another shape."""
+    expected = module.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in weights]
+    wrong += [f"{name} is unknown" for name in weights if name not in expected]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if wrong:
+        raise InputError(f"weights of '{origin}' do not fit the configuration ({'; '.join(wrong[:3])}): use those of the same run")
+    module.load_state_dict(weights)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the state of every parameter as named tensors: "0.exp_avg", "0.step", ..."""
+    states = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": torch.as_tensor(value) for index, state in states.items() for key, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give back what `flatten_optimizer` took; the hyper-parameters stay those of the configuration."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        states.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,1 @@
+"""Data sources: real samples of given labels, drawn at every step."""

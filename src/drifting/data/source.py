@@ -1,0 +1,88 @@
+"""Where real samples come from: the interface that training sees, and the sources that hold all their samples in memory.
+
+Shapes: l labels, p positives.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from drifting.errors import InputError
+
+
+class Source(Protocol):
+    """Real samples by label. `num_classes` is None where there are no labels."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of labels."""
+        ...
+
+    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Float[Tensor, "l p *sample"]:
+        """Return `count` real samples for each label (one set if there are none), on the device of rng."""
+        ...
+
+
+class StreamSource:
+    """Unlabelled samples drawn afresh from a distribution, never twice the same."""
+
+    num_classes = None
+
+    def __init__(self, draw: Callable[[int, torch.Generator], Tensor], sample_shape: tuple[int, ...]) -> None:
+        self._draw = draw
+        self.sample_shape = sample_shape
+
+    def draw(self, labels: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+        """Return one set of `count` fresh samples."""
+        return self._draw(count, rng)[None]
+
+
+class InMemorySource:
+    """A finite data set, drawn without replacement within a step as far as it reaches.
+
+    Args:
+        samples: all real samples.
+        labels: their classes, 0 to num_classes - 1, every one present; None for one unlabelled population.
+    """
+
+    def __init__(self, samples: Float[Tensor, "s *sample"], labels: Int[Tensor, " s"] | None = None) -> None:
+        if len(samples) == 0:
+            raise InputError("data is empty: pass at least one sample")
+        if not bool(samples.isfinite().all()):
+            raise InputError("data holds NaN or infinite values: remove or mend those samples")
+        self.samples, self.sample_shape = samples, tuple(samples.shape[1:])
+        self.num_classes = None if labels is None else int(labels.max()) + 1
+        classes = torch.zeros(len(samples), dtype=torch.long) if labels is None else labels.long().cpu()
+        counts = torch.bincount(classes)
+        if int(counts.min()) == 0:
+            raise InputError(f"data has no sample of class {int(counts.argmin())}: number the classes 0 to {len(counts) - 1}")
+        members = [torch.nonzero(classes == label)[:, 0] for label in range(len(counts))]
+        # Row c lists the samples of class c, padded with -1.
+        self._members = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
+
+    def draw(self, labels: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+        """Return `count` samples of each label, all different where the class has that many."""
+        members = self._members.to(rng.device)
+        members = members[:1] if labels is None else members[labels]
+        keys = torch.rand(members.shape, generator=rng, device=rng.device).masked_fill_(members < 0, 2.0)
+        order = keys.argsort(1)
+        available = (members >= 0).sum(1, keepdim=True)
+        rank = torch.arange(count, device=rng.device) % available
+        return self.samples.to(rng.device)[members.gather(1, order.gather(1, rank))]
+
+
+def reference_samples(source: Source, count: int, seed: int) -> Float[Tensor, "r *sample"]:
+    """Return about `count` real samples of a seed on the CPU, classes in turn where there are any."""
+    rng = torch.Generator().manual_seed(seed)
+    if source.num_classes is None:
+        return source.draw(None, count, rng)[0]
+    per_class = max(1, count // source.num_classes)
+    return source.draw(torch.arange(source.num_classes), per_class, rng).transpose(0, 1).flatten(0, 1)

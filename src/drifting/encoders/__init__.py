@@ -1,0 +1,1 @@
+"""Feature encoders: in which space the drift field acts."""

@@ -1,0 +1,82 @@
+"""Looking at a mean-shift field: how its kernel spreads over the targets, and where it points between the samples.
+
+Shapes: t temperatures, g groups, n generated, p positives, m negatives, q points, d coordinates.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting.fields import engine
+from drifting.fields.mean_shift import Targets
+from drifting.inputs import constant
+
+
+class KernelStatistics(NamedTuple):
+    """How the kernel spreads at each temperature, averaged over all generated samples.
+
+    An effective number of neighbours near 1 means a one-hot kernel (temperature too small for the batch); near the number of
+    candidates, a flat one (too large). Both stall silently.
+    """
+
+    positive_neighbours: Float[Tensor, " t"]
+    negative_neighbours: Float[Tensor, " t"]
+    positive_share: Float[Tensor, " t"]
+
+
+@constant
+def mean_shift_at(
+    points: Float[Tensor, "q d"],
+    generated: Float[Tensor, "n d"],
+    positives: Float[Tensor, "p d"],
+    *,
+    temperature: float,
+    affinity_floor: float = 0.0,
+) -> Float[Tensor, "q d"]:
+    """Return the drift that a test particle would feel at `points`: where the field of the samples points, for drawing.
+
+    The points only look: the column normalisers are those of the generated samples, so that the picture does not depend on
+    which or how many points are asked for.
+    """
+    targets = Targets(positives[None], generated[None], None)
+    scale = engine.kernel_scale(generated.new_tensor(temperature))
+    of_samples = engine.pairwise_distances(generated[None], targets.coordinates)
+    engine.mask_self(of_samples, len(generated))
+    column = engine.column_potential(of_samples, of_samples.amin(1, keepdim=True), scale)
+    distances = engine.pairwise_distances(points[None], targets.coordinates)
+    row = engine.row_potential(distances, distances.amin(2, keepdim=True), scale)
+    return targets.drift(engine.affinity(distances, row, column, scale, affinity_floor), slice(0, 1))[0]
+
+
+@constant
+def kernel_statistics(
+    generated: Float[Tensor, "g n d"],
+    positives: Float[Tensor, "g p d"],
+    negatives: Float[Tensor, "g m d"],
+    *,
+    temperatures: Float[Tensor, " t"],
+    weights: Float[Tensor, "g m+p"] | None = None,
+    num_self: int = 0,
+    affinity_floor: float = 0.0,
+) -> KernelStatistics:
+    """Return how the mean-shift kernel spreads over its targets. Arguments as in `mean_shift_field`."""
+    targets = Targets(positives, negatives, weights)
+    distances = engine.pairwise_distances(generated, targets.coordinates)
+    engine.mask_self(distances, num_self)
+    totals = generated.new_zeros(len(temperatures), 3)
+    for index, groups, _, tile in engine.affinity_tiles(distances, temperatures, affinity_floor):
+        affinity = tile if weights is None else tile * weights[groups, None, :]
+        negative, positive = affinity.split([negatives.shape[1], positives.shape[1]], dim=2)
+        share = positive.sum(2) / affinity.sum(2).clamp_(min=torch.finfo(affinity.dtype).tiny)
+        rows = torch.stack([_effective_number(positive), _effective_number(negative), share])
+        totals[index] += rows.sum((1, 2))
+    return KernelStatistics(*(totals / generated[..., 0].numel()).unbind(1))
+
+
+def _effective_number(affinity: Float[Tensor, "g r k"]) -> Float[Tensor, "g r"]:
+    """Return (sum A)^2 / sum A^2 of each row: k for equal affinities, 1 for a single one, 0 for none."""
+    peak = affinity.amax(2, keepdim=True)
+    relative = affinity / peak.clamp(min=torch.finfo(affinity.dtype).tiny)
+    return relative.sum(2).square_() / relative.square().sum(2).clamp_(min=1)

@@ -1,0 +1,160 @@
+"""How pairwise work is done: distances and doubly normalised affinities, in tiles that stay in cache.
+
+Equation (paper, Algorithm 2), for the logits l_ij = -|x_i - y_j| / temperature:
+
+    A_ij = sqrt( softmax_j(l)_ij * softmax_i(l)_ij ) = exp( l_ij + r_i + c_j ),
+    r_i = -logsumexp_j(l_ij) / 2,    c_j = -logsumexp_i(l_ij) / 2
+
+so that two vectors, the row and the column potential, and one exponential per entry make the whole matrix. Nothing but the
+distances is ever stored at full size. A masked pair is a distance of infinity and gets affinity 0.
+
+Shapes: g groups (independent problems), n rows (generated samples), k columns (targets), d coordinates.
+
+Source: paper, Algorithm 2; the arrangement is ours.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting.inputs import constant
+
+# Entries a tile may hold. On a CPU one tile and its buffer fit the second-level cache of a core; elsewhere tiles only bound memory.
+_CPU_TILE = 2**19
+_DEVICE_TILE = 2**26
+# Up to this many coordinates, summing squared differences directly is as fast as a matrix product, and exact near zero.
+_DIRECT_DIMENSIONS = 8
+# Logits below this count as this: e^-69 is 1e-30, far from the denormal numbers on which a CPU is slow.
+_UNDERFLOW = -69.0
+_MAX_SCALE = 1e20
+
+
+def tiles(shape: Sequence[int], device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Cut a [g, n, k] problem into (groups, rows) slices: several small groups at once, or some rows of one large group."""
+    groups, rows, columns = shape
+    budget = _CPU_TILE if device.type == "cpu" else _DEVICE_TILE
+    group_step = max(1, budget // max(1, rows * columns))
+    row_step = rows if group_step > 1 else max(1, min(rows, budget // columns))
+    for group in range(0, groups, group_step):
+        for row in range(0, rows, row_step):
+            yield slice(group, min(group + group_step, groups)), slice(row, min(row + row_step, rows))
+
+
+class Memory:
+    """Memory for one matrix, kept between calls: fetching fresh pages from the system costs a CPU more than the distances do."""
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0)
+
+    def matrix(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return an uninitialised tensor of a shape; whatever was returned before is overwritten."""
+        size = math.prod(shape)
+        if self._flat.numel() < size or self._flat.dtype != like.dtype or self._flat.device != like.device:
+            self._flat = like.new_empty(size)
+        return self._flat[:size].view(shape)
+
+
+@constant
+def pairwise_distances(
+    x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"], *, memory: Memory | None = None
+) -> Float[Tensor, "g n k"]:
+    """Return the Euclidean distance of every x to every y of its group, in the dtype of x.
+
+    The expansion |x|^2 + |y|^2 - 2xy loses digits far from the origin and near zero. So few coordinates are subtracted
+    directly; many are centred first, and on a CPU their products are summed in float64.
+    """
+    out = (memory or Memory()).matrix((x.shape[0], x.shape[1], y.shape[1]), like=x)
+    fill = _subtract_directly if x.shape[-1] <= _DIRECT_DIMENSIONS else _expand
+    centre = y.mean(1, keepdim=True)
+    x, y = x - centre, y - centre
+    for groups, rows, scratch in _scratch_tiles(out):
+        fill(x[groups, rows], y[groups], out[groups, rows], scratch)
+        out[groups, rows].sqrt_()
+    return out
+
+
+def _subtract_directly(x: Tensor, y: Tensor, out: Tensor, scratch: Tensor) -> None:
+    """Write the squared distances of one tile to `out`, one coordinate after the other."""
+    x, y = x[:, :, None].movedim(-1, 0), y[:, None].movedim(-1, 0)
+    torch.sub(x[0], y[0], out=out).square_()
+    for x_k, y_k in zip(x[1:], y[1:], strict=True):
+        difference = torch.sub(x_k, y_k, out=scratch)
+        out.addcmul_(difference, difference)
+
+
+def _expand(x: Tensor, y: Tensor, out: Tensor, scratch: Tensor) -> None:
+    """Write the squared distances of one tile to `out`, by |x|^2 + |y|^2 - 2xy."""
+    if x.device.type == "cpu":
+        x, y = x.double(), y.double()
+    squared_norms = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None, :]
+    out.copy_(torch.baddbmm(squared_norms, x, y.mT, alpha=-2)).clamp_(min=0)
+
+
+def mask_self(distances: Float[Tensor, "g n k"], count: int) -> None:
+    """Mask in place the pairs (i, i) of the first `count` columns, which are the rows themselves."""
+    distances.diagonal(dim1=1, dim2=2)[:, :count] = torch.inf
+
+
+def row_potential(distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g n 1"], scale: Tensor) -> Float[Tensor, "g n 1"]:
+    """Return r_i, half the negative log-sum-exp of each row's logits `scale * distances`; `nearest` is the row minimum."""
+    shift = nearest * scale
+    total = torch.empty_like(shift)
+    for groups, rows, scratch in _scratch_tiles(distances):
+        logits = torch.mul(distances[groups, rows], scale, out=scratch).sub_(shift[groups, rows])
+        torch.sum(_exp_(logits, _UNDERFLOW), dim=2, keepdim=True, out=total[groups, rows])
+    return (total.log_() + shift) / -2
+
+
+def column_potential(distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g 1 k"], scale: Tensor) -> Float[Tensor, "g 1 k"]:
+    """Return c_j, half the negative log-sum-exp of each column's logits `scale * distances`; `nearest` is the column minimum."""
+    shift = nearest.masked_fill(nearest == torch.inf, 0) * scale
+    total = torch.zeros_like(shift)
+    for groups, rows, scratch in _scratch_tiles(distances):
+        logits = torch.addcmul(-shift[groups], distances[groups, rows], scale, out=scratch)
+        total[groups] += _exp_(logits, _UNDERFLOW).sum(1, keepdim=True)
+    return (total.log_() + shift) / -2
+
+
+def affinity(
+    distances: Float[Tensor, "g r k"], row: Tensor, column: Tensor, scale: Tensor, floor: float, out: Tensor | None = None
+) -> Float[Tensor, "g r k"]:
+    """Return A = exp(scale * distances + row + column), its square clamped from below at `floor`."""
+    logits = torch.addcmul(column, distances, scale, out=out).add_(row)
+    if floor > 0:
+        return _exp_(logits, math.log(floor) / 2)
+    return torch.threshold_(_exp_(logits, _UNDERFLOW), 2 * math.exp(_UNDERFLOW), 0)
+
+
+def affinity_tiles(
+    distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"], floor: float
+) -> Iterator[tuple[int, slice, slice, Float[Tensor, "g r k"]]]:
+    """Yield (temperature index, groups, rows, affinity) for every tile at every temperature; the next tile reuses the memory."""
+    nearest_target, nearest_row = distances.amin(2, keepdim=True), distances.amin(1, keepdim=True)
+    for index, scale in enumerate(kernel_scale(temperatures)):
+        row = row_potential(distances, nearest_target, scale)
+        column = column_potential(distances, nearest_row, scale)
+        for groups, rows, scratch in _scratch_tiles(distances):
+            tile = affinity(distances[groups, rows], row[groups, rows], column[groups], scale, floor, out=scratch)
+            yield index, groups, rows, tile
+
+
+def kernel_scale(temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """Return -1 / temperature, bounded so that its product with any ordinary distance stays finite in float32."""
+    return -temperatures.reciprocal().clamp(max=_MAX_SCALE)
+
+
+def _scratch_tiles(matrix: Float[Tensor, "g n k"]) -> Iterator[tuple[slice, slice, Float[Tensor, "g r k"]]]:
+    """Yield the tiles of a matrix with memory for one tile, the same each time: fresh memory costs more than the arithmetic."""
+    memory = matrix.new_empty(0)
+    for groups, rows in tiles(matrix.shape, matrix.device):
+        shape = matrix[groups, rows].shape
+        memory = memory if memory.numel() >= shape.numel() else matrix.new_empty(shape.numel())
+        yield groups, rows, memory[: shape.numel()].view(shape)
+
+
+def _exp_(logits: Tensor, lowest: float) -> Tensor:
+    """Exponentiate in place, clamped below: results that underflow cost a CPU a hundred times more, here and in every product."""
+    return logits.clamp_(min=lowest).exp_()

@@ -1,0 +1,63 @@
+"""Guidance decided at training time: which mixture the generator is asked for, and how strongly the rest repels.
+
+Equation: for guidance scale alpha the target is q = alpha p(.|c) - (alpha - 1) p(.|all). Adding m real unconditional samples to
+the negatives of n generated ones reaches it when each weighs
+
+    w = (alpha - 1) (n - 1) / m
+
+(n - 1, since a sample does not repel itself). Sampling stays one pass: the generator is told alpha.
+
+Source: paper, section 3.5 and appendix A.7.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting.errors import InputError
+
+
+def unconditional_weight(
+    guidance_scale: Float[Tensor, "*shape"], num_generated: int, num_unconditional: int
+) -> Float[Tensor, "*shape"]:
+    """Return the weight of each real unconditional negative; 0 at guidance scale 1, which is none.
+
+    Args:
+        guidance_scale: alpha, at least 1.
+        num_generated: n, the generated samples of one label.
+        num_unconditional: m, the unconditional negatives of one label.
+
+    Source: paper, appendix A.7.
+    """
+    if num_unconditional < 1:
+        raise InputError(f"num_unconditional is {num_unconditional}: guidance needs at least 1 unconditional sample")
+    return (guidance_scale - 1) * (num_generated - 1) / num_unconditional
+
+
+def draw_guidance_scale(
+    count: int,
+    *,
+    exponent: float,
+    highest: float = 4.0,
+    unguided_share: float = 0.0,
+    rng: torch.Generator | None = None,
+) -> Float[Tensor, " count"]:
+    """Draw one guidance scale per label from the density proportional to alpha^-exponent on [1, highest].
+
+    Args:
+        count: number of labels.
+        exponent: k; 1 is log-uniform, larger favours weak guidance.
+        highest: end of the interval, above 1.
+        unguided_share: probability of drawing exactly 1 instead.
+        rng: source of randomness; its device is that of the result.
+
+    Source: paper, appendix A.7, by the inverse of the cumulative distribution.
+    """
+    if not highest > 1:
+        raise InputError(f"highest is {highest}: the guidance scale is drawn from [1, highest], pass a number above 1")
+    device = rng.device if rng is not None else None
+    uniform = torch.rand(count, generator=rng, device=device)
+    power = 1 - exponent
+    scale = highest**uniform if power == 0 else (1 + uniform * (highest**power - 1)) ** (1 / power)
+    unguided = torch.rand(count, generator=rng, device=device) < unguided_share
+    return torch.where(unguided, torch.ones_like(scale), scale)

@@ -1,0 +1,69 @@
+"""What the core asks of its inputs: shapes that agree, weights that fit, float32 or better, and no gradient into constants.
+
+Shapes: g groups (independent problems), n generated, k targets, d coordinates.
+"""
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting.errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def constant(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function without autograd and outside autocast: drifts are constants, and their products need all their digits."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next((value.device.type for value in args if isinstance(value, Tensor)), "cpu")
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def check_shapes(generated: Tensor, *targets: Tensor) -> None:
+    """Raise InputError unless all samples share dtype kind, groups and feature size, and none is empty."""
+    for target in targets:
+        if target.ndim != generated.ndim or generated.ndim not in (2, 3):
+            raise InputError(
+                f"samples have shapes {tuple(generated.shape)} and {tuple(target.shape)}: pass all as [n, d] or all as [g, n, d]"
+            )
+        if target.shape[-1] != generated.shape[-1] or target.shape[:-2] != generated.shape[:-2]:
+            raise InputError(
+                f"samples have shapes {tuple(generated.shape)} and {tuple(target.shape)}: "
+                "groups and feature size must agree, so compute both in the same feature space"
+            )
+        if target.numel() == 0 or generated.numel() == 0:
+            raise InputError(f"samples have shapes {tuple(generated.shape)} and {tuple(target.shape)}: pass at least one of each")
+
+
+def join_weights(*parts: tuple[Float[Tensor, "*g k"], Tensor | None]) -> Float[Tensor, "*g total"] | None:
+    """Concatenate per-sample weights of several sets of samples, ones where a set has none; None if no set has any."""
+    if all(weights is None for _, weights in parts):
+        return None
+    joined = []
+    for samples, weights in parts:
+        if weights is not None and weights.shape != samples.shape[:-1]:
+            raise InputError(f"weights have shape {tuple(weights.shape)}: pass {tuple(samples.shape[:-1])}, one per sample")
+        ones = full_precision(samples).new_ones(samples.shape[:-1])
+        joined.append(ones if weights is None else weights.to(ones))
+    return torch.cat(joined, -1)
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32, or untouched if it is float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """Return the known name most like a mistyped one."""
+    return max(names, key=lambda known: difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio())

@@ -1,0 +1,252 @@
+"""The drifting loss: regress every generated sample on its own drifted self, in a feature space.
+
+Equation, per group, with x the generated samples, s the feature scale and V_t the raw drift at temperature t:
+
+    loss = mean || x/s - stopgrad( x/s + sum_t V_t / rms(V_t) ) ||^2,    d loss / dx = -2 sum_t V_t / rms(V_t) / (n d s)
+
+The normalised loss is constant by construction, about (number of temperatures)^2, and says nothing about convergence:
+`drift_norms`, the mean squares before normalisation, are what shrinks.
+
+Shapes: g groups (label x location), n generated, p positives, m unconditional negatives, r independent generated negatives,
+d feature channels, l labels, k locations.
+
+Source: paper, Algorithm 1 and appendix A.6; the constants are those of the authors' release.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from drifting.errors import InputError
+from drifting.fields import engine
+from drifting.fields.diagnostics import KernelStatistics, kernel_statistics
+from drifting.fields.mean_shift import Field, mean_shift_field
+from drifting.inputs import check_shapes, full_precision, join_weights
+
+TEMPERATURES = (0.02, 0.05, 0.2)
+_SMALLEST_DISTANCE = 1e-4
+_SMALLEST_SCALE = 1e-3
+_SMALLEST_DRIFT_NORM = 1e-8
+
+
+@dataclass(frozen=True)
+class DriftLoss:
+    """What `drifting_loss` returns; everything but `loss` is a constant for autograd.
+
+    Attributes:
+        loss: one value per group, with gradient.
+        scale: the feature scale, the weighted mean distance of the call (1 where features are not normalised).
+        drift_norms: temperature -> mean square of the raw drift over all groups, samples and channels.
+        statistics: spread of the kernel, where it was asked for.
+    """
+
+    loss: Float[Tensor, " g"]
+    scale: Float[Tensor, ""]
+    drift_norms: dict[float, Float[Tensor, ""]]
+    statistics: KernelStatistics | None = None
+
+
+def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the method
+    generated: Float[Tensor, "g n d"],
+    positives: Float[Tensor, "g p d"],
+    unconditional: Float[Tensor, "g m d"] | None = None,
+    *,
+    generated_weights: Float[Tensor, "g n"] | None = None,
+    positive_weights: Float[Tensor, "g p"] | None = None,
+    unconditional_weights: Float[Tensor, "g m"] | None = None,
+    temperatures: Sequence[float] = TEMPERATURES,
+    affinity_floor: float = 1e-6,
+    field: Field | None = None,
+    generated_negatives: Float[Tensor, "g r d"] | None = None,
+    normalize_features: bool = True,
+    normalize_drift: bool = True,
+    scale: Tensor | float | None = None,
+    drift_norms: Mapping[float, Tensor] | None = None,
+    statistics: bool = False,
+    memory: engine.Memory | None = None,
+) -> DriftLoss:
+    """Return the drifting loss of one feature map.
+
+    Args:
+        generated: features of the generated samples; the gradient flows into them.
+        positives: features of real samples of the group, which attract.
+        unconditional: features of real samples of any class, further negatives: guidance.
+        generated_weights: weight of each generated sample (or of each of `generated_negatives`) as a negative; ones by default.
+        positive_weights: weight of each positive; ones by default.
+        unconditional_weights: weight of each unconditional negative; see `guidance.unconditional_weight`.
+        temperatures: kernel bandwidths, each above 0: relative to the mean distance, or in the units of the features where
+            those are not normalised.
+        affinity_floor: lower bound of the squared affinity of the default field; 0 for none.
+        field: another drift field; the paper's mean shift by default.
+        generated_negatives: an independent second generated batch that repels in place of `generated` itself, unmasked.
+        normalize_features: divide features by the scale; without, `scale` is 1.
+        normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
+        scale: the feature scale where it was computed elsewhere (micro-batches, several devices).
+        drift_norms: the raw mean squares where they were computed elsewhere; they normalise the drift and are returned.
+        statistics: also return how the kernel spreads, at the cost of a second pass.
+        memory: where to put the distances; one object kept between calls makes them faster on a CPU.
+
+    Raises:
+        InputError: if shapes disagree or a temperature is not positive.
+
+    Source: paper, Algorithm 1 and appendix A.6. As in the release there is one scale and one drift norm per temperature over all
+    groups of a call; unlike it, features are centred before distances, and a sample is masked exactly from itself.
+    """
+    _check_temperatures(temperatures)
+    features = full_precision(generated)
+    fixed = features.detach()
+    repelling = fixed if generated_negatives is None else full_precision(generated_negatives.detach())
+    attracting = full_precision(positives.detach())
+    others = fixed[:, :0] if unconditional is None else full_precision(unconditional.detach())
+    check_shapes(fixed, attracting, repelling, *(() if unconditional is None else (others,)))
+    weights = join_weights((repelling, generated_weights), (others, unconditional_weights), (attracting, positive_weights))
+    negatives = torch.cat([repelling, others], 1)
+    num_self = fixed.shape[1] if generated_negatives is None else 0
+
+    distances = engine.pairwise_distances(fixed, torch.cat([negatives, attracting], 1), memory=memory)
+    feature_scale = unit = fixed.new_ones(())
+    bandwidths = fixed.new_tensor([float(temperature) for temperature in temperatures])
+    if normalize_features:
+        distances.clamp_(min=_SMALLEST_DISTANCE)
+        feature_scale = _mean_distance(distances, weights) if scale is None else torch.as_tensor(scale).to(fixed).detach()
+        unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE)
+        bandwidths = bandwidths * feature_scale.clamp(min=_SMALLEST_SCALE)
+    pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": num_self}
+    spread = kernel_statistics(fixed, attracting, negatives, **pass_on, affinity_floor=affinity_floor) if statistics else None
+    chosen = field if field is not None else partial(mean_shift_field, affinity_floor=affinity_floor)
+    drift = chosen(fixed, attracting, negatives, **pass_on, distances=distances) / unit
+    norms = _norms(drift, temperatures, drift_norms)
+    # (x - stopgrad(x)) / s is 0 with the gradient of x / s: the residual is the drift itself, with no digits lost.
+    residual = (features - fixed) / unit - _total(drift, norms if normalize_drift else None)
+    return DriftLoss(
+        loss=residual.square().mean((1, 2)),
+        scale=feature_scale,
+        drift_norms=norms,
+        statistics=spread,
+    )
+
+
+@dataclass(frozen=True)
+class FeatureLoss:
+    """What `DriftingLoss` returns: the scalar to minimise, and the report of every feature map by its name."""
+
+    loss: Float[Tensor, ""]
+    features: dict[str, DriftLoss]
+
+
+class DriftingLoss(nn.Module):
+    """The drifting loss over named feature maps: the sum over features of the mean over groups.
+
+    Every location of a map is a group of its own: locations are never mixed.
+
+    Args:
+        temperatures, affinity_floor, field, normalize_features, normalize_drift: as in `drifting_loss`.
+
+    Source: paper, appendix A.5 and A.6.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperatures: Sequence[float] = TEMPERATURES,
+        affinity_floor: float = 1e-6,
+        field: Field | None = None,
+        normalize_features: bool = True,
+        normalize_drift: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_temperatures(temperatures)
+        self.temperatures = tuple(float(temperature) for temperature in temperatures)
+        self.settings = {
+            "temperatures": self.temperatures,
+            "affinity_floor": affinity_floor,
+            "field": field,
+            "normalize_features": normalize_features,
+            "normalize_drift": normalize_drift,
+            "memory": engine.Memory(),
+        }
+
+    def forward(
+        self,
+        generated: Mapping[str, Float[Tensor, "l n k _"]],
+        positives: Mapping[str, Float[Tensor, "l p k _"]],
+        unconditional: Mapping[str, Float[Tensor, "l m k _"]] | None = None,
+        *,
+        generated_negatives: Mapping[str, Float[Tensor, "l r k _"]] | None = None,
+        weights: Mapping[str, Float[Tensor, "l _"]] | None = None,
+        known: Mapping[str, DriftLoss] | None = None,
+        statistics: bool = False,
+    ) -> FeatureLoss:
+        """Return the loss over all features, with a report for each.
+
+        Args:
+            generated: name -> features of the generated samples of each label.
+            positives: the same names for real samples of the label.
+            unconditional: the same for real samples of any label: guidance.
+            generated_negatives: the same for an independent generated batch that repels in place of `generated`.
+            weights: any of "generated", "positive" and "unconditional" -> weight of each sample, as in `drifting_loss`.
+            known: reports of the whole batch, whose `scale` and `drift_norms` are used instead of those of this part of it.
+            statistics: also report how the kernels spread.
+
+        Raises:
+            InputError: if the names of the features differ or shapes disagree.
+        """
+        for others in (positives, unconditional, generated_negatives):
+            if others is not None and others.keys() != generated.keys():
+                raise InputError(
+                    f"features are named {sorted(others)} and {sorted(generated)}: encode all samples with the same encoder"
+                )
+        reports = {}
+        for name, features in generated.items():
+            locations = features.shape[2]
+            per_group = {f"{key}_weights": value.repeat_interleave(locations, 0) for key, value in (weights or {}).items()}
+            elsewhere = {} if known is None else {"scale": known[name].scale, "drift_norms": known[name].drift_norms}
+            reports[name] = drifting_loss(
+                _as_groups(features),
+                _as_groups(positives[name]),
+                None if unconditional is None else _as_groups(unconditional[name]),
+                generated_negatives=None if generated_negatives is None else _as_groups(generated_negatives[name]),
+                statistics=statistics,
+                **self.settings,
+                **per_group,
+                **elsewhere,
+            )
+        total = torch.stack([report.loss.mean() for report in reports.values()]).sum()
+        return FeatureLoss(loss=total, features=reports)
+
+
+def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:
+    return features.transpose(1, 2).flatten(0, 1)
+
+
+def _check_temperatures(temperatures: Sequence[float]) -> None:
+    if len(temperatures) == 0 or not all(float(temperature) > 0 for temperature in temperatures):
+        raise InputError(f"temperatures is {tuple(temperatures)}: pass at least one, each above 0")
+
+
+def _mean_distance(distances: Float[Tensor, "g n k"], weights: Float[Tensor, "g k"] | None) -> Float[Tensor, ""]:
+    """Return mean(distance * weight) / mean(weight) over all groups, rows and targets, self-distances included."""
+    if weights is None:
+        return distances.mean()
+    return (distances.mean(1) * weights).mean() / weights.mean()
+
+
+def _norms(drift: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None) -> dict[float, Tensor]:
+    if known is None:
+        return dict(zip(map(float, temperatures), drift.square().mean((1, 2, 3)).unbind(), strict=True))
+    missing = [float(temperature) for temperature in temperatures if float(temperature) not in known]
+    if missing:
+        raise InputError(f"drift_norms has no entry for temperature {missing[0]}: pass one for each of {tuple(temperatures)}")
+    return {float(temperature): torch.as_tensor(known[float(temperature)]).to(drift).detach() for temperature in temperatures}
+
+
+def _total(drift: Float[Tensor, "t g n d"], norms: Mapping[float, Tensor] | None) -> Float[Tensor, "g n d"]:
+    """Return the sum over temperatures, each divided by its root mean square where `norms` are given."""
+    if norms is None:
+        return drift.sum(0)
+    rms = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).sqrt()
+    return (drift / rms[:, None, None, None]).sum(0)

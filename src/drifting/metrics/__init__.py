@@ -1,0 +1,1 @@
+"""Metrics: how far samples are from real data."""

@@ -1,0 +1,56 @@
+"""Sampling: one forward pass per sample, each a function of its own seed only."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting.errors import InputError
+from drifting.generators.base import Generator
+from drifting.prior import seeded_noise
+
+
+@torch.no_grad()
+def sample(
+    generator: Generator, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, batch_size: int = 4096
+) -> Float[Tensor, "count *sample"]:
+    """Return `count` samples on the CPU. Sample i depends on (seed, i) and its label only, not on the batch it came in.
+
+    Args:
+        generator: the network.
+        count: number of samples, at least 1.
+        seed: which set of samples.
+        labels: classes to cycle through; all of them, in order, by default. Not for an unconditional generator.
+        batch_size: samples per forward pass; bounds memory and changes nothing else.
+
+    Raises:
+        InputError: if a label is out of range or the generator takes none.
+    """
+    if count < 1:
+        raise InputError(f"num_samples is {count}: ask for at least 1")
+    cycle = check_labels(labels, generator.num_classes)
+    device = next(generator.parameters()).device
+    was_training = generator.training
+    generator.eval()
+    parts = []
+    for start in range(0, count, batch_size):
+        indices = range(start, min(start + batch_size, count))
+        noise = seeded_noise(indices, generator.noise_shape, seed).to(device)
+        chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices], device=device)
+        parts.append(generator(noise, chosen).cpu())
+    generator.train(was_training)
+    return torch.cat(parts)
+
+
+def check_labels(labels: Sequence[int] | None, num_classes: int | None) -> list[int] | None:
+    """Return the labels to cycle through, or None for an unconditional generator; raises InputError if they do not fit."""
+    if num_classes is None:
+        if labels is not None:
+            raise InputError(f"labels is {list(labels)}: this generator was trained without labels, leave them out")
+        return None
+    chosen = list(range(num_classes)) if labels is None else list(labels)
+    wrong = [label for label in chosen if not 0 <= label < num_classes]
+    if wrong or not chosen:
+        raise InputError(f"labels is {chosen}: choose from 0 to {num_classes - 1}")
+    return chosen

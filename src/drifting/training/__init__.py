@@ -1,0 +1,1 @@
+"""Training: one pure step, a loop that yields steps, and what is kept of them."""

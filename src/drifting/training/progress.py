@@ -1,0 +1,57 @@
+"""How a run shows that it is alive: a bar on a terminal, a line now and then elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Seconds between lines where there is no terminal.
+_QUIET_SECONDS = 20.0
+
+
+class TrainingProgress:
+    """A context that shows steps/s, samples/s, time left and the raw drift norm.
+
+    Args:
+        steps: the last step of the run.
+        done: steps already behind it.
+        samples_per_step: generated samples in one step.
+        console: where to write; the terminal by default.
+    """
+
+    def __init__(self, steps: int, done: int, samples_per_step: int, console: Console | None = None) -> None:
+        self._steps, self._first, self._samples_per_step = steps, done, samples_per_step
+        self._console = console or Console()
+        self._started = self._spoken = time.perf_counter()
+        self._drift_norm = float("nan")
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"),
+        )
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("training", total=steps, completed=done, speed="")
+
+    def __enter__(self) -> "TrainingProgress":
+        """Start to show."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop showing."""
+        self._bar.stop()
+
+    def advance(self, step: int, drift_norm: float | None = None) -> None:
+        """Tell that a step is done; `drift_norm` is given when it was read from the device."""
+        self._drift_norm = self._drift_norm if drift_norm is None else drift_norm
+        now = time.perf_counter()
+        rate = (step - self._first) / max(now - self._started, 1e-9)
+        speed = f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  raw drift norm {self._drift_norm:.3g}"
+        self._bar.update(self._task, completed=step, speed=speed)
+        if not self._console.is_terminal and (now - self._spoken > _QUIET_SECONDS or step == self._steps):
+            self._spoken = now
+            left = (self._steps - step) / rate
+            self._console.print(f"step {step}/{self._steps}  {speed}  {left:.0f} s left", highlight=False, soft_wrap=True)

@@ -1,0 +1,51 @@
+"""One training step, pure: tensors in, loss and its report out. No optimiser, no device code, no logging.
+
+Shapes: l labels, n generated per label, p positives per label.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from drifting.encoders.base import FeatureEncoder, Features
+from drifting.generators.base import Generator
+from drifting.loss import DriftingLoss, FeatureLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a step is computed from.
+
+    Attributes:
+        noise: one noise per generated sample.
+        labels: the class of each group, or None where there are none (l = 1).
+        positives: real samples of each label.
+        independent_noise: noise of a second generated batch that repels in place of the first; None for the paper's field.
+    """
+
+    noise: Float[Tensor, "l n *noise"]
+    positives: Float[Tensor, "l p *sample"]
+    labels: Int[Tensor, " l"] | None = None
+    independent_noise: Float[Tensor, "l n *noise"] | None = None
+
+
+def drifting_step(
+    generator: Generator, encoder: FeatureEncoder, loss: DriftingLoss, batch: Batch, *, statistics: bool = False
+) -> FeatureLoss:
+    """Generate, encode and compare: return the loss of a batch, with gradient into the generator's weights."""
+    generated = _generate(generator, batch.noise, batch.labels)
+    independent = None
+    if batch.independent_noise is not None:
+        independent = _encode(encoder, _generate(generator, batch.independent_noise, batch.labels).detach())
+    positives = _encode(encoder, batch.positives)
+    return loss(_encode(encoder, generated), positives, generated_negatives=independent, statistics=statistics)
+
+
+def _generate(generator: Generator, noise: Tensor, labels: Tensor | None) -> Float[Tensor, "l n *sample"]:
+    per_sample = None if labels is None else labels.repeat_interleave(noise.shape[1])
+    return generator(noise.flatten(0, 1), per_sample).unflatten(0, noise.shape[:2])
+
+
+def _encode(encoder: FeatureEncoder, samples: Float[Tensor, "l n *sample"]) -> Features:
+    return {name: value.unflatten(0, samples.shape[:2]) for name, value in encoder(samples.flatten(0, 1)).items()}
