@@ -14,7 +14,7 @@ Source: paper, Algorithm 2; the arrangement is ours.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -67,30 +67,39 @@ def pairwise_distances(
     directly; many are centred first, and on a CPU their products are summed in float64.
     """
     out = (memory or Memory()).matrix((x.shape[0], x.shape[1], y.shape[1]), like=x)
-    fill = _subtract_directly if x.shape[-1] <= _DIRECT_DIMENSIONS else _expand
     centre = y.mean(1, keepdim=True)
-    x, y = x - centre, y - centre
+    fill = (_by_difference if x.shape[-1] <= _DIRECT_DIMENSIONS else _by_expansion)(x - centre, y - centre)
     for groups, rows, scratch in _scratch_tiles(out):
-        fill(x[groups, rows], y[groups], out[groups, rows], scratch)
+        fill(groups, rows, out[groups, rows], scratch)
         out[groups, rows].sqrt_()
     return out
 
 
-def _subtract_directly(x: Tensor, y: Tensor, out: Tensor, scratch: Tensor) -> None:
-    """Write the squared distances of one tile to `out`, one coordinate after the other."""
-    x, y = x[:, :, None].movedim(-1, 0), y[:, None].movedim(-1, 0)
-    torch.sub(x[0], y[0], out=out).square_()
-    for x_k, y_k in zip(x[1:], y[1:], strict=True):
-        difference = torch.sub(x_k, y_k, out=scratch)
-        out.addcmul_(difference, difference)
+def _by_difference(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, slice, Tensor, Tensor], None]:
+    """Return the function that writes the squared distances of one tile, one coordinate after the other."""
+    x, y = (samples.movedim(-1, 0).contiguous() for samples in (x, y))
+
+    def fill(groups: slice, rows: slice, out: Tensor, scratch: Tensor) -> None:
+        for index in range(len(x)):
+            difference = torch.sub(x[index, groups, rows, None], y[index, groups, None], out=scratch)
+            out.addcmul_(difference, difference) if index else torch.square(difference, out=out)
+
+    return fill
 
 
-def _expand(x: Tensor, y: Tensor, out: Tensor, scratch: Tensor) -> None:
-    """Write the squared distances of one tile to `out`, by |x|^2 + |y|^2 - 2xy."""
-    if x.device.type == "cpu":
-        x, y = x.double(), y.double()
-    squared_norms = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None, :]
-    out.copy_(torch.baddbmm(squared_norms, x, y.mT, alpha=-2)).clamp_(min=0)
+def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, slice, Tensor, Tensor], None]:
+    """Return the function that writes the squared distances of one tile, by |x|^2 + |y|^2 - 2xy."""
+    wide = torch.float64 if x.device.type == "cpu" else x.dtype
+    y = y.to(wide)
+    norms = y.square().sum(-1)[:, None]
+
+    def fill(groups: slice, rows: slice, out: Tensor, scratch: Tensor) -> None:
+        del scratch
+        some = x[groups, rows].to(wide)
+        squares = torch.baddbmm(norms[groups], some, y[groups].mT, alpha=-2)
+        out.copy_(squares.add_(some.square().sum(-1, keepdim=True))).clamp_(min=0)
+
+    return fill
 
 
 def mask_self(distances: Float[Tensor, "g n k"], count: int) -> None:
