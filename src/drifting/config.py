@@ -5,8 +5,7 @@ sample again.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,14 +22,19 @@ from drifting.encoders.identity import identity
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, Sampler, evaluate_digits, evaluate_points
 from drifting.fields.diagnostics import mean_shift_at
+from drifting.fields.mean_shift import mean_shift
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
+from drifting.inputs import check_temperatures
 from drifting.loss import TEMPERATURES, DriftingLoss
 from drifting.metrics.two_sample import energy_distance
 from drifting.plotting import draw_images, draw_points
+from drifting.plotting.panels import Log
 from drifting.training.loop import Schedule
 
 VERSION = 1
+# Seeds of real points that no picture, frame or training draws.
+_EVALUATION_STREAM = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +125,17 @@ class RunConfig:
             "checkpoint_every": self.checkpoint_every,
             "keep": self.keep,
             "frames": self.frames,
+            "frame_samples": self.frame_samples,
+            "statistics_every": schedule.statistics_every,
         }
         for name, value in counts.items():
             if value < 1:
                 raise InputError(f"{name} is {value}: pass at least 1")
-        if not self.loss.temperatures or not all(0 < temperature < math.inf for temperature in self.loss.temperatures):
-            raise InputError(f"temperatures is {self.loss.temperatures}: pass at least one, each above 0")
-        if not 0 < schedule.learning_rate < math.inf:
-            raise InputError(f"learning_rate is {schedule.learning_rate}: pass a number above 0")
+        check_temperatures(self.loss.temperatures)
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed is {self.seed}: pass a whole number from 0 to {2**31 - 1}")
+        if not 0 < schedule.learning_rate <= 1e30:  # beyond, the optimiser itself overflows
+            raise InputError(f"learning_rate is {schedule.learning_rate}: pass a number above 0, such as 1e-3")
         if not 0 <= schedule.ema_decay < 1:
             raise InputError(f"ema_decay is {schedule.ema_decay}: pass a number from 0 to below 1")
         if schedule.generated == 1 and not schedule.independent_negatives:
@@ -144,11 +151,11 @@ def resolve(config: RunConfig) -> RunConfig:
         device = torch.device(config.device)
     except RuntimeError:
         raise InputError(f"device is '{config.device}': pass cpu, cuda, cuda:1 or mps") from None
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(device.type, False):
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= present.get(device.type, 0):
         raise InputError(f"device is '{config.device}', which this machine does not offer: pass --device cpu")
     if isinstance(config.data, PointsData) and config.data.scale is None:
-        centre, scale = frame_of(load_points(Path(config.data.path)))
+        centre, scale = frame_of(load_points(Path(config.data.path)), config.data.path)
         path = str(Path(config.data.path).resolve())
         config = dataclasses.replace(config, data=PointsData(path=path, centre=centre, scale=scale))
     return config
@@ -203,9 +210,13 @@ def build_evaluation(config: RunConfig) -> Callable[[Sampler], Metrics]:
     source = build_source(config)
     count = min(10_000, len(source.samples) // 2) if isinstance(source, InMemorySource) else 10_000
     modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
-    # Real points of other streams than those of training.
     return partial(
-        evaluate_points, real=lambda total, seed: reference_samples(source, total, 2**32 + seed), count=count, modes=modes
+        evaluate_points,
+        real=lambda total, seed: reference_samples(source, total, _EVALUATION_STREAM + seed),
+        count=count,
+        drift=lambda generated, positives: _summed(config.loss, mean_shift, generated, positives),
+        batch=min(config.schedule.generated, count),
+        modes=modes,
     )
 
 
@@ -213,19 +224,29 @@ def build_pictures(config: RunConfig) -> Callable[..., list[Path]]:
     """Return the function (folder, frames=, log=) that draws the pictures of a run."""
     source = build_source(config)
     if isinstance(config.data, DigitsData):
-        columns = 10
+        columns = max(1, min(10, config.frame_samples // 10))
         real = reference_samples(source, 10 * columns, 0).unflatten(0, (columns, 10)).transpose(0, 1)
         return partial(draw_images, title="digits", real=real)
     real, other = reference_samples(source, 2 * config.frame_samples, 0).chunk(2)
-    temperatures = config.loss.temperatures
+    frame = config.data.frame if isinstance(config.data, PointsData) else Frame((0.0, 0.0), 1.0)
+    title = config.data.dataset if isinstance(config.data, ToyData) else Path(config.data.path).stem
+    floor = energy_distance(real, other)
 
     def drift(places: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-        floor = config.loss.affinity_floor
-        fields = [mean_shift_at(places, generated, real, temperature=temp, affinity_floor=floor) for temp in temperatures]
-        return torch.stack(fields).sum(0)
+        seen = (frame.standardise(places), frame.standardise(generated), real)
+        return frame.scale * _summed(config.loss, mean_shift_at, *seen)
 
-    title = config.data.dataset if isinstance(config.data, ToyData) else Path(config.data.path).stem
-    return partial(draw_points, title=title, real=real, drift=drift, floor=energy_distance(real, other))
+    def draw(folder: Path, *, frames: Mapping[int, torch.Tensor], log: Log) -> list[Path]:
+        restored = {step: frame.restore(points) for step, points in frames.items()}
+        return draw_points(folder, title=title, real=frame.restore(real), frames=restored, log=log, drift=drift, floor=floor)
+
+    return draw
+
+
+def _summed(loss: LossConfig, field: Callable[..., torch.Tensor], *samples: torch.Tensor) -> torch.Tensor:
+    """Return the drift of all temperatures of a loss together."""
+    parts = [field(*samples, temperature=value, affinity_floor=loss.affinity_floor) for value in loss.temperatures]
+    return torch.stack(parts).sum(0)
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

@@ -11,41 +11,64 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting.data.images import LabelledSplit
-from drifting.metrics.two_sample import energy_distance
+from drifting.metrics.two_sample import energy_distance, mean_distance
 
 # (count, seed) -> samples
 Sampler = Callable[[int, int], Tensor]
 Metrics = dict[str, float | list[float]]
 SEEDS = 5
+DRIFT_BATCHES = 25
 
 
 def evaluate_points(
-    sampler: Sampler, real: Callable[[int, int], Tensor], *, count: int, modes: Float[Tensor, "k 2"] | None = None
+    sampler: Sampler,
+    real: Sampler,
+    *,
+    count: int,
+    drift: Callable[[Tensor, Tensor], Tensor],
+    batch: int,
+    modes: Float[Tensor, "k 2"] | None = None,
 ) -> Metrics:
-    """Compare points of a generator with real ones: squared energy distance, and the share of every mode.
+    """Compare points of a generator with real ones: squared energy distance, the drift that is left, the share of every mode.
 
     Args:
         sampler: draws from the generator.
-        real: draws twice `count` real points of a seed: one half to compare with, one for the floor.
+        real: draws real points; of one draw of twice the count, one half is compared with, the other gives the floor.
         count: points on each side.
+        drift: (generated, positives) -> the raw drift of training.
+        batch: points on each side of the drift, on which its noise depends: those of a training step.
         modes: centres of equally likely parts of the distribution.
 
     Returns:
-        `energy_distance` and `energy_distance_floor` (medians over 5 seeds), and `mode_shares`, each relative to its true share.
+        `energy_distance` and its floor (medians over 5 seeds); `drift_norm`, the mean square of the drift, and `drift_length`, its
+        mean Euclidean length, with their floors (means over 25 batches); `mode_shares`, each relative to its true share.
     """
     distances, floors = [], []
     for seed in range(SEEDS):
         reference, other = real(2 * count, seed).split(count)
-        distances.append(energy_distance(sampler(count, seed), reference))
-        floors.append(energy_distance(other, reference))
+        within = mean_distance(reference, reference)
+        distances.append(energy_distance(sampler(count, seed), reference, within_y=within))
+        floors.append(energy_distance(other, reference, within_y=within))
     metrics: Metrics = {
         "num_samples": count,
         "energy_distance": statistics.median(distances),
         "energy_distance_floor": statistics.median(floors),
     }
+    metrics |= _remaining_drift(sampler, real, drift, batch)
     if modes is not None:
         metrics["mode_shares"] = mode_shares(sampler(count, 0), modes).tolist()
     return metrics
+
+
+def _remaining_drift(sampler: Sampler, real: Sampler, drift: Callable[[Tensor, Tensor], Tensor], batch: int) -> Metrics:
+    figures = []
+    for seed in range(DRIFT_BATCHES):
+        positives, fresh = real(2 * batch, seed).split(batch)
+        for generated in (sampler(batch, seed), fresh):
+            vectors = drift(generated, positives)
+            figures.append(torch.stack([vectors.square().mean(), vectors.norm(dim=1).mean()]))
+    (norm, length), (norm_floor, length_floor) = torch.stack(figures).unflatten(0, (-1, 2)).mean(0).tolist()
+    return {"drift_norm": norm, "drift_norm_floor": norm_floor, "drift_length": length, "drift_length_floor": length_floor}
 
 
 def mode_shares(samples: Float[Tensor, "s 2"], modes: Float[Tensor, "k 2"]) -> Float[Tensor, " k"]:

@@ -10,6 +10,8 @@ the negatives of n generated ones reaches it when each weighs
 Source: paper, section 3.5 and appendix A.7.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -56,8 +58,10 @@ def draw_guidance_scale(
     if not highest > 1:
         raise InputError(f"highest is {highest}: the guidance scale is drawn from [1, highest], pass a number above 1")
     device = rng.device if rng is not None else None
-    uniform = torch.rand(count, generator=rng, device=device)
-    power = 1 - exponent
-    scale = highest**uniform if power == 0 else (1 + uniform * (highest**power - 1)) ** (1 / power)
+    uniform = torch.rand(count, generator=rng, device=device).double()
+    # The inverse (1 + u (h^p - 1))^(1/p), in a form that keeps its digits as p goes to 0, where it is h^u.
+    power, log_highest = 1 - exponent, math.log(highest)
+    log_scale = uniform * log_highest if power == 0 else torch.log1p(uniform * math.expm1(power * log_highest)) / power
+    scale = log_scale.exp().float()
     unguided = torch.rand(count, generator=rng, device=device) < unguided_share
     return torch.where(unguided, torch.ones_like(scale), scale)

@@ -5,7 +5,8 @@ Shapes: g groups (independent problems), n generated, k targets, d coordinates.
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ def constant(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = next((value.device.type for value in args if isinstance(value, Tensor)), "cpu")
+        device = next((value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), "cpu")
         with torch.no_grad(), torch.autocast(device, enabled=False):
             return function(*args, **kwargs)
 
@@ -31,8 +32,10 @@ def constant(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_shapes(generated: Tensor, *targets: Tensor) -> None:
-    """Raise InputError unless all samples share dtype kind, groups and feature size, and none is empty."""
+    """Raise InputError unless all samples share precision, groups and feature size, and none is empty."""
     for target in targets:
+        if full_precision(target[..., :0]).dtype != full_precision(generated[..., :0]).dtype:
+            raise InputError(f"samples have dtypes {generated.dtype} and {target.dtype}: pass all in float64, or none")
         if target.ndim != generated.ndim or generated.ndim not in (2, 3):
             raise InputError(
                 f"samples have shapes {tuple(generated.shape)} and {tuple(target.shape)}: pass all as [n, d] or all as [g, n, d]"
@@ -46,7 +49,22 @@ def check_shapes(generated: Tensor, *targets: Tensor) -> None:
             raise InputError(f"samples have shapes {tuple(generated.shape)} and {tuple(target.shape)}: pass at least one of each")
 
 
-def join_weights(*parts: tuple[Float[Tensor, "*g k"], Tensor | None]) -> Float[Tensor, "*g total"] | None:
+def check_temperatures(temperatures: Sequence[float]) -> None:
+    """Raise InputError unless there is a temperature, each is positive and finite, and none stands twice."""
+    values = tuple(float(temperature) for temperature in temperatures)
+    if not values or not all(0 < value < math.inf for value in values):
+        raise InputError(f"temperatures is {values}: pass at least one, each above 0 and finite")
+    if len(set(values)) < len(values):
+        raise InputError(f"temperatures is {values}: name each once")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise InputError unless the temperature is positive and finite."""
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature is {temperature}: pass a number above 0")
+
+
+def join_weights(*parts: tuple[Float[Tensor, "*g _ d"], Tensor | None]) -> Float[Tensor, "*g total"] | None:
     """Concatenate per-sample weights of several sets of samples, ones where a set has none; None if no set has any."""
     if all(weights is None for _, weights in parts):
         return None

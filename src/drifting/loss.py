@@ -16,6 +16,7 @@ Source: paper, Algorithm 1 and appendix A.6; the constants are those of the auth
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,7 +26,7 @@ from drifting.errors import InputError
 from drifting.fields import engine
 from drifting.fields.diagnostics import KernelStatistics, kernel_statistics
 from drifting.fields.mean_shift import Field, mean_shift_field
-from drifting.inputs import check_shapes, full_precision, join_weights
+from drifting.inputs import check_shapes, check_temperatures, full_precision, join_weights
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 _SMALLEST_DISTANCE = 1e-4
@@ -91,30 +92,28 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         memory: where to put the distances; one object kept between calls makes them faster on a CPU.
 
     Raises:
-        InputError: if shapes disagree or a temperature is not positive.
+        InputError: if shapes disagree or temperatures are not positive, finite and different.
 
     Source: paper, Algorithm 1 and appendix A.6. As in the release there is one scale and one drift norm per temperature over all
     groups of a call; unlike it, features are centred before distances, and a sample is masked exactly from itself.
     """
-    _check_temperatures(temperatures)
+    check_temperatures(temperatures)
+    if generated.ndim != 3:
+        raise InputError(f"generated has shape {tuple(generated.shape)}: pass [g, n, d], with g = 1 for a single problem")
     features = full_precision(generated)
     fixed = features.detach()
-    repelling = fixed if generated_negatives is None else full_precision(generated_negatives.detach())
-    attracting = full_precision(positives.detach())
-    others = fixed[:, :0] if unconditional is None else full_precision(unconditional.detach())
-    check_shapes(fixed, attracting, repelling, *(() if unconditional is None else (others,)))
-    weights = join_weights((repelling, generated_weights), (others, unconditional_weights), (attracting, positive_weights))
-    negatives = torch.cat([repelling, others], 1)
-    num_self = fixed.shape[1] if generated_negatives is None else 0
-
+    repelling = (fixed if generated_negatives is None else generated_negatives, generated_weights)
+    negatives, attracting, weights = _targets(
+        fixed, repelling, (unconditional, unconditional_weights), (positives, positive_weights)
+    )
     distances = engine.pairwise_distances(fixed, torch.cat([negatives, attracting], 1), memory=memory)
     feature_scale = unit = fixed.new_ones(())
-    bandwidths = fixed.new_tensor([float(temperature) for temperature in temperatures])
     if normalize_features:
         distances.clamp_(min=_SMALLEST_DISTANCE)
-        feature_scale = _mean_distance(distances, weights) if scale is None else torch.as_tensor(scale).to(fixed).detach()
+        feature_scale = torch.as_tensor(_mean_distance(distances, weights) if scale is None else scale).to(fixed).detach()
         unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE)
-        bandwidths = bandwidths * feature_scale.clamp(min=_SMALLEST_SCALE)
+    bandwidths = fixed.new_tensor([float(value) for value in temperatures]) * feature_scale.clamp(min=_SMALLEST_SCALE)
+    num_self = fixed.shape[1] if generated_negatives is None else 0
     pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": num_self}
     spread = kernel_statistics(fixed, attracting, negatives, **pass_on, affinity_floor=affinity_floor) if statistics else None
     chosen = field if field is not None else partial(mean_shift_field, affinity_floor=affinity_floor)
@@ -122,12 +121,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     norms = _norms(drift, temperatures, drift_norms)
     # (x - stopgrad(x)) / s is 0 with the gradient of x / s: the residual is the drift itself, with no digits lost.
     residual = (features - fixed) / unit - _total(drift, norms if normalize_drift else None)
-    return DriftLoss(
-        loss=residual.square().mean((1, 2)),
-        scale=feature_scale,
-        drift_norms=norms,
-        statistics=spread,
-    )
+    return DriftLoss(residual.square().mean((1, 2)), feature_scale, norms, spread)
 
 
 @dataclass(frozen=True)
@@ -159,7 +153,7 @@ class DriftingLoss(nn.Module):
         normalize_drift: bool = True,
     ) -> None:
         super().__init__()
-        _check_temperatures(temperatures)
+        check_temperatures(temperatures)
         self.temperatures = tuple(float(temperature) for temperature in temperatures)
         self.settings = {
             "temperatures": self.temperatures,
@@ -195,11 +189,10 @@ class DriftingLoss(nn.Module):
         Raises:
             InputError: if the names of the features differ or shapes disagree.
         """
-        for others in (positives, unconditional, generated_negatives):
-            if others is not None and others.keys() != generated.keys():
-                raise InputError(
-                    f"features are named {sorted(others)} and {sorted(generated)}: encode all samples with the same encoder"
-                )
+        _check_names(generated, positives, unconditional, generated_negatives, known)
+        unknown = set(weights or ()) - {"generated", "positive", "unconditional"}
+        if unknown:
+            raise InputError(f"weights are named {sorted(unknown)}: name them generated, positive and unconditional")
         reports = {}
         for name, features in generated.items():
             locations = features.shape[2]
@@ -219,20 +212,42 @@ class DriftingLoss(nn.Module):
         return FeatureLoss(loss=total, features=reports)
 
 
+def _targets(
+    fixed: Float[Tensor, "g n d"],
+    repelling: tuple[Tensor, Tensor | None],
+    unconditional: tuple[Tensor | None, Tensor | None],
+    attracting: tuple[Tensor, Tensor | None],
+) -> tuple[Float[Tensor, "g m d"], Float[Tensor, "g p d"], Float[Tensor, "g m+p"] | None]:
+    """Return negatives, positives and the weights of both, in full precision, from (samples, weights) of every set."""
+    sets = [(samples, weights) for samples, weights in (repelling, unconditional, attracting) if samples is not None]
+    full = [(full_precision(samples.detach()), weights) for samples, weights in sets]
+    check_shapes(fixed, *(samples for samples, _ in full))
+    return torch.cat([samples for samples, _ in full[:-1]], 1), full[-1][0], join_weights(*full)
+
+
+def _check_names(generated: Mapping[str, Tensor], *others: Mapping[str, Any] | None) -> None:
+    """Raise InputError unless all name the same features, each [labels, samples, locations, channels]."""
+    if not generated:
+        raise InputError("features are {}: pass at least one feature map")
+    for other in others:
+        if other is not None and other.keys() != generated.keys():
+            raise InputError(
+                f"features are named {sorted(other)} and {sorted(generated)}: encode all samples with the same encoder"
+            )
+    for name, features in generated.items():
+        if features.ndim != 4:
+            raise InputError(f"feature '{name}' has shape {tuple(features.shape)}: pass [labels, samples, locations, channels]")
+
+
 def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:
     return features.transpose(1, 2).flatten(0, 1)
-
-
-def _check_temperatures(temperatures: Sequence[float]) -> None:
-    if len(temperatures) == 0 or not all(float(temperature) > 0 for temperature in temperatures):
-        raise InputError(f"temperatures is {tuple(temperatures)}: pass at least one, each above 0")
 
 
 def _mean_distance(distances: Float[Tensor, "g n k"], weights: Float[Tensor, "g k"] | None) -> Float[Tensor, ""]:
     """Return mean(distance * weight) / mean(weight) over all groups, rows and targets, self-distances included."""
     if weights is None:
         return distances.mean()
-    return (distances.mean(1) * weights).mean() / weights.mean()
+    return (distances.mean(1) * weights).mean() / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _norms(drift: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None) -> dict[float, Tensor]:

@@ -28,7 +28,9 @@ def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Flo
         seed: any integer.
     """
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed & _MASK, index])).standard_normal(tuple(shape), dtype=np.float32)
+        np.random.Generator(np.random.Philox(key=np.array([seed & _MASK, index], np.uint64))).standard_normal(
+            tuple(shape), dtype=np.float32
+        )
         for index in indices
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)

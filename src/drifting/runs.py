@@ -5,6 +5,7 @@ pictures; `load(folder)` needs the first and third alone.
 """
 
 import dataclasses
+import shlex
 import shutil
 import signal
 import time
@@ -36,7 +37,7 @@ from drifting.training.recorder import Recorder, frame_steps
 _REFERENCE_SEED = 1
 _CONFIG, _WEIGHTS = "config.json", "generator.safetensors"
 _OWN_FILES = (_CONFIG, _WEIGHTS, "metrics.jsonl", "metrics.json", "frames.safetensors", "checkpoints")
-_OWN_PICTURES = ("*.png", "training.gif")
+_OWN_PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif")
 
 
 class Interrupted(Exception):
@@ -78,6 +79,8 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         Interrupted: if the process was asked to stop; the state is saved.
     """
     folder = Path(save_dir)
+    if resume and overwrite:
+        raise InputError("resume and overwrite are both given: pass one of them")
     config = configuration.resolve(config)
     source = configuration.build_source(config)
     check_writable(folder, "save_dir")
@@ -92,7 +95,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         keep=config.keep,
     )
     if resume:
-        recorder.resume()
+        recorder.resume(config.schedule.steps)
     save_json(folder / _CONFIG, configuration.to_json(config))
     _train(recorder, config, source)
     save_tensors(folder / _WEIGHTS, state.averaged.state_dict())
@@ -117,7 +120,7 @@ def write_samples(
     """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError."""
     if out.suffix not in (".png", ".npy"):
         raise InputError(f"out is '{out}': name a .png picture or a .npy array")
-    if out.exists() and not overwrite:
+    if out.is_dir() or (out.exists() and not overwrite):
         raise InputError(f"out is '{out}', which exists: pass --overwrite or name another file")
     check_writable(out.parent, "out")
     samples = run.sample(count, seed=seed, labels=labels)
@@ -143,7 +146,7 @@ def _claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) ->
     if resume:
         _check_same(saved_config(folder), config)
         return
-    own = [path for pattern in (*_OWN_FILES, *_OWN_PICTURES) for path in folder.glob(pattern)]
+    own = [folder / name for name in (*_OWN_FILES, *_OWN_PICTURES) if (folder / name).exists()]
     if own and not overwrite:
         raise InputError(
             f"save_dir is '{folder}', which already holds a run: pass --resume or --overwrite, or choose another folder"
@@ -201,7 +204,7 @@ def _train(recorder: Recorder, config: RunConfig, source: Source) -> None:
             if stop and step.number < schedule.steps:
                 raise Interrupted(
                     f"Stopped at step {step.number} of {schedule.steps}; everything is saved. "
-                    f"Go on with: drifting train {config.preset} --save-dir {recorder.folder} --resume"
+                    f"Go on with: drifting train {config.preset} --save-dir {shlex.quote(str(recorder.folder))} --resume"
                 )
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from drifting.errors import InputError
 from drifting.files import atomic_path
 
 
@@ -23,11 +24,14 @@ class MetricsLog:
             file.write(json.dumps(values) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all lines; a last line cut off by a crash is ignored."""
+        """Return all lines, but for a last one cut off by a crash; raises InputError if another is damaged."""
         if not self.path.exists():
             return []
         lines = self.path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except json.JSONDecodeError as error:
+            raise InputError(f"log is '{self.path}', which has a damaged line ({error}): mend or delete it") from None
 
     def wind_back(self, step: int) -> None:
         """Drop every line after `step`, as if the run had been stopped there."""

@@ -43,10 +43,10 @@ def load_points(path: Path) -> Float[Tensor, "n 2"]:
     return torch.from_numpy(array.astype(np.float64))
 
 
-def frame_of(points: Float[Tensor, "n 2"]) -> Frame:
+def frame_of(points: Float[Tensor, "n 2"], origin: str) -> Frame:
     """Return the frame in which points have mean 0 and a root mean square coordinate of 0.5, the size of the toys."""
     centre = points.mean(0)
     spread = float((points - centre).square().mean().sqrt())
     if spread == 0:
-        raise InputError("data holds one point many times: pass points that differ")
+        raise InputError(f"data is '{origin}', which holds one point many times: pass points that differ")
     return Frame((float(centre[0]), float(centre[1])), 2 * spread)

@@ -4,7 +4,7 @@ Shapes: l labels, p positives.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor
 from drifting.errors import InputError
 
 
+@runtime_checkable
 class Source(Protocol):
     """Real samples by label. `num_classes` is None where there are no labels."""
 

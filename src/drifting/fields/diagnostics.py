@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drifting.fields import engine
 from drifting.fields.mean_shift import Targets
-from drifting.inputs import constant
+from drifting.inputs import check_shapes, check_temperature, constant, full_precision
 
 
 class KernelStatistics(NamedTuple):
@@ -38,8 +38,21 @@ def mean_shift_at(
     """Return the drift that a test particle would feel at `points`: where the field of the samples points, for drawing.
 
     The points only look: the column normalisers are those of the generated samples, so that the picture does not depend on
-    which or how many points are asked for.
+    which or how many points are asked for. An affinity is at most 1, as it is between samples.
+
+    Args:
+        points: where to look.
+        generated: the samples that repel.
+        positives: real samples, which attract.
+        temperature: bandwidth of the kernel, in the units of the coordinates; above 0.
+        affinity_floor: lower bound of the squared affinity.
+
+    Raises:
+        InputError: if shapes disagree or the temperature is not positive and finite.
     """
+    check_temperature(temperature)
+    check_shapes(points, generated, positives)
+    points, generated, positives = (full_precision(samples) for samples in (points, generated, positives))
     targets = Targets(positives[None], generated[None], None)
     scale = engine.kernel_scale(generated.new_tensor(temperature))
     of_samples = engine.pairwise_distances(generated[None], targets.coordinates)
@@ -47,7 +60,9 @@ def mean_shift_at(
     column = engine.column_potential(of_samples, of_samples.amin(1, keepdim=True), scale)
     distances = engine.pairwise_distances(points[None], targets.coordinates)
     row = engine.row_potential(distances, distances.amin(2, keepdim=True), scale)
-    return targets.drift(engine.affinity(distances, row, column, scale, affinity_floor), slice(0, 1))[0]
+    # Where no sample is near a target, its column normaliser is far too large for a point that is.
+    affinity = engine.affinity(distances, row, column, scale, affinity_floor).clamp_(max=1)
+    return targets.drift(affinity, slice(0, 1))[0]
 
 
 @constant

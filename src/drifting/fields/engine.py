@@ -150,7 +150,7 @@ def affinity_tiles(
             yield index, groups, rows, tile
 
 
-def kernel_scale(temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+def kernel_scale(temperatures: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
     """Return -1 / temperature, bounded so that its product with any ordinary distance stays finite in float32."""
     return -temperatures.reciprocal().clamp(max=_MAX_SCALE)
 

@@ -14,17 +14,17 @@ Source: paper, Algorithm 2 and section 3.3. The release clamps the squared affin
 which the paper does not mention: a weak uniform pull, harmful on low-dimensional data of several modes.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.errors import InputError
 from drifting.fields import engine
-from drifting.inputs import check_shapes, constant, full_precision, join_weights
+from drifting.inputs import check_shapes, check_temperature, constant, full_precision, join_weights
 
 
+@runtime_checkable
 class Field(Protocol):
     """What the loss asks of a drift field: the drift at every temperature from one pass over the distances."""
 
@@ -80,12 +80,11 @@ def mean_shift(
         The drift, shaped like `generated`. float64 stays float64; half precision is computed and returned in float32.
 
     Raises:
-        InputError: if shapes disagree or the temperature is not positive.
+        InputError: if shapes disagree or the temperature is not positive and finite.
 
     Source: paper, Algorithm 2.
     """
-    if not temperature > 0:
-        raise InputError(f"temperature is {temperature}: pass a number above 0")
+    check_temperature(temperature)
     num_self = generated.shape[-2] if negatives is None else 0
     negatives = generated if negatives is None else negatives
     check_shapes(generated, positives, negatives)

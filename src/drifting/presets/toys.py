@@ -2,6 +2,7 @@
 
 from drifting.config import LossConfig, MLPConfig, PointsData, RunConfig, ToyData
 from drifting.data.toys import toy as check_toy
+from drifting.errors import InputError
 from drifting.training.loop import Schedule
 
 # The anchors keep the setting of the authors' notebook. The others need a long-range temperature beside it: at 0.05 alone no mass
@@ -11,17 +12,19 @@ ANCHOR_TEMPERATURES = (0.05,)
 WIDE_TEMPERATURES = (0.05, 0.2, 0.8)
 
 
-def toy(dataset: str = "moons", data: str | None = None) -> RunConfig:
+def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
     """Train on a toy distribution, or on the user's own points.
 
     Args:
-        dataset: one of `data.toys.TOYS`.
+        dataset: one of `data.toys.TOYS`; moons by default.
         data: path of a .npy file of shape [n, 2], instead of a toy.
 
     Source: the authors' notebook (PAPER: swiss roll and checkerboard; the rest is ours).
     """
-    if data is None:
-        check_toy(dataset)
+    if dataset is not None and data is not None:
+        raise InputError(f"dataset is '{dataset}' and data is '{data}': pass one of them")
+    dataset = dataset or "moons"
+    check_toy(dataset)
     temperatures = ANCHOR_TEMPERATURES if data is None and dataset in ANCHORS else WIDE_TEMPERATURES
     return RunConfig(
         preset="toy",

@@ -19,6 +19,9 @@ from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.prior import draw_noise
 from drifting.training.step import Batch, drifting_step
 
+# Seeds of a CPU stream count modulo 2^32; weights are drawn with the seed itself.
+_TRAINING_STREAM = 2**31
+
 
 class DivergenceError(RuntimeError):
     """The loss became NaN or infinite: one sentence that names step, feature and temperature."""
@@ -79,7 +82,7 @@ class TrainingState:
             generator.parameters(), lr=schedule.learning_rate, betas=schedule.betas, weight_decay=schedule.weight_decay
         )
         self.device = next(generator.parameters()).device
-        self.rng = torch.Generator(self.device).manual_seed(seed)
+        self.rng = torch.Generator(self.device).manual_seed(_TRAINING_STREAM + seed)
         self.step = 0
         self._faults: dict[tuple[str, float], Tensor] = {}
 
@@ -96,12 +99,17 @@ class TrainingState:
                 self._faults[name, temperature] = torch.where((first == 0) & ~norm.isfinite(), self.step, first)
 
     def check_faults(self) -> None:
-        """Raise DivergenceError if any drift was not finite since the start. Reads from the device."""
+        """Raise DivergenceError if a drift was not finite since the start, or a weight is not now. Reads from the device."""
         found = [(int(first), name, temperature) for (name, temperature), first in self._faults.items() if int(first) > 0]
         if found:
             step, name, temperature = min(found)
             raise DivergenceError(
                 f"the loss became NaN or infinite at step {step}, in feature '{name}' at temperature {temperature:g}: "
+                "lower the learning rate or lengthen the warm-up, and resume from the last checkpoint"
+            )
+        if not bool(torch.stack([weight.isfinite().all() for weight in self.generator.parameters()]).all()):
+            raise DivergenceError(
+                f"the weights became NaN or infinite at step {self.step}: "
                 "lower the learning rate or lengthen the warm-up, and resume from the last checkpoint"
             )
 

@@ -3,9 +3,11 @@
 The run folder holds metrics.jsonl, frames.safetensors and checkpoints/; this file writes them and winds them back on resume.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -36,8 +38,18 @@ class RunningMean:
     def take(self) -> dict[str, float]:
         """Return the means and start afresh."""
         means = {name: float(total) / self._count for name, total in self._sums.items()}
-        self._count = 0
+        self._sums, self._count = {}, 0
         return means
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was added since the means were last taken, for a checkpoint."""
+        return {"means.count": torch.tensor(self._count), **{f"means.sum.{name}": value for name, value in self._sums.items()}}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` returned."""
+        self._count = int(tensors["means.count"])
+        sums = {name: value for name, value in tensors.items() if name.startswith("means.sum.")}
+        self._sums = {name.removeprefix("means.sum."): value for name, value in sums.items()}
 
 
 class Recorder:
@@ -88,18 +100,26 @@ class Recorder:
         """Write frames and checkpoint; refuses a state that is not finite."""
         self.state.check_faults()
         save_tensors(self.folder / "frames.safetensors", {str(step): frame for step, frame in self.frames.items()})
-        return save_checkpoint(self.folder / "checkpoints", self.state.step, self.state.tensors(), self.facts, keep=self.keep)
+        tensors = {**self.state.tensors(), **self._means.tensors()}
+        return save_checkpoint(self.folder / "checkpoints", self.state.step, tensors, self.facts, keep=self.keep)
 
-    def resume(self) -> None:
-        """Go back to the newest checkpoint."""
+    def resume(self, steps: int) -> None:
+        """Go back to the newest checkpoint, of a run that is to have `steps` steps in all."""
         found = checkpoints(self.folder / "checkpoints")
         if not found:
             raise InputError(f"save_dir is '{self.folder}', which holds no checkpoint to resume: start again with --overwrite")
+        done = int(found[-1].name.removeprefix("step-"))
+        if steps < done:
+            raise InputError(f"steps is {steps}, but the run to resume has done {done}: pass at least as many")
         tensors, _ = load_checkpoint(found[-1])
-        self.state.restore(tensors, int(found[-1].name.removeprefix("step-")), str(found[-1]))
-        self.log.wind_back(self.state.step)
-        stored = load_tensors(self.folder / "frames.safetensors")
-        self.frames = {int(step): frame for step, frame in stored.items() if int(step) <= self.state.step}
+        self.state.restore(tensors, done, str(found[-1]))
+        self._means.restore(tensors)
+        self.log.wind_back(done)
+        frames = self.folder / "frames.safetensors"
+        stored = load_tensors(frames) if frames.exists() else {}
+        self.frames = {int(step): frame for step, frame in stored.items() if int(step) <= done}
+        if not self.frames:
+            self.take_frame()
 
 
 def frame_steps(steps: int, count: int) -> set[int]:

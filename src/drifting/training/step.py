@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drifting.encoders.base import FeatureEncoder, Features
+from drifting.encoders.base import FeatureEncoder
 from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss, FeatureLoss
 
@@ -47,5 +47,5 @@ def _generate(generator: Generator, noise: Tensor, labels: Tensor | None) -> Flo
     return generator(noise.flatten(0, 1), per_sample).unflatten(0, noise.shape[:2])
 
 
-def _encode(encoder: FeatureEncoder, samples: Float[Tensor, "l n *sample"]) -> Features:
+def _encode(encoder: FeatureEncoder, samples: Float[Tensor, "l n *sample"]) -> dict[str, Float[Tensor, "l n k _"]]:
     return {name: value.unflatten(0, samples.shape[:2]) for name, value in encoder(samples.flatten(0, 1)).items()}

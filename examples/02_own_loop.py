@@ -1,0 +1,33 @@
+"""The loss in your own loop: any generator, any frozen encoder, with the figures that tell whether it learns."""
+
+import torch
+from torch import nn
+
+import drifting
+from drifting.data.toys import toy
+
+
+def main(steps=300, n=512):
+    """Train a small network on moons and print what is worth watching: raw drift norm and effective neighbours."""
+    torch.manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
+    generator = nn.Sequential(nn.Linear(32, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 2))
+    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3)
+    loss_of = drifting.DriftingLoss(
+        temperatures=(0.05, 0.2, 0.8), affinity_floor=0.0, normalize_features=False, normalize_drift=False
+    )
+    for step in range(1, steps + 1):
+        generated, positives = generator(torch.randn(n, 32)), toy("moons").draw(n, rng)
+        # One label, one location: features are [labels, samples, locations, channels]. An encoder would be applied to both here.
+        report = loss_of({"point": generated[None, :, None]}, {"point": positives[None, :, None]}, statistics=step % 100 == 0)
+        optimizer.zero_grad()
+        report.loss.backward()
+        optimizer.step()
+        if step % 100 == 0:
+            feature = report.features["point"]
+            norms = {temperature: f"{float(norm):.1e}" for temperature, norm in feature.drift_norms.items()}
+            print(f"step {step}: raw drift norms {norms}, {feature.statistics}")
+
+
+if __name__ == "__main__":
+    main()

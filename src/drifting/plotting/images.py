@@ -1,0 +1,80 @@
+"""Pictures of images: grids with one class a row.
+
+Shapes: n samples, c channels, h height, w width.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from drifting.plotting.panels import Log, losses_figure, panels, progress_figure, save_figures
+
+
+def draw_images(
+    folder: Path,
+    *,
+    title: str,
+    real: Float[Tensor, "classes columns c h w"],
+    frames: Mapping[int, Float[Tensor, "n c h w"]],
+    log: Log,
+    floor: float | None = None,
+) -> list[Path]:
+    """Draw samples.png (real beside generated, one row a class), progress.png, losses.png and training.gif of small images.
+
+    Args:
+        folder: where to put them.
+        title: name of the data.
+        real: real images of each class, in [-1, 1].
+        frames: step -> generated images, classes in turn.
+        log: the lines of metrics.jsonl.
+        floor: squared energy distance of two real samples of this size.
+    """
+    classes, columns = real.shape[:2]
+
+    def show(axes: Axes, step: int) -> None:
+        _show(axes, frames[step][: classes * columns].unflatten(0, (columns, classes)).transpose(0, 1), f"step {step}")
+
+    def moment(step: int) -> Figure:
+        figure, (axes,) = panels(1, 1, size=4.0, title=title)
+        show(axes, step)
+        return figure
+
+    samples, (left, right) = panels(1, 2, size=5.0, title=f"{title}: real data and samples made in one pass, one class a row")
+    _show(left, real, "data")
+    show(right, max(frames))
+    figures = {
+        "samples": samples,
+        "progress": progress_figure(title, frames, show, lambda axes: _show(axes, real, "data")),
+        "losses": losses_figure(title, log, floor),
+    }
+    return save_figures(folder, figures, map(moment, sorted(frames)))
+
+
+def image_grid(images: UInt8[Tensor, "n h w c"], columns: int) -> Image.Image:
+    """Return uint8 images side by side, a pixel apart, small ones enlarged without smoothing."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 255, np.uint8)
+    for index, image in enumerate(images.numpy()):
+        top, left = 1 + index // columns * (height + 1), 1 + index % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
+    factor = max(1, 64 // height)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _show(axes: Axes, images: Float[Tensor, "rows columns c h w"], title: str) -> None:
+    rows = len(images)
+    sheet = torch.nn.functional.pad(images.clamp(-1, 1), (1, 1, 1, 1), value=1.0)
+    sheet = sheet.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).add(1).div(2)
+    axes.imshow(sheet.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    height = sheet.shape[0] / rows
+    axes.set(title=title, xticks=[])
+    axes.set_yticks([(row + 0.5) * height for row in range(rows)], [str(row) for row in range(rows)])

@@ -1,0 +1,95 @@
+"""What all pictures share: colours, panels, the curves of training, and files."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from drifting.files import atomic_path
+
+# Okabe and Ito's palette, told apart by every kind of colour vision.
+REAL, GENERATED = "#0072B2", "#D55E00"
+LINES = ("#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00")
+
+# step -> samples set aside at that step, the start (0) and the end among them
+Frames = Mapping[int, Tensor]
+# the lines of metrics.jsonl
+Log = Sequence[Mapping[str, Any]]
+
+
+def panels(rows: int, columns: int, *, size: float, title: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure of equal panels, `size` inches each, and its axes row by row."""
+    figure = Figure(figsize=(size * columns, size * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle(title)
+    return figure, list(axes.flat)
+
+
+def progress_figure(
+    title: str, frames: Frames, draw: Callable[[Axes, int], None], draw_real: Callable[[Axes], None], count: int = 7
+) -> Figure:
+    """Return samples at `count` steps of the training, and real data beside them."""
+    figure, axes = panels(2, (count + 1) // 2, size=2.9, title=f"{title}: samples through training")
+    steps = sorted(frames)
+    for index, panel in enumerate(axes[:-1]):
+        draw(panel, steps[round(index * (len(steps) - 1) / (count - 1))])
+    draw_real(axes[-1])
+    return figure
+
+
+def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
+    """Return the curves of a training: loss, raw drift norms, and the two-sample distance beside its floor."""
+    figure, (left, middle, right) = panels(1, 3, size=4.2, title=f"{title}: what is measured during training")
+    steps = [line["step"] for line in log]
+    losses = [line["loss"] for line in log]
+    left.plot(steps, losses, color=LINES[0])
+    left.set(title="loss", xlabel="step", ylabel="mean square of the drift that is regressed")
+    if max(losses) > 20 * min(losses) > 0:
+        left.set_yscale("log")
+    norms = sorted({name for line in log for name in line if name.startswith("drift_norm/")})
+    for name, colour in zip(norms, LINES, strict=False):
+        middle.plot(steps, [line[name] for line in log], color=colour, label=f"temperature {name.rsplit('/', 1)[1]}")
+    middle.set(title="raw drift norm: this is what shrinks", xlabel="step", ylabel="mean square of the raw drift", yscale="log")
+    middle.legend()
+    measured = [line for line in log if "energy_distance" in line]
+    distances = [line["energy_distance"] for line in measured]
+    right.plot([line["step"] for line in measured], distances, color=LINES[0], marker="o", markersize=3, label="samples and data")
+    if floor is not None:
+        right.axhline(floor, color=REAL, linestyle="--", label="data and data")
+        right.legend()
+    right.set(title="two-sample distance", xlabel="step", ylabel="squared energy distance", yscale="log")
+    return figure
+
+
+def pixels(figure: Figure) -> Image.Image:
+    """Return a figure as an image."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image in the format of the path's suffix, atomically."""
+    with atomic_path(path) as scratch:
+        image.save(scratch)
+
+
+def save_figures(folder: Path, figures: Mapping[str, Figure], animation: Iterable[Figure]) -> list[Path]:
+    """Write every figure as NAME.png and the animation as training.gif; return their paths."""
+    paths = []
+    for name, figure in figures.items():
+        figure.set_dpi(110)
+        paths.append(folder / f"{name}.png")
+        save_image(pixels(figure), paths[-1])
+    moving = [pixels(figure).quantize(64) for figure in animation]
+    durations = [160] * (len(moving) - 1) + [1600]
+    paths.append(folder / "training.gif")
+    with atomic_path(paths[-1]) as scratch:
+        moving[0].save(scratch, save_all=True, append_images=moving[1:], duration=durations, loop=0)
+    return paths

@@ -1,0 +1,123 @@
+"""Pictures of points in the plane, in the coordinates of their data.
+
+Shapes: n samples, r real samples.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from drifting.plotting.panels import GENERATED, REAL, Log, losses_figure, panels, pixels, progress_figure, save_figures
+
+_MARGIN = 1.15
+_GRID = 23
+_MOST_POINTS = 2048
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Samples and data seen through one window of the plane."""
+
+    title: str
+    real: Float[Tensor, "r 2"]
+    frames: Mapping[int, Float[Tensor, "n 2"]]
+
+    @property
+    def window(self) -> list[tuple[float, float]]:
+        """Limits of both axes, as long as each other."""
+        low, high = self.real.amin(0), self.real.amax(0)
+        half = _MARGIN * float((high - low).max()) / 2
+        return [(centre - half, centre + half) for centre in ((low + high) / 2).tolist()]
+
+    def scatter(self, axes: Axes, points: Float[Tensor, "n 2"], colour: str, title: str) -> None:
+        x, y = points[:_MOST_POINTS].T.numpy()
+        axes.scatter(x, y, s=3, color=colour, alpha=0.5, linewidths=0)
+        horizontal, vertical = self.window
+        axes.set(xlim=horizontal, ylim=vertical, aspect="equal", title=title, xlabel="x", ylabel="y")
+
+    def samples(self) -> Figure:
+        figure, (left, right) = panels(1, 2, size=4.6, title=f"{self.title}: real data and samples made in one pass")
+        last = max(self.frames)
+        self.scatter(left, self.real, REAL, f"data ({len(self.real):,})")
+        self.scatter(right, self.frames[last], GENERATED, f"samples ({len(self.frames[last]):,}), step {last}")
+        return figure
+
+    def progress(self) -> Figure:
+        return progress_figure(
+            self.title,
+            self.frames,
+            lambda axes, step: self.scatter(axes, self.frames[step], GENERATED, f"step {step}"),
+            lambda axes: self.scatter(axes, self.real, REAL, "data"),
+        )
+
+    def field(self, drift: Callable[[Tensor, Tensor], Tensor]) -> Figure:
+        figure, axes = panels(1, 2, size=5.4, title=f"{self.title}: where the drift field points")
+        figure.set_figwidth(figure.get_figwidth() + 1.2)  # for the colour bar
+        places = torch.cartesian_prod(*(torch.linspace(low, high, _GRID) for low, high in self.window))
+        shown = {"before training": self.frames[min(self.frames)], "after training": self.frames[max(self.frames)]}
+        arrows = [drift(places, points) for points in shown.values()]
+        lengths = [vectors.norm(dim=1).clamp(min=1e-12) for vectors in arrows]
+        everything = torch.cat(lengths).log10()
+        limits = (float(everything.quantile(0.05)), float(everything.max()))
+        for panel, (name, points), vectors, length in zip(axes, shown.items(), arrows, lengths, strict=True):
+            self.scatter(panel, self.real, REAL, name)
+            self.scatter(panel, points, GENERATED, name)
+            arrays = (part.numpy() for part in (*places.T, *(vectors / length[:, None]).T, length.log10()))
+            panel.quiver(*arrays, cmap="cividis", scale=30, width=0.004, clim=limits)
+        figure.colorbar(axes[0].collections[-1], ax=axes, label="log10 of the drift's length", shrink=0.8)
+        for label, colour, x in (("data", REAL, 0.02), ("samples", GENERATED, 0.08)):
+            figure.text(x, 0.98, f"● {label}", color=colour, va="top")
+        return figure
+
+    def moment(self, step: int) -> Figure:
+        figure, (axes,) = panels(1, 1, size=4.0, title="")
+        self.scatter(axes, self.real, REAL, "")
+        self.scatter(axes, self.frames[step], GENERATED, f"{self.title}: step {step}")
+        return figure
+
+
+def draw_points(
+    folder: Path,
+    *,
+    title: str,
+    real: Float[Tensor, "r 2"],
+    frames: Mapping[int, Float[Tensor, "n 2"]],
+    log: Log,
+    drift: Callable[[Tensor, Tensor], Tensor],
+    floor: float | None = None,
+) -> list[Path]:
+    """Draw samples.png, progress.png, drift_field.png, losses.png and training.gif of points in the plane.
+
+    Args:
+        folder: where to put them.
+        title: name of the data.
+        real: real points.
+        frames: step -> generated points, the start (0) and the end among them.
+        log: the lines of metrics.jsonl.
+        drift: (places, generated) -> the field at those places, towards `real` and away from `generated`.
+        floor: squared energy distance of two real samples of this size.
+    """
+    scene = _Scene(title, real, frames)
+    figures = {
+        "samples": scene.samples(),
+        "progress": scene.progress(),
+        "drift_field": scene.field(drift),
+        "losses": losses_figure(title, log, floor),
+    }
+    return save_figures(folder, figures, map(scene.moment, sorted(frames)))
+
+
+def points_figure(points: Float[Tensor, "n 2"]) -> Image.Image:
+    """Return a scatter plot of points in their own coordinates."""
+    figure, (axes,) = panels(1, 1, size=5.0, title="")
+    x, y = points.T.numpy()
+    axes.scatter(x, y, s=4, color=GENERATED, alpha=0.6, linewidths=0)
+    axes.set(aspect="equal", title=f"{len(points):,} samples", xlabel="x", ylabel="y")
+    return pixels(figure)

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from drifting.data.points import Frame, frame_of, load_points
+from drifting.errors import InputError
+
+
+def _saved(path, array):
+    np.save(path, array)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.uint8, ">f4"])
+def test_numbers_of_any_kind_are_read_in_float64(tmp_path, dtype):
+    array = np.array([[1, 2], [3, 4], [5, 7]], dtype=dtype)
+    points = load_points(_saved(tmp_path / "a.npy", array))
+    assert points.dtype == torch.float64
+    assert points.tolist() == [[1, 2], [3, 4], [5, 7]]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros(4),
+        np.zeros((4, 3)),
+        np.zeros((2, 2, 2)),
+        np.float64(1),
+        np.zeros((4, 2), dtype=complex),
+        np.array([["a", "b"]] * 3),
+        np.zeros((4, 2), dtype=bool),
+    ],
+    ids=["flat", "three columns", "three axes", "number", "complex", "words", "truth"],
+)
+def test_anything_but_numbers_of_shape_n_2_is_refused(tmp_path, array):
+    with pytest.raises(InputError, match=r"a\.npy', an array of .*: pass numbers of shape \[n, 2\]"):
+        load_points(_saved(tmp_path / "a.npy", array))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_points_are_refused(tmp_path, count):
+    with pytest.raises(InputError, match=f"holds {count} points: pass at least 2"):
+        load_points(_saved(tmp_path / "a.npy", np.zeros((count, 2))))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_points_that_are_not_finite_are_refused(tmp_path, value):
+    with pytest.raises(InputError, match="NaN or infinite values: remove those points"):
+        load_points(_saved(tmp_path / "a.npy", np.array([[0, 1], [value, 2]])))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x93NUMPY\x01\x00", b"1.0,2.0\n3.0,4.0\n"])
+def test_file_that_is_no_array_is_refused(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.npy', which cannot be read as \.npy"):
+        load_points(tmp_path / "a.npy")
+
+
+def test_truncated_array_is_refused(tmp_path):
+    path = _saved(tmp_path / "a.npy", np.zeros((50, 2)))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_points(path)
+
+
+def test_archive_of_several_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((4, 2)))
+    with pytest.raises(InputError, match=r"a\.npz"):
+        load_points(tmp_path / "a.npz")
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[1, 2], [3, "x"]], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_points(tmp_path / "a.npy")
+
+
+def test_missing_file_and_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist: pass the path"):
+        load_points(tmp_path / "none.npy")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_points(tmp_path)
+
+
+def test_frame_gives_points_the_size_of_the_toys():
+    points = 1000 + 50 * torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    standard = frame_of(points, "x.npy").standardise(points)
+    assert standard.dtype == torch.float32
+    torch.testing.assert_close(standard.mean(0), torch.zeros(2), rtol=0, atol=1e-6)
+    assert float(standard.square().mean().sqrt()) == pytest.approx(0.5)
+
+
+def test_both_axes_are_scaled_alike():
+    points = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 2.0], [8.0, 2.0]], dtype=torch.float64)
+    standard = frame_of(points, "x.npy").standardise(points)
+    width, height = standard.amax(0) - standard.amin(0)
+    assert float(width / height) == pytest.approx(4)
+
+
+def test_frame_goes_there_and_back():
+    frame = Frame((1000.0, -3000.0), 50.0)
+    points = torch.tensor([[1.0, 2.0], [950.5, -3100.25]], dtype=torch.float64)
+    restored = frame.restore(frame.standardise(points))
+    assert restored.dtype == torch.float32
+    torch.testing.assert_close(restored, points.float(), rtol=1e-6, atol=1e-3)
+
+
+def test_one_point_many_times_is_refused():
+    with pytest.raises(InputError, match="one point many times"):
+        frame_of(torch.ones(5, 2, dtype=torch.float64), "x.npy")

@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from drifting.data.source import InMemorySource, StreamSource, reference_samples
+from drifting.errors import InputError
+
+LABELS = torch.tensor([0, 2, 1, 2, 2, 0, 1, 2, 2])
+SAMPLES = torch.stack([LABELS.float(), torch.arange(9.0)], 1)
+
+
+def _rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _stream() -> StreamSource:
+    return StreamSource(lambda count, rng: torch.rand(count, 2, generator=rng), (2,))
+
+
+def test_samples_have_the_label_that_was_asked_for():
+    drawn = InMemorySource(SAMPLES, LABELS).draw(torch.tensor([2, 0, 2]), 4, _rng())
+    assert drawn.shape == (3, 4, 2)
+    assert drawn[..., 0].tolist() == [[2.0] * 4, [0.0] * 4, [2.0] * 4]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_is_drawn_without_replacement_as_far_as_it_reaches(seed):
+    drawn = InMemorySource(SAMPLES, LABELS).draw(torch.tensor([2, 0]), 5, _rng(seed))
+    assert sorted(drawn[0, :, 1].tolist()) == [1.0, 3.0, 4.0, 7.0, 8.0]
+    counts = drawn[1, :, 1].long().bincount(minlength=6)
+    assert int(counts[0] + counts[5]) == 5
+    assert abs(int(counts[0] - counts[5])) == 1
+
+
+def test_every_sample_is_equally_likely():
+    source, rng = InMemorySource(SAMPLES), _rng()
+    drawn = torch.stack([source.draw(None, 3, rng)[0, :, 1] for _ in range(1500)])
+    counts = drawn.long().flatten().bincount(minlength=9)
+    assert float(((counts - 500) ** 2 / 500).sum()) < 26
+
+
+def test_unlabelled_data_is_one_population():
+    source = InMemorySource(SAMPLES)
+    assert source.num_classes is None
+    assert source.sample_shape == (2,)
+    drawn = source.draw(None, 9, _rng())
+    assert drawn.shape == (1, 9, 2)
+    assert sorted(drawn[0, :, 1].tolist()) == list(range(9))
+
+
+def test_number_of_classes_and_shape_are_those_of_the_data():
+    source = InMemorySource(torch.zeros(9, 1, 4, 4), LABELS)
+    assert source.num_classes == 3
+    assert source.sample_shape == (1, 4, 4)
+    assert source.draw(torch.tensor([1]), 2, _rng()).shape == (1, 2, 1, 4, 4)
+
+
+def test_draws_follow_the_stream():
+    source = InMemorySource(SAMPLES, LABELS)
+    first, again, other = (source.draw(torch.arange(3), 3, _rng(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_data_without_samples_is_refused():
+    with pytest.raises(InputError, match="data is empty"):
+        InMemorySource(torch.empty(0, 2))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_data_that_is_not_finite_is_refused(value):
+    samples = SAMPLES.clone()
+    samples[3, 1] = value
+    with pytest.raises(InputError, match="data holds NaN or infinite values"):
+        InMemorySource(samples)
+
+
+def test_missing_class_is_named():
+    with pytest.raises(InputError, match="data has no sample of class 1: number the classes 0 to 2"):
+        InMemorySource(SAMPLES[LABELS != 1], LABELS[LABELS != 1])
+
+
+def test_stream_draws_fresh_samples_of_one_population():
+    source, rng = _stream(), _rng()
+    first, second = source.draw(None, 5, rng), source.draw(None, 5, rng)
+    assert first.shape == (1, 5, 2)
+    assert source.num_classes is None
+    assert source.sample_shape == (2,)
+    assert not torch.equal(first, second)
+
+
+def test_reference_samples_are_fixed_by_their_seed():
+    for source in (_stream(), InMemorySource(SAMPLES)):
+        assert torch.equal(reference_samples(source, 6, 3), reference_samples(source, 6, 3))
+        assert not torch.equal(reference_samples(source, 6, 3), reference_samples(source, 6, 4))
+
+
+def test_reference_samples_take_classes_in_turn():
+    drawn = reference_samples(InMemorySource(SAMPLES, LABELS), 7, 0)
+    assert drawn[:, 0].tolist() == [0.0, 1.0, 2.0, 0.0, 1.0, 2.0]
+    assert reference_samples(InMemorySource(SAMPLES, LABELS), 1, 0)[:, 0].tolist() == [0.0, 1.0, 2.0]

@@ -1,0 +1,164 @@
+"""The engine: tiles, distances and potentials, each against the plain formula; and nothing depends on how work is cut."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drifting import drifting_loss, kernel_statistics, mean_shift_field
+from drifting.fields import engine
+from tests.oracle import drifting_oracle as oracle
+
+SIZES = st.integers(1, 7)
+properties = settings(max_examples=25, deadline=None)
+
+
+def draw(seed, *shapes, dtype=torch.float64):
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def problem(dimension=3, dtype=torch.float64):
+    return draw(0, (3, 5, dimension), (3, 6, dimension), (3, 4, dimension), dtype=dtype)
+
+
+@properties
+@given(SIZES, SIZES, SIZES, st.integers(1, 60))
+def test_tiles_cover_every_row_once_within_the_budget(groups, rows, columns, budget):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_CPU_TILE", budget)
+        tiles = list(engine.tiles((groups, rows, columns), torch.device("cpu")))
+    seen = torch.zeros(groups, rows, columns)
+    for group, row in tiles:
+        seen[group, row] += 1
+        assert seen[group, row].numel() <= max(budget, columns)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("budget", [1, 11, 23, 60, 130])
+@pytest.mark.parametrize("dimension", [3, 12])
+def test_results_do_not_depend_on_the_size_of_tiles(monkeypatch, budget, dimension):
+    generated, positives, others = problem(dimension)
+    (weights,) = (values.abs() for values in draw(1, (3, 15)))
+    options = {
+        "temperatures": torch.tensor([0.1, 1.0], dtype=torch.float64),
+        "weights": weights,
+        "num_self": 5,
+        "affinity_floor": 1e-6,
+    }
+
+    def results():
+        negatives = torch.cat([generated, others], 1)
+        return [
+            mean_shift_field(generated, positives, negatives, **options),
+            *kernel_statistics(generated, positives, negatives, **options),
+            drifting_loss(generated, positives, others).loss,
+        ]
+
+    whole = results()
+    monkeypatch.setattr(engine, "_CPU_TILE", budget)
+    assert len(list(engine.tiles((3, 5, 15), torch.device("cpu")))) > 1
+    torch.testing.assert_close(results(), whole, rtol=1e-12, atol=1e-12)
+
+
+@properties
+@given(st.integers(0, 1000), SIZES, SIZES, SIZES, st.sampled_from([1, 2, 8, 9, 20]))
+def test_distances_are_those_of_a_loop(seed, groups, rows, columns, dimension):
+    x, y = draw(seed, (groups, rows, dimension), (groups, columns, dimension))
+    expected = [oracle.pairwise(x[group].tolist(), y[group].tolist()) for group in range(groups)]
+    torch.testing.assert_close(engine.pairwise_distances(x, y), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dimension", [2, 64])
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_float32_distances_keep_their_digits_far_from_the_origin(dimension, spread):
+    x, y = (1e3 + spread * samples for samples in draw(2, (1, 9, dimension), (1, 9, dimension), dtype=torch.float32))
+    expected = torch.tensor(oracle.pairwise(x[0].tolist(), y[0].tolist()))
+    torch.testing.assert_close(engine.pairwise_distances(x, y)[0], expected, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("dimension", [2, 64])
+def test_a_sample_is_close_to_itself(dimension):
+    (x,) = draw(3, (2, 9, dimension), dtype=torch.float32)
+    distances = engine.pairwise_distances(x, x)
+    assert distances.diagonal(dim1=1, dim2=2).abs().max() < 1e-6
+    assert not distances.isnan().any()
+
+
+def test_distances_have_the_dtype_of_the_rows_and_no_gradient():
+    x, y = draw(4, (1, 3, 2), (1, 4, 2))
+    assert engine.pairwise_distances(x.requires_grad_(), y).dtype == torch.float64
+    assert not engine.pairwise_distances(x, y).requires_grad
+    assert engine.pairwise_distances(x.detach().float(), y.float()).dtype == torch.float32
+
+
+def test_memory_is_the_same_while_it_is_large_enough():
+    memory, like = engine.Memory(), torch.empty(0)
+    large = memory.matrix((2, 3, 4), like)
+    small = memory.matrix((1, 5), like)
+    assert large.shape == (2, 3, 4)
+    assert small.shape == (1, 5)
+    assert small.data_ptr() == large.data_ptr()
+    assert memory.matrix((1, 5), like.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dimension", [3, 12])
+def test_kept_memory_changes_no_result_whatever_the_order_of_shapes(dimension):
+    memory = engine.Memory()
+    shapes = [(2, 6, 5), (1, 3, 2), (3, 7, 9), (1, 1, 1), (2, 6, 5)]
+    for seed, (groups, rows, columns) in enumerate(shapes):
+        dtype = torch.float32 if seed == 1 else torch.float64
+        x, y = draw(seed, (groups, rows, dimension), (groups, columns, dimension), dtype=dtype)
+        fresh = drifting_loss(x, y, statistics=True)
+        kept = drifting_loss(x, y, statistics=True, memory=memory)
+        torch.testing.assert_close(kept.loss, fresh.loss, rtol=0, atol=0)
+        torch.testing.assert_close(kept.statistics, fresh.statistics, rtol=0, atol=0)
+        torch.testing.assert_close(kept.drift_norms, fresh.drift_norms, rtol=0, atol=0)
+        assert kept.scale == fresh.scale
+
+
+def test_mask_hides_the_leading_diagonal_alone():
+    distances = torch.zeros(2, 3, 5)
+    engine.mask_self(distances, 3)
+    assert distances.isinf().sum() == 6
+    assert distances.diagonal(dim1=1, dim2=2).isinf().all()
+    engine.mask_self(unmasked := torch.zeros(2, 3, 5), 0)
+    assert not unmasked.any()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 30.0])
+def test_potentials_are_half_the_negative_log_sums_of_the_kernel(temperature):
+    x, y = draw(5, (2, 4, 3), (2, 5, 3))
+    distances = engine.pairwise_distances(x, y)
+    engine.mask_self(distances, 3)
+    scale = engine.kernel_scale(torch.tensor([temperature], dtype=torch.float64))[0]
+    logits = -distances / temperature
+    row = engine.row_potential(distances, distances.amin(2, keepdim=True), scale)
+    column = engine.column_potential(distances, distances.amin(1, keepdim=True), scale)
+    torch.testing.assert_close(row, -logits.logsumexp(2, keepdim=True) / 2)
+    torch.testing.assert_close(column, -logits.logsumexp(1, keepdim=True) / 2)
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-6, 0.04])
+@pytest.mark.parametrize("num_self", [0, 4])
+def test_affinity_is_the_root_of_both_softmaxes_bounded_by_the_floor(floor, num_self):
+    x, y = draw(6, (1, 4, 3), (1, 6, 3))
+    distances = engine.pairwise_distances(x, y)
+    engine.mask_self(distances, num_self)
+    ((index, groups, rows, tile),) = engine.affinity_tiles(distances, torch.tensor([0.4], dtype=torch.float64), floor)
+    expected = oracle.affinities(oracle.pairwise(x[0].tolist(), y[0].tolist()), 0.4, num_self=num_self, floor=floor)
+    assert (index, groups, rows) == (0, slice(0, 1), slice(0, 4))
+    torch.testing.assert_close(tile[0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_column_masked_for_every_row_has_no_affinity():
+    distances = torch.tensor([[[torch.inf, 1.0]]])
+    ((_, _, _, tile),) = engine.affinity_tiles(distances, torch.tensor([0.5]), 0.0)
+    assert tile.tolist() == [[[0.0, 1.0]]]
+
+
+def test_kernel_scale_is_finite_for_any_positive_temperature():
+    temperatures = torch.tensor([1e-45, 1e-8, 0.5, 1e8])
+    scale = engine.kernel_scale(temperatures)
+    assert scale.isfinite().all()
+    torch.testing.assert_close(scale[1:], torch.tensor([-1e8, -2.0, -1e-8]))

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from drifting.generators.mlp import MLP
+
+
+def _network(num_classes=None, **settings) -> MLP:
+    torch.manual_seed(0)
+    return MLP(**{"noise_dim": 5, "sample_shape": (1, 2, 3), "width": 7, "depth": 3, **settings}, num_classes=num_classes)
+
+
+def _noise(count: int = 6) -> torch.Tensor:
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(1))
+
+
+def test_shapes_are_as_announced():
+    network = _network(num_classes=4)
+    assert (network.noise_shape, network.sample_shape, network.num_classes) == ((5,), (1, 2, 3), 4)
+    assert network(_noise(), torch.tensor([0, 1, 2, 3, 0, 1])).shape == (6, 1, 2, 3)
+    assert _network(sample_shape=[2])(_noise()).shape == (6, 2)
+
+
+def test_output_is_the_plain_network():
+    network = _network()
+    features = _noise()
+    for layer in network.hidden:
+        features = nn.functional.silu(layer(features))
+    torch.testing.assert_close(network(_noise()).flatten(1), network.output(features))
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1, 3), (2, 8), (5, 4)])
+def test_network_has_the_asked_depth_and_width(depth, width):
+    network = _network(depth=depth, width=width)
+    assert [layer.out_features for layer in network.hidden] == [width] * depth
+
+
+def test_label_shifts_every_hidden_layer():
+    network = _network(num_classes=3)
+    assert [tuple(shift.weight.shape) for shift in network.shifts] == [(3, 7)] * 3
+    before = network(_noise(1), torch.tensor([2]))
+    for shift in network.shifts:
+        with torch.no_grad():
+            shift.weight[2] += 1
+        after = network(_noise(1), torch.tensor([2]))
+        assert not torch.allclose(after, before)
+        before = after
+
+
+def test_labels_act_on_their_own_samples_only():
+    network = _network(num_classes=3)
+    first = network(_noise(), torch.tensor([0, 0, 0, 0, 0, 0]))
+    mixed = network(_noise(), torch.tensor([0, 1, 0, 2, 0, 0]))
+    changed = (first - mixed).flatten(1).abs().amax(1) > 1e-6
+    assert changed.tolist() == [False, True, False, True, False, False]
+
+
+def test_samples_do_not_see_each_other():
+    network, noise = _network(), _noise()
+    torch.testing.assert_close(network(noise)[2:4], network(noise[2:4]))
+
+
+def test_unconditional_generator_has_no_label_weights_and_ignores_labels():
+    network = _network()
+    assert len(network.shifts) == 0
+    assert torch.equal(network(_noise(), torch.zeros(6, dtype=torch.long)), network(_noise()))
+
+
+def test_guidance_scale_is_accepted():
+    assert torch.equal(_network()(_noise(), None, torch.ones(6)), _network()(_noise()))
+
+
+def test_every_weight_gets_a_gradient():
+    network = _network(num_classes=2)
+    network(_noise(), torch.tensor([0, 1] * 3)).square().sum().backward()
+    assert all(float(weight.grad.abs().sum()) > 0 for weight in network.parameters())

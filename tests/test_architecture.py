@@ -1,0 +1,156 @@
+"""The budgets of the house: size of files, functions and argument lists, and where things may be named."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "drifting"
+FOLDERS = ("src", "tests", "benchmarks", "examples", "experiments")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+CORE = sorted([SOURCE / "loss.py", SOURCE / "guidance.py", SOURCE / "inputs.py", *(SOURCE / "fields").glob("*.py")])
+
+FILE_LINES, FUNCTION_LINES, LOOP_LINES, ARGUMENTS, CORE_LINES, EXPERIMENT_LINES = 300, 40, 100, 8, 600, 15
+# The training loop, and the private loops over it.
+LOOPS = {("training/loop.py", "train"), ("runs.py", "_train")}
+# The one function whose arguments are the method, and its oracle.
+MANY_ARGUMENTS = "drifting_loss"
+FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common", "experimental", "legacy"}
+# fields/triton.py holds a device kernel; jaxtyping is notation.
+CORE_LIBRARIES = {"torch", "jaxtyping", "drifting"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def _functions(path: Path) -> Iterator[Function]:
+    yield from (node for node in ast.walk(_tree(path)) if isinstance(node, Function))
+
+
+def _place(path: Path, node: Function) -> tuple[str, str]:
+    return (path.relative_to(SOURCE).as_posix() if path.is_relative_to(SOURCE) else path.name, node.name)
+
+
+def _length(node: Function) -> int:
+    """Count the lines of a function from `def` to its end, without the docstring."""
+    first = node.body[0]
+    documented = ast.get_docstring(node) is not None
+    return node.end_lineno - node.lineno + 1 - (first.end_lineno - first.lineno + 1 if documented else 0)
+
+
+def _arguments(node: Function) -> int:
+    names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def _imported(path: Path) -> set[str]:
+    """Return the top-level names that a file imports anywhere."""
+    names = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def _public(path: Path) -> Iterator[ast.AST]:
+    """Yield the public functions and classes of a file, and the public methods of those."""
+    waiting = list(_tree(path).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (Function, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node
+            waiting += node.body if isinstance(node, ast.ClassDef) else []
+
+
+def test_there_is_something_to_hold():
+    assert len(FILES) > 50
+    assert len(CORE) > 5
+
+
+def test_files_are_short():
+    assert {str(path.relative_to(ROOT)): _lines(path) for path in FILES if _lines(path) > FILE_LINES} == {}
+
+
+def test_functions_are_short():
+    long = {}
+    for path in FILES:
+        for node in _functions(path):
+            budget = LOOP_LINES if _place(path, node) in LOOPS else FUNCTION_LINES
+            if _length(node) > budget:
+                long[f"{path.relative_to(ROOT)}:{node.name}"] = _length(node)
+    assert long == {}
+
+
+def test_functions_take_few_arguments():
+    many = {
+        f"{path.relative_to(ROOT)}:{node.name}": _arguments(node)
+        for path in FILES
+        for node in _functions(path)
+        if _arguments(node) > ARGUMENTS and node.name != MANY_ARGUMENTS
+    }
+    assert many == {}
+
+
+def test_exemptions_are_still_needed():
+    found = {_place(path, node): node for path in FILES if path.is_relative_to(SOURCE) for node in _functions(path)}
+    assert found.keys() >= LOOPS
+    assert _arguments(found["loss.py", MANY_ARGUMENTS]) > ARGUMENTS
+
+
+def test_method_itself_is_small():
+    parts = {path.name: _lines(path) for path in (SOURCE / "fields" / "mean_shift.py", SOURCE / "loss.py", SOURCE / "guidance.py")}
+    assert sum(parts.values()) <= CORE_LINES, parts
+
+
+def test_experiments_are_a_few_lines_over_the_presets():
+    assert {path.name: _lines(path) for path in (ROOT / "experiments").glob("*.py") if _lines(path) > EXPERIMENT_LINES} == {}
+
+
+def test_no_module_is_named_after_nothing():
+    names = {part for path in FILES for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert names & FORBIDDEN_NAMES == set()
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_core_imports_torch_alone(path):
+    allowed = CORE_LIBRARIES | sys.stdlib_module_names | ({"triton"} if path.name == "triton.py" else set())
+    assert _imported(path) - allowed == set()
+
+
+def test_only_the_command_line_knows_tyro():
+    assert [path.name for path in SOURCE.rglob("*.py") if "tyro" in _imported(path)] == ["cli.py"]
+
+
+def test_package_imports_nothing_that_stands_outside_it():
+    outside = {"tests", "benchmarks", "examples", "experiments"}
+    assert [path.name for path in SOURCE.rglob("*.py") if _imported(path) & outside] == []
+
+
+def test_example_in_one_file_does_not_need_the_package():
+    assert [path.name for path in (ROOT / "examples").glob("00_*.py") if "drifting" in _imported(path)] == []
+
+
+def test_everything_public_has_a_docstring():
+    bare = [
+        f"{path.relative_to(SOURCE)}:{node.name}"
+        for path in SOURCE.rglob("*.py")
+        for node in _public(path)
+        if not (ast.get_docstring(node) or "").strip()
+    ]
+    assert bare == []
+
+
+def test_every_module_tells_what_it_is():
+    assert [str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if not ast.get_docstring(_tree(path))] == []

@@ -1,0 +1,188 @@
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import drifting
+from drifting import checkpoint as checkpointing
+from drifting.checkpoint import (
+    checkpoints,
+    flatten_optimizer,
+    load_checkpoint,
+    load_json,
+    load_tensors,
+    load_weights,
+    restore_optimizer,
+    save_checkpoint,
+    save_json,
+    save_tensors,
+)
+from drifting.errors import InputError
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "empty": torch.empty(0, 2)}
+
+
+class Exploit:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_tensors_come_back_bit_for_bit_in_their_dtype(tmp_path, assert_same_tensors):
+    tensors = {**TENSORS, "half": torch.randn(3).bfloat16(), "turned": TENSORS["a"].T, "weight": nn.Parameter(torch.ones(2))}
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    loaded = load_tensors(tmp_path / "x.safetensors")
+    assert_same_tensors(loaded, tensors)
+    assert {name: value.dtype for name, value in loaded.items()} == {name: value.dtype for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("keep", [0, 4, 20, -1])
+def test_truncated_tensors_are_refused(tmp_path, keep):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, TENSORS)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"x\.safetensors.*corrupted or truncated"):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 64, b"{}" * 40, b"\x10\0\0\0\0\0\0\0" + b"x" * 40])
+def test_something_else_is_refused(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="corrupted or truncated"):
+        load_tensors(tmp_path / "x.safetensors")
+
+
+def test_pickled_file_is_refused_and_its_code_is_not_run(tmp_path):
+    path, sentinel = tmp_path / "x.safetensors", tmp_path / "executed"
+    for write in (lambda: path.write_bytes(pickle.dumps(Exploit(sentinel))), lambda: torch.save(Exploit(sentinel), path)):
+        write()
+        with pytest.raises(InputError):
+            load_tensors(path)
+        with pytest.raises(InputError):
+            load_json(path)
+    assert not sentinel.exists()
+
+
+def test_package_never_unpickles():
+    sources = {path: path.read_text() for path in Path(drifting.__file__).parent.rglob("*.py")}
+    words = ("pickle.load", "import pickle", "torch.load(", "allow_pickle=True", "weights_only=False")
+    assert [(path.name, word) for path, text in sources.items() for word in words if word in text] == []
+
+
+def test_missing_files_are_named(tmp_path):
+    for load in (load_tensors, load_json):
+        with pytest.raises(InputError, match=r"nothing.* does not exist"):
+            load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe\x00"])
+def test_damaged_json_is_refused(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.json', which is corrupted"):
+        load_json(tmp_path / "x.json")
+
+
+def test_checkpoint_is_a_folder_of_tensors_and_json(tmp_path, assert_same_tensors):
+    target = save_checkpoint(tmp_path, 12, TENSORS, {"seed": 1}, keep=1)
+    assert target == tmp_path / "step-00000012"
+    assert sorted(path.name for path in target.iterdir()) == ["state.json", "state.safetensors"]
+    tensors, facts = load_checkpoint(target)
+    assert_same_tensors(tensors, TENSORS)
+    assert facts == {"seed": 1}
+    assert json.loads((target / "state.json").read_text()) == facts
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_newest_checkpoints_are_kept(tmp_path, keep):
+    for step in (5, 30, 200, 1000, 123456789):
+        save_checkpoint(tmp_path, step, TENSORS, {}, keep=keep)
+    kept = [int(path.name.removeprefix("step-")) for path in checkpoints(tmp_path)]
+    assert kept == [5, 30, 200, 1000, 123456789][-keep:]
+    assert len(list(tmp_path.iterdir())) == keep
+
+
+@pytest.mark.parametrize("place", ["save_file", "save_json"])
+def test_crash_while_writing_leaves_the_older_checkpoints_and_nothing_else(tmp_path, monkeypatch, assert_same_tensors, place):
+    save_checkpoint(tmp_path, 1, TENSORS, {}, keep=1)
+
+    def crash(first, second, *_):
+        target = first if isinstance(first, Path) else second
+        target.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpointing, place, crash)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(tmp_path, 2, TENSORS, {}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert_same_tensors(load_checkpoint(checkpoints(tmp_path)[-1])[0], TENSORS)
+
+
+def test_folder_left_by_a_killed_writer_is_not_a_checkpoint(tmp_path):
+    save_checkpoint(tmp_path, 1, TENSORS, {}, keep=2)
+    (tmp_path / ".writing-abc" / "step-00000002").mkdir(parents=True)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_writing_a_step_again_replaces_it(tmp_path):
+    for value in (1, 2):
+        save_checkpoint(tmp_path, 7, TENSORS, {"value": value}, keep=2)
+    assert load_json(tmp_path / "step-00000007" / "state.json") == {"value": 2}
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    layer = nn.Linear(2, 3)
+    before = layer.weight.clone()
+    with pytest.raises(InputError) as caught:
+        load_weights(layer, {"weight": torch.zeros(3, 4), "other": torch.zeros(1)}, "here")
+    for part in ("'here'", "bias is missing", "other is unknown", "weight is (3, 4), not (3, 2)"):
+        assert part in str(caught.value)
+    assert torch.equal(layer.weight, before)
+
+
+def test_at_most_three_misfits_are_named():
+    with pytest.raises(InputError) as caught:
+        load_weights(nn.Linear(2, 3), {f"odd{index}": torch.zeros(1) for index in range(9)}, "here")
+    assert str(caught.value).count(" is unknown") + str(caught.value).count(" is missing") == 3
+
+
+def _trained(steps: int) -> tuple[nn.Linear, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(steps):
+        _step(layer, optimizer)
+    return layer, optimizer
+
+
+def _step(layer: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    layer(torch.linspace(-1, 1, 4)).square().sum().backward()
+    optimizer.step()
+
+
+def test_optimiser_goes_on_bit_for_bit_after_a_round_trip(tmp_path):
+    layer, optimizer = _trained(3)
+    save_tensors(tmp_path / "x.safetensors", flatten_optimizer(optimizer))
+    other, restored = _trained(0)
+    other.load_state_dict(layer.state_dict())
+    restore_optimizer(restored, load_tensors(tmp_path / "x.safetensors"))
+    for pair in ((layer, optimizer), (other, restored)):
+        _step(*pair)
+    assert torch.equal(layer.weight, other.weight)
+    assert torch.equal(layer.bias, other.bias)
+
+
+def test_json_is_written_whole(tmp_path):
+    save_json(tmp_path / "a.json", {"x": [1, 2]})
+    with pytest.raises(TypeError):
+        save_json(tmp_path / "a.json", {"x": object()})
+    assert load_json(tmp_path / "a.json") == {"x": [1, 2]}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,208 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drifting import config as configuration
+from drifting import runs
+from drifting.checkpoint import checkpoints, load_tensors
+from drifting.presets import PRESETS
+from drifting.training.progress import TrainingProgress
+from drifting.version import __version__
+from tests.conftest import CENTRE, SCALE
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Work in an empty folder, on small runs without pictures."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+small = pytest.mark.usefixtures("small_presets", "no_pictures")
+
+
+def _schedule(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())["schedule"]
+
+
+@small
+@pytest.mark.parametrize("arguments", [["--save-dir", "x", "--steps", "3"], ["--save_dir", "x", "--drift_steps", "3"]])
+def test_hyphens_and_underscores_and_both_names_of_the_steps_are_alike(here, command, arguments):
+    assert command("train", "toy", *arguments).status == 0
+    assert _schedule(here / "x")["steps"] == 3
+
+
+@small
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["toy"], "toy"),
+        (["digits"], "digits"),
+        (["toy", "--dataset", "checker"], "checker"),
+        (["toy", "--data", "mine.npy"], "mine"),
+    ],
+)
+def test_run_folder_is_named_after_preset_dataset_or_file(here, command, own_points, arguments, folder):
+    np.save("mine.npy", np.load(own_points))
+    assert command("train", *arguments, "--steps", 1).status == 0
+    assert (here / "runs" / folder / "generator.safetensors").exists()
+
+
+@small
+def test_every_setting_reaches_the_run(here, command):
+    settings = "--steps 2 --batch-size 8 --learning-rate 0.01 --temperatures 0.1 0.4 --seed 5 --device cpu --keep 1"
+    assert command("train", "toy", "--dataset", "circles", "--save-dir", "x", *settings.split()).status == 0
+    config = json.loads((here / "x" / "config.json").read_text())
+    assert config["data"]["dataset"] == "circles"
+    assert config["loss"]["temperatures"] == [0.1, 0.4]
+    assert (config["seed"], config["device"], config["keep"]) == (5, "cpu", 1)
+    assert (config["schedule"]["steps"], config["schedule"]["generated"], config["schedule"]["learning_rate"]) == (2, 8, 0.01)
+
+
+@small
+def test_training_shows_its_progress_and_names_the_pictures(here, command, monkeypatch):
+    monkeypatch.setattr(configuration, "build_pictures", lambda config: lambda folder, **_: [folder / "a.png", folder / "b.gif"])
+    result = command("train", "toy", "--save-dir", "x")
+    assert result.status == 0
+    progress, *pictures = result.out.splitlines()
+    assert re.match(r"step 6/6 .*steps/s.*drift norm", progress)
+    assert pictures == ["x/a.png", "x/b.gif"]
+    assert result.err == ""
+
+
+def test_finished_run_holds_the_promised_files(toy_run, digits_run):
+    files = {"config.json", "metrics.jsonl", "generator.safetensors", "frames.safetensors", "checkpoints"}
+    pictures = {"samples.png", "progress.png", "losses.png", "training.gif"}
+    assert {path.name for path in toy_run.iterdir()} == files | pictures | {"drift_field.png"}
+    assert {path.name for path in digits_run.iterdir()} == files | pictures
+
+
+@small
+def test_interrupt_exits_130_and_tells_how_to_go_on(here, command, monkeypatch, assert_same_tensors):
+    assert command("train", "toy", "--save-dir", "whole").status == 0
+    advance = TrainingProgress.advance
+
+    def interrupting(self, step, drift_norm=None):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        advance(self, step, drift_norm)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "advance", interrupting)
+        result = command("train", "toy", "--save-dir", "halves")
+    assert result.status == 130
+    assert "saved. Go on with: drifting train toy --save-dir halves --resume" in result.err
+    told = result.err.strip().split("Go on with: drifting ")[1].split()
+    assert command(*told).status == 0
+    assert_same_tensors(*(load_tensors(here / name / "generator.safetensors") for name in ("whole", "halves")))
+
+
+@small
+def test_resuming_with_more_steps_goes_on(here, command):
+    assert command("train", "toy", "--save-dir", "x", "--steps", 2).status == 0
+    assert command("train", "toy", "--save-dir", "x", "--steps", 4, "--resume").status == 0
+    assert checkpoints(here / "x" / "checkpoints")[-1].name == "step-00000004"
+    assert _schedule(here / "x")["steps"] == 4
+
+
+@small
+def test_overwriting_replaces_the_run(here, command):
+    for arguments in ([], ["--seed", 3, "--overwrite"]):
+        assert command("train", "toy", "--save-dir", "x", *arguments).status == 0
+    assert json.loads((here / "x" / "config.json").read_text())["seed"] == 3
+
+
+@small
+def test_divergence_exits_1_with_one_line(here, command):
+    result = command("train", "toy", "--save-dir", "x", "--learning-rate", "1e30")
+    assert result.status == 1
+    assert re.fullmatch(
+        r"drifting: the loss became NaN or infinite at step \d, in feature 'sample' at temperature .*\n", result.err
+    )
+    assert not (here / "x" / "generator.safetensors").exists()
+
+
+def test_toy_samples_are_float32_points(here, command, toy_run):
+    assert command("sample", toy_run, "--num-samples", 11, "--out", "s.npy").out == "s.npy\n"
+    samples = np.load("s.npy")
+    assert (samples.shape, samples.dtype) == ((11, 2), np.float32)
+    assert np.array_equal(samples, runs.load(toy_run).sample(11).numpy())
+
+
+def test_own_points_are_sampled_in_their_own_coordinates(here, command, points_run):
+    assert command("sample", points_run, "--out", "s.npy").status == 0
+    samples = np.load("s.npy")
+    assert (samples.shape, samples.dtype) == ((64, 2), np.float32)
+    assert np.abs(samples - np.array(CENTRE)).max() < 4 * SCALE
+
+
+def test_digit_samples_are_uint8_images(here, command, digits_run):
+    assert command("sample", digits_run, "--num-samples", 6, "--labels", 3, 7, "--out", "s.npy").status == 0
+    images = np.load("s.npy")
+    assert (images.shape, images.dtype) == ((6, 8, 8, 1), np.uint8)
+    assert np.array_equal(images, runs.load(digits_run).sample(6, labels=[3, 7]).numpy())
+
+
+@pytest.mark.parametrize("kind", ["toy_run", "digits_run", "points_run"])
+def test_samples_can_be_a_picture(here, command, kind, request):
+    assert command("sample", request.getfixturevalue(kind), "--num-samples", 20).out == "samples.png\n"
+    with Image.open("samples.png") as picture:
+        picture.verify()
+        assert min(picture.size) > 60
+
+
+def test_samples_are_the_same_for_a_seed_and_others_for_another(here, command, toy_run):
+    for name, seed in (("a.npy", 4), ("b.npy", 4), ("c.npy", 5)):
+        command("sample", toy_run, "--seed", seed, "--out", name)
+    first, again, other = (np.load(name) for name in ("a.npy", "b.npy", "c.npy"))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_samples_are_replaced_only_when_asked(here, command, toy_run):
+    assert command("sample", toy_run, "--out", "new/s.npy").status == 0
+    before = (here / "new" / "s.npy").read_bytes()
+    assert command("sample", toy_run, "--out", "new/s.npy", "--seed", 1).status == 2
+    assert (here / "new" / "s.npy").read_bytes() == before
+    assert command("sample", toy_run, "--out", "new/s.npy", "--seed", 1, "--overwrite").status == 0
+    assert (here / "new" / "s.npy").read_bytes() != before
+
+
+def test_sampling_and_evaluating_leave_the_run_as_it_was(here, command, digits_run):
+    before = {path: path.stat().st_mtime_ns for path in digits_run.rglob("*") if path.is_file()}
+    command("sample", digits_run, "--out", "s.png")
+    assert {path: path.stat().st_mtime_ns for path in digits_run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("kind", ["points_run", "digits_run"])
+def test_evaluation_prints_a_table_and_writes_it(here, command, kind, request):
+    folder = request.getfixturevalue(kind)
+    result = command("evaluate", folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").unlink()
+    assert result.status == 0
+    assert {"energy_distance", "energy_distance_floor"} <= metrics.keys()
+    assert all(name in result.out for name in metrics)
+
+
+def test_presets_are_all_listed(command):
+    result = command("presets")
+    assert result.status == 0
+    assert all(name in result.out for name in PRESETS)
+
+
+def test_module_can_be_run_and_answers_quickly_when_asked_for_help():
+    result = subprocess.run([sys.executable, "-m", "drifting", "--help"], capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in ("train", "sample", "evaluate", "presets"))
+
+
+def test_version_is_a_number():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)

@@ -1,0 +1,186 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from drifting import config as configuration
+from drifting import presets
+from drifting.checkpoint import load_json, save_json
+from drifting.config import MLPConfig, PointsData, RunConfig, from_json, resolve, to_json
+from drifting.data.toys import TOYS
+from drifting.errors import InputError
+
+
+def _every_config() -> list[RunConfig]:
+    made = [presets.preset(name) for name in presets.PRESETS] + [presets.preset("toy", dataset=name) for name in TOYS]
+    points = presets.preset("toy", data="points.npy")
+    known = dataclasses.replace(points, data=PointsData(path="points.npy", centre=(0.1, -1e300), scale=1 / 3))
+    fine = dataclasses.replace(made[0].schedule, independent_negatives=True, max_grad_norm=None, ema_decay=0.1 + 0.2)
+    return [*made, points, known, dataclasses.replace(made[0], schedule=fine, seed=5, device="cuda:1")]
+
+
+@pytest.mark.parametrize("config", _every_config(), ids=str)
+def test_configuration_goes_through_json_unchanged(config, tmp_path):
+    save_json(tmp_path / "config.json", to_json(config))
+    restored = from_json(load_json(tmp_path / "config.json"), "here")
+    assert restored == config
+    assert hash(restored) == hash(config)
+    assert to_json(restored) == to_json(config)
+
+
+def test_json_carries_its_version_and_the_kinds_of_its_parts(tiny_digits):
+    values = to_json(tiny_digits)
+    assert values["version"] == configuration.VERSION
+    assert values["data"]["type"] == "DigitsData"
+    assert values["generator"]["type"] == "MLPConfig"
+
+
+def test_configuration_is_frozen_and_by_keyword_only(tiny_toy):
+    for part in (tiny_toy, tiny_toy.data, tiny_toy.generator, tiny_toy.loss, tiny_toy.schedule):
+        field = dataclasses.fields(part)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, field, getattr(part, field))
+    with pytest.raises(TypeError):
+        MLPConfig(1, 2, 3)
+
+
+def test_newer_version_is_refused(tiny_toy):
+    values = {**to_json(tiny_toy), "version": configuration.VERSION + 1}
+    with pytest.raises(InputError, match=r"'here' has version \d+, newer than \d+: update drifting"):
+        from_json(values, "here")
+
+
+@pytest.mark.parametrize("values", [{}, [], None, "text", 3, {"version": "1"}, {"version": None}])
+def test_json_that_is_no_configuration_is_refused(values):
+    with pytest.raises(InputError, match="'here' has no version: name the folder of a run"):
+        from_json(values, "here")
+
+
+def _without(values: dict, key: str) -> dict:
+    return {name: value for name, value in values.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda values: _without(values, "data"),
+        lambda values: _without(values, "schedule"),
+        lambda values: _without(values, "preset"),
+        lambda values: {**values, "unknown": 1},
+        lambda values: {**values, "data": {"type": "Elsewhere"}},
+        lambda values: {**values, "data": _without(values["data"], "type")},
+        lambda values: {**values, "generator": []},
+        lambda values: {**values, "loss": None},
+        lambda values: {**values, "schedule": {**values["schedule"], "steps": "many"}},
+        lambda values: {**values, "schedule": {**values["schedule"], "betas": [0.9], "odd": 1}},
+    ],
+)
+def test_damaged_configuration_is_refused_with_its_place(tiny_toy, damage):
+    with pytest.raises(InputError, match=r"configuration 'here' is damaged .*: restore it or train again"):
+        from_json(damage(to_json(tiny_toy)), "here")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *(("schedule", name, 0) for name in ("steps", "generated", "positives", "labels_per_step", "statistics_every")),
+        *((None, name, 0) for name in ("log_every", "checkpoint_every", "keep", "frames", "frame_samples")),
+        ("schedule", "generated", 1),
+        *(("schedule", "learning_rate", value) for value in (0.0, -1.0, float("nan"), float("inf"))),
+        *(("schedule", "ema_decay", value) for value in (-0.1, 1.0, float("nan"))),
+        *(("loss", "temperatures", value) for value in ((), (0.0,), (0.1, -1.0), (float("nan"),), (float("inf"),))),
+    ],
+)
+def test_value_that_cannot_work_is_refused_by_name(tiny_toy, part, name, value):
+    expected = "batch_size" if (name, value) == ("generated", 1) else name
+    change = {name: value} if part is None else {part: dataclasses.replace(getattr(tiny_toy, part), **{name: value})}
+    with pytest.raises(InputError, match=expected):
+        dataclasses.replace(tiny_toy, **change)
+
+
+def test_one_generated_sample_is_accepted_with_independent_negatives(tiny_toy):
+    schedule = dataclasses.replace(tiny_toy.schedule, generated=1, independent_negatives=True)
+    assert dataclasses.replace(tiny_toy, schedule=schedule).schedule.generated == 1
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:x", "meta", "xpu"])
+def test_device_that_is_not_there_is_refused(tiny_toy, device):
+    with pytest.raises(InputError, match=f"device is '{device}'"):
+        resolve(dataclasses.replace(tiny_toy, device=device))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_missing_cuda_is_told_with_the_mend(tiny_toy, device):
+    with pytest.raises(InputError, match=f"device is '{device}', which this machine does not offer: pass --device cpu"):
+        resolve(dataclasses.replace(tiny_toy, device=device))
+
+
+def test_cuda_device_beyond_the_last_one_is_refused(tiny_toy, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="device is 'cuda:7'"):
+        resolve(dataclasses.replace(tiny_toy, device="cuda:7"))
+
+
+def test_resolving_finds_where_points_lie_and_happens_once(own_points):
+    config = presets.preset("toy", data=str(own_points))
+    with pytest.raises(InputError, match="centre and scale are not known yet"):
+        _ = config.data.frame
+    resolved = resolve(config)
+    assert resolved.data.frame.centre == pytest.approx((1000, -3000), abs=20)
+    assert resolved.data.frame.scale > 0
+    assert resolve(resolved) == resolved
+    assert configuration.build_source(resolved).samples.square().mean().sqrt() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_resolving_leaves_everything_else_alone(tiny_toy, tiny_digits):
+    assert resolve(tiny_toy) == tiny_toy
+    assert resolve(tiny_digits) == tiny_digits
+
+
+def test_initial_weights_depend_on_the_seed_alone(tiny_toy, assert_same_tensors):
+    torch.manual_seed(1)
+    first = configuration.build_generator(tiny_toy).state_dict()
+    drawn = torch.rand(2)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(2), drawn)
+    assert_same_tensors(configuration.build_generator(tiny_toy).state_dict(), first)
+    other = configuration.build_generator(dataclasses.replace(tiny_toy, seed=1)).state_dict()
+    assert not torch.equal(other["output.weight"], first["output.weight"])
+
+
+@pytest.mark.parametrize("kind", ["tiny_toy", "tiny_digits"])
+def test_generator_and_source_fit(kind, request):
+    config = request.getfixturevalue(kind)
+    generator, source = configuration.build_generator(config), configuration.build_source(config)
+    assert generator.sample_shape == source.sample_shape
+    assert generator.num_classes == source.num_classes
+
+
+def test_loss_has_the_settings_of_its_configuration(tiny_toy):
+    loss = configuration.build_loss(tiny_toy)
+    for name, value in vars(tiny_toy.loss).items():
+        assert loss.settings[name] == value
+
+
+def test_images_are_exported_as_rounded_bytes_channels_last(tiny_digits):
+    export = configuration.build_export(tiny_digits)
+    images = torch.tensor([-3.0, -1.0, -0.9999, 0.0, 0.999, 1.0, 7.0, 0.5]).reshape(1, 1, 2, 4)
+    kept = images.clone()
+    exported = export(images)
+    assert exported.shape == (1, 2, 4, 1)
+    assert exported.dtype == torch.uint8
+    assert exported.flatten().tolist() == [0, 0, 0, 128, 255, 255, 255, 191]
+    assert torch.equal(images, kept)
+
+
+def test_points_are_exported_in_the_users_coordinates(tiny_toy):
+    data = PointsData(path="points.npy", centre=(1000.0, -3000.0), scale=50.0)
+    export = configuration.build_export(dataclasses.replace(tiny_toy, data=data))
+    assert export(torch.tensor([[0.0, 0.0], [1.0, -2.0]])).tolist() == [[1000, -3000], [1050, -3100]]
+
+
+def test_json_is_plain(tiny_toy):
+    assert json.loads(json.dumps(to_json(tiny_toy), allow_nan=False))["loss"]["temperatures"] == list(tiny_toy.loss.temperatures)

@@ -1,0 +1,100 @@
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from drifting import config as configuration
+from drifting.config import PointsData, RunConfig, ToyData, resolve
+from drifting.data.images import load_digits
+from drifting.data.toys import toy
+from drifting.evaluation import evaluate_digits, mode_shares
+
+MODES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+
+
+def _eight(count: int, seed: int) -> torch.Tensor:
+    return toy("eight_gaussians").draw(count, torch.Generator().manual_seed(seed))
+
+
+def test_mode_shares_are_relative_to_equal_shares():
+    samples = torch.cat([MODES[:1].expand(6, 2), MODES[1:2].expand(3, 2)]) + 0.1
+    assert mode_shares(samples, MODES).tolist() == pytest.approx([2, 1, 0])
+
+
+def test_shares_of_real_data_are_one():
+    shares = mode_shares(_eight(8000, 0), toy("eight_gaussians").modes)
+    torch.testing.assert_close(shares, torch.ones(8), rtol=0, atol=0.15)
+
+
+def _measured(config: RunConfig, sampler: Callable, dataset: str = "eight_gaussians", count: int = 300) -> dict:
+    """Measure a sampler against a toy, with fewer points than usual."""
+    measure = configuration.build_evaluation(dataclasses.replace(config, data=ToyData(dataset=dataset)))
+    measure.keywords["count"] = count
+    return measure(sampler)
+
+
+def test_perfect_samples_are_at_the_floors_and_bad_ones_far_above(tiny_toy):
+    perfect = _measured(tiny_toy, lambda count, seed: _eight(count, 100 + seed))
+    shifted = _measured(tiny_toy, lambda count, seed: _eight(count, 100 + seed) + 1)
+    floors = [name for name in perfect if name.endswith("_floor")]
+    assert "energy_distance_floor" in floors
+    for floor in floors:
+        name = floor.removesuffix("_floor")
+        assert perfect[name] == pytest.approx(perfect[floor], rel=2)
+        assert shifted[floor] == pytest.approx(perfect[floor])
+        assert shifted[name] > 2 * shifted[floor]
+    assert shifted["energy_distance"] > 50 * shifted["energy_distance_floor"]
+    assert perfect["num_samples"] == 300
+    assert perfect["mode_shares"] == pytest.approx([1] * 8, abs=0.6)
+
+
+def test_shares_are_left_out_where_there_are_no_modes(tiny_toy):
+    assert "mode_shares" not in _measured(tiny_toy, _eight, dataset="moons", count=50)
+
+
+def test_own_points_are_measured_in_two_halves(tiny_toy, own_points):
+    config = resolve(dataclasses.replace(tiny_toy, data=PointsData(path=str(own_points))))
+    source = configuration.build_source(config)
+    measure = configuration.build_evaluation(config)
+    metrics = measure(lambda count, seed: source.draw(None, count, torch.Generator().manual_seed(seed))[0])
+    assert metrics["num_samples"] == 60
+    assert metrics["energy_distance"] < 4 * metrics["energy_distance_floor"]
+
+
+def test_real_points_differ_from_those_of_training_and_pictures(tiny_toy):
+    real = configuration.build_evaluation(tiny_toy).keywords["real"]
+    source = configuration.build_source(tiny_toy)
+    seen = [source.draw(None, 50, torch.Generator().manual_seed(seed))[0] for seed in range(10)]
+    assert not torch.isin(real(50, 0), torch.cat(seen)).any()
+    assert torch.equal(real(50, 0), real(50, 0))
+    assert not torch.equal(real(50, 0), real(50, 1))
+
+
+def _held_out_as_samples(count: int, seed: int) -> torch.Tensor:
+    split = load_digits()
+    members = [split.held_out[split.held_out_labels == label] for label in range(10)]
+    return torch.stack([members[index % 10][index // 10 % len(members[index % 10])] for index in range(count)])
+
+
+def test_real_digits_reach_the_floors():
+    metrics = evaluate_digits(_held_out_as_samples, load_digits())
+    for name in ("nearest_neighbour", "logistic"):
+        assert metrics[f"{name}_accuracy"] == pytest.approx(metrics[f"{name}_accuracy_floor"], abs=0.02)
+        assert metrics[f"{name}_accuracy_floor"] > 0.95
+    assert metrics["energy_distance"] < metrics["energy_distance_floor"]
+    assert metrics["nearest_distance"] == pytest.approx(metrics["nearest_distance_floor"], rel=0.05)
+
+
+def test_grey_images_are_far_from_the_floors():
+    metrics = evaluate_digits(lambda count, seed: torch.zeros(count, 1, 8, 8), load_digits())
+    assert metrics["logistic_accuracy"] == pytest.approx(0.1, abs=0.01)
+    assert metrics["nearest_neighbour_accuracy"] == pytest.approx(0.1, abs=0.01)
+    assert metrics["energy_distance"] > 50 * metrics["energy_distance_floor"]
+    assert metrics["nearest_distance"] > metrics["nearest_distance_floor"]
+
+
+def test_copies_of_the_training_digits_are_found_out():
+    split = load_digits()
+    metrics = evaluate_digits(lambda count, seed: split.train[:count], split)
+    assert metrics["nearest_distance"] == pytest.approx(0, abs=0.01)

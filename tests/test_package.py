@@ -1,0 +1,85 @@
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import drifting
+
+ROOT = Path(__file__).parents[1]
+
+IMPORT = """
+import sys
+events = []
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+        events.append(f"writes {arguments[0]}")
+    elif event in ("os.mkdir", "os.remove", "os.rename", "socket.connect", "socket.getaddrinfo", "subprocess.Popen"):
+        events.append(f"{event} {arguments}")
+sys.addaudithook(watch)
+import torch
+del events[:]
+before = torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), torch.get_rng_state().tolist()
+import drifting
+after = torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), torch.get_rng_state().tolist()
+heavy = {"matplotlib", "sklearn", "tyro", "rich", "PIL", "safetensors", "huggingface_hub", "transformers"} & set(sys.modules)
+print([*events, *sorted(heavy), *(["state"] if before != after else []), *(["cuda"] if torch.cuda.is_initialized() else [])])
+"""
+
+SHAPES = """
+import jaxtyping
+jaxtyping.install_import_hook("drifting", "beartype.beartype")
+import sys, tempfile
+from pathlib import Path
+from tests.conftest import shrunk
+from drifting import presets, runs
+for name in ("toy", "digits"):
+    folder = Path(tempfile.mkdtemp()) / name
+    runs.train(presets.adjust(shrunk(presets.preset(name)), steps=2), folder)
+    for out in ("s.png", "s.npy"):
+        runs.write_samples(runs.load(folder), folder / out, 20)
+"""
+
+
+def _run(code: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-B", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+
+
+def test_importing_writes_nothing_and_loads_nothing_heavy():
+    result = _run(IMPORT)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_shapes_in_signatures_hold_throughout_a_run():
+    """Core functions tell of wrong shapes themselves, so that the checks of the signatures run in a process of their own."""
+    pytest.importorskip("beartype")
+    result = _run(SHAPES)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_public_names_are_there_documented_and_sorted():
+    assert sorted(drifting.__all__) == list(drifting.__all__)
+    assert len(set(drifting.__all__)) == len(drifting.__all__)
+    for name in drifting.__all__:
+        value = getattr(drifting, name)
+        assert isinstance(value, str) or value.__doc__
+
+
+def test_package_offers_no_other_public_functions_or_classes():
+    offered = {name for name, value in vars(drifting).items() if callable(value) and not name.startswith("_")}
+    assert offered <= set(drifting.__all__)
+
+
+def test_every_module_can_be_imported():
+    names = [module.name for module in pkgutil.walk_packages(drifting.__path__, "drifting.")]
+    assert len(names) > 20
+    for name in names:
+        if not name.endswith("__main__"):
+            assert importlib.import_module(name).__doc__
+
+
+def test_errors_that_a_person_can_mend_are_value_errors():
+    assert issubclass(drifting.InputError, ValueError)

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from drifting.data.toys import toy
+from drifting.plotting import draw_images, draw_points, image_grid, panels, points_figure, save_image
+
+LOG = [{"step": step, "loss": 1.0 / step, "drift_norm/sample/0.1": 0.5 / step, "energy_distance": 0.3 / step} for step in (1, 2, 4)]
+
+
+def _points(count: int, seed: int) -> torch.Tensor:
+    return toy("moons").draw(count, torch.Generator().manual_seed(seed))
+
+
+def _verified(path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        picture.verify()
+        return picture.size
+
+
+def test_pictures_of_points_are_made_and_the_field_is_that_of_the_first_and_the_last_samples(tmp_path):
+    frames = {step: _points(40, step) for step in (0, 2, 4)}
+    asked = []
+
+    def drift(places, generated):
+        asked.append(generated)
+        return torch.ones_like(places)
+
+    made = draw_points(tmp_path, title="moons", real=_points(60, 9), frames=frames, log=LOG, drift=drift, floor=0.01)
+    assert [path.name for path in made] == ["samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif"]
+    assert sorted(tmp_path.iterdir()) == sorted(made)
+    assert all(min(_verified(path)) > 200 for path in made)
+    with Image.open(tmp_path / "training.gif") as animation:
+        assert animation.n_frames == len(frames)
+    assert [any(torch.equal(one, frames[step]) for one in asked) for step in (0, 2, 4)] == [True, False, True]
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_extreme_fields_far_samples_and_one_line_of_metrics_can_be_drawn(tmp_path, value):
+    frames = {0: _points(9, 0) * 1e4, 1: _points(9, 1)}
+    draw_points(tmp_path, title="x", real=_points(9, 9), frames=frames, log=LOG[:1], drift=lambda places, _: places * 0 + value)
+    assert _verified(tmp_path / "drift_field.png")
+    assert _verified(tmp_path / "losses.png")
+
+
+def test_pictures_of_images_are_made_and_named(tmp_path):
+    frames = {step: torch.rand(8, 1, 4, 4) * 2 - 1 for step in (0, 2, 4)}
+    made = draw_images(tmp_path, title="digits", real=torch.rand(2, 3, 1, 4, 4) * 2 - 1, frames=frames, log=LOG)
+    assert [path.name for path in made] == ["samples.png", "progress.png", "losses.png", "training.gif"]
+    assert all(min(_verified(path)) > 200 for path in made)
+
+
+def test_picture_of_a_whole_run_is_drawn(toy_run, digits_run):
+    for folder, names in ((toy_run, ("drift_field.png", "samples.png")), (digits_run, ("samples.png", "progress.png"))):
+        assert all(min(_verified(folder / name)) > 200 for name in names)
+
+
+def test_grid_holds_every_image_in_its_place():
+    images = torch.arange(5, dtype=torch.uint8).mul(50)[:, None, None, None].expand(5, 8, 6, 1).contiguous()
+    grid = np.asarray(image_grid(images, columns=2))
+    factor = 8
+    assert grid.shape == (factor * (3 * 9 + 1), factor * (2 * 7 + 1))
+    middles = [grid[factor * (5 + row * 9), factor * (4 + column * 7)] for row in range(3) for column in range(2)]
+    assert middles == [0, 50, 100, 150, 200, 255]
+    assert set(np.unique(grid)) == {0, 50, 100, 150, 200, 255}
+
+
+def test_grid_keeps_colours_and_the_size_of_large_images():
+    images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    images[0, ..., 2] = 255
+    grid = image_grid(images, columns=2)
+    assert grid.mode == "RGB"
+    assert grid.size == (131, 66)
+    assert grid.getpixel((10, 10)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+def test_points_are_drawn_in_orange(shift):
+    pixels = np.asarray(points_figure(_points(200, 0) + shift)).astype(int)
+    red, green, blue = pixels.reshape(-1, 3).T
+    assert int(((red > green + 60) & (green > blue)).sum()) > 500
+
+
+def test_real_and_generated_have_one_colour_everywhere():
+    assert panels.REAL != panels.GENERATED
+
+
+def test_picture_is_written_whole_or_not_at_all(tmp_path):
+    picture = Image.new("RGB", (3, 3))
+    save_image(picture, tmp_path / "a.png")
+    assert _verified(tmp_path / "a.png") == (3, 3)
+    with pytest.raises(ValueError, match="unknown file extension"):
+        save_image(picture, tmp_path / "a.unknown")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_steps_shown_include_the_first_and_the_last():
+    for count in (1, 2, 3, 7, 25):
+        shown = []
+        frames = dict.fromkeys(range(10, 10 + count), torch.empty(0))
+        panels.progress_figure("title", frames, lambda axes, step, shown=shown: shown.append(step), lambda axes: None)
+        assert (len(shown), shown[0], shown[-1]) == (7, 10, 9 + count)
+        assert shown == sorted(shown)

@@ -1,0 +1,111 @@
+import pytest
+import torch
+from torch import nn
+
+from drifting.errors import InputError
+from drifting.generators.base import Generator
+from drifting.generators.mlp import MLP
+from drifting.sampling import check_labels, sample
+
+
+class Recording(Generator):
+    """Returns its noise and label, and remembers how it was called."""
+
+    def __init__(self, num_classes=None):
+        super().__init__()
+        self.noise_shape, self.sample_shape, self.num_classes = (3,), (4,), num_classes
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.calls = []
+
+    def forward(self, noise, labels=None, guidance_scale=None):
+        self.calls.append((len(noise), self.training, torch.is_grad_enabled()))
+        column = noise.new_zeros(len(noise)) if labels is None else labels.to(noise)
+        return torch.cat([noise, column[:, None]], 1) + self.bias
+
+
+def _network(num_classes=None):
+    torch.manual_seed(0)
+    return MLP(noise_dim=6, sample_shape=(2,), width=32, depth=2, num_classes=num_classes)
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 100])
+def test_noise_of_sample_i_is_bit_equal_for_any_batch_size(size):
+    whole = sample(Recording(), 10, seed=2)
+    assert torch.equal(sample(Recording(), 10, seed=2, batch_size=size), whole)
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_sample_i_is_equal_to_rounding_for_any_batch_size(num_classes):
+    generator = _network(num_classes)
+    whole = sample(generator, 25, seed=1)
+    for size in (1, 4, 25):
+        torch.testing.assert_close(sample(generator, 25, seed=1, batch_size=size), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_more_samples_begin_with_the_same_ones():
+    generator = _network()
+    torch.testing.assert_close(sample(generator, 9)[:5], sample(generator, 5), rtol=1e-5, atol=1e-6)
+
+
+def test_noise_of_sample_i_does_not_depend_on_its_label():
+    generator = Recording(num_classes=4)
+    ones, mixed = sample(generator, 6, labels=[1]), sample(generator, 6, labels=[3, 0])
+    assert torch.equal(ones[:, :3], mixed[:, :3])
+
+
+def test_seeds_give_different_samples_and_the_same_seed_the_same():
+    generator = _network()
+    assert torch.equal(sample(generator, 5, seed=7), sample(generator, 5, seed=7))
+    assert not torch.equal(sample(generator, 5, seed=7), sample(generator, 5, seed=8))
+
+
+def test_labels_cycle_across_batches():
+    drawn = sample(Recording(num_classes=5), 8, labels=[4, 0, 2], batch_size=3)
+    assert drawn[:, 3].tolist() == [4, 0, 2, 4, 0, 2, 4, 0]
+
+
+def test_all_labels_come_in_turn_by_default():
+    assert sample(Recording(num_classes=3), 7)[:, 3].tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_generator_is_run_in_evaluation_mode_without_gradients_and_put_back(training):
+    generator = Recording().train(training)
+    drawn = sample(generator, 5, batch_size=2)
+    assert generator.calls == [(2, False, False), (2, False, False), (1, False, False)]
+    assert generator.training is training
+    assert not drawn.requires_grad
+
+
+def test_one_pass_makes_a_batch():
+    generator = Recording()
+    sample(generator, 100)
+    assert len(generator.calls) == 1
+
+
+def test_sampling_leaves_the_global_stream_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    sample(_GENERATOR, 3)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_fewer_than_one_sample_is_refused(count):
+    with pytest.raises(InputError, match=f"num_samples is {count}: ask for at least 1"):
+        sample(_GENERATOR, count)
+
+
+@pytest.mark.parametrize("labels", [[10], [-1], [0, 3, 11], []])
+def test_labels_out_of_range_are_refused(labels):
+    with pytest.raises(InputError, match=r"labels is .*: choose from 0 to 9"):
+        check_labels(labels, 10)
+
+
+def test_labels_are_refused_by_a_generator_without_classes():
+    with pytest.raises(InputError, match=r"labels is \[1\]: .*leave them out"):
+        sample(_GENERATOR, 2, labels=[1])
+
+
+_GENERATOR = _network()

@@ -1,0 +1,62 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from drifting.training import progress
+from drifting.training.progress import TrainingProgress
+
+
+def _shown(terminal: bool, steps: int = 3, done: int = 0, norms=(0.5, None, None)) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100)
+    with TrainingProgress(steps, done, 10, console) as shown:
+        for step, norm in zip(range(done + 1, steps + 1), norms, strict=False):
+            shown.advance(step, norm)
+    return out.getvalue()
+
+
+def test_only_the_last_step_is_told_of_a_short_run_without_a_terminal():
+    (line,) = _shown(terminal=False).splitlines()
+    assert line.startswith("step 3/3  ")
+    for part in ("steps/s", "samples/s", "raw drift norm 0.5", "0 s left"):
+        assert part in line
+
+
+def test_lines_without_a_terminal_hold_no_control_characters():
+    assert all(character.isprintable() for character in _shown(terminal=False).replace("\n", ""))
+
+
+def test_lines_come_again_after_a_while(monkeypatch):
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
+    assert [line.split()[1] for line in _shown(terminal=False).splitlines()] == ["1/3", "2/3", "3/3"]
+
+
+def test_terminal_gets_a_bar():
+    shown = _shown(terminal=True)
+    assert "training" in shown
+    assert "3/3" in shown
+    assert "\x1b[" in shown
+
+
+def test_speed_of_a_resumed_run_counts_from_where_it_began(monkeypatch):
+    clock = iter([0.0, *[2.0] * 20])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    assert "0.5 steps/s  5 samples/s" in _shown(terminal=False, steps=101, done=100)
+
+
+def test_unknown_drift_norm_is_shown_as_such():
+    assert "raw drift norm nan" in _shown(terminal=False, norms=(None, None, None))
+
+
+def test_bar_stops_when_training_fails():
+    out = io.StringIO()
+    shown = TrainingProgress(3, 0, 10, Console(file=out, force_terminal=True))
+
+    def fail():
+        with shown:
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        fail()
+    assert shown._bar.live.is_started is False

@@ -1,0 +1,179 @@
+import dataclasses
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+
+from drifting import config as configuration
+from drifting.checkpoint import checkpoints, load_tensors
+from drifting.config import RunConfig
+from drifting.data.source import reference_samples
+from drifting.errors import InputError
+from drifting.metrics.two_sample import energy_distance
+from drifting.sampling import sample
+from drifting.training.loop import DivergenceError, TrainingState, train
+from drifting.training.recorder import FRAME_SEED, Recorder, RunningMean, frame_steps
+
+
+@pytest.fixture
+def make(tmp_path, tiny_toy) -> Callable[..., Recorder]:
+    def recorder(config: RunConfig = tiny_toy, keep: int = 2) -> Recorder:
+        state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
+        reference = reference_samples(configuration.build_source(config), 40, seed=1)
+        return Recorder(tmp_path, state, facts={"a": 1}, reference=reference, frame_samples=40, keep=keep)
+
+    return recorder
+
+
+def _advance(recorder: Recorder, config: RunConfig, steps: int, each: Callable = lambda step: None) -> None:
+    parts = [build(config) for build in (configuration.build_source, configuration.build_encoder, configuration.build_loss)]
+    for step in train(recorder.state, *parts, dataclasses.replace(config.schedule, steps=steps)):
+        recorder.observe(step)
+        each(step)
+
+
+def test_running_mean_is_a_mean_that_starts_afresh_when_taken():
+    means = RunningMean()
+    for value in (1.0, 2.0, 6.0):
+        means.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
+    assert means.take() == {"a": 3.0, "b": -3.0}
+    means.add({"a": torch.tensor(5.0), "b": torch.tensor(0.0)})
+    assert means.take() == {"a": 5.0, "b": 0.0}
+
+
+def test_running_mean_does_not_change_what_it_is_given():
+    means, value = RunningMean(), torch.tensor(1.0)
+    means.add({"a": value})
+    means.add({"a": torch.tensor(3.0)})
+    assert float(value) == 1
+
+
+def test_metrics_line_is_the_average_since_the_last_line(make, tiny_toy):
+    recorder, losses = make(), []
+
+    def each(step):
+        losses.append(float(step.report.loss.detach()))
+        if step.number in (2, 5):
+            recorder.write_metrics(step, extra=7.0)
+
+    _advance(recorder, tiny_toy, 5, each)
+    first, second = recorder.log.read()
+    assert (first["step"], second["step"]) == (2, 5)
+    assert first["loss"] == pytest.approx(sum(losses[:2]) / 2)
+    assert second["loss"] == pytest.approx(sum(losses[2:]) / 3)
+    assert first["extra"] == 7
+    assert {f"drift_norm/sample/{temperature:g}" for temperature in tiny_toy.loss.temperatures} <= first.keys()
+
+
+def test_spread_of_the_kernel_is_written_for_every_temperature(make, tiny_toy):
+    recorder = make()
+    _advance(recorder, tiny_toy, 1, recorder.write_metrics)
+    (line,) = recorder.log.read()
+    for temperature in tiny_toy.loss.temperatures:
+        assert 0 <= line[f"positive_share/sample/{temperature:g}"] <= 1
+        assert 1 <= line[f"positive_neighbours/sample/{temperature:g}"] <= 32
+
+
+def test_frame_holds_the_same_samples_each_time_and_measures_them(make):
+    recorder = make()
+    distance = recorder.take_frame()
+    expected = sample(recorder.state.averaged, 40, seed=FRAME_SEED)
+    assert torch.equal(recorder.frames[0], expected)
+    assert distance == pytest.approx(energy_distance(expected, recorder._reference))
+
+
+def test_state_goes_through_the_files_bit_for_bit(make, tiny_toy, assert_same_tensors):
+    first = make()
+    first.take_frame()
+    _advance(first, tiny_toy, 3)
+    first.take_frame()
+    first.save()
+    second = make()
+    second.resume(steps=100)
+    assert second.state.step == 3
+    assert_same_tensors(second.state.tensors(), first.state.tensors())
+    assert_same_tensors(second.frames, first.frames)
+
+
+def test_resuming_goes_back_to_the_newest_checkpoint_in_log_and_frames(make, tiny_toy):
+    recorder = make()
+
+    def each(step):
+        recorder.write_metrics(step)
+        recorder.take_frame()
+        if step.number == 2:
+            recorder.save()
+
+    _advance(recorder, tiny_toy, 4, each)
+    assert sorted(recorder.frames) == [1, 2, 3, 4]
+    assert sorted(load_tensors(recorder.folder / "frames.safetensors")) == ["1", "2"]
+    fresh = make()
+    fresh.resume(steps=100)
+    assert (fresh.state.step, sorted(fresh.frames)) == (2, [1, 2])
+    assert [line["step"] for line in fresh.log.read()] == [1, 2]
+
+
+def test_keep_bounds_the_checkpoints_and_the_newest_is_resumed(make, tiny_toy):
+    recorder = make(keep=2)
+    _advance(recorder, tiny_toy, 5, lambda step: recorder.save())
+    assert [path.name for path in checkpoints(recorder.folder / "checkpoints")] == ["step-00000004", "step-00000005"]
+    fresh = make()
+    fresh.resume(steps=100)
+    assert fresh.state.step == 5
+
+
+def test_checkpoint_carries_the_configuration(make):
+    assert (make().save() / "state.json").read_text().split() == ["{", '"a":', "1", "}"]
+
+
+def test_folder_without_checkpoints_cannot_be_resumed(make):
+    with pytest.raises(InputError, match="holds no checkpoint to resume: start again with --overwrite"):
+        make().resume(steps=100)
+
+
+def test_run_can_be_resumed_when_its_frames_were_lost(make, tiny_toy):
+    recorder = make()
+    _advance(recorder, tiny_toy, 2)
+    recorder.save()
+    (recorder.folder / "frames.safetensors").unlink()
+    fresh = make()
+    fresh.resume(steps=100)
+    assert fresh.state.step == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_state_whose_last_drift_was_not_finite_is_not_saved(make, tiny_toy, value):
+    recorder = make()
+    recorder.save()
+    with torch.no_grad():
+        recorder.state.generator.output.bias.fill_(value)
+    _advance(recorder, tiny_toy, 1)
+    with pytest.raises(DivergenceError, match="at step 1, in feature 'sample'"):
+        recorder.save()
+    assert [path.name for path in checkpoints(recorder.folder / "checkpoints")] == ["step-00000000"]
+
+
+def test_weights_that_became_nan_in_the_last_update_are_not_saved(make, tiny_toy):
+    recorder = make()
+    _advance(recorder, tiny_toy, 1)
+    with torch.no_grad():
+        recorder.state.generator.output.bias.fill_(math.nan)
+    with pytest.raises(DivergenceError):
+        recorder.save()
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1, 1), (1, 24), (10, 24), (2000, 24), (100, 1), (6, 2)])
+def test_frames_are_within_the_run_and_include_its_end(steps, count):
+    taken = frame_steps(steps, count)
+    assert max(taken) == steps
+    assert min(taken) >= 1
+    assert len(taken) <= count
+
+
+def test_frames_are_dense_at_the_start():
+    taken = sorted(frame_steps(2000, 24))
+    gaps = [after - before for before, after in pairwise(taken)]
+    assert len(taken) == 24
+    assert gaps == sorted(gaps)

@@ -1,0 +1,108 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from drifting.encoders.identity import identity
+from drifting.generators.base import Generator
+from drifting.generators.mlp import MLP
+from drifting.loss import DriftingLoss
+from drifting.training.step import Batch, drifting_step
+
+
+class Shifting(Generator):
+    """Adds a learned vector of the label to the noise."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.noise_shape, self.sample_shape, self.num_classes = (2,), (2,), num_classes
+        self.shift = nn.Parameter(torch.arange(2.0 * num_classes).reshape(num_classes, 2))
+
+    def forward(self, noise, labels=None, guidance_scale=None):
+        return noise + self.shift[labels]
+
+
+def _random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch(noise=_random(3, 6, 2, seed=0), positives=_random(3, 5, 2, seed=1), labels=torch.tensor([2, 0, 1]))
+
+
+LOSS = DriftingLoss(temperatures=(0.5, 2.0))
+
+
+def test_step_is_the_loss_of_the_encoded_samples(batch):
+    generator = Shifting(4)
+    generated = batch.noise + generator.shift[batch.labels][:, None]
+    expected = LOSS({"sample": generated[:, :, None]}, {"sample": batch.positives[:, :, None]})
+    report = drifting_step(generator, identity, LOSS, batch)
+    torch.testing.assert_close(report.loss, expected.loss)
+    assert report.features.keys() == {"sample"}
+    gradients = [torch.autograd.grad(result.loss, generator.shift)[0] for result in (report, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_gradient_reaches_every_weight_and_no_data():
+    generator = MLP(noise_dim=2, sample_shape=(2,), width=8, depth=2)
+    batch = Batch(noise=_random(1, 6, 2, seed=0), positives=_random(1, 5, 2, seed=1).requires_grad_())
+    drifting_step(generator, identity, LOSS, batch).loss.backward()
+    assert all(float(weight.grad.abs().sum()) > 0 for weight in generator.parameters())
+    assert batch.positives.grad is None
+
+
+def test_only_labels_of_the_step_get_a_gradient(batch):
+    generator = Shifting(4)
+    drifting_step(generator, identity, LOSS, batch).loss.backward()
+    assert (generator.shift.grad.abs().sum(1) > 0).tolist() == [True, True, True, False]
+
+
+def test_labels_are_populations_of_their_own(batch):
+    """Without shared scales, the loss of several labels is the mean of the losses of each."""
+    loss = DriftingLoss(temperatures=(0.5,), normalize_features=False, normalize_drift=False)
+
+    def of(labels: slice) -> torch.Tensor:
+        part = Batch(noise=batch.noise[labels], positives=batch.positives[labels], labels=batch.labels[labels])
+        return drifting_step(Shifting(4), identity, loss, part).loss
+
+    torch.testing.assert_close(of(slice(0, 3)), torch.stack([of(slice(i, i + 1)) for i in range(3)]).mean())
+
+
+def test_independent_batch_repels_as_a_constant(batch):
+    generator = Shifting(4)
+    other = dataclasses.replace(batch, independent_noise=_random(3, 4, 2, seed=2))
+    report = drifting_step(generator, identity, LOSS, other)
+    shift = generator.shift[batch.labels][:, None]
+    negatives = {"sample": (other.independent_noise + shift).detach()[:, :, None]}
+    generated = {"sample": (batch.noise + shift)[:, :, None]}
+    expected = LOSS(generated, {"sample": batch.positives[:, :, None]}, generated_negatives=negatives)
+    torch.testing.assert_close(report.loss, expected.loss)
+    gradients = [torch.autograd.grad(result.loss, generator.shift)[0] for result in (report, expected)]
+    torch.testing.assert_close(*gradients)
+    paper = torch.autograd.grad(drifting_step(generator, identity, LOSS, batch).loss, generator.shift)[0]
+    assert not torch.allclose(gradients[0], paper)
+
+
+def test_order_of_samples_within_a_label_does_not_matter(batch):
+    order = torch.tensor([3, 1, 0, 5, 4, 2])
+    shuffled = dataclasses.replace(batch, noise=batch.noise[:, order], positives=batch.positives.flip(1))
+    first, second = (drifting_step(Shifting(4), identity, LOSS, one).loss for one in (batch, shuffled))
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_statistics_are_reported_when_asked_for(batch, wanted):
+    report = drifting_step(Shifting(4), identity, LOSS, batch, statistics=wanted).features["sample"]
+    assert (report.statistics is not None) is wanted
+    assert list(report.drift_norms) == [0.5, 2.0]
+
+
+def test_step_leaves_weights_and_batch_as_they_were(batch):
+    generator = Shifting(4)
+    copies = generator.shift.detach().clone(), batch.noise.clone(), batch.positives.clone()
+    drifting_step(generator, identity, LOSS, batch).loss.backward()
+    for after, before in zip((generator.shift, batch.noise, batch.positives), copies, strict=True):
+        assert torch.equal(after, before)
