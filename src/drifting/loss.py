@@ -98,14 +98,11 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     groups of a call; unlike it, features are centred before distances, and a sample is masked exactly from itself.
     """
     check_temperatures(temperatures)
-    if generated.ndim != 3:
-        raise InputError(f"generated has shape {tuple(generated.shape)}: pass [g, n, d], with g = 1 for a single problem")
     features = full_precision(generated)
     fixed = features.detach()
     repelling = (fixed if generated_negatives is None else generated_negatives, generated_weights)
-    negatives, attracting, weights = _targets(
-        fixed, repelling, (unconditional, unconditional_weights), (positives, positive_weights)
-    )
+    further, real = (unconditional, unconditional_weights), (positives, positive_weights)
+    negatives, attracting, weights = _targets(fixed, repelling, further, real)
     distances = engine.pairwise_distances(fixed, torch.cat([negatives, attracting], 1), memory=memory)
     feature_scale = unit = fixed.new_ones(())
     if normalize_features:
@@ -113,11 +110,10 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         feature_scale = torch.as_tensor(_mean_distance(distances, weights) if scale is None else scale).to(fixed).detach()
         unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE)
     bandwidths = fixed.new_tensor([float(value) for value in temperatures]) * feature_scale.clamp(min=_SMALLEST_SCALE)
-    num_self = fixed.shape[1] if generated_negatives is None else 0
-    pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": num_self}
+    pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
     spread = kernel_statistics(fixed, attracting, negatives, **pass_on, affinity_floor=affinity_floor) if statistics else None
-    chosen = field if field is not None else partial(mean_shift_field, affinity_floor=affinity_floor)
-    drift = chosen(fixed, attracting, negatives, **pass_on, distances=distances) / unit
+    field = field or partial(mean_shift_field, affinity_floor=affinity_floor)
+    drift = field(fixed, attracting, negatives, **pass_on, distances=distances) / unit
     norms = _norms(drift, temperatures, drift_norms)
     # (x - stopgrad(x)) / s is 0 with the gradient of x / s: the residual is the drift itself, with no digits lost.
     residual = (features - fixed) / unit - _total(drift, norms if normalize_drift else None)
@@ -219,6 +215,8 @@ def _targets(
     attracting: tuple[Tensor, Tensor | None],
 ) -> tuple[Float[Tensor, "g m d"], Float[Tensor, "g p d"], Float[Tensor, "g m+p"] | None]:
     """Return negatives, positives and the weights of both, in full precision, from (samples, weights) of every set."""
+    if fixed.ndim != 3:
+        raise InputError(f"generated has shape {tuple(fixed.shape)}: pass [g, n, d], with g = 1 for a single problem")
     sets = [(samples, weights) for samples, weights in (repelling, unconditional, attracting) if samples is not None]
     full = [(full_precision(samples.detach()), weights) for samples, weights in sets]
     check_shapes(fixed, *(samples for samples, _ in full))
