@@ -72,6 +72,7 @@ class MLPConfig:
     noise_dim: int = 32
     width: int = 256
     depth: int = 3
+    gain: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,8 @@ class RunConfig:
             raise InputError(f"seed is {self.seed}: pass a whole number from 0 to {2**31 - 1}")
         if not 0 < schedule.learning_rate <= 1e30:  # beyond, the optimiser itself overflows
             raise InputError(f"learning_rate is {schedule.learning_rate}: pass a number above 0, such as 1e-3")
+        if schedule.decay_after is not None and schedule.decay_after < 1:
+            raise InputError(f"decay_after is {schedule.decay_after}: pass at least 1, or None for no decay")
         if not 0 <= schedule.ema_decay < 1:
             raise InputError(f"ema_decay is {schedule.ema_decay}: pass a number from 0 to below 1")
         if schedule.generated == 1 and not schedule.independent_negatives:

@@ -6,7 +6,9 @@ Source: the authors' notebook (32 -> 3 x 256, SiLU -> 2); labels are an addition
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from typing import cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -22,10 +24,19 @@ class MLP(Generator):
         width: units of a hidden layer.
         depth: number of hidden layers.
         num_classes: number of labels, or None for a generator that takes none.
+        gain: factor of the hidden weights at the start. Above 1 the network bends more from the first step on, which it must to
+            tear the noise apart into modes with nothing between them.
     """
 
     def __init__(
-        self, *, noise_dim: int, sample_shape: Sequence[int], width: int, depth: int, num_classes: int | None = None
+        self,
+        *,
+        noise_dim: int,
+        sample_shape: Sequence[int],
+        width: int,
+        depth: int,
+        num_classes: int | None = None,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.noise_shape = (noise_dim,)
@@ -33,6 +44,9 @@ class MLP(Generator):
         self.num_classes = num_classes
         sizes = [noise_dim] + [width] * depth
         self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
+        with torch.no_grad():
+            for layer in self.hidden:
+                cast(nn.Linear, layer).weight.mul_(gain)
         self.shifts = nn.ModuleList(nn.Embedding(num_classes or 0, width) for _ in range(depth if num_classes else 0))
         self.output = nn.Linear(width, prod(self.sample_shape))
 

@@ -39,6 +39,8 @@ class Schedule:
         independent_negatives: generate a second batch that repels in place of the first.
         learning_rate, betas, weight_decay: of AdamW.
         warmup_steps: steps over which the learning rate rises linearly from 0.
+        decay_after: step after which it falls with the inverse square root of the step; None for never. It depends on the step
+            alone, so that a run may go on for longer than was planned.
         max_grad_norm: gradients are scaled down to this norm; None for no clipping.
         ema_decay: of the average of the weights that is sampled from.
         statistics_every: steps between reports of how the kernel spreads.
@@ -53,9 +55,16 @@ class Schedule:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     warmup_steps: int = 0
+    decay_after: int | None = None
     max_grad_norm: float | None = 2.0
     ema_decay: float = 0.999
     statistics_every: int = 50
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        rise = min(1.0, step / max(1, self.warmup_steps))
+        fall = 1.0 if self.decay_after is None else min(1.0, self.decay_after / step) ** 0.5
+        return self.learning_rate * rise * fall
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ def train(state: TrainingState, source: Source, encoder: FeatureEncoder, loss: D
         if schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.generator.parameters(), schedule.max_grad_norm)
         for group in state.optimizer.param_groups:
-            group["lr"] = schedule.learning_rate * min(1.0, state.step / max(1, schedule.warmup_steps))
+            group["lr"] = schedule.learning_rate_at(state.step)
         state.optimizer.step()
         state.average.update_parameters(state.generator)
         state.note_faults(report)

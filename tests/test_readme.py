@@ -1,0 +1,60 @@
+"""The README's Python runs as it stands, its commands exist, and its files are there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S), ids=["train and sample", "own loop"])
+def test_python_of_the_readme_runs(code, tmp_path):
+    quick = code.replace("steps=500", "steps=20").replace("batch_size=512", "batch_size=64")
+    result = subprocess.run([sys.executable, "-c", quick], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_first_python_of_the_readme_is_short():
+    code = re.findall(r"```python\n(.*?)```", README, re.S)[0]
+    assert len(code.splitlines()) <= 12
+
+
+def test_both_commands_of_the_readme_are_targets_of_the_makefile():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M)
+    assert set(re.findall(r"^make (\w+)", README, re.M)) == {"demo", "test"}
+
+
+def test_links_and_paths_of_the_documents_exist():
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_equations_point_to_code_that_exists():
+    text = (ROOT / "docs/paper_to_code.md").read_text()
+    for name in set(
+        re.findall(r"`((?:fields|training|data|encoders|metrics|generators)/\w*|loss|guidance|sampling)(?=[.`/])", text)
+    ):
+        path = ROOT / "src/drifting" / name
+        assert path.is_dir() or path.with_suffix(".py").exists(), name
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)
+def test_experiments_answer_from_the_root(script):
+    result = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert "--save-dir" in result.stdout
+
+
+@pytest.mark.parametrize("script", ["00_one_file", "02_own_loop"])
+def test_examples_run(script):
+    code = f"import runpy; runpy.run_path({str(ROOT / 'examples' / script)!r} + '.py')['main'](steps=100, n=128)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "step 100" in result.stdout
