@@ -58,5 +58,5 @@ def disconnected(data: ToyData | PointsData) -> RunConfig:
         config,
         generator=MLPConfig(noise_dim=4, width=256, depth=3, gain=3.0),
         loss=dataclasses.replace(config.loss, temperatures=(0.1, 0.3), normalize_drift=True),
-        schedule=dataclasses.replace(config.schedule, learning_rate=6e-3, decay_after=100, betas=(0.9, 0.95), ema_decay=0.998),
+        schedule=dataclasses.replace(config.schedule, learning_rate=6e-3, decay_after=500, betas=(0.9, 0.95), ema_decay=0.998),
     )
