@@ -5,7 +5,12 @@ from drifting.training.loop import Schedule
 
 
 def digits() -> RunConfig:
-    """Train a class-conditional generator of 8 x 8 digits, in the space of their 64 pixels."""
+    """Train a class-conditional generator of 8 x 8 digits, in the space of their 64 pixels.
+
+    Command: drifting train digits. Hardware: two CPU cores. Time: a minute.
+    Expected: both classifiers name at least 97 % of the samples as their label; energy distance at most twice that of real digits.
+    Measured: docs/results.md, 2026-11-25.
+    """
     return RunConfig(
         preset="digits",
         data=DigitsData(),
