@@ -1,32 +1,192 @@
-"""Small real images that come with a library: scikit-learn's handwritten digits."""
+"""Image data sets held in memory: from a folder in one of several layouts, or from the Hugging Face Hub.
 
-from typing import NamedTuple
+Shapes: s samples, c channels, h height, w width.
+"""
 
-import numpy as np
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
+from drifting.data.decode import decode
+from drifting.data.readers import cifar, folder, hub, idx, parquet
+from drifting.data.readers.base import Reader, Split
+from drifting.errors import InputError
+from drifting.inputs import nearest_name
 
-class LabelledSplit(NamedTuple):
-    """A fixed, stratified division of a labelled data set. Images are [s, channels, height, width] in [-1, 1]."""
-
-    train: Float[Tensor, "s c h w"]
-    train_labels: Int[Tensor, " s"]
-    held_out: Float[Tensor, "t c h w"]
-    held_out_labels: Int[Tensor, " t"]
+HUB_IDS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
+# Loose image files come last of the folders: they may lie about beside any other layout.
+READERS: tuple[Reader, ...] = (parquet, idx, cifar, folder, hub)
+_HELD_OUT = 10  # one image in so many
 
 
-def load_digits() -> LabelledSplit:
-    """Return the 1797 digits of 8 x 8 pixels, one fifth of each class held out, always the same one.
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one shape, and their classes if they have any.
 
-    Source: scikit-learn's `load_digits`, the test part of "Optical Recognition of Handwritten Digits" (UCI).
+    Attributes:
+        images: all pixels, 0 to 255.
+        labels: 0 to num_classes - 1; None for one unlabelled population.
+        class_names: a name for each label, where they are known.
     """
-    from sklearn.datasets import load_digits as embedded_digits
-    from sklearn.model_selection import train_test_split
 
-    pixels, labels = embedded_digits(return_X_y=True)
-    images = (np.asarray(pixels) / 8 - 1).astype(np.float32).reshape(-1, 1, 8, 8)
-    parts = train_test_split(images, np.asarray(labels), test_size=0.2, stratify=labels, random_state=0)
-    train, held_out, train_labels, held_out_labels = map(torch.from_numpy, parts)
-    return LabelledSplit(train, train_labels, held_out, held_out_labels)
+    images: UInt8[Tensor, "s c h w"]
+    labels: Int[Tensor, " s"] | None
+    class_names: tuple[str, ...] | None
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None where there are no labels."""
+        if self.labels is None:
+            return None
+        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that stand for the shape, every pixel and every label."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        if self.labels is not None:
+            digest.update(b"labels")
+            digest.update(self.labels.long().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+def load_images(
+    source: str | None,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    image_size: int | None = None,
+    channels: int | None = None,
+    labelled: bool | None = None,
+) -> ImageSet:
+    """Read, check and decode one split of an image data set.
+
+    Where there is no split "test", a fixed tenth of the split "train" is: of each class alike, and not in "train".
+
+    Args:
+        source: a folder (any layout of `readers`), a Hub id owner/name, or None to find the data set `name`: in the folder
+            $DRIFTING_DATA/name, else on the Hub.
+        name: one of HUB_IDS, or a folder in $DRIFTING_DATA; unused where `source` is given.
+        split: "train", "test", or another one that the source has.
+        image_size: pixels to a side, cropped to a centred square and resized; None to keep squares of one size.
+        channels: 1 or 3 to convert; None to keep what is there.
+        labelled: True to demand labels, False to leave them out, None to take them if they are there.
+
+    Raises:
+        InputError: if the source is missing, empty, damaged or of no known layout; if sizes differ and `image_size` is None; if
+            a label is below 0 or beyond the class names, or a class has no images.
+    """
+    path = _locate(source, name)
+    reader = _reader_of(path)
+    part = _read(reader, path, split, labelled)
+    if labelled and part.labels is None:
+        raise InputError(f"data is '{path}', which has no labels: use one sub-folder per class, or train without labels")
+    images = decode(part.images, image_size=image_size, channels=channels)
+    if labelled is False or part.labels is None:
+        return ImageSet(images, None, None)
+    return ImageSet(images, part.labels, part.class_names)
+
+
+def _locate(source: str | None, name: str | None) -> Path:
+    """Return the folder, or the Hub id as a path."""
+    if source:
+        return Path(source).expanduser()
+    if source == "" or name is None:
+        raise InputError("data is not given: pass --data FOLDER or a Hub id like ylecun/mnist")
+    root = os.environ.get("DRIFTING_DATA")
+    if root and (Path(root).expanduser() / name).is_dir():
+        return Path(root).expanduser() / name
+    if name not in HUB_IDS:
+        known = ", ".join(HUB_IDS)
+        raise InputError(
+            f"dataset is '{name}': did you mean '{nearest_name(name, HUB_IDS)}'? There are {known}; or pass --data FOLDER"
+        )
+    return Path(HUB_IDS[name])
+
+
+def _reader_of(path: Path) -> Reader:
+    """Return the first reader whose layout the path has."""
+    for reader in READERS:
+        if reader.matches(path):
+            return reader
+    if not path.exists():
+        raise InputError(f"data is '{path}', which does not exist: pass a folder, or a Hub id like ylecun/mnist")
+    if not path.is_dir():
+        raise InputError(f"data is '{path}', which is no folder: pass the folder it lies in")
+    if not any(path.iterdir()):
+        raise InputError(f"data is '{path}', which is an empty folder: put images there, or pass another folder")
+    layouts = "; ".join(reader.LAYOUT for reader in READERS)
+    raise InputError(f"data is '{path}', whose layout is unknown: make it one of: {layouts}")
+
+
+def _read(reader: Reader, path: Path, split: str, labelled: bool | None) -> Split:
+    """Return a split, still encoded, its labels checked unless they are to be left out; "test" may be a tenth of "train"."""
+    known = reader.splits(path)
+    divided = "test" not in known and split in ("train", "test")
+    stored = "train" if divided else split
+    if stored not in known:
+        raise InputError(f"split is '{split}', but data '{path}' has {', '.join(known)}: pass one of those")
+    part = reader.read(path, stored)
+    if len(part.images) == 0:
+        raise InputError(f"data is '{path}', whose split '{stored}' holds no images: add some")
+    if labelled is not False:
+        _check_labels(part, path, complete=stored == "train")
+    if not divided:
+        return part
+    held_out = _held_out(len(part.images), part.labels)
+    if split == "test" and not bool(held_out.any()):
+        raise InputError(f"data is '{path}', whose {len(part.images)} images are too few to hold out a tenth: add a folder test/")
+    return _select(part, held_out if split == "test" else ~held_out)
+
+
+def _check_labels(part: Split, path: Path, *, complete: bool) -> None:
+    """Raise InputError unless labels are numbers of classes and, in a complete split, every class has images."""
+    if part.labels is None:
+        return
+    names, lowest, highest = part.class_names, int(part.labels.min()), int(part.labels.max())
+    if lowest < 0:
+        raise InputError(f"data is '{path}', which has the label {lowest}: number the classes 0 to k-1, or train without labels")
+    if names and highest >= len(names):
+        raise InputError(f"data is '{path}', which has the label {highest} but {len(names)} class names: mend the labels")
+    counts = torch.bincount(part.labels, minlength=len(names or ()))
+    if complete and int(counts.min()) == 0:
+        label = int(counts.argmin())
+        known_as = f" ('{names[label]}')" if names else ""
+        raise InputError(
+            f"data is '{path}', where class {label}{known_as} has no images: add some, or number the other classes 0 to k-1"
+        )
+
+
+def _held_out(count: int, labels: Int[Tensor, " s"] | None) -> Bool[Tensor, " s"]:
+    """Return which images are the fixed tenth, of each class alike; a class's only image is never among them.
+
+    The same ones whether labels are then used or left out, so that no image is in one run's "train" and another's "test".
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    if labels is not None:
+        order = order[labels[order].argsort(stable=True)]
+    chosen = order[_HELD_OUT - 1 :: _HELD_OUT]
+    if labels is not None:
+        _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
+        chosen = chosen[counts[classes[chosen]] > 1]
+    return torch.zeros(count, dtype=torch.bool).index_fill_(0, chosen, True)
+
+
+def _select(part: Split, mask: Bool[Tensor, " s"]) -> Split:
+    """Return the images of a split where the mask is true."""
+    if isinstance(part.images, Tensor):
+        images = part.images[mask]
+    else:
+        images = [part.images[index] for index in torch.nonzero(mask)[:, 0].tolist()]
+    return part._replace(images=images, labels=None if part.labels is None else part.labels[mask])

@@ -1,0 +1,39 @@
+"""The order in which a data set is gone through, as a function of the position alone."""
+
+import functools
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from drifting.errors import InputError
+
+_MASK = 2**64 - 1
+
+
+def shuffled_indices(count: int, start: int, size: int, seed: int) -> Int[Tensor, " size"]:
+    """Return positions start to start + size of an endless sequence of permutations of 0 to count - 1, one for each epoch.
+
+    A pure function: a run that knows how many samples it has seen goes on from there with no other state.
+
+    Args:
+        count: how many samples there are, 1 or more.
+        start: first position, 0 or more.
+        size: how many positions, 0 or more; may span several epochs.
+        seed: any integer.
+    """
+    for name, value, least in (("count", count, 1), ("start", start, 0), ("size", size, 0)):
+        if value < least:
+            raise InputError(f"{name} is {value}: pass {least} or more")
+    first, last = start // count, (start + size + count - 1) // count
+    epochs = [_epoch_order(count, seed & _MASK, epoch) for epoch in range(first, max(last, first + 1))]
+    offset = start - first * count
+    return torch.cat(epochs)[offset : offset + size].clone()
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(count: int, seed: int, epoch: int) -> Int[Tensor, " count"]:
+    # As a plain list, numbers from 2^63 on would become floats.
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
+    return torch.from_numpy(rng.permutation(count))
