@@ -1,0 +1,213 @@
+"""The Frechet distance (FID, on Inception features) and the kernel distance (KID) of two sets of features.
+
+    frechet = |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)      of the Gaussians with the sets' means m and covariances S
+    kernel  = E k(x, x') + E k(y, y') - 2 E k(x, y),  k(x, y) = (x y / d + 1)^3,  over pairs of different samples of a set
+
+The trace of the root is the sum of the singular values of S1^1/2 S2^1/2, which are computed without squaring them, so that small
+and zero ones keep their digits. The Frechet distance of finite sets is too large, by about 1/n: compare only figures of the same
+counts. The kernel distance is unbiased, so it may be negative.
+
+Source: Heusel et al., "GANs trained by a two time-scale update rule ..." (2017), eq. 6; Binkowski et al., "Demystifying MMD GANs"
+(2018). The latter averages over random subsets of 1,000; here all pairs are used, so that the figure is reproducible.
+
+Shapes: n and m samples, d features.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from drifting.errors import InputError
+from drifting.files import atomic_path, check_writable
+from drifting.metrics.precision_recall import check_features
+
+_CHUNK = 2**23
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Mean and covariance of a set of features, in float64.
+
+    Attributes:
+        mean: of all samples.
+        covariance: unbiased, with n - 1 in the denominator, as numpy.cov and the releases of FID have it.
+        count: how many samples they are of.
+    """
+
+    mean: Float[Tensor, " d"]
+    covariance: Float[Tensor, "d d"]
+    count: int
+
+
+class RunningGaussian:
+    """Mean and covariance of features that come in batches; equal to those of all at once.
+
+    Sums of squares are taken about the mean of each batch and joined by the exact update, so a large offset costs no digits.
+
+    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: Tensor | None = None
+        self._scatter: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, features: Float[Tensor, "n d"]) -> None:
+        """Take in a batch of features, of any size and in any order; raises InputError if its feature size is another."""
+        if features.ndim == 2 and len(features) == 0:
+            return
+        check_features(features=features)
+        batch = features.double()
+        mean = batch.mean(0)
+        centred = batch - mean
+        self._join(len(batch), mean, centred.T @ centred)
+
+    def merge(self, other: "RunningGaussian") -> None:
+        """Take in all that another has seen, for example another process; the other stays as it is."""
+        if other._mean is not None and other._scatter is not None:
+            self._join(other.count, other._mean, other._scatter)
+
+    def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        if self._mean is None or self._scatter is None:
+            self.count, self._mean, self._scatter = count, mean, scatter
+            return
+        if mean.shape != self._mean.shape:
+            raise InputError(f"features have {len(mean)} columns, those before {len(self._mean)}: use one encoder for all batches")
+        total = self.count + count
+        difference = mean - self._mean
+        self._scatter = self._scatter + scatter + torch.outer(difference, difference) * (self.count * count / total)
+        self._mean = self._mean + difference * (count / total)
+        self.count = total
+
+    def gaussian(self) -> Gaussian:
+        """Return mean and covariance of all that was taken in; raises InputError before the second sample."""
+        if self._mean is None or self._scatter is None or self.count < 2:
+            raise InputError(f"features are of {self.count} samples: a covariance needs at least 2")
+        return Gaussian(self._mean.clone(), self._scatter / (self.count - 1), self.count)
+
+
+def gaussian_of(features: Float[Tensor, "n d"]) -> Gaussian:
+    """Return mean and covariance of features; raises InputError for fewer than 2 samples or values that are not finite."""
+    running = RunningGaussian()
+    running.add(features)
+    return running.gaussian()
+
+
+@torch.no_grad()
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """Return the squared Frechet (2-Wasserstein) distance of two Gaussians, in squared units of the features; never negative.
+
+    Singular covariances, as of fewer samples than features, are right to rounding; see `unreliable` for what they are worth.
+
+    Raises:
+        InputError: if the feature sizes differ.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise InputError(f"features have {len(a.mean)} and {len(b.mean)} columns: compute both with the same encoder")
+    mean, covariance = b.mean.to(a.mean), b.covariance.to(a.covariance)
+    overlap = torch.linalg.svdvals(_root(a.covariance).T @ _root(covariance)).sum()
+    squared = (a.mean - mean).square().sum() + a.covariance.trace() + covariance.trace() - 2 * overlap
+    return max(0.0, float(squared))
+
+
+def _root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d rank"]:
+    """Return R with R R^T = covariance, without the columns that are zero but for rounding."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def unreliable(count: int, dimensions: int) -> str | None:
+    """Return a sentence if a Frechet distance of so few samples should not be trusted, or None."""
+    if count > dimensions:
+        return None
+    return (
+        f"{count} samples of {dimensions} features have a singular covariance, so the Frechet distance is far too large: "
+        f"use more than {dimensions} samples, or read the kernel distance"
+    )
+
+
+@torch.no_grad()
+def kernel_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
+    """Return the unbiased squared maximum mean discrepancy under (x y / d + 1)^3, over all pairs, in float64.
+
+    Published KID is often multiplied by 1,000.
+
+    Raises:
+        InputError: if a set has fewer than 2 samples, the feature sizes differ or a value is not finite.
+    """
+    check_features(x=x, y=y)
+    if min(len(x), len(y)) < 2:
+        raise InputError(f"features are of {len(x)} and {len(y)} samples: the kernel distance needs at least 2 of each")
+    x, y = x.double(), y.double()
+    cross = _kernel_sum(x, y) / (len(x) * len(y))
+    return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * cross
+
+
+def _kernel_sum(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
+    rows = max(1, _CHUNK // len(y))
+    sums = []
+    for part in x.split(rows):
+        kernel = (part @ y.T).div_(x.shape[1]).add_(1)
+        sums.append((kernel * kernel).mul_(kernel).sum())
+    return float(torch.stack(sums).sum())
+
+
+def _mean_of_pairs(x: Float[Tensor, "n d"]) -> float:
+    themselves = float((x.square().mean(1) + 1).pow(3).sum())
+    return (_kernel_sum(x, x) - themselves) / (len(x) * (len(x) - 1))
+
+
+def save_gaussian(path: Path, gaussian: Gaussian, *, fingerprint: str = "") -> None:
+    """Write a Gaussian to one safetensors file, atomically; the fingerprint, which says of what it is, goes into its header."""
+    tensors = {
+        "mean": gaussian.mean.cpu().contiguous(),
+        "covariance": gaussian.covariance.cpu().contiguous(),
+        "count": torch.tensor(gaussian.count),
+    }
+    with atomic_path(path) as scratch:
+        save_file(tensors, scratch, metadata={"fingerprint": fingerprint})
+
+
+def load_gaussian(path: Path) -> tuple[Gaussian, str]:
+    """Return a Gaussian and its fingerprint; raises InputError if the file is missing, damaged or something else."""
+    try:
+        with safe_open(path, "pt") as file:
+            fingerprint = (file.metadata() or {}).get("fingerprint", "")
+            gaussian = Gaussian(file.get_tensor("mean"), file.get_tensor("covariance"), int(file.get_tensor("count")))
+    except FileNotFoundError:
+        raise InputError(f"path is '{path}', which does not exist: compute the Gaussian first") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"path is '{path}', which is no Gaussian that can be read ({error}): delete it and compute it again"
+        ) from None
+    return gaussian, fingerprint
+
+
+def cached_gaussian(path: Path, fingerprint: str, compute: Callable[[], Gaussian]) -> Gaussian:
+    """Return the Gaussian of a file, or compute and write it if the file is missing, damaged or of another fingerprint.
+
+    Args:
+        path: a .safetensors file, usually of real features, which cost as much as those of the samples.
+        fingerprint: everything the features depend on: data, count, preprocessing and encoder.
+        compute: makes the Gaussian.
+
+    Raises:
+        InputError: before it is computed, if it could not be written.
+    """
+    with suppress(InputError):
+        gaussian, found = load_gaussian(path)
+        if found == fingerprint:
+            return gaussian
+    check_writable(path.parent, "path")
+    gaussian = compute()
+    save_gaussian(path, gaussian, fingerprint=fingerprint)
+    return gaussian

@@ -1,0 +1,103 @@
+"""Inception features: the 2,048 numbers per image on which FID is defined.
+
+The network is the TorchScript file that NVIDIA publishes with StyleGAN2-ADA, converted from the original graph of 2015 with its own
+resizing to 299 x 299; other Inception weights give other numbers. It is about 90 MiB, and its licence is not that of this library.
+
+torch.jit.load runs the code of the file, and this is the only file that calls it, after the file's hash was checked.
+
+Source: Karras et al., "Training generative adversarial networks with limited data" (2020), release stylegan2-ada-pytorch.
+
+Shapes: n images, c channels, h x w pixels, d features (2,048).
+"""
+
+import hashlib
+import shutil
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from drifting.errors import InputError
+from drifting.files import atomic_path
+
+URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+_TIMEOUT = 30
+
+# uint8 images [n, c, h, w] -> features [n, d]
+Features = Callable[[UInt8[Tensor, "n c h w"]], Float[Tensor, "n d"]]
+
+
+def load_inception(
+    path: Path | None = None, *, check_hash: bool = True, device: torch.device | str = "cpu", batch_size: int = 64
+) -> Features:
+    """Return the function from images, as bytes of 1 or 3 channels in any size, to their Inception features, in float32.
+
+    Args:
+        path: the TorchScript file; None looks in torch's cache folder, and downloads it there the first time.
+        check_hash: refuse a file that is not byte for byte the published one.
+        device: where the network runs; the features come back on the device of the images.
+        batch_size: images in one pass.
+
+    Raises:
+        InputError: if the file is missing, cannot be downloaded, is not the published one or is no TorchScript.
+    """
+    file = _downloaded() if path is None else path
+    if not file.is_file():
+        raise InputError(f"path is '{file}', which is no file: download {URL}, or pass None to have it downloaded")
+    if check_hash:
+        _check(file, f"path is '{file}'")
+    try:
+        network = torch.jit.load(file, map_location=device).eval()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"path is '{file}', which is no TorchScript file ({reason}): download {URL}") from None
+
+    @torch.no_grad()
+    def features(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3) or len(images) == 0:
+            raise InputError(
+                f"images are {images.dtype} of the shape {tuple(images.shape)}: pass uint8 [n, c, h, w] of 1 or 3 channels, "
+                "which is (images * 127.5 + 128).clamp(0, 255) of images in [-1, 1]"
+            )
+        colour = images.expand(-1, 3, -1, -1)
+        parts = [network(part.to(device).float(), return_features=True) for part in colour.split(batch_size)]
+        return torch.cat(parts).to(images.device)
+
+    return features
+
+
+def _check(file: Path, told: str) -> None:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+    if digest.hexdigest() != SHA256:
+        raise InputError(
+            f"{told}: its sha256 is {digest.hexdigest()}, not the published {SHA256}; download {URL} again, "
+            "or pass its path with check_hash=False if you trust it (loading runs its code) and need no comparable figures"
+        )
+
+
+def _downloaded() -> Path:
+    """Return the file in torch's cache folder, downloaded if it is not there."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / URL.rsplit("/", 1)[1]
+    if not file.exists():
+        try:
+            with (
+                atomic_path(file) as scratch,
+                urllib.request.urlopen(URL, timeout=_TIMEOUT) as answer,
+                scratch.open("wb") as stream,
+            ):
+                shutil.copyfileobj(answer, stream)
+                stream.flush()
+                _check(scratch, "path is None, so the Inception was downloaded")
+        except OSError as error:  # URLError, timeouts and a folder that cannot be written are all OSErrors
+            raise InputError(
+                f"path is None and {URL} cannot be downloaded to '{file.parent}' ({error}): "
+                "download it on another machine and pass its path"
+            ) from None
+    return file

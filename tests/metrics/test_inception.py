@@ -1,0 +1,140 @@
+import hashlib
+import io
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+from torch import nn
+
+from drifting.errors import InputError
+from drifting.metrics import inception
+from drifting.metrics.inception import load_inception
+
+
+class _Network(nn.Module):
+    """Stand in for the Inception: the mean, the largest value and the batch size, if features are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert images.dtype == torch.float32
+        assert images.shape[1] == 3
+        if not return_features:
+            return torch.zeros(images.shape[0], 1000)
+        size = torch.full([images.shape[0], 1], float(images.shape[0]))
+        return torch.cat([images.mean([2, 3]) * self.scale, images.amax([1, 2, 3])[:, None], size], 1)
+
+
+@pytest.fixture(scope="module")
+def network_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("networks") / "stand-in.pt"
+    torch.jit.script(_Network()).save(path)
+    return path
+
+
+@pytest.fixture
+def published(monkeypatch, network_file):
+    """Make the stand-in the published file."""
+    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(network_file.read_bytes()).hexdigest())
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def _images(count: int, channels: int) -> torch.Tensor:
+    return torch.randint(256, (count, channels, 5, 7), generator=torch.Generator().manual_seed(0)).byte()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_are_those_of_the_network_for_bytes_as_they_are(channels, network_file, published):
+    images = _images(5, channels)
+    features = load_inception(network_file, batch_size=2)(images)
+    assert features.dtype == torch.float32
+    assert not features.requires_grad
+    torch.testing.assert_close(features[:, :3], images.float().mean([2, 3]).expand(-1, 3))
+    assert features[:, 3].tolist() == images.flatten(1).amax(1).tolist()
+    assert features[:, 4].tolist() == [2, 2, 2, 2, 1]
+
+
+def test_a_file_of_another_hash_is_refused_before_it_is_loaded(network_file, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: pytest.fail("the code of an unknown file was run"))
+    with pytest.raises(InputError, match="check_hash=False") as caught:
+        load_inception(network_file)
+    assert hashlib.sha256(network_file.read_bytes()).hexdigest() in str(caught.value)
+    assert str(network_file) in str(caught.value)
+
+
+def test_the_hash_check_can_be_overridden(network_file):
+    assert load_inception(network_file, check_hash=False)(_images(2, 3)).shape == (2, 5)
+
+
+def test_the_hash_and_the_address_are_the_published_ones():
+    assert inception.SHA256 == "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+    assert inception.URL.startswith("https://nvlabs-fi-cdn.nvidia.com/")
+
+
+def test_missing_files_and_other_files_are_told(tmp_path):
+    with pytest.raises(InputError, match="which is no file"):
+        load_inception(tmp_path / "none.pt")
+    (tmp_path / "other.pt").write_text("not this")
+    with pytest.raises(InputError, match="no TorchScript"):
+        load_inception(tmp_path / "other.pt", check_hash=False)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 4, 4).byte(), torch.zeros(3, 4, 4).byte(), torch.zeros(0, 3, 4, 4).byte()]
+)
+def test_images_that_are_no_bytes_are_refused(images, network_file, published):
+    with pytest.raises(InputError, match="uint8 \\[n, c, h, w\\]"):
+        load_inception(network_file)(images)
+
+
+def test_the_file_is_downloaded_once(network_file, published, cache, monkeypatch):
+    opened = []
+
+    def open_address(address, timeout):
+        opened.append(address)
+        return io.BytesIO(network_file.read_bytes())
+
+    monkeypatch.setattr(urllib.request, "urlopen", open_address)
+    for _ in range(2):
+        assert load_inception(None)(_images(2, 3)).shape == (2, 5)
+    assert opened == [inception.URL]
+    assert [file.name for file in cache.iterdir()] == ["inception-2015-12-05.pt"]
+
+
+def test_a_truncated_download_is_refused_and_not_kept(network_file, published, cache, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: io.BytesIO(network_file.read_bytes()[:-1]))
+    with pytest.raises(InputError, match="its sha256 is"):
+        load_inception(None)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [urllib.error.URLError("no route to host"), TimeoutError("timed out"), PermissionError("read-only")]
+)
+def test_without_a_network_the_mend_is_told(error, cache, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(InputError, match="cannot be downloaded") as caught:
+        load_inception(None)
+    assert inception.URL in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_the_published_file_gives_2048_features():
+    features = load_inception(None)
+    images = _images(2, 3)
+    assert features(images).shape == (2, 2048)
+    torch.testing.assert_close(features(images[:, :1]), features(images[:, :1].expand(-1, 3, -1, -1)))
