@@ -1,10 +1,65 @@
-"""What a feature encoder is: samples -> named feature maps, frozen, with gradients passing through it."""
+"""What a feature encoder is: samples -> named feature maps, frozen, with gradients passing through it.
 
-from collections.abc import Callable
+Shapes: b samples, k locations; every location is a drifting problem of its own.
+
+Source: paper, appendix A.5.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-# name -> [samples, locations, channels]; every location is a drifting problem of its own.
+from drifting.errors import InputError
+
+# name -> [samples, locations, channels]
 Features = dict[str, Float[Tensor, "b k _"]]
 FeatureEncoder = Callable[[Float[Tensor, "b *sample"]], Features]
+
+
+class Frozen(nn.Module):
+    """Hold a network whose weights and statistics no longer change; gradients still flow through it to its input.
+
+    Args:
+        module: the network; it is frozen in place, and `train()` of whatever contains it leaves it in evaluation mode.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stay in evaluation mode, whatever is asked for."""
+        del mode
+        return super().train(False)
+
+    def forward(self, samples: Float[Tensor, "b *sample"]) -> Any:
+        """Return what the network returns."""
+        return self.module(samples)
+
+
+def compose(encoders: Mapping[str, FeatureEncoder]) -> FeatureEncoder:
+    """Return an encoder with the features of several, each under its encoder's prefix: "prefix.name".
+
+    Args:
+        encoders: prefix -> encoder; an empty prefix leaves names as they are.
+
+    Raises:
+        InputError: if there is no encoder; when the result is called, if two features have the same name.
+    """
+    if not encoders:
+        raise InputError("encoders is empty: pass at least one")
+
+    def encode(samples: Tensor) -> Features:
+        features: Features = {}
+        for prefix, encoder in encoders.items():
+            for name, value in encoder(samples).items():
+                full = f"{prefix}.{name}" if prefix else name
+                if full in features:
+                    raise InputError(f"encoders give the feature '{full}' twice: use other prefixes than {list(encoders)}")
+                features[full] = value
+        return features
+
+    return encode

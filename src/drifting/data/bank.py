@@ -1,0 +1,245 @@
+"""A memory of recent real samples: positives of any class, and unconditional negatives, without a search through the data.
+
+Every class has a ring buffer of its latest samples, and all classes together have one more. Each step pushes a few fresh
+samples and draws what it needs.
+
+Shapes: b pushed samples, l labels, p positives, m unconditional samples, r rings, k slots of a ring.
+
+Source: the sample queue of the paper: 128 samples of each class, 1000 unconditional ones.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from drifting.data.shuffle import shuffled_indices
+from drifting.errors import InputError
+
+_WARMUP_CHUNK = 1024
+
+
+class Rings:
+    """Ring buffers of the same capacity, side by side.
+
+    Args:
+        rings: how many.
+        capacity: slots of each.
+        sample_shape: shape of one sample.
+        dtype, device: of what is stored.
+    """
+
+    def __init__(
+        self, rings: int, capacity: int, sample_shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self.samples: Shaped[Tensor, "r k *sample"] = torch.zeros((rings, capacity, *sample_shape), dtype=dtype, device=device)
+        self.pushed: Int[Tensor, " r"] = torch.zeros(rings, dtype=torch.long, device=device)
+
+    @property
+    def filled(self) -> Int[Tensor, " r"]:
+        """Samples held by each ring."""
+        return self.pushed.clamp(max=self.samples.shape[1])
+
+    def push(self, samples: Shaped[Tensor, "b *sample"], rings: Int[Tensor, " b"]) -> None:
+        """Append every sample to its ring, in their order; each ring forgets its oldest where it is full."""
+        capacity = self.samples.shape[1]
+        counts = torch.bincount(rings, minlength=len(self.pushed))
+        order = rings.argsort(stable=True)
+        ordered = rings[order]
+        rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[ordered]
+        # Of a push that is longer than the ring only its end stays, so that no slot is written twice.
+        last = rank >= (counts - capacity)[ordered]
+        ordered, rank = ordered[last], rank[last]
+        self.samples[ordered, (self.pushed[ordered] + rank) % capacity] = samples[order[last]].to(self.samples)
+        self.pushed += counts
+
+    def draw(self, rings: Int[Tensor, " l"], count: int, rng: torch.Generator) -> Shaped[Tensor, "l p *sample"]:
+        """Return `count` samples for each row of `rings`, all different where the ring holds that many, on the device of rng."""
+        rings = rings.to(self.samples.device)
+        filled = self.filled[rings].to(rng.device)[:, None]
+        slots = torch.arange(self.samples.shape[1], device=rng.device)
+        keys = torch.rand(len(rings), len(slots), generator=rng, device=rng.device).masked_fill_(slots >= filled, 2.0)
+        chosen = keys.argsort(1).gather(1, torch.arange(count, device=rng.device) % filled)
+        return self.samples[rings[:, None], chosen.to(rings.device)].to(rng.device)
+
+
+class MemoryBank:
+    """Recent real samples, by class and all together.
+
+    Args:
+        num_classes: number of labels; None for one unlabelled population, kept as class 0.
+        capacity_per_class: samples kept of each class.
+        unconditional_capacity: samples kept of all together.
+        sample_shape: shape of one sample.
+        device: where they are kept.
+        dtype: as what they are kept.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None,
+        *,
+        sample_shape: Sequence[int],
+        capacity_per_class: int = 128,
+        unconditional_capacity: int = 1000,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        sizes = {"capacity_per_class": capacity_per_class, "unconditional_capacity": unconditional_capacity}
+        for name, size in {"num_classes": 1 if num_classes is None else num_classes, **sizes}.items():
+            if size < 1:
+                raise InputError(f"{name} is {size}: pass at least 1")
+        self.num_classes, self.sample_shape = num_classes, tuple(sample_shape)
+        self._classes = Rings(num_classes or 1, capacity_per_class, sample_shape, dtype=dtype, device=device)
+        self._unconditional = Rings(1, unconditional_capacity, sample_shape, dtype=dtype, device=device)
+
+    @property
+    def capacity_per_class(self) -> int:
+        """Samples that a class can hold."""
+        return self._classes.samples.shape[1]
+
+    @property
+    def filled(self) -> Int[Tensor, " classes"]:
+        """Samples held of each class."""
+        return self._classes.filled
+
+    @property
+    def unconditional_filled(self) -> int:
+        """Samples held of all classes together."""
+        return int(self._unconditional.filled)
+
+    def push(self, samples: Shaped[Tensor, "b *sample"], labels: Int[Tensor, " b"] | None = None) -> None:
+        """Add samples, the oldest of a full buffer leaving; raises InputError if shapes or labels do not fit."""
+        if tuple(samples.shape[1:]) != self.sample_shape:
+            raise InputError(f"samples have shape {tuple(samples.shape[1:])}: this bank keeps {self.sample_shape}")
+        rows = self._rows(labels, len(samples))
+        if len(rows) != len(samples):
+            raise InputError(f"labels has {len(rows)} entries for {len(samples)} samples: pass one for each")
+        samples = samples.to(self._classes.samples.device)
+        self._classes.push(samples, rows)
+        self._unconditional.push(samples, torch.zeros_like(rows))
+
+    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Shaped[Tensor, "l p *sample"]:
+        """Return `count` samples of each label (one set if there are none), all different where the bank holds that many.
+
+        Raises:
+            InputError: if a label is out of range or none of its samples was pushed yet.
+        """
+        rows = self._rows(labels, 1)
+        empty = rows[self.filled[rows] == 0]
+        if len(empty):
+            raise InputError(f"the bank holds no sample of class {int(empty[0])}: push some before drawing")
+        return self._classes.draw(rows, count, rng)
+
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Shaped[Tensor, "l m *sample"]:
+        """Return `sets` independent sets of `count` samples of any class, those of a set different as far as the bank reaches."""
+        if self.unconditional_filled == 0:
+            raise InputError("the bank holds no sample at all: push some before drawing")
+        return self._unconditional.draw(torch.zeros(sets, dtype=torch.long), count, rng)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything the bank holds as named tensors, copied."""
+        rings = {"classes": self._classes, "unconditional": self._unconditional}
+        return {f"{name}.{part}": getattr(ring, part).clone() for name, ring in rings.items() for part in ("samples", "pushed")}
+
+    def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
+        """Take over what `tensors` returned; raises InputError if it is of a bank of another size."""
+        for name, value in self.tensors().items():
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != tuple(value.shape):
+                raise InputError(f"memory bank of '{origin}' has {name} of shape {found}, not {tuple(value.shape)}: use its sizes")
+        for name, rings in {"classes": self._classes, "unconditional": self._unconditional}.items():
+            rings.samples.copy_(tensors[f"{name}.samples"])
+            rings.pushed.copy_(tensors[f"{name}.pushed"])
+
+    def _rows(self, labels: Tensor | None, count: int) -> Int[Tensor, " l"]:
+        """Return the ring of every label, on the device of the bank."""
+        device = self._classes.samples.device
+        if (labels is None) != (self.num_classes is None):
+            given = "missing" if labels is None else "given"
+            raise InputError(f"labels is {given}, but the bank has {self.num_classes} classes: pass labels where there are classes")
+        if labels is None:
+            return torch.zeros(count, dtype=torch.long, device=device)
+        wrong = labels[(labels < 0) | (labels >= len(self.filled))]
+        if len(wrong):
+            raise InputError(f"labels has {int(wrong[0])}: choose from 0 to {len(self.filled) - 1}")
+        return labels.long().to(device)
+
+
+class BankSource:
+    """A finite data set seen through a memory bank: every draw first pushes fresh samples, in a new order each epoch.
+
+    The first draw fills the bank: it pushes until every class has as many samples as its buffer, or its data, can hold,
+    which takes an epoch at most.
+
+    Args:
+        samples: all real samples, on any device.
+        labels: their classes; None for one unlabelled population.
+        bank: the memory, empty.
+        push_per_step: fresh samples before each draw.
+        seed: of the order.
+        prepare: turns rows of `samples` into what the bank keeps, such as uint8 images into floats.
+    """
+
+    def __init__(
+        self,
+        samples: Shaped[Tensor, "s *stored"],
+        labels: Int[Tensor, " s"] | None,
+        bank: MemoryBank,
+        *,
+        push_per_step: int,
+        seed: int,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if push_per_step < 1:
+            raise InputError(f"push_per_step is {push_per_step}: pass at least 1")
+        if len(samples) == 0 or (labels is not None and len(labels) != len(samples)):
+            raise InputError(
+                f"data has {len(samples)} samples and {labels if labels is None else len(labels)} labels: pass as many"
+            )
+        if (labels is None) != (bank.num_classes is None):
+            raise InputError(f"data has {'no' if labels is None else 'its'} labels, but the bank {bank.num_classes} classes")
+        self.sample_shape, self.num_classes, self.bank = bank.sample_shape, bank.num_classes, bank
+        self._samples, self._labels = samples, None if labels is None else labels.long().cpu()
+        classes = torch.zeros(len(samples), dtype=torch.long) if self._labels is None else self._labels
+        counts = torch.bincount(classes, minlength=bank.num_classes or 1)
+        if len(counts) > (bank.num_classes or 1):
+            raise InputError(f"data has class {len(counts) - 1}, but the bank {bank.num_classes} classes: make it that large")
+        if int(counts.min()) == 0:
+            raise InputError(f"data has no sample of class {int(counts.argmin())}: number the classes 0 to {len(counts) - 1}")
+        self._enough = counts.clamp(max=bank.capacity_per_class)
+        self._push_per_step, self._seed, self._prepare = push_per_step, seed, prepare
+        self._position = 0
+
+    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Shaped[Tensor, "l p *sample"]:
+        """Push fresh samples, then return `count` of the bank's for each label, on the device of rng."""
+        if self._position == 0:
+            while bool((self.bank.filled.cpu() < self._enough).any()):
+                self._push(max(_WARMUP_CHUNK, self._push_per_step))
+        else:
+            self._push(self._push_per_step)
+        return self.bank.draw(labels, count, rng)
+
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Shaped[Tensor, "l m *sample"]:
+        """Return sets of samples of any class out of the bank, pushing nothing: draw the positives of the step first."""
+        return self.bank.draw_unconditional(sets, count, rng)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return bank and position as named tensors."""
+        return {**self.bank.tensors(), "position": torch.tensor(self._position)}
+
+    def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
+        """Take over what `tensors` returned; raises InputError if it does not fit."""
+        if "position" not in tensors:
+            raise InputError(f"memory bank of '{origin}' has no position: resume from a checkpoint of this run")
+        self.bank.restore(tensors, origin)
+        self._position = int(tensors["position"])
+
+    def _push(self, count: int) -> None:
+        indices = torch.as_tensor(shuffled_indices(len(self._samples), self._position, count, self._seed))
+        fresh = self._samples[indices.to(self._samples.device)]
+        self.bank.push(
+            fresh if self._prepare is None else self._prepare(fresh), None if self._labels is None else self._labels[indices.cpu()]
+        )
+        self._position += count

@@ -1,0 +1,80 @@
+"""Several scales of one feature map: all its locations, and means and standard deviations of windows and of the whole.
+
+    mean = (1/m) sum_i x_i,    std = sqrt( (1/m) sum_i (x_i - mean)^2 + 1e-6 )        per channel, over the m places of a window
+
+Shapes: b samples, c channels, k locations, h x w places; locations are row-major.
+
+Source: paper, appendix A.5; that windows do not overlap, and the 1e-6, are facts of the authors' release.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting.encoders.base import Features
+from drifting.errors import InputError
+from drifting.inputs import full_precision, nearest_name
+
+# Kind -> side of the window, 0 for the whole map.
+_WINDOWS = {"mean": 0, "std": 0, "mean_2": 2, "std_2": 2, "mean_4": 4, "std_4": 4}
+KINDS = ("all", *_WINDOWS)
+_SMALLEST_VARIANCE = 1e-6
+
+
+def feature_name(name: str, kind: str) -> str:
+    """Return the name of one kind of features of a map: that of the map for "all", else NAME_KIND."""
+    return name if kind == "all" else f"{name}_{kind}"
+
+
+def fits(kind: str, height: int, width: int) -> bool:
+    """Return whether the windows of a kind divide a map of this size."""
+    window = _WINDOWS.get(kind, 0)
+    return window == 0 or (height % window == 0 and width % window == 0)
+
+
+def multi_scale(name: str, map: Float[Tensor, "b c h w"], kinds: Sequence[str] = KINDS) -> Features:
+    """Return the features of a map in float32: NAME, NAME_mean, NAME_std, NAME_mean_2, NAME_std_2, NAME_mean_4, NAME_std_4.
+
+    Args:
+        name: of the map.
+        map: the feature map.
+        kinds: which of `KINDS` to return; those whose windows do not divide the map are left out.
+
+    Raises:
+        InputError: if a kind is unknown.
+    """
+    map = full_precision(map)
+    height, width = map.shape[2:]
+    features: Features = {}
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"kinds has '{kind}': did you mean '{nearest_name(kind, KINDS)}'? There are {', '.join(KINDS)}")
+        if not fits(kind, height, width):
+            continue
+        if kind == "all":
+            features[name] = map.flatten(2).transpose(1, 2)
+            continue
+        side = _WINDOWS[kind]
+        places = _windows(map, side or height, side or width)
+        mean = places.mean(2)
+        # The mean is taken off before squaring: the difference of two large means would lose the digits of a small variance.
+        features[feature_name(name, kind)] = mean if kind.startswith("mean") else _root_mean_square(places - mean[:, :, None])
+    return features
+
+
+def norm_x(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 c"]:
+    """Return the root mean square over places of every channel, sqrt(mean x^2 + 1e-6), as one location."""
+    return _root_mean_square(full_precision(x).flatten(2).transpose(1, 2)[:, None])
+
+
+def _root_mean_square(places: Float[Tensor, "b k m c"]) -> Float[Tensor, "b k c"]:
+    # The addend keeps the gradient of the root finite where all places are alike.
+    return torch.sqrt(places.square().mean(2) + _SMALLEST_VARIANCE)
+
+
+def _windows(map: Float[Tensor, "b c h w"], height: int, width: int) -> Float[Tensor, "b k m c"]:
+    """Return the places of each window, windows and places row-major."""
+    split = map.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+    return split.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)

@@ -1,0 +1,209 @@
+"""Pre-training of the networks that are not generators: auto-encoders by reconstruction, classifiers by labels.
+
+Iterators of steps without files or logs, each a function of its arguments and of the network's initial weights alone. The
+learning rate rises linearly over the first fifth of the steps, then falls along half a cosine.
+
+Shapes: b images, c channels, h x w pixels in [-1, 1].
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
+
+from drifting.data.shuffle import shuffled_indices
+from drifting.errors import InputError
+from drifting.training.loop import DivergenceError
+
+_WARMUP = 0.2
+_WEIGHT_DECAY = 0.01
+_MAX_GRAD_NORM = 1.0
+# How often the losses are looked at; looking waits for the device.
+_CHECK_EVERY = 25
+_BLACK = -1.0
+
+Images = Float[Tensor, "b c h w"]
+ImageSource = Callable[[int, torch.Generator], Shaped[Tensor, "b c h w"]]
+
+
+@dataclass(frozen=True)
+class EncoderStep:
+    """What the loops yield after each optimiser step: its number, counted from 1, and the loss of its batch, on the device."""
+
+    number: int
+    loss: Float[Tensor, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How the images and labels of a classifier are varied in training; 0 switches a part off.
+
+    Attributes:
+        shift: largest shift in whole pixels, along each axis.
+        rotation: largest rotation in degrees.
+        scale: largest relative change of size, below 1.
+        label_smoothing: probability spread evenly over all classes, in [0, 1).
+    """
+
+    shift: int = 2
+    rotation: float = 10.0
+    scale: float = 0.1
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value out of its range."""
+        ranges = {"shift": math.inf, "rotation": math.inf, "scale": 1, "label_smoothing": 1}
+        for name, limit in ranges.items():
+            if not 0 <= getattr(self, name) < limit:
+                raise InputError(f"{name} is {getattr(self, name)}: pass a number from 0 to below {limit}")
+
+    def __call__(self, images: Images, rng: torch.Generator) -> Images:
+        """Return every image turned and scaled about its centre, then shifted, each by its own draw."""
+        if self.rotation or self.scale:
+            images = random_affine(images, rng, rotation=self.rotation, scale=self.scale)
+        return random_shift(images, rng, pixels=self.shift) if self.shift else images
+
+
+def random_shift(images: Images, rng: torch.Generator, *, pixels: int = 2) -> Images:
+    """Return every image shifted by up to `pixels` along each axis; what comes in from outside is black (-1)."""
+    count, channels, height, width = images.shape
+    padded = pad(images, (pixels,) * 4, value=_BLACK)
+    down, right = torch.randint(2 * pixels + 1, (2, count, 1), generator=rng, device=rng.device).to(images.device)
+    rows = (down + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (right + torch.arange(width, device=images.device))[:, None, None, :]
+    shifted = padded.gather(2, rows.expand(-1, channels, -1, padded.shape[3]))
+    return shifted.gather(3, columns.expand(-1, channels, height, -1))
+
+
+def random_affine(images: Images, rng: torch.Generator, *, rotation: float = 10.0, scale: float = 0.1) -> Images:
+    """Return every image turned by up to `rotation` degrees and scaled by a factor in [1 - scale, 1 + scale], bilinearly.
+
+    What comes in from outside is black (-1). Both draws are uniform.
+    """
+    height, width = images.shape[2:]
+    turn, size = (2 * torch.rand(2, len(images), generator=rng, device=rng.device) - 1).to(images)
+    angle, inverse = math.radians(rotation) * turn, 1 / (1 + scale * size)
+    cosine, sine, zero = inverse * angle.cos(), inverse * angle.sin(), torch.zeros_like(angle)
+    # Grid coordinates run over [-1, 1] along both axes: the aspect ratio keeps a turned rectangle a rectangle.
+    matrix = torch.stack([cosine, -sine * height / width, zero, sine * width / height, cosine, zero], 1)
+    grid = affine_grid(matrix.unflatten(1, (2, 3)), list(images.shape), align_corners=False)
+    return grid_sample(images - _BLACK, grid, align_corners=False) + _BLACK
+
+
+def train_autoencoder(
+    autoencoder: nn.Module,
+    images: ImageSource,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    noise: float = 0.0,
+) -> Iterator[EncoderStep]:
+    """Train a network (images) -> (reconstruction, code) to minimise the mean squared error, yielding after each step.
+
+    Args:
+        autoencoder: trained in place, on its device.
+        images: (count, rng) -> that many images: uint8 in 0..255, or float in [-1, 1].
+        steps: number of optimiser steps.
+        batch_size: images of a step.
+        learning_rate: the highest of the schedule, of AdamW.
+        seed: of the batches and of the noise.
+        noise: standard deviation of Gaussian noise added to the input and not to the target; 0 for none.
+
+    Raises:
+        DivergenceError: if the loss becomes NaN or infinite.
+    """
+    device = _device_of(autoencoder)
+
+    def loss(number: int, rng: torch.Generator) -> Tensor:
+        del number
+        clean = _to_signed(images(batch_size, rng).to(device))
+        draws = noise * torch.randn(clean.shape, generator=rng, device=device) if noise else 0
+        return mse_loss(autoencoder(clean + draws)[0], clean)
+
+    yield from _optimise(autoencoder, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+
+
+def train_supervised(
+    model: nn.Module,
+    images: Shaped[Tensor, "s c h w"],
+    labels: Int[Tensor, " s"],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    augment: Augmentation = Augmentation(),
+) -> Iterator[EncoderStep]:
+    """Train a classifier (images) -> logits by cross-entropy, yielding after each step; every epoch is a new order of all images.
+
+    Args:
+        model: trained in place, on its device.
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        labels: their classes.
+        steps: number of optimiser steps.
+        batch_size: images of a step.
+        learning_rate: the highest of the schedule, of AdamW.
+        seed: of the order and of the augmentation.
+        augment: how images and labels are varied.
+
+    Raises:
+        InputError: if there is not one label for every image.
+        DivergenceError: if the loss becomes NaN or infinite.
+    """
+    if len(images) != len(labels) or len(images) == 0:
+        raise InputError(f"data has {len(images)} images and {len(labels)} labels: pass one label for every image")
+    device = _device_of(model)
+
+    def loss(number: int, rng: torch.Generator) -> Tensor:
+        chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, seed)).to(images.device)
+        varied = augment(_to_signed(images[chosen].to(device)), rng)
+        targets = labels.to(images.device)[chosen].long().to(device)
+        return cross_entropy(model(varied), targets, label_smoothing=augment.label_smoothing)
+
+    yield from _optimise(model, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+
+
+def _optimise(
+    model: nn.Module, loss_of: Callable[[int, torch.Generator], Tensor], *, steps: int, learning_rate: float, seed: int
+) -> Iterator[EncoderStep]:
+    device = _device_of(model)
+    rng = torch.Generator(device).manual_seed(seed)
+    parameters: Sequence[Tensor] = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=_WEIGHT_DECAY)
+    first_fault = torch.zeros((), dtype=torch.long, device=device)
+    for number in range(1, steps + 1):
+        model.train()
+        loss = loss_of(number, rng)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, _MAX_GRAD_NORM)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * schedule_factor(number, steps)
+        optimizer.step()
+        first_fault = torch.where((first_fault == 0) & ~loss.detach().isfinite(), number, first_fault)
+        if (number % _CHECK_EVERY == 0 or number == steps) and int(first_fault) > 0:
+            message = f"the loss of the encoder became NaN or infinite at step {int(first_fault)}"
+            raise DivergenceError(f"{message}: lower the learning rate and start again")
+        yield EncoderStep(number, loss.detach())
+
+
+def schedule_factor(number: int, steps: int) -> float:
+    """Return the learning rate of a step as a share of the highest: linear rise, then half a cosine that ends near 0."""
+    rise = max(1.0, _WARMUP * steps)
+    if number <= rise:
+        return number / rise
+    return 0.5 * (1 + math.cos(math.pi * (number - rise) / (steps + 1 - rise)))
+
+
+def _to_signed(images: Shaped[Tensor, "b c h w"]) -> Images:
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

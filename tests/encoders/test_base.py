@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+
+from drifting.encoders.base import Frozen, compose
+from drifting.encoders.identity import identity
+from drifting.errors import InputError
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+
+
+def _state(module: nn.Module) -> dict:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_gradients_flow_through_a_frozen_network_whose_weights_stay():
+    encoder = Frozen(_network())
+    before = _state(encoder)
+    samples = torch.randn(5, 3, requires_grad=True)
+    encoder(samples).square().sum().backward()
+    assert float(samples.grad.abs().min()) > 0
+    assert [value.grad for value in encoder.parameters()] == [None] * 6
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_frozen_stays_in_evaluation_mode():
+    encoder = Frozen(_network())
+    around = nn.ModuleList([encoder])
+    assert encoder.train() is encoder
+    around.train()
+    assert around.training
+    assert not any(part.training for part in encoder.modules())
+    samples = torch.randn(5, 3)
+    assert torch.equal(encoder(samples), encoder(samples))
+    assert torch.allclose(encoder(samples)[:2], encoder(samples[:2]))
+
+
+def test_composed_names_carry_their_prefix():
+    samples = torch.randn(4, 2, 3)
+    features = compose({"": identity, "double": lambda x: identity(2 * x)})(samples)
+    assert list(features) == ["sample", "double.sample"]
+    assert torch.equal(features["sample"], samples.flatten(1)[:, None])
+    assert torch.equal(features["double.sample"], 2 * features["sample"])
+
+
+def test_encoders_may_be_composed_of_composed_ones():
+    inner = compose({"a": identity})
+    assert list(compose({"b": inner, "": inner})(torch.zeros(1, 2))) == ["b.a.sample", "a.sample"]
+
+
+def test_double_names_are_refused():
+    encoder = compose({"": lambda x: {"a.sample": x[:, None]}, "a": identity})
+    with pytest.raises(InputError, match=r"feature 'a\.sample' twice"):
+        encoder(torch.zeros(1, 2))
+
+
+def test_no_encoder_is_refused():
+    with pytest.raises(InputError, match="encoders is empty"):
+        compose({})

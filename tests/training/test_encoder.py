@@ -1,0 +1,211 @@
+import pytest
+import torch
+from torch import nn
+
+from drifting.encoders.autoencoder import Autoencoder
+from drifting.encoders.classifier import Classifier
+from drifting.errors import InputError
+from drifting.training.encoder import (
+    Augmentation,
+    random_affine,
+    random_shift,
+    schedule_factor,
+    train_autoencoder,
+    train_supervised,
+)
+from drifting.training.loop import DivergenceError
+
+NO_AUGMENTATION = Augmentation(shift=0, rotation=0.0, scale=0.0)
+
+
+def _rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _bars(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return uint8 images of one bar, and whether it lies or stands."""
+    rng = _rng(5)
+    labels, place = torch.randint(2, (count,), generator=rng), torch.randint(2, 6, (count,), generator=rng)
+    images = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
+    images[torch.arange(count), 0, place] = 255
+    images[labels == 1] = images[labels == 1].transpose(2, 3)
+    return images, labels
+
+
+def _draw(count: int, rng: torch.Generator) -> torch.Tensor:
+    images = _bars(64)[0]
+    return images[torch.randint(64, (count,), generator=rng)]
+
+
+def _autoencoder(seed: int = 0) -> Autoencoder:
+    torch.manual_seed(seed)
+    return Autoencoder((1, 8, 8), code_dim=8, width=8)
+
+
+def _reconstruct(seed: int, steps: int = 4, **kwargs) -> tuple[list[float], dict]:
+    model = _autoencoder()
+    arguments = {"steps": steps, "batch_size": 16, "learning_rate": 3e-3, "seed": seed, **kwargs}
+    return [float(step.loss) for step in train_autoencoder(model, _draw, **arguments)], model.state_dict()
+
+
+def _classify(seed: int = 0, steps: int = 4, **kwargs) -> tuple[list[float], Classifier]:
+    torch.manual_seed(0)
+    model = Classifier((1, 8, 8), 2, width=4)
+    arguments = {"steps": steps, "batch_size": 16, "learning_rate": 3e-3, "seed": seed, **kwargs}
+    return [float(step.loss) for step in train_supervised(model, *_bars(64), **arguments)], model
+
+
+def test_reconstruction_improves():
+    losses, _ = _reconstruct(0, steps=120, learning_rate=1e-2)
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_steps_are_numbered_from_one():
+    steps = list(train_autoencoder(_autoencoder(), _draw, steps=3, batch_size=4, learning_rate=1e-3, seed=0))
+    assert [step.number for step in steps] == [1, 2, 3]
+    assert not any(step.loss.requires_grad for step in steps)
+
+
+def test_training_is_a_function_of_the_seed():
+    first, weights = _reconstruct(0, noise=0.2)
+    again, same = _reconstruct(0, noise=0.2)
+    assert first == again
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert _reconstruct(1, noise=0.2)[0] != first
+    one, two = _classify(), _classify()
+    assert one[0] == two[0]
+    assert all(torch.equal(value, two[1].state_dict()[name]) for name, value in one[1].state_dict().items())
+    assert _classify(seed=1)[0] != one[0]
+
+
+def test_noise_is_added_to_the_input_and_not_to_the_target():
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            seen.append(images)
+            return self.weight.expand_as(images), None
+
+    images = torch.full((32, 1, 8, 8), 0.5)
+    losses = [
+        float(step.loss)
+        for step in train_autoencoder(
+            Spy(), lambda count, rng: images, steps=1, batch_size=32, learning_rate=1e-3, seed=0, noise=0.3
+        )
+    ]
+    assert losses == [0.25]
+    assert float((seen[0] - images).std()) == pytest.approx(0.3, rel=0.1)
+
+
+def test_bytes_become_signed_numbers():
+    seen = []
+    model = _autoencoder()
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    list(train_autoencoder(model, _draw, steps=1, batch_size=4, learning_rate=1e-3, seed=0))
+    assert set(seen[0].unique().tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize(("bad", "steps", "seen"), [(3, 100, 24), (30, 100, 49), (2, 6, 5), (6, 6, 5)])
+def test_loss_that_is_not_finite_stops_the_training(bad, steps, seen):
+    number = 0
+
+    def images(count, rng):
+        nonlocal number
+        number += 1
+        return torch.full((count, 1, 8, 8), float("nan") if number == bad else 0.1)
+
+    training = train_autoencoder(_autoencoder(), images, steps=steps, batch_size=2, learning_rate=1e-3, seed=0)
+    with pytest.raises(DivergenceError, match=f"NaN or infinite at step {bad}: lower"):
+        list(training)
+    assert number - 1 == seen
+
+
+def test_classifier_learns():
+    _, model = _classify(steps=60, learning_rate=1e-2, augment=NO_AUGMENTATION)
+    images, labels = _bars(64)
+    with torch.no_grad():
+        assert float((model.eval()(images.float() / 127.5 - 1).argmax(1) == labels).float().mean()) > 0.95
+
+
+def test_label_smoothing_keeps_the_loss_from_zero():
+    smooth = Augmentation(shift=0, rotation=0.0, scale=0.0, label_smoothing=0.4)
+    losses, _ = _classify(steps=60, learning_rate=1e-2, augment=smooth)
+    assert losses[-1] > 0.45
+    assert _classify(steps=60, learning_rate=1e-2, augment=NO_AUGMENTATION)[0][-1] < 0.2
+
+
+def test_an_epoch_shows_every_image_once():
+    images = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
+    seen = []
+    model = Classifier((1, 8, 8), 2, width=4)
+    model.register_forward_pre_hook(lambda module, inputs: seen.extend(((inputs[0][:, 0, 0, 0] + 1) * 127.5).round().tolist()))
+    arguments = {"steps": 4, "batch_size": 5, "learning_rate": 1e-3, "seed": 0, "augment": NO_AUGMENTATION}
+    list(train_supervised(model, images, torch.zeros(20, dtype=torch.long), **arguments))
+    assert sorted(seen) == list(range(20))
+
+
+def test_labels_must_be_as_many_as_images():
+    images, labels = _bars(8)
+    with pytest.raises(InputError, match="8 images and 7 labels"):
+        next(train_supervised(Classifier((1, 8, 8), 2), images, labels[1:], steps=1, batch_size=2, learning_rate=1e-3, seed=0))
+
+
+def test_every_shift_moves_the_whole_image_and_lets_black_in():
+    image = torch.rand(1, 2, 5, 6, generator=_rng(1))
+    shifted = random_shift(image.expand(400, -1, -1, -1), _rng(), pixels=2)
+    framed = torch.nn.functional.pad(image, (2, 2, 2, 2), value=-1.0)
+    possible = [framed[0, :, row : row + 5, column : column + 6] for row in range(5) for column in range(5)]
+    found = [next(place for place, part in enumerate(possible) if torch.equal(one, part)) for one in shifted]
+    assert set(found) == set(range(25))
+    assert torch.equal(random_shift(image, _rng(), pixels=0), image)
+
+
+def test_affine_of_no_size_changes_nothing():
+    images = torch.rand(3, 2, 6, 9)
+    torch.testing.assert_close(random_affine(images, _rng(), rotation=0.0, scale=0.0), images)
+
+
+def test_rotation_keeps_a_centred_disc_in_place_even_off_square():
+    row, column = torch.meshgrid(torch.arange(24) - 11.5, torch.arange(36) - 17.5, indexing="ij")
+    disc = torch.exp(-(row**2 + column**2) / 18)[None, None] * 2 - 1
+    turned = random_affine(disc.expand(8, -1, -1, -1), _rng(), rotation=180.0, scale=0.0)
+    assert float((turned - disc).abs().max()) < 0.06
+
+
+def test_scale_grows_and_shrinks_within_its_bounds():
+    square = torch.full((1, 1, 32, 32), -1.0)
+    square[:, :, 8:24, 8:24] = 1
+    areas = ((random_affine(square.expand(200, -1, -1, -1), _rng(), rotation=0.0, scale=0.25) + 1) / 2).sum((1, 2, 3))
+    sides = areas.sqrt() / 16
+    assert 0.74 < float(sides.min()) < 0.8
+    assert 1.2 < float(sides.max()) < 1.26
+
+
+def test_each_part_of_the_augmentation_can_be_switched_off():
+    images = torch.rand(4, 1, 8, 8)
+    assert NO_AUGMENTATION(images, _rng()) is images
+    for part in ({"shift": 2}, {"rotation": 10.0}, {"scale": 0.1}):
+        settings = {"shift": 0, "rotation": 0.0, "scale": 0.0, **part}
+        varied = Augmentation(**settings)(images, _rng())
+        assert varied.shape == images.shape
+        assert not torch.allclose(varied, images)
+        assert torch.equal(varied, Augmentation(**settings)(images, _rng()))
+
+
+@pytest.mark.parametrize("wrong", [{"shift": -1}, {"scale": 1.0}, {"label_smoothing": 1.0}, {"rotation": float("nan")}])
+def test_augmentation_out_of_range_is_refused(wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} is"):
+        Augmentation(**wrong)
+
+
+def test_learning_rate_rises_and_falls():
+    factors = [schedule_factor(number, 100) for number in range(1, 101)]
+    assert factors[0] == 1 / 20
+    assert max(factors) == factors[19] == 1
+    assert factors == sorted(factors[:20]) + sorted(factors[20:], reverse=True)
+    assert 0 < factors[-1] < 0.001
+    assert schedule_factor(1, 1) == 1
