@@ -6,7 +6,7 @@ import drifting.runs
 
 def main(save_dir="runs/example"):
     """Train a short run, sample from it in one pass and measure it."""
-    config = drifting.presets.preset("toy", dataset="eight_gaussians")
+    config = drifting.presets.toy(dataset="eight_gaussians")
     config = drifting.presets.adjust(config, steps=500, batch_size=512)
     run = drifting.runs.train(config, save_dir, overwrite=True)
     points = run.sample(1000, seed=0)  # float32 [1000, 2]

@@ -1,8 +1,8 @@
-"""Small runs that the tests share: a toy, the digits and a user's own points, each trained in about a second."""
+"""Small runs that the tests share: toy, digits, a user's own points and images, each trained in about a second."""
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,23 +13,33 @@ import torch
 from drifting import config as configuration
 from drifting import presets, runs
 from drifting.cli import main
-from drifting.config import MLPConfig, RunConfig
+from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, MLPConfig, ResidualMLPConfig, RunConfig
+from tests.image_folders import write_images
 
-BATCH_SIZES = {"toy": 32, "digits": 40}
+BATCH_SIZES = {"toy": 32, "digits": 40, "mnist-pixel": 40, "mnist-encoder": 40, "images": 40}
+FRAME_SAMPLES = {"toy": 40, "digits": 100, "mnist-pixel": 60, "mnist-encoder": 60, "images": 60}
 CENTRE, SCALE = (1000.0, -3000.0), 50.0
 
 
-def shrunk(config: RunConfig) -> RunConfig:
-    """Return a preset made small: six steps of few samples, a network of a few hundred weights, two frames."""
+def shrunk(config: RunConfig | ClassifierConfig) -> RunConfig | ClassifierConfig:
+    """Return a preset made small: six steps of few samples, networks of a few hundred weights, two frames."""
+    if isinstance(config, ClassifierConfig):
+        return dataclasses.replace(config, width=4, steps=60, batch_size=32, shift=0)
     schedule = dataclasses.replace(config.schedule, steps=6, warmup_steps=2, ema_decay=0.9)
+    generator, encoder = MLPConfig(noise_dim=4, width=16, depth=2), config.encoder
+    if isinstance(config.data, ImagesData):
+        generator = ResidualMLPConfig(noise_dim=4, width=16, hidden=16, depth=2)
+    if isinstance(encoder, AutoencoderConfig):
+        encoder = dataclasses.replace(encoder, code_dim=8, width=4, steps=20, batch_size=16)
     small = dataclasses.replace(
         config,
-        generator=MLPConfig(noise_dim=4, width=16, depth=2),
+        generator=generator,
+        encoder=encoder,
         schedule=schedule,
         log_every=2,
         checkpoint_every=2,
         frames=2,
-        frame_samples={"toy": 40, "digits": 100}[config.preset],
+        frame_samples=FRAME_SAMPLES[config.preset],
     )
     return presets.adjust(small, batch_size=BATCH_SIZES[config.preset])
 
@@ -58,15 +68,32 @@ def no_pictures(monkeypatch) -> None:
 @pytest.fixture
 def small_presets(monkeypatch) -> None:
     """Make the command line train small runs."""
-    full_toy = presets.PRESETS["toy"].make
+    full = {name: preset.make for name, preset in presets.PRESETS.items()}
 
-    def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
-        choices = {"dataset": dataset, "data": data}
-        return shrunk(full_toy(**{name: value for name, value in choices.items() if value is not None}))
+    def small(name: str, **choices) -> RunConfig | ClassifierConfig:
+        return shrunk(full[name](**{key: value for key, value in choices.items() if value not in (None, False)}))
 
-    monkeypatch.setitem(presets.PRESETS, "toy", dataclasses.replace(presets.PRESETS["toy"], make=toy))
-    digits = shrunk(presets.preset("digits"))
-    monkeypatch.setitem(presets.PRESETS, "digits", dataclasses.replace(presets.PRESETS["digits"], make=lambda: digits))
+    def toy(dataset=None, data=None):
+        return small("toy", dataset=dataset, data=data)
+
+    def digits():
+        return small("digits")
+
+    def mnist_pixel(data=None, unconditional=False):
+        return small("mnist-pixel", data=data, unconditional=unconditional)
+
+    def mnist_encoder(data=None, unconditional=False):
+        return small("mnist-encoder", data=data, unconditional=unconditional)
+
+    def mnist_classifier(data=None):
+        return small("mnist-classifier", data=data)
+
+    def images(data, unconditional=False, image_size=None, channels=None):
+        return shrunk(full["images"](data, unconditional, image_size, channels))
+
+    for make in (toy, digits, mnist_pixel, mnist_encoder, mnist_classifier, images):
+        name = make.__name__.replace("_", "-")
+        monkeypatch.setitem(presets.PRESETS, name, dataclasses.replace(presets.PRESETS[name], make=make))
 
 
 class Result(NamedTuple):
@@ -113,13 +140,39 @@ def digits_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def points_run(tmp_path_factory, own_points) -> Iterator[Path]:
+def points_run(tmp_path_factory, own_points) -> Path:
     """The folder of a run on the user's own points, trained for long enough to lie among them."""
     config = dataclasses.replace(small_toy(data=str(own_points)), checkpoint_every=60, log_every=60)
     config = presets.adjust(config, steps=60, learning_rate=1e-2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configuration, "build_pictures", lambda config: lambda folder, **kwargs: [])
-        yield runs.train(config, tmp_path_factory.mktemp("runs") / "points").folder
+        return runs.train(config, tmp_path_factory.mktemp("runs") / "points").folder
+
+
+@pytest.fixture(scope="session")
+def grey_folder(tmp_path_factory) -> Path:
+    """A folder of 8 x 8 grey images in three classes; 27 of each are for training, 3 are held out."""
+    return write_images(tmp_path_factory.mktemp("images") / "grey", {"a": 30, "b": 30, "c": 30})
+
+
+@pytest.fixture
+def tiny_images(grey_folder) -> RunConfig:
+    """Stand in for the preset "images", on the grey folder."""
+    return shrunk(presets.preset("images", data=str(grey_folder)))
+
+
+@pytest.fixture(scope="session")
+def images_run(tmp_path_factory, grey_folder) -> Path:
+    """The folder of a finished run of images with its pictures; copy it before changing it."""
+    config = shrunk(presets.preset("images", data=str(grey_folder)))
+    return runs.train(config, tmp_path_factory.mktemp("runs") / "images").folder
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory, grey_folder) -> Path:
+    """The folder of a classifier of the grey folder's images."""
+    config = shrunk(presets.preset("mnist-classifier", data=str(grey_folder)))
+    return runs.train_judge(config, tmp_path_factory.mktemp("runs") / "judge").folder
 
 
 @pytest.fixture

@@ -74,7 +74,9 @@ def test_pickled_file_is_refused_and_its_code_is_not_run(tmp_path):
 def test_package_never_unpickles():
     sources = {path: path.read_text() for path in Path(drifting.__file__).parent.rglob("*.py")}
     words = ("pickle.load", "import pickle", "torch.load(", "allow_pickle=True", "weights_only=False")
-    assert [(path.name, word) for path, text in sources.items() for word in words if word in text] == []
+    found = [(path.name, word) for path, text in sources.items() for word in words if word in text]
+    # The original CIFAR-10 is pickled: its reader lets through arrays and nothing that runs, see tests/data/test_readers.py.
+    assert found == [("cifar.py", "import pickle")]
 
 
 def test_missing_files_are_named(tmp_path):

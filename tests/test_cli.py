@@ -81,7 +81,7 @@ def test_finished_run_holds_the_promised_files(toy_run, digits_run):
     files = {"config.json", "metrics.jsonl", "generator.safetensors", "frames.safetensors", "checkpoints"}
     pictures = {"samples.png", "progress.png", "losses.png", "training.gif"}
     assert {path.name for path in toy_run.iterdir()} == files | pictures | {"drift_field.png"}
-    assert {path.name for path in digits_run.iterdir()} == files | pictures
+    assert {path.name for path in digits_run.iterdir()} == files | pictures | {"comparison.png"}
 
 
 @small
@@ -89,10 +89,10 @@ def test_interrupt_exits_130_and_tells_how_to_go_on(here, command, monkeypatch, 
     assert command("train", "toy", "--save-dir", "whole").status == 0
     advance = TrainingProgress.advance
 
-    def interrupting(self, step, drift_norm=None):
+    def interrupting(self, step, figure=None):
         if step == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        advance(self, step, drift_norm)
+        advance(self, step, figure)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingProgress, "advance", interrupting)
@@ -189,7 +189,13 @@ def test_evaluation_prints_a_table_and_writes_it(here, command, kind, request):
     (folder / "metrics.json").unlink()
     assert result.status == 0
     assert {"energy_distance", "energy_distance_floor"} <= metrics.keys()
-    assert all(name in result.out for name in metrics)
+    rows = {
+        cells[1]: cells[2:4] for line in result.out.splitlines() if len(cells := [part.strip() for part in line.split("│")]) > 3
+    }
+    assert rows.keys() == {name for name in metrics if not name.endswith("_floor")}
+    for name, (value, floor) in rows.items():
+        for shown, measured in ((value, metrics[name]), (floor, metrics.get(f"{name}_floor"))):
+            assert shown == "" if measured is None else float(shown) == pytest.approx(measured, rel=1e-4)
 
 
 def test_presets_are_all_listed(command):

@@ -7,17 +7,58 @@ import torch
 from drifting import config as configuration
 from drifting import presets
 from drifting.checkpoint import load_json, save_json
-from drifting.config import MLPConfig, PointsData, RunConfig, from_json, resolve, to_json
+from drifting.config import (
+    AutoencoderConfig,
+    BankConfig,
+    ClassifierConfig,
+    ImagesData,
+    MLPConfig,
+    PixelsConfig,
+    PointsData,
+    ResidualMLPConfig,
+    RunConfig,
+    from_json,
+    resolve,
+    to_json,
+)
 from drifting.data.toys import TOYS
 from drifting.errors import InputError
 
 
 def _every_config() -> list[RunConfig]:
-    made = [presets.preset(name) for name in presets.PRESETS] + [presets.preset("toy", dataset=name) for name in TOYS]
+    made = [presets.preset(name, **{"data": "x"} if name == "images" else {}) for name in presets.PRESETS]
+    made += [presets.preset("toy", dataset=name) for name in TOYS]
     points = presets.preset("toy", data="points.npy")
     known = dataclasses.replace(points, data=PointsData(path="points.npy", centre=(0.1, -1e300), scale=1 / 3))
     fine = dataclasses.replace(made[0].schedule, independent_negatives=True, max_grad_norm=None, ema_decay=0.1 + 0.2)
-    return [*made, points, known, dataclasses.replace(made[0], schedule=fine, seed=5, device="cuda:1")]
+    return [*made, *_image_configs(), points, known, dataclasses.replace(made[0], schedule=fine, seed=5, device="cuda:1")]
+
+
+def _image_configs() -> list[RunConfig | ClassifierConfig]:
+    """Return configurations with every field of images, encoder, bank and classifier away from its default."""
+    data = ImagesData(name="own", path="/x", image_size=8, channels=3, conditional=False, image_shape=(3, 8, 8), num_classes=4)
+    encoder = AutoencoderConfig(
+        code_dim=3, width=5, features=("stage2_mean", "code"), steps=7, batch_size=9, learning_rate=0.1 + 0.2, noise=1 / 3
+    )
+    bank = BankConfig(capacity_per_class=3, unconditional_capacity=5, push_per_step=7)
+    generator = ResidualMLPConfig(noise_dim=3, width=5, hidden=7, depth=2)
+    run = presets.preset("images", data="/x", unconditional=True)
+    run = dataclasses.replace(run, data=data, encoder=encoder, bank=bank, generator=generator, cache_features=False)
+    classifier = ClassifierConfig(
+        preset="mnist-classifier",
+        data=dataclasses.replace(data, conditional=True),
+        width=3,
+        steps=5,
+        batch_size=7,
+        learning_rate=1 / 3,
+        shift=1,
+        rotation=0.1,
+        scale=0.2,
+        label_smoothing=0.3,
+        seed=9,
+        device="mps",
+    )
+    return [run, dataclasses.replace(run, encoder=PixelsConfig(), bank=None), classifier]
 
 
 @pytest.mark.parametrize("config", _every_config(), ids=str)

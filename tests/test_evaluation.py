@@ -6,7 +6,7 @@ import torch
 
 from drifting import config as configuration
 from drifting.config import PointsData, RunConfig, ToyData, resolve
-from drifting.data.images import load_digits
+from drifting.data.digits import load_digits
 from drifting.data.toys import toy
 from drifting.evaluation import evaluate_digits, mode_shares
 

@@ -31,15 +31,27 @@ print([*events, *sorted(heavy), *(["state"] if before != after else []), *(["cud
 SHAPES = """
 import jaxtyping
 jaxtyping.install_import_hook("drifting", "beartype.beartype")
-import sys, tempfile
+import dataclasses, sys, tempfile
 from pathlib import Path
 from tests.conftest import shrunk
+from tests.image_folders import write_images
 from drifting import presets, runs
+from drifting.config import BankConfig
 for name in ("toy", "digits"):
     folder = Path(tempfile.mkdtemp()) / name
     runs.train(presets.adjust(shrunk(presets.preset(name)), steps=2), folder)
     for out in ("s.png", "s.npy"):
         runs.write_samples(runs.load(folder), folder / out, 20)
+place = Path(tempfile.mkdtemp())
+data = str(write_images(place / "grey", {"a": 30, "b": 30, "c": 30}))
+run = presets.adjust(shrunk(presets.preset("images", data=data)), steps=2)
+runs.train(run, place / "plain")
+banked = dataclasses.replace(run, bank=BankConfig(capacity_per_class=6), cache_features=False)
+runs.train(banked, place / "bank")
+runs.train(presets.adjust(banked, steps=3), place / "bank", resume=True)
+runs.train_judge(shrunk(presets.preset("mnist-classifier", data=data)), place / "judge")
+for judge in ("pixels", str(place / "judge")):
+    runs.load(place / "bank").evaluate(judge=judge, count=20)
 """
 
 

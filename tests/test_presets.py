@@ -3,19 +3,55 @@ import dataclasses
 import pytest
 
 from drifting import presets
-from drifting.config import PointsData, RunConfig, ToyData, resolve
+from drifting.config import ClassifierConfig, PointsData, RunConfig, ToyData, resolve
 from drifting.data.toys import TOYS
 from drifting.errors import InputError
 from drifting.presets import PRESETS, adjust, check_choices, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_complete_configuration_of_its_name(name):
-    config = preset(name)
-    assert isinstance(config, RunConfig)
+def test_every_preset_is_a_complete_configuration_of_its_name(name, grey_folder):
+    choices = {} if name in ("toy", "digits") else {"data": str(grey_folder)}
+    config = preset(name, **choices)
+    assert isinstance(config, ClassifierConfig if name.endswith("classifier") else RunConfig)
     assert config.preset == name
-    assert resolve(config) == config
-    assert preset(name) == config
+    resolved = resolve(config)
+    if choices:
+        found = (resolved.data.path, resolved.data.image_shape, resolved.data.num_classes)
+        assert found == (str(grey_folder), (1, 8, 8), 3)
+        resolved = dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, image_shape=None, num_classes=None))
+    assert resolved == config
+    assert preset(name, **choices) == config
+
+
+@pytest.mark.parametrize("name", ["mnist-pixel", "mnist-encoder", "images"])
+def test_unconditional_images_are_one_population_as_large_as_all_classes_together(name):
+    classes, joint = (preset(name, data="x", **choices) for choices in ({}, {"unconditional": True}))
+    assert (classes.data.conditional, joint.data.conditional) == (True, False)
+    assert joint.schedule.labels_per_step == 1
+    for count in ("generated", "positives"):
+        assert getattr(joint.schedule, count) == classes.schedule.labels_per_step * getattr(classes.schedule, count)
+
+
+def test_own_images_keep_what_was_asked_of_them():
+    data = preset("images", data="folder", image_size=24, channels=3).data
+    assert (data.path, data.image_size, data.channels, data.conditional) == ("folder", 24, 3, True)
+
+
+@pytest.mark.parametrize("choices", [{}, {"unconditional": True}])
+def test_own_images_must_be_named(choices):
+    with pytest.raises(InputError, match="data is missing: pass --data FOLDER, or a Hub id"):
+        preset("images", **choices)
+
+
+def test_classifier_takes_settings_of_its_training_and_no_others():
+    config = preset("mnist-classifier")
+    assert adjust(config, steps=7, batch_size=9, seed=2, learning_rate=None) == dataclasses.replace(
+        config, steps=7, batch_size=9, seed=2
+    )
+    for name, value in (("temperatures", (0.1,)), ("keep", 3)):
+        with pytest.raises(InputError, match=f"{name} is .*, which the preset 'mnist-classifier' does not take: leave it out"):
+            adjust(config, **{name: value})
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -96,11 +132,14 @@ def test_batch_of_one_sample_per_label_is_refused(name, size):
         adjust(preset(name), batch_size=size)
 
 
-def test_saved_run_of_the_same_choices_is_accepted(own_points):
+def test_saved_run_of_the_same_choices_is_accepted(own_points, grey_folder):
     check_choices(preset("digits"), "digits")
     check_choices(preset("toy", dataset="checker"), "toy", dataset="checker")
     check_choices(preset("toy", dataset="checker"), "toy")
     check_choices(resolve(preset("toy", data=str(own_points))), "toy", data=str(own_points))
+    images = resolve(preset("images", data=str(grey_folder), unconditional=True))
+    check_choices(images, "images", data=str(grey_folder), unconditional=True)
+    check_choices(images, "images")
 
 
 @pytest.mark.parametrize(("name", "choices"), [("digits", {}), ("toy", {"dataset": "moons"}), ("toy", {"data": "x.npy"})])
@@ -108,6 +147,14 @@ def test_saved_run_of_other_choices_is_refused(name, choices):
     asked = next(iter(choices.values()), name)
     with pytest.raises(InputError, match=f"is '{asked}', but the run to resume has"):
         check_choices(preset("toy", dataset="checker"), name, **choices)
+
+
+@pytest.mark.parametrize("choices", [{"unconditional": True}, {"image_size": 8}, {"channels": 3}, {"data": "elsewhere"}])
+def test_saved_run_of_other_images_is_refused(choices, grey_folder):
+    saved = resolve(preset("images", data=str(grey_folder)))
+    (name, value), *_ = choices.items()
+    with pytest.raises(InputError, match=f"{name} is '{value}', but the run to resume has"):
+        check_choices(saved, "images", **choices)
 
 
 def test_presets_are_listed_under_their_names():

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -50,11 +51,11 @@ def at_step(monkeypatch) -> Callable[[int, Callable], None]:
     def arrange(number: int, act: Callable[[], object]) -> None:
         advance, done = TrainingProgress.advance, []
 
-        def acting(self, step, drift_norm=None):
+        def acting(self, step, figure=None):
             if step == number and not done:
                 done.append(step)
                 act()
-            advance(self, step, drift_norm)
+            advance(self, step, figure)
 
         monkeypatch.setattr(TrainingProgress, "advance", acting)
 
@@ -176,9 +177,10 @@ def _poison(monkeypatch, call: int) -> None:
 
 def test_nan_stops_the_run_with_its_place_and_keeps_the_last_good_checkpoint(tiny_toy, tmp_path, monkeypatch, assert_same_run):
     whole = runs.train(tiny_toy, tmp_path / "whole").folder
+    temperature = f"{min(tiny_toy.loss.temperatures):g}"
+    where = re.escape(f"at step 5, in feature 'sample' at temperature {temperature}: lower the learning rate")
     with monkeypatch.context() as patch:
         _poison(patch, call=5)
-        where = f"at step 5, in feature 'sample' at temperature {tiny_toy.loss.temperatures[0]:g}: lower the learning rate"
         with pytest.raises(DivergenceError, match=where):
             runs.train(tiny_toy, tmp_path / "run")
     assert _steps(tmp_path / "run") == [2, 4]

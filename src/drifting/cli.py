@@ -1,13 +1,14 @@
 """The command line: drifting {train, sample, evaluate, presets}. It parses, calls and prints; the work is done elsewhere."""
 
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from drifting.errors import InputError
@@ -36,12 +37,34 @@ class Settings:
 _AS_PRESET = Settings()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What to train on."""
+
+    dataset: str | None = None
+    """Which toy: moons, swiss_roll, checker, circles, spirals, eight_gaussians, pinwheel."""
+    data: str | None = None
+    """Your own data: a .npy file of [n, 2] points for the preset toy; a folder of images or a Hub id for the others."""
+    unconditional: bool = False
+    """One joint population of images, without labels."""
+    image_size: int | None = None
+    """Pixels to a side, for images that are to be cropped and resized."""
+    channels: int | None = None
+    """1 or 3, to convert images to grey or to colour."""
+
+    def given(self) -> dict[str, Any]:
+        """Return what was asked for."""
+        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
+
+
+_DEFAULT = Choices()
+
+
 def train(
     preset: Positional[str],
     /,
     *,
-    dataset: str | None = None,
-    data: str | None = None,
+    choices: OmitArgPrefixes[Choices] = _DEFAULT,
     settings: OmitArgPrefixes[Settings] = _AS_PRESET,
     save_dir: Path | None = None,
     resume: bool = False,
@@ -50,24 +73,24 @@ def train(
     """Train a preset into a run folder, with its pictures.
 
     Args:
-        preset: toy or digits; see `drifting presets`.
-        dataset: which toy: moons, swiss_roll, checker, circles, spirals, eight_gaussians, pinwheel.
-        data: your own points for the preset toy: a .npy file of shape [n, 2].
+        preset: see `drifting presets`.
+        choices: what to train on.
         settings: what may differ from the preset.
         save_dir: the run folder; runs/PRESET or runs/DATASET by default.
         resume: go on with the run in the folder.
         overwrite: delete the run in the folder first.
     """
     from drifting import presets, runs
+    from drifting.run_folder import saved_config
 
-    choices = {name: value for name, value in {"dataset": dataset, "data": data}.items() if value is not None}
-    folder = save_dir or Path("runs") / (dataset or (Path(data).stem if data else preset))
-    config = runs.saved_config(folder) if resume else presets.preset(preset, **choices)
+    given = choices.given()
+    own = Path(choices.data).resolve().stem if choices.data and preset in ("toy", "images") else preset
+    folder = save_dir or Path("runs") / (choices.dataset or own)
+    config = saved_config(folder) if resume else presets.preset(preset, **given)
     if resume:
-        presets.check_choices(config, preset, **choices)
-    run = runs.train(presets.adjust(config, **vars(settings)), folder, resume=resume, overwrite=overwrite)
-    for picture in run.pictures:
-        print(picture)
+        presets.check_choices(config, preset, **given)
+    trained = runs.start(presets.adjust(config, **vars(settings)), folder, resume=resume, overwrite=overwrite)
+    print(*trained.summary(), sep="\n")
 
 
 def sample(
@@ -96,25 +119,40 @@ def sample(
     print(out)
 
 
-def evaluate(run: Positional[Path], /) -> None:
+def evaluate(run: Positional[Path], /, *, judge: str | None = None, num_samples: int = 10_000, seed: int = 0) -> None:
     """Measure a trained run against real data; the figures also go to metrics.json in its folder.
 
     Args:
         run: the run folder.
+        judge: in whose features images are compared: the folder of a trained classifier (runs/NAME-classifier by default), a
+            TorchScript Inception file (.pt), or pixels.
+        num_samples: images to compare.
+        seed: which images.
     """
     from drifting import runs
 
-    table = Table("metric", "value", title=str(run))
-    for name, value in runs.load(run).evaluate().items():
-        table.add_row(name, " ".join(f"{part:.4g}" for part in value) if isinstance(value, list) else f"{value:.5g}")
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always", UserWarning)
+        metrics = runs.load(run).evaluate(judge=judge, count=num_samples, seed=seed)
+    table = Table("metric", "value", "real against real", title=str(run))
+    for name, value in metrics.items():
+        if not name.endswith("_floor"):
+            floor = metrics.get(f"{name}_floor")
+            table.add_row(name, _figure(value), "" if floor is None else _figure(floor))
     Console().print(table)
+    for doubt in doubts:
+        print(f"drifting: {doubt.message}", file=sys.stderr)
+
+
+def _figure(value: float | list[float]) -> str:
+    return " ".join(f"{part:.4g}" for part in value) if isinstance(value, list) else f"{value:.5g}"
 
 
 def presets() -> None:
     """List what can be trained."""
     from drifting.presets import PRESETS
 
-    table = Table("name", "what", "data", "minutes on 2 CPU cores", "expected")
+    table = Table(Column("name", no_wrap=True), "what", "data", "minutes on 2 CPU cores", "expected")
     for name, preset in PRESETS.items():
         table.add_row(name, preset.what, preset.data, preset.minutes, preset.expected)
     Console().print(table)
@@ -129,6 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
         app.cli(prog="drifting", args=arguments)
     except InputError as error:
         _leave(error, 2)
+    except KeyboardInterrupt:
+        _leave("Stopped; nothing of this step is kept. Start the same command again.", 130)
     except Exception as error:
         from drifting.runs import Interrupted
         from drifting.training.loop import DivergenceError

@@ -4,9 +4,7 @@ The folder holds config.json, metrics.jsonl, generator.safetensors (averaged wei
 pictures; `load(folder)` needs the first and third alone.
 """
 
-import dataclasses
 import shlex
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -19,25 +17,26 @@ import numpy as np
 from torch import Tensor
 
 from drifting import config as configuration
-from drifting.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors
-from drifting.config import RunConfig
-from drifting.data.source import Source, reference_samples
+from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
+from drifting.config import ClassifierConfig, ImagesData, RunConfig
+from drifting.data.source import reference_samples
+from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
-from drifting.evaluation import Metrics
+from drifting.evaluation import Metrics, evaluate_images
 from drifting.files import atomic_path, check_writable
 from drifting.generators.base import Generator
 from drifting.plotting import image_grid, points_figure, save_image
+from drifting.pretraining import check_networks, load_judge, prepare_encoder, train_classifier
+from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, RECONSTRUCTION, WEIGHTS, claim, make_room, read_config
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState
 from drifting.training.loop import train as training_steps
+from drifting.training.positives import Positives
 from drifting.training.progress import TrainingProgress
 from drifting.training.recorder import Recorder, frame_steps
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
-_CONFIG, _WEIGHTS = "config.json", "generator.safetensors"
-_OWN_FILES = (_CONFIG, _WEIGHTS, "metrics.jsonl", "metrics.json", "frames.safetensors", "checkpoints")
-_OWN_PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif")
 
 
 class Interrupted(Exception):
@@ -57,11 +56,65 @@ class Run:
         """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each."""
         return configuration.build_export(self.config)(sample(self.generator, count, seed=seed, labels=labels))
 
-    def evaluate(self) -> Metrics:
-        """Measure the run against real data and keep the figures in metrics.json; see `evaluation`."""
-        metrics = configuration.build_evaluation(self.config)(lambda count, seed: sample(self.generator, count, seed=seed))
+    def summary(self) -> list[str]:
+        """Return the paths of its pictures."""
+        return [str(picture) for picture in self.pictures]
+
+    def evaluate(self, *, judge: str | None = None, count: int = 10_000, seed: int = 0) -> Metrics:
+        """Measure the run against real data and keep the figures in metrics.json; see `evaluation`.
+
+        Args:
+            judge: who sees the images of a run of images, see `pretraining.load_judge`.
+            count: images to compare; points and digits have a fixed number.
+            seed: of the images.
+        """
+        data = self.config.data
+        if isinstance(data, ImagesData):
+            train, test = (configuration.load_split(data, split) for split in ("train", "test"))
+
+            def draw(number: int, labels: Sequence[int] | None) -> Tensor:
+                return configuration.to_bytes(sample(self.generator, number, seed=seed, labels=labels))
+
+            metrics = evaluate_images(draw, train, test, load_judge(judge, self.config), count=count)
+        elif judge is not None:
+            raise InputError(f"judge is '{judge}', but this run makes no images to show it: leave it out")
+        else:
+            metrics = configuration.build_evaluation(self.config)(lambda count, seed: sample(self.generator, count, seed=seed))
         save_json(self.folder / "metrics.json", metrics)
         return metrics
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A trained judge, and its accuracy on the test set."""
+
+    folder: Path
+    accuracy: float
+
+    def summary(self) -> list[str]:
+        """Return what the training leaves, a line each."""
+        return [f"test accuracy {self.accuracy:.4f}", str(self.folder / CLASSIFIER_WEIGHTS)]
+
+
+def start(
+    config: RunConfig | ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> Run | TrainedClassifier:
+    """Train whatever the configuration is of, by `train` or `train_judge`."""
+    if isinstance(config, RunConfig):
+        return train(config, save_dir, resume=resume, overwrite=overwrite)
+    if resume:
+        raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
+    return train_judge(config, save_dir, overwrite=overwrite)
+
+
+def train_judge(config: ClassifierConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedClassifier:
+    """Train a classifier into a folder, for the evaluation of generators; errors as in `train`."""
+    folder = Path(save_dir)
+    config = configuration.resolve(config)
+    check_networks(config)
+    check_writable(folder, "save_dir")
+    make_room(folder, overwrite=overwrite)
+    return TrainedClassifier(folder, train_classifier(config, folder))
 
 
 def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -83,12 +136,18 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         raise InputError("resume and overwrite are both given: pass one of them")
     config = configuration.resolve(config)
     source = configuration.build_source(config)
+    check_networks(config)
     check_writable(folder, "save_dir")
-    _claim(folder, config, resume=resume, overwrite=overwrite)
+    claim(folder, config, resume=resume, overwrite=overwrite)
+    # Stopped before its encoder is trained, a run leaves nothing that would be in the way of starting again.
+    encoder = configuration.build_encoder(config, prepare_encoder(config, folder))
+    save_json(folder / CONFIG, configuration.to_json(config))
+    positives = configuration.build_positives(config, encoder, folder / "features")
     state = TrainingState(configuration.build_generator(config).to(config.device), config.schedule, config.seed)
     recorder = Recorder(
         folder,
         state,
+        positives,
         facts=configuration.to_json(config),
         reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED),
         frame_samples=config.frame_samples,
@@ -96,10 +155,11 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     )
     if resume:
         recorder.resume(config.schedule.steps)
-    save_json(folder / _CONFIG, configuration.to_json(config))
-    _train(recorder, config, source)
-    save_tensors(folder / _WEIGHTS, state.averaged.state_dict())
+    _train(recorder, config, positives, encoder)
+    save_tensors(folder / WEIGHTS, state.averaged.state_dict())
     pictures = configuration.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
+    reconstruction = folder / RECONSTRUCTION
+    pictures += [reconstruction] if reconstruction.exists() else []
     return Run(folder, config, state.averaged.cpu().eval(), tuple(pictures))
 
 
@@ -108,9 +168,9 @@ def load(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"run is '{folder}', which is not a folder: name the --save-dir of a training")
-    config = configuration.from_json(load_json(folder / _CONFIG), str(folder / _CONFIG))
+    config = read_config(folder / CONFIG)
     generator = configuration.build_generator(config)
-    load_weights(generator, load_tensors(folder / _WEIGHTS), str(folder / _WEIGHTS))
+    load_weights(generator, load_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     return Run(folder, config, generator.eval())
 
 
@@ -133,61 +193,18 @@ def write_samples(
         save_image(image_grid(samples, columns=len(labels or ()) or run.generator.num_classes or 10), out)
 
 
-def saved_config(folder: str | Path) -> RunConfig:
-    """Return the configuration of the run in a folder, finished or not, or raise InputError."""
-    path = Path(folder) / _CONFIG
-    if not path.exists():
-        raise InputError(f"save_dir is '{folder}', which holds no run to resume: leave out --resume, or name another folder")
-    return configuration.from_json(load_json(path), str(path))
-
-
-def _claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder ready for the run, or raise InputError if another run is in it."""
-    if resume:
-        _check_same(saved_config(folder), config)
-        return
-    own = [folder / name for name in (*_OWN_FILES, *_OWN_PICTURES) if (folder / name).exists()]
-    if own and not overwrite:
-        raise InputError(
-            f"save_dir is '{folder}', which already holds a run: pass --resume or --overwrite, or choose another folder"
-        )
-    for path in own:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _check_same(saved: RunConfig, asked: RunConfig) -> None:
-    """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
-    free = dataclasses.replace(saved.schedule, steps=asked.schedule.steps)
-    saved = dataclasses.replace(saved, schedule=free, device=asked.device, keep=asked.keep)
-    if saved == asked:
-        return
-    before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))
-    name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
-    raise InputError(
-        f"{name} is {after.get(name)}, but the run to resume has {before.get(name)}: "
-        "only steps, device and keep may change; use --overwrite or another --save-dir for a new run"
-    )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
-
-
-def _train(recorder: Recorder, config: RunConfig, source: Source) -> None:
+def _train(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
     """Run the loop: log, set frames aside, save, and stop where asked to."""
     state, schedule = recorder.state, config.schedule
     frames_at = frame_steps(schedule.steps, config.frames)
-    encoder, loss = configuration.build_encoder(config), configuration.build_loss(config)
+    loss = configuration.build_loss(config)
     if state.step == 0:
         recorder.take_frame()
     last_time, last_step = time.perf_counter(), state.step
-    progress = TrainingProgress(schedule.steps, state.step, schedule.labels_per_step * schedule.generated)
+    labels = min(schedule.labels_per_step, positives.num_classes or 1)
+    progress = TrainingProgress(schedule.steps, state.step, labels * schedule.generated)
     with progress, _polite_stop() as stop:
-        for step in training_steps(state, source, encoder, loss, schedule):
+        for step in training_steps(state, positives, encoder, loss, schedule):
             recorder.observe(step)
             more: dict[str, float] = {}
             if step.number in frames_at:

@@ -10,7 +10,7 @@ from drifting.training.progress import TrainingProgress
 def _shown(terminal: bool, steps: int = 3, done: int = 0, norms=(0.5, None, None)) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=100)
-    with TrainingProgress(steps, done, 10, console) as shown:
+    with TrainingProgress(steps, done, 10, console=console) as shown:
         for step, norm in zip(range(done + 1, steps + 1), norms, strict=False):
             shown.advance(step, norm)
     return out.getvalue()
@@ -51,7 +51,7 @@ def test_unknown_drift_norm_is_shown_as_such():
 
 def test_bar_stops_when_training_fails():
     out = io.StringIO()
-    shown = TrainingProgress(3, 0, 10, Console(file=out, force_terminal=True))
+    shown = TrainingProgress(3, 0, 10, console=Console(file=out, force_terminal=True))
 
     def fail():
         with shown:

@@ -21,15 +21,17 @@ from drifting.training.recorder import FRAME_SEED, Recorder, RunningMean, frame_
 def make(tmp_path, tiny_toy) -> Callable[..., Recorder]:
     def recorder(config: RunConfig = tiny_toy, keep: int = 2) -> Recorder:
         state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
+        positives = configuration.build_positives(config, configuration.build_encoder(config))
         reference = reference_samples(configuration.build_source(config), 40, seed=1)
-        return Recorder(tmp_path, state, facts={"a": 1}, reference=reference, frame_samples=40, keep=keep)
+        return Recorder(tmp_path, state, positives, facts={"a": 1}, reference=reference, frame_samples=40, keep=keep)
 
     return recorder
 
 
 def _advance(recorder: Recorder, config: RunConfig, steps: int, each: Callable = lambda step: None) -> None:
-    parts = [build(config) for build in (configuration.build_source, configuration.build_encoder, configuration.build_loss)]
-    for step in train(recorder.state, *parts, dataclasses.replace(config.schedule, steps=steps)):
+    encoder, loss = configuration.build_encoder(config), configuration.build_loss(config)
+    positives = configuration.build_positives(config, encoder)
+    for step in train(recorder.state, positives, encoder, loss, dataclasses.replace(config.schedule, steps=steps)):
         recorder.observe(step)
         each(step)
 

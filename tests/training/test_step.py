@@ -29,7 +29,7 @@ def _random(*shape: int, seed: int) -> torch.Tensor:
 
 @pytest.fixture
 def batch() -> Batch:
-    return Batch(noise=_random(3, 6, 2, seed=0), positives=_random(3, 5, 2, seed=1), labels=torch.tensor([2, 0, 1]))
+    return Batch(noise=_random(3, 6, 2, seed=0), positives={"sample": _random(3, 5, 1, 2, seed=1)}, labels=torch.tensor([2, 0, 1]))
 
 
 LOSS = DriftingLoss(temperatures=(0.5, 2.0))
@@ -38,7 +38,7 @@ LOSS = DriftingLoss(temperatures=(0.5, 2.0))
 def test_step_is_the_loss_of_the_encoded_samples(batch):
     generator = Shifting(4)
     generated = batch.noise + generator.shift[batch.labels][:, None]
-    expected = LOSS({"sample": generated[:, :, None]}, {"sample": batch.positives[:, :, None]})
+    expected = LOSS({"sample": generated[:, :, None]}, batch.positives)
     report = drifting_step(generator, identity, LOSS, batch)
     torch.testing.assert_close(report.loss, expected.loss)
     assert report.features.keys() == {"sample"}
@@ -48,10 +48,10 @@ def test_step_is_the_loss_of_the_encoded_samples(batch):
 
 def test_gradient_reaches_every_weight_and_no_data():
     generator = MLP(noise_dim=2, sample_shape=(2,), width=8, depth=2)
-    batch = Batch(noise=_random(1, 6, 2, seed=0), positives=_random(1, 5, 2, seed=1).requires_grad_())
+    batch = Batch(noise=_random(1, 6, 2, seed=0), positives={"sample": _random(1, 5, 1, 2, seed=1).requires_grad_()})
     drifting_step(generator, identity, LOSS, batch).loss.backward()
     assert all(float(weight.grad.abs().sum()) > 0 for weight in generator.parameters())
-    assert batch.positives.grad is None
+    assert batch.positives["sample"].grad is None
 
 
 def test_only_labels_of_the_step_get_a_gradient(batch):
@@ -65,7 +65,9 @@ def test_labels_are_populations_of_their_own(batch):
     loss = DriftingLoss(temperatures=(0.5,), normalize_features=False, normalize_drift=False)
 
     def of(labels: slice) -> torch.Tensor:
-        part = Batch(noise=batch.noise[labels], positives=batch.positives[labels], labels=batch.labels[labels])
+        part = Batch(
+            noise=batch.noise[labels], positives={"sample": batch.positives["sample"][labels]}, labels=batch.labels[labels]
+        )
         return drifting_step(Shifting(4), identity, loss, part).loss
 
     torch.testing.assert_close(of(slice(0, 3)), torch.stack([of(slice(i, i + 1)) for i in range(3)]).mean())
@@ -78,7 +80,7 @@ def test_independent_batch_repels_as_a_constant(batch):
     shift = generator.shift[batch.labels][:, None]
     negatives = {"sample": (other.independent_noise + shift).detach()[:, :, None]}
     generated = {"sample": (batch.noise + shift)[:, :, None]}
-    expected = LOSS(generated, {"sample": batch.positives[:, :, None]}, generated_negatives=negatives)
+    expected = LOSS(generated, batch.positives, generated_negatives=negatives)
     torch.testing.assert_close(report.loss, expected.loss)
     gradients = [torch.autograd.grad(result.loss, generator.shift)[0] for result in (report, expected)]
     torch.testing.assert_close(*gradients)
@@ -88,7 +90,7 @@ def test_independent_batch_repels_as_a_constant(batch):
 
 def test_order_of_samples_within_a_label_does_not_matter(batch):
     order = torch.tensor([3, 1, 0, 5, 4, 2])
-    shuffled = dataclasses.replace(batch, noise=batch.noise[:, order], positives=batch.positives.flip(1))
+    shuffled = dataclasses.replace(batch, noise=batch.noise[:, order], positives={"sample": batch.positives["sample"].flip(1)})
     first, second = (drifting_step(Shifting(4), identity, LOSS, one).loss for one in (batch, shuffled))
     torch.testing.assert_close(first, second)
 
@@ -102,7 +104,7 @@ def test_statistics_are_reported_when_asked_for(batch, wanted):
 
 def test_step_leaves_weights_and_batch_as_they_were(batch):
     generator = Shifting(4)
-    copies = generator.shift.detach().clone(), batch.noise.clone(), batch.positives.clone()
+    copies = generator.shift.detach().clone(), batch.noise.clone(), batch.positives["sample"].clone()
     drifting_step(generator, identity, LOSS, batch).loss.backward()
-    for after, before in zip((generator.shift, batch.noise, batch.positives), copies, strict=True):
+    for after, before in zip((generator.shift, batch.noise, batch.positives["sample"]), copies, strict=True):
         assert torch.equal(after, before)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from drifting.errors import InputError
@@ -50,16 +50,22 @@ class InMemorySource:
     """A finite data set, drawn without replacement within a step as far as it reaches.
 
     Args:
-        samples: all real samples.
+        samples: all real samples, or what `prepare` makes them from.
         labels: their classes, 0 to num_classes - 1, every one present; None for one unlabelled population.
+        prepare: turns drawn rows of `samples` into samples, such as bytes into floats; None if they are samples.
     """
 
-    def __init__(self, samples: Float[Tensor, "s *sample"], labels: Int[Tensor, " s"] | None = None) -> None:
+    def __init__(
+        self,
+        samples: Shaped[Tensor, "s *sample"],
+        labels: Int[Tensor, " s"] | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         if len(samples) == 0:
             raise InputError("data is empty: pass at least one sample")
         if not bool(samples.isfinite().all()):
             raise InputError("data holds NaN or infinite values: remove or mend those samples")
-        self.samples, self.sample_shape = samples, tuple(samples.shape[1:])
+        self.samples, self.sample_shape, self._prepare = samples, tuple(samples.shape[1:]), prepare
         self.num_classes = None if labels is None else int(labels.max()) + 1
         classes = torch.zeros(len(samples), dtype=torch.long) if labels is None else labels.long().cpu()
         counts = torch.bincount(classes)
@@ -71,13 +77,16 @@ class InMemorySource:
 
     def draw(self, labels: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
         """Return `count` samples of each label, all different where the class has that many."""
-        members = self._members.to(rng.device)
+        # Moved once: the data set goes to the device that asks for it and stays there.
+        self.samples, self._members = self.samples.to(rng.device), self._members.to(rng.device)
+        members = self._members
         members = members[:1] if labels is None else members[labels]
         keys = torch.rand(members.shape, generator=rng, device=rng.device).masked_fill_(members < 0, 2.0)
         order = keys.argsort(1)
         available = (members >= 0).sum(1, keepdim=True)
         rank = torch.arange(count, device=rng.device) % available
-        return self.samples.to(rng.device)[members.gather(1, order.gather(1, rank))]
+        drawn = self.samples[members.gather(1, order.gather(1, rank))]
+        return drawn if self._prepare is None else self._prepare(drawn)
 
 
 def reference_samples(source: Source, count: int, seed: int) -> Float[Tensor, "r *sample"]:

@@ -3,6 +3,7 @@
 Shapes: n samples, c channels, h height, w width.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from drifting.plotting.panels import Log, losses_figure, panels, progress_figure, save_figures
+from drifting.plotting.panels import Log, losses_figure, panels, progress_figure, save_figure, save_figures
+
+Images = Float[Tensor, "n c h w"]
 
 
 def draw_images(
@@ -25,6 +28,7 @@ def draw_images(
     frames: Mapping[int, Float[Tensor, "n c h w"]],
     log: Log,
     floor: float | None = None,
+    labelled: bool = True,
 ) -> list[Path]:
     """Draw samples.png (real beside generated, one row a class), progress.png, losses.png and training.gif of small images.
 
@@ -35,6 +39,7 @@ def draw_images(
         frames: step -> generated images, classes in turn.
         log: the lines of metrics.jsonl.
         floor: squared energy distance of two real samples of this size.
+        labelled: whether rows are classes.
     """
     classes, columns = real.shape[:2]
 
@@ -46,7 +51,8 @@ def draw_images(
         show(axes, step)
         return figure
 
-    samples, (left, right) = panels(1, 2, size=5.0, title=f"{title}: real data and samples made in one pass, one class a row")
+    rows = ", one class a row" if labelled else ""
+    samples, (left, right) = panels(1, 2, size=5.0, title=f"{title}: real data and samples made in one pass{rows}")
     _show(left, real, "data")
     show(right, max(frames))
     figures = {
@@ -55,6 +61,46 @@ def draw_images(
         "losses": losses_figure(title, log, floor),
     }
     return save_figures(folder, figures, map(moment, sorted(frames)))
+
+
+def draw_comparison(
+    folder: Path,
+    *,
+    title: str,
+    real: Float[Tensor, "rows columns c h w"],
+    generated: Float[Tensor, "rows columns c h w"],
+    nearest: Float[Tensor, "rows columns c h w"],
+) -> Path:
+    """Draw comparison.png: real images, generated ones, and of each of those the training image nearest to it in pixels.
+
+    Args:
+        folder: where to put it.
+        title: name of the data.
+        real: real images in [-1, 1].
+        generated: samples.
+        nearest: the training image nearest to the sample in the same place.
+    """
+    figure, (left, middle, right) = panels(1, 3, size=5.6, title=f"{title}: real, generated in one pass, and the nearest real ones")
+    _show(left, real, "real")
+    _show(middle, generated, "generated")
+    _show(right, nearest, "the training image nearest to each generated one")
+    return save_figure(figure, folder / "comparison.png")
+
+
+def draw_reconstruction(folder: Path, *, title: str, images: Images, reconstructed: Images) -> Path:
+    """Draw ae_reconstruction.png: images in [-1, 1], and what an auto-encoder makes of them.
+
+    Args:
+        folder: where to put it.
+        title: what is shown.
+        images: as many as fill a square, or nearly.
+        reconstructed: of each of them.
+    """
+    columns = max(1, math.isqrt(len(images)))
+    figure, axes = panels(1, 2, size=5.0, title=title)
+    for panel, shown, name in zip(axes, (images, reconstructed), ("images", "reconstructed from the code"), strict=True):
+        _show(panel, shown[: len(shown) // columns * columns].unflatten(0, (-1, columns)), name)
+    return save_figure(figure, folder / "ae_reconstruction.png")
 
 
 def image_grid(images: UInt8[Tensor, "n h w c"], columns: int) -> Image.Image:

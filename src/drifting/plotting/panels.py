@@ -53,10 +53,13 @@ def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
     if max(losses) > 20 * min(losses) > 0:
         left.set_yscale("log")
     norms = sorted({name for line in log for name in line if name.startswith("drift_norm/")})
-    for name, colour in zip(norms, LINES, strict=False):
-        middle.plot(steps, [line[name] for line in log], color=colour, label=f"temperature {name.rsplit('/', 1)[1]}")
+    features = {name.split("/")[1] for name in norms}
+    for index, name in enumerate(norms):
+        _, feature, temperature = name.split("/")
+        label = f"temperature {temperature}" if len(features) == 1 else f"{feature}, {temperature}"
+        middle.plot(steps, [line[name] for line in log], color=LINES[index % len(LINES)], label=label)
     middle.set(title="raw drift norm: this is what shrinks", xlabel="step", ylabel="mean square of the raw drift", yscale="log")
-    middle.legend()
+    middle.legend(fontsize="small" if len(features) == 1 else "xx-small")
     measured = [line for line in log if "energy_distance" in line]
     distances = [line["energy_distance"] for line in measured]
     right.plot([line["step"] for line in measured], distances, color=LINES[0], marker="o", markersize=3, label="samples and data")
@@ -80,13 +83,16 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(scratch)
 
 
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as a picture and return its path."""
+    figure.set_dpi(110)
+    save_image(pixels(figure), path)
+    return path
+
+
 def save_figures(folder: Path, figures: Mapping[str, Figure], animation: Iterable[Figure]) -> list[Path]:
     """Write every figure as NAME.png and the animation as training.gif; return their paths."""
-    paths = []
-    for name, figure in figures.items():
-        figure.set_dpi(110)
-        paths.append(folder / f"{name}.png")
-        save_image(pixels(figure), paths[-1])
+    paths = [save_figure(figure, folder / f"{name}.png") for name, figure in figures.items()]
     moving = [pixels(figure).quantize(64) for figure in animation]
     durations = [160] * (len(moving) - 1) + [1600]
     paths.append(folder / "training.gif")

@@ -1,22 +1,27 @@
-"""Presets: plain functions that return a complete `RunConfig`, and how a few settings of one are changed."""
+"""Presets: plain functions that return a complete configuration, and how a few settings of one are changed."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from drifting.config import RunConfig
+from drifting.config import ClassifierConfig, RunConfig
 from drifting.errors import InputError
 from drifting.inputs import nearest_name
+from drifting.presets import mnist
 from drifting.presets.digits import digits
 from drifting.presets.toys import toy
+
+Config = TypeVar("Config", bound=RunConfig | ClassifierConfig)
 
 
 @dataclass(frozen=True)
 class Preset:
     """A line of `drifting presets`: what it makes, from which data, how long it takes, what to expect."""
 
-    make: Callable[..., RunConfig]
+    make: Callable[..., RunConfig | ClassifierConfig]
     what: str
     data: str
     minutes: str
@@ -26,10 +31,16 @@ class Preset:
 PRESETS = {
     "toy": Preset(toy, "points in the plane", "seven toys, or --data points.npy", "2 to 4", "energy distance as real data's"),
     "digits": Preset(digits, "8 x 8 handwritten digits by class", "embedded in scikit-learn", "1", "97 % named right, new ones"),
+    "mnist-pixel": Preset(mnist.mnist_pixel, "28 x 28 digits by class, in their pixels", "MNIST", "not measured", "not measured"),
+    "mnist-encoder": Preset(
+        mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "not measured", "not measured"
+    ),
+    "mnist-classifier": Preset(mnist.mnist_classifier, "the judge of MNIST generators", "MNIST", "not measured", "not measured"),
+    "images": Preset(mnist.images, "your own small images", "--data FOLDER or Hub id", "not measured", "not measured"),
 }
 
 
-def preset(name: str, **choices: str) -> RunConfig:
+def preset(name: str, **choices: Any) -> RunConfig | ClassifierConfig:
     """Return a preset's configuration by name.
 
     Args:
@@ -42,57 +53,57 @@ def preset(name: str, **choices: str) -> RunConfig:
     if name not in PRESETS:
         raise InputError(f"preset is '{name}': did you mean '{nearest_name(name, PRESETS)}'? There are {', '.join(PRESETS)}")
     make = PRESETS[name].make
-    accepted = make.__code__.co_varnames[: make.__code__.co_argcount]
+    accepted = inspect.signature(make).parameters
     for choice, value in choices.items():
         if choice not in accepted:
             raise InputError(f"{choice} is '{value}', which the preset '{name}' does not take: leave it out")
+    if name == "images" and "data" not in choices:
+        raise InputError("data is missing: pass --data FOLDER, or a Hub id such as owner/name")
     return make(**choices)
 
 
-def check_choices(config: RunConfig, name: str, **choices: str) -> None:
+def check_choices(config: RunConfig | ClassifierConfig, name: str, **choices: Any) -> None:
     """Raise InputError unless a saved configuration is of the preset and the choices that are asked for."""
     asked = {"preset": name, **choices}
     saved = {"preset": config.preset, **vars(config.data), "data": getattr(config.data, "path", None)}
+    saved["unconditional"] = not getattr(config.data, "conditional", True)
     for key, value in asked.items():
         before = saved.get(key)
         if value != before and not (key == "data" and before and Path(value).resolve() == Path(before)):
             raise InputError(f"{key} is '{value}', but the run to resume has {before}: leave it out, or name another --save-dir")
 
 
-def adjust(
-    config: RunConfig,
-    *,
-    batch_size: int | None = None,
-    temperatures: tuple[float, ...] | None = None,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    keep: int | None = None,
-) -> RunConfig:
+def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> Config:
     """Return a configuration with some settings changed; None leaves one as it is.
 
     Args:
         config: what to start from.
-        batch_size: generated samples of a step over all its labels; the positives follow in proportion.
-        temperatures: bandwidths of the drift field.
-        steps: optimiser steps.
-        learning_rate: of AdamW.
-        seed: of weights, noise and data.
-        device: where to train.
-        keep: how many checkpoints to keep.
+        batch_size: generated samples of a step over all its labels (the positives follow in proportion), or images of a step of
+            a classifier.
+        changes: temperatures (bandwidths of the drift field), steps, learning_rate, seed (of weights, noise and data), device
+            (where to train), keep (how many checkpoints).
+
+    Raises:
+        InputError: if a value does not fit, or a classifier has no such setting.
     """
-    schedule = {"steps": steps, "learning_rate": learning_rate}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if isinstance(config, ClassifierConfig):
+        given |= {} if batch_size is None else {"batch_size": batch_size}
+        for name in given:
+            if not hasattr(config, name):
+                raise InputError(f"{name} is {given[name]}, which the preset '{config.preset}' does not take: leave it out")
+        return dataclasses.replace(config, **given)
     if batch_size is not None:
         before, labels = config.schedule, config.schedule.labels_per_step
         if batch_size < 1 or batch_size % labels:
             raise InputError(f"batch_size is {batch_size}: pass a positive multiple of {labels}, the labels in a step")
-        schedule["generated"] = batch_size // labels
-        schedule["positives"] = max(1, round(batch_size / labels * before.positives / before.generated))
-    loss = {"temperatures": temperatures}
-    top = {"seed": seed, "device": device, "keep": keep}
-    return _replace(config, **top, schedule=_replace(config.schedule, **schedule), loss=_replace(config.loss, **loss))
+        given["generated"] = batch_size // labels
+        given["positives"] = max(1, round(batch_size / labels * before.positives / before.generated))
+    parts = {part: _changed(getattr(config, part), given) for part in ("schedule", "loss")}
+    return dataclasses.replace(_changed(config, given), **parts)
 
 
-def _replace(instance, **changes):  # noqa: ANN202 - any dataclass
-    return dataclasses.replace(instance, **{name: value for name, value in changes.items() if value is not None})
+def _changed(instance: Any, given: dict[str, Any]) -> Any:
+    """Return a dataclass with those of the given values that it has fields for."""
+    names = {field.name for field in dataclasses.fields(instance)}
+    return dataclasses.replace(instance, **{name: value for name, value in given.items() if name in names})

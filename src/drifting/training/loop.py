@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer
-from drifting.data.source import Source
 from drifting.ema import exponential_average
 from drifting.encoders.base import FeatureEncoder
 from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.prior import draw_noise
+from drifting.training.positives import Positives
 from drifting.training.step import Batch, drifting_step
 
 # Seeds of a CPU stream count modulo 2^32; weights are drawn with the seed itself.
@@ -145,19 +145,21 @@ class TrainingState:
         self.step = step
 
 
-def train(state: TrainingState, source: Source, encoder: FeatureEncoder, loss: DriftingLoss, schedule: Schedule) -> Iterator[Step]:
+def train(
+    state: TrainingState, positives: Positives, encoder: FeatureEncoder, loss: DriftingLoss, schedule: Schedule
+) -> Iterator[Step]:
     """Train from the state's step to the schedule's last, yielding after each step.
 
     Args:
         state: what is trained; advanced in place.
-        source: real samples.
+        positives: features of real samples.
         encoder: the feature space in which samples drift.
         loss: the drifting loss over its features.
         schedule: batch shape and optimiser settings.
     """
     state.generator.train()
     while state.step < schedule.steps:
-        batch = draw_batch(state, source, schedule)
+        batch = draw_batch(state, positives, schedule)
         state.step += 1
         with_statistics = state.step % schedule.statistics_every == 0 or state.step == 1
         report = drifting_step(state.generator, encoder, loss, batch, statistics=with_statistics)
@@ -173,15 +175,15 @@ def train(state: TrainingState, source: Source, encoder: FeatureEncoder, loss: D
         yield Step(state.step, report)
 
 
-def draw_batch(state: TrainingState, source: Source, schedule: Schedule) -> Batch:
+def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -> Batch:
     """Draw labels, noise and real samples of one step from the state's random stream."""
     labels = None
-    if source.num_classes is not None:
-        labels = torch.randperm(source.num_classes, generator=state.rng, device=state.device)[: schedule.labels_per_step]
+    if positives.num_classes is not None:
+        labels = torch.randperm(positives.num_classes, generator=state.rng, device=state.device)[: schedule.labels_per_step]
     shape = (1 if labels is None else len(labels), schedule.generated, *state.generator.noise_shape)
     return Batch(
         labels=labels,
         noise=draw_noise(shape, state.rng),
-        positives=source.draw(labels, schedule.positives, state.rng),
+        positives=positives.draw(labels, schedule.positives, state.rng),
         independent_noise=draw_noise(shape, state.rng) if schedule.independent_negatives else None,
     )

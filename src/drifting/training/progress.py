@@ -17,16 +17,19 @@ class TrainingProgress:
         steps: the last step of the run.
         done: steps already behind it.
         samples_per_step: generated samples in one step.
+        what: is trained: a generator, whose raw drift norm is shown, or another network, whose loss is.
         console: where to write; the terminal by default.
     """
 
-    def __init__(self, steps: int, done: int, samples_per_step: int, console: Console | None = None) -> None:
+    def __init__(
+        self, steps: int, done: int, samples_per_step: int, *, what: str = "generator", console: Console | None = None
+    ) -> None:
         self._steps, self._first, self._samples_per_step = steps, done, samples_per_step
         self._console = console or Console()
         self._started = self._spoken = time.perf_counter()
-        self._drift_norm = float("nan")
+        self._figure, self._figure_name = float("nan"), "raw drift norm" if what == "generator" else f"loss of the {what}"
         columns = (
-            TextColumn("training"),
+            TextColumn(f"training the {what}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -44,12 +47,12 @@ class TrainingProgress:
         """Stop showing."""
         self._bar.stop()
 
-    def advance(self, step: int, drift_norm: float | None = None) -> None:
-        """Tell that a step is done; `drift_norm` is given when it was read from the device."""
-        self._drift_norm = self._drift_norm if drift_norm is None else drift_norm
+    def advance(self, step: int, figure: float | None = None) -> None:
+        """Tell that a step is done; `figure` (raw drift norm or loss) is given when it was read from the device."""
+        self._figure = self._figure if figure is None else figure
         now = time.perf_counter()
         rate = (step - self._first) / max(now - self._started, 1e-9)
-        speed = f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  raw drift norm {self._drift_norm:.3g}"
+        speed = f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  {self._figure_name} {self._figure:.3g}"
         self._bar.update(self._task, completed=step, speed=speed)
         if not self._console.is_terminal and (now - self._spoken > _QUIET_SECONDS or step == self._steps):
             self._spoken = now

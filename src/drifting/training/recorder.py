@@ -18,6 +18,7 @@ from drifting.metrics.two_sample import energy_distance
 from drifting.sampling import sample
 from drifting.tracking import MetricsLog
 from drifting.training.loop import Step, TrainingState
+from drifting.training.positives import Positives
 
 # Frames show the same samples, of this seed, all through training.
 FRAME_SEED = 0
@@ -58,6 +59,7 @@ class Recorder:
     Args:
         folder: the run folder.
         state: what is trained.
+        positives: where real samples come from; a state of theirs is kept in the checkpoints.
         facts: the configuration as JSON, written into every checkpoint.
         reference: real samples that the frames are compared with.
         frame_samples: how many samples a frame holds.
@@ -68,6 +70,7 @@ class Recorder:
         self,
         folder: Path,
         state: TrainingState,
+        positives: Positives,
         *,
         facts: Any,
         reference: Float[Tensor, "r *sample"],
@@ -75,6 +78,7 @@ class Recorder:
         keep: int,
     ) -> None:
         self.folder, self.state, self.facts, self.keep = folder, state, facts, keep
+        self._positives = positives
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.frames: dict[int, Float[Tensor, "n *sample"]] = {}
         self._reference, self._frame_samples = reference, frame_samples
@@ -100,7 +104,8 @@ class Recorder:
         """Write frames and checkpoint; refuses a state that is not finite."""
         self.state.check_faults()
         save_tensors(self.folder / "frames.safetensors", {str(step): frame for step, frame in self.frames.items()})
-        tensors = {**self.state.tensors(), **self._means.tensors()}
+        positives = {f"positives.{name}": value for name, value in self._positives.tensors().items()}
+        tensors = {**self.state.tensors(), **self._means.tensors(), **positives}
         return save_checkpoint(self.folder / "checkpoints", self.state.step, tensors, self.facts, keep=self.keep)
 
     def resume(self, steps: int) -> None:
@@ -114,6 +119,8 @@ class Recorder:
         tensors, _ = load_checkpoint(found[-1])
         self.state.restore(tensors, done, str(found[-1]))
         self._means.restore(tensors)
+        positives = {name: value for name, value in tensors.items() if name.startswith("positives.")}
+        self._positives.restore({name.removeprefix("positives."): value for name, value in positives.items()}, str(found[-1]))
         self.log.wind_back(done)
         frames = self.folder / "frames.safetensors"
         stored = load_tensors(frames) if frames.exists() else {}

@@ -1,4 +1,4 @@
-"""How good the samples of a run are, each figure beside the same figure for real data: the floor.
+"""Points in the plane: how far they are from the data, how much drift is left, and whether every mode has its share.
 
 Shapes: s samples, k modes.
 """
@@ -10,12 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.data.images import LabelledSplit
+from drifting.evaluation.base import Metrics, Sampler
 from drifting.metrics.two_sample import energy_distance, mean_distance
 
-# (count, seed) -> samples
-Sampler = Callable[[int, int], Tensor]
-Metrics = dict[str, float | list[float]]
 SEEDS = 5
 DRIFT_BATCHES = 25
 
@@ -75,37 +72,3 @@ def mode_shares(samples: Float[Tensor, "s 2"], modes: Float[Tensor, "k 2"]) -> F
     """Return the share of samples nearest to each mode, relative to an equal share: 1 is right, 0 a missing mode."""
     nearest = torch.cdist(samples, modes).argmin(1)
     return torch.bincount(nearest, minlength=len(modes)) * len(modes) / len(samples)
-
-
-def evaluate_digits(sampler: Sampler, split: LabelledSplit) -> Metrics:
-    """Compare generated digits, classes in turn, with real ones: are they the digits asked for, spread like real ones, and new?
-
-    Returns:
-        `nearest_neighbour_accuracy` and `logistic_accuracy`: share of samples that classifiers fit on the training digits name as
-        their label (the floors: the same for held-out digits). `energy_distance` to the held-out digits (floor: of the training
-        digits). `nearest_distance`: median distance to the nearest training digit (floor: of held-out digits).
-    """
-    train, held_out = split.train.flatten(1), split.held_out.flatten(1)
-    samples = sampler(len(train), 0).flatten(1)
-    labels = torch.arange(len(samples)) % 10
-    metrics: Metrics = {"num_samples": len(samples)}
-    for name, classifier in _classifiers().items():
-        classifier.fit(train, split.train_labels)
-        metrics[f"{name}_accuracy"] = float(classifier.score(samples, labels))
-        metrics[f"{name}_accuracy_floor"] = float(classifier.score(held_out, split.held_out_labels))
-    metrics["energy_distance"] = energy_distance(samples, held_out)
-    metrics["energy_distance_floor"] = energy_distance(train, held_out)
-    metrics["nearest_distance"] = _nearest(samples, train)
-    metrics["nearest_distance_floor"] = _nearest(held_out, train)
-    return metrics
-
-
-def _classifiers() -> dict:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-
-    return {"nearest_neighbour": KNeighborsClassifier(1), "logistic": LogisticRegression(max_iter=2000)}
-
-
-def _nearest(samples: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> float:
-    return float(torch.cdist(samples, real).amin(1).median())

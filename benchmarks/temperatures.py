@@ -1,0 +1,112 @@
+"""Study what each temperature does on MNIST: short trainings of both presets, measured by the judge.
+
+Command: python benchmarks/temperatures.py --judge runs/mnist-classifier --save-dir runs/temperatures [--seconds 60] [--seeds 3]
+
+Every run's figures go into one JSON file in --save-dir as soon as they are known; a run that is there is not done again. At the end
+the table is printed and written as Markdown, and drawn as temperatures.png.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from drifting import config as configuration
+from drifting.checkpoint import save_json
+from drifting.config import RunConfig
+from drifting.evaluation import evaluate_images
+from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
+from drifting.presets.mnist import mnist_encoder, mnist_pixel
+from drifting.pretraining import load_judge, prepare_encoder
+from drifting.sampling import sample
+from drifting.training.loop import TrainingState, train
+
+SETTINGS = ((0.02,), (0.04,), (0.05,), (0.2,), (0.4,), (0.02, 0.05, 0.2), (0.04, 0.4))
+# (preset, temperatures) -> the figures of every seed
+Results = dict[tuple[str, str], list[dict[str, float]]]
+FIGURES = ("frechet_distance", "precision", "recall", "coverage", "accuracy")
+
+
+def measure(config: RunConfig, folder: Path, judge: str, seconds: float, count: int) -> dict[str, float]:
+    """Train for some seconds and return the figures of the averaged generator."""
+    encoder = configuration.build_encoder(config, prepare_encoder(config, folder))
+    positives = configuration.build_positives(config, encoder, folder / "features")
+    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
+    steps = train(state, positives, encoder, configuration.build_loss(config), config.schedule)
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        next(steps)
+    train_set, test_set = (configuration.load_split(config.data, split) for split in ("train", "test"))  # pyright: ignore
+    metrics = evaluate_images(
+        lambda number, labels: configuration.to_bytes(sample(state.averaged, number, labels=labels)),
+        train_set,
+        test_set,
+        load_judge(judge, config),
+        count=count,
+    )
+    return {"steps": state.step, **{name: value for name, value in metrics.items() if isinstance(value, float)}}
+
+
+def name_of(setting: tuple[float, ...]) -> str:
+    """Return how a set of temperatures is shown."""
+    return " + ".join(f"{value:g}" for value in setting)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draw distance, precision and recall over the settings, a line for each preset."""
+    figure, axes = panels(1, 3, size=4.4, title="MNIST: what each temperature does, median of the seeds")
+    names = [name_of(setting) for setting in SETTINGS]
+    for panel, name in zip(axes, ("frechet_distance", "precision", "recall"), strict=True):
+        for preset, colour in (("mnist-pixel", REAL), ("mnist-encoder", GENERATED)):
+            known = [label for label in names if results.get((preset, label))]
+            values = [statistics.median(run[name] for run in results[preset, label]) for label in known]
+            panel.plot(known, values, marker="o", color=colour, label=preset)
+        panel.set(title=name.replace("_", " "), xlabel="temperatures", yscale="log" if name == "frechet_distance" else "linear")
+        panel.tick_params(axis="x", rotation=60)
+        panel.legend()
+    save_figure(figure, path)
+
+
+def study(options: argparse.Namespace) -> Results:
+    """Do every run that is not done yet; return the figures of all."""
+    results: Results = defaultdict(list)
+    for seed, preset, setting in itertools.product(range(options.seeds), (mnist_pixel, mnist_encoder), SETTINGS):
+        base = configuration.resolve(preset(options.data))
+        loss = dataclasses.replace(base.loss, temperatures=setting)
+        config = dataclasses.replace(base, loss=loss, schedule=dataclasses.replace(base.schedule, steps=10**6), seed=seed)
+        path = options.save_dir / f"{config.preset}_{name_of(setting).replace(' ', '')}_{seed}.json"
+        if not path.exists():
+            folder = options.save_dir / f"{config.preset}-{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_json(path, measure(config, folder, options.judge, options.seconds, options.num_samples))
+            print(path.stem, path.read_text().replace("\n", ""), flush=True)
+        results[config.preset, name_of(setting)].append(json.loads(path.read_text()))
+    return results
+
+
+def main() -> None:
+    """Do what is not done yet, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", required=True, help="folder of the trained mnist-classifier")
+    parser.add_argument("--save-dir", type=Path, required=True)
+    parser.add_argument("--data", help="folder or Hub id of MNIST; $DRIFTING_DATA/mnist by default")
+    parser.add_argument("--seconds", type=float, default=50, help="of training, for each run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--num-samples", type=int, default=5000)
+    options = parser.parse_args()
+    results = study(options)
+    lines = ["| preset | temperatures | steps | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 3) + "|"]
+    for (preset, label), runs in results.items():
+        values = [statistics.median(run[name] for run in runs) for name in ("steps", *FIGURES)]
+        lines.append(f"| {preset} | {label} | {values[0]:.0f} | " + " | ".join(f"{value:.3g}" for value in values[1:]) + " |")
+    print("\n".join(lines))
+    (options.save_dir / "table.md").write_text("\n".join(lines) + "\n")
+    draw(results, options.save_dir / "temperatures.png")
+
+
+if __name__ == "__main__":
+    main()

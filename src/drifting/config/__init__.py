@@ -1,0 +1,65 @@
+"""The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
+
+`schema` says what there is, `serial` turns it into JSON and back, `build` makes everything from it and `report` what it shows.
+"""
+
+from drifting.config.build import (
+    build_encoder,
+    build_export,
+    build_generator,
+    build_loss,
+    build_network,
+    build_positives,
+    build_source,
+    load_split,
+    resolve,
+    to_bytes,
+    to_signed,
+)
+from drifting.config.report import build_evaluation, build_pictures
+from drifting.config.schema import (
+    AutoencoderConfig,
+    BankConfig,
+    ClassifierConfig,
+    DigitsData,
+    ImagesData,
+    LossConfig,
+    MLPConfig,
+    PixelsConfig,
+    PointsData,
+    ResidualMLPConfig,
+    RunConfig,
+    ToyData,
+)
+from drifting.config.serial import VERSION, from_json, to_json
+
+__all__ = [
+    "VERSION",
+    "AutoencoderConfig",
+    "BankConfig",
+    "ClassifierConfig",
+    "DigitsData",
+    "ImagesData",
+    "LossConfig",
+    "MLPConfig",
+    "PixelsConfig",
+    "PointsData",
+    "ResidualMLPConfig",
+    "RunConfig",
+    "ToyData",
+    "build_encoder",
+    "build_evaluation",
+    "build_export",
+    "build_generator",
+    "build_loss",
+    "build_network",
+    "build_pictures",
+    "build_positives",
+    "build_source",
+    "from_json",
+    "load_split",
+    "resolve",
+    "to_bytes",
+    "to_json",
+    "to_signed",
+]

@@ -1,0 +1,198 @@
+"""How everything is built from a configuration: with `report`, the only file that knows every class."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from drifting.config.schema import (
+    AutoencoderConfig,
+    ClassifierConfig,
+    DigitsData,
+    ImagesData,
+    MLPConfig,
+    PointsData,
+    ResidualMLPConfig,
+    RunConfig,
+    ToyData,
+)
+from drifting.data.bank import BankSource, MemoryBank
+from drifting.data.digits import load_digits
+from drifting.data.features import FeatureCache
+from drifting.data.images import ImageSet, load_images
+from drifting.data.points import frame_of, load_points
+from drifting.data.source import InMemorySource, Source, StreamSource
+from drifting.data.toys import toy
+from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
+from drifting.encoders.base import FeatureEncoder
+from drifting.encoders.classifier import Classifier
+from drifting.encoders.identity import identity
+from drifting.errors import InputError
+from drifting.generators.base import Generator
+from drifting.generators.mlp import MLP
+from drifting.generators.residual_mlp import ResidualMLP
+from drifting.loss import DriftingLoss
+from drifting.training.positives import Positives
+
+Config = TypeVar("Config", RunConfig, ClassifierConfig)
+
+
+def resolve(config: Config) -> Config:
+    """Return the configuration with everything that depends on the data and the machine filled in and checked."""
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        raise InputError(f"device is '{config.device}': pass cpu, cuda, cuda:1 or mps") from None
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= present.get(device.type, 0):
+        raise InputError(f"device is '{config.device}', which this machine does not offer: pass --device cpu")
+    match config.data:
+        case PointsData(path=path, scale=None):
+            centre, scale = frame_of(load_points(Path(path)), path)
+            data = PointsData(path=str(Path(path).resolve()), centre=centre, scale=scale)
+        case ImagesData(image_shape=None) as unread:
+            path = str(Path(unread.path).resolve()) if unread.path and Path(unread.path).exists() else unread.path
+            found = load_split(dataclasses.replace(unread, path=path), "train")
+            data = dataclasses.replace(unread, path=path, image_shape=found.image_shape, num_classes=found.num_classes)
+        case _:
+            return config
+    return dataclasses.replace(config, data=data)
+
+
+@functools.lru_cache(maxsize=4)
+def _load_split(path: str | None, name: str, split: str, options: tuple) -> ImageSet:
+    image_size, channels, labelled = options
+    return load_images(path, name=name, split=split, image_size=image_size, channels=channels, labelled=labelled)
+
+
+def load_split(data: ImagesData, split: str) -> ImageSet:
+    """Return one split of the images of a configuration, read once in a process."""
+    return _load_split(data.path, data.name, split, (data.image_size, data.channels, data.conditional))
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """Return bytes as floats in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Return floats in [-1, 1] as bytes."""
+    return ((images + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def build_source(config: RunConfig) -> Source:
+    """Return the real samples a run trains on."""
+    match config.data:
+        case ToyData(dataset=name):
+            return StreamSource(toy(name).draw, (2,))
+        case PointsData(path=path) as data:
+            return InMemorySource(data.frame.standardise(load_points(Path(path))))
+        case DigitsData():
+            split = load_digits()
+            return InMemorySource(split.train, split.train_labels)
+        case ImagesData() as data:
+            images = load_split(data, "train")
+            return InMemorySource(images.images, images.labels, to_signed)
+
+
+def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:
+    """Return where the features of real samples come from: the whole data set or a bank, encoded anew or looked up.
+
+    Args:
+        config: of the run.
+        encoder: its feature space.
+        folder: where a cache of features goes that is too large for memory.
+    """
+    if not isinstance(config.data, ImagesData):
+        return Positives(build_source(config), encoder)
+    images = load_split(config.data, "train")
+    samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
+    if config.cache_features and isinstance(config.encoder, AutoencoderConfig):
+        on_device = functools.partial(_prepare_on, config.device)
+        cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder)
+        samples, prepare, shape, kind = torch.arange(len(samples)), None, (), torch.long
+    if config.bank is None:
+        return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache)
+    sizes = {"capacity_per_class": config.bank.capacity_per_class, "unconditional_capacity": config.bank.unconditional_capacity}
+    bank = MemoryBank(images.num_classes, sample_shape=shape, device=config.device, dtype=kind, **sizes)
+    push = config.bank.push_per_step
+    return Positives(
+        BankSource(samples, images.labels, bank, push_per_step=push, seed=config.seed, prepare=prepare), encoder, cache
+    )
+
+
+def _prepare_on(device: str, images: Tensor) -> Tensor:
+    return to_signed(images.to(device))
+
+
+def build_generator(config: RunConfig) -> Generator:
+    """Return the generator with its initial weights, which depend on the seed alone, on the CPU."""
+    match config.data:
+        case DigitsData():
+            shape, num_classes = (1, 8, 8), 10
+        case ImagesData() as data:
+            shape, num_classes = _known_shape(data), data.num_classes
+        case _:
+            shape, num_classes = (2,), None
+    with _seeded(config.seed):
+        match config.generator:
+            case MLPConfig() as settings:
+                return MLP(sample_shape=shape, num_classes=num_classes, **vars(settings))
+            case ResidualMLPConfig() as settings:
+                return ResidualMLP(sample_shape=shape, num_classes=num_classes, **vars(settings))
+
+
+def build_network(config: RunConfig | ClassifierConfig) -> nn.Module | None:
+    """Return the network that is trained before or in place of a generator, on the CPU; None where there is none."""
+    with _seeded(config.seed):
+        match config:
+            case ClassifierConfig():
+                return Classifier(_known_shape(config.data), config.data.num_classes or 0, config.width)
+            case RunConfig(data=ImagesData() as data, encoder=AutoencoderConfig() as encoder):
+                return Autoencoder(_known_shape(data), code_dim=encoder.code_dim, width=encoder.width)
+            case RunConfig(encoder=AutoencoderConfig()):
+                raise InputError("encoder is an auto-encoder, but the data are no images: use the space of the samples")
+            case _:
+                return None
+
+
+def build_encoder(config: RunConfig, network: nn.Module | None = None) -> FeatureEncoder:
+    """Return the feature space in which the samples of a run drift, over its trained network where it has one."""
+    if isinstance(config.encoder, AutoencoderConfig) and isinstance(network, Autoencoder):
+        return AutoencoderFeatures(network, config.encoder.features)
+    return identity
+
+
+def build_loss(config: RunConfig) -> DriftingLoss:
+    """Return the drifting loss of a run."""
+    return DriftingLoss(**vars(config.loss))
+
+
+def build_export(config: RunConfig) -> Callable[[Tensor], Tensor]:
+    """Return the map from the generator's samples to the user's form: points in their coordinates, images as uint8 [n, h, w, c]."""
+    match config.data:
+        case PointsData() as data:
+            return data.frame.restore
+        case DigitsData() | ImagesData():
+            return lambda images: to_bytes(images).movedim(1, -1)
+        case _:
+            return lambda points: points
+
+
+def _known_shape(data: ImagesData) -> tuple[int, int, int]:
+    if data.image_shape is None:
+        raise InputError(f"data is '{data.path or data.name}', whose shape is not known yet: resolve the configuration first")
+    return data.image_shape
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from a seed, leaving the process's own random stream alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,102 @@
+"""What a run shows of itself: its pictures and its figures."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drifting.config.build import build_source, load_split, to_bytes, to_signed
+from drifting.config.schema import DigitsData, ImagesData, LossConfig, PointsData, RunConfig, ToyData
+from drifting.data.digits import load_digits
+from drifting.data.points import Frame
+from drifting.data.source import InMemorySource, Source, reference_samples
+from drifting.data.toys import toy
+from drifting.evaluation import Metrics, Sampler, evaluate_digits, evaluate_points
+from drifting.fields.diagnostics import mean_shift_at
+from drifting.fields.mean_shift import mean_shift
+from drifting.metrics.memorisation import nearest
+from drifting.metrics.two_sample import energy_distance
+from drifting.plotting import draw_comparison, draw_images, draw_points
+from drifting.plotting.panels import Log
+
+# Seeds of real points that no picture, frame or training draws.
+_EVALUATION_STREAM = 10**6
+# Of pictures of images: at most so many.
+_COLUMNS, _ROWS = 10, 20
+
+Pictures = Callable[..., list[Path]]
+
+
+def build_evaluation(config: RunConfig) -> Callable[[Sampler], Metrics]:
+    """Return the function that measures a sampler of points or digits against the real data of a run."""
+    if isinstance(config.data, DigitsData):
+        return partial(evaluate_digits, split=load_digits())
+    source = build_source(config)
+    count = min(10_000, len(source.samples) // 2) if isinstance(source, InMemorySource) else 10_000
+    modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
+    return partial(
+        evaluate_points,
+        real=lambda total, seed: reference_samples(source, total, _EVALUATION_STREAM + seed),
+        count=count,
+        drift=lambda generated, positives: _summed(config.loss, mean_shift, generated, positives),
+        batch=min(config.schedule.generated, count),
+        modes=modes,
+    )
+
+
+def build_pictures(config: RunConfig) -> Pictures:
+    """Return the function (folder, frames=, log=) that draws the pictures of a run."""
+    source = build_source(config)
+    if isinstance(config.data, DigitsData | ImagesData):
+        return _image_pictures(config, source)
+    return _point_pictures(config, source)
+
+
+def _image_pictures(config: RunConfig, source: Source) -> Pictures:
+    title = config.data.name if isinstance(config.data, ImagesData) else "digits"
+    classes = source.num_classes or _COLUMNS
+    columns = max(1, min(_COLUMNS, config.frame_samples // classes))
+    rows = min(classes, config.frame_samples, _ROWS)
+
+    def grid(samples: Tensor) -> Tensor:
+        """Return samples of the first classes, one class a row; they come with all classes in turn."""
+        return samples[: classes * columns].unflatten(0, (columns, -1))[:, :rows].transpose(0, 1)
+
+    real = grid(reference_samples(source, classes * columns, 0))
+    train = load_split(config.data, "train").images if isinstance(config.data, ImagesData) else to_bytes(load_digits().train)
+
+    def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
+        shown = {step: grid(samples) for step, samples in frames.items()}
+        last = shown[max(shown)]
+        _, indices = nearest(last.flatten(0, 1).flatten(1), to_signed(train).flatten(1))
+        near = to_signed(train[indices]).unflatten(0, (rows, columns))
+        in_turn = {step: samples.transpose(0, 1).flatten(0, 1) for step, samples in shown.items()}
+        pictures = draw_images(folder, title=title, real=real, frames=in_turn, log=log, labelled=source.num_classes is not None)
+        return [*pictures, draw_comparison(folder, title=title, real=real, generated=last, nearest=near)]
+
+    return draw
+
+
+def _point_pictures(config: RunConfig, source: Source) -> Pictures:
+    real, other = reference_samples(source, 2 * config.frame_samples, 0).chunk(2)
+    frame = config.data.frame if isinstance(config.data, PointsData) else Frame((0.0, 0.0), 1.0)
+    title = Path(config.data.path).stem if isinstance(config.data, PointsData) else getattr(config.data, "dataset", "")
+    floor = energy_distance(real, other)
+
+    def drift(places: Tensor, generated: Tensor) -> Tensor:
+        seen = (frame.standardise(places), frame.standardise(generated), real)
+        return frame.scale * _summed(config.loss, mean_shift_at, *seen)
+
+    def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
+        restored = {step: frame.restore(points) for step, points in frames.items()}
+        return draw_points(folder, title=title, real=frame.restore(real), frames=restored, log=log, drift=drift, floor=floor)
+
+    return draw
+
+
+def _summed(loss: LossConfig, field: Callable[..., Tensor], *samples: Tensor) -> Tensor:
+    """Return the drift of all temperatures of a loss together."""
+    parts = [field(*samples, temperature=value, affinity_floor=loss.affinity_floor) for value in loss.temperatures]
+    return torch.stack(parts).sum(0)

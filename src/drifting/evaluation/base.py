@@ -1,0 +1,9 @@
+"""What all evaluations share."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+# (count, seed) -> samples
+Sampler = Callable[[int, int], Tensor]
+Metrics = dict[str, int | float | list[float]]

@@ -1,0 +1,102 @@
+"""Images, seen through a judge that took no part in their training: distance, fidelity, diversity, labels, copies.
+
+Shapes: s samples, r real images, c channels, h x w pixels, d features.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from drifting.data.images import ImageSet
+from drifting.data.shuffle import shuffled_indices
+from drifting.errors import InputError
+from drifting.evaluation.base import Metrics
+from drifting.metrics.frechet import cached_gaussian, frechet_distance, gaussian_of, kernel_distance, unreliable
+from drifting.metrics.memorisation import memorisation
+from drifting.metrics.precision_recall import precision_recall
+
+Bytes = UInt8[Tensor, "s c h w"]
+# (count, labels) -> that many images, one for each label where there are any
+ImageSampler = Callable[[int, Sequence[int] | None], Bytes]
+_FLOOR_SEED = 0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A feature space to measure in, and who names the classes.
+
+    Attributes:
+        name: shown beside the figures; with the weights it makes the name of cached statistics.
+        embed: images -> features.
+        classify: images -> the label of each; None for a judge that knows no labels.
+        cache: folder for statistics of real data; None to compute them anew.
+    """
+
+    name: str
+    embed: Callable[[Bytes], Float[Tensor, "s d"]]
+    classify: Callable[[Bytes], Int[Tensor, " s"]] | None = None
+    cache: Path | None = None
+
+
+def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judge: Judge, *, count: int = 10_000) -> Metrics:
+    """Compare generated images with the test set, and as many training images with it: the floor.
+
+    Args:
+        sampler: draws from the generator; asked for the labels of the training images that make the floor.
+        train: what the generator was trained on.
+        test: real images that it was not.
+        judge: the feature space.
+        count: images on each side, as far as the training set reaches.
+
+    Returns:
+        Figures, each with its floor: `frechet_distance` and `kernel_distance` to the test set; `precision`, `recall`, `density` and
+        `coverage` against it; `accuracy`, the share of images that the judge names as their label; `nearest_distance` and
+        `copy_share` in the space of pixels, see `metrics.memorisation`. Warns of those that are unreliable.
+    """
+    if count < 1:
+        raise InputError(f"num_samples is {count}: ask for at least 1")
+    count = min(count, len(train.images))
+    chosen = shuffled_indices(len(train.images), 0, count, _FLOOR_SEED)
+    labels = None if train.labels is None else train.labels[chosen]
+    generated = sampler(count, None if labels is None else labels.tolist())
+    sets = {"": judge.embed(generated), "_floor": judge.embed(train.images[chosen])}
+    real = judge.embed(test.images)
+    path = None if judge.cache is None else judge.cache / f"{judge.name}-{test.fingerprint()}.safetensors"
+    reference = gaussian_of(real) if path is None else cached_gaussian(path, test.fingerprint(), lambda: gaussian_of(real))
+    if (doubt := unreliable(min(count, len(real)), real.shape[1])) is not None:
+        warnings.warn(doubt, stacklevel=2)
+    metrics: Metrics = {"num_samples": count}
+    for kind, features in sets.items():
+        metrics[f"frechet_distance{kind}"] = frechet_distance(gaussian_of(features), reference)
+        metrics[f"kernel_distance{kind}"] = kernel_distance(features, real)
+        metrics |= {f"{name}{kind}": value for name, value in precision_recall(features, real)._asdict().items()}
+    if judge.classify is not None and labels is not None and test.labels is not None:
+        metrics["accuracy"] = _share(judge.classify(generated) == labels)
+        metrics["accuracy_floor"] = _share(judge.classify(test.images) == test.labels)
+    return metrics | _copies(generated, train, test)
+
+
+def _copies(generated: Bytes, train: ImageSet, test: ImageSet) -> Metrics:
+    pixels = (images.flatten(1).float() / 127.5 for images in (generated, train.images, test.images))
+    found = memorisation(*pixels)
+    return {
+        "nearest_distance": found.distance,
+        "nearest_distance_floor": found.distance_floor,
+        "copy_share": found.copy_share,
+        "copy_share_floor": found.copy_share_floor,
+    }
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean())
+
+
+def in_batches(function: Callable[[Tensor], Tensor], images: Bytes, size: int = 500) -> Tensor:
+    """Return what a function of images in [-1, 1] makes of bytes, on the CPU."""
+    with torch.no_grad():
+        return torch.cat([function(part.float() / 127.5 - 1).cpu() for part in images.split(size)])

@@ -1,0 +1,82 @@
+"""Images on a CPU: MNIST in its pixels and in the space of a small auto-encoder, a judge for it, and the user's own images."""
+
+import dataclasses
+
+from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, LossConfig, ResidualMLPConfig, RunConfig
+from drifting.training.loop import Schedule
+
+_SCHEDULE = Schedule(
+    steps=5000,
+    labels_per_step=10,
+    generated=64,
+    positives=128,
+    learning_rate=1e-3,
+    warmup_steps=200,
+    ema_decay=0.998,
+    statistics_every=100,
+)
+
+
+def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConfig:
+    """Train a generator of MNIST digits that drift in the space of their 784 pixels.
+
+    Args:
+        data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.
+        unconditional: one joint population in place of one for each class.
+    """
+    config = RunConfig(
+        preset="mnist-pixel",
+        data=ImagesData(name="mnist", path=data, channels=1),
+        generator=ResidualMLPConfig(),
+        # As for the small digits: with a floor under the affinities every class would end at its mean.
+        loss=LossConfig(affinity_floor=0.0),
+        schedule=_SCHEDULE,
+        log_every=50,
+        frames=16,
+        frame_samples=500,
+    )
+    return _joint(config) if unconditional else config
+
+
+def mnist_encoder(data: str | None = None, unconditional: bool = False) -> RunConfig:
+    """Train an auto-encoder with a code of 64 numbers, then a generator of MNIST digits that drift in its features.
+
+    Args:
+        data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.
+        unconditional: one joint population in place of one for each class.
+    """
+    encoder = AutoencoderConfig(code_dim=64, steps=2000, features=("code", "pixels"))
+    return dataclasses.replace(mnist_pixel(data, unconditional), preset="mnist-encoder", encoder=encoder)
+
+
+def mnist_classifier(data: str | None = None) -> ClassifierConfig:
+    """Train the judge of MNIST generators, which is never a space that they train in.
+
+    Args:
+        data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.
+    """
+    return ClassifierConfig(preset="mnist-classifier", data=ImagesData(name="mnist", path=data, channels=1))
+
+
+def images(
+    data: str, unconditional: bool = False, image_size: int | None = None, channels: int | None = None, name: str = "images"
+) -> RunConfig:
+    """Train on the user's own images, with one population for each class, or for all together.
+
+    Args:
+        data: folder or Hub id.
+        unconditional: one joint population; for images without labels.
+        image_size: pixels to a side; they are cropped and resized.
+        channels: 1 or 3 to convert.
+        name: what to call them.
+    """
+    config = mnist_encoder(data, unconditional)
+    source = ImagesData(name=name, path=data, image_size=image_size, channels=channels, conditional=not unconditional)
+    return dataclasses.replace(config, preset="images", data=source)
+
+
+def _joint(config: RunConfig) -> RunConfig:
+    schedule = config.schedule
+    population = schedule.labels_per_step * schedule.generated
+    together = dataclasses.replace(schedule, labels_per_step=1, generated=population, positives=2 * population)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, conditional=False), schedule=together)

@@ -1,0 +1,155 @@
+"""Networks that are trained before a generator, or to judge one: their folders, their pictures, and how they are found again.
+
+A classifier's folder holds config.json, classifier.safetensors and metrics.json. An encoder's weights lie in its run's folder.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from drifting import config as configuration
+from drifting.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors
+from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, RunConfig
+from drifting.encoders.classifier import Classifier
+from drifting.errors import InputError
+from drifting.evaluation.images import Judge, in_batches
+from drifting.metrics.inception import load_inception
+from drifting.plotting import draw_reconstruction
+from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_WEIGHTS
+from drifting.training.encoder import Augmentation, EncoderStep, train_autoencoder, train_supervised
+from drifting.training.progress import TrainingProgress
+
+_RECONSTRUCTED = 64
+
+
+def check_networks(config: RunConfig | ClassifierConfig) -> None:
+    """Raise InputError if a network cannot be built, or lacks the images it needs, while nothing is written yet."""
+    network = configuration.build_network(config)
+    if isinstance(config, RunConfig):
+        configuration.build_encoder(config, network)
+    if network is not None and isinstance(config.data, ImagesData):
+        configuration.load_split(config.data, "test")
+
+
+def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
+    """Return the trained network of a run's encoder on the run's device: read from its folder, else trained into it.
+
+    Raises:
+        InputError: if the weights in the folder do not fit the configuration.
+        DivergenceError: if its loss becomes NaN or infinite.
+    """
+    network, settings = configuration.build_network(config), config.encoder
+    if network is None or not isinstance(settings, AutoencoderConfig) or not isinstance(config.data, ImagesData):
+        return network
+    weights = folder / ENCODER_WEIGHTS
+    if weights.exists():
+        load_weights(network, load_tensors(weights), str(weights))
+        return network.to(config.device)
+    network.to(config.device)
+    source = configuration.build_source(config)
+
+    def draw(count: int, rng: torch.Generator) -> torch.Tensor:
+        if source.num_classes is None:
+            return source.draw(None, count, rng)[0]
+        classes = source.num_classes
+        # Of more classes than images every batch has others.
+        some = torch.randperm(classes, generator=rng, device=rng.device)[:count] if classes > count else torch.arange(classes)
+        return source.draw(some.to(rng.device), -(-count // len(some)), rng).flatten(0, 1)[:count]
+
+    steps = train_autoencoder(
+        network,
+        draw,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=config.seed,
+        noise=settings.noise,
+    )
+    _show(steps, settings.steps, settings.batch_size, "encoder")
+    network.eval()
+    images = configuration.load_split(config.data, "test").images[:_RECONSTRUCTED]
+    again = in_batches(lambda part: network(part.to(config.device))[0], images)
+    title = f"{config.data.name}: {len(images)} test images through a code of {settings.code_dim} numbers"
+    draw_reconstruction(folder, title=title, images=configuration.to_signed(images), reconstructed=again)
+    save_tensors(weights, network.state_dict())
+    return network
+
+
+def train_classifier(config: ClassifierConfig, folder: Path) -> float:
+    """Train a judge into a folder and return its accuracy on the test set."""
+    train = configuration.load_split(config.data, "train")
+    network = cast(Classifier, configuration.build_network(config)).to(config.device)
+    varied = {name: getattr(config, name) for name in ("shift", "rotation", "scale", "label_smoothing")}
+    steps = train_supervised(
+        network,
+        train.images,
+        cast(torch.Tensor, train.labels),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        augment=Augmentation(**varied),
+    )
+    _show(steps, config.steps, config.batch_size, "classifier")
+    network.eval()
+    test = configuration.load_split(config.data, "test")
+    named = in_batches(lambda images: network(images.to(config.device)).argmax(1), test.images)
+    accuracy = float((named == test.labels).double().mean())
+    save_json(folder / CONFIG, configuration.to_json(config))
+    save_json(folder / "metrics.json", {"test_accuracy": accuracy, "num_test_images": len(test.images)})
+    save_tensors(folder / CLASSIFIER_WEIGHTS, network.state_dict())
+    return accuracy
+
+
+def load_judge(judge: str | None, config: RunConfig) -> Judge:
+    """Return who judges a run of images.
+
+    Args:
+        judge: the folder of a trained classifier, a TorchScript Inception file (.pt), or "pixels"; None for the classifier in
+            runs/NAME-classifier, NAME being the data set's.
+        config: of the run.
+
+    Raises:
+        InputError: if it is not there, or takes other images.
+    """
+    data = cast(ImagesData, config.data)
+    if judge == "pixels":
+        return Judge("pixels", lambda images: images.flatten(1).float() / 127.5 - 1)
+    if judge is not None and judge.endswith(".pt"):
+        return Judge("inception", load_inception(Path(judge)))
+    folder = Path("runs") / f"{data.name}-classifier" if judge is None else Path(judge)
+    if not (folder / CLASSIFIER_WEIGHTS).exists():
+        command = f"drifting train {data.name}-classifier --save-dir {folder}"
+        # No preset trains on the user's own images as they are cropped and converted here.
+        mend = f"run {command}" if data.path is None else "name the folder of a classifier of these images"
+        raise InputError(f"judge is '{folder}', where there is no trained classifier: {mend}, or pass --judge pixels")
+    saved = configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
+    if not isinstance(saved, ClassifierConfig) or saved.data.image_shape != data.image_shape:
+        shape = saved.data.image_shape if isinstance(saved, ClassifierConfig) else "no images"
+        raise InputError(f"judge is '{folder}', which takes {shape}, but the run makes {data.image_shape}: name another judge")
+    network, weights = cast(Classifier, configuration.build_network(saved)), load_tensors(folder / CLASSIFIER_WEIGHTS)
+    load_weights(network, weights, str(folder / CLASSIFIER_WEIGHTS))
+    network.eval()
+    return Judge(
+        f"classifier-{_fingerprint(weights)}",
+        lambda images: in_batches(network.embed, images),
+        lambda images: in_batches(lambda part: network(part).argmax(1), images),
+        cache=folder,
+    )
+
+
+def _fingerprint(weights: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _show(steps: Iterable[EncoderStep], total: int, batch_size: int, what: str) -> None:
+    with TrainingProgress(total, 0, batch_size, what=what) as progress:
+        for step in steps:
+            progress.advance(step.number, float(step.loss) if step.number % 50 == 0 or step.number == total else None)

@@ -1,0 +1,80 @@
+"""The folder of a run: which files are a run's own, who may write there, and what its configuration says."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from drifting import config as configuration
+from drifting.checkpoint import load_json
+from drifting.config import ClassifierConfig, RunConfig
+from drifting.errors import InputError
+
+CONFIG, WEIGHTS, ENCODER_WEIGHTS, CLASSIFIER_WEIGHTS = (
+    "config.json",
+    "generator.safetensors",
+    "encoder.safetensors",
+    "classifier.safetensors",
+)
+RECONSTRUCTION = "ae_reconstruction.png"
+_LOGS = ("metrics.jsonl", "metrics.json", "frames.safetensors", "checkpoints", "features")
+_PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
+_OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, CLASSIFIER_WEIGHTS, *_LOGS, *_PICTURES)
+
+
+def saved_config(folder: str | Path) -> RunConfig | ClassifierConfig:
+    """Return the configuration of the run in a folder, finished or not, or raise InputError."""
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        raise InputError(f"save_dir is '{folder}', which holds no run to resume: leave out --resume, or name another folder")
+    return configuration.from_json(load_json(path), str(path))
+
+
+def read_config(path: Path) -> RunConfig:
+    """Return the configuration of a generator's run from its file, or raise InputError."""
+    config = configuration.from_json(load_json(path), str(path))
+    if not isinstance(config, RunConfig):
+        raise InputError(f"run is '{path.parent}', a classifier, not a generator: name the folder of a generator")
+    return config
+
+
+def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder ready for the run, or raise InputError if another run is in it."""
+    if resume:
+        saved_config(folder)
+        _check_same(read_config(folder / CONFIG), config)
+    else:
+        make_room(folder, overwrite=overwrite)
+
+
+def make_room(folder: Path, *, overwrite: bool) -> None:
+    """Make the folder, empty of runs, or raise InputError if there is one that may not be deleted."""
+    own = [folder / name for name in _OWN if (folder / name).exists()]
+    if own and not overwrite:
+        raise InputError(
+            f"save_dir is '{folder}', which already holds a run: pass --resume or --overwrite, or choose another folder"
+        )
+    for path in own:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _check_same(saved: RunConfig, asked: RunConfig) -> None:
+    """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
+    free = dataclasses.replace(saved.schedule, steps=asked.schedule.steps)
+    saved = dataclasses.replace(saved, schedule=free, device=asked.device, keep=asked.keep)
+    if saved == asked:
+        return
+    before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))
+    name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
+    raise InputError(
+        f"{name} is {after.get(name)}, but the run to resume has {before.get(name)}: "
+        "only steps, device and keep may change; use --overwrite or another --save-dir for a new run"
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat

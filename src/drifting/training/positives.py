@@ -1,0 +1,62 @@
+"""Where the features of real samples come from in training: encoded at every step, or looked up.
+
+Shapes: l labels, p positives, k locations, d channels.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from drifting.data.features import FeatureCache
+from drifting.data.source import Source
+from drifting.encoders.base import FeatureEncoder
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A source that changes as it is drawn from, and belongs into checkpoints."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Take over a state."""
+        ...
+
+
+class Positives:
+    """Features of real samples, by label.
+
+    Args:
+        source: of samples, or of the indices of samples where there is a cache.
+        encoder: the feature space; not used where there is a cache.
+        cache: features by index.
+    """
+
+    def __init__(self, source: Source, encoder: FeatureEncoder, cache: FeatureCache | None = None) -> None:
+        self.num_classes = source.num_classes
+        self._source, self._encoder, self._cache = source, encoder, cache
+
+    @torch.no_grad()
+    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> dict[str, Float[Tensor, "l p k _"]]:
+        """Return the features of `count` real samples of each label (one set if there are none), on the device of rng."""
+        drawn = self._source.draw(labels, count, rng)
+        return encode_sets(self._encoder, drawn) if self._cache is None else self._cache.lookup(drawn)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state of the source, for a checkpoint."""
+        return self._source.tensors() if isinstance(self._source, Stateful) else {}
+
+    def restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Take over what `tensors` returned."""
+        if isinstance(self._source, Stateful):
+            self._source.restore(tensors, origin)
+
+
+def encode_sets(encoder: FeatureEncoder, samples: Float[Tensor, "l n *sample"]) -> dict[str, Float[Tensor, "l n k _"]]:
+    """Return the features of sets of samples."""
+    return {name: value.unflatten(0, samples.shape[:2]) for name, value in encoder(samples.flatten(0, 1)).items()}

@@ -1,0 +1,170 @@
+import dataclasses
+import math
+import warnings
+
+import pytest
+import torch
+
+from drifting.data.images import ImageSet
+from drifting.data.shuffle import shuffled_indices
+from drifting.errors import InputError
+from drifting.evaluation import Judge, evaluate_images
+from drifting.evaluation.images import in_batches
+from tests.image_folders import bar_set, bars
+
+TRAIN, TEST = bar_set(600), bar_set(500, seed=1)
+
+
+def _project(images: torch.Tensor) -> torch.Tensor:
+    """Return 8 features: the mean of every column."""
+    return images.float().mean((1, 2)) / 255
+
+
+def _name(images: torch.Tensor) -> torch.Tensor:
+    return _project(images)[:, 1::2].argmax(1)
+
+
+JUDGE = Judge("columns", _project, _name)
+
+
+def _unseen(count: int, labels) -> torch.Tensor:
+    return bars(torch.tensor(labels), seed=5)
+
+
+def _measured(sampler=_unseen, train: ImageSet = TRAIN, judge: Judge = JUDGE, **options) -> dict:
+    return evaluate_images(sampler, train, TEST, judge, **options)
+
+
+def test_training_images_passed_off_as_generated_are_at_the_floor():
+    chosen = shuffled_indices(600, 0, 600, 1)
+
+    def again(count, labels):
+        assert count == len(labels) == 600
+        order = chosen[TRAIN.labels[chosen].argsort(stable=True)]
+        return TRAIN.images[order][torch.tensor(labels).argsort(stable=True).argsort()]
+
+    metrics = _measured(again)
+    for name in ("frechet_distance", "precision", "recall", "density", "coverage", "accuracy"):
+        assert metrics[name] == pytest.approx(metrics[f"{name}_floor"], rel=1e-6), name
+    assert metrics["accuracy"] == 1
+    assert metrics["num_samples"] == 600
+    # They are copies, and told as such.
+    assert (metrics["nearest_distance"], metrics["copy_share"]) == (0, 1)
+    assert metrics["nearest_distance_floor"] > 0
+    assert metrics["copy_share_floor"] < 0.05
+
+
+def test_fresh_images_are_near_every_floor():
+    metrics = _measured()
+    assert metrics["frechet_distance"] == pytest.approx(metrics["frechet_distance_floor"], abs=2e-3)
+    assert metrics["kernel_distance"] == pytest.approx(metrics["kernel_distance_floor"], abs=2e-3)
+    for name in ("precision", "recall", "density", "coverage", "accuracy"):
+        assert metrics[name] == pytest.approx(metrics[f"{name}_floor"], abs=0.1)
+    assert metrics["nearest_distance"] == pytest.approx(metrics["nearest_distance_floor"], rel=0.1)
+    assert metrics["copy_share"] < 0.05
+
+
+def test_constants_have_no_recall_and_are_far_away():
+    metrics = _measured(lambda count, labels: torch.zeros(count, 1, 8, 8, dtype=torch.uint8))
+    assert metrics["recall"] == metrics["precision"] == metrics["coverage"] == 0
+    assert metrics["recall_floor"] > 0.8
+    assert metrics["frechet_distance"] > 50 * metrics["frechet_distance_floor"]
+    assert metrics["kernel_distance"] > 50 * abs(metrics["kernel_distance_floor"])
+    assert metrics["accuracy"] == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_one_class_alone_is_precise_and_misses_the_others():
+    metrics = _measured(lambda count, labels: bars(torch.zeros(count, dtype=torch.long), seed=5))
+    assert metrics["precision"] > 0.9 * metrics["precision_floor"]
+    assert metrics["recall"] < 0.5 * metrics["recall_floor"]
+    assert metrics["coverage"] < 0.5
+
+
+def test_labels_asked_for_are_those_of_the_images_of_the_floor():
+    asked, seen = [], []
+    judge = dataclasses.replace(JUDGE, embed=lambda images: seen.append(images) or _project(images))
+    _measured(lambda count, labels: asked.append(labels) or _unseen(count, labels), judge=judge, count=50)
+    (labels,), (_, floor, real) = asked, seen
+    assert len(labels) == len(floor) == 50
+    assert torch.equal(_name(floor), torch.tensor(labels))
+    assert torch.equal(real, TEST.images)
+
+
+def test_unlabelled_images_have_no_accuracy():
+    unlabelled = ImageSet(TRAIN.images, None, None)
+    asked = []
+    metrics = _measured(lambda count, labels: asked.append(labels) or TRAIN.images[:count], train=unlabelled, count=100)
+    assert asked == [None]
+    assert "accuracy" not in metrics
+    assert "accuracy" not in _measured(judge=Judge("columns", _project))
+
+
+def test_every_figure_has_its_floor():
+    metrics = _measured()
+    names = {name for name in metrics if not name.endswith("_floor")} - {"num_samples"}
+    assert {f"{name}_floor" for name in names} == {name for name in metrics if name.endswith("_floor")}
+
+
+@pytest.mark.parametrize(("count", "warned"), [(64, True), (65, False)])
+def test_fewer_samples_than_features_are_told_in_a_sentence_and_measured_all_the_same(count, warned):
+    judge = Judge("pixels", lambda images: images.flatten(1).float() / 255)
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always")
+        metrics = _measured(judge=judge, count=count)
+    assert [str(doubt.message) for doubt in doubts] == [
+        "64 samples of 64 features have a singular covariance, so the Frechet distance is far too large: "
+        "use more than 64 samples, or read the kernel distance"
+    ] * warned
+    assert metrics["num_samples"] == count
+    assert all(map(math.isfinite, metrics.values()))
+
+
+def test_statistics_of_real_images_are_kept_and_found_by_their_fingerprint(tmp_path):
+    judge = dataclasses.replace(JUDGE, cache=tmp_path)
+    first = _measured(judge=judge)
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"columns-{TEST.fingerprint()}.safetensors"
+    written = path.stat().st_mtime_ns
+    assert _measured(judge=judge) == first == _measured()
+    assert path.stat().st_mtime_ns == written
+    evaluate_images(_unseen, TRAIN, bar_set(300, seed=2), judge)
+    _measured(judge=dataclasses.replace(judge, name="others"))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_kept_statistics_are_those_used(tmp_path):
+    judge = dataclasses.replace(JUDGE, cache=tmp_path)
+    other = bar_set(500, classes=2, seed=3)
+    evaluate_images(_unseen, TRAIN, other, judge)
+    (path,) = tmp_path.iterdir()
+    path.rename(tmp_path / f"columns-{TEST.fingerprint()}.safetensors")
+    # Of another fingerprint inside: computed anew.
+    assert _measured(judge=judge)["frechet_distance"] == _measured()["frechet_distance"]
+
+
+def test_damaged_statistics_are_computed_anew(tmp_path):
+    judge = dataclasses.replace(JUDGE, cache=tmp_path)
+    first = _measured(judge=judge)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"broken")
+    assert _measured(judge=judge) == first
+    assert path.read_bytes() != b"broken"
+
+
+@pytest.mark.parametrize("count", [0, -4])
+def test_no_images_are_refused(count):
+    with pytest.raises(InputError, match=f"num_samples is {count}: ask for at least 1"):
+        _measured(count=count)
+
+
+def test_images_go_through_a_network_in_batches_as_floats():
+    sizes = []
+
+    def network(images):
+        sizes.append(len(images))
+        assert not torch.is_grad_enabled()
+        return images.flatten(1)
+
+    found = in_batches(network, TEST.images, size=200)
+    assert sizes == [200, 200, 100]
+    torch.testing.assert_close(found, TEST.images.flatten(1).float() / 127.5 - 1)

@@ -1,0 +1,246 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from drifting import config as configuration
+from drifting import presets, pretraining, runs
+from drifting.checkpoint import load_tensors, save_tensors
+from drifting.config import PixelsConfig, build_network, load_split, resolve
+from drifting.encoders.autoencoder import Autoencoder
+from drifting.errors import InputError
+from drifting.pretraining import check_networks, load_judge, prepare_encoder
+from drifting.training.loop import DivergenceError
+from tests.conftest import shrunk
+from tests.image_folders import bars, write_images
+
+
+@pytest.fixture
+def config(tiny_images):
+    return resolve(tiny_images)
+
+
+@pytest.fixture
+def classifier(grey_folder):
+    return shrunk(presets.preset("mnist-classifier", data=str(grey_folder)))
+
+
+def _training(monkeypatch, name: str = "train_autoencoder") -> list:
+    """Return a list that grows with every network that is trained."""
+    trained, train = [], getattr(pretraining, name)
+    monkeypatch.setattr(pretraining, name, lambda network, *rest, **more: trained.append(network) or train(network, *rest, **more))
+    return trained
+
+
+def test_encoder_is_trained_into_the_folder_with_its_picture(config, tmp_path, assert_same_tensors):
+    network = prepare_encoder(config, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ae_reconstruction.png", "encoder.safetensors"]
+    assert_same_tensors(load_tensors(tmp_path / "encoder.safetensors"), network.state_dict())
+    assert network.training is False
+    assert not torch.equal(network.to_code.weight, build_network(config).to_code.weight)
+    with Image.open(tmp_path / "ae_reconstruction.png") as picture:
+        picture.verify()
+        assert min(picture.size) > 200
+
+
+def test_encoder_learns_to_reconstruct(config, tmp_path):
+    longer = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, steps=400))
+    images = configuration.to_signed(load_split(config.data, "test").images)
+    errors = [
+        float((network(images)[0].detach() - images).square().mean())
+        for network in (build_network(longer), prepare_encoder(longer, tmp_path))
+    ]
+    assert errors[1] < errors[0] / 4
+    assert errors[1] < float(images.var()) / 2
+
+
+def test_encoder_in_the_folder_is_reused(config, tmp_path, monkeypatch, assert_same_tensors):
+    trained = _training(monkeypatch)
+    first = prepare_encoder(config, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = prepare_encoder(config, tmp_path)
+    assert len(trained) == 1
+    assert_same_tensors(again.state_dict(), first.state_dict())
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_training_of_the_encoder_depends_on_the_seed_alone(config, tmp_path, assert_same_tensors):
+    first = prepare_encoder(config, tmp_path / "a")
+    torch.manual_seed(5)
+    assert_same_tensors(prepare_encoder(config, tmp_path / "b").state_dict(), first.state_dict())
+    other = prepare_encoder(dataclasses.replace(config, seed=1), tmp_path / "c")
+    assert not torch.equal(other.to_code.weight, first.to_code.weight)
+
+
+def test_encoder_sees_every_class_of_more_classes_than_its_batch(tmp_path, monkeypatch, grey_folder):
+    config = resolve(shrunk(presets.preset("images", data=str(grey_folder))))
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, batch_size=2, steps=12))
+    seen = []
+    forward = Autoencoder.forward
+    monkeypatch.setattr(Autoencoder, "forward", lambda self, images: seen.append(images) or forward(self, images))
+    prepare_encoder(config, tmp_path)
+    batches = [images for images in seen if len(images) == 2]
+    assert len(batches) == 12
+    columns = torch.cat(batches).mean((1, 2))[:, 1::2].argmax(1)
+    assert columns.unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("unconditional", [False, True])
+def test_unlabelled_images_have_an_encoder_too(grey_folder, tmp_path, unconditional):
+    config = resolve(shrunk(presets.preset("images", data=str(grey_folder), unconditional=unconditional)))
+    assert isinstance(prepare_encoder(config, tmp_path), Autoencoder)
+
+
+@pytest.mark.parametrize("kind", ["tiny_toy", "tiny_images"])
+def test_samples_themselves_need_no_network(kind, request, tmp_path):
+    config = dataclasses.replace(request.getfixturevalue(kind), encoder=PixelsConfig())
+    assert prepare_encoder(resolve(config), tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_encoder_that_does_not_fit_is_refused_and_left_alone(config, tmp_path):
+    other = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, code_dim=3))
+    save_tensors(tmp_path / "encoder.safetensors", build_network(other).state_dict())
+    before = (tmp_path / "encoder.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"encoder\.safetensors' do not fit the configuration"):
+        prepare_encoder(config, tmp_path)
+    assert (tmp_path / "encoder.safetensors").read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_stopped_in_the_training_of_its_encoder_the_same_command_starts_again(config, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "train_autoencoder", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(config, tmp_path / "run")
+    runs.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "generator.safetensors").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_encoder_that_diverges_leaves_no_run(config, tmp_path):
+    wild = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, learning_rate=1e30))
+    with pytest.raises(DivergenceError, match="the loss of the encoder became NaN or infinite"):
+        runs.train(wild, tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_resumed_run_reuses_its_encoder_and_equals_the_whole_one(config, tmp_path, monkeypatch, assert_same_tensors):
+    trained = _training(monkeypatch)
+    whole = runs.train(config, tmp_path / "whole").folder
+    runs.train(presets.adjust(config, steps=3), tmp_path / "halves")
+    assert len(trained) == 2
+    halves = runs.train(config, tmp_path / "halves", resume=True).folder
+    assert len(trained) == 2
+    for name in ("encoder.safetensors", "generator.safetensors", "checkpoints/step-00000006/state.safetensors"):
+        assert_same_tensors(load_tensors(whole / name), load_tensors(halves / name))
+
+
+def test_classifier_is_trained_into_its_folder(judge_folder, grey_folder):
+    files = {"config.json", "classifier.safetensors", "metrics.json"}
+    assert files <= {path.name for path in judge_folder.iterdir()}
+    metrics = json.loads((judge_folder / "metrics.json").read_text())
+    assert metrics["num_test_images"] == 9
+    assert metrics["test_accuracy"] == 1
+    saved = json.loads((judge_folder / "config.json").read_text())
+    assert (saved["type"], saved["data"]["image_shape"], saved["data"]["num_classes"]) == ("ClassifierConfig", [1, 8, 8], 3)
+    assert saved["data"]["path"] == str(grey_folder)
+
+
+def test_training_a_judge_tells_its_accuracy_and_is_reproducible(classifier, tmp_path, judge_folder, assert_same_tensors):
+    trained = runs.train_judge(classifier, tmp_path / "judge")
+    assert trained.accuracy == 1
+    assert trained.summary() == ["test accuracy 1.0000", str(tmp_path / "judge" / "classifier.safetensors")]
+    assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (judge_folder, tmp_path / "judge")))
+
+
+def test_judge_names_classes_and_embeds(judge_folder, config):
+    judge = load_judge(str(judge_folder), config)
+    labels = torch.arange(30) % 3
+    images = bars(labels, seed=77)
+    assert torch.equal(judge.classify(images), labels)
+    assert judge.embed(images).shape == (30, 128)
+    torch.testing.assert_close(judge.embed(images)[4:6], judge.embed(images[4:6]))
+    assert judge.cache == judge_folder
+
+
+def test_judge_is_named_after_its_weights(judge_folder, config, tmp_path):
+    copy = Path(shutil.copytree(judge_folder, tmp_path / "copy"))
+    names = [load_judge(str(folder), config).name for folder in (judge_folder, copy)]
+    assert names[0] == names[1]
+    weights = load_tensors(copy / "classifier.safetensors")
+    weights["output.bias"][0] += 1
+    save_tensors(copy / "classifier.safetensors", weights)
+    assert load_judge(str(copy), config).name != names[0]
+
+
+def test_judge_of_the_data_set_is_found_by_itself(judge_folder, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(judge_folder, tmp_path / "runs" / "images-classifier")
+    assert load_judge(None, config).name == load_judge(str(judge_folder), config).name
+
+
+def test_pixels_can_judge(config):
+    judge = load_judge("pixels", config)
+    images = bars(torch.tensor([0, 1]))
+    torch.testing.assert_close(judge.embed(images), configuration.to_signed(images).flatten(1))
+    assert (judge.name, judge.classify, judge.cache) == ("pixels", None, None)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(12, 1), (8, 3)])
+def test_judge_of_other_images_is_refused(judge_folder, tmp_path, size, channels):
+    folder = write_images(tmp_path / "other", {"a": 12, "b": 12}, size=size, channels=channels)
+    other = resolve(shrunk(presets.preset("images", data=str(folder))))
+    with pytest.raises(InputError, match=rf"takes \(1, 8, 8\), but the run makes \({channels}, {size}, {size}\): name another"):
+        load_judge(str(judge_folder), other)
+
+
+def test_missing_judge_names_the_command_that_trains_it(config):
+    mnist = dataclasses.replace(config, data=dataclasses.replace(config.data, name="mnist", path=None))
+    command = "run drifting train mnist-classifier --save-dir runs/mnist-classifier, or pass --judge pixels"
+    with pytest.raises(InputError, match=f"judge is 'runs/mnist-classifier', where there is no trained classifier: {command}"):
+        load_judge(None, mnist)
+    with pytest.raises(
+        InputError, match=r"judge is 'x', where there is no trained classifier: .*train mnist-classifier --save-dir x"
+    ):
+        load_judge("x", mnist)
+    with pytest.raises(InputError, match=r"'runs/images-classifier', .*: name the folder of a classifier of these images, or pass"):
+        load_judge(None, config)
+
+
+def test_generator_is_no_judge(images_run, config):
+    with pytest.raises(InputError, match="where there is no trained classifier"):
+        load_judge(str(images_run), config)
+
+
+def test_missing_inception_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.pt', which is no file"):
+        load_judge(str(tmp_path / "nothing.pt"), config)
+
+
+def test_damaged_judge_is_refused(judge_folder, config, tmp_path):
+    copy = Path(shutil.copytree(judge_folder, tmp_path / "copy"))
+    (copy / "classifier.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match="corrupted or truncated"):
+        load_judge(str(copy), config)
+    shutil.copy(judge_folder / "classifier.safetensors", copy)
+    (copy / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json', which does not exist"):
+        load_judge(str(copy), config)
+
+
+def test_networks_are_checked_without_writing(config, classifier, tiny_toy):
+    for fine in (config, resolve(classifier), tiny_toy):
+        check_networks(fine)
+    wrong = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, features=("codes",)))
+    with pytest.raises(InputError, match="features has 'codes': did you mean 'code'"):
+        check_networks(wrong)
