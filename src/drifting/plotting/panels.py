@@ -58,7 +58,7 @@ def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
         _, feature, temperature = name.split("/")
         label = f"temperature {temperature}" if len(features) == 1 else f"{feature}, {temperature}"
         middle.plot(steps, [line[name] for line in log], color=LINES[index % len(LINES)], label=label)
-    middle.set(title="raw drift norm: this is what shrinks", xlabel="step", ylabel="mean square of the raw drift", yscale="log")
+    middle.set(title="raw drift norm, per temperature", xlabel="step", ylabel="mean square of the raw drift", yscale="log")
     middle.legend(fontsize="small" if len(features) == 1 else "xx-small")
     measured = [line for line in log if "energy_distance" in line]
     distances = [line["energy_distance"] for line in measured]

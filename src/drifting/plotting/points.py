@@ -41,6 +41,7 @@ class _Scene:
         axes.scatter(x, y, s=3, color=colour, alpha=0.5, linewidths=0)
         horizontal, vertical = self.window
         axes.set(xlim=horizontal, ylim=vertical, aspect="equal", title=title, xlabel="x", ylabel="y")
+        axes.locator_params(nbins=5)
 
     def samples(self) -> Figure:
         figure, (left, right) = panels(1, 2, size=4.6, title=f"{self.title}: real data and samples made in one pass")
