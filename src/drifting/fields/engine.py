@@ -26,7 +26,7 @@ from drifting.inputs import constant
 _CPU_TILE = 2**19
 _DEVICE_TILE = 2**26
 # Up to this many coordinates, summing squared differences directly is as fast as a matrix product, and exact near zero.
-_DIRECT_DIMENSIONS = 8
+DIRECT_DIMENSIONS = 8
 # Logits below this count as this: e^-69 is 1e-30, far from the denormal numbers on which a CPU is slow.
 _UNDERFLOW = -69.0
 _MAX_SCALE = 1e20
@@ -68,7 +68,7 @@ def pairwise_distances(
     """
     out = (memory or Memory()).matrix((x.shape[0], x.shape[1], y.shape[1]), like=x)
     centre = y.mean(1, keepdim=True)
-    fill = (_by_difference if x.shape[-1] <= _DIRECT_DIMENSIONS else _by_expansion)(x - centre, y - centre)
+    fill = (_by_difference if x.shape[-1] <= DIRECT_DIMENSIONS else _by_expansion)(x - centre, y - centre)
     for groups, rows, scratch in _scratch_tiles(out):
         fill(groups, rows, out[groups, rows], scratch)
         out[groups, rows].sqrt_()
@@ -91,15 +91,20 @@ def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Calla
     """Return the function that writes the squared distances of one tile, by |x|^2 + |y|^2 - 2xy."""
     wide = torch.float64 if x.device.type == "cpu" else x.dtype
     y = y.to(wide)
-    norms = y.square().sum(-1)[:, None]
+    norms = _squared_norms(y).mT
 
     def fill(groups: slice, rows: slice, out: Tensor, scratch: Tensor) -> None:
         del scratch
         some = x[groups, rows].to(wide)
         squares = torch.baddbmm(norms[groups], some, y[groups].mT, alpha=-2)
-        out.copy_(squares.add_(some.square().sum(-1, keepdim=True))).clamp_(min=0)
+        out.copy_(squares.add_(_squared_norms(some))).clamp_(min=0)
 
     return fill
+
+
+def _squared_norms(samples: Float[Tensor, "g n d"]) -> Float[Tensor, "g n 1"]:
+    """Return |x|^2, without a matrix of squares on the way."""
+    return torch.linalg.vector_norm(samples, dim=-1, keepdim=True).square_()
 
 
 def mask_self(distances: Float[Tensor, "g n k"], count: int) -> None:
