@@ -129,6 +129,7 @@ def test_damaged_configuration_is_refused_with_its_place(tiny_toy, damage):
         *((None, name, 0) for name in ("log_every", "checkpoint_every", "keep", "frames", "frame_samples")),
         ("schedule", "generated", 1),
         *(("schedule", "learning_rate", value) for value in (0.0, -1.0, float("nan"), float("inf"))),
+        *(("schedule", "decay_power", value) for value in (-0.5, 1e3, float("nan"))),
         *(("schedule", "ema_decay", value) for value in (-0.1, 1.0, float("nan"))),
         *(("loss", "temperatures", value) for value in ((), (0.0,), (0.1, -1.0), (float("nan"),), (float("inf"),))),
     ],

@@ -177,6 +177,8 @@ class RunConfig:
         check_temperatures(self.loss.temperatures)
         if schedule.decay_after is not None and schedule.decay_after < 1:
             raise InputError(f"decay_after is {schedule.decay_after}: pass at least 1, or None for no decay")
+        if not 0 <= schedule.decay_power <= 100:
+            raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
         if not 0 <= schedule.ema_decay < 1:
             raise InputError(f"ema_decay is {schedule.ema_decay}: pass a number from 0 to below 1")
         if schedule.generated == 1 and not schedule.independent_negatives:

@@ -58,12 +58,15 @@ def disconnected(data: ToyData | PointsData, temperatures: tuple[float, ...] = (
     """Return a setting for points that may lie in parts far from each other.
 
     At 0.05 alone no mass moves between distant parts, so temperatures are larger; and the network must tear its noise apart, which
-    it learns in time only from two dimensions, bent weights and large steps. What was tried is in docs/log.md.
+    it learns in time only from two dimensions, bent weights and large steps. They must shrink later: in the end the normalised
+    drift is all noise. What was tried is in docs/log.md.
     """
     config = anchor(data)
     return dataclasses.replace(
         config,
         generator=MLPConfig(noise_dim=2, width=256, depth=3, gain=3.0),
         loss=dataclasses.replace(config.loss, temperatures=temperatures, normalize_drift=True),
-        schedule=dataclasses.replace(config.schedule, learning_rate=6e-3, decay_after=500, betas=(0.9, 0.95), ema_decay=0.998),
+        schedule=dataclasses.replace(
+            config.schedule, learning_rate=6e-3, decay_after=1000, decay_power=3.0, betas=(0.9, 0.95), ema_decay=0.998
+        ),
     )

@@ -39,8 +39,9 @@ class Schedule:
         independent_negatives: generate a second batch that repels in place of the first.
         learning_rate, betas, weight_decay: of AdamW.
         warmup_steps: steps over which the learning rate rises linearly from 0.
-        decay_after: step after which it falls with the inverse square root of the step; None for never. It depends on the step
+        decay_after: step after which it falls as (decay_after / step) ** decay_power; None for never. It depends on the step
             alone, so that a run may go on for longer than was planned.
+        decay_power: how fast it falls then.
         max_grad_norm: gradients are scaled down to this norm; None for no clipping.
         ema_decay: of the average of the weights that is sampled from.
         statistics_every: steps between reports of how the kernel spreads.
@@ -56,6 +57,7 @@ class Schedule:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     decay_after: int | None = None
+    decay_power: float = 0.5
     max_grad_norm: float | None = 2.0
     ema_decay: float = 0.999
     statistics_every: int = 50
@@ -63,7 +65,7 @@ class Schedule:
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 1."""
         rise = min(1.0, step / max(1, self.warmup_steps))
-        fall = 1.0 if self.decay_after is None else min(1.0, self.decay_after / step) ** 0.5
+        fall = 1.0 if self.decay_after is None else min(1.0, self.decay_after / step) ** self.decay_power
         return self.learning_rate * rise * fall
 
 
