@@ -82,7 +82,7 @@ class InMemorySource:
         members = self._members
         members = members[:1] if labels is None else members[labels]
         keys = torch.rand(members.shape, generator=rng, device=rng.device).masked_fill_(members < 0, 2.0)
-        order = keys.argsort(1)
+        order = keys.topk(min(count, members.shape[1]), dim=1, largest=False).indices
         available = (members >= 0).sum(1, keepdim=True)
         rank = torch.arange(count, device=rng.device) % available
         drawn = self.samples[members.gather(1, order.gather(1, rank))]

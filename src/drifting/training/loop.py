@@ -90,7 +90,11 @@ class TrainingState:
         self.generator = generator
         self.average = exponential_average(generator, schedule.ema_decay)
         self.optimizer = torch.optim.AdamW(
-            generator.parameters(), lr=schedule.learning_rate, betas=schedule.betas, weight_decay=schedule.weight_decay
+            generator.parameters(),
+            lr=schedule.learning_rate,
+            betas=schedule.betas,
+            weight_decay=schedule.weight_decay,
+            fused=True,
         )
         self.device = next(generator.parameters()).device
         self.rng = torch.Generator(self.device).manual_seed(_TRAINING_STREAM + seed)
