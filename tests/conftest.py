@@ -13,7 +13,7 @@ import torch
 from drifting import config as configuration
 from drifting import presets, runs
 from drifting.cli import main
-from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, MLPConfig, ResidualMLPConfig, RunConfig
+from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, MLPConfig, RunConfig
 from tests.image_folders import write_images
 
 BATCH_SIZES = {"toy": 32, "digits": 40, "mnist-pixel": 40, "mnist-encoder": 40, "images": 40}
@@ -28,7 +28,7 @@ def shrunk(config: RunConfig | ClassifierConfig) -> RunConfig | ClassifierConfig
     schedule = dataclasses.replace(config.schedule, steps=6, warmup_steps=2, ema_decay=0.9)
     generator, encoder = MLPConfig(noise_dim=4, width=16, depth=2), config.encoder
     if isinstance(config.data, ImagesData):
-        generator = ResidualMLPConfig(noise_dim=4, width=16, hidden=16, depth=2)
+        generator = DecoderMLPConfig(noise_dim=4, width=16, depth=2, code_dim=8, decoder_width=4)
     if isinstance(encoder, AutoencoderConfig):
         encoder = dataclasses.replace(encoder, code_dim=8, width=4, steps=20, batch_size=16)
     small = dataclasses.replace(

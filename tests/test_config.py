@@ -11,11 +11,11 @@ from drifting.config import (
     AutoencoderConfig,
     BankConfig,
     ClassifierConfig,
+    DecoderMLPConfig,
     ImagesData,
     MLPConfig,
     PixelsConfig,
     PointsData,
-    ResidualMLPConfig,
     RunConfig,
     from_json,
     resolve,
@@ -41,7 +41,7 @@ def _image_configs() -> list[RunConfig | ClassifierConfig]:
         code_dim=3, width=5, features=("stage2_mean", "code"), steps=7, batch_size=9, learning_rate=0.1 + 0.2, noise=1 / 3
     )
     bank = BankConfig(capacity_per_class=3, unconditional_capacity=5, push_per_step=7)
-    generator = ResidualMLPConfig(noise_dim=3, width=5, hidden=7, depth=2)
+    generator = DecoderMLPConfig(noise_dim=3, width=5, depth=2, code_dim=7, decoder_width=4)
     run = presets.preset("images", data="/x", unconditional=True)
     run = dataclasses.replace(run, data=data, encoder=encoder, bank=bank, generator=generator, cache_features=False)
     classifier = ClassifierConfig(

@@ -37,7 +37,7 @@ def classifier(grey_folder):
 def test_json_names_the_kinds_of_all_parts(tiny_images, classifier):
     values = to_json(dataclasses.replace(tiny_images, bank=BankConfig()))
     kinds = {name: values[name]["type"] for name in ("data", "generator", "encoder", "bank", "loss", "schedule")}
-    assert list(kinds.values()) == ["ImagesData", "ResidualMLPConfig", "AutoencoderConfig", "BankConfig", "LossConfig", "Schedule"]
+    assert list(kinds.values()) == ["ImagesData", "DecoderMLPConfig", "AutoencoderConfig", "BankConfig", "LossConfig", "Schedule"]
     assert (values["type"], to_json(classifier)["type"]) == ("RunConfig", "ClassifierConfig")
     assert to_json(tiny_images)["bank"] is None
 

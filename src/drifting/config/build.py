@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from drifting.config.schema import (
     AutoencoderConfig,
     ClassifierConfig,
+    DecoderMLPConfig,
     DigitsData,
     ImagesData,
     MLPConfig,
     PointsData,
-    ResidualMLPConfig,
     RunConfig,
     ToyData,
 )
@@ -34,8 +34,8 @@ from drifting.encoders.classifier import Classifier
 from drifting.encoders.identity import identity
 from drifting.errors import InputError
 from drifting.generators.base import Generator
+from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.mlp import MLP
-from drifting.generators.residual_mlp import ResidualMLP
 from drifting.loss import DriftingLoss
 from drifting.training.positives import Positives
 
@@ -143,8 +143,8 @@ def build_generator(config: RunConfig) -> Generator:
         match config.generator:
             case MLPConfig() as settings:
                 return MLP(sample_shape=shape, num_classes=num_classes, **vars(settings))
-            case ResidualMLPConfig() as settings:
-                return ResidualMLP(sample_shape=shape, num_classes=num_classes, **vars(settings))
+            case DecoderMLPConfig() as settings:
+                return DecoderMLP(sample_shape=shape, num_classes=num_classes, **vars(settings))
 
 
 def build_network(config: RunConfig | ClassifierConfig) -> nn.Module | None:

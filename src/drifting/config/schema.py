@@ -70,16 +70,18 @@ class MLPConfig:
     width: int = 256
     depth: int = 3
     gain: float = 1.0
+    bounded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualMLPConfig:
-    """A `generators.residual_mlp.ResidualMLP`."""
+class DecoderMLPConfig:
+    """A `generators.decoder_mlp.DecoderMLP`."""
 
-    noise_dim: int = 128
-    width: int = 512
-    hidden: int = 1024
-    depth: int = 4
+    noise_dim: int = 16
+    width: int = 256
+    depth: int = 3
+    code_dim: int = 64
+    decoder_width: int = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,7 @@ class RunConfig:
 
     preset: str
     data: ToyData | PointsData | DigitsData | ImagesData
-    generator: MLPConfig | ResidualMLPConfig
+    generator: MLPConfig | DecoderMLPConfig
     encoder: PixelsConfig | AutoencoderConfig = PixelsConfig()
     loss: LossConfig
     schedule: Schedule

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, LossConfig, ResidualMLPConfig, RunConfig
+from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, LossConfig, RunConfig
 from drifting.training.loop import Schedule
 
 _SCHEDULE = Schedule(
@@ -27,7 +27,7 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
     config = RunConfig(
         preset="mnist-pixel",
         data=ImagesData(name="mnist", path=data, channels=1),
-        generator=ResidualMLPConfig(),
+        generator=DecoderMLPConfig(),
         # As for the small digits: with a floor under the affinities every class would end at its mean.
         loss=LossConfig(affinity_floor=0.0),
         schedule=_SCHEDULE,

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from drifting.generators.decoder_mlp import DecoderMLP
+
+
+def _network(num_classes=None, **settings) -> DecoderMLP:
+    torch.manual_seed(0)
+    defaults = {"noise_dim": 5, "sample_shape": (3, 8, 8), "width": 7, "depth": 3, "code_dim": 6, "decoder_width": 4}
+    return DecoderMLP(**{**defaults, **settings}, num_classes=num_classes)
+
+
+def _noise(count: int = 6) -> torch.Tensor:
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(1))
+
+
+def test_shapes_are_as_announced():
+    network = _network(num_classes=4)
+    assert (network.noise_shape, network.sample_shape, network.num_classes) == ((5,), (3, 8, 8), 4)
+    assert network(_noise(), torch.tensor([0, 1, 2, 3, 0, 1])).shape == (6, 3, 8, 8)
+
+
+def test_output_is_the_decoded_code_through_tanh():
+    network, labels = _network(num_classes=2), torch.tensor([0, 1] * 3)
+    torch.testing.assert_close(network(_noise(), labels), network.decode(network.imagine(_noise(), labels)).tanh())
+    assert network.imagine(_noise(), labels).shape == (6, 6)
+
+
+def test_images_stay_in_their_range():
+    network = _network()
+    with torch.no_grad():
+        network.decode.second.weight.mul_(1e4)
+    assert float(network(_noise()).detach().abs().max()) == 1
+
+
+def test_labels_act_on_their_own_samples_only():
+    network = _network(num_classes=3)
+    first = network(_noise(), torch.tensor([0, 0, 0, 0, 0, 0]))
+    mixed = network(_noise(), torch.tensor([0, 1, 0, 2, 0, 0]))
+    changed = (first - mixed).flatten(1).abs().amax(1) > 1e-6
+    assert changed.tolist() == [False, True, False, True, False, False]
+
+
+def test_samples_do_not_see_each_other():
+    network, noise = _network(), _noise()
+    torch.testing.assert_close(network(noise)[2:4], network(noise[2:4]))
+
+
+def test_guidance_scale_is_accepted():
+    assert torch.equal(_network()(_noise(), None, torch.ones(6)), _network()(_noise()))
+
+
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_every_weight_gets_a_gradient(num_classes):
+    network = _network(num_classes)
+    network(_noise(), torch.tensor([0, 1] * 3) if num_classes else None).square().sum().backward()
+    assert [name for name, weight in network.named_parameters() if float(weight.grad.abs().sum()) == 0] == []

@@ -1,0 +1,36 @@
+import pytest
+import torch
+from torch.nn.functional import conv2d, pixel_shuffle, silu
+
+from drifting.errors import InputError
+from drifting.upsampling import Decoder, double
+
+
+def test_every_place_makes_the_four_that_it_stands_for():
+    maps = torch.randn(2, 3, 3, 8, generator=torch.Generator().manual_seed(0))
+    doubled = double(maps)
+    assert doubled.shape == (2, 6, 6, 2)
+    for row in range(6):
+        for column in range(6):
+            part = 2 * (row % 2) + column % 2
+            assert torch.equal(doubled[:, row, column], maps[:, row // 2, column // 2, 2 * part : 2 * part + 2])
+
+
+def test_decoder_is_a_convolution_of_single_places_then_one_of_three_by_three():
+    torch.manual_seed(0)
+    decoder, features = Decoder(5, (2, 8, 8), 3), torch.randn(4, 5)
+    quarter = silu(decoder.spread(features).reshape(4, 2, 2, 6).movedim(-1, 1))
+
+    def shuffle(maps: torch.Tensor) -> torch.Tensor:
+        # pixel_shuffle has the four parts innermost, here they are outermost.
+        return pixel_shuffle(maps.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2), 2)
+
+    half = shuffle(conv2d(quarter, decoder.first.weight[:, :, None, None], decoder.first.bias))
+    expected = shuffle(conv2d(silu(half), decoder.second.weight, decoder.second.bias, padding=1))
+    torch.testing.assert_close(decoder(features), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 12), (1, 6, 6), (1, 0, 0)])
+def test_images_must_be_squares_of_a_side_divisible_by_four(shape):
+    with pytest.raises(InputError, match="divisible by 4"):
+        Decoder(5, shape, 3)
