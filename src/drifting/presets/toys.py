@@ -31,8 +31,10 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
     source = ToyData(dataset=dataset) if data is None else PointsData(path=data)
     if data is None and dataset in ANCHORS:
         return anchor(source)
-    # The arms of the spirals are a third of a unit apart and a fiftieth thick.
-    return disconnected(source, (0.05, 0.2)) if data is None and dataset == "spirals" else disconnected(source)
+    # The arms of the spirals are a third of a unit apart and a fiftieth thick: the thinner and the more torn, the fewer dimensions.
+    if data is None and dataset == "spirals":
+        return disconnected(source, temperatures=(0.05, 0.2), noise_dim=2)
+    return disconnected(source)
 
 
 def anchor(data: ToyData | PointsData) -> RunConfig:
@@ -54,17 +56,17 @@ def anchor(data: ToyData | PointsData) -> RunConfig:
     )
 
 
-def disconnected(data: ToyData | PointsData, temperatures: tuple[float, ...] = (0.1, 0.3)) -> RunConfig:
+def disconnected(data: ToyData | PointsData, *, temperatures: tuple[float, ...] = (0.1, 0.3), noise_dim: int = 4) -> RunConfig:
     """Return a setting for points that may lie in parts far from each other.
 
     At 0.05 alone no mass moves between distant parts, so temperatures are larger; and the network must tear its noise apart, which
-    it learns in time only from two dimensions, bent weights and large steps. They must shrink later: in the end the normalised
+    it learns in time only from few dimensions, bent weights and large steps. They must shrink later: in the end the normalised
     drift is all noise. What was tried is in docs/log.md.
     """
     config = anchor(data)
     return dataclasses.replace(
         config,
-        generator=MLPConfig(noise_dim=2, width=256, depth=3, gain=3.0),
+        generator=MLPConfig(noise_dim=noise_dim, width=256, depth=3, gain=3.0),
         loss=dataclasses.replace(config.loss, temperatures=temperatures, normalize_drift=True),
         schedule=dataclasses.replace(
             config.schedule, learning_rate=6e-3, decay_after=1000, decay_power=3.0, betas=(0.9, 0.95), ema_decay=0.998
