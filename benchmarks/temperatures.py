@@ -2,8 +2,9 @@
 
 Command: python benchmarks/temperatures.py --judge runs/mnist-classifier --save-dir runs/temperatures [--seconds 60] [--seeds 3]
 
-Every run's figures go into one JSON file in --save-dir as soon as they are known; a run that is there is not done again. At the end
-the table is printed and written as Markdown, and drawn as temperatures.png.
+Every run's figures go into one JSON file in --save-dir as soon as they are known; a run that is there is not done again. So two
+processes of one thread each, one for each of --presets, do the work of one of two threads in less time. At the end the table is
+printed and written as Markdown, and drawn as temperatures.png.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from drifting import config as configuration
 from drifting.checkpoint import save_json
 from drifting.config import RunConfig
+from drifting.encoders.base import FeatureEncoder
 from drifting.evaluation import evaluate_images
 from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
 from drifting.presets.mnist import mnist_encoder, mnist_pixel
@@ -28,13 +30,13 @@ from drifting.training.loop import TrainingState, train
 SETTINGS = ((0.02,), (0.04,), (0.05,), (0.2,), (0.4,), (0.02, 0.05, 0.2), (0.04, 0.4))
 # (preset, temperatures) -> the figures of every seed
 Results = dict[tuple[str, str], list[dict[str, float]]]
+PRESETS = {"mnist-pixel": mnist_pixel, "mnist-encoder": mnist_encoder}
 FIGURES = ("frechet_distance", "precision", "recall", "coverage", "accuracy")
 
 
-def measure(config: RunConfig, folder: Path, judge: str, seconds: float, count: int) -> dict[str, float]:
+def measure(config: RunConfig, encoder: FeatureEncoder, judge: str, seconds: float, count: int) -> dict[str, float]:
     """Train for some seconds and return the figures of the averaged generator."""
-    encoder = configuration.build_encoder(config, prepare_encoder(config, folder))
-    positives = configuration.build_positives(config, encoder, folder / "features")
+    positives = configuration.build_positives(config, encoder)
     state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
     steps = train(state, positives, encoder, configuration.build_loss(config), config.schedule)
     start = time.perf_counter()
@@ -74,15 +76,18 @@ def draw(results: Results, path: Path) -> None:
 def study(options: argparse.Namespace) -> Results:
     """Do every run that is not done yet; return the figures of all."""
     results: Results = defaultdict(list)
-    for seed, preset, setting in itertools.product(range(options.seeds), (mnist_pixel, mnist_encoder), SETTINGS):
-        base = configuration.resolve(preset(options.data))
+    bases = [configuration.resolve(PRESETS[name](options.data)) for name in options.presets]
+    # One encoder for all seeds: what varies is the training of the generator.
+    folders = {base.preset: options.save_dir / base.preset for base in bases}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    encoders = {base.preset: configuration.build_encoder(base, prepare_encoder(base, folders[base.preset])) for base in bases}
+    for seed, base, setting in itertools.product(range(options.seeds), bases, SETTINGS):
         loss = dataclasses.replace(base.loss, temperatures=setting)
         config = dataclasses.replace(base, loss=loss, schedule=dataclasses.replace(base.schedule, steps=10**6), seed=seed)
         path = options.save_dir / f"{config.preset}_{name_of(setting).replace(' ', '')}_{seed}.json"
         if not path.exists():
-            folder = options.save_dir / f"{config.preset}-{seed}"
-            folder.mkdir(parents=True, exist_ok=True)
-            save_json(path, measure(config, folder, options.judge, options.seconds, options.num_samples))
+            save_json(path, measure(config, encoders[config.preset], options.judge, options.seconds, options.num_samples))
             print(path.stem, path.read_text().replace("\n", ""), flush=True)
         results[config.preset, name_of(setting)].append(json.loads(path.read_text()))
     return results
@@ -94,7 +99,8 @@ def main() -> None:
     parser.add_argument("--judge", required=True, help="folder of the trained mnist-classifier")
     parser.add_argument("--save-dir", type=Path, required=True)
     parser.add_argument("--data", help="folder or Hub id of MNIST; $DRIFTING_DATA/mnist by default")
-    parser.add_argument("--seconds", type=float, default=50, help="of training, for each run")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--seconds", type=float, default=60, help="of training, for each run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-samples", type=int, default=5000)
     options = parser.parse_args()

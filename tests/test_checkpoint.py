@@ -182,6 +182,28 @@ def test_optimiser_goes_on_bit_for_bit_after_a_round_trip(tmp_path):
     assert torch.equal(layer.bias, other.bias)
 
 
+def test_fused_optimiser_of_weights_with_channels_last_goes_on_bit_for_bit(tmp_path):
+    def made() -> tuple[nn.Conv2d, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return layer, torch.optim.AdamW(layer.parameters(), lr=1e-2, fused=True)
+
+    def step(layer: nn.Conv2d, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        layer(torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4)).square().sum().backward()
+        optimizer.step()
+
+    layer, optimizer = made()
+    step(layer, optimizer)
+    save_tensors(tmp_path / "x.safetensors", flatten_optimizer(optimizer))
+    other, restored = made()
+    other.load_state_dict(layer.state_dict())
+    restore_optimizer(restored, load_tensors(tmp_path / "x.safetensors"))
+    for pair in ((layer, optimizer), (other, restored)):
+        step(*pair)
+    assert torch.equal(layer.weight, other.weight)
+
+
 def test_json_is_written_whole(tmp_path):
     save_json(tmp_path / "a.json", {"x": [1, 2]})
     with pytest.raises(TypeError):

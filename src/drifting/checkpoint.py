@@ -100,7 +100,12 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Give back what `flatten_optimizer` took; the hyper-parameters stay those of the configuration."""
     states: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
-        states.setdefault(int(index), {})[key] = tensor
+        like = parameters[int(index)]
+        # In the order of the parameter in memory, which a fused step takes for granted.
+        same = tensor.shape == like.shape
+        value = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor) if same else tensor
+        states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -6,12 +6,14 @@ from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfi
 from drifting.training.loop import Schedule
 
 _SCHEDULE = Schedule(
-    steps=5000,
+    steps=14_000,
     labels_per_step=10,
-    generated=64,
+    generated=32,
     positives=128,
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     warmup_steps=200,
+    decay_after=2500,
+    decay_power=1.5,
     ema_decay=0.998,
     statistics_every=100,
 )
@@ -27,7 +29,7 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
     config = RunConfig(
         preset="mnist-pixel",
         data=ImagesData(name="mnist", path=data, channels=1),
-        generator=DecoderMLPConfig(),
+        generator=DecoderMLPConfig(code_dim=256),
         # As for the small digits: with a floor under the affinities every class would end at its mean.
         loss=LossConfig(affinity_floor=0.0),
         schedule=_SCHEDULE,
