@@ -33,6 +33,13 @@ def test_images_stay_in_their_range():
     assert float(network(_noise()).detach().abs().max()) == 1
 
 
+def test_gain_multiplies_every_matrix_product_at_the_start():
+    plain, bent = _network(), _network(gain=3.0)
+    for name, weight in plain.named_parameters():
+        product = name.endswith("weight") and name.startswith(("imagine", "decode.spread"))
+        torch.testing.assert_close(bent.get_parameter(name), 3 * weight if product else weight)
+
+
 def test_labels_act_on_their_own_samples_only():
     network = _network(num_classes=3)
     first = network(_noise(), torch.tensor([0, 0, 0, 0, 0, 0]))

@@ -78,10 +78,11 @@ class DecoderMLPConfig:
     """A `generators.decoder_mlp.DecoderMLP`."""
 
     noise_dim: int = 16
-    width: int = 256
+    width: int = 512
     depth: int = 3
-    code_dim: int = 64
+    code_dim: int = 128
     decoder_width: int = 32
+    gain: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)

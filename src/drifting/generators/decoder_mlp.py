@@ -27,6 +27,8 @@ class DecoderMLP(Generator):
         code_dim: length of the code.
         decoder_width: channels of the decoder at half the side.
         num_classes: number of labels, or None for a generator that takes none.
+        gain: factor of the weights of the matrix products at the start. Above 1 the first images differ as much from each other as
+            from real ones; where they are alike, they see each other alone at short temperatures, and large populations starve.
     """
 
     def __init__(
@@ -39,11 +41,16 @@ class DecoderMLP(Generator):
         code_dim: int,
         decoder_width: int,
         num_classes: int | None = None,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.noise_shape, self.sample_shape, self.num_classes = (noise_dim,), tuple(sample_shape), num_classes
-        self.imagine = MLP(noise_dim=noise_dim, sample_shape=(code_dim,), width=width, depth=depth, num_classes=num_classes)
+        shape = {"noise_dim": noise_dim, "sample_shape": (code_dim,), "width": width, "depth": depth}
+        self.imagine = MLP(**shape, num_classes=num_classes, gain=gain)
         self.decode = Decoder(code_dim, sample_shape, decoder_width)
+        with torch.no_grad():
+            for layer in (self.imagine.output, self.decode.spread):
+                layer.weight.mul_(gain)
 
     def forward(
         self,

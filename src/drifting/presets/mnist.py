@@ -7,9 +7,9 @@ from drifting.training.loop import Schedule
 
 _SCHEDULE = Schedule(
     steps=14_000,
-    labels_per_step=10,
-    generated=32,
-    positives=128,
+    labels_per_step=2,
+    generated=128,
+    positives=384,
     learning_rate=3e-3,
     warmup_steps=200,
     decay_after=2500,
@@ -29,7 +29,7 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
     config = RunConfig(
         preset="mnist-pixel",
         data=ImagesData(name="mnist", path=data, channels=1),
-        generator=DecoderMLPConfig(code_dim=256),
+        generator=DecoderMLPConfig(),
         # As for the small digits: with a floor under the affinities every class would end at its mean.
         loss=LossConfig(affinity_floor=0.0),
         schedule=_SCHEDULE,
