@@ -20,7 +20,9 @@ from drifting import config as configuration
 from drifting.checkpoint import save_json
 from drifting.config import RunConfig
 from drifting.encoders.base import FeatureEncoder
-from drifting.evaluation import evaluate_images
+from drifting.generators.base import Generator
+from drifting.metrics.frechet import frechet_distance, gaussian_of
+from drifting.metrics.precision_recall import precision_recall
 from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
 from drifting.presets.mnist import mnist_encoder, mnist_pixel
 from drifting.pretraining import load_judge, prepare_encoder
@@ -31,10 +33,39 @@ SETTINGS = ((0.02,), (0.04,), (0.05,), (0.2,), (0.4,), (0.02, 0.05, 0.2), (0.04,
 # (preset, temperatures) -> the figures of every seed
 Results = dict[tuple[str, str], list[dict[str, float]]]
 PRESETS = {"mnist-pixel": mnist_pixel, "mnist-encoder": mnist_encoder}
-FIGURES = ("frechet_distance", "precision", "recall", "coverage", "accuracy")
+FIGURES = ("frechet_distance", "floors", "precision", "recall", "coverage", "accuracy")
 
 
-def measure(config: RunConfig, encoder: FeatureEncoder, judge: str, seconds: float, count: int) -> dict[str, float]:
+class Yardstick:
+    """What every generator is measured with: the judge, and the real images as it sees them, computed once."""
+
+    def __init__(self, config: RunConfig, judge: str, count: int) -> None:
+        train_set, test_set = (configuration.load_split(config.data, split) for split in ("train", "test"))  # pyright: ignore
+        self.judge = load_judge(judge, config)
+        assert train_set.labels is not None
+        self.labels = train_set.labels[:count]
+        self.real = self.judge.embed(test_set.images)
+        self.gaussian = gaussian_of(self.real)
+        self.floor = frechet_distance(gaussian_of(self.judge.embed(train_set.images[:count])), self.gaussian)
+
+    def __call__(self, generator: Generator) -> dict[str, float]:
+        """Return the figures of a generator."""
+        assert self.judge.classify is not None
+        images = configuration.to_bytes(sample(generator, len(self.labels), labels=self.labels.tolist()))
+        features = self.judge.embed(images)
+        distance = frechet_distance(gaussian_of(features), self.gaussian)
+        found = precision_recall(features, self.real)
+        return {
+            "frechet_distance": distance,
+            "floors": distance / self.floor,
+            "precision": found.precision,
+            "recall": found.recall,
+            "coverage": found.coverage,
+            "accuracy": float((self.judge.classify(images) == self.labels).double().mean()),
+        }
+
+
+def measure(config: RunConfig, encoder: FeatureEncoder, yardstick: Yardstick, seconds: float) -> dict[str, float]:
     """Train for some seconds and return the figures of the averaged generator."""
     positives = configuration.build_positives(config, encoder)
     state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
@@ -42,15 +73,7 @@ def measure(config: RunConfig, encoder: FeatureEncoder, judge: str, seconds: flo
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         next(steps)
-    train_set, test_set = (configuration.load_split(config.data, split) for split in ("train", "test"))  # pyright: ignore
-    metrics = evaluate_images(
-        lambda number, labels: configuration.to_bytes(sample(state.averaged, number, labels=labels)),
-        train_set,
-        test_set,
-        load_judge(judge, config),
-        count=count,
-    )
-    return {"steps": state.step, **{name: value for name, value in metrics.items() if isinstance(value, float)}}
+    return {"steps": state.step, **yardstick(state.averaged)}
 
 
 def name_of(setting: tuple[float, ...]) -> str:
@@ -82,12 +105,13 @@ def study(options: argparse.Namespace) -> Results:
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     encoders = {base.preset: configuration.build_encoder(base, prepare_encoder(base, folders[base.preset])) for base in bases}
+    yardstick = Yardstick(bases[0], options.judge, options.num_samples)
     for seed, base, setting in itertools.product(range(options.seeds), bases, SETTINGS):
         loss = dataclasses.replace(base.loss, temperatures=setting)
         config = dataclasses.replace(base, loss=loss, schedule=dataclasses.replace(base.schedule, steps=10**6), seed=seed)
         path = options.save_dir / f"{config.preset}_{name_of(setting).replace(' ', '')}_{seed}.json"
         if not path.exists():
-            save_json(path, measure(config, encoders[config.preset], options.judge, options.seconds, options.num_samples))
+            save_json(path, measure(config, encoders[config.preset], yardstick, options.seconds))
             print(path.stem, path.read_text().replace("\n", ""), flush=True)
         results[config.preset, name_of(setting)].append(json.loads(path.read_text()))
     return results
