@@ -51,7 +51,7 @@ def anchor(data: ToyData | PointsData) -> RunConfig:
             learning_rate=1e-3,
             betas=(0.9, 0.999),
             max_grad_norm=None,
-            ema_decay=0.99,
+            ema_decay=0.96,
         ),
     )
 
