@@ -129,6 +129,7 @@ def test_damaged_configuration_is_refused_with_its_place(tiny_toy, damage):
         *((None, name, 0) for name in ("log_every", "checkpoint_every", "keep", "frames", "frame_samples")),
         ("schedule", "generated", 1),
         *(("schedule", "learning_rate", value) for value in (0.0, -1.0, float("nan"), float("inf"))),
+        *(("schedule", "guidance_scale", value) for value in (0.9, 1.5, float("nan"), float("inf"))),
         *(("schedule", "decay_power", value) for value in (-0.5, 1e3, float("nan"))),
         *(("schedule", "ema_decay", value) for value in (-0.1, 1.0, float("nan"))),
         *(("loss", "temperatures", value) for value in ((), (0.0,), (0.1, -1.0), (float("nan"),), (float("inf"),))),
@@ -139,6 +140,20 @@ def test_value_that_cannot_work_is_refused_by_name(tiny_toy, part, name, value):
     change = {name: value} if part is None else {part: dataclasses.replace(getattr(tiny_toy, part), **{name: value})}
     with pytest.raises(InputError, match=expected):
         dataclasses.replace(tiny_toy, **change)
+
+
+def test_guidance_without_unconditional_samples_is_refused(tiny_digits):
+    schedule = dataclasses.replace(tiny_digits.schedule, guidance_scale=1.5)
+    with pytest.raises(InputError, match="unconditional is 0"):
+        dataclasses.replace(tiny_digits, schedule=schedule)
+    schedule = dataclasses.replace(schedule, unconditional=8)
+    assert dataclasses.replace(tiny_digits, schedule=schedule).schedule.unconditional == 8
+
+
+def test_guidance_without_labels_is_refused(tiny_images):
+    guided = dataclasses.replace(tiny_images.schedule, guidance_scale=1.5, unconditional=8)
+    with pytest.raises(InputError, match=r"guidance_scale is 1\.5, but the data have no labels"):
+        dataclasses.replace(tiny_images, schedule=guided, data=dataclasses.replace(tiny_images.data, conditional=False))
 
 
 def test_one_generated_sample_is_accepted_with_independent_negatives(tiny_toy):

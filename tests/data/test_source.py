@@ -38,6 +38,22 @@ def test_every_sample_is_equally_likely():
     assert float(((counts - 500) ** 2 / 500).sum()) < 26
 
 
+@pytest.mark.parametrize("labels", [LABELS, None])
+def test_unconditional_sets_are_of_any_class_each_sample_equally_likely(labels):
+    source, rng = InMemorySource(SAMPLES, labels), _rng()
+    assert source.draw_unconditional(3, 4, rng).shape == (3, 4, 2)
+    sets = source.draw_unconditional(3, 1500, rng)
+    for drawn in sets:
+        counts = drawn[:, 1].long().bincount(minlength=9)
+        assert float(((counts - 1500 / 9) ** 2 / (1500 / 9)).sum()) < 26
+    assert not torch.equal(sets[0], sets[1])
+
+
+def test_unconditional_samples_are_prepared_like_others():
+    source = InMemorySource(SAMPLES, LABELS, lambda samples: samples + 100)
+    assert float(source.draw_unconditional(2, 5, _rng()).min()) >= 100
+
+
 def test_unlabelled_data_is_one_population():
     source = InMemorySource(SAMPLES)
     assert source.num_classes is None
@@ -86,6 +102,12 @@ def test_stream_draws_fresh_samples_of_one_population():
     assert source.num_classes is None
     assert source.sample_shape == (2,)
     assert not torch.equal(first, second)
+
+
+def test_stream_draws_unconditional_sets():
+    sets = _stream().draw_unconditional(3, 5, _rng())
+    assert sets.shape == (3, 5, 2)
+    assert len(sets.flatten(0, 1).unique(dim=0)) == 15
 
 
 def test_reference_samples_are_fixed_by_their_seed():

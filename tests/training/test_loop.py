@@ -133,6 +133,20 @@ def test_independent_negatives_have_noise_of_their_own(tiny_toy):
     assert not torch.equal(batch.independent_noise, batch.noise)
 
 
+@pytest.mark.parametrize(("independent", "repelling"), [(False, 3), (True, 4)])
+def test_guided_batch_has_real_samples_of_any_label_that_weigh_as_the_guidance_asks(tiny_digits, independent, repelling):
+    guided = {"guidance_scale": 1.5, "unconditional": 5, "independent_negatives": independent}
+    state, (positives, *_, schedule) = _state(tiny_digits, labels_per_step=7, generated=4, **guided)
+    batch = draw_batch(state, positives, schedule)
+    assert {name: tuple(value.shape) for name, value in batch.unconditional.items()} == {"sample": (7, 5, 1, 64)}
+    assert batch.unconditional_weight == pytest.approx(0.5 * repelling / 5)
+
+
+def test_unguided_batch_has_no_unconditional_samples(tiny_digits):
+    state, (positives, *_, schedule) = _state(tiny_digits, unconditional=5)
+    assert draw_batch(state, positives, schedule).unconditional is None
+
+
 def test_one_generated_sample_trains_with_independent_negatives(tiny_toy):
     state = _trained(tiny_toy, generated=1, independent_negatives=True)
     state.check_faults()

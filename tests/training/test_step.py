@@ -108,3 +108,16 @@ def test_step_leaves_weights_and_batch_as_they_were(batch):
     drifting_step(generator, identity, LOSS, batch).loss.backward()
     for after, before in zip((generator.shift, batch.noise, batch.positives["sample"]), copies, strict=True):
         assert torch.equal(after, before)
+
+
+def test_unconditional_samples_repel_with_their_weight(batch):
+    generator, unconditional = Shifting(4), {"sample": _random(3, 4, 1, 2, seed=5)}
+    generated = {"sample": (batch.noise + generator.shift[batch.labels][:, None])[:, :, None]}
+    guided = dataclasses.replace(batch, unconditional=unconditional, unconditional_weight=0.7)
+    weights = {"unconditional": torch.full((3, 4), 0.7)}
+    expected = LOSS(generated, batch.positives, unconditional, weights=weights)
+    report = drifting_step(generator, identity, LOSS, guided)
+    gradients = [torch.autograd.grad(result.loss, generator.shift)[0] for result in (report, expected)]
+    torch.testing.assert_close(*gradients)
+    unguided = torch.autograd.grad(drifting_step(generator, identity, LOSS, batch).loss, generator.shift)[0]
+    assert not torch.allclose(gradients[0], unguided)

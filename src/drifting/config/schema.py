@@ -77,7 +77,7 @@ class MLPConfig:
 class DecoderMLPConfig:
     """A `generators.decoder_mlp.DecoderMLP`."""
 
-    noise_dim: int = 16
+    noise_dim: int = 8
     width: int = 512
     depth: int = 3
     code_dim: int = 128
@@ -176,19 +176,9 @@ class RunConfig:
                 raise InputError("bank is set, but the data are no images: leave it out")
             check_counts({f"bank.{name}": value for name, value in vars(self.bank).items()})
         check_seed(self.seed)
-        check_learning_rate(schedule.learning_rate)
         check_temperatures(self.loss.temperatures)
-        if schedule.decay_after is not None and schedule.decay_after < 1:
-            raise InputError(f"decay_after is {schedule.decay_after}: pass at least 1, or None for no decay")
-        if not 0 <= schedule.decay_power <= 100:
-            raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
-        if not 0 <= schedule.ema_decay < 1:
-            raise InputError(f"ema_decay is {schedule.ema_decay}: pass a number from 0 to below 1")
-        if schedule.generated == 1 and not schedule.independent_negatives:
-            raise InputError(
-                "batch_size leaves 1 generated sample per label and nothing to repel it: "
-                "pass at least 2 per label, or independent negatives"
-            )
+        labelled = isinstance(self.data, DigitsData) or (isinstance(self.data, ImagesData) and self.data.conditional)
+        check_schedule(schedule, labelled=labelled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +216,28 @@ class ClassifierConfig:
         check_seed(self.seed)
         check_learning_rate(self.learning_rate)
         Augmentation(shift=self.shift, rotation=self.rotation, scale=self.scale, label_smoothing=self.label_smoothing)
+
+
+def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
+    """Raise InputError for settings of a training that contradict each other or the data; counts are not looked at."""
+    check_learning_rate(schedule.learning_rate)
+    if not 1 <= schedule.guidance_scale < float("inf"):
+        raise InputError(f"guidance_scale is {schedule.guidance_scale}: pass a number from 1, which is no guidance, such as 1.5")
+    if schedule.guidance_scale > 1 and not labelled:
+        raise InputError(f"guidance_scale is {schedule.guidance_scale}, but the data have no labels: pass 1")
+    if schedule.guidance_scale > 1 and schedule.unconditional < 1:
+        raise InputError(f"unconditional is {schedule.unconditional}, but guidance needs unconditional samples: pass at least 1")
+    if not 0 <= schedule.decay_power <= 100:
+        raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
+    if schedule.decay_after is not None and schedule.decay_after < 1:
+        raise InputError(f"decay_after is {schedule.decay_after}: pass at least 1, or None for no decay")
+    if not 0 <= schedule.ema_decay < 1:
+        raise InputError(f"ema_decay is {schedule.ema_decay}: pass a number from 0 to below 1")
+    if schedule.generated == 1 and not schedule.independent_negatives:
+        raise InputError(
+            "batch_size leaves 1 generated sample per label and nothing to repel it: "
+            "pass at least 2 per label, or independent negatives"
+        )
 
 
 def check_counts(counts: Mapping[str, int]) -> None:

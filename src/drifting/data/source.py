@@ -31,6 +31,10 @@ class Source(Protocol):
         """Return `count` real samples for each label (one set if there are none), on the device of rng."""
         ...
 
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Float[Tensor, "l m *sample"]:
+        """Return `sets` independent sets of `count` real samples of any label, on the device of rng."""
+        ...
+
 
 class StreamSource:
     """Unlabelled samples drawn afresh from a distribution, never twice the same."""
@@ -44,6 +48,10 @@ class StreamSource:
     def draw(self, labels: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
         """Return one set of `count` fresh samples."""
         return self._draw(count, rng)[None]
+
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Tensor:
+        """Return sets of fresh samples."""
+        return self._draw(sets * count, rng).unflatten(0, (sets, count))
 
 
 class InMemorySource:
@@ -85,7 +93,15 @@ class InMemorySource:
         order = keys.topk(min(count, members.shape[1]), dim=1, largest=False).indices
         available = (members >= 0).sum(1, keepdim=True)
         rank = torch.arange(count, device=rng.device) % available
-        drawn = self.samples[members.gather(1, order.gather(1, rank))]
+        return self._taken(members.gather(1, order.gather(1, rank)))
+
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Tensor:
+        """Return sets of samples of any class, each drawn from all samples."""
+        self.samples = self.samples.to(rng.device)
+        return self._taken(torch.randint(len(self.samples), (sets, count), generator=rng, device=rng.device))
+
+    def _taken(self, indices: Int[Tensor, "l p"]) -> Tensor:
+        drawn = self.samples[indices]
         return drawn if self._prepare is None else self._prepare(drawn)
 
 

@@ -7,9 +7,11 @@ from drifting.training.loop import Schedule
 
 _SCHEDULE = Schedule(
     steps=14_000,
-    labels_per_step=2,
-    generated=128,
-    positives=384,
+    labels_per_step=5,
+    generated=64,
+    positives=256,
+    guidance_scale=1.3,
+    unconditional=128,
     learning_rate=3e-3,
     warmup_steps=200,
     decay_after=2500,
@@ -80,5 +82,5 @@ def images(
 def _joint(config: RunConfig) -> RunConfig:
     schedule = config.schedule
     population = schedule.labels_per_step * schedule.generated
-    together = dataclasses.replace(schedule, labels_per_step=1, generated=population, positives=2 * population)
+    together = dataclasses.replace(schedule, labels_per_step=1, generated=population, positives=2 * population, guidance_scale=1.0)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, conditional=False), schedule=together)

@@ -5,7 +5,7 @@ All randomness comes from one stream whose state is part of the training state, 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimiz
 from drifting.ema import exponential_average
 from drifting.encoders.base import FeatureEncoder
 from drifting.generators.base import Generator
+from drifting.guidance import unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.prior import draw_noise
 from drifting.training.positives import Positives
@@ -37,6 +38,8 @@ class Schedule:
         generated: generated samples of each label in a step.
         positives: real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
+        guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all; see `guidance`.
+        unconditional: real samples of any label that repel those of each label in a step, where the scale is above 1.
         learning_rate, betas, weight_decay: of AdamW.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         decay_after: step after which it falls as (decay_after / step) ** decay_power; None for never. It depends on the step
@@ -52,6 +55,8 @@ class Schedule:
     generated: int
     positives: int
     independent_negatives: bool = False
+    guidance_scale: float = 1.0
+    unconditional: int = 0
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
@@ -192,4 +197,18 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
         noise=draw_noise(shape, state.rng),
         positives=positives.draw(labels, schedule.positives, state.rng),
         independent_noise=draw_noise(shape, state.rng) if schedule.independent_negatives else None,
+        **_draw_guidance(positives, schedule, shape[0], state.rng),
     )
+
+
+def _draw_guidance(positives: Positives, schedule: Schedule, labels: int, rng: torch.Generator) -> dict[str, Any]:
+    if schedule.guidance_scale == 1:
+        return {}
+    # An independent batch repels as a whole; of its own batch a sample does not repel itself, which the weight counts on.
+    repelling = schedule.generated + schedule.independent_negatives
+    return {
+        "unconditional": positives.draw_unconditional(labels, schedule.unconditional, rng),
+        "unconditional_weight": float(
+            unconditional_weight(torch.tensor(schedule.guidance_scale), repelling, schedule.unconditional)
+        ),
+    }

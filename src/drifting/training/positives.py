@@ -1,6 +1,6 @@
 """Where the features of real samples come from in training: encoded at every step, or looked up.
 
-Shapes: l labels, p positives, k locations, d channels.
+Shapes: l labels, p positives, m unconditional samples, k locations, d channels.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,14 @@ class Positives:
     @torch.no_grad()
     def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> dict[str, Float[Tensor, "l p k _"]]:
         """Return the features of `count` real samples of each label (one set if there are none), on the device of rng."""
-        drawn = self._source.draw(labels, count, rng)
+        return self._features(self._source.draw(labels, count, rng))
+
+    @torch.no_grad()
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> dict[str, Float[Tensor, "l m k _"]]:
+        """Return the features of sets of real samples of any label: guidance. The positives of the step are drawn first."""
+        return self._features(self._source.draw_unconditional(sets, count, rng))
+
+    def _features(self, drawn: Tensor) -> dict[str, Tensor]:
         return encode_sets(self._encoder, drawn) if self._cache is None else self._cache.lookup(drawn)
 
     def tensors(self) -> dict[str, Tensor]:

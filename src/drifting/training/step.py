@@ -1,6 +1,6 @@
 """One training step, pure: tensors in, loss and its report out. No optimiser, no device code, no logging.
 
-Shapes: l labels, n generated per label, p positives per label.
+Shapes: l labels, n generated, p positives and m unconditional samples per label.
 """
 
 from collections.abc import Mapping
@@ -24,12 +24,16 @@ class Batch:
         labels: the class of each group, or None where there are none (l = 1).
         positives: features of real samples of each label.
         independent_noise: noise of a second generated batch that repels in place of the first; None for the paper's field.
+        unconditional: features of real samples of any label, which repel: guidance; None for none.
+        unconditional_weight: of each of them, see `guidance.unconditional_weight`.
     """
 
     noise: Float[Tensor, "l n *noise"]
     positives: Mapping[str, Float[Tensor, "l p k _"]]
     labels: Int[Tensor, " l"] | None = None
     independent_noise: Float[Tensor, "l n *noise"] | None = None
+    unconditional: Mapping[str, Float[Tensor, "l m k _"]] | None = None
+    unconditional_weight: float = 0.0
 
 
 def drifting_step(
@@ -40,7 +44,18 @@ def drifting_step(
     independent = None
     if batch.independent_noise is not None:
         independent = encode_sets(encoder, _generate(generator, batch.independent_noise, batch.labels).detach())
-    return loss(encode_sets(encoder, generated), batch.positives, generated_negatives=independent, statistics=statistics)
+    weights = None
+    if batch.unconditional is not None:
+        labels, count = next(iter(batch.unconditional.values())).shape[:2]
+        weights = {"unconditional": generated.new_full((labels, count), batch.unconditional_weight)}
+    return loss(
+        encode_sets(encoder, generated),
+        batch.positives,
+        batch.unconditional,
+        generated_negatives=independent,
+        weights=weights,
+        statistics=statistics,
+    )
 
 
 def _generate(generator: Generator, noise: Tensor, labels: Tensor | None) -> Float[Tensor, "l n *sample"]:
