@@ -6,11 +6,11 @@ from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfi
 from drifting.training.loop import Schedule
 
 _SCHEDULE = Schedule(
-    steps=14_000,
+    steps=10_000,
     labels_per_step=5,
     generated=64,
     positives=256,
-    guidance_scale=1.3,
+    guidance_scale=1.2,
     unconditional=128,
     learning_rate=3e-3,
     warmup_steps=200,
