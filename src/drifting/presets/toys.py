@@ -40,8 +40,8 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
 def anchor(data: ToyData | PointsData) -> RunConfig:
     """Return the notebook's setting: one short temperature, no normalisation, 2000 steps at a rate of 1e-3.
 
-    Two things are ours: weights start with variance 1 / inputs, and over the last quarter the rate falls to 4e-4, without which the
-    drift that is left is half jitter of the weights. docs/results.md has the figures without both.
+    Two things are ours: weights start with a variance of 1 / inputs, and over the second half the rate falls to 5e-4; without
+    that, much of the drift that is left is jitter of the weights. docs/log.md has the figures without both.
     """
     return RunConfig(
         preset="toy",
@@ -54,10 +54,10 @@ def anchor(data: ToyData | PointsData) -> RunConfig:
             positives=2048,
             learning_rate=1e-3,
             betas=(0.9, 0.999),
-            decay_after=1500,
-            decay_power=3.0,
+            decay_after=1000,
+            decay_power=1.0,
             max_grad_norm=None,
-            ema_decay=0.98,
+            ema_decay=0.99,
         ),
     )
 
