@@ -35,7 +35,9 @@ PRESETS = {
     "mnist-encoder": Preset(
         mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "not measured", "not measured"
     ),
-    "mnist-classifier": Preset(mnist.mnist_classifier, "the judge of MNIST generators", "MNIST", "not measured", "not measured"),
+    "mnist-classifier": Preset(
+        mnist.mnist_classifier, "the judge of MNIST generators", "MNIST", "3", "99.6 % of the test set named right"
+    ),
     "images": Preset(mnist.images, "your own small images", "--data FOLDER or Hub id", "not measured", "not measured"),
 }
 

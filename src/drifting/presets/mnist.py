@@ -58,6 +58,9 @@ def mnist_classifier(data: str | None = None) -> ClassifierConfig:
 
     Args:
         data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.
+
+    Command: drifting train mnist-classifier. Hardware: two CPU cores. Time: three minutes. Expected: 99.4 % test accuracy.
+    Measured: docs/results.md, 2026-11-25.
     """
     return ClassifierConfig(preset="mnist-classifier", data=ImagesData(name="mnist", path=data, channels=1))
 
