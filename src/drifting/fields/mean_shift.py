@@ -142,7 +142,7 @@ class Targets:
         self._summed = summed.mT.contiguous().mT if width <= engine.DIRECT_DIMENSIONS else summed
 
     @property
-    def coordinates(self) -> Float[Tensor, "g m+p d"]:
+    def coordinates(self) -> Float[Tensor, "g k d"]:
         """The targets themselves, negatives first."""
         return torch.cat(self._sides, 1)
 

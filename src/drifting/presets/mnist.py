@@ -84,6 +84,6 @@ def images(
 
 def _joint(config: RunConfig) -> RunConfig:
     schedule = config.schedule
-    population = schedule.labels_per_step * schedule.generated
-    together = dataclasses.replace(schedule, labels_per_step=1, generated=population, positives=2 * population, guidance_scale=1.0)
+    sizes = {name: schedule.labels_per_step * getattr(schedule, name) for name in ("generated", "positives")}
+    together = dataclasses.replace(schedule, labels_per_step=1, guidance_scale=1.0, **sizes)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, conditional=False), schedule=together)
