@@ -53,7 +53,7 @@ class Decoder(nn.Module):
         return double(self.second(silu(half).movedim(-1, 1)).movedim(1, -1)).movedim(-1, 1)
 
 
-def double(maps: Float[Tensor, "b m m 4*d"]) -> Float[Tensor, "b 2*m 2*m d"]:
+def double(maps: Float[Tensor, "b m m c"]) -> Float[Tensor, "b 2*m 2*m c//4"]:
     """Return maps of twice the side: the channels of a place, in four parts, become its upper, then its lower two places."""
     count, side, _, channels = maps.shape
     parts = maps.reshape(count, side, side, 2, 2, channels // 4)
