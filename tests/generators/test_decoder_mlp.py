@@ -40,23 +40,6 @@ def test_gain_multiplies_every_matrix_product_at_the_start():
         torch.testing.assert_close(bent.get_parameter(name), 3 * weight if product else weight)
 
 
-def test_labels_act_on_their_own_samples_only():
-    network = _network(num_classes=3)
-    first = network(_noise(), torch.tensor([0, 0, 0, 0, 0, 0]))
-    mixed = network(_noise(), torch.tensor([0, 1, 0, 2, 0, 0]))
-    changed = (first - mixed).flatten(1).abs().amax(1) > 1e-6
-    assert changed.tolist() == [False, True, False, True, False, False]
-
-
-def test_samples_do_not_see_each_other():
-    network, noise = _network(), _noise()
-    torch.testing.assert_close(network(noise)[2:4], network(noise[2:4]))
-
-
-def test_guidance_scale_is_accepted():
-    assert torch.equal(_network()(_noise(), None, torch.ones(6)), _network()(_noise()))
-
-
 @pytest.mark.parametrize("num_classes", [None, 2])
 def test_every_weight_gets_a_gradient(num_classes):
     network = _network(num_classes)
