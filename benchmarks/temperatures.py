@@ -101,10 +101,11 @@ def study(options: argparse.Namespace) -> Results:
     results: Results = defaultdict(list)
     bases = [configuration.resolve(PRESETS[name](options.data)) for name in options.presets]
     # One encoder for all seeds: what varies is the training of the generator.
-    folders = {base.preset: options.save_dir / base.preset for base in bases}
-    for folder in folders.values():
+    encoders = {}
+    for base in bases:
+        folder = options.save_dir / base.preset
         folder.mkdir(parents=True, exist_ok=True)
-    encoders = {base.preset: configuration.build_encoder(base, prepare_encoder(base, folders[base.preset])) for base in bases}
+        encoders[base.preset] = configuration.build_encoder(base, prepare_encoder(base, folder))
     yardstick = Yardstick(bases[0], options.judge, options.num_samples)
     for seed, base, setting in itertools.product(range(options.seeds), bases, SETTINGS):
         loss = dataclasses.replace(base.loss, temperatures=setting)
