@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +10,8 @@ from drifting import config as configuration
 from drifting.config import PointsData, RunConfig, ToyData, resolve
 from drifting.data.digits import load_digits
 from drifting.data.toys import toy
-from drifting.evaluation import evaluate_digits, mode_shares
+from drifting.evaluation import evaluate_digits, evaluate_points, mode_shares
+from drifting.metrics.two_sample import energy_distance
 
 MODES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
 
@@ -61,6 +64,25 @@ def test_own_points_are_measured_in_two_halves(tiny_toy, own_points):
     metrics = measure(lambda count, seed: source.draw(None, count, torch.Generator().manual_seed(seed))[0])
     assert metrics["num_samples"] == 60
     assert metrics["energy_distance"] < 4 * metrics["energy_distance_floor"]
+
+
+def test_distances_are_medians_over_all_pairs_of_draws():
+    def points(seed):
+        return torch.randn(40, 2, generator=torch.Generator().manual_seed(seed))
+
+    def measured(**more):
+        samplers = [lambda count, seed, offset=offset: points(offset + seed)[:count] for offset in (50, 0)]
+        return evaluate_points(*samplers, count=20, drift=lambda generated, positives: generated, batch=10, **more)
+
+    metrics = measured()
+    halves = [points(seed).split(20) for seed in range(5)]
+    samples = [points(50 + seed)[:20] for seed in range(5)]
+    pairs = [energy_distance(sample, half) for sample in samples for half, _ in halves]
+    floors = [[energy_distance(other, half) for _, other in halves] for half, _ in halves]
+    assert metrics["energy_distance"] == pytest.approx(statistics.median(pairs))
+    assert metrics["energy_distance_floor"] == pytest.approx(statistics.median(itertools.chain(*floors)))
+    finite = measured(endless=False)
+    assert finite["energy_distance_floor"] == pytest.approx(statistics.median(floors[seed][seed] for seed in range(5)))
 
 
 def test_real_points_differ_from_those_of_training_and_pictures(tiny_toy):

@@ -1,10 +1,11 @@
+import itertools
 import math
 
 import pytest
 import torch
 
 from drifting.metrics import two_sample
-from drifting.metrics.two_sample import energy_distance, mean_distance
+from drifting.metrics.two_sample import energy_distance, energy_distances, mean_distance
 
 
 def _points(count: int, dimensions: int, seed: int) -> torch.Tensor:
@@ -45,8 +46,19 @@ def test_distance_ignores_translation_and_rotation_and_scales_with_the_units():
     assert energy_distance(x.double() + 1e6, y.double() + 1e6) == pytest.approx(expected, rel=1e-6)
 
 
-def test_distance_does_not_depend_on_the_chunks(monkeypatch):
-    x, y = _points(23, 2, 0), _points(17, 2, 1)
+@pytest.mark.parametrize("dim", [2, 20])
+def test_many_distances_are_those_of_every_pair(dim):
+    xs, ys = [_points(20, dim, seed) for seed in range(2)], [_points(25, dim, seed) for seed in range(2, 5)]
+    found = energy_distances(xs, ys)
+    assert found.shape == (2, 3)
+    for i, j in itertools.product(range(2), range(3)):
+        expected = 2 * _loop(xs[i], ys[j]) - _loop(xs[i], xs[i]) - _loop(ys[j], ys[j])
+        assert float(found[i, j]) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dim", [2, 20])
+def test_distance_does_not_depend_on_the_chunks(monkeypatch, dim):
+    x, y = _points(23, dim, 0), _points(17, dim, 1)
     expected = energy_distance(x, y)
     monkeypatch.setattr(two_sample, "_CHUNK", 40)
     assert energy_distance(x, y) == pytest.approx(expected, rel=1e-12)

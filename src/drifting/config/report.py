@@ -42,6 +42,7 @@ def build_evaluation(config: RunConfig) -> Callable[[Sampler], Metrics]:
         count=count,
         drift=lambda generated, positives: _summed(config.loss, mean_shift, generated, positives),
         batch=min(config.schedule.generated, count),
+        endless=not isinstance(source, InMemorySource),
         modes=modes,
     )
 
