@@ -128,7 +128,7 @@ def test_stopped_in_the_training_of_its_encoder_the_same_command_starts_again(co
 @pytest.mark.usefixtures("no_pictures")
 def test_encoder_that_diverges_leaves_no_run(config, tmp_path):
     wild = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, learning_rate=1e30))
-    with pytest.raises(DivergenceError, match="the loss of the encoder became NaN or infinite"):
+    with pytest.raises(DivergenceError, match="the loss of the autoencoder became NaN or infinite"):
         runs.train(wild, tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -202,6 +202,12 @@ def test_judge_of_other_images_is_refused(judge_folder, tmp_path, size, channels
     other = resolve(shrunk(presets.preset("images", data=str(folder))))
     with pytest.raises(InputError, match=rf"takes \(1, 8, 8\), but the run makes \({channels}, {size}, {size}\): name another"):
         load_judge(str(judge_folder), other)
+
+
+def test_judge_of_other_classes_is_refused(judge_folder, config):
+    more = dataclasses.replace(config, data=dataclasses.replace(config.data, num_classes=5))
+    with pytest.raises(InputError, match=r"which names 3 classes, but the run has 5: name another judge"):
+        load_judge(str(judge_folder), more)
 
 
 def test_missing_judge_names_the_command_that_trains_it(config):

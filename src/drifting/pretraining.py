@@ -131,6 +131,11 @@ def load_judge(judge: str | None, config: RunConfig) -> Judge:
     if not isinstance(saved, ClassifierConfig) or saved.data.image_shape != data.image_shape:
         shape = saved.data.image_shape if isinstance(saved, ClassifierConfig) else "no images"
         raise InputError(f"judge is '{folder}', which takes {shape}, but the run makes {data.image_shape}: name another judge")
+    if data.num_classes not in (None, saved.data.num_classes):
+        classes = saved.data.num_classes
+        raise InputError(
+            f"judge is '{folder}', which names {classes} classes, but the run has {data.num_classes}: name another judge"
+        )
     network, weights = cast(Classifier, configuration.build_network(saved)), load_tensors(folder / CLASSIFIER_WEIGHTS)
     load_weights(network, weights, str(folder / CLASSIFIER_WEIGHTS))
     network.eval()

@@ -188,7 +188,8 @@ def _optimise(
         optimizer.step()
         first_fault = torch.where((first_fault == 0) & ~loss.detach().isfinite(), number, first_fault)
         if (number % _CHECK_EVERY == 0 or number == steps) and int(first_fault) > 0:
-            message = f"the loss of the encoder became NaN or infinite at step {int(first_fault)}"
+            name = type(model).__name__.lower()
+            message = f"the loss of the {name} became NaN or infinite at step {int(first_fault)}"
             raise DivergenceError(f"{message}: lower the learning rate and start again")
         yield EncoderStep(number, loss.detach())
 
