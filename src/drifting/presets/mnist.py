@@ -6,10 +6,10 @@ from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfi
 from drifting.training.loop import Schedule
 
 _SCHEDULE = Schedule(
-    steps=10_000,
-    labels_per_step=5,
-    generated=64,
-    positives=256,
+    steps=7500,
+    labels_per_step=3,
+    generated=128,
+    positives=384,
     guidance_scale=1.2,
     unconditional=128,
     learning_rate=3e-3,
@@ -49,8 +49,12 @@ def mnist_encoder(data: str | None = None, unconditional: bool = False) -> RunCo
         data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.
         unconditional: one joint population in place of one for each class.
     """
-    encoder = AutoencoderConfig(code_dim=64, steps=2000, features=("code", "pixels"))
-    return dataclasses.replace(mnist_pixel(data, unconditional), preset="mnist-encoder", encoder=encoder)
+    encoder = AutoencoderConfig(code_dim=64, width=16, steps=2000, features=("code", "pixels"))
+    config = mnist_pixel(data, unconditional)
+    # A step costs more, so there are fewer, and they get smaller sooner; codes keep classes apart with less guidance.
+    scale = min(1.15, config.schedule.guidance_scale)
+    schedule = dataclasses.replace(config.schedule, steps=5400, decay_after=2000, decay_power=2.0, guidance_scale=scale)
+    return dataclasses.replace(config, preset="mnist-encoder", encoder=encoder, schedule=schedule)
 
 
 def mnist_classifier(data: str | None = None) -> ClassifierConfig:
