@@ -31,10 +31,14 @@ class Preset:
 PRESETS = {
     "toy": Preset(toy, "points in the plane", "seven toys, or --data points.npy", "2 to 4", "energy distance as real data's"),
     "digits": Preset(digits, "8 x 8 handwritten digits by class", "embedded in scikit-learn", "1", "97 % named right, new ones"),
-    "mnist-pixel": Preset(mnist.mnist_pixel, "28 x 28 digits by class, in their pixels", "MNIST", "not measured", "not measured"),
-    "mnist-encoder": Preset(
-        mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "not measured", "not measured"
+    "mnist-pixel": Preset(
+        mnist.mnist_pixel,
+        "28 x 28 digits by class, in their pixels",
+        "MNIST",
+        "10",
+        "3 times real data's distance, 98 % named right",
     ),
+    "mnist-encoder": Preset(mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "10", "the same"),
     "mnist-classifier": Preset(
         mnist.mnist_classifier, "the judge of MNIST generators", "MNIST", "3", "99.6 % of the test set named right"
     ),
