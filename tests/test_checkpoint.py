@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from drifting.checkpoint import (
     flatten_optimizer,
     load_checkpoint,
     load_json,
+    load_state_dict,
     load_tensors,
     load_weights,
     restore_optimizer,
@@ -76,7 +78,66 @@ def test_package_never_unpickles():
     words = ("pickle.load", "import pickle", "torch.load(", "allow_pickle=True", "weights_only=False")
     found = [(path.name, word) for path, text in sources.items() for word in words if word in text]
     # The original CIFAR-10 is pickled: its reader lets through arrays and nothing that runs, see tests/data/test_readers.py.
-    assert found == [("cifar.py", "import pickle")]
+    # Published weights are read by torch's reader of weights alone, see below.
+    assert sorted(found) == [("checkpoint.py", "torch.load("), ("cifar.py", "import pickle")]
+    assert len(re.findall(r"torch\.load\(", sources[Path(checkpointing.__file__)])) == 1
+    assert "weights_only=True" in sources[Path(checkpointing.__file__)]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+def test_published_weights_come_back_bit_for_bit(tmp_path, assert_same_tensors, suffix):
+    path = tmp_path / f"x{suffix}"
+    save_tensors(path, TENSORS) if suffix == ".safetensors" else torch.save(TENSORS, path)
+    assert_same_tensors(load_state_dict(path), TENSORS)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_wrapping_of_published_weights_is_taken_off(tmp_path, assert_same_tensors, zipped):
+    state = {f"module.{name}": value for name, value in TENSORS.items()} | {"module.c": nn.Parameter(torch.ones(2))}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    loaded = load_state_dict(tmp_path / "x.pth")
+    assert_same_tensors(loaded, {**TENSORS, "c": torch.ones(2)})
+    assert not any(value.requires_grad for value in loaded.values())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+@pytest.mark.parametrize("keep", [0, 4, 50, -1])
+def test_truncated_published_weights_are_refused(tmp_path, suffix, keep):
+    path = tmp_path / f"x{suffix}"
+    save_tensors(path, TENSORS) if suffix == ".safetensors" else torch.save(TENSORS, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=rf"x\{suffix}', which is truncated"):
+        load_state_dict(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("error")
+def test_code_in_published_weights_is_refused_and_not_run(tmp_path, zipped):
+    path, sentinel = tmp_path / "x.pth", tmp_path / "executed"
+    for content in (Exploit(sentinel), {"state_dict": {"a": torch.ones(2), "b": Exploit(sentinel)}}, nn.Linear(2, 2)):
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match="more than weights") as caught:
+            load_state_dict(path)
+        assert "weights_only" not in str(caught.value)
+    path.write_bytes(pickle.dumps(Exploit(sentinel)))
+    with pytest.raises(InputError, match="more than weights"):
+        load_state_dict(path)
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [torch.ones(2)], {}, {"state_dict": 3}])
+def test_file_without_weights_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="holds no weights"):
+        load_state_dict(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("none.pth", "is no file"), ("x.bin", "pass a .safetensors"), (".", "pass a .safetensors")]
+)
+def test_path_without_weights_is_refused(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
+        load_state_dict(tmp_path / name)
 
 
 def test_missing_files_are_named(tmp_path):

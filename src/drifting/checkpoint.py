@@ -5,6 +5,7 @@ A checkpoint is a folder `step-00001000` with `state.safetensors` and `state.jso
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,37 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint is '{path}', which does not exist: train first, or name another run") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"checkpoint is '{path}', which is corrupted or truncated ({error}): delete it and resume") from None
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read published weights: .safetensors, or .pth and .pt by torch's reader that lets through tensors and nothing that runs.
+
+    What is found under "state_dict" is taken, and the prefix "module." of a network trained on several devices is left out.
+
+    Raises:
+        InputError: if the file is missing, truncated, of another kind, holds something else than weights, or would run code.
+    """
+    readers = {".safetensors": load_file, ".pth": _load_torch, ".pt": _load_torch}
+    if path.suffix not in readers:
+        raise InputError(f"weights is '{path}': pass a .safetensors, .pth or .pt file")
+    if not path.is_file():
+        raise InputError(f"weights is '{path}', which is no file: name one")
+    try:
+        loaded = readers[path.suffix](path)
+    # Every layer below (zip, the reader, storages) raises its own kinds; torch's words are an advice to run what the file holds.
+    except Exception:
+        raise InputError(f"weights is '{path}', which is truncated or holds more than weights: pass tensors alone") from None
+    if isinstance(loaded, Mapping):
+        loaded = loaded.get("state_dict", loaded)
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(f"weights is '{path}', which holds no weights: pass tensors by name, or those under 'state_dict'")
+    return {str(name).removeprefix("module."): value.detach() for name, value in loaded.items()}
+
+
+def _load_torch(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def save_json(path: Path, facts: Any) -> None:
@@ -87,7 +119,7 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin:
         if name in weights and weights[name].shape != value.shape
     ]
     if wrong:
-        raise InputError(f"weights of '{origin}' do not fit the configuration ({'; '.join(wrong[:3])}): use those of the same run")
+        raise InputError(f"weights of '{origin}' do not fit the configuration ({'; '.join(wrong[:3])}): use those of this network")
     module.load_state_dict(weights)
 
 

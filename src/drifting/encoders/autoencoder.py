@@ -15,10 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from drifting.encoders.base import Features, Frozen
+from drifting.encoders.base import Features, Frozen, checked_names
 from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x
-from drifting.errors import InputError
-from drifting.inputs import nearest_name
 from drifting.upsampling import Decoder, check_square
 
 Images = Float[Tensor, "b c h h"]
@@ -77,14 +75,7 @@ class AutoencoderFeatures(Frozen):
 
     def __init__(self, autoencoder: Autoencoder, names: Sequence[str] = ("code", "stage2", "stage2_mean", "stage2_std")) -> None:
         super().__init__(autoencoder)
-        known = available_features(autoencoder)
-        for name in names:
-            if name not in known:
-                nearest = nearest_name(name, known)
-                raise InputError(f"features has '{name}': did you mean '{nearest}'? There are {', '.join(known)}")
-        if len(set(names)) != len(names) or not names:
-            raise InputError(f"features is {list(names)}: name at least one, each once")
-        self.names = tuple(names)
+        self.names = checked_names(names, available_features(autoencoder))
         self._kinds = {map: [kind for kind in KINDS if feature_name(map, kind) in names] for map in autoencoder.map_shapes}
 
     @property

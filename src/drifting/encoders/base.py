@@ -5,13 +5,14 @@ Shapes: b samples, k locations; every location is a drifting problem of its own.
 Source: paper, appendix A.5.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from drifting.errors import InputError
+from drifting.inputs import nearest_name
 
 # name -> [samples, locations, channels]
 Features = dict[str, Float[Tensor, "b k _"]]
@@ -63,3 +64,13 @@ def compose(encoders: Mapping[str, FeatureEncoder]) -> FeatureEncoder:
         return features
 
     return encode
+
+
+def checked_names(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of features, or raise InputError if one is unknown or double, or there is none."""
+    for name in names:
+        if name not in known:
+            raise InputError(f"features has '{name}': did you mean '{nearest_name(name, known)}'? There are {', '.join(known)}")
+    if len(set(names)) != len(names) or not names:
+        raise InputError(f"features is {list(names)}: name at least one, each once")
+    return tuple(names)

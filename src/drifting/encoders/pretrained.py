@@ -1,0 +1,209 @@
+"""Backbones of the library `transformers` as feature encoders: ResNet, ConvNeXt-V2, DINOv2, ViT-MAE and their like.
+
+A convolutional backbone gives one map a stage, "stage1" onwards, each place of which is normalised over its channels:
+
+    y <- (y - mean) / (std + 1e-3)
+
+A vision transformer gives its patch tokens behind the final norm as one map, "patches"; none is masked, and they keep their order.
+
+Shapes: b images, c channels, h x w pixels or places, d features.
+
+Source: paper, appendix A.5; the normalisation, with the population's variance, is a fact of the authors' release.
+"""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from drifting.encoders.base import Features, Frozen, checked_names
+from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale
+from drifting.encoders.standardise import Standardise, Statistics
+from drifting.errors import InputError
+from drifting.inputs import full_precision
+
+# What the release takes of ConvNeXt-V2, beside the features of the auto-encoder.
+CONVNEXT_FEATURES = (
+    *(f"stage{stage}" for stage in (2, 3, 4)),
+    *(f"stage{stage}_{kind}" for stage in (1, 2, 3, 4) for kind in ("mean", "std")),
+    *("pooled", "pooled_std"),
+)
+_PROCESSOR = "preprocessor_config.json"
+_SMALLEST_VARIANCE = 1e-12
+
+Images = Float[Tensor, "b c h w"]
+Map = Float[Tensor, "b _ _ _"]
+
+
+class PretrainedFeatures(Frozen):
+    """Feature encoder: chosen features of a backbone, which is frozen in place.
+
+    Args:
+        network: a base model of `transformers`, such as ResNetModel or Dinov2Model.
+        names: which features: the maps in the kinds of `pooling.multi_scale`, such as "stage2_mean", "patches" or "patches_std";
+            "pooled", what the network pools itself (the class token, or the mean over places, behind the final norm); and of a
+            convolutional one "pooled_std", the standard deviation over places of the last map before it is normalised.
+        image_shape: channels, height and width of the images, which are in [-1, 1].
+        statistics: mean and standard deviation of every channel that the network was trained with, for images in [0, 1].
+        resize: side of the square that images are resized to, bilinearly; None for none.
+        normalise: whether each place of a convolutional map is normalised over its channels.
+
+    Raises:
+        InputError: if a name is unknown or double, or the images are none that the network takes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str] = ("pooled",),
+        *,
+        image_shape: Sequence[int],
+        statistics: Statistics,
+        resize: int | None = None,
+        normalise: bool = True,
+    ) -> None:
+        super().__init__(network)
+        self.normalise, self._config = normalise, _config(network)
+        channels, device = getattr(self._config, "num_channels", image_shape[0]), next(network.parameters()).device
+        if image_shape[0] != channels:
+            raise InputError(f"images have {image_shape[0]} channels, but the encoder takes {channels}: convert them")
+        self.standardise = Standardise(image_shape, statistics, resize).to(device)
+        self._grid = self._patch_grid()
+        if self._config.model_type == "vit_mae":
+            self._config.mask_ratio = 0.0
+        self.eval()
+        # Which maps there are, and of which size, only the network itself knows.
+        with torch.no_grad():
+            maps, _ = self.maps(torch.zeros(1, *image_shape, device=device))
+        known = [feature_name(name, kind) for name, map in maps.items() for kind in KINDS if fits(kind, *map.shape[2:])]
+        self.names = checked_names(names, (*known, "pooled", *(() if "patches" in maps else ("pooled_std",))))
+        self._kinds = {map: [kind for kind in KINDS if feature_name(map, kind) in names] for map in maps}
+
+    def _patch_grid(self) -> tuple[int, int]:
+        """Return the rows and columns of patches, or raise InputError if they do not fill the images."""
+        patch = getattr(self._config, "patch_size", 1)
+        rows, columns = patch if isinstance(patch, (list, tuple)) else (patch, patch)
+        height, width = self.standardise.sides
+        if height % rows or width % columns:
+            taken = f"multiples of {rows} x {columns}: pass resize, such as {rows * 8}"
+            raise InputError(f"images are {height} x {width} pixels, but the encoder takes {taken}")
+        return height // rows, width // columns
+
+    def maps(self, samples: Images) -> tuple[dict[str, Map], Float[Tensor, "b d"]]:
+        """Return the maps as they leave the network, and what it pools."""
+        options: dict[str, Any] = {"output_hidden_states": hasattr(self._config, "depths")}
+        if self._config.model_type == "vit_mae":
+            # It keeps patches in the order of this "noise"; rising, it leaves them where they are.
+            order = torch.arange(float(self._grid[0] * self._grid[1]), device=samples.device)
+            options["noise"] = order.expand(len(samples), -1)
+            options["interpolate_pos_encoding"] = True
+        output = self.module(self.standardise(samples), **options)
+        last, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        if last.ndim == 4:
+            stages = output.hidden_states[-len(self._config.depths) :]
+            maps = {f"stage{number}": map for number, map in enumerate(stages, 1)}
+        else:
+            if last.ndim != 3 or last.shape[1] < self._grid[0] * self._grid[1]:
+                raise InputError(f"encoder is a '{self._config.model_type}', which has no map of patches: name another backbone")
+            # The class token, and registers if there are any, stand before the patches.
+            patches = last[:, -self._grid[0] * self._grid[1] :]
+            maps = {"patches": patches.transpose(1, 2).unflatten(2, self._grid)}
+        return maps, last[:, 0] if pooled is None else pooled.flatten(1)
+
+    def forward(self, samples: Images) -> Features:
+        """Return the chosen features in the order of `names`, in float32."""
+        maps, pooled = self.maps(samples)
+        features = {"pooled": full_precision(pooled)[:, None]}
+        with torch.autocast(samples.device.type, enabled=False):
+            if "pooled_std" in self.names:
+                features.update(multi_scale("pooled", list(maps.values())[-1], ("std",)))
+            for name, map in maps.items():
+                if self._kinds[name]:
+                    places = normalise_places(map) if self.normalise and name != "patches" else map
+                    features.update(multi_scale(name, places, self._kinds[name]))
+        return {name: features[name] for name in self.names}
+
+
+def normalise_places(map: Images) -> Images:
+    """Return a map with every place normalised over its channels, (y - mean) / (std + 1e-3), in float32."""
+    centred = full_precision(map) - full_precision(map).mean(1, keepdim=True)
+    # A place where all channels are alike would have no gradient but NaN.
+    std = centred.square().mean(1, keepdim=True).clamp_min(_SMALLEST_VARIANCE).sqrt()
+    return centred / (std + 1e-3)
+
+
+def load_pretrained(
+    name_or_folder: str | Path,
+    names: Sequence[str] = ("pooled",),
+    *,
+    image_shape: Sequence[int],
+    resize: int | None = None,
+    statistics: Statistics | None = None,
+    normalise: bool = True,
+) -> PretrainedFeatures:
+    """Return a published backbone as a feature encoder; only safetensors are read, and no code that comes with them is run.
+
+    Args:
+        name_or_folder: id on the Hugging Face Hub, such as "facebook/dinov2-small", or a folder of `save_pretrained`.
+        names: which features, see `PretrainedFeatures`.
+        image_shape: channels, height and width of the images, which are in [-1, 1].
+        resize: side of the square that images are resized to, such as 224; None for none.
+        statistics: mean and standard deviation of every channel, for images in [0, 1]; those published with the weights if None.
+        normalise: whether each place of a convolutional map is normalised over its channels.
+
+    Raises:
+        InputError: if the library or the weights are not there, or do not fit, or an argument is out of its range.
+    """
+    origin = str(name_or_folder)
+    network = _load_network(origin)
+    statistics = statistics or _published_statistics(origin)
+    return PretrainedFeatures(network, names, image_shape=image_shape, statistics=statistics, resize=resize, normalise=normalise)
+
+
+def _config(network: nn.Module) -> Any:
+    return network.config
+
+
+def _load_network(origin: str) -> nn.Module:
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError:
+        raise InputError(f"encoder is '{origin}', which needs the library transformers: pip install 'drifting[encoders]'") from None
+    try:
+        network, report = transformers.AutoModel.from_pretrained(
+            origin, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"encoder is '{origin}', which cannot be loaded ({reason}): name a Hub id or a folder") from None
+    # The library would leave them at random values, with no more than a warning.
+    wrong = [str(key) for part in ("missing_keys", "mismatched_keys") for key in sorted(report.get(part, ()))]
+    if wrong:
+        raise InputError(f"encoder is '{origin}', whose weights lack {', '.join(wrong[:3])}: name weights of the whole backbone")
+    return network.float()
+
+
+def _published_statistics(origin: str) -> Statistics:
+    """Return mean and standard deviation of what prepares images for a network, as published beside its weights."""
+    mend = "pass the mean and the standard deviation of every channel"
+    try:
+        facts = json.loads(_published_file(origin, _PROCESSOR).read_text())
+        if not facts.get("do_normalize", True):
+            return (0.0,) * 3, (1.0,) * 3
+        return tuple(facts["image_mean"]), tuple(facts["image_std"])
+    except Exception as error:  # of the Hub, of the file, of JSON, or a key that is not there
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"statistics is None, and '{origin}' has none in {_PROCESSOR} ({reason}): {mend}") from None
+
+
+def _published_file(origin: str, name: str) -> Path:
+    if Path(origin).is_dir():
+        return Path(origin) / name
+    import huggingface_hub
+
+    return Path(huggingface_hub.hf_hub_download(origin, name))

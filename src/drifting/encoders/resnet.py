@@ -1,0 +1,252 @@
+"""ResNet-18 and ResNet-50 with torchvision's names of weights, for ImageNet's images and for small ones, and their features.
+
+Stage n is torchvision's `layern`: its map is the output of the last block, after the ReLU. The 3 x 3 convolution of a bottleneck
+has its stride, as there. With `feature_dims`, linear projections give a narrowed trunk features of a stated length.
+
+Shapes: b images, c channels, h x w pixels or places, d features, k classes.
+
+Source: He et al., "Deep Residual Learning", arXiv:1512.03385; features: paper, appendix A.5.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from drifting.encoders.base import Features, Frozen, checked_names
+from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x
+from drifting.encoders.standardise import IMAGENET, Standardise, Statistics
+from drifting.errors import InputError
+from drifting.inputs import full_precision
+
+# Blocks of each stage, and how many times its width a block gives out: more than once for a bottleneck.
+_ARCHS = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+Images = Float[Tensor, "b c h w"]
+Map = Float[Tensor, "b _ _ _"]
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions or, if channels expand, a bottleneck: one between two of 1 x 1; around them a shortcut."""
+
+    def __init__(self, before: int, width: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _layer(before, width, 3, stride) if expansion == 1 else _layer(before, width, 1)
+        self.conv2, self.bn2 = _layer(width, width, 3, 1 if expansion == 1 else stride)
+        if expansion > 1:
+            self.conv3, self.bn3 = _layer(width, expansion * width, 1)
+        same = stride == 1 and before == expansion * width
+        self.downsample = None if same else nn.Sequential(*_layer(before, expansion * width, 1, stride))
+        self.bottleneck = expansion > 1
+
+    def forward(self, map: Map) -> Map:
+        inner = normalised(map, self.conv1, self.bn1).relu_()
+        inner = normalised(inner, self.conv2, self.bn2)
+        if self.bottleneck:
+            inner = normalised(inner.relu_(), self.conv3, self.bn3)
+        if self.downsample is not None:
+            map = normalised(map, cast(nn.Conv2d, self.downsample[0]), cast(nn.BatchNorm2d, self.downsample[1]))
+        return inner.add_(map).relu_()
+
+
+class ResNet(nn.Module):
+    """Images in [-1, 1] -> logits, with named maps on the way.
+
+    The projection of the last stage stands before the classifier, so that every loss trains it. No loss reaches those of the
+    earlier stages: they stay at their semi-orthogonal beginning, which keeps all distances where it adds channels.
+
+    Args:
+        arch: "resnet18" or "resnet50".
+        image_shape: channels, height and width of the images that it takes.
+        num_classes: number of labels, or None for a network without logits.
+        small_stem: begin with a 3 x 3 convolution, in place of a 7 x 7 one of stride 2 and a maximum of stride 2.
+        width: channels of the stem and of the first stage's convolutions; 64 is the standard.
+        feature_dims: lengths to which the means of the last stages are projected: (512,) the last one's, four all; None for none.
+        resize: side of the square to which images are resized first; None for none.
+        statistics: mean and standard deviation of every channel, for images in [0, 1]; ImageNet's.
+
+    Attributes:
+        map_shapes: of every map, channels, height and width.
+
+    Raises:
+        InputError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        image_shape: Sequence[int],
+        *,
+        num_classes: int | None,
+        small_stem: bool,
+        width: int = 64,
+        feature_dims: Sequence[int] | None = None,
+        resize: int | None = None,
+        statistics: Statistics = IMAGENET,
+    ) -> None:
+        super().__init__()
+        dims = tuple(feature_dims or ())
+        _check(arch, dims, width=width, num_classes=num_classes, feature_dims=min(dims, default=None), resize=resize)
+        depths, expansion = _ARCHS[arch]
+        self.standardise = Standardise(image_shape, statistics, resize)
+        self.image_shape, self.num_classes = tuple(image_shape), num_classes
+        self.conv1, self.bn1 = _layer(self.image_shape[0], width, 3) if small_stem else _layer(self.image_shape[0], width, 7, 2)
+        self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, padding=1)
+        self.map_shapes: dict[str, tuple[int, int, int]] = {}
+        before, sides = width, [side if small_stem else -(-side // 4) for side in self.standardise.sides]
+        for index, (stage, depth) in enumerate(zip(STAGES, depths, strict=True)):
+            inside, stride = width * 2**index, min(2, index + 1)
+            blocks = [_Block(before if n == 0 else expansion * inside, inside, 1 if n else stride, expansion) for n in range(depth)]
+            setattr(self, f"layer{index + 1}", nn.Sequential(*blocks))
+            # With its padding, every layer of stride 2 halves a side and rounds up.
+            before, sides = expansion * inside, [-(-side // stride) for side in sides]
+            names = (*(f"{stage}_block{number}" for number in range(1, depth)), stage)
+            self.map_shapes |= dict.fromkeys(names, (before, sides[0], sides[1]))
+        projected = {s: (self.map_shapes[s][0], d) for s, d in zip(STAGES[len(STAGES) - len(dims) :], dims, strict=True)}
+        self.projections = nn.ModuleDict({stage: nn.Linear(*sizes, bias=False) for stage, sizes in projected.items()})
+        self.feature_dim = dims[-1] if dims else before
+        self.fc = nn.Linear(self.feature_dim, num_classes) if num_classes else nn.Identity()
+        self._initialise()
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - faster on a CPU
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for stage, projection in self.projections.items():
+            nn.init.orthogonal_(cast(nn.Linear, projection).weight)
+            projection.requires_grad_(stage == STAGES[-1])
+
+    def maps(self, images: Images, names: Sequence[str] = STAGES) -> dict[str, Map]:
+        """Return the maps of these names; layers behind the last one are not run.
+
+        Args:
+            images: of `image_shape`, in [-1, 1].
+            names: "stage1" to "stage4", and "stage2_block1" for the output of a block other than the last one of its stage.
+
+        Raises:
+            InputError: if a name is unknown or there is none, or the images are of another shape.
+        """
+        checked_names(names, tuple(self.map_shapes))
+        map = self.maxpool(normalised(self.standardise(images), self.conv1, self.bn1).relu_())
+        found: dict[str, Tensor] = {}
+        blocks = (block for index in range(len(STAGES)) for block in getattr(self, f"layer{index + 1}"))
+        for name, block in zip(self.map_shapes, blocks, strict=True):
+            map = block(map)
+            if name in names:
+                found[name] = map
+            if len(found) == len(names):
+                break
+        return {name: found[name] for name in names}
+
+    def project(self, stage: str, features: Float[Tensor, "*b c"]) -> Float[Tensor, "*b d"]:
+        """Return features of a stage, channels last, projected to its length in `feature_dims`; as they are if it has none."""
+        return self.projections[stage](features) if stage in self.projections else features
+
+    def embed(self, images: Images) -> Float[Tensor, "b d"]:
+        """Return the mean over places of the last stage, projected: what the classifier sees."""
+        last = STAGES[-1]
+        return self.project(last, self.maps(images, (last,))[last].mean((2, 3)))
+
+    def forward(self, images: Images) -> Float[Tensor, "b k"]:
+        """Return the logits of every class; of a network without logits, what `embed` returns."""
+        return self.fc(self.embed(images))
+
+
+class ResNetFeatures(Frozen):
+    """Feature encoder: chosen features of a trained ResNet, which is frozen in place.
+
+    Args:
+        network: the trained network.
+        names: which features: the maps of the network in the kinds of `pooling.multi_scale`, such as "stage2" or "stage2_std";
+            "stage4_mean" is the vector of `ResNet.embed`. Of the images themselves "pixels" (flattened), "norm_x" (root mean
+            square of each channel), and "image" in the pooled kinds, such as "image_mean" and "image_std_4", which see colours.
+
+    Raises:
+        InputError: if a name is unknown, double or of windows that do not divide the map, or there is none.
+    """
+
+    def __init__(self, network: ResNet, names: Sequence[str] = ("stage4_mean",)) -> None:
+        super().__init__(network)
+        self.names = checked_names(names, available_features(network))
+        kinds = {map: [kind for kind in KINDS if feature_name(map, kind) in names] for map in ("image", *network.map_shapes)}
+        self._image_kinds = kinds.pop("image")
+        self._kinds = {map: chosen for map, chosen in kinds.items() if chosen}
+
+    @property
+    def network(self) -> ResNet:
+        """The network."""
+        return cast(ResNet, self.module)
+
+    def forward(self, samples: Images) -> Features:
+        """Return the chosen features in the order of `names`; those of maps in float32."""
+        self.network.standardise.check(samples)
+        maps = self.network.maps(samples, tuple(self._kinds)) if self._kinds else {}
+        features = {"pixels": samples.flatten(1)[:, None], "norm_x": norm_x(samples)}
+        features.update(multi_scale("image", samples, self._image_kinds))
+        with torch.autocast(samples.device.type, enabled=False):
+            for name, map in maps.items():
+                features.update(self._pooled(name, full_precision(map)))
+        return {name: features[name] for name in self.names}
+
+    def _pooled(self, name: str, map: Map) -> Features:
+        linear = [kind for kind in self._kinds[name] if not kind.startswith("std")]
+        features = {key: self.network.project(name, value) for key, value in multi_scale(name, map, linear).items()}
+        if len(linear) < len(self._kinds[name]):
+            # A mean may be projected afterwards, which is cheaper; a standard deviation may not.
+            map = self.network.project(name, map.movedim(1, -1)).movedim(-1, 1)
+            features.update(multi_scale(name, map, [kind for kind in self._kinds[name] if kind not in linear]))
+        return features
+
+
+def available_features(network: ResNet) -> tuple[str, ...]:
+    """Return the names of all features that a ResNet offers."""
+    shapes = {**network.map_shapes, "image": network.image_shape}
+    pooled = [feature_name(name, kind) for name, shape in shapes.items() for kind in KINDS if fits(kind, *shape[1:])]
+    # The images as they are have the name "pixels"; as a map, every pixel would be a problem of its own.
+    return (*(name for name in pooled if name != "image"), "pixels", "norm_x")
+
+
+def adapt_weights(network: ResNet, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published weights as `checkpoint.load_weights` takes them for this network.
+
+    A classifier `fc` for other classes is dropped, since features do not need it: logits are then untrained, if there are any.
+    Weights saved before torch counted the batches of its normalisations are given the network's own counts.
+    """
+    own = network.state_dict()
+    adapted = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")} | dict(weights)
+    expected, given = own.get("fc.weight"), weights.get("fc.weight")
+    if expected is None or (given is not None and given.shape[1:] == expected.shape[1:] and len(given) != len(expected)):
+        adapted = {name: value for name, value in adapted.items() if not name.startswith("fc.")}
+        adapted |= {name: value for name, value in own.items() if name.startswith("fc.")}
+    return adapted
+
+
+def normalised(map: Map, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Map:
+    """Return the normalised convolution of a map.
+
+    In evaluation the normalisation is folded into the convolution: no pass over the map, and no copy of it for the backward pass.
+    """
+    if norm.training:
+        return norm(convolution(map))
+    scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
+    shift = norm.bias - cast(Tensor, norm.running_mean) * scale
+    return conv2d(map, convolution.weight * scale[:, None, None, None], shift, convolution.stride, convolution.padding)
+
+
+def _layer(before: int, after: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    return nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(after)
+
+
+def _check(arch: str, dims: Sequence[int], **sizes: int | None) -> None:
+    if arch not in _ARCHS:
+        raise InputError(f"arch is '{arch}': pass {' or '.join(_ARCHS)}")
+    if len(dims) > len(STAGES):
+        raise InputError(f"feature_dims is {dims}: pass a length for each of at most {len(STAGES)} stages")
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: pass at least 1")
