@@ -1,0 +1,247 @@
+"""Views of images for contrastive training: SimCLR's augmentations as batch operations, each with a strength, 0 switching it off.
+
+In this order: crop, flip, then with some probability brightness, contrast, saturation and hue (in this fixed order, where SimCLR
+draws one), greyscale, blur. Every image has draws of its own, and is changed without a look at the others; every part is
+differentiable in the images. The parts take the draws as arguments, one value per image; `augment` makes the draws.
+
+    brightness     v' = a v             with v = (x + 1) / 2, the image in [0, 1]
+    contrast       x' = a x + (1 - a) mean of grey(x)
+    saturation     x' = a x + (1 - a) grey(x)
+    hue            the chroma (I, Q) of YIQ turned by an angle: linear, and grey and luma stay, unlike with the hue of HSV
+
+Each of the four ends at the nearest of -1 and 1. A trunk trained on views of changed colour cannot see colour: leave it out with
+`jitter=0, grey=0`.
+
+Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", arXiv:2002.05709, appendix.
+
+Shapes: b images, c channels (colour needs 3; grey images have 1, and no saturation or hue), h x w pixels in [-1, 1].
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
+
+from drifting.errors import InputError
+
+# Red, green and blue -> luma and the two axes of chroma (NTSC); rows of chroma sum to 0, so grey has none.
+_LUMA = (0.299, 0.587, 0.114)
+_YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+# Share of the images that are blurred, as in SimCLR, and how many standard deviations the kernel reaches.
+_BLURRED = 0.5
+_REACH = 3
+
+Images = Float[Tensor, "b c h w"]
+PerImage = Float[Tensor, " b"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """How views of an image are made; 0 switches a part off.
+
+    The defaults are SimCLR's for CIFAR-10, but for crops, of which it takes those down to 8 % of the area.
+
+    Attributes:
+        crop: of the area of an image, the largest share that a crop leaves out, below 1; each share up to it is as likely. The crop
+            is stretched to the size of the image.
+        stretch: largest relative change of a crop's aspect ratio: log-uniform in [1 / (1 + stretch), 1 + stretch], where it fits.
+        flip: probability of a mirrored image.
+        jitter: probability that brightness, contrast, saturation and hue change.
+        brightness: largest relative change: the factor is uniform in [1 - brightness, 1 + brightness], without its part below 0;
+            contrast and saturation likewise.
+        contrast: as brightness.
+        saturation: as brightness.
+        hue: largest turn of the colour circle, in whole turns, up to 0.5.
+        grey: probability that an image loses its colour.
+        blur: largest standard deviation of a Gaussian, in pixels, uniform from 0; half of the images are blurred.
+    """
+
+    crop: float = 0.8
+    stretch: float = 1 / 3
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grey: float = 0.2
+    blur: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a strength out of its range."""
+        highest = {"flip": 1.0, "jitter": 1.0, "grey": 1.0, "hue": 0.5}
+        for name in self.__dataclass_fields__:
+            value, most = getattr(self, name), highest.get(name, math.inf)
+            if not (0 <= value <= most and math.isfinite(value)):
+                bound = "or more" if most == math.inf else f"to {most}"
+                raise InputError(f"{name} is {value}: pass a number from 0 {bound}, 0 to switch it off")
+        if self.crop >= 1:
+            raise InputError(f"crop is {self.crop}: pass a number from 0 to below 1, the share that may be left out")
+
+    @property
+    def coloured(self) -> bool:
+        """Whether colours change."""
+        return bool(self.grey or (self.jitter and (self.brightness or self.contrast or self.saturation or self.hue)))
+
+
+def augment(images: Images, settings: Views, rng: torch.Generator) -> Images:
+    """Return a view of every image, of the same size.
+
+    Args:
+        images: of 1 or 3 channels, if colours change.
+        settings: the strengths.
+        rng: of all draws; its device should be that of the images.
+
+    Raises:
+        InputError: if colours are to change in images that are neither grey nor of red, green and blue.
+    """
+    if settings.coloured and images.shape[1] not in (1, 3):
+        raise InputError(f"images have {images.shape[1]} channels: colours need 3, or 1 for grey; pass jitter=0 and grey=0")
+    # Products in half precision would shift colours.
+    with torch.autocast(images.device.type, enabled=False):
+        if settings.crop:
+            images = crop(images, draw_boxes(images, rng, left_out=settings.crop, stretch=settings.stretch))
+        if settings.flip:
+            images = flip(images, _uniform(images, rng) < settings.flip)
+        if settings.jitter:
+            images = _jitter(images, settings, rng)
+        if settings.grey:
+            images = _choose(_uniform(images, rng) < settings.grey, greyscale(images), images)
+        if settings.blur:
+            blurred = blur(images, settings.blur * _uniform(images, rng), reach=settings.blur)
+            images = _choose(_uniform(images, rng) < _BLURRED, blurred, images)
+    return images
+
+
+def draw_boxes(images: Images, rng: torch.Generator, *, left_out: float, stretch: float) -> Float[Tensor, "b 4"]:
+    """Return a box for every image, see `crop`: its area, then its aspect ratio among those that fit, then its place.
+
+    Args:
+        images: whose number, type and device the boxes have.
+        rng: of the draws.
+        left_out: as `Views.crop`; `stretch` likewise. Aspect ratios are relative to that of the image.
+        stretch: see `left_out`.
+    """
+    area = 1 - left_out * _uniform(images, rng)
+    widest = (-area.log()).clamp(max=math.log1p(stretch))
+    ratio = (widest * (2 * _uniform(images, rng) - 1)).exp()
+    # Rounding could make a side longer than the image.
+    height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
+    return torch.stack([(1 - height) * _uniform(images, rng), (1 - width) * _uniform(images, rng), height, width], 1)
+
+
+def crop(images: Images, boxes: Float[Tensor, "b 4"]) -> Images:
+    """Return boxes (top, left, height, width; shares of the image) stretched to the size of the images, bilinearly.
+
+    Up to half a pixel beyond the outermost centres of pixels, the image goes on as it ends.
+    """
+    top, left, height, width = boxes.unbind(1)
+    zero = torch.zeros_like(top)
+    # Grid coordinates run over [-1, 1] along both axes.
+    matrix = torch.stack([width, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1], 1)
+    grid = affine_grid(matrix.unflatten(1, (2, 3)), list(images.shape), align_corners=False)
+    return grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def flip(images: Images, chosen: Bool[Tensor, " b"]) -> Images:
+    """Return the chosen images mirrored left to right, the others as they are."""
+    return _choose(chosen, images.flip(3), images)
+
+
+def brightness(images: Images, factor: PerImage) -> Images:
+    """Return images whose values, counted from black, are multiplied by a factor."""
+    factor = _spread(factor)
+    # In this form a factor of 1 changes no digit.
+    return (images * factor + (factor - 1)).clamp(-1, 1)
+
+
+def contrast(images: Images, factor: PerImage) -> Images:
+    """Return images whose differences from their mean luma are multiplied by a factor."""
+    return _blend(images, _luma(images).mean((2, 3), keepdim=True), factor)
+
+
+def saturation(images: Images, factor: PerImage) -> Images:
+    """Return images whose differences from their luma, pixel by pixel, are multiplied by a factor; grey ones stay."""
+    return _blend(images, _luma(images), factor)
+
+
+def hue(images: Images, turns: PerImage) -> Images:
+    """Return images whose colours are turned about grey at constant luma, red towards yellow; one turn is none, grey ones stay."""
+    if images.shape[1] == 1:
+        return images
+    angle = (2 * math.pi * turns)[:, None, None]
+    grey, quarter = images.new_tensor([_LUMA] * 3), images.new_tensor(_quarter_turn())
+    # Luma stays, and chroma c becomes c cos + (c turned by a quarter) sin; an angle of 0 changes no digit.
+    matrix = grey + angle.cos() * (torch.eye(3).to(grey) - grey) + angle.sin() * quarter
+    return (matrix @ images.flatten(2)).unflatten(2, images.shape[2:]).clamp(-1, 1)
+
+
+def greyscale(images: Images) -> Images:
+    """Return images with their luma in every channel."""
+    return _luma(images).expand_as(images)
+
+
+def blur(images: Images, std: PerImage, *, reach: float) -> Images:
+    """Return images under a Gaussian whose standard deviation, in pixels, is `std`; 0 changes nothing.
+
+    Args:
+        images: the outermost pixels go on beyond the edges.
+        std: one per image, 0 or more.
+        reach: the kernels end at three times this many pixels, so that no `std` should be larger.
+    """
+    radius = math.ceil(_REACH * reach)
+    places = torch.arange(-radius, radius + 1, device=images.device)
+    # The least deviation leaves the middle alone: its neighbours underflow to 0.
+    weights = torch.exp(-0.5 * (places / std.clamp_min(1e-2)[:, None]).square())
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)[:, None]
+    # As many groups as there are maps: each has the kernel of its image.
+    maps = pad(images.flatten(0, 1)[None], (radius,) * 4, mode="replicate")
+    for kernel in (weights[..., None], weights[:, :, None]):
+        maps = conv2d(maps, kernel, groups=len(weights))
+    return maps[0].unflatten(0, images.shape[:2])
+
+
+def _jitter(images: Images, settings: Views, rng: torch.Generator) -> Images:
+    """Return images of changed colours; those that are not chosen keep every digit."""
+    chosen = _uniform(images, rng) < settings.jitter
+    for change, strength in [(brightness, settings.brightness), (contrast, settings.contrast), (saturation, settings.saturation)]:
+        if strength:
+            least = max(0.0, 1 - strength)
+            factor = least + (1 + strength - least) * _uniform(images, rng)
+            images = change(images, torch.where(chosen, factor, 1))
+    if settings.hue:
+        images = hue(images, torch.where(chosen, settings.hue * (2 * _uniform(images, rng) - 1), 0))
+    return images
+
+
+@functools.cache
+def _quarter_turn() -> list[list[float]]:
+    """Return the matrix that takes a colour's luma away and turns its chroma by a quarter, red towards yellow."""
+    to_yiq = torch.tensor(_YIQ, dtype=torch.float64)
+    turn = to_yiq.new_tensor([[0, 0, 0], [0, 0, 1], [0, -1, 0]])
+    return (torch.linalg.inv(to_yiq) @ turn @ to_yiq).tolist()
+
+
+def _uniform(images: Images, rng: torch.Generator) -> PerImage:
+    return torch.rand(len(images), generator=rng, device=rng.device).to(images)
+
+
+def _spread(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
+
+
+def _choose(chosen: Bool[Tensor, " b"], yes: Images, no: Images) -> Images:
+    return torch.where(_spread(chosen), yes, no)
+
+
+def _blend(images: Images, other: Tensor, factor: PerImage) -> Images:
+    factor = _spread(factor)
+    return (factor * images + (1 - factor) * other).clamp(-1, 1)
+
+
+def _luma(images: Images) -> Float[Tensor, "b 1 h w"]:
+    return images if images.shape[1] == 1 else (images * images.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)

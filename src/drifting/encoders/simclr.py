@@ -1,0 +1,96 @@
+"""SimCLR: two views of an image should be more alike than views of different images.
+
+    loss = mean over the 2b views i of  -log [ exp(s_ij / temperature) / sum over k != i of exp(s_ik / temperature) ]
+
+with s the cosine similarity of two projections and j the other view of i's image. What the views differ in, the trunk learns not to
+see: a trunk trained on views of changed colour is blind to colour, and so is a generator trained in its features.
+
+Source: Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive Learning of Visual Representations" (2020).
+
+Shapes: b images, c channels, h x w pixels, f features of the trunk, d projections.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from drifting.errors import InputError
+from drifting.inputs import check_temperature, full_precision
+
+Images = Float[Tensor, "b c h w"]
+
+
+class SimCLR(nn.Module):
+    """Two views of the same images -> the loss; what is used later is the trunk, for the projection has lost more than it.
+
+    Args:
+        trunk: a network with a method `embed`, images -> [b, f].
+        features: length f of what `embed` returns.
+        hidden: units between the two layers of the projection head; as many as features if None.
+        projection: length of the projections that are compared.
+        temperature: of the loss, see `nt_xent`.
+
+    Raises:
+        InputError: if the trunk has no `embed`, or the temperature is not positive.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, *, features: int, hidden: int | None = None, projection: int = 128, temperature: float = 0.5
+    ) -> None:
+        super().__init__()
+        if not hasattr(trunk, "embed"):
+            raise InputError(f"trunk is a {type(trunk).__name__}: pass a network with a method embed(images)")
+        check_temperature(temperature)
+        self.trunk, self.temperature = trunk, temperature
+        hidden = features if hidden is None else hidden
+        # The normalisation has an offset of its own.
+        self.project = nn.Sequential(
+            nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, projection)
+        )
+
+    def embed(self, images: Images) -> Float[Tensor, "b f"]:
+        """Return the features of the trunk."""
+        return cast(Callable[[Tensor], Tensor], self.trunk.embed)(images)
+
+    def forward(self, first: Images, second: Images) -> Float[Tensor, ""]:
+        """Return the loss; both views pass as one batch, whose statistics they share wherever batches are normalised.
+
+        Raises:
+            InputError: if there are fewer than two images, or not two views of each.
+        """
+        _check_pairs(first, second)
+        projections = self.project(self.embed(torch.cat([first, second])))
+        return nt_xent(*projections.chunk(2), temperature=self.temperature)
+
+
+def nt_xent(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], *, temperature: float = 0.5) -> Float[Tensor, ""]:
+    """Return the normalised, temperature-scaled cross-entropy of two views, in float32 or better.
+
+    Where all projections point one way it is log(2b - 1), whatever the temperature.
+
+    Args:
+        first: projections of one view of every image.
+        second: those of the other view, in the same order.
+        temperature: by which cosine similarities are divided, above 0.
+
+    Raises:
+        InputError: if there are fewer than two images, or not two views of each; if the temperature is not positive.
+    """
+    _check_pairs(first, second)
+    check_temperature(temperature)
+    with torch.autocast(first.device.type, enabled=False):
+        # bfloat16 keeps two digits of a similarity, which a small temperature multiplies.
+        views = normalize(full_precision(torch.cat([first, second])), dim=1)
+        similarity = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
+        partners = torch.arange(len(views), device=views.device).roll(len(first))
+        return cross_entropy(similarity, partners)
+
+
+def _check_pairs(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape or len(first) < 2:
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise InputError(f"views have shapes {shapes}: pass two views of each of two images or more")
