@@ -1,0 +1,289 @@
+"""A masked auto-encoder on a residual network: it learns to fill in what it does not see, and its maps are the features.
+
+    loss = (1 - weight) mean over masked entries (reconstruction - image)^2  +  weight cross_entropy(logits, labels)
+
+An image is first cut into patches, whose values become channels of one place; mask, reconstruction and loss live on that grid. Four
+stages of residual blocks make the maps, the last three halving the side; a decoder climbs back over the same maps.
+
+Shapes: b images, c channels, h x w pixels, patches of p x p; y x x the grid, y = h/p; f = c p p channels of a patch; k classes.
+
+Source: paper, appendix A.3 and A.5; the layers, their order and the 1e-6 are facts of the authors' release.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate, relu
+
+from drifting.encoders.base import Features, Frozen, checked_names
+from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x
+from drifting.errors import InputError
+from drifting.inputs import full_precision
+
+_MAX_GROUPS = 32
+_EPSILON = 1e-6
+
+Images = Float[Tensor, "b c h w"]
+Mask = Bool[Tensor, "b 1 y x"]
+
+
+class MaskedAutoencoder(nn.Module):
+    """Images -> reconstructions and logits; images in [-1, 1], or latents of mean 0: a hidden place is 0, the middle of its values.
+
+    Args:
+        image_shape: channels, height and width of one image, both sides divisible by `patch`.
+        width: channels of the first stage; the others have 2, 4 and 8 times as many.
+        patch: side of the patches that an image is cut into, 1 for none.
+        num_classes: number of labels, or None for a network without logits.
+        depths: residual blocks of the four stages, each 1 or more.
+
+    Attributes:
+        grid: places of the patches, (y, x).
+        map_shapes: name -> shape of one map; "layer2_blk1" is the first block of the second stage, "layer2" the whole stage.
+
+    Raises:
+        InputError: if patches do not divide the image, or there are not four stages with blocks.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        *,
+        width: int = 256,
+        patch: int = 1,
+        num_classes: int | None = None,
+        depths: Sequence[int] = (3, 4, 6, 3),
+    ) -> None:
+        super().__init__()
+        channels, *sides = image_shape
+        if patch < 1 or any(side < patch or side % patch for side in sides):
+            raise InputError(f"patch is {patch}: pass a divisor of both sides of the images, which are {sides[0]} x {sides[1]}")
+        if len(depths) != 4 or min(depths) < 1:
+            raise InputError(f"depths is {tuple(depths)}: pass the number of blocks of four stages, each 1 or more")
+        self.image_shape, self.patch, self.num_classes = (channels, *sides), patch, num_classes
+        self.grid = (sides[0] // patch, sides[1] // patch)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        self.stem = _ConvNorm(channels * patch**2, width)
+        self.stages = nn.ModuleList(
+            _Stage(before, after, depth, stride=2 if index else 1)
+            for index, (before, after, depth) in enumerate(zip(widths[:-1], widths[1:], depths, strict=True))
+        )
+        self.bridge = _ConvNorm(widths[-1], widths[-1])
+        self.climb = nn.ModuleList(_Up(widths[level], widths[level - 1], widths[level - 1]) for level in (4, 3, 2, 1))
+        self.head = nn.Conv2d(width, channels * patch**2, 1)
+        self.classify = nn.Linear(widths[-1], num_classes) if num_classes else None
+        self.map_shapes = _map_shapes(width, self.grid, depths)
+
+    def patches(self, images: Images) -> Float[Tensor, "b f y x"]:
+        """Return images cut into patches: channels are the patch's (row, column, channel), channel fastest.
+
+        Raises:
+            InputError: if images have another shape than the network was made for.
+        """
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise InputError(f"images are {tuple(images.shape[1:])}: this encoder takes {self.image_shape}")
+        split = images.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
+        return split.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+
+    def assemble(self, patches: Float[Tensor, "b f y x"]) -> Images:
+        """Return the images that patches, such as those of a reconstruction, were cut from."""
+        split = patches.unflatten(1, (self.patch, self.patch, -1))
+        return split.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)
+
+    def maps(self, images: Images, mask: Mask | None = None) -> dict[str, Float[Tensor, "b _ _ _"]]:
+        """Return the maps in the order of `map_shapes`: the stem's "conv1", and of each stage all blocks and its normalised end.
+
+        Args:
+            images: of the shape that the network was made for.
+            mask: True where a place of the grid is hidden, that is zero in all channels; None hides nothing.
+        """
+        hidden = self.patches(images) if mask is None else self.patches(images).masked_fill(mask, 0)
+        # Not channels last: group normalisation then takes longer than the convolutions gain.
+        map = self.stem(hidden.contiguous())
+        maps = {"conv1": map}
+        for number, stage in enumerate(self.stages, 1):
+            blocks, map = stage(map)
+            maps |= {f"layer{number}_blk{block}": value for block, value in enumerate(blocks, 1)}
+            maps[f"layer{number}"] = map
+        return maps
+
+    def embed(self, images: Images) -> Float[Tensor, "b d"]:
+        """Return the spatial mean of the last map, 8 times `width` channels."""
+        return self.maps(images)["layer4"].mean((2, 3))
+
+    def forward(self, images: Images, mask: Mask | None = None) -> tuple[Float[Tensor, "b f y x"], Float[Tensor, "b k"] | None]:
+        """Return the reconstruction, in patches, and the logits (None without classes) of images with hidden places."""
+        maps = self.maps(images, mask)
+        map = self.bridge(maps["layer4"])
+        for up, skip in zip(self.climb, ("layer3", "layer2", "layer1", "conv1"), strict=True):
+            map = up(map, maps[skip])
+        return self.head(map), None if self.classify is None else self.classify(maps["layer4"].mean((2, 3)))
+
+
+class MAEFeatures(Frozen):
+    """Feature encoder: chosen features of a trained masked auto-encoder, which is frozen in place.
+
+    Args:
+        autoencoder: the trained network.
+        names: which features: "norm_x" (root mean square of each channel of the patches), and the maps in the kinds of
+            `pooling.multi_scale`, such as "conv1", "layer1_mean" or "layer2_blk2_std_4". None for all that the release uses.
+        every: without names, which blocks inside a stage are features: 2 for each second one, as in the release.
+
+    Raises:
+        InputError: if a name is unknown, double or of windows that do not divide the map, or there is none; if `every` is below 1.
+    """
+
+    def __init__(self, autoencoder: MaskedAutoencoder, names: Sequence[str] | None = None, *, every: int = 2) -> None:
+        super().__init__(autoencoder)
+        known = available_features(autoencoder)
+        names = available_features(autoencoder, every) if names is None else names
+        self.names = checked_names(names, known)
+        self._kinds = {map: [kind for kind in KINDS if feature_name(map, kind) in names] for map in autoencoder.map_shapes}
+
+    @property
+    def autoencoder(self) -> MaskedAutoencoder:
+        """The network."""
+        return cast(MaskedAutoencoder, self.module)
+
+    def forward(self, samples: Images) -> Features:
+        """Return the chosen features in the order of `names`."""
+        features = {"norm_x": norm_x(self.autoencoder.patches(samples))}
+        for name, map in self.autoencoder.maps(samples).items():
+            features.update(multi_scale(name, map, self._kinds[name]))
+        return {name: features[name] for name in self.names}
+
+
+def available_features(autoencoder: MaskedAutoencoder, every: int = 1) -> tuple[str, ...]:
+    """Return the names of all features, of the blocks inside a stage only each `every`-th, counted from 1."""
+    if every < 1:
+        raise InputError(f"every is {every}: pass 1 for all blocks, 2 for each second one")
+    names = ["norm_x"]
+    for name, shape in autoencoder.map_shapes.items():
+        _, _, block = name.partition("_blk")
+        if not block or int(block) % every == 0:
+            names += [feature_name(name, kind) for kind in KINDS if fits(kind, *shape[1:])]
+    return tuple(names)
+
+
+def random_mask(count: int, grid: tuple[int, int], rng: torch.Generator, *, probability: float = 0.5, side: int = 2) -> Mask:
+    """Draw which places to hide: squares of the grid, each with the same probability and independent of the others.
+
+    Args:
+        count: number of images.
+        grid: `MaskedAutoencoder.grid`.
+        rng: the mask is on its device.
+        probability: of a square, from 0 to 1.
+        side: of a square, in places; a divisor of both sides of the grid.
+
+    Raises:
+        InputError: if squares do not divide the grid, or the probability is none.
+    """
+    if side < 1 or any(length % side for length in grid):
+        raise InputError(f"side is {side}: pass a divisor of both sides of the grid, which is {grid[0]} x {grid[1]}")
+    if not 0 <= probability <= 1:
+        raise InputError(f"probability is {probability}: pass a number from 0 to 1")
+    draws = torch.rand(count, 1, grid[0] // side, grid[1] // side, generator=rng, device=rng.device)
+    return (draws < probability).repeat_interleave(side, 2).repeat_interleave(side, 3)
+
+
+def mae_loss(
+    reconstruction: Float[Tensor, "b f y x"],
+    patches: Float[Tensor, "b f y x"],
+    mask: Mask,
+    logits: Float[Tensor, "b k"] | None = None,
+    labels: Int[Tensor, " b"] | None = None,
+    *,
+    classification_weight: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Return the mean squared error over all masked entries of the batch, blended with a cross-entropy if that has a weight.
+
+    Args:
+        reconstruction: what the network made of the masked images.
+        patches: `MaskedAutoencoder.patches` of the whole images.
+        mask: the one that the network was given; where it hides nothing at all the error is 0.
+        logits: of the masked images, needed for a weight above 0; `labels` likewise.
+        labels: classes of the images.
+        classification_weight: share of the cross-entropy in the loss, from 0 to 1.
+
+    Raises:
+        InputError: if the weight is out of its range, or above 0 without logits and labels.
+    """
+    if not 0 <= classification_weight <= 1:
+        raise InputError(f"classification_weight is {classification_weight}: pass a number from 0 to 1")
+    hidden = mask.expand_as(patches)
+    differences = (full_precision(reconstruction) - full_precision(patches)).masked_fill(~hidden, 0)
+    error = differences.square().sum() / hidden.sum().clamp_min(1)
+    if classification_weight == 0:
+        return error
+    if logits is None or labels is None:
+        raise InputError(f"classification_weight is {classification_weight}: pass logits and labels, or 0")
+    return (1 - classification_weight) * error + classification_weight * cross_entropy(full_precision(logits), labels.long())
+
+
+class _ConvNorm(nn.Module):
+    """Convolution without bias that keeps the size but for its stride, then group normalisation."""
+
+    def __init__(self, before: int, after: int, kernel: int = 3, stride: int = 1, *, active: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm, self.active = _norm(after), active
+
+    def forward(self, map: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
+        map = self.norm(self.conv(map))
+        return relu(map) if self.active else map
+
+
+class _Block(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.first = _ConvNorm(before, after, stride=stride)
+        self.second = _ConvNorm(after, after, active=False)
+        changes = stride > 1 or before != after
+        self.shortcut = _ConvNorm(before, after, 1, stride, active=False) if changes else nn.Identity()
+
+    def forward(self, map: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
+        return relu(self.second(self.first(map)) + self.shortcut(map))
+
+
+class _Stage(nn.Module):
+    def __init__(self, before: int, after: int, depth: int, stride: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Block(after if index else before, after, 1 if index else stride) for index in range(depth))
+        self.norm = _norm(after)
+
+    def forward(self, map: Float[Tensor, "b c h w"]) -> tuple[list[Tensor], Float[Tensor, "b _ _ _"]]:
+        """Return the output of every block, and the last one normalised."""
+        outputs = []
+        for block in self.blocks:
+            map = block(map)
+            outputs.append(map)
+        return outputs, self.norm(map)
+
+
+class _Up(nn.Module):
+    def __init__(self, before: int, skip: int, after: int) -> None:
+        super().__init__()
+        self.norm = _norm(before + skip)
+        self.first, self.second = _ConvNorm(before + skip, after), _ConvNorm(after, after)
+
+    def forward(self, map: Float[Tensor, "b c h w"], skip: Float[Tensor, "b s y x"]) -> Float[Tensor, "b _ y x"]:
+        larger = interpolate(map, size=skip.shape[2:], mode="bilinear", align_corners=False)
+        return self.second(self.first(self.norm(torch.cat([larger, skip], 1))))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    groups = max(count for count in range(1, _MAX_GROUPS + 1) if channels % count == 0)
+    return nn.GroupNorm(groups, channels, eps=_EPSILON)
+
+
+def _map_shapes(width: int, grid: tuple[int, int], depths: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+    shapes, (height, wide) = {"conv1": (width, *grid)}, grid
+    for index, depth in enumerate(depths):
+        if index:
+            height, wide = (height + 1) // 2, (wide + 1) // 2
+        names = [f"layer{index + 1}_blk{block}" for block in range(1, depth + 1)] + [f"layer{index + 1}"]
+        shapes |= dict.fromkeys(names, (width * 2**index, height, wide))
+    return shapes
