@@ -7,7 +7,9 @@ import torch
 
 from drifting.generators.base import Generator
 from drifting.generators.decoder_mlp import DecoderMLP
+from drifting.generators.dit import DiT, DiTSize
 from drifting.generators.mlp import MLP
+from drifting.generators.unet import UNet, UNetSize
 
 Maker = Callable[[int | None], Generator]
 
@@ -21,29 +23,77 @@ def _decoder_mlp(num_classes: int | None) -> Generator:
     return DecoderMLP(sample_shape=(3, 8, 8), num_classes=num_classes, **sizes)
 
 
-@pytest.fixture(params=[_mlp, _decoder_mlp])
+def _dit(num_classes: int | None) -> Generator:
+    size = DiTSize(patch=4, width=8, depth=2, heads=2, cond_dim=6, num_context_tokens=2, num_styles=3, style_classes=4)
+    return _away_from_zero(DiT(sample_shape=(3, 8, 8), size=size, num_classes=num_classes))
+
+
+def _unet(num_classes: int | None) -> Generator:
+    size = UNetSize(patch=2, widths=(8, 8), blocks=1, heads=2, cond_dim=6, num_styles=3, style_classes=4)
+    return _away_from_zero(UNet(sample_shape=(3, 8, 8), size=size, num_classes=num_classes))
+
+
+def _away_from_zero(network: Generator) -> Generator:
+    """Move the weights that start at zero, and leave labels no effect."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return network
+
+
+@pytest.fixture(params=[_mlp, _decoder_mlp, _dit, _unet])
 def make(request) -> Maker:
     torch.manual_seed(0)
     return request.param
 
 
-def _noise(count: int = 6) -> torch.Tensor:
-    return torch.randn(count, 5, generator=torch.Generator().manual_seed(1))
+def _rng(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _noise(network: Generator, count: int = 6) -> torch.Tensor:
+    return torch.randn(count, *network.noise_shape, generator=_rng())
+
+
+def _styles(network: Generator, part: slice = slice(None)) -> dict[str, torch.Tensor]:
+    """Return the style codes of six samples as an argument, for a generator that takes them."""
+    codes = network.draw_style_codes(6, _rng())
+    return {} if codes is None else {"style_codes": codes[part]}
 
 
 def test_labels_act_on_their_own_samples_only(make):
     network = make(3)
-    first = network(_noise(), torch.tensor([0, 0, 0, 0, 0, 0]))
-    mixed = network(_noise(), torch.tensor([0, 1, 0, 2, 0, 0]))
-    changed = (first - mixed).flatten(1).abs().amax(1) > 1e-6
+    noise, styles = _noise(network), _styles(network)
+    first = network(noise, torch.tensor([0, 0, 0, 0, 0, 0]), **styles)
+    mixed = network(noise, torch.tensor([0, 1, 0, 2, 0, 0]), **styles)
+    changed = (first - mixed).flatten(1).abs().amax(1) > 1e-5
     assert changed.tolist() == [False, True, False, True, False, False]
 
 
 def test_samples_do_not_see_each_other(make):
-    network, noise = make(None), _noise()
-    torch.testing.assert_close(network(noise)[2:4], network(noise[2:4]))
+    network = make(None)
+    noise, part = _noise(network), slice(2, 4)
+    torch.testing.assert_close(network(noise, **_styles(network))[part], network(noise[part], **_styles(network, part)))
 
 
 def test_guidance_scale_is_accepted(make):
     network = make(None)
-    assert torch.equal(network(_noise(), None, torch.ones(6)), network(_noise()))
+    noise, styles = _noise(network), _styles(network)
+    assert torch.equal(network(noise, None, torch.ones(6), **styles), network(noise, **styles))
+
+
+def test_samples_have_the_shape_that_is_announced(make):
+    network = make(None)
+    assert network(_noise(network), **_styles(network)).shape == (6, *network.sample_shape)
+
+
+def test_style_codes_are_drawn_from_the_stream_they_are_given(make):
+    network = make(None)
+    codes = network.draw_style_codes(500, _rng())
+    if network.num_styles == 0:
+        assert codes is None
+        return
+    assert codes.shape == (500, network.num_styles)
+    assert torch.equal(codes.unique(), torch.arange(network.style_classes))
+    assert torch.equal(codes, network.draw_style_codes(500, _rng()))
+    assert not torch.equal(codes, network.draw_style_codes(500, _rng(2)))

@@ -1,0 +1,195 @@
+"""A transformer over patches of noise, the generator of the paper.
+
+    tokens = [ context tokens | patches + positions ]
+    tokens = tokens + gate * attention( modulate( RMSNorm(tokens) ) )
+    tokens = tokens + gate * SwiGLU( modulate( RMSNorm(tokens) ) )            depth times
+    sample = linear( modulate( RMSNorm(patches) ) )
+
+Shapes: b samples, c channels, h x v pixels, n tokens, w width, z width of the condition.
+
+Source: paper; the details are facts of the authors' release, whose outputs it reproduces.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from drifting.generators.base import Generator
+from drifting.generators.layers import (
+    Attention,
+    Condition,
+    RMSNorm,
+    SwiGLU,
+    check_sides,
+    grid_positions,
+    modulate,
+    patchify,
+    precise,
+    run,
+    unpatchify,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTSize:
+    """How large a `DiT` is.
+
+    Attributes:
+        patch: side of a patch.
+        width: of a token, divisible by 4.
+        depth: number of blocks.
+        heads: of the attention, with an even number of channels each.
+        cond_dim: width of the condition.
+        mlp_ratio: of the perceptron in a block, see `layers.SwiGLU`.
+        num_context_tokens: tokens that hold the condition, before the patches.
+        num_styles: style codes of a sample.
+        style_classes: values of each.
+        embedding_std: how far the parts of the condition spread at the start; the release has 0.02. Short trainings want more.
+    """
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    cond_dim: int
+    mlp_ratio: float = 4.0
+    num_context_tokens: int = 16
+    num_styles: int = 32
+    style_classes: int = 64
+    embedding_std: float = 0.02
+
+
+_B2 = DiTSize(patch=2, width=768, depth=12, heads=12, cond_dim=768)
+_L2 = DiTSize(patch=2, width=1024, depth=24, heads=16, cond_dim=1024)
+
+# The paper's four, patch 2 for latents and 16 for pixels; then for images of 32 x 32 pixels: on two CPU cores, and on a GPU.
+SIZES: Mapping[str, DiTSize] = MappingProxyType(
+    {
+        "B/2": _B2,
+        "L/2": _L2,
+        "B/16": replace(_B2, patch=16),
+        "L/16": replace(_L2, patch=16),
+        "cpu": DiTSize(
+            patch=4,
+            width=128,
+            depth=4,
+            heads=4,
+            cond_dim=128,
+            num_context_tokens=4,
+            num_styles=8,
+            style_classes=16,
+            embedding_std=0.3,
+        ),
+        "gpu": DiTSize(patch=2, width=384, depth=12, heads=6, cond_dim=384, embedding_std=0.3),
+    }
+)
+
+
+class DiT(Generator):
+    """Push a noise image through a transformer into an image.
+
+    Args:
+        sample_shape: channels, height and width of one image, and of its noise; the patch divides both sides.
+        size: how large the network is.
+        num_classes: number of labels, or None for a generator that takes none.
+        guided: take a guidance scale.
+        bounded: end with tanh, for images in [-1, 1].
+        output_std: how far the first outputs spread, before tanh; 0.75 leaves 0.5 after it. At 0 they are all 0, as in the release.
+            Above 0 the output layer does not start at zero, and noise outweighs position, so that the first samples differ.
+        checkpointing: compute the activations of a block again in the backward pass: less memory, a third more time.
+
+    Raises:
+        InputError: if the patch does not divide the image, or the width cannot be split.
+    """
+
+    def __init__(
+        self,
+        *,
+        sample_shape: Sequence[int],
+        size: DiTSize,
+        num_classes: int | None = None,
+        guided: bool = True,
+        bounded: bool = False,
+        output_std: float = 0.0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.sample_shape = self.noise_shape = channels, height, width = check_sides(sample_shape, size.patch)
+        self.num_classes, self.num_styles, self.style_classes = num_classes, size.num_styles, size.style_classes
+        self.size, self.guided, self.bounded, self.checkpointing = size, guided, bounded, checkpointing
+        styles = {"num_styles": size.num_styles, "style_classes": size.style_classes, "std": size.embedding_std}
+        self.condition = Condition(size.cond_dim, num_classes=num_classes, guided=guided, **styles)
+        entries = channels * size.patch**2
+        self.embed = nn.Linear(entries, size.width)
+        self.positions = nn.Parameter(grid_positions(height // size.patch, width // size.patch, size.width))
+        self.context = nn.Linear(size.cond_dim, size.width)
+        self.context_tokens = nn.Parameter(0.02 * torch.randn(size.num_context_tokens, size.width))
+        length = size.num_context_tokens + len(self.positions)
+        self.blocks = nn.ModuleList(Block(size, length) for _ in range(size.depth))
+        self.norm = RMSNorm(size.width)
+        self.modulation = _start_at_zero(nn.Linear(size.cond_dim, 2 * size.width))
+        self.output = _start_at_zero(nn.Linear(size.width, entries))
+        for layer in (self.embed, self.context):
+            _start_xavier(layer)
+        if output_std > 0:
+            nn.init.normal_(self.embed.weight, std=entries**-0.5)
+            nn.init.normal_(self.output.weight, std=output_std * size.width**-0.5)
+
+    def forward(
+        self,
+        noise: Float[Tensor, "b c h v"],
+        labels: Int[Tensor, " b"] | None = None,
+        guidance_scale: Float[Tensor, " b"] | None = None,
+        style_codes: Int[Tensor, "b s"] | None = None,
+    ) -> Float[Tensor, "b c h v"]:
+        """Return one image for each noise image, in float32 under autocast too; for the other arguments see `layers.Condition`."""
+        condition = self.condition(noise, labels, guidance_scale, style_codes)
+        patches = self.embed(patchify(noise, self.size.patch)) + self.positions
+        context = self.context(condition)[:, None] + self.context_tokens
+        tokens, active = torch.cat([context, patches], 1), silu(condition)
+        for block in self.blocks:
+            tokens = run(block, tokens, active, checkpointing=self.checkpointing)
+        shift, scale = precise(self.modulation, active).chunk(2, -1)
+        patches = modulate(self.norm(tokens[:, self.size.num_context_tokens :]), shift, scale)
+        samples = unpatchify(precise(self.output, patches), self.size.patch, self.sample_shape)
+        return samples.tanh() if self.bounded else samples
+
+
+class Block(nn.Module):
+    """Attention, then a perceptron on every token, each modulated and gated by the condition; the gates start closed.
+
+    Args:
+        size: of the network.
+        length: number of tokens.
+    """
+
+    def __init__(self, size: DiTSize, length: int) -> None:
+        super().__init__()
+        self.norm_attention, self.norm_mlp = RMSNorm(size.width), RMSNorm(size.width)
+        self.attention = Attention(size.width, size.heads, length)
+        self.mlp = SwiGLU(size.width, size.mlp_ratio)
+        self.apply(_start_xavier)
+        self.modulation = _start_at_zero(nn.Linear(size.cond_dim, 6 * size.width))
+
+    def forward(self, tokens: Float[Tensor, "b n w"], active: Float[Tensor, "b z"]) -> Float[Tensor, "b n w"]:
+        """Return the tokens after the block; `active` is silu(condition)."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = precise(self.modulation, active).chunk(6, -1)
+        tokens = tokens + gate[:, None] * self.attention(modulate(self.norm_attention(tokens), shift, scale))
+        return tokens + mlp_gate[:, None] * self.mlp(modulate(self.norm_mlp(tokens), mlp_shift, mlp_scale))
+
+
+def _start_xavier(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Linear):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
+def _start_at_zero(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

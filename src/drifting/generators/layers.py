@@ -1,0 +1,248 @@
+"""Layers that the generators of images share: the condition, normalisation, attention, patches.
+
+    condition   = class embedding + sum of style embeddings + std RMSNorm( MLP( embedding of the guidance scale ) )
+    modulate(h) = h (1 + scale) + shift,    shift and scale linear in silu(condition)
+
+Normalisation, modulation and the condition are float32 under autocast too.
+
+Shapes: b samples, n tokens, w width, d channels of a head, s style codes, z width of the condition, c channels, h x v pixels.
+
+Source: facts of the authors' release.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.utils.checkpoint import checkpoint
+
+from drifting.errors import InputError
+from drifting.inputs import full_precision
+
+_BASE = 10_000.0
+_GUIDANCE_CHANNELS = 256
+_MLP_STD = 0.02
+_EPSILON = 1e-6
+
+
+def precise(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return layer(x) in float32, or in float64 if x is, whatever autocast says."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(full_precision(x))
+
+
+def run(block: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor:
+    """Return block(*inputs); with checkpointing its activations are computed again in the backward pass in place of being kept."""
+    if checkpointing and torch.is_grad_enabled():
+        return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False))
+    return block(*inputs)
+
+
+def modulate(h: Float[Tensor, "b n w"], shift: Float[Tensor, "b w"], scale: Float[Tensor, "b w"]) -> Float[Tensor, "b n w"]:
+    """Return h (1 + scale) + shift, the same for all tokens of a sample."""
+    return h * (1 + scale[:, None]) + shift[:, None]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean x^2 + 1e-6) * weight over the last axis, computed and returned in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
+        """Return the normalised vectors."""
+        return rms_norm(full_precision(x), self.weight.shape, self.weight, _EPSILON)
+
+
+class SwiGLU(nn.Module):
+    """A gated perceptron on every token: output( silu(gate(x)) * value(x) ).
+
+    Args:
+        width: of a token.
+        ratio: about how often the hidden layer of a plain perceptron with as many weights is as wide; rounded up to 32.
+    """
+
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        hidden = -(-int(ratio * width * 2 / 3) // 32) * 32
+        self.gate, self.value, self.output = nn.Linear(width, hidden), nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        """Return the output of every token."""
+        return self.output(silu(self.gate(x)) * self.value(x))
+
+
+class Attention(nn.Module):
+    """Self-attention of a fixed number of tokens, with normalised queries and keys that are turned by their position.
+
+    Args:
+        width: of a token.
+        heads: their number; a head has width / heads channels, an even number.
+        length: number of tokens.
+
+    Raises:
+        InputError: if the width cannot be split into heads with an even number of channels.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+
+    def __init__(self, width: int, heads: int, length: int) -> None:
+        super().__init__()
+        if heads < 1 or width % (2 * heads):
+            raise InputError(
+                f"heads is {heads}: pass a number with which width {width} is an even number of channels for each head"
+            )
+        self.heads = heads
+        self.qkv, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm_queries, self.norm_keys = RMSNorm(width // heads), RMSNorm(width // heads)
+        angles = rotary_angles(length, width // heads)
+        self.register_buffer("cosines", angles.cos().float(), persistent=False)
+        self.register_buffer("sines", angles.sin().float(), persistent=False)
+
+    def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        """Return what every token gathers from all tokens of its sample."""
+        queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        queries = rotate(self.norm_queries(queries), self.cosines, self.sines).to(values.dtype)
+        keys = rotate(self.norm_keys(keys), self.cosines, self.sines).to(values.dtype)
+        gathered = scaled_dot_product_attention(queries, keys, values)
+        return self.output(gathered.transpose(1, 2).flatten(2))
+
+
+def rotary_angles(length: int, channels: int) -> Float[Tensor, "n d"]:
+    """Return position * 10000^(-2i / channels) for i below channels / 2, in float64, twice side by side."""
+    powers = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+    return torch.outer(torch.arange(length, dtype=torch.float64), _BASE**-powers).repeat(1, 2)
+
+
+def rotate(
+    vectors: Float[Tensor, "b heads n d"], cosines: Float[Tensor, "n d"], sines: Float[Tensor, "n d"]
+) -> Float[Tensor, "b heads n d"]:
+    """Turn the plane of channels i and i + d/2 of every vector by its angle."""
+    first, second = vectors.chunk(2, -1)
+    return vectors * cosines + torch.cat([-second, first], -1) * sines
+
+
+def grid_positions(rows: int, columns: int, width: int) -> Float[Tensor, "n w"]:
+    """Return the 2-D sine-cosine embedding of a row-major grid: channels of the column, then of the row, each [sines | cosines].
+
+    Args:
+        rows: of the grid.
+        columns: of the grid.
+        width: channels, divisible by 4; frequency i of width / 4 is 10000^(-4i / width).
+
+    Raises:
+        InputError: if the width is not divisible by 4.
+    """
+    if width % 4:
+        raise InputError(f"width is {width}: pass a number divisible by 4, for sine and cosine of row and column")
+    frequencies = _BASE ** -(torch.arange(0, width, 4, dtype=torch.float64) / width)
+
+    def encode(count: int) -> Tensor:
+        angles = torch.outer(torch.arange(count, dtype=torch.float64), frequencies)
+        return torch.cat([angles.sin(), angles.cos()], 1)
+
+    return torch.cat([encode(columns).repeat(rows, 1), encode(rows).repeat_interleave(columns, 0)], 1).float()
+
+
+def patchify(images: Float[Tensor, "b c h v"], patch: int) -> Float[Tensor, "b n _"]:
+    """Return the patches of images, row-major; the entries of a patch are ordered (row, column, channel)."""
+    split = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    return split.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Float[Tensor, "b n _"], patch: int, image_shape: Sequence[int]) -> Float[Tensor, "b c h v"]:
+    """Return the images of patches: undo `patchify`."""
+    channels, height, width = image_shape
+    split = patches.unflatten(2, (patch, patch, channels)).unflatten(1, (height // patch, width // patch))
+    return split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def check_sides(sample_shape: Sequence[int], divisor: int) -> tuple[int, int, int]:
+    """Return the shape of images whose sides a patch, or a larger square that must fit, divides, or raise InputError."""
+    shape = tuple(sample_shape)
+    if divisor < 1:
+        raise InputError(f"patch is {divisor}: pass at least 1")
+    if len(shape) != 3 or min(shape) < 1 or shape[1] % divisor or shape[2] % divisor:
+        raise InputError(f"sample_shape is {shape}: pass channels, height and width, both sides divisible by {divisor}")
+    return cast(tuple[int, int, int], shape)
+
+
+def guidance_embedding(guidance_scale: Float[Tensor, " b"]) -> Float[Tensor, "b 256"]:
+    """Return cosines, then sines, of alpha * 10000^(-i/128) for i below 128."""
+    half = _GUIDANCE_CHANNELS // 2
+    frequencies = _BASE ** -(torch.arange(half, dtype=guidance_scale.dtype, device=guidance_scale.device) / half)
+    angles = guidance_scale[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+class Condition(nn.Module):
+    """Everything a sample is conditioned on beside its noise, as one vector.
+
+    Args:
+        width: of the vector.
+        num_classes: number of labels, or None for none.
+        guided: whether there is a guidance scale.
+        num_styles: style codes of a sample, each an index into a table of its own; 0 for none.
+        style_classes: rows of such a table.
+        std: how far its parts spread at the start.
+    """
+
+    def __init__(
+        self, width: int, *, num_classes: int | None, guided: bool, num_styles: int, style_classes: int, std: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.width, self.num_styles, self.style_classes, self.std = width, num_styles, style_classes, std
+        self.classes = nn.Embedding(num_classes, width) if num_classes else None
+        # One table after the other; a bag adds up rows without keeping them apart in memory.
+        self.styles = nn.EmbeddingBag(num_styles * style_classes, width, mode="sum") if num_styles else None
+        layers = (nn.Linear(_GUIDANCE_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.guidance = nn.Sequential(*layers) if guided else None
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=_MLP_STD if name.startswith("guidance") else std)
+        self.norm = RMSNorm(width) if guided else None
+
+    def forward(
+        self,
+        noise: Float[Tensor, "b c h v"],
+        labels: Int[Tensor, " b"] | None = None,
+        guidance_scale: Float[Tensor, " b"] | None = None,
+        style_codes: Int[Tensor, "b s"] | None = None,
+    ) -> Float[Tensor, "b z"]:
+        """Return the condition of every sample.
+
+        Args:
+            noise: of the samples; only their number, device and precision count.
+            labels: needed where there are classes, and not used elsewhere.
+            guidance_scale: None is 1, which is none; not used by an unguided generator.
+            style_codes: None draws them from the global random stream; not used where there are no styles.
+
+        Raises:
+            InputError: if labels are missing, or there are not `num_styles` codes to a sample.
+        """
+        condition = full_precision(noise).new_zeros(len(noise), self.width)
+        if self.guidance is not None and self.norm is not None:
+            scale = condition.new_ones(len(noise)) if guidance_scale is None else guidance_scale.to(condition)
+            condition = self.std * self.norm(precise(self.guidance, guidance_embedding(scale)))
+        if self.classes is not None:
+            if labels is None:
+                raise InputError(f"labels is None: pass one for each sample, from 0 to {self.classes.num_embeddings - 1}")
+            condition = condition + self.classes(labels)
+        if self.styles is not None:
+            condition = condition + self.styles(self._rows(noise, style_codes))
+        return condition
+
+    def _rows(self, noise: Tensor, codes: Tensor | None) -> Int[Tensor, "b s"]:
+        shape = (len(noise), self.num_styles)
+        if codes is None:
+            codes = torch.randint(self.style_classes, shape, device=noise.device)
+        elif codes.shape != shape:
+            raise InputError(f"style_codes has shape {tuple(codes.shape)}: pass {shape}, one row for each sample")
+        return codes + self.style_classes * torch.arange(self.num_styles, device=codes.device)

@@ -1,0 +1,269 @@
+"""A U-Net of noise: convolutions on small maps, for images with few operations.
+
+    maps   = stem(noise)                                  one place for every patch
+    block  : maps + conv( silu( modulate( norm( conv( silu( norm(maps) ) ) ) ) ) )
+    down   : blocks, then half the side; at the smallest side attention, then up again, each block with the maps of the way down
+    sample = tanh( head(maps) )                           the side doubles until every pixel has its place
+
+All layers start such that the spread of the maps is kept, and samples of one network differ from each other as real images do:
+constant samples would see each other alone, and their gradient through a normalising encoder has no bound.
+
+Shapes: b samples, c channels, h x v pixels, e channels of the noise, w channels of a map, z width of the condition.
+
+Source: ours, in the manner of the U-Nets of diffusion models; the condition is that of the paper's generator.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import TypeVar, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, silu
+
+from drifting.errors import InputError
+from drifting.generators.base import Generator
+from drifting.generators.layers import Attention, Condition, check_sides, precise, run
+
+Maps = Float[Tensor, "b w h v"]
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+# Mean of silu(x)^2 for standard normal x: what a layer after silu makes up for.
+_SILU_POWER = 0.3557
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSize:
+    """How large a `UNet` is.
+
+    Attributes:
+        patch: side of the patches that are the places of the largest maps; a power of 2.
+        widths: channels of the maps, each divisible by 4, from the largest map to the smallest; each has half the side of the last.
+        blocks: for each width, on the way down and again on the way up.
+        heads: of the attention at the smallest side; 0 for none.
+        cond_dim: width of the condition.
+        head_width: channels at twice, four times, ... the side of the largest maps.
+        noise_channels: of the noise, which has as many pixels as the image; None for as many as the image has.
+        num_styles: style codes of a sample.
+        style_classes: values of each.
+        embedding_std: how far the parts of the condition spread at the start.
+    """
+
+    patch: int
+    widths: tuple[int, ...]
+    blocks: int
+    heads: int
+    cond_dim: int
+    head_width: int = 32
+    noise_channels: int | None = None
+    num_styles: int = 32
+    style_classes: int = 64
+    embedding_std: float = 0.3
+
+
+# For images of 32 x 32 pixels: on two CPU cores, where large maps are slow, and on a GPU.
+SIZES: Mapping[str, UNetSize] = MappingProxyType(
+    {
+        "cpu": UNetSize(patch=4, widths=(64, 128), blocks=1, heads=4, cond_dim=128, num_styles=8, style_classes=16),
+        "gpu": UNetSize(patch=2, widths=(128, 256, 384), blocks=3, heads=6, cond_dim=384),
+    }
+)
+
+
+class UNet(Generator):
+    """Push a noise image through a U-Net into an image.
+
+    Args:
+        sample_shape: channels, height and width of one image; both sides are divisible by patch * 2^(number of widths - 1).
+        size: how large the network is.
+        num_classes: number of labels, or None for a generator that takes none.
+        guided: take a guidance scale.
+        bounded: end with tanh, for images in [-1, 1].
+        output_std: how far the first outputs spread, before tanh; 0.75 leaves 0.5 after it, about that of real images.
+        checkpointing: compute the activations of a block again in the backward pass: less memory, a third more time.
+
+    Raises:
+        InputError: if the sides or the patch do not fit, or the smallest maps cannot be split into heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        sample_shape: Sequence[int],
+        size: UNetSize,
+        num_classes: int | None = None,
+        guided: bool = True,
+        bounded: bool = True,
+        output_std: float = 0.75,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(size)
+        smallest = size.patch * 2 ** (len(size.widths) - 1)
+        self.sample_shape = channels, height, width = check_sides(sample_shape, smallest)
+        self.noise_shape = (size.noise_channels or channels, height, width)
+        self.num_classes, self.num_styles, self.style_classes = num_classes, size.num_styles, size.style_classes
+        self.size, self.guided, self.bounded, self.checkpointing = size, guided, bounded, checkpointing
+        styles = {"num_styles": size.num_styles, "style_classes": size.style_classes, "std": size.embedding_std}
+        self.condition = Condition(size.cond_dim, num_classes=num_classes, guided=guided, **styles)
+        self.stem = _stem(self.noise_shape[0], size.widths[0], size.patch)
+        self.maps = Level(size, (height // size.patch, width // size.patch), checkpointing)
+        self.head = Head(size, channels, output_std)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - faster on a CPU and a GPU
+
+    def forward(
+        self,
+        noise: Float[Tensor, "b e h v"],
+        labels: Int[Tensor, " b"] | None = None,
+        guidance_scale: Float[Tensor, " b"] | None = None,
+        style_codes: Int[Tensor, "b s"] | None = None,
+    ) -> Float[Tensor, "b _ h v"]:
+        """Return one image for each noise image, in float32 under autocast too; for the other arguments see `layers.Condition`."""
+        condition = self.condition(noise, labels, guidance_scale, style_codes)
+        maps = self.maps(self.stem(noise.contiguous(memory_format=torch.channels_last)), silu(condition))
+        samples = self.head(maps)
+        return samples.tanh() if self.bounded else samples
+
+
+class Level(nn.Module):
+    """Blocks on maps of one size, on the way down and on the way up; between them the levels below, or attention at the lowest.
+
+    Args:
+        size: of the network.
+        sides: height and width of the maps.
+        checkpointing: compute the activations of a block again in the backward pass.
+        depth: levels above this one.
+    """
+
+    def __init__(self, size: UNetSize, sides: tuple[int, int], checkpointing: bool, depth: int = 0) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        width, *deeper = size.widths[depth:]
+        self.below = self.shrink = self.grow = self.attention = None
+        if deeper:
+            self.shrink = _spread_kept(nn.Conv2d(width, deeper[0], 2, stride=2))
+            self.below = Level(size, (sides[0] // 2, sides[1] // 2), checkpointing, depth + 1)
+            self.grow = _spread_kept(nn.Conv2d(deeper[0], 4 * width, 1))
+        elif size.heads:
+            self.attention = AttentionBlock(width, size.heads, sides[0] * sides[1])
+        # At the lowest level nothing is lost on the way, so nothing is handed over.
+        before_up = 2 * width if deeper else width
+        self.down = nn.ModuleList(Block(width, width, size.cond_dim) for _ in range(size.blocks))
+        self.up = nn.ModuleList(Block(before_up, width, size.cond_dim) for _ in range(size.blocks))
+
+    def forward(self, maps: Maps, active: Float[Tensor, "b z"]) -> Maps:
+        """Return the maps after the level and all below it; `active` is silu(condition)."""
+        skips = []
+        for block in self.down:
+            maps = run(block, maps, active, checkpointing=self.checkpointing)
+            skips.append(maps)
+        if self.below is not None and self.shrink is not None and self.grow is not None:
+            maps = pixel_shuffle(self.grow(self.below(self.shrink(maps), active)), 2)
+        elif self.attention is not None:
+            maps = run(self.attention, maps, checkpointing=self.checkpointing)
+        for block in self.up:
+            given = maps if self.below is None else torch.cat([maps, skips.pop()], 1)
+            maps = run(block, given, active, checkpointing=self.checkpointing)
+        return maps
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut; the condition modulates between them, and has no effect at the start.
+
+    Args:
+        given: channels of the maps it is given.
+        width: channels of the maps it returns.
+        cond_dim: width of the condition.
+    """
+
+    def __init__(self, given: int, width: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _norm(given), _norm(width)
+        self.conv1 = _spread_kept(nn.Conv2d(given, width, 3, padding=1), _SILU_POWER)
+        self.conv2 = _spread_kept(nn.Conv2d(width, width, 3, padding=1), _SILU_POWER)
+        self.shortcut = nn.Identity() if given == width else _spread_kept(nn.Conv2d(given, width, 1))
+        self.modulation = nn.Linear(cond_dim, 2 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, maps: Float[Tensor, "b w h v"], active: Float[Tensor, "b z"]) -> Float[Tensor, "b _ h v"]:
+        """Return the maps after the block; `active` is silu(condition)."""
+        shift, scale = precise(self.modulation, active)[:, :, None, None].chunk(2, 1)
+        inner = precise(self.norm2, self.conv1(silu(precise(self.norm1, maps))))
+        return self.shortcut(maps) + self.conv2(silu(inner * (1 + scale) + shift))
+
+
+class AttentionBlock(nn.Module):
+    """Attention between all places of a map, beside a shortcut.
+
+    Args:
+        width: channels of the maps.
+        heads: of the attention.
+        places: of a map.
+    """
+
+    def __init__(self, width: int, heads: int, places: int) -> None:
+        super().__init__()
+        self.norm, self.attention = _norm(width), Attention(width, heads, places)
+        for layer in (self.attention.qkv, self.attention.output):
+            _spread_kept(layer)
+
+    def forward(self, maps: Maps) -> Maps:
+        """Return the maps with what every place gathered."""
+        tokens = precise(self.norm, maps).flatten(2).transpose(1, 2)
+        return maps + self.attention(tokens).transpose(1, 2).unflatten(2, maps.shape[2:])
+
+
+class Head(nn.Module):
+    """From the largest maps to images, by doublings of the side.
+
+    Args:
+        size: of the network.
+        channels: of an image.
+        output_std: how far the first images spread.
+    """
+
+    def __init__(self, size: UNetSize, channels: int, output_std: float) -> None:
+        super().__init__()
+        doublings = int(math.log2(size.patch))
+        widths = [size.widths[0]] + [size.head_width] * (doublings - 1)
+        self.norm, self.factor = _norm(size.widths[0]), 2 if doublings else 1
+        self.doublings = nn.ModuleList(
+            _spread_kept(nn.Conv2d(before, 4 * after, 1), _SILU_POWER) for before, after in pairwise(widths)
+        )
+        self.output = _spread_kept(nn.Conv2d(widths[-1], channels * self.factor**2, 3, padding=1), _SILU_POWER)
+        with torch.no_grad():
+            self.output.weight.mul_(output_std)
+
+    def forward(self, maps: Maps) -> Float[Tensor, "b c _ _"]:
+        """Return the images in float32."""
+        maps = silu(precise(self.norm, maps))
+        for layer in self.doublings:
+            maps = silu(pixel_shuffle(layer(maps), 2))
+        return pixel_shuffle(precise(self.output, maps), self.factor)
+
+
+def _check(size: UNetSize) -> None:
+    if size.patch < 1 or size.patch & (size.patch - 1):
+        raise InputError(f"patch is {size.patch}: pass a power of 2, such as 4")
+    if not size.widths or any(width < 4 or width % 4 for width in size.widths):
+        raise InputError(f"widths is {size.widths}: pass at least one, each divisible by 4")
+
+
+def _stem(channels: int, width: int, patch: int) -> nn.Conv2d:
+    return _spread_kept(nn.Conv2d(channels, width, patch, stride=patch) if patch > 1 else nn.Conv2d(channels, width, 3, padding=1))
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(32, width // 4), width)
+
+
+def _spread_kept(layer: Layer, power: float = 1.0) -> Layer:
+    """Draw weights with which inputs of a mean square of `power` give outputs of variance 1; biases start at 0."""
+    nn.init.normal_(layer.weight, std=(power * layer.weight[0].numel()) ** -0.5)
+    nn.init.zeros_(cast(Tensor, layer.bias))
+    return layer

@@ -1,0 +1,233 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from drifting.errors import InputError
+from drifting.generators.dit import SIZES, DiT, DiTSize
+from drifting.generators.layers import guidance_embedding
+
+TINY = DiTSize(patch=2, width=16, depth=2, heads=2, cond_dim=12, num_context_tokens=3, num_styles=2, style_classes=4)
+
+
+def _network(**settings) -> DiT:
+    torch.manual_seed(0)
+    return DiT(**{"sample_shape": (3, 4, 8), "size": TINY, "num_classes": 3, **settings})
+
+
+def _randomised(network: DiT) -> DiT:
+    """Replace all weights, so that nothing is at its start, where much is zero."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return network
+
+
+def _inputs(kind: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    return {
+        "noise": torch.randn(4, 3, 4, 8, generator=rng).to(kind),
+        "labels": torch.tensor([0, 1, 2, 0]),
+        "guidance_scale": torch.tensor([1.0, 1.5, 2.0, 3.0]).to(kind),
+        "style_codes": torch.randint(4, (4, 2), generator=rng),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "num_classes", "millions"),
+    [
+        ("B/2", (4, 32, 32), 1000, 133),
+        ("L/2", (4, 32, 32), 1000, 463),
+        ("B/16", (3, 256, 256), 1000, 134),
+        ("L/16", (3, 256, 256), 1000, 464),
+        ("gpu", (3, 32, 32), 10, 33.5),
+        ("cpu", (3, 32, 32), 10, 1.34),
+    ],
+)
+def test_sizes_have_as_many_weights_as_the_paper_says(name, shape, num_classes, millions):
+    with torch.device("meta"):
+        network = DiT(sample_shape=shape, size=SIZES[name], num_classes=num_classes)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == pytest.approx(millions * 1e6, rel=0.01)
+
+
+def test_shapes_are_as_announced():
+    network, inputs = _network(), _inputs()
+    assert network.noise_shape == network.sample_shape == (3, 4, 8)
+    assert (network.num_classes, network.num_styles, network.style_classes) == (3, 2, 4)
+    assert network(**inputs).shape == inputs["noise"].shape
+
+
+def test_generator_starts_as_in_the_release():
+    network = _network()
+    assert float(network(**_inputs()).detach().abs().max()) == 0
+    for name, parameter in network.named_parameters():
+        zero = name.endswith(("bias", "modulation.weight")) or name == "output.weight"
+        assert (float(parameter.detach().abs().max()) == 0) == zero, name
+    for layer in (network.embed, network.blocks[1].attention.qkv, network.blocks[0].mlp.output):
+        limit = (6 / (layer.in_features + layer.out_features)) ** 0.5
+        assert 0.9 * limit < float(layer.weight.detach().abs().max()) <= limit
+    for table in (network.condition.classes, network.condition.styles, network.condition.guidance[0]):
+        assert float(table.weight.detach().std()) == pytest.approx(0.02, rel=0.5)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_first_samples_spread_as_asked_and_differ(name):
+    torch.manual_seed(0)
+    # At the start a block changes nothing, so one will do.
+    size = dataclasses.replace(SIZES[name], depth=1)
+    network = DiT(sample_shape=(3, 32, 32), size=size, bounded=True, output_std=0.75)
+    with torch.no_grad():
+        samples = network(torch.randn(16, 3, 32, 32))
+    assert float(samples.std()) == pytest.approx(0.5, abs=0.05)
+    assert float(samples.var(0).mean() / samples.var()) > 0.6
+
+
+@pytest.mark.parametrize("name", ["noise", "labels", "guidance_scale", "style_codes"])
+def test_every_input_acts_on_its_own_sample_only(name):
+    network, inputs = _randomised(_network()), _inputs()
+    changed = {**inputs, name: inputs[name].clone()}
+    changed[name][1] = {"noise": 0.5, "labels": 2, "guidance_scale": 4.0, "style_codes": 3 - inputs["style_codes"][1]}[name]
+    differs = (network(**changed) - network(**inputs)).flatten(1).abs().amax(1)
+    assert (differs > 1e-3).tolist() == [False, True, False, False]
+    assert float(differs[[0, 2, 3]].detach().max()) < 1e-5
+
+
+def test_no_guidance_scale_is_one_and_missing_codes_are_drawn():
+    network, inputs = _randomised(_network()), _inputs()
+    inputs["guidance_scale"] = torch.ones(4)
+    assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
+    inputs["style_codes"] = None
+    torch.manual_seed(5)
+    first, other = network(**inputs), network(**inputs)
+    torch.manual_seed(5)
+    assert torch.equal(network(**inputs), first)
+    assert not torch.allclose(first, other)
+
+
+def test_network_is_the_sum_of_its_parts():
+    network, inputs = _randomised(_network()).double(), _inputs(torch.float64)
+    rows = []
+    for index in range(4):
+        noise, label, alpha, codes = (value[index] for value in inputs.values())
+        rows.append(_by_hand(network, noise.numpy(), int(label), alpha, codes))
+    np.testing.assert_allclose(network(**inputs).detach().numpy(), np.stack(rows), rtol=1e-9, atol=1e-9)
+
+
+def _by_hand(network: DiT, noise: np.ndarray, label: int, alpha: torch.Tensor, codes: torch.Tensor) -> np.ndarray:
+    """Compute one sample with numpy, all but attention and perceptron, which have tests of their own."""
+    weights = {name: value.detach().numpy() for name, value in network.state_dict().items()}
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def silu(x: np.ndarray) -> np.ndarray:
+        return x / (1 + np.exp(-x))
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * weights[f"{name}.weight"]
+
+    def inner(layer: torch.nn.Module, x: np.ndarray) -> np.ndarray:
+        return layer(torch.tensor(x)[None])[0].detach().numpy()
+
+    embedded = guidance_embedding(alpha[None]).numpy()[0]
+    condition = 0.02 * norm("condition.norm", linear("condition.guidance.2", silu(linear("condition.guidance.0", embedded))))
+    condition = condition + weights["condition.classes.weight"][label]
+    for place, code in enumerate(codes.tolist()):
+        condition = condition + weights["condition.styles.weight"].reshape(2, 4, -1)[place, code]
+    patches = [
+        [noise[c, 2 * i + k, 2 * j + m] for k in range(2) for m in range(2) for c in range(3)] for i in range(2) for j in range(4)
+    ]
+    context = linear("context", condition) + weights["context_tokens"]
+    tokens = np.concatenate([context, linear("embed", np.array(patches)) + weights["positions"]])
+    for index, block in enumerate(network.blocks):
+        name = f"blocks.{index}"
+        chunks = np.split(linear(f"{name}.modulation", silu(condition)), 6)
+        tokens = tokens + chunks[2] * inner(block.attention, norm(f"{name}.norm_attention", tokens) * (1 + chunks[1]) + chunks[0])
+        tokens = tokens + chunks[5] * inner(block.mlp, norm(f"{name}.norm_mlp", tokens) * (1 + chunks[4]) + chunks[3])
+    shift, scale = np.split(linear("modulation", silu(condition)), 2)
+    ends = linear("output", norm("norm", tokens[3:]) * (1 + scale) + shift)
+    image = np.zeros_like(noise)
+    for place, entries in enumerate(ends):
+        row, column = 2 * (place // 4), 2 * (place % 4)
+        image[:, row : row + 2, column : column + 2] = entries.reshape(2, 2, 3).transpose(2, 0, 1)
+    return image
+
+
+def test_unguided_network_ignores_the_scale():
+    network, inputs = _randomised(_network(guided=False)), _inputs()
+    assert (network.guided, _network().guided) == (False, True)
+    assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
+
+
+def test_bounded_samples_are_the_others_through_tanh():
+    plain, bounded = _randomised(_network()), _randomised(_network(bounded=True))
+    torch.testing.assert_close(bounded(**_inputs()), plain(**_inputs()).tanh())
+
+
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        network = _randomised(_network(checkpointing=checkpointing)).double()
+        network(**_inputs(torch.float64)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert all(float(gradient.abs().max()) > 0 for gradient in gradients[0])
+    assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
+
+
+def test_double_precision_agrees_with_single():
+    network = _randomised(_network())
+    single = network(**_inputs())
+    torch.testing.assert_close(single.double(), network.double()(**_inputs(torch.float64)), rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_keeps_what_must_be_kept_in_float32():
+    network, inputs, seen = _randomised(_network()), _inputs(), {}
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda module, given, out, name=name: seen.__setitem__(name, out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network(**inputs)
+        half.square().sum().backward()
+    kept = [name for name, kind in seen.items() if kind == torch.float32]
+    assert [name for name in seen if "norm" in name or "modulation" in name or "condition" in name or name == "output"] == kept
+    assert half.dtype == torch.float32
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in network.parameters())
+    torch.testing.assert_close(half, network(**inputs), rtol=0.1, atol=0.1)
+
+
+def test_weights_go_through_a_state_dict():
+    first, second = _randomised(_network()), _network()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(**_inputs()), second(**_inputs()))
+    assert set(first.state_dict()) == {name for name, _ in first.named_parameters()}
+
+
+def test_network_compiles_as_one_graph():
+    network, inputs = _randomised(_network(checkpointing=True)), _inputs()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**inputs), network(**inputs))
+    compiled(inputs["noise"], inputs["labels"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sample_shape": (3, 4, 7)}, r"sample_shape is \(3, 4, 7\).*divisible by 2"),
+        ({"sample_shape": (4, 4)}, "channels, height and width"),
+        ({"size": dataclasses.replace(TINY, heads=3)}, "heads is 3"),
+        ({"size": dataclasses.replace(TINY, width=18, heads=1)}, "width is 18"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        _network(**settings)
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    network, inputs = _network(), _inputs()
+    with pytest.raises(InputError, match="labels is None"):
+        network(inputs["noise"])
+    with pytest.raises(InputError, match=r"style_codes has shape \(4, 3\)"):
+        network(**{**inputs, "style_codes": torch.zeros(4, 3, dtype=torch.long)})
