@@ -16,7 +16,7 @@ from drifting.cli import main
 from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, MLPConfig, RunConfig
 from tests.image_folders import write_images
 
-BATCH_SIZES = {"toy": 32, "digits": 40, "mnist-pixel": 40, "mnist-encoder": 40, "images": 40}
+BATCH_SIZES = {"toy": 32, "digits": 40, "mnist-pixel": 24, "mnist-encoder": 24, "images": 24}
 FRAME_SAMPLES = {"toy": 40, "digits": 100, "mnist-pixel": 60, "mnist-encoder": 60, "images": 60}
 CENTRE, SCALE = (1000.0, -3000.0), 50.0
 

@@ -40,7 +40,7 @@ TRAINING = {
     GREY + "--channels 0": ("channels is 0", "pass 1 or 3"),
     GREY + "--image-size 10": ("image_shape is (1, 10, 10)", "side divisible by 4"),
     GREY + "--device tpu": ("device is 'tpu'", "pass cpu, cuda"),
-    GREY + "--batch-size 12": ("batch_size is 12", "multiple of 5"),
+    GREY + "--batch-size 2": ("batch_size is 2", "pass at least 3"),
 }
 
 

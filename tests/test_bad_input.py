@@ -49,12 +49,13 @@ TRAINING = {
     "train toy --temperatures nan": ("temperatures is (nan,)", "above 0"),
     "train toy --temperatures inf": ("temperatures is (inf,)", "above 0"),
     "train toy --batch-size 1": ("batch_size", "1 generated sample", "pass at least 2"),
-    "train toy --batch-size 0": ("batch_size is 0", "positive multiple"),
-    "train digits --batch-size 12": ("batch_size is 12", "multiple of 10"),
+    "train toy --batch-size 0": ("batch_size is 0", "pass at least 1"),
+    "train digits --batch-size 12": ("batch_size leaves 1", "pass at least 2 per label"),
     "train digits --batch-size 10": ("batch_size", "pass at least 2 per label"),
     "train toy --steps 0": ("steps is 0", "pass at least 1"),
     "train toy --drift-steps -5": ("steps is -5", "pass at least 1"),
     "train toy --keep 0": ("keep is 0", "pass at least 1"),
+    "train toy --micro-batch 0": ("micro_batch is 0", "pass at least 1"),
     "train toy --learning-rate 0": ("learning_rate is 0.0", "above 0"),
     "train toy --learning-rate nan": ("learning_rate is nan", "above 0"),
     "train toy --device tpu": ("device is 'tpu'", "pass cpu, cuda"),
@@ -181,6 +182,9 @@ SAMPLING = {
     "--out s": ("out is 's'", "name a .png picture or a .npy array"),
     "--labels 10": ("labels is [10]", "choose from 0 to 9"),
     "--labels 3 -1": ("labels is [3, -1]", "choose from 0 to 9"),
+    "--guidance-scale 0.5": ("guidance_scale is 0.5", "pass a number from 1"),
+    "--guidance-scale nan": ("guidance_scale is nan", "pass a number from 1"),
+    "--guidance-scale 1.5": ("guidance_scale is 1.5", "trained at guidance scale 1 alone", "leave it out"),
 }
 
 

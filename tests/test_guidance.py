@@ -1,11 +1,13 @@
-"""Guidance at training time: the weight, the mixture that it reaches, and the law of the guidance scale."""
+"""Guidance at training time: the weight, the density that it reaches, and the law of the guidance scale."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting import InputError, draw_guidance_scale, mean_shift_field, unconditional_weight
+from drifting import InputError, draw_guidance_scale, drifting_loss, mean_shift_field, unconditional_weight
+from drifting.guidance import check_guidance_law, check_guidance_scale
+from tests.two_components import two_components, upper_shares
 
 properties = settings(max_examples=25, deadline=None)
 
@@ -45,6 +47,36 @@ def test_equilibrium_is_the_guided_mixture(guidance_scale):
 
     assert abs(mean_drift(wanted)) < 5 / n * mean_drift(wanted - 1)
     assert mean_drift(wanted - 1) > 0 > mean_drift(wanted + 1)
+
+
+@pytest.mark.parametrize(("factor", "share"), [(0, 0.70), (1, 0.80), (2, 0.90)])
+def test_free_particles_take_the_shares_of_the_guided_density(factor, share):
+    """At scale 1.5 the density 1.5 p(.|c) - 0.5 p has shares .8 and .2, where the classes have .7 and .3, and all together .5.
+
+    That is so for the weight of `unconditional_weight` alone: without unconditional samples the classes keep their own shares,
+    and twice the weight is guidance scale 2.
+    """
+    n, m, steps = 256, 64, 200
+    rng = torch.Generator().manual_seed(0)
+    weights = factor * unconditional_weight(torch.full((2,), 1.5), n, m)[:, None].expand(2, m)
+    particles, shares = two_components([0.5, 0.5], n, rng), []
+    for _ in range(steps):
+        particles.requires_grad_()
+        loss = drifting_loss(
+            particles,
+            two_components([0.7, 0.3], n, rng),
+            two_components([0.5, 0.5], m, rng),
+            unconditional_weights=weights,
+            temperatures=(1.0,),
+            affinity_floor=0.0,
+            normalize_features=False,
+            normalize_drift=False,
+        ).loss.sum()
+        # The gradient is -2 V / n: a move by the drift V.
+        particles = (particles - n / 2 * torch.autograd.grad(loss, particles)[0]).detach()
+        shares.append(upper_shares(particles))
+    reached = torch.stack(shares[steps // 2 :]).mean(0)
+    assert reached.tolist() == pytest.approx([share, 1 - share], abs=0.03)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 3.0, 5.0])
@@ -89,3 +121,39 @@ def test_guidance_without_unconditional_samples_is_refused():
 def test_empty_interval_of_guidance_scales_is_refused():
     with pytest.raises(InputError, match=r"highest is 1\.0"):
         draw_guidance_scale(4, exponent=3.0, highest=1.0)
+
+
+@pytest.mark.parametrize("scale", [0.999, 0.0, -1.0, float("nan")])
+def test_guidance_scale_below_1_has_no_weight(scale):
+    with pytest.raises(InputError, match=r"guidance_scale is .*: pass a number from 1, which is no guidance"):
+        unconditional_weight(torch.tensor([2.0, scale]), 64, 16)
+
+
+@pytest.mark.parametrize("scale", [0.999, 0.0, -1.0, float("nan"), float("inf")])
+def test_guidance_scale_is_finite_and_from_1(scale):
+    with pytest.raises(InputError, match=f"guidance_scale is {scale:g}: pass a number from 1"):
+        check_guidance_scale(scale)
+    check_guidance_scale(1.0)
+    check_guidance_scale(7.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("exponent", value) for value in (-0.5, 101.0, float("nan"), float("inf"))),
+        *(("highest", value) for value in (1.0, 0.5, float("nan"), float("inf"))),
+        *(("unguided_share", value) for value in (-0.1, 1.1, float("nan"))),
+    ],
+)
+def test_law_that_draws_nothing_is_refused(name, value):
+    numbers = {"exponent": 3.0, "highest": 4.0, "unguided_share": 0.5, name: value}
+    for refuse in (check_guidance_law, lambda **law: draw_guidance_scale(4, **law)):
+        with pytest.raises(InputError, match=f"{name} is {value}"):
+            refuse(**numbers)
+
+
+@pytest.mark.parametrize("numbers", [{"exponent": 100.0, "highest": 1e30}, {"exponent": 0.0, "highest": 1e30}])
+def test_ends_of_the_law_stay_finite(numbers):
+    drawn = draw_guidance_scale(1000, **numbers, rng=torch.Generator().manual_seed(0))
+    assert bool(drawn.isfinite().all())
+    assert drawn.min() >= 1

@@ -21,11 +21,12 @@ from drifting.training.progress import TrainingProgress
 from tests.conftest import CENTRE, SCALE
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+RESOURCES = ("steps_per_second", "mean_steps_per_second", "samples_per_second", "peak_memory_bytes")
 
 
 def _lines(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in RESOURCES} for line in lines]
 
 
 def _steps(folder: Path) -> list[int]:
@@ -131,7 +132,9 @@ def test_newest_checkpoints_are_kept(tiny_toy, tmp_path, keep):
 def test_resumed_run_may_not_differ_in_what_it_learns(toy_copy, tiny_toy, change):
     before = (toy_copy / "config.json").read_text()
     changed = "generated" if "batch_size" in change else next(iter(change))
-    with pytest.raises(InputError, match=rf"{changed} is .*, but the run to resume has .*: only steps, device and keep may change"):
+    with pytest.raises(
+        InputError, match=rf"{changed} is .*, but the run to resume has .*: only steps, micro_batch, device and keep"
+    ):
         runs.train(presets.adjust(tiny_toy, **change), toy_copy, resume=True)
     assert (toy_copy / "config.json").read_text() == before
 

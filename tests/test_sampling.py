@@ -23,6 +23,21 @@ class Recording(Generator):
         return torch.cat([noise, column[:, None]], 1) + self.bias
 
 
+class Stylish(Generator):
+    """Returns its guidance scale and its style codes."""
+
+    def __init__(self, num_styles=3, guided=True):
+        super().__init__()
+        self.noise_shape, self.sample_shape, self.num_classes, self.guided = (2,), (4,), None, guided
+        self.num_styles, self.style_classes = num_styles, 5
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, noise, labels=None, guidance_scale=None, *style_codes):
+        assert (guidance_scale is not None) is self.guided
+        column = noise.new_zeros(len(noise)) if guidance_scale is None else guidance_scale
+        return torch.cat([column[:, None], *style_codes], 1) + self.bias
+
+
 def _network(num_classes=None):
     torch.manual_seed(0)
     return MLP(noise_dim=6, sample_shape=(2,), width=32, depth=2, num_classes=num_classes)
@@ -109,3 +124,38 @@ def test_labels_are_refused_by_a_generator_without_classes():
 
 
 _GENERATOR = _network()
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_style_codes_of_sample_i_are_its_own_for_any_batch_size(size):
+    drawn = sample(Stylish(), 200, seed=2, batch_size=size)[:, 1:]
+    assert torch.equal(drawn, sample(Stylish(), 200, seed=2)[:, 1:])
+    assert drawn.unique().tolist() == [0, 1, 2, 3, 4]
+    assert len(drawn.unique(dim=0)) > 80  # of 125
+    assert not torch.equal(drawn, sample(Stylish(), 200, seed=3)[:, 1:])
+
+
+@pytest.mark.parametrize(("asked", "told"), [(None, 1.0), (1.0, 1.0), (1.5, 1.5), (3, 3.0)])
+def test_guided_generator_is_told_the_scale(asked, told):
+    drawn = sample(Stylish(num_styles=0), 5, guidance_scale=asked, batch_size=2)
+    assert drawn.dtype == torch.float32
+    assert drawn[:, 0].tolist() == [told] * 5
+
+
+def test_guided_samples_take_one_pass():
+    generator = Recording()
+    generator.guided = True
+    sample(generator, 100, guidance_scale=1.5)
+    assert len(generator.calls) == 1
+
+
+@pytest.mark.parametrize("scale", [0.99, 0.0, -2.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("guided", [True, False])
+def test_scale_below_1_is_refused(guided, scale):
+    with pytest.raises(InputError, match=f"guidance_scale is {scale:g}: pass a number from 1"):
+        sample(Stylish(guided=guided), 3, guidance_scale=scale)
+
+
+def test_scale_is_refused_by_a_generator_that_takes_none():
+    with pytest.raises(InputError, match=r"guidance_scale is 1\.5, but this generator takes none: leave it out"):
+        sample(_GENERATOR, 3, guidance_scale=1.5)

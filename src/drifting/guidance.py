@@ -29,8 +29,14 @@ def unconditional_weight(
         num_generated: n, the generated samples of one label.
         num_unconditional: m, the unconditional negatives of one label.
 
+    Raises:
+        InputError: if there is no unconditional sample, or a scale on the CPU is below 1.
+
     Source: paper, appendix A.7.
     """
+    # Read on a CPU alone: elsewhere a look at the values would wait for the device.
+    if guidance_scale.device.type == "cpu" and guidance_scale.numel():
+        check_guidance_scale(float(guidance_scale.min()))
     if num_unconditional < 1:
         raise InputError(f"num_unconditional is {num_unconditional}: guidance needs at least 1 unconditional sample")
     return (guidance_scale - 1) * (num_generated - 1) / num_unconditional
@@ -48,15 +54,17 @@ def draw_guidance_scale(
 
     Args:
         count: number of labels.
-        exponent: k; 1 is log-uniform, larger favours weak guidance.
+        exponent: k, from 0 to 100; 1 is log-uniform, larger favours weak guidance.
         highest: end of the interval, above 1.
         unguided_share: probability of drawing exactly 1 instead.
         rng: source of randomness; its device is that of the result.
 
+    Raises:
+        InputError: if one of the numbers is out of its range.
+
     Source: paper, appendix A.7, by the inverse of the cumulative distribution.
     """
-    if not highest > 1:
-        raise InputError(f"highest is {highest}: the guidance scale is drawn from [1, highest], pass a number above 1")
+    check_guidance_law(exponent=exponent, highest=highest, unguided_share=unguided_share)
     device = rng.device if rng is not None else None
     uniform = torch.rand(count, generator=rng, device=device).double()
     # The inverse (1 + u (h^p - 1))^(1/p), in a form that keeps its digits as p goes to 0, where it is h^u.
@@ -65,3 +73,19 @@ def draw_guidance_scale(
     scale = log_scale.exp().float()
     unguided = torch.rand(count, generator=rng, device=device) < unguided_share
     return torch.where(unguided, torch.ones_like(scale), scale)
+
+
+def check_guidance_scale(guidance_scale: float) -> None:
+    """Raise InputError unless the guidance scale is finite and at least 1."""
+    if not 1 <= guidance_scale < math.inf:
+        raise InputError(f"guidance_scale is {guidance_scale:g}: pass a number from 1, which is no guidance, such as 1.5")
+
+
+def check_guidance_law(*, exponent: float, highest: float, unguided_share: float) -> None:
+    """Raise InputError unless guidance scales can be drawn by these numbers, see `draw_guidance_scale`."""
+    if not 0 <= exponent <= 100:
+        raise InputError(f"exponent is {exponent}: the guidance scale is drawn from alpha^-exponent, pass a number from 0 to 100")
+    if not 1 < highest < math.inf:
+        raise InputError(f"highest is {highest}: the guidance scale is drawn from [1, highest], pass a number above 1")
+    if not 0 <= unguided_share <= 1:
+        raise InputError(f"unguided_share is {unguided_share}, a probability: pass a number from 0 to 1")

@@ -6,7 +6,7 @@ Shapes: g groups (independent problems), n generated, k targets, d coordinates.
 import difflib
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -85,3 +85,16 @@ def full_precision(tensor: Tensor) -> Tensor:
 def nearest_name(name: str, names: Iterable[str]) -> str:
     """Return the known name most like a mistyped one."""
     return max(names, key=lambda known: difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio())
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    """Raise InputError for the first that is below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}: pass at least 1")
+
+
+def check_learning_rate(value: float, name: str = "learning_rate") -> None:
+    """Raise InputError unless an optimiser can work with the learning rate."""
+    if not 0 < value <= 1e30:  # beyond, the optimiser itself overflows
+        raise InputError(f"{name} is {value}: pass a number above 0, such as 1e-3")

@@ -61,7 +61,8 @@ def make_room(folder: Path, *, overwrite: bool) -> None:
 
 def _check_same(saved: RunConfig, asked: RunConfig) -> None:
     """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
-    free = dataclasses.replace(saved.schedule, steps=asked.schedule.steps)
+    # Micro-batches change nothing but memory: a run that ran out of it may go on with smaller ones.
+    free = dataclasses.replace(saved.schedule, steps=asked.schedule.steps, micro_batch=asked.schedule.micro_batch)
     saved = dataclasses.replace(saved, schedule=free, device=asked.device, keep=asked.keep)
     if saved == asked:
         return
@@ -69,7 +70,7 @@ def _check_same(saved: RunConfig, asked: RunConfig) -> None:
     name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
     raise InputError(
         f"{name} is {after.get(name)}, but the run to resume has {before.get(name)}: "
-        "only steps, device and keep may change; use --overwrite or another --save-dir for a new run"
+        "only steps, micro_batch, device and keep may change; use --overwrite or another --save-dir for a new run"
     )
 
 

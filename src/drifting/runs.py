@@ -33,7 +33,7 @@ from drifting.training.loop import TrainingState
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
 from drifting.training.progress import TrainingProgress
-from drifting.training.recorder import Recorder, frame_steps
+from drifting.training.recorder import Recorder, Resources, frame_steps
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
@@ -52,34 +52,44 @@ class Run:
     generator: Generator
     pictures: tuple[Path, ...] = ()
 
-    def sample(self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
+    def sample(
+        self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
+    ) -> Tensor:
         """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each."""
-        return configuration.build_export(self.config)(sample(self.generator, count, seed=seed, labels=labels))
+        scale = self.config.schedule.scale_of_samples(guidance_scale)
+        samples = sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale)
+        return configuration.build_export(self.config)(samples)
 
     def summary(self) -> list[str]:
         """Return the paths of its pictures."""
         return [str(picture) for picture in self.pictures]
 
-    def evaluate(self, *, judge: str | None = None, count: int = 10_000, seed: int = 0) -> Metrics:
+    def evaluate(
+        self, *, judge: str | None = None, count: int = 10_000, seed: int = 0, guidance_scale: float | None = None
+    ) -> Metrics:
         """Measure the run against real data and keep the figures in metrics.json; see `evaluation`.
 
         Args:
             judge: who sees the images of a run of images, see `pretraining.load_judge`.
             count: images to compare; points and digits have a fixed number.
             seed: of the images.
+            guidance_scale: of the samples; the default of `sample` where it is left out.
         """
-        data = self.config.data
+        data, scale = self.config.data, self.config.schedule.scale_of_samples(guidance_scale)
         if isinstance(data, ImagesData):
             train, test = (configuration.load_split(data, split) for split in ("train", "test"))
 
             def draw(number: int, labels: Sequence[int] | None) -> Tensor:
-                return configuration.to_bytes(sample(self.generator, number, seed=seed, labels=labels))
+                return configuration.to_bytes(sample(self.generator, number, seed=seed, labels=labels, guidance_scale=scale))
 
             metrics = evaluate_images(draw, train, test, load_judge(judge, self.config), count=count)
         elif judge is not None:
             raise InputError(f"judge is '{judge}', but this run makes no images to show it: leave it out")
         else:
-            metrics = configuration.build_evaluation(self.config)(lambda count, seed: sample(self.generator, count, seed=seed))
+            metrics = configuration.build_evaluation(self.config)(
+                lambda count, seed: sample(self.generator, count, seed=seed, guidance_scale=scale)
+            )
+        metrics = metrics if scale is None else {"guidance_scale": scale, **metrics}
         save_json(self.folder / "metrics.json", metrics)
         return metrics
 
@@ -123,7 +133,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     Args:
         config: from a preset, or written by hand.
         save_dir: the run folder.
-        resume: go on from the newest checkpoint of the folder; only steps, device and keep may differ from its configuration.
+        resume: go on from the newest checkpoint of the folder; only steps, micro_batch, device and keep may differ.
         overwrite: delete the run that is there first.
 
     Raises:
@@ -152,6 +162,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED),
         frame_samples=config.frame_samples,
         keep=config.keep,
+        guidance_scale=config.schedule.scale_of_samples(),
     )
     if resume:
         recorder.resume(config.schedule.steps)
@@ -175,7 +186,14 @@ def load(folder: str | Path) -> Run:
 
 
 def write_samples(
-    run: Run, out: Path, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, overwrite: bool = False
+    run: Run,
+    out: Path,
+    count: int,
+    *,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    guidance_scale: float | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError."""
     if out.suffix not in (".png", ".npy"):
@@ -183,7 +201,7 @@ def write_samples(
     if out.is_dir() or (out.exists() and not overwrite):
         raise InputError(f"out is '{out}', which exists: pass --overwrite or name another file")
     check_writable(out.parent, "out")
-    samples = run.sample(count, seed=seed, labels=labels)
+    samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
     if out.suffix == ".npy":
         with atomic_path(out) as scratch:
             np.save(scratch, samples.numpy())
@@ -201,14 +219,17 @@ def _train(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
     if state.step == 0:
         recorder.take_frame()
     last_time, last_step = time.perf_counter(), state.step
-    labels = min(schedule.labels_per_step, positives.num_classes or 1)
-    progress = TrainingProgress(schedule.steps, state.step, labels * schedule.generated)
+    samples_per_step = min(schedule.labels_per_step, positives.num_classes or 1) * schedule.generated
+    resources = Resources(state.device, state.step, samples_per_step)
+    progress = TrainingProgress(schedule.steps, state.step, samples_per_step)
     with progress, _polite_stop() as stop:
         for step in training_steps(state, positives, encoder, loss, schedule):
             recorder.observe(step)
-            more: dict[str, float] = {}
+            more: dict[str, int | float] = {}
             if step.number in frames_at:
                 more["energy_distance"] = recorder.take_frame()
+            if step.number == schedule.steps:
+                more |= recorder.choose_average() | resources.used(step)
             drift_norm = None
             if more or step.number % config.log_every == 0 or step.number == schedule.steps:
                 more["steps_per_second"] = (step.number - last_step) / (time.perf_counter() - last_time)

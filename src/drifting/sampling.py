@@ -8,28 +8,38 @@ from torch import Tensor
 
 from drifting.errors import InputError
 from drifting.generators.base import Generator
-from drifting.prior import seeded_noise
+from drifting.guidance import check_guidance_scale
+from drifting.prior import seeded_codes, seeded_noise
 
 
 @torch.no_grad()
 def sample(
-    generator: Generator, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, batch_size: int = 4096
+    generator: Generator,
+    count: int,
+    *,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 4096,
 ) -> Float[Tensor, "count *sample"]:
-    """Return `count` samples on the CPU. Sample i depends on (seed, i) and its label only, not on the batch it came in.
+    """Return `count` samples on the CPU. Sample i depends on (seed, i), its label and the guidance only, not on its batch.
 
     Args:
         generator: the network.
         count: number of samples, at least 1.
         seed: which set of samples.
         labels: classes to cycle through; all of them, in order, by default. Not for an unconditional generator.
+        guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all and the default. Only for
+            a generator that takes it.
         batch_size: samples per forward pass; bounds memory and changes nothing else.
 
     Raises:
-        InputError: if a label is out of range or the generator takes none.
+        InputError: if a label is out of range or the guidance scale below 1, or the generator takes none.
     """
     if count < 1:
         raise InputError(f"num_samples is {count}: ask for at least 1")
     cycle = check_labels(labels, generator.num_classes)
+    scale, styles = _told(guidance_scale, generator), generator.num_styles
     device = next(generator.parameters()).device
     was_training = generator.training
     generator.eval()
@@ -38,7 +48,9 @@ def sample(
         indices = range(start, min(start + batch_size, count))
         noise = seeded_noise(indices, generator.noise_shape, seed).to(device)
         chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices], device=device)
-        parts.append(generator(noise, chosen).cpu())
+        told = None if scale is None else torch.full((len(indices),), scale, device=device)
+        codes = [seeded_codes(indices, styles, generator.style_classes, seed).to(device)] if styles else []
+        parts.append(generator(noise, chosen, told, *codes).cpu())
     generator.train(was_training)
     return torch.cat(parts)
 
@@ -54,3 +66,12 @@ def check_labels(labels: Sequence[int] | None, num_classes: int | None) -> list[
     if wrong or not chosen:
         raise InputError(f"labels is {chosen}: choose from 0 to {num_classes - 1}")
     return chosen
+
+
+def _told(guidance_scale: float | None, generator: Generator) -> float | None:
+    """Return the guidance scale that the generator is told, None for one that takes none."""
+    if guidance_scale is not None:
+        check_guidance_scale(guidance_scale)
+        if not generator.guided:
+            raise InputError(f"guidance_scale is {guidance_scale:g}, but this generator takes none: leave it out")
+    return float(guidance_scale or 1) if generator.guided else None

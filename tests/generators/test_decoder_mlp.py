@@ -45,3 +45,12 @@ def test_every_weight_gets_a_gradient(num_classes):
     network = _network(num_classes)
     network(_noise(), torch.tensor([0, 1] * 3) if num_classes else None).square().sum().backward()
     assert [name for name, weight in network.named_parameters() if float(weight.grad.abs().sum()) == 0] == []
+
+
+def test_guided_code_is_that_of_the_guided_perceptron():
+    network, scale = _network(guided=True), torch.tensor([1.0, 1.5, 2.0, 1.0, 4.0, 1.0])
+    assert (network.guided, network.imagine.guided, _network().guided) == (True, True, False)
+    images = network(_noise(), None, scale)
+    torch.testing.assert_close(images, network.decode(network.imagine(_noise(), None, scale)).tanh())
+    changed = (images - network(_noise())).flatten(1).abs().amax(1) > 1e-7
+    assert changed.tolist() == (scale > 1).tolist()

@@ -61,3 +61,40 @@ def test_every_weight_gets_a_gradient():
     network = _network(num_classes=2)
     network(_noise(), torch.tensor([0, 1] * 3)).square().sum().backward()
     assert all(float(weight.grad.abs().sum()) > 0 for weight in network.parameters())
+
+
+LABELS, SCALES = torch.tensor([0, 1] * 3), torch.tensor([1.0, 1.0, 1.5, 2.0, 4.0, 1.0])
+
+
+def test_guided_network_begins_as_the_unguided_one_and_is_it_without_guidance():
+    plain, guided = _network(num_classes=2), _network(num_classes=2, guided=True)
+    state = guided.state_dict()
+    assert [name for name in state if name not in plain.state_dict()] == [f"guidance.{index}.weight" for index in range(3)]
+    assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
+    for scale in (None, torch.ones(6)):
+        assert torch.equal(guided(_noise(), LABELS, scale), plain(_noise(), LABELS))
+
+
+def test_guidance_scale_acts_on_its_own_samples_only():
+    network = _network(num_classes=2, guided=True)
+    changed = (network(_noise(), LABELS, SCALES) - network(_noise(), LABELS)).flatten(1).abs().amax(1) > 1e-6
+    assert changed.tolist() == (SCALES > 1).tolist()
+
+
+def test_guidance_shifts_every_hidden_layer_by_the_logarithm_of_the_scale():
+    network = _network(guided=True)
+    features = _noise()
+    for layer, shift in zip(network.hidden, network.guidance, strict=True):
+        features = nn.functional.silu(layer(features) + SCALES.log()[:, None] * shift.weight[:, 0])
+    torch.testing.assert_close(network(_noise(), None, SCALES).flatten(1), network.output(features))
+
+
+def test_every_guided_weight_gets_a_gradient():
+    network = _network(num_classes=2, guided=True)
+    network(_noise(), LABELS, SCALES).square().sum().backward()
+    assert all(float(weight.grad.abs().sum()) > 0 for weight in network.parameters())
+
+
+def test_guided_network_computes_in_the_precision_of_its_noise():
+    network = _network(num_classes=2, guided=True).double()
+    assert network(_noise().double(), LABELS, SCALES).dtype == torch.float64

@@ -94,7 +94,7 @@ def test_clipping_bounds_the_gradient(tiny_digits):
 
 def test_average_follows_the_generator(tiny_toy):
     state = _trained(tiny_toy)
-    assert int(state.average.n_averaged) == 6
+    assert [int(average.n_averaged) for average in state.averages.values()] == [6]
     assert state.averaged is not state.generator
     assert not torch.equal(state.averaged.output.weight, state.generator.output.weight)
 
@@ -133,13 +133,50 @@ def test_independent_negatives_have_noise_of_their_own(tiny_toy):
     assert not torch.equal(batch.independent_noise, batch.noise)
 
 
-@pytest.mark.parametrize(("independent", "repelling"), [(False, 3), (True, 4)])
-def test_guided_batch_has_real_samples_of_any_label_that_weigh_as_the_guidance_asks(tiny_digits, independent, repelling):
-    guided = {"guidance_scale": 1.5, "unconditional": 5, "independent_negatives": independent}
-    state, (positives, *_, schedule) = _state(tiny_digits, labels_per_step=7, generated=4, **guided)
+def test_batch_has_style_codes_where_the_generator_takes_some(tiny_digits):
+    state, (positives, *_, schedule) = _state(tiny_digits, labels_per_step=7, generated=4, independent_negatives=True)
+    plain = draw_batch(state, positives, schedule)
+    assert plain.style_codes is plain.independent_style_codes is None
+    state.generator.num_styles, state.generator.style_classes = 3, 5
     batch = draw_batch(state, positives, schedule)
-    assert {name: tuple(value.shape) for name, value in batch.unconditional.items()} == {"sample": (7, 5, 1, 64)}
-    assert batch.unconditional_weight == pytest.approx(0.5 * repelling / 5)
+    for codes in (batch.style_codes, batch.independent_style_codes):
+        assert codes.shape == (7, 4, 3)
+        assert codes.unique().tolist() == [0, 1, 2, 3, 4]
+    assert not torch.equal(batch.style_codes, batch.independent_style_codes)
+
+
+@pytest.mark.parametrize("size", [1, 7, 39])
+def test_micro_batches_train_as_the_whole_batch_does(tiny_digits, size):
+    whole, parted = _trained(tiny_digits), _trained(tiny_digits, micro_batch=size)
+    for name, value in whole.generator.state_dict().items():
+        torch.testing.assert_close(parted.generator.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "stored"), [(7, 2 * 40 * 64 * 4), (40, 0), (None, 0)])
+def test_step_tells_the_bytes_that_its_micro_batches_stored(tiny_digits, size, stored):
+    state, parts = _state(tiny_digits, micro_batch=size)
+    assert {step.stored_bytes for step in train(state, *parts)} == {stored}
+
+
+def test_further_averages_follow_with_their_own_decay(tiny_toy, assert_same_tensors):
+    state = _trained(tiny_toy, other_ema_decays=(0.0, 0.5))
+    assert list(state.averages) == [0.9, 0.0, 0.5]
+    assert state.averaged is state.averages[0.9].module
+    alone = _trained(tiny_toy)
+    assert_same_tensors(state.averaged.state_dict(), alone.averaged.state_dict())
+    for decay in (0.0, 0.5):
+        assert_same_tensors(state.averages[decay].state_dict(), _trained(tiny_toy, ema_decay=decay).averages[decay].state_dict())
+    state.chosen = 0.5
+    assert state.averaged is state.averages[0.5].module
+
+
+def test_further_averages_go_on_bit_for_bit(tiny_toy, assert_same_tensors):
+    options = {"other_ema_decays": (0.5, 0.99)}
+    first = _trained(tiny_toy, steps=3, **options)
+    resumed, parts = _state(tiny_toy, **options)
+    resumed.restore({name: value.clone() for name, value in first.tensors().items()}, 3, "here")
+    assert len(list(train(resumed, *parts))) == 3
+    assert_same_tensors(resumed.tensors(), _trained(tiny_toy, **options).tensors())
 
 
 def test_unguided_batch_has_no_unconditional_samples(tiny_digits):

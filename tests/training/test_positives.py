@@ -169,3 +169,32 @@ def test_state_of_no_bank_is_refused(config):
     assert isinstance(positives._source, Stateful)
     with pytest.raises(InputError, match="memory bank of 'here' has no position"):
         positives.restore({}, "here")
+
+
+@pytest.mark.parametrize("size", [1, 5, 12, 100])
+def test_sets_are_encoded_in_parts_without_changing_them(size):
+    samples, sizes = torch.randn(3, 4, 6, generator=_rng()), []
+
+    def encode(part):
+        sizes.append(len(part))
+        return {"a": part[:, None], "b": part.unflatten(1, (3, 2)) ** 2}
+
+    parts, whole = encode_sets(encode, samples, size), encode_sets(encode, samples)
+    assert max(sizes[:-1]) == min(size, 12)
+    assert sizes[-1] == 12
+    assert parts.keys() == whole.keys() == {"a", "b"}
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_micro_batch_bounds_what_is_encoded_of_real_samples(config):
+    schedule = dataclasses.replace(config.schedule, micro_batch=5)
+    encoder, sizes = build_encoder(config, build_network(config)), []
+
+    def watched(samples):
+        sizes.append(len(samples))
+        return encoder(samples)
+
+    positives = build_positives(dataclasses.replace(config, schedule=schedule, cache_features=False), watched)
+    drawn = positives.draw(torch.tensor([0, 2]), 8, _rng())
+    assert sizes == [5, 5, 5, 1]
+    assert drawn["code"].shape == (2, 8, 1, 8)

@@ -1,7 +1,9 @@
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,8 @@ from drifting.data.source import reference_samples
 from drifting.errors import InputError
 from drifting.metrics.two_sample import energy_distance
 from drifting.sampling import sample
-from drifting.training.loop import DivergenceError, TrainingState, train
-from drifting.training.recorder import FRAME_SEED, Recorder, RunningMean, frame_steps
+from drifting.training.loop import DivergenceError, Step, TrainingState, train
+from drifting.training.recorder import FRAME_SEED, Recorder, Resources, RunningMean, frame_steps
 
 
 @pytest.fixture
@@ -179,3 +181,83 @@ def test_frames_are_dense_at_the_start():
     gaps = [after - before for before, after in pairwise(taken)]
     assert len(taken) == 24
     assert gaps == sorted(gaps)
+
+
+def _with_averages(config: RunConfig, **schedule) -> RunConfig:
+    return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, other_ema_decays=(0.0, 0.3), **schedule))
+
+
+def test_average_nearest_to_the_reference_is_chosen(make, tiny_toy):
+    config = _with_averages(tiny_toy, learning_rate=0.05)
+    recorder = make(config)
+    _advance(recorder, config, 6)
+    own = {decay: sample(average.module, 40, seed=FRAME_SEED) for decay, average in recorder.state.averages.items()}
+    distances = {decay: energy_distance(samples, recorder._reference) for decay, samples in own.items()}
+    assert len(set(distances.values())) == 3
+    best = min(distances, key=distances.get)
+    figures = recorder.choose_average()
+    assert figures == {
+        "ema_decay": best,
+        "energy_distance": distances[best],
+        **{f"energy_distance/ema-{decay}": distance for decay, distance in distances.items()},
+    }
+    assert recorder.state.averaged is recorder.state.averages[best].module
+    assert torch.equal(recorder.frames[6], own[best])
+
+
+def test_worse_averages_are_not_chosen(make, tiny_toy):
+    config = _with_averages(tiny_toy)
+    for decay in (0.9, 0.0, 0.3):
+        recorder = make(config)
+        for other, average in recorder.state.averages.items():
+            with torch.no_grad():
+                average.module.output.bias.fill_(0.0 if other == decay else 100.0)
+        assert recorder.choose_average()["ema_decay"] == recorder.state.chosen == decay
+
+
+def test_single_average_needs_no_choice(make):
+    recorder = make()
+    assert recorder.choose_average() == {}
+    assert recorder.frames == {}
+
+
+def test_choice_is_made_again_when_a_finished_run_is_resumed(make, tiny_toy):
+    config = _with_averages(tiny_toy, learning_rate=0.05)
+    first = make(config)
+    _advance(first, config, 6)
+    first.save()
+    chosen = first.choose_average()["ema_decay"]
+    finished, unfinished = make(config), make(config)
+    finished.resume(steps=6)
+    unfinished.resume(steps=7)
+    assert (finished.state.chosen, unfinished.state.chosen) == (chosen, 0.9)
+    assert chosen != 0.9
+
+
+def test_frame_of_a_guided_generator_is_made_at_the_scale_of_the_run(tmp_path, tiny_digits):
+    drawn = {"guidance_exponent": 1.0, "guidance_scale": 2.0, "unconditional": 5}
+    config = dataclasses.replace(tiny_digits, schedule=dataclasses.replace(tiny_digits.schedule, **drawn))
+    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
+    options = {"facts": {}, "reference": torch.zeros(10, 1, 8, 8), "frame_samples": 20, "keep": 1}
+    recorder = Recorder(tmp_path, state, None, **options, guidance_scale=config.schedule.scale_of_samples())
+    recorder.take_frame()
+    assert torch.equal(recorder.frames[0], sample(state.averaged, 20, seed=FRAME_SEED, guidance_scale=2.0))
+    assert not torch.equal(recorder.frames[0], sample(state.averaged, 20, seed=FRAME_SEED))
+
+
+def test_resources_are_counted_from_where_they_are_made(monkeypatch):
+    clock = iter([10.0, 14.0, 30.0])
+    monkeypatch.setattr("drifting.training.recorder.time.perf_counter", lambda: next(clock))
+    resources = Resources(torch.device("cpu"), 100, 64)
+    first, second = resources.used(Step(108, None)), resources.used(Step(110, None, stored_bytes=7))
+    assert (first["mean_steps_per_second"], first["samples_per_second"]) == (2, 128)
+    assert (second["mean_steps_per_second"], second["samples_per_second"]) == (0.5, 32)
+    assert "stored_feature_bytes" not in first
+    assert second["stored_feature_bytes"] == 7
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's own figure to compare with")
+def test_peak_memory_is_that_of_the_process_in_bytes():
+    used = Resources(torch.device("cpu"), 0, 1).used(Step(1, None))["peak_memory_bytes"]
+    (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert used == pytest.approx(1024 * int(kilobytes), rel=0.05)

@@ -108,8 +108,9 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
         encoder: its feature space.
         folder: where a cache of features goes that is too large for memory.
     """
+    at_once = config.schedule.micro_batch
     if not isinstance(config.data, ImagesData):
-        return Positives(build_source(config), encoder)
+        return Positives(build_source(config), encoder, batch_size=at_once)
     images = load_split(config.data, "train")
     samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
     if config.cache_features and isinstance(config.encoder, AutoencoderConfig):
@@ -117,13 +118,12 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
         cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder)
         samples, prepare, shape, kind = torch.arange(len(samples)), None, (), torch.long
     if config.bank is None:
-        return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache)
+        return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache, batch_size=at_once)
     sizes = {"capacity_per_class": config.bank.capacity_per_class, "unconditional_capacity": config.bank.unconditional_capacity}
     bank = MemoryBank(images.num_classes, sample_shape=shape, device=config.device, dtype=kind, **sizes)
     push = config.bank.push_per_step
-    return Positives(
-        BankSource(samples, images.labels, bank, push_per_step=push, seed=config.seed, prepare=prepare), encoder, cache
-    )
+    source = BankSource(samples, images.labels, bank, push_per_step=push, seed=config.seed, prepare=prepare)
+    return Positives(source, encoder, cache, batch_size=at_once)
 
 
 def _prepare_on(device: str, images: Tensor) -> Tensor:
@@ -139,12 +139,13 @@ def build_generator(config: RunConfig) -> Generator:
             shape, num_classes = _known_shape(data), data.num_classes
         case _:
             shape, num_classes = (2,), None
+    given = {"sample_shape": shape, "num_classes": num_classes, "guided": config.schedule.draws_guidance}
     with _seeded(config.seed):
         match config.generator:
             case MLPConfig() as settings:
-                return MLP(sample_shape=shape, num_classes=num_classes, **vars(settings))
+                return MLP(**given, **vars(settings))
             case DecoderMLPConfig() as settings:
-                return DecoderMLP(sample_shape=shape, num_classes=num_classes, **vars(settings))
+                return DecoderMLP(**given, **vars(settings))
 
 
 def build_network(config: RunConfig | ClassifierConfig) -> nn.Module | None:

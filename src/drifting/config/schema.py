@@ -1,14 +1,13 @@
 """What a configuration holds, and the values with which nothing could work."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from drifting.data.points import Frame
 from drifting.errors import InputError
-from drifting.inputs import check_temperatures
+from drifting.inputs import check_counts, check_learning_rate, check_temperatures
 from drifting.loss import TEMPERATURES
 from drifting.training.encoder import Augmentation
-from drifting.training.loop import Schedule
+from drifting.training.schedule import Schedule, check_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,41 +215,6 @@ class ClassifierConfig:
         check_seed(self.seed)
         check_learning_rate(self.learning_rate)
         Augmentation(shift=self.shift, rotation=self.rotation, scale=self.scale, label_smoothing=self.label_smoothing)
-
-
-def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
-    """Raise InputError for settings of a training that contradict each other or the data; counts are not looked at."""
-    check_learning_rate(schedule.learning_rate)
-    if not 1 <= schedule.guidance_scale < float("inf"):
-        raise InputError(f"guidance_scale is {schedule.guidance_scale}: pass a number from 1, which is no guidance, such as 1.5")
-    if schedule.guidance_scale > 1 and not labelled:
-        raise InputError(f"guidance_scale is {schedule.guidance_scale}, but the data have no labels: pass 1")
-    if schedule.guidance_scale > 1 and schedule.unconditional < 1:
-        raise InputError(f"unconditional is {schedule.unconditional}, but guidance needs unconditional samples: pass at least 1")
-    if not 0 <= schedule.decay_power <= 100:
-        raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
-    if schedule.decay_after is not None and schedule.decay_after < 1:
-        raise InputError(f"decay_after is {schedule.decay_after}: pass at least 1, or None for no decay")
-    if not 0 <= schedule.ema_decay < 1:
-        raise InputError(f"ema_decay is {schedule.ema_decay}: pass a number from 0 to below 1")
-    if schedule.generated == 1 and not schedule.independent_negatives:
-        raise InputError(
-            "batch_size leaves 1 generated sample per label and nothing to repel it: "
-            "pass at least 2 per label, or independent negatives"
-        )
-
-
-def check_counts(counts: Mapping[str, int]) -> None:
-    """Raise InputError for the first that is below 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: pass at least 1")
-
-
-def check_learning_rate(value: float, name: str = "learning_rate") -> None:
-    """Raise InputError unless an optimiser can work with the learning rate."""
-    if not 0 < value <= 1e30:  # beyond, the optimiser itself overflows
-        raise InputError(f"{name} is {value}: pass a number above 0, such as 1e-3")
 
 
 def check_seed(seed: int) -> None:

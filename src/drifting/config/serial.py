@@ -7,7 +7,7 @@ from typing import Any
 from drifting.config import schema
 from drifting.config.schema import ClassifierConfig, RunConfig
 from drifting.errors import InputError
-from drifting.training.loop import Schedule
+from drifting.training.schedule import Schedule
 
 VERSION = 1
 

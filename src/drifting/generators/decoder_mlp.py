@@ -1,11 +1,12 @@
 """A perceptron that imagines a code, and a decoder that draws it: images on a CPU, sharp and with few operations.
 
-    image = tanh( decoder( perceptron(noise, label) ) )
+    image = tanh( decoder( perceptron(noise, label, guidance scale) ) )
 
 Source: ours; the decoder is that of the auto-encoder (`upsampling`).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,33 +21,27 @@ class DecoderMLP(Generator):
     """Push noise through a perceptron, whose output is decoded into an image in (-1, 1).
 
     Args:
-        noise_dim: length of the noise vector of one sample.
         sample_shape: channels, height and width of one image; square, with a side divisible by 4.
-        width: units of a hidden layer of the perceptron.
-        depth: number of its hidden layers.
         code_dim: length of the code.
         decoder_width: channels of the decoder at half the side.
-        num_classes: number of labels, or None for a generator that takes none.
         gain: factor of the weights of the matrix products at the start. Above 1 the first images differ as much from each other as
             from real ones; where they are alike, they see each other alone at short temperatures, and large populations starve.
+        perceptron: noise_dim, width, depth, num_classes and guided of the perceptron, see `MLP`.
     """
 
     def __init__(
         self,
         *,
-        noise_dim: int,
         sample_shape: Sequence[int],
-        width: int,
-        depth: int,
         code_dim: int,
         decoder_width: int,
-        num_classes: int | None = None,
         gain: float = 1.0,
+        **perceptron: Any,
     ) -> None:
         super().__init__()
-        self.noise_shape, self.sample_shape, self.num_classes = (noise_dim,), tuple(sample_shape), num_classes
-        shape = {"noise_dim": noise_dim, "sample_shape": (code_dim,), "width": width, "depth": depth}
-        self.imagine = MLP(**shape, num_classes=num_classes, gain=gain)
+        self.imagine = MLP(sample_shape=(code_dim,), gain=gain, **perceptron)
+        self.noise_shape, self.sample_shape = self.imagine.noise_shape, tuple(sample_shape)
+        self.num_classes, self.guided = self.imagine.num_classes, self.imagine.guided
         self.decode = Decoder(code_dim, sample_shape, decoder_width)
         with torch.no_grad():
             for layer in (self.imagine.output, self.decode.spread):
@@ -58,5 +53,5 @@ class DecoderMLP(Generator):
         labels: Int[Tensor, " b"] | None = None,
         guidance_scale: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Return one image per row of noise; `labels` are needed by a conditional generator, `guidance_scale` is not used."""
-        return torch.tanh(self.decode(self.imagine(noise, labels)))
+        """Return one image per row of noise; a conditional generator needs `labels`, a guided one takes no scale for 1."""
+        return torch.tanh(self.decode(self.imagine(noise, labels, guidance_scale)))

@@ -1,6 +1,6 @@
 """A multi-layer perceptron generator: all matrix products, so it is fast on a CPU.
 
-Source: the authors' notebook (32 -> 3 x 256, SiLU -> 2); labels are an addition of ours.
+Source: the authors' notebook (32 -> 3 x 256, SiLU -> 2); labels and guidance scale are an addition of ours.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ class MLP(Generator):
         gain: factor of the hidden weights at the start. Above 1 the network bends more from the first step on, which it must to
             tear the noise apart into modes with nothing between them.
         bounded: end with tanh, for images in [-1, 1]: their black is then exactly black, which a product and a sum learn slowly.
+        guided: be told the guidance scale, whose logarithm shifts every hidden layer along a learned vector.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class MLP(Generator):
         num_classes: int | None = None,
         gain: float = 1.0,
         bounded: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         self.noise_shape = (noise_dim,)
         self.sample_shape = tuple(sample_shape)
-        self.num_classes, self.bounded = num_classes, bounded
+        self.num_classes, self.bounded, self.guided = num_classes, bounded, guided
         sizes = [noise_dim] + [width] * depth
         self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         with torch.no_grad():
@@ -51,6 +53,8 @@ class MLP(Generator):
                 cast(nn.Linear, layer).weight.mul_(gain)
         self.shifts = nn.ModuleList(nn.Embedding(num_classes or 0, width) for _ in range(depth if num_classes else 0))
         self.output = nn.Linear(width, prod(self.sample_shape))
+        # The last to be drawn: all other weights begin as they do without guidance.
+        self.guidance = nn.ModuleList(nn.Linear(1, width, bias=False) for _ in range(depth if guided else 0))
 
     def forward(
         self,
@@ -58,12 +62,16 @@ class MLP(Generator):
         labels: Int[Tensor, " b"] | None = None,
         guidance_scale: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b *sample"]:
-        """Return one sample per row of noise; `labels` are needed by a conditional generator, `guidance_scale` is not used."""
+        """Return one sample per row of noise; a conditional generator needs `labels`, a guided one takes no scale for 1."""
+        # The logarithm of 1, which is no guidance, shifts nothing.
+        logarithm = guidance_scale.log().to(noise)[:, None] if self.guided and guidance_scale is not None else None
         features = noise
         for index, layer in enumerate(self.hidden):
             features = layer(features)
             if self.num_classes:
                 features = features + self.shifts[index](labels)
+            if logarithm is not None:
+                features = features + self.guidance[index](logarithm)
             features = nn.functional.silu(features)
         samples = self.output(features).unflatten(1, self.sample_shape)
         return samples.tanh() if self.bounded else samples

@@ -84,10 +84,10 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
 
     Args:
         config: what to start from.
-        batch_size: generated samples of a step over all its labels (the positives follow in proportion), or images of a step of
-            a classifier.
+        batch_size: generated samples of a step over all its labels, each given as many (the positives follow in proportion), or
+            images of a step of a classifier.
         changes: temperatures (bandwidths of the drift field), steps, learning_rate, seed (of weights, noise and data), device
-            (where to train), keep (how many checkpoints).
+            (where to train), keep (how many checkpoints), micro_batch (generated samples of one pass).
 
     Raises:
         InputError: if a value does not fit, or a classifier has no such setting.
@@ -101,10 +101,10 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
         return dataclasses.replace(config, **given)
     if batch_size is not None:
         before, labels = config.schedule, config.schedule.labels_per_step
-        if batch_size < 1 or batch_size % labels:
-            raise InputError(f"batch_size is {batch_size}: pass a positive multiple of {labels}, the labels in a step")
+        if batch_size < labels:
+            raise InputError(f"batch_size is {batch_size}: pass at least {labels}, one for each label in a step")
         given["generated"] = batch_size // labels
-        given["positives"] = max(1, round(batch_size / labels * before.positives / before.generated))
+        given["positives"] = max(1, round(given["generated"] * before.positives / before.generated))
     parts = {part: _changed(getattr(config, part), given) for part in ("schedule", "loss")}
     return dataclasses.replace(_changed(config, given), **parts)
 

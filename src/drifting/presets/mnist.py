@@ -3,7 +3,7 @@
 import dataclasses
 
 from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, LossConfig, RunConfig
-from drifting.training.loop import Schedule
+from drifting.training.schedule import Schedule
 
 _SCHEDULE = Schedule(
     steps=8000,

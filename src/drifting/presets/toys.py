@@ -5,7 +5,7 @@ import dataclasses
 from drifting.config import LossConfig, MLPConfig, PointsData, RunConfig, ToyData
 from drifting.data.toys import toy as check_toy
 from drifting.errors import InputError
-from drifting.training.loop import Schedule
+from drifting.training.schedule import Schedule
 
 # Trained at the setting of the authors' notebook.
 ANCHORS = ("swiss_roll", "checker")

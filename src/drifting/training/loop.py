@@ -9,15 +9,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer
 from drifting.ema import exponential_average
 from drifting.encoders.base import FeatureEncoder
 from drifting.generators.base import Generator
-from drifting.guidance import unconditional_weight
+from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.prior import draw_noise
+from drifting.training.micro_batch import micro_batched_step
 from drifting.training.positives import Positives
+from drifting.training.schedule import Schedule
 from drifting.training.step import Batch, drifting_step
 
 # Seeds of a CPU stream count modulo 2^32; weights are drawn with the seed itself.
@@ -28,58 +31,19 @@ class DivergenceError(RuntimeError):
     """The loss became NaN or infinite: one sentence that names step, feature and temperature."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How a run is optimised.
-
-    Attributes:
-        steps: number of optimiser steps.
-        labels_per_step: classes in a step; each is a population of its own. 1 where there are no labels.
-        generated: generated samples of each label in a step.
-        positives: real samples of each label in a step.
-        independent_negatives: generate a second batch that repels in place of the first.
-        guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all; see `guidance`.
-        unconditional: real samples of any label that repel those of each label in a step, where the scale is above 1.
-        learning_rate, betas, weight_decay: of AdamW.
-        warmup_steps: steps over which the learning rate rises linearly from 0.
-        decay_after: step after which it falls as (decay_after / step) ** decay_power; None for never. It depends on the step
-            alone, so that a run may go on for longer than was planned.
-        decay_power: how fast it falls then.
-        max_grad_norm: gradients are scaled down to this norm; None for no clipping.
-        ema_decay: of the average of the weights that is sampled from.
-        statistics_every: steps between reports of how the kernel spreads.
-    """
-
-    steps: int
-    labels_per_step: int = 1
-    generated: int
-    positives: int
-    independent_negatives: bool = False
-    guidance_scale: float = 1.0
-    unconditional: int = 0
-    learning_rate: float
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    decay_after: int | None = None
-    decay_power: float = 0.5
-    max_grad_norm: float | None = 2.0
-    ema_decay: float = 0.999
-    statistics_every: int = 50
-
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 1."""
-        rise = min(1.0, step / max(1, self.warmup_steps))
-        fall = 1.0 if self.decay_after is None else min(1.0, self.decay_after / step) ** self.decay_power
-        return self.learning_rate * rise * fall
-
-
 @dataclass(frozen=True)
 class Step:
-    """What the loop yields after each optimiser step: its number, counted from 1, and the loss with its report, on the device."""
+    """What the loop yields after each optimiser step.
+
+    Attributes:
+        number: of the step, counted from 1.
+        report: the loss with its report, on the device.
+        stored_bytes: of the features that micro-batches kept, and their gradients.
+    """
 
     number: int
     report: FeatureLoss
+    stored_bytes: int = 0
 
 
 class TrainingState:
@@ -93,7 +57,8 @@ class TrainingState:
 
     def __init__(self, generator: Generator, schedule: Schedule, seed: int) -> None:
         self.generator = generator
-        self.average = exponential_average(generator, schedule.ema_decay)
+        self.averages = {decay: exponential_average(generator, decay) for decay in (schedule.ema_decay, *schedule.other_ema_decays)}
+        self.chosen = schedule.ema_decay
         self.optimizer = torch.optim.AdamW(
             generator.parameters(),
             lr=schedule.learning_rate,
@@ -108,8 +73,12 @@ class TrainingState:
 
     @property
     def averaged(self) -> Generator:
-        """The generator with averaged weights: the one to sample from."""
-        return cast(Generator, self.average.module)
+        """The generator with averaged weights: the one to sample from. That of `ema_decay`, unless another was `chosen`."""
+        return cast(Generator, self.averages[self.chosen].module)
+
+    def _averages_by_name(self) -> dict[str, AveragedModel]:
+        first, *others = self.averages.items()
+        return {"average": first[1], **{f"average-{decay}": average for decay, average in others}}
 
     def note_faults(self, report: FeatureLoss) -> None:
         """Remember on the device at which step a drift first was not finite; nothing is read back here."""
@@ -137,7 +106,7 @@ class TrainingState:
         """Return the whole state as named tensors."""
         parts = {
             "generator": self.generator.state_dict(),
-            "average": self.average.state_dict(),
+            **{name: average.state_dict() for name, average in self._averages_by_name().items()},
             "optimizer": flatten_optimizer(self.optimizer),
             "rng": {"state": self.rng.get_state()},
         }
@@ -150,7 +119,8 @@ class TrainingState:
             return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
         load_weights(self.generator, part("generator"), origin)
-        load_weights(self.average, part("average"), origin)
+        for name, average in self._averages_by_name().items():
+            load_weights(average, part(name), origin)
         restore_optimizer(self.optimizer, part("optimizer"))
         self.rng.set_state(part("rng")["state"])
         self.step = step
@@ -173,17 +143,22 @@ def train(
         batch = draw_batch(state, positives, schedule)
         state.step += 1
         with_statistics = state.step % schedule.statistics_every == 0 or state.step == 1
-        report = drifting_step(state.generator, encoder, loss, batch, statistics=with_statistics)
         state.optimizer.zero_grad(set_to_none=True)
-        report.loss.backward()
+        parts, stored = (state.generator, encoder, loss, batch), 0
+        if schedule.micro_batch is None or schedule.micro_batch >= batch.noise.shape[:2].numel():
+            report = drifting_step(*parts, statistics=with_statistics)
+            report.loss.backward()
+        else:
+            report, stored = micro_batched_step(*parts, size=schedule.micro_batch, statistics=with_statistics)
         if schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.generator.parameters(), schedule.max_grad_norm)
         for group in state.optimizer.param_groups:
             group["lr"] = schedule.learning_rate_at(state.step)
         state.optimizer.step()
-        state.average.update_parameters(state.generator)
+        for average in state.averages.values():
+            average.update_parameters(state.generator)
         state.note_faults(report)
-        yield Step(state.step, report)
+        yield Step(state.step, report, stored)
 
 
 def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -> Batch:
@@ -191,24 +166,40 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
     labels = None
     if positives.num_classes is not None:
         labels = torch.randperm(positives.num_classes, generator=state.rng, device=state.device)[: schedule.labels_per_step]
-    shape = (1 if labels is None else len(labels), schedule.generated, *state.generator.noise_shape)
+    groups = (1 if labels is None else len(labels), schedule.generated)
+    noise, codes = _draw_prior(state, groups)
+    real = positives.draw(labels, schedule.positives, state.rng)
+    independent_noise, independent_codes = _draw_prior(state, groups) if schedule.independent_negatives else (None, None)
     return Batch(
         labels=labels,
-        noise=draw_noise(shape, state.rng),
-        positives=positives.draw(labels, schedule.positives, state.rng),
-        independent_noise=draw_noise(shape, state.rng) if schedule.independent_negatives else None,
-        **_draw_guidance(positives, schedule, shape[0], state.rng),
+        noise=noise,
+        style_codes=codes,
+        positives=real,
+        independent_noise=independent_noise,
+        independent_style_codes=independent_codes,
+        **_draw_guidance(positives, schedule, groups[0], state.rng),
     )
 
 
+def _draw_prior(state: TrainingState, groups: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Return noise and style codes, [labels, samples, ...]."""
+    noise = draw_noise((*groups, *state.generator.noise_shape), state.rng)
+    codes = state.generator.draw_style_codes(groups[0] * groups[1], state.rng)
+    return noise, None if codes is None else codes.unflatten(0, groups)
+
+
 def _draw_guidance(positives: Positives, schedule: Schedule, labels: int, rng: torch.Generator) -> dict[str, Any]:
-    if schedule.guidance_scale == 1:
+    told, scale = None, torch.full((labels,), schedule.guidance_scale, device=rng.device)
+    if schedule.guidance_exponent is not None:
+        highest, unguided_share = schedule.highest_guidance_scale, schedule.unguided_share
+        law = {"exponent": schedule.guidance_exponent, "highest": highest, "unguided_share": unguided_share}
+        told = scale = draw_guidance_scale(labels, **law, rng=rng)
+    elif schedule.guidance_scale == 1:
         return {}
     # An independent batch repels as a whole; of its own batch a sample does not repel itself, which the weight counts on.
     repelling = schedule.generated + schedule.independent_negatives
     return {
+        "guidance_scale": told,
         "unconditional": positives.draw_unconditional(labels, schedule.unconditional, rng),
-        "unconditional_weight": float(
-            unconditional_weight(torch.tensor(schedule.guidance_scale), repelling, schedule.unconditional)
-        ),
+        "unconditional_weight": unconditional_weight(scale, repelling, schedule.unconditional),
     }

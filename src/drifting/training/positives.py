@@ -35,11 +35,14 @@ class Positives:
         source: of samples, or of the indices of samples where there is a cache.
         encoder: the feature space; not used where there is a cache.
         cache: features by index.
+        batch_size: samples encoded at a time; bounds memory and changes nothing else. None for all of a step.
     """
 
-    def __init__(self, source: Source, encoder: FeatureEncoder, cache: FeatureCache | None = None) -> None:
+    def __init__(
+        self, source: Source, encoder: FeatureEncoder, cache: FeatureCache | None = None, *, batch_size: int | None = None
+    ) -> None:
         self.num_classes = source.num_classes
-        self._source, self._encoder, self._cache = source, encoder, cache
+        self._source, self._encoder, self._cache, self._batch_size = source, encoder, cache, batch_size
 
     @torch.no_grad()
     def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> dict[str, Float[Tensor, "l p k _"]]:
@@ -52,7 +55,9 @@ class Positives:
         return self._features(self._source.draw_unconditional(sets, count, rng))
 
     def _features(self, drawn: Tensor) -> dict[str, Tensor]:
-        return encode_sets(self._encoder, drawn) if self._cache is None else self._cache.lookup(drawn)
+        if self._cache is not None:
+            return self._cache.lookup(drawn)
+        return encode_sets(self._encoder, drawn, self._batch_size)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state of the source, for a checkpoint."""
@@ -64,6 +69,10 @@ class Positives:
             self._source.restore(tensors, origin)
 
 
-def encode_sets(encoder: FeatureEncoder, samples: Float[Tensor, "l n *sample"]) -> dict[str, Float[Tensor, "l n k _"]]:
-    """Return the features of sets of samples."""
-    return {name: value.unflatten(0, samples.shape[:2]) for name, value in encoder(samples.flatten(0, 1)).items()}
+def encode_sets(
+    encoder: FeatureEncoder, samples: Float[Tensor, "l n *sample"], batch_size: int | None = None
+) -> dict[str, Float[Tensor, "l n k _"]]:
+    """Return the features of sets of samples, encoded `batch_size` at a time; all at once by default."""
+    flat = samples.flatten(0, 1)
+    parts = [encoder(part) for part in flat.split(batch_size or len(flat))]
+    return {name: torch.cat([part[name] for part in parts]).unflatten(0, samples.shape[:2]) for name in parts[0]}

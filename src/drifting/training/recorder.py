@@ -3,6 +3,8 @@
 The run folder holds metrics.jsonl, frames.safetensors and checkpoints/; this file writes them and winds them back on resume.
 """
 
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,37 @@ class RunningMean:
         self._sums = {name.removeprefix("means.sum."): value for name, value in sums.items()}
 
 
+class Resources:
+    """What training takes from here on: speed and memory.
+
+    Args:
+        device: where it trains.
+        done: steps already behind it.
+        samples_per_step: generated samples in one step.
+    """
+
+    def __init__(self, device: torch.device, done: int, samples_per_step: int) -> None:
+        self._device, self._done, self._samples_per_step = device, done, samples_per_step
+        self._started = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def used(self, step: Step) -> dict[str, int | float]:
+        """Return means up to a step, and the bytes allocated at most: on a CUDA device, else by the whole process so far."""
+        rate = (step.number - self._done) / max(time.perf_counter() - self._started, 1e-9)
+        values: dict[str, int | float] = {"mean_steps_per_second": rate, "samples_per_second": rate * self._samples_per_step}
+        if step.stored_bytes:
+            values["stored_feature_bytes"] = step.stored_bytes
+        if self._device.type == "cuda":
+            values["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self._device)
+        elif sys.platform != "win32":
+            import resource
+
+            unit = 1 if sys.platform == "darwin" else 1024
+            values["peak_memory_bytes"] = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return values
+
+
 class Recorder:
     """Keeps what a run leaves behind.
 
@@ -64,6 +97,7 @@ class Recorder:
         reference: real samples that the frames are compared with.
         frame_samples: how many samples a frame holds.
         keep: how many checkpoints to keep.
+        guidance_scale: of the samples in a frame, for a generator that is told it.
     """
 
     def __init__(
@@ -76,19 +110,21 @@ class Recorder:
         reference: Float[Tensor, "r *sample"],
         frame_samples: int,
         keep: int,
+        guidance_scale: float | None = None,
     ) -> None:
         self.folder, self.state, self.facts, self.keep = folder, state, facts, keep
         self._positives = positives
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.frames: dict[int, Float[Tensor, "n *sample"]] = {}
         self._reference, self._frame_samples = reference, frame_samples
+        self._guidance_scale = guidance_scale
         self._means = RunningMean()
 
     def observe(self, step: Step) -> None:
         """Add one step to the averages."""
         self._means.add({"loss": step.report.loss.detach(), **_drift_norms(step.report.features)})
 
-    def write_metrics(self, step: Step, **more: float) -> dict[str, Any]:
+    def write_metrics(self, step: Step, **more: int | float) -> dict[str, Any]:
         """Write and return the averages since the last line, the spread of the kernels, and whatever else is given."""
         self.state.check_faults()
         values = {"step": step.number, **self._means.take(), **_statistics(step.report.features), **more}
@@ -97,8 +133,25 @@ class Recorder:
 
     def take_frame(self) -> float:
         """Set samples aside and return their squared energy distance to the reference."""
-        self.frames[self.state.step] = sample(self.state.averaged, self._frame_samples, seed=FRAME_SEED)
-        return energy_distance(self.frames[self.state.step].flatten(1), self._reference.flatten(1))
+        frame = sample(self.state.averaged, self._frame_samples, seed=FRAME_SEED, guidance_scale=self._guidance_scale)
+        self.frames[self.state.step] = frame
+        return energy_distance(frame.flatten(1), self._reference.flatten(1))
+
+    def choose_average(self) -> dict[str, float]:
+        """Of several averages, sample from the one whose frame is nearest to the reference from now on; it becomes the frame.
+
+        Returns its `ema_decay`, its squared energy distance and those of all; nothing where there is one average.
+        """
+        if len(self.state.averages) == 1:
+            return {}
+        distances = {}
+        for decay in self.state.averages:
+            self.state.chosen = decay
+            distances[decay] = self.take_frame()
+        best = self.state.chosen = min(distances, key=lambda decay: distances[decay])
+        self.take_frame()
+        by_name = {f"energy_distance/ema-{decay}": distance for decay, distance in distances.items()}
+        return {"ema_decay": best, "energy_distance": distances[best], **by_name}
 
     def save(self) -> Path:
         """Write frames and checkpoint; refuses a state that is not finite."""
@@ -127,6 +180,8 @@ class Recorder:
         self.frames = {int(step): frame for step, frame in stored.items() if int(step) <= done}
         if not self.frames:
             self.take_frame()
+        if done == steps:
+            self.choose_average()
 
 
 def frame_steps(steps: int, count: int) -> set[int]:

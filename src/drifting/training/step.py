@@ -1,11 +1,12 @@
 """One training step, pure: tensors in, loss and its report out. No optimiser, no device code, no logging.
 
-Shapes: l labels, n generated, p positives and m unconditional samples per label.
+Shapes: l labels, n generated, p positives and m unconditional samples per label, b = l n generated samples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.positives import encode_sets
 
+SetFeatures = Mapping[str, Float[Tensor, "l n k _"]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -21,35 +24,60 @@ class Batch:
 
     Attributes:
         noise: one noise per generated sample.
+        style_codes: the codes that belong to it, for a generator that takes some.
         labels: the class of each group, or None where there are none (l = 1).
+        guidance_scale: what the generator is told of each label; None for a generator that takes none.
         positives: features of real samples of each label.
         independent_noise: noise of a second generated batch that repels in place of the first; None for the paper's field.
+        independent_style_codes: the codes that belong to it.
         unconditional: features of real samples of any label, which repel: guidance; None for none.
-        unconditional_weight: of each of them, see `guidance.unconditional_weight`.
+        unconditional_weight: of each of those of a label, see `guidance.unconditional_weight`; None for ones.
     """
 
     noise: Float[Tensor, "l n *noise"]
     positives: Mapping[str, Float[Tensor, "l p k _"]]
     labels: Int[Tensor, " l"] | None = None
+    guidance_scale: Float[Tensor, " l"] | None = None
+    style_codes: Int[Tensor, "l n s"] | None = None
     independent_noise: Float[Tensor, "l n *noise"] | None = None
+    independent_style_codes: Int[Tensor, "l n s"] | None = None
     unconditional: Mapping[str, Float[Tensor, "l m k _"]] | None = None
-    unconditional_weight: float = 0.0
+    unconditional_weight: Float[Tensor, " l"] | None = None
+
+    def inputs(
+        self, noise: Float[Tensor, "l n *noise"], codes: Int[Tensor, "l n s"] | None, size: int | None = None
+    ) -> Iterator[tuple[Tensor | None, ...]]:
+        """Yield the arguments of the generator for at most `size` samples at a time; for all at once by default."""
+        per_label = (self.labels, self.guidance_scale)
+        arguments = [noise.flatten(0, 1)]
+        arguments += [None if value is None else value.repeat_interleave(noise.shape[1]) for value in per_label]
+        arguments += [] if codes is None else [codes.flatten(0, 1)]
+        count = noise.shape[:2].numel()
+        for start in range(0, count, size or count):
+            yield tuple(None if value is None else value[start : start + (size or count)] for value in arguments)
 
 
 def drifting_step(
     generator: Generator, encoder: FeatureEncoder, loss: DriftingLoss, batch: Batch, *, statistics: bool = False
 ) -> FeatureLoss:
     """Generate, encode and compare: return the loss of a batch, with gradient into the generator's weights."""
-    generated = _generate(generator, batch.noise, batch.labels)
-    independent = None
+    generated, independent = _features(generator, encoder, batch, batch.noise, batch.style_codes), None
     if batch.independent_noise is not None:
-        independent = encode_sets(encoder, _generate(generator, batch.independent_noise, batch.labels).detach())
+        with torch.no_grad():
+            independent = _features(generator, encoder, batch, batch.independent_noise, batch.independent_style_codes)
+    return compare(loss, generated, independent, batch, statistics=statistics)
+
+
+def compare(
+    loss: DriftingLoss, generated: SetFeatures, independent: SetFeatures | None, batch: Batch, *, statistics: bool = False
+) -> FeatureLoss:
+    """Return the loss of a batch from the features of its generated samples, and of those of `independent_noise`."""
     weights = None
-    if batch.unconditional is not None:
-        labels, count = next(iter(batch.unconditional.values())).shape[:2]
-        weights = {"unconditional": generated.new_full((labels, count), batch.unconditional_weight)}
+    if batch.unconditional is not None and batch.unconditional_weight is not None:
+        count = next(iter(batch.unconditional.values())).shape[1]
+        weights = {"unconditional": batch.unconditional_weight[:, None].expand(-1, count)}
     return loss(
-        encode_sets(encoder, generated),
+        generated,
         batch.positives,
         batch.unconditional,
         generated_negatives=independent,
@@ -58,6 +86,8 @@ def drifting_step(
     )
 
 
-def _generate(generator: Generator, noise: Tensor, labels: Tensor | None) -> Float[Tensor, "l n *sample"]:
-    per_sample = None if labels is None else labels.repeat_interleave(noise.shape[1])
-    return generator(noise.flatten(0, 1), per_sample).unflatten(0, noise.shape[:2])
+def _features(
+    generator: Generator, encoder: FeatureEncoder, batch: Batch, noise: Tensor, codes: Tensor | None
+) -> dict[str, Tensor]:
+    (inputs,) = batch.inputs(noise, codes)
+    return encode_sets(encoder, generator(*inputs).unflatten(0, noise.shape[:2]))

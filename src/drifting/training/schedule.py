@@ -1,0 +1,131 @@
+"""How a run is optimised: the shape of a step, guidance, the optimiser and its averages; and what contradicts itself."""
+
+from dataclasses import dataclass
+
+from drifting.errors import InputError
+from drifting.guidance import check_guidance_law, check_guidance_scale
+from drifting.inputs import check_counts, check_learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a run is optimised.
+
+    Attributes:
+        steps: number of optimiser steps.
+        labels_per_step: classes in a step; each is a population of its own. 1 where there are no labels.
+        generated: generated samples of each label in a step.
+        positives: real samples of each label in a step.
+        independent_negatives: generate a second batch that repels in place of the first.
+        micro_batch: generated samples of one forward pass with graph, to bound memory; None for all. See `training.micro_batch`.
+        guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all; see `guidance`. Where it
+            is drawn, the one that samples are made at unless another is asked for.
+        guidance_exponent: draw a scale for each label of a step, from the density scale^-exponent on [1, highest_guidance_scale],
+            and tell it to the generator; None to train at `guidance_scale` alone.
+        highest_guidance_scale, unguided_share: see `guidance.draw_guidance_scale`.
+        unconditional: real samples of any label that repel those of each label in a step, where there is guidance.
+        learning_rate, betas, weight_decay: of AdamW.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        decay_after: step after which it falls as (decay_after / step) ** decay_power; None for never. It depends on the step
+            alone, so that a run may go on for longer than was planned.
+        decay_power: how fast it falls then.
+        max_grad_norm: gradients are scaled down to this norm; None for no clipping.
+        ema_decay: of the average of the weights that is sampled from.
+        other_ema_decays: of further averages, kept beside it; in the end the best of all is the generator, see `Recorder`.
+        statistics_every: steps between reports of how the kernel spreads.
+    """
+
+    steps: int
+    labels_per_step: int = 1
+    generated: int
+    positives: int
+    independent_negatives: bool = False
+    micro_batch: int | None = None
+    guidance_scale: float = 1.0
+    guidance_exponent: float | None = None
+    highest_guidance_scale: float = 4.0
+    unguided_share: float = 0.0
+    unconditional: int = 0
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay_after: int | None = None
+    decay_power: float = 0.5
+    max_grad_norm: float | None = 2.0
+    ema_decay: float = 0.999
+    other_ema_decays: tuple[float, ...] = ()
+    statistics_every: int = 50
+
+    @property
+    def draws_guidance(self) -> bool:
+        """Whether guidance scales are drawn, and so told to the generator."""
+        return self.guidance_exponent is not None
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        rise = min(1.0, step / max(1, self.warmup_steps))
+        fall = 1.0 if self.decay_after is None else min(1.0, self.decay_after / step) ** self.decay_power
+        return self.learning_rate * rise * fall
+
+    def scale_of_samples(self, asked: float | None = None) -> float | None:
+        """Return the guidance scale that a generator trained so is told at sampling; None for one that is told none.
+
+        Args:
+            asked: the scale that is asked for; `guidance_scale` by default.
+
+        Raises:
+            InputError: if it was not trained at that scale.
+        """
+        if asked is None:
+            return self.guidance_scale if self.draws_guidance else None
+        check_guidance_scale(asked)
+        if not self.draws_guidance and asked != self.guidance_scale:
+            own = f"{self.guidance_scale:g}"
+            raise InputError(f"guidance_scale is {asked:g}, but the run was trained at guidance scale {own} alone: leave it out")
+        if self.draws_guidance and asked > self.highest_guidance_scale:
+            end = f"{self.highest_guidance_scale:g}"
+            raise InputError(f"guidance_scale is {asked:g}, but the run was trained up to {end}: pass a number from 1 to {end}")
+        return asked if self.draws_guidance else None
+
+
+def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
+    """Raise InputError for settings of a training that contradict each other or the data; counts are not looked at."""
+    check_learning_rate(schedule.learning_rate)
+    _check_guidance(schedule, labelled=labelled)
+    if schedule.micro_batch is not None:
+        check_counts({"micro_batch": schedule.micro_batch})
+    if not 0 <= schedule.decay_power <= 100:
+        raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
+    if schedule.decay_after is not None and schedule.decay_after < 1:
+        raise InputError(f"decay_after is {schedule.decay_after}: pass at least 1, or None for no decay")
+    decays = {"ema_decay": (schedule.ema_decay,), "other_ema_decays": schedule.other_ema_decays}
+    for name, values in decays.items():
+        if not all(0 <= value < 1 for value in values):
+            raise InputError(f"{name} is {', '.join(map(str, values))}: pass a number from 0 to below 1")
+    if len({*decays["ema_decay"], *decays["other_ema_decays"]}) <= len(decays["other_ema_decays"]):
+        raise InputError(f"other_ema_decays is {schedule.other_ema_decays}: name each once, and ema_decay not again")
+    if schedule.generated == 1 and not schedule.independent_negatives:
+        raise InputError(
+            "batch_size leaves 1 generated sample per label and nothing to repel it: "
+            "pass at least 2 per label, or independent negatives"
+        )
+
+
+def _check_guidance(schedule: Schedule, *, labelled: bool) -> None:
+    scale, exponent = schedule.guidance_scale, schedule.guidance_exponent
+    check_guidance_scale(scale)
+    if exponent is None and schedule.unguided_share != 0:
+        raise InputError(f"unguided_share is {schedule.unguided_share}, but no scales are drawn: pass guidance_exponent too")
+    if exponent is not None:
+        highest = schedule.highest_guidance_scale
+        check_guidance_law(exponent=exponent, highest=highest, unguided_share=schedule.unguided_share)
+        if scale > highest:
+            raise InputError(f"guidance_scale is {scale}, but is drawn up to {highest}: pass a number from 1 to {highest}")
+    if scale == 1 and exponent is None:
+        return
+    if not labelled:
+        name, value, mend = ("guidance_scale", scale, 1) if exponent is None else ("guidance_exponent", exponent, None)
+        raise InputError(f"{name} is {value}, but the data have no labels: pass {mend}")
+    if schedule.unconditional < 1:
+        raise InputError(f"unconditional is {schedule.unconditional}, but guidance needs unconditional samples: pass at least 1")
