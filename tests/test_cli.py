@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from drifting import config as configuration
@@ -120,6 +121,24 @@ def test_overwriting_replaces_the_run(here, command):
 
 
 @small
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried a lot.\nMore words."),
+        MemoryError("no more"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+    ],
+)
+def test_running_out_of_memory_names_the_flag_that_lowers_it(here, command, monkeypatch, error):
+    def grow(*_, **__):
+        raise error
+
+    monkeypatch.setattr(runs, "start", grow)
+    result = command("train", "toy", "--save-dir", "x")
+    assert result.status == 1
+    assert re.fullmatch(r"drifting: out of memory \(.*\): pass a smaller --micro-batch, also with --resume .*\n", result.err)
+
+
 def test_divergence_exits_1_with_one_line(here, command):
     result = command("train", "toy", "--save-dir", "x", "--learning-rate", "1e30")
     assert result.status == 1

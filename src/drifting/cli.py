@@ -32,6 +32,8 @@ class Settings:
     """cpu, cuda, cuda:1 or mps."""
     keep: int | None = None
     """How many checkpoints to keep."""
+    micro_batch: int | None = None
+    """Generated samples of one pass: bounds memory, at the price of another forward pass, and changes nothing else."""
 
 
 _AS_PRESET = Settings()
@@ -100,6 +102,7 @@ def sample(
     num_samples: int = 64,
     seed: int = 0,
     labels: tuple[int, ...] | None = None,
+    guidance_scale: float | None = None,
     out: Path = Path("samples.png"),
     overwrite: bool = False,
 ) -> None:
@@ -110,16 +113,26 @@ def sample(
         num_samples: how many.
         seed: which ones; sample i of a seed is always the same.
         labels: classes to cycle through; all of them by default.
+        guidance_scale: how strongly a class is set apart from the others, from 1, which is not at all; that of the run by default.
         out: a picture (.png), or the numbers (.npy): float32 points in their own coordinates, or uint8 images [n, h, w, c].
         overwrite: replace the file if it is there.
     """
     from drifting import runs
 
-    runs.write_samples(runs.load(run), out, num_samples, seed=seed, labels=labels, overwrite=overwrite)
+    options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "overwrite": overwrite}
+    runs.write_samples(runs.load(run), out, num_samples, **options)
     print(out)
 
 
-def evaluate(run: Positional[Path], /, *, judge: str | None = None, num_samples: int = 10_000, seed: int = 0) -> None:
+def evaluate(
+    run: Positional[Path],
+    /,
+    *,
+    judge: str | None = None,
+    num_samples: int = 10_000,
+    seed: int = 0,
+    guidance_scale: float | None = None,
+) -> None:
     """Measure a trained run against real data; the figures also go to metrics.json in its folder.
 
     Args:
@@ -128,12 +141,13 @@ def evaluate(run: Positional[Path], /, *, judge: str | None = None, num_samples:
             TorchScript Inception file (.pt), or pixels.
         num_samples: images to compare.
         seed: which images.
+        guidance_scale: of the samples, as in `drifting sample`.
     """
     from drifting import runs
 
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always", UserWarning)
-        metrics = runs.load(run).evaluate(judge=judge, count=num_samples, seed=seed)
+        metrics = runs.load(run).evaluate(judge=judge, count=num_samples, seed=seed, guidance_scale=guidance_scale)
     table = Table("metric", "value", "real against real", title=str(run))
     for name, value in metrics.items():
         if not name.endswith("_floor"):
@@ -159,7 +173,7 @@ def presets() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 2 on bad input, 1 if training diverged, 130 if it was stopped."""
+    """Run the command line; exit with 2 on bad input, 1 if training diverged or ran out of memory, 130 if it was stopped."""
     app = tyro.extras.SubcommandApp()
     for command in (train, sample, evaluate, presets):
         app.command(command)
@@ -173,9 +187,19 @@ def main(arguments: list[str] | None = None) -> None:
         from drifting.runs import Interrupted
         from drifting.training.loop import DivergenceError
 
+        if _out_of_memory(error):
+            mend = "pass a smaller --micro-batch, also with --resume from the last checkpoint, or a smaller --batch-size"
+            _leave(f"out of memory ({str(error).partition(chr(10))[0]}): {mend}", 1)
         if not isinstance(error, Interrupted | DivergenceError):
             raise
         _leave(error, 130 if isinstance(error, Interrupted) else 1)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import torch
+
+    # On a CPU torch has no class of its own for it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def _leave(reason: Any, status: int) -> None:
