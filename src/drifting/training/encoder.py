@@ -118,15 +118,15 @@ def train_autoencoder(
     Raises:
         DivergenceError: if the loss becomes NaN or infinite.
     """
-    device = _device_of(autoencoder)
+    device = device_of(autoencoder)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
         del number
-        clean = _to_signed(images(batch_size, rng).to(device))
+        clean = to_signed(images(batch_size, rng).to(device))
         draws = noise * torch.randn(clean.shape, generator=rng, device=device) if noise else 0
         return mse_loss(autoencoder(clean + draws)[0], clean)
 
-    yield from _optimise(autoencoder, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+    yield from optimise(autoencoder, loss, steps=steps, learning_rate=learning_rate, seed=seed)
 
 
 def train_supervised(
@@ -158,21 +158,33 @@ def train_supervised(
     """
     if len(images) != len(labels) or len(images) == 0:
         raise InputError(f"data has {len(images)} images and {len(labels)} labels: pass one label for every image")
-    device = _device_of(model)
+    device = device_of(model)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
         chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, seed)).to(images.device)
-        varied = augment(_to_signed(images[chosen].to(device)), rng)
+        varied = augment(to_signed(images[chosen].to(device)), rng)
         targets = labels.to(images.device)[chosen].long().to(device)
         return cross_entropy(model(varied), targets, label_smoothing=augment.label_smoothing)
 
-    yield from _optimise(model, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+    yield from optimise(model, loss, steps=steps, learning_rate=learning_rate, seed=seed)
 
 
-def _optimise(
+def optimise(
     model: nn.Module, loss_of: Callable[[int, torch.Generator], Tensor], *, steps: int, learning_rate: float, seed: int
 ) -> Iterator[EncoderStep]:
-    device = _device_of(model)
+    """Minimise a loss over all weights of a network, yielding after each step.
+
+    Args:
+        model: trained in place, on its device.
+        loss_of: (number of the step, counted from 1, rng) -> the loss of its batch.
+        steps: number of optimiser steps.
+        learning_rate: the highest of the schedule, of AdamW.
+        seed: of rng.
+
+    Raises:
+        DivergenceError: if the loss becomes NaN or infinite.
+    """
+    device = device_of(model)
     rng = torch.Generator(device).manual_seed(seed)
     parameters: Sequence[Tensor] = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=_WEIGHT_DECAY)
@@ -202,9 +214,11 @@ def schedule_factor(number: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (number - rise) / (steps + 1 - rise)))
 
 
-def _to_signed(images: Shaped[Tensor, "b c h w"]) -> Images:
+def to_signed(images: Shaped[Tensor, "b c h w"]) -> Images:
+    """Return images in [-1, 1] from bytes; floats are taken to be so already."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 
-def _device_of(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a network is."""
     return next(module.parameters()).device

@@ -1,0 +1,111 @@
+"""Pre-training of encoders without labels: SimCLR on pairs of views, masked auto-encoders on hidden patches.
+
+Iterators of steps as in `training.encoder`, each a function of its arguments and of the network's initial weights alone.
+
+Source: SimCLR, arXiv:2002.05709; the masked auto-encoder is that of the paper, appendix A.3.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from drifting.data.shuffle import shuffled_indices
+from drifting.encoders.augmentation import Views, augment
+from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
+from drifting.encoders.simclr import SimCLR
+from drifting.errors import InputError
+from drifting.training.encoder import EncoderStep, device_of, optimise, to_signed
+
+_VIEWS = Views()
+
+
+def train_simclr(
+    simclr: SimCLR,
+    images: Shaped[Tensor, "s c h w"],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    views: Views = _VIEWS,
+) -> Iterator[EncoderStep]:
+    """Train a trunk and its head to know two views of an image among those of all others, yielding after each step.
+
+    Args:
+        simclr: trained in place, on its device; its trunk is what is kept.
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        steps: number of optimiser steps.
+        batch_size: images of a step, at least 2; each is seen twice.
+        learning_rate: the highest of the schedule, of AdamW.
+        seed: of the order and of the views.
+        views: how a view differs from its image. What they vary, the trunk learns not to see: colour, above all.
+
+    Raises:
+        InputError: if there is no image, or fewer than two in a step.
+        DivergenceError: if the loss becomes NaN or infinite.
+    """
+    if batch_size < 2:
+        raise InputError(f"batch_size is {batch_size}: pass at least 2, since a view is known among those of other images")
+    draw, device = _in_order(images, batch_size, seed), device_of(simclr)
+
+    def loss(number: int, rng: torch.Generator) -> Tensor:
+        batch = to_signed(images[draw(number)].to(device))
+        return simclr(augment(batch, views, rng), augment(batch, views, rng))
+
+    yield from optimise(simclr, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+
+
+def train_mae(
+    autoencoder: MaskedAutoencoder,
+    images: Shaped[Tensor, "s c h w"],
+    labels: Int[Tensor, " s"] | None = None,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    classification_weight: float = 0.0,
+) -> Iterator[EncoderStep]:
+    """Train a masked auto-encoder to fill in what is hidden, yielding after each step.
+
+    Args:
+        autoencoder: trained in place, on its device.
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        labels: their classes, where classification has a weight.
+        steps: number of optimiser steps.
+        batch_size: images of a step.
+        learning_rate: the highest of the schedule, of AdamW.
+        seed: of the order and of the masks.
+        classification_weight: w in w * cross-entropy + (1 - w) * reconstruction.
+
+    Raises:
+        InputError: if there is no image, or no label for every image where they are needed.
+        DivergenceError: if the loss becomes NaN or infinite.
+    """
+    if classification_weight and (labels is None or len(labels) != len(images)):
+        raise InputError(f"classification_weight is {classification_weight}: pass one label for every image")
+    draw, device = _in_order(images, batch_size, seed), device_of(autoencoder)
+
+    def loss(number: int, rng: torch.Generator) -> Tensor:
+        chosen = draw(number)
+        batch = to_signed(images[chosen].to(device))
+        mask = random_mask(len(batch), autoencoder.grid, rng)
+        reconstruction, logits = autoencoder(batch, mask)
+        named = (logits, labels[chosen].long().to(device)) if labels is not None and classification_weight else (None, None)
+        return mae_loss(reconstruction, autoencoder.patches(batch), mask, *named, classification_weight=classification_weight)
+
+    yield from optimise(autoencoder, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+
+
+def _in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tensor]:
+    """Return the function (number of a step) -> indices of its images; every epoch is a new order of all."""
+    if len(images) == 0:
+        raise InputError("data is empty: pass at least one image")
+
+    def indices(number: int) -> Tensor:
+        chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, seed))
+        return chosen.to(images.device)
+
+    return indices

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+
+from drifting.encoders.augmentation import Views
+from drifting.encoders.mae import MaskedAutoencoder
+from drifting.encoders.resnet import ResNet
+from drifting.encoders.simclr import SimCLR
+from drifting.errors import InputError
+from drifting.training.loop import DivergenceError
+from drifting.training.self_supervised import train_mae, train_simclr
+
+SETTINGS = {"steps": 30, "batch_size": 16, "learning_rate": 3e-3, "seed": 0}
+
+
+def _images(count: int = 48) -> torch.Tensor:
+    """Return squares of one colour each, at a place of their own."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+    for image in images:
+        row, column = torch.randint(5, (2,), generator=rng).tolist()
+        image[:, row : row + 4, column : column + 4] = torch.randint(60, 256, (3, 1, 1), generator=rng).to(torch.uint8)
+    return images
+
+
+def _simclr() -> SimCLR:
+    torch.manual_seed(0)
+    return SimCLR(ResNet("resnet18", (3, 8, 8), num_classes=None, small_stem=True, width=4), features=32, projection=8)
+
+
+def _autoencoder(num_classes: int | None = None, width: int = 4) -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    return MaskedAutoencoder((3, 8, 8), width=width, depths=(1, 1, 1, 1), num_classes=num_classes)
+
+
+def _losses(steps) -> list[float]:
+    return [float(step.loss) for step in steps]
+
+
+def test_simclr_learns_to_know_views_of_one_image():
+    losses = _losses(train_simclr(_simclr(), _images(), **{**SETTINGS, "steps": 60}, views=Views(crop=0.2, jitter=0, grey=0)))
+    assert losses[0] == pytest.approx(math.log(31), rel=0.15)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_mae_learns_to_fill_in():
+    losses = _losses(train_mae(_autoencoder(), _images(), **SETTINGS))
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_mae_learns_classes_where_they_have_a_weight():
+    images, labels = _images(), torch.arange(48) % 2
+    images[labels == 1] = 255 - images[labels == 1]
+    # Of up to 32 channels every one is normalised by itself, and its mean over places says nothing.
+    network = _autoencoder(num_classes=2, width=16)
+    _losses(train_mae(network, images, labels, **SETTINGS, classification_weight=0.9))
+    network.eval()
+    logits = network(images.float() / 127.5 - 1)[1]
+    assert float((logits.argmax(1) == labels).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("name", ["simclr", "mae"])
+def test_training_is_a_function_of_its_seed(name, assert_same_tensors):
+    def trained(seed: int) -> dict[str, torch.Tensor]:
+        network = _simclr() if name == "simclr" else _autoencoder()
+        train = train_simclr if name == "simclr" else train_mae
+        list(train(network, _images(), **{**SETTINGS, "steps": 3, "seed": seed}))
+        return network.state_dict()
+
+    first = trained(1)
+    assert_same_tensors(first, trained(1))
+    assert any(not torch.equal(first[key], value) for key, value in trained(2).items())
+
+
+def test_every_image_is_seen_once_in_an_epoch(monkeypatch):
+    seen = []
+    network = _simclr()
+    monkeypatch.setattr(network, "embed", lambda views: seen.append(views[: len(views) // 2]) or network.trunk.embed(views))
+    still = Views(crop=0, flip=0, jitter=0, grey=0)
+    list(train_simclr(network, _images(), **{**SETTINGS, "steps": 3}, views=still))
+    order = torch.cat(seen).flatten(1)
+    images = (_images().float() / 127.5 - 1).flatten(1)
+    assert sorted(torch.cdist(order, images).argmin(1).tolist()) == list(range(48))
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(InputError, match="batch_size is 1: pass at least 2"):
+        next(train_simclr(_simclr(), _images(), **{**SETTINGS, "batch_size": 1}))
+    with pytest.raises(InputError, match="data is empty"):
+        next(train_simclr(_simclr(), _images()[:0], **SETTINGS))
+    with pytest.raises(InputError, match=r"classification_weight is 0\.1: pass one label for every image"):
+        next(train_mae(_autoencoder(), _images(), **SETTINGS, classification_weight=0.1))
+
+
+def test_divergence_names_the_network():
+    with pytest.raises(DivergenceError, match="the loss of the maskedautoencoder became NaN or infinite at step"):
+        list(train_mae(_autoencoder(), _images(), **{**SETTINGS, "learning_rate": 1e30}))
