@@ -29,10 +29,6 @@ def test_output_is_the_plain_network():
     torch.testing.assert_close(network(_noise()).flatten(1), network.output(features))
 
 
-def test_bounded_output_is_that_of_the_plain_network_through_tanh():
-    torch.testing.assert_close(_network(bounded=True)(9 * _noise()), _network()(9 * _noise()).tanh())
-
-
 @pytest.mark.parametrize(("depth", "width"), [(1, 3), (2, 8), (5, 4)])
 def test_network_has_the_asked_depth_and_width(depth, width):
     network = _network(depth=depth, width=width)

@@ -69,7 +69,6 @@ class MLPConfig:
     width: int = 256
     depth: int = 3
     gain: float = 1.0
-    bounded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

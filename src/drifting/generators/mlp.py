@@ -26,7 +26,6 @@ class MLP(Generator):
         num_classes: number of labels, or None for a generator that takes none.
         gain: factor of the hidden weights at the start. Above 1 the network bends more from the first step on, which it must to
             tear the noise apart into modes with nothing between them.
-        bounded: end with tanh, for images in [-1, 1]: their black is then exactly black, which a product and a sum learn slowly.
         guided: be told the guidance scale, whose logarithm shifts every hidden layer along a learned vector.
     """
 
@@ -39,13 +38,12 @@ class MLP(Generator):
         depth: int,
         num_classes: int | None = None,
         gain: float = 1.0,
-        bounded: bool = False,
         guided: bool = False,
     ) -> None:
         super().__init__()
         self.noise_shape = (noise_dim,)
         self.sample_shape = tuple(sample_shape)
-        self.num_classes, self.bounded, self.guided = num_classes, bounded, guided
+        self.num_classes, self.guided = num_classes, guided
         sizes = [noise_dim] + [width] * depth
         self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         with torch.no_grad():
@@ -73,5 +71,4 @@ class MLP(Generator):
             if logarithm is not None:
                 features = features + self.guidance[index](logarithm)
             features = nn.functional.silu(features)
-        samples = self.output(features).unflatten(1, self.sample_shape)
-        return samples.tanh() if self.bounded else samples
+        return self.output(features).unflatten(1, self.sample_shape)
