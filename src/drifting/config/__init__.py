@@ -23,6 +23,7 @@ from drifting.config.schema import (
     ClassifierConfig,
     DecoderMLPConfig,
     DigitsData,
+    DiTConfig,
     ImagesData,
     LossConfig,
     MLPConfig,
@@ -30,6 +31,7 @@ from drifting.config.schema import (
     PointsData,
     RunConfig,
     ToyData,
+    UNetConfig,
 )
 from drifting.config.serial import VERSION, from_json, to_json
 
@@ -39,6 +41,7 @@ __all__ = [
     "BankConfig",
     "ClassifierConfig",
     "DecoderMLPConfig",
+    "DiTConfig",
     "DigitsData",
     "ImagesData",
     "LossConfig",
@@ -47,6 +50,7 @@ __all__ = [
     "PointsData",
     "RunConfig",
     "ToyData",
+    "UNetConfig",
     "build_encoder",
     "build_evaluation",
     "build_export",

@@ -15,11 +15,13 @@ from drifting.config.schema import (
     ClassifierConfig,
     DecoderMLPConfig,
     DigitsData,
+    DiTConfig,
     ImagesData,
     MLPConfig,
     PointsData,
     RunConfig,
     ToyData,
+    UNetConfig,
 )
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.digits import load_digits
@@ -35,7 +37,9 @@ from drifting.encoders.identity import identity
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.generators.decoder_mlp import DecoderMLP
+from drifting.generators.dit import DiT
 from drifting.generators.mlp import MLP
+from drifting.generators.unet import UNet
 from drifting.loss import DriftingLoss
 from drifting.training.positives import Positives
 
@@ -146,6 +150,12 @@ def build_generator(config: RunConfig) -> Generator:
                 return MLP(**given, **vars(settings))
             case DecoderMLPConfig() as settings:
                 return DecoderMLP(**given, **vars(settings))
+            case UNetConfig() | DiTConfig() as settings if len(shape) != 3:
+                raise InputError(f"generator is a {type(settings).__name__}, but the data are no images: name another generator")
+            case UNetConfig(output_std=std, checkpointing=checkpointing) as size:
+                return UNet(size=size, output_std=std, checkpointing=checkpointing, **given)
+            case DiTConfig(bounded=bounded, output_std=std, checkpointing=checkpointing) as size:
+                return DiT(size=size, bounded=bounded, output_std=std, checkpointing=checkpointing, **given)
 
 
 def build_network(config: RunConfig | ClassifierConfig) -> nn.Module | None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from drifting.data.points import Frame
 from drifting.errors import InputError
+from drifting.generators.dit import DiTSize
+from drifting.generators.unet import UNetSize
 from drifting.inputs import check_counts, check_learning_rate, check_temperatures
 from drifting.loss import TEMPERATURES
 from drifting.training.encoder import Augmentation
@@ -84,6 +86,23 @@ class DecoderMLPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UNetConfig(UNetSize):
+    """A `generators.unet.UNet` of this size, which ends in tanh."""
+
+    output_std: float = 0.75
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(DiTSize):
+    """A `generators.dit.DiT` of this size; with an `output_std` of 0 it starts as the release's does."""
+
+    bounded: bool = True
+    output_std: float = 0.75
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class PixelsConfig:
     """Drifting in the space of the samples themselves: `encoders.identity`."""
 
@@ -146,7 +165,7 @@ class RunConfig:
 
     preset: str
     data: ToyData | PointsData | DigitsData | ImagesData
-    generator: MLPConfig | DecoderMLPConfig
+    generator: MLPConfig | DecoderMLPConfig | UNetConfig | DiTConfig
     encoder: PixelsConfig | AutoencoderConfig = PixelsConfig()
     loss: LossConfig
     schedule: Schedule

@@ -14,7 +14,7 @@ VERSION = 1
 # Fields that hold one of several classes, with its name beside its values.
 _CHOICES: dict[str, tuple[type, ...]] = {
     "data": (schema.ToyData, schema.PointsData, schema.DigitsData, schema.ImagesData),
-    "generator": (schema.MLPConfig, schema.DecoderMLPConfig),
+    "generator": (schema.MLPConfig, schema.DecoderMLPConfig, schema.UNetConfig, schema.DiTConfig),
     "encoder": (schema.PixelsConfig, schema.AutoencoderConfig),
     "bank": (schema.BankConfig,),
     "loss": (schema.LossConfig,),
