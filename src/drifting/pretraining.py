@@ -3,8 +3,10 @@
 A classifier's folder holds config.json, classifier.safetensors and metrics.json. An encoder's weights lie in its run's folder.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,17 +15,27 @@ from torch import nn
 
 from drifting import config as configuration
 from drifting.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors
-from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, RunConfig
+from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, ResNetConfig, RunConfig, SimCLRConfig
+from drifting.data.images import ImageSet
+from drifting.data.shuffle import shuffled_indices
+from drifting.encoders.augmentation import Views
+from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.classifier import Classifier
+from drifting.encoders.resnet import ResNet
+from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
 from drifting.evaluation.images import Judge, in_batches
 from drifting.metrics.inception import load_inception
+from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
-from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_WEIGHTS
+from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_METRICS, ENCODER_WEIGHTS
 from drifting.training.encoder import Augmentation, EncoderStep, train_autoencoder, train_supervised
 from drifting.training.progress import TrainingProgress
+from drifting.training.self_supervised import train_simclr
 
 _RECONSTRUCTED = 64
+# Training images that a linear probe is fitted on, at most.
+_PROBED = 10_000
 
 
 def check_networks(config: RunConfig | ClassifierConfig) -> None:
@@ -44,13 +56,27 @@ def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
         DivergenceError: if its loss becomes NaN or infinite.
     """
     network, settings = configuration.build_network(config), config.encoder
-    if network is None or not isinstance(settings, AutoencoderConfig) or not isinstance(config.data, ImagesData):
-        return network
+    if network is None:
+        return None
     weights = folder / ENCODER_WEIGHTS
     if weights.exists():
         load_weights(network, load_tensors(weights), str(weights))
         return network.to(config.device)
     network.to(config.device)
+    match settings:
+        case AutoencoderConfig():
+            _train_autoencoder(cast(Autoencoder, network), config, settings)
+            _draw_reconstruction(cast(Autoencoder, network), config, folder)
+        case ResNetConfig():
+            if settings.weights is None:
+                _train_resnet(cast(ResNet, network), config, settings)
+            save_json(folder / ENCODER_METRICS, _probe(cast(ResNet, network).eval(), config))
+    network.eval()
+    save_tensors(weights, network.state_dict())
+    return network
+
+
+def _train_autoencoder(network: Autoencoder, config: RunConfig, settings: AutoencoderConfig) -> None:
     source = configuration.build_source(config)
 
     def draw(count: int, rng: torch.Generator) -> torch.Tensor:
@@ -61,23 +87,54 @@ def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
         some = torch.randperm(classes, generator=rng, device=rng.device)[:count] if classes > count else torch.arange(classes)
         return source.draw(some.to(rng.device), -(-count // len(some)), rng).flatten(0, 1)[:count]
 
-    steps = train_autoencoder(
-        network,
-        draw,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        seed=config.seed,
-        noise=settings.noise,
-    )
-    _show(steps, settings.steps, settings.batch_size, "encoder")
+    given = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate", "noise")}
+    _show(train_autoencoder(network, draw, seed=config.seed, **given), settings.steps, settings.batch_size, "encoder")
+
+
+def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) -> None:
+    data = cast(ImagesData, config.data)
     network.eval()
-    images = configuration.load_split(config.data, "test").images[:_RECONSTRUCTED]
+    images = configuration.load_split(data, "test").images[:_RECONSTRUCTED]
     again = in_batches(lambda part: network(part.to(config.device))[0], images)
-    title = f"{config.data.name}: {len(images)} test images through a code of {settings.code_dim} numbers"
+    title = f"{data.name}: {len(images)} test images through a code of {network.code_dim} numbers"
     draw_reconstruction(folder, title=title, images=configuration.to_signed(images), reconstructed=again)
-    save_tensors(weights, network.state_dict())
-    return network
+
+
+def _train_resnet(network: ResNet, config: RunConfig, settings: ResNetConfig) -> None:
+    """Train by the classes of the images or, for SimCLR, by two views of each."""
+    images = _labelled(config, "train")
+    given = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate")} | {"seed": config.seed}
+    if isinstance(settings, SimCLRConfig):
+        views = Views(**{name: getattr(settings, name) for name in ("crop", "flip", "jitter", "grey")})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            simclr = SimCLR(network, features=network.feature_dim, temperature=settings.temperature).to(config.device)
+        steps = train_simclr(simclr, images.images, views=views, **given)
+    else:
+        views = Views(crop=settings.crop, flip=settings.flip, jitter=0, grey=0)
+        varied = Augmentation(shift=0, rotation=0, scale=0, views=views)
+        steps = train_supervised(network, images.images, cast(torch.Tensor, images.labels), augmentation=varied, **given)
+    _show(steps, settings.steps, settings.batch_size, "encoder")
+
+
+def _probe(network: ResNet, config: RunConfig) -> dict[str, float]:
+    """Return how much of the classes a linear classifier finds in the features of a network; nothing where there are none."""
+    train, test = _labelled(config, "train"), _labelled(config, "test")
+    if train.labels is None or test.labels is None:
+        return {}
+    some = shuffled_indices(len(train.images), 0, min(_PROBED, len(train.images)), config.seed)
+    embed = partial(in_batches, lambda part: network.embed(part.to(config.device)).cpu())
+    accuracy = linear_probe(embed(train.images[some]), train.labels[some], embed(test.images), test.labels)
+    return {"linear_probe_accuracy": accuracy, "num_train_images": len(some), "num_test_images": len(test.images)}
+
+
+def _labelled(config: RunConfig, split: str) -> ImageSet:
+    """Return the images of a run with their labels, even where its generator does without."""
+    data = cast(ImagesData, config.data)
+    try:
+        return configuration.load_split(dataclasses.replace(data, conditional=True), split)
+    except InputError:
+        return configuration.load_split(data, split)
 
 
 def train_classifier(config: ClassifierConfig, folder: Path) -> float:
@@ -93,7 +150,7 @@ def train_classifier(config: ClassifierConfig, folder: Path) -> float:
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         seed=config.seed,
-        augment=Augmentation(**varied),
+        augmentation=Augmentation(**varied),
     )
     _show(steps, config.steps, config.batch_size, "classifier")
     network.eval()

@@ -125,7 +125,7 @@ def test_loss_that_is_not_finite_stops_the_training(bad, steps, seen):
 
 
 def test_classifier_learns():
-    _, model = _classify(steps=60, learning_rate=1e-2, augment=NO_AUGMENTATION)
+    _, model = _classify(steps=60, learning_rate=1e-2, augmentation=NO_AUGMENTATION)
     images, labels = _bars(64)
     with torch.no_grad():
         assert float((model.eval()(images.float() / 127.5 - 1).argmax(1) == labels).float().mean()) > 0.95
@@ -133,9 +133,9 @@ def test_classifier_learns():
 
 def test_label_smoothing_keeps_the_loss_from_zero():
     smooth = Augmentation(shift=0, rotation=0.0, scale=0.0, label_smoothing=0.4)
-    losses, _ = _classify(steps=60, learning_rate=1e-2, augment=smooth)
+    losses, _ = _classify(steps=60, learning_rate=1e-2, augmentation=smooth)
     assert losses[-1] > 0.45
-    assert _classify(steps=60, learning_rate=1e-2, augment=NO_AUGMENTATION)[0][-1] < 0.2
+    assert _classify(steps=60, learning_rate=1e-2, augmentation=NO_AUGMENTATION)[0][-1] < 0.2
 
 
 def test_an_epoch_shows_every_image_once():
@@ -143,7 +143,7 @@ def test_an_epoch_shows_every_image_once():
     seen = []
     model = Classifier((1, 8, 8), 2, width=4)
     model.register_forward_pre_hook(lambda module, inputs: seen.extend(((inputs[0][:, 0, 0, 0] + 1) * 127.5).round().tolist()))
-    arguments = {"steps": 4, "batch_size": 5, "learning_rate": 1e-3, "seed": 0, "augment": NO_AUGMENTATION}
+    arguments = {"steps": 4, "batch_size": 5, "learning_rate": 1e-3, "seed": 0, "augmentation": NO_AUGMENTATION}
     list(train_supervised(model, images, torch.zeros(20, dtype=torch.long), **arguments))
     assert sorted(seen) == list(range(20))
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from drifting.checkpoint import load_state_dict, load_weights
 from drifting.config.schema import (
     AutoencoderConfig,
     ClassifierConfig,
@@ -19,8 +20,11 @@ from drifting.config.schema import (
     ImagesData,
     MLPConfig,
     PointsData,
+    ResNetConfig,
     RunConfig,
+    SimCLRConfig,
     ToyData,
+    TrainedEncoder,
     UNetConfig,
 )
 from drifting.data.bank import BankSource, MemoryBank
@@ -34,6 +38,8 @@ from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import FeatureEncoder
 from drifting.encoders.classifier import Classifier
 from drifting.encoders.identity import identity
+from drifting.encoders.resnet import ResNet, ResNetFeatures, adapt_weights
+from drifting.encoders.standardise import IMAGENET
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.generators.decoder_mlp import DecoderMLP
@@ -117,7 +123,7 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
         return Positives(build_source(config), encoder, batch_size=at_once)
     images = load_split(config.data, "train")
     samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
-    if config.cache_features and isinstance(config.encoder, AutoencoderConfig):
+    if config.cache_features and isinstance(config.encoder, TrainedEncoder):
         on_device = functools.partial(_prepare_on, config.device)
         cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder)
         samples, prepare, shape, kind = torch.arange(len(samples)), None, (), torch.long
@@ -166,16 +172,34 @@ def build_network(config: RunConfig | ClassifierConfig) -> nn.Module | None:
                 return Classifier(_known_shape(config.data), config.data.num_classes or 0, config.width)
             case RunConfig(data=ImagesData() as data, encoder=AutoencoderConfig() as encoder):
                 return Autoencoder(_known_shape(data), code_dim=encoder.code_dim, width=encoder.width)
-            case RunConfig(encoder=AutoencoderConfig()):
-                raise InputError("encoder is an auto-encoder, but the data are no images: use the space of the samples")
+            case RunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder):
+                return _build_resnet(data, encoder)
+            case RunConfig(encoder=AutoencoderConfig() | ResNetConfig() as encoder):
+                kind = "an auto-encoder" if isinstance(encoder, AutoencoderConfig) else "a ResNet"
+                raise InputError(f"encoder is {kind}, but the data are no images: use the space of the samples")
             case _:
                 return None
+
+
+def _build_resnet(data: ImagesData, encoder: ResNetConfig) -> ResNet:
+    """Return the network, with published weights where they are named. Only one that is to learn classes has logits."""
+    learns_classes = not isinstance(encoder, SimCLRConfig) and encoder.weights is None
+    num_classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes if learns_classes else None
+    shape, sizes = _known_shape(data), {name: getattr(encoder, name) for name in ("width", "small_stem", "feature_dims")}
+    halves = (0.5,) * shape[0]
+    statistics = IMAGENET if shape[0] == 3 else (halves, halves)
+    network = ResNet(encoder.arch, shape, num_classes=num_classes, statistics=statistics, **sizes)
+    if encoder.weights is not None:
+        load_weights(network, adapt_weights(network, load_state_dict(Path(encoder.weights))), encoder.weights)
+    return network
 
 
 def build_encoder(config: RunConfig, network: nn.Module | None = None) -> FeatureEncoder:
     """Return the feature space in which the samples of a run drift, over its trained network where it has one."""
     if isinstance(config.encoder, AutoencoderConfig) and isinstance(network, Autoencoder):
         return AutoencoderFeatures(network, config.encoder.features)
+    if isinstance(config.encoder, ResNetConfig) and isinstance(network, ResNet):
+        return ResNetFeatures(network, config.encoder.features)
     return identity
 
 

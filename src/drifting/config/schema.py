@@ -127,6 +127,52 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Drifting in the features of an `encoders.resnet.ResNet`, which learns the classes of the run's own images first.
+
+    Attributes:
+        arch, width, small_stem, feature_dims: of the network.
+        features: which of its features, see `ResNetFeatures`.
+        weights: file of published weights in torchvision's names; None to train it.
+        steps, batch_size, learning_rate: of its training.
+        crop, flip: how its images are varied, see `encoders.augmentation.Views`.
+    """
+
+    arch: str = "resnet18"
+    width: int = 64
+    small_stem: bool = True
+    feature_dims: tuple[int, ...] | None = None
+    features: tuple[str, ...] = ("stage4_mean",)
+    weights: str | None = None
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    crop: float = 0.4
+    flip: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig(ResNetConfig):
+    """The same, trained by SimCLR, without labels.
+
+    Attributes:
+        crop, flip, jitter, grey: how views differ, see `encoders.augmentation.Views`. A network whose views differ in colour learns
+            not to see it.
+        temperature: of its loss.
+    """
+
+    crop: float = 0.8
+    jitter: float = 0.8
+    grey: float = 0.2
+    temperature: float = 0.5
+
+
+Encoder = PixelsConfig | AutoencoderConfig | ResNetConfig | SimCLRConfig
+# Encoders that the run trains, on a data set whose features are worth keeping.
+TrainedEncoder = AutoencoderConfig | ResNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class BankConfig:
     """A `data.bank.MemoryBank` that positives are drawn from, in place of the whole data set."""
 
@@ -166,7 +212,7 @@ class RunConfig:
     preset: str
     data: ToyData | PointsData | DigitsData | ImagesData
     generator: MLPConfig | DecoderMLPConfig | UNetConfig | DiTConfig
-    encoder: PixelsConfig | AutoencoderConfig = PixelsConfig()
+    encoder: Encoder = PixelsConfig()
     loss: LossConfig
     schedule: Schedule
     bank: BankConfig | None = None
@@ -185,8 +231,9 @@ class RunConfig:
         names = ("steps", "generated", "positives", "labels_per_step", "statistics_every")
         own = ("log_every", "checkpoint_every", "keep", "frames", "frame_samples")
         check_counts({name: getattr(schedule, name) for name in names} | {name: getattr(self, name) for name in own})
-        if isinstance(self.encoder, AutoencoderConfig):
-            check_counts({f"encoder.{name}": getattr(self.encoder, name) for name in ("code_dim", "width", "steps", "batch_size")})
+        if isinstance(self.encoder, TrainedEncoder):
+            counted = ("code_dim", "width", "steps", "batch_size")
+            check_counts({f"encoder.{name}": value for name, value in vars(self.encoder).items() if name in counted})
             check_learning_rate(self.encoder.learning_rate, "encoder.learning_rate")
         if self.bank is not None:
             if not isinstance(self.data, ImagesData):

@@ -15,7 +15,7 @@ VERSION = 1
 _CHOICES: dict[str, tuple[type, ...]] = {
     "data": (schema.ToyData, schema.PointsData, schema.DigitsData, schema.ImagesData),
     "generator": (schema.MLPConfig, schema.DecoderMLPConfig, schema.UNetConfig, schema.DiTConfig),
-    "encoder": (schema.PixelsConfig, schema.AutoencoderConfig),
+    "encoder": (schema.PixelsConfig, schema.AutoencoderConfig, schema.ResNetConfig, schema.SimCLRConfig),
     "bank": (schema.BankConfig,),
     "loss": (schema.LossConfig,),
     "schedule": (Schedule,),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
 
 from drifting.data.shuffle import shuffled_indices
+from drifting.encoders.augmentation import Views, augment
 from drifting.errors import InputError
 from drifting.training.loop import DivergenceError
 
@@ -47,12 +48,14 @@ class Augmentation:
         rotation: largest rotation in degrees.
         scale: largest relative change of size, below 1.
         label_smoothing: probability spread evenly over all classes, in [0, 1).
+        views: crops, mirrors and colours before all that; None for none.
     """
 
     shift: int = 2
     rotation: float = 10.0
     scale: float = 0.1
     label_smoothing: float = 0.0
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of its range."""
@@ -62,7 +65,9 @@ class Augmentation:
                 raise InputError(f"{name} is {getattr(self, name)}: pass a number from 0 to below {limit}")
 
     def __call__(self, images: Images, rng: torch.Generator) -> Images:
-        """Return every image turned and scaled about its centre, then shifted, each by its own draw."""
+        """Return every image as another view, turned and scaled about its centre, then shifted, each by its own draw."""
+        if self.views is not None:
+            images = augment(images, self.views, rng)
         if self.rotation or self.scale:
             images = random_affine(images, rng, rotation=self.rotation, scale=self.scale)
         return random_shift(images, rng, pixels=self.shift) if self.shift else images
@@ -138,7 +143,7 @@ def train_supervised(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    augment: Augmentation = Augmentation(),
+    augmentation: Augmentation = Augmentation(),
 ) -> Iterator[EncoderStep]:
     """Train a classifier (images) -> logits by cross-entropy, yielding after each step; every epoch is a new order of all images.
 
@@ -150,7 +155,7 @@ def train_supervised(
         batch_size: images of a step.
         learning_rate: the highest of the schedule, of AdamW.
         seed: of the order and of the augmentation.
-        augment: how images and labels are varied.
+        augmentation: how images and labels are varied.
 
     Raises:
         InputError: if there is not one label for every image.
@@ -162,9 +167,9 @@ def train_supervised(
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
         chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, seed)).to(images.device)
-        varied = augment(to_signed(images[chosen].to(device)), rng)
+        varied = augmentation(to_signed(images[chosen].to(device)), rng)
         targets = labels.to(images.device)[chosen].long().to(device)
-        return cross_entropy(model(varied), targets, label_smoothing=augment.label_smoothing)
+        return cross_entropy(model(varied), targets, label_smoothing=augmentation.label_smoothing)
 
     yield from optimise(model, loss, steps=steps, learning_rate=learning_rate, seed=seed)
 
