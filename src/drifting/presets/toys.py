@@ -31,9 +31,11 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
     source = ToyData(dataset=dataset) if data is None else PointsData(path=data)
     if data is None and dataset in ANCHORS:
         return anchor(source) if dataset == "swiss_roll" else _faster(anchor(source))
-    # The arms of the spirals are a third of a unit apart and a fiftieth thick: the thinner and the more torn, the fewer dimensions.
+    # The field sees no shape much thinner than its shortest temperature; and the more torn the set, the fewer dimensions.
     if data is None and dataset == "spirals":
         return disconnected(source, temperatures=(0.05, 0.2), noise_dim=2)
+    if data is None and dataset == "circles":
+        return disconnected(source, temperatures=(0.05, 0.3))
     return disconnected(source)
 
 
