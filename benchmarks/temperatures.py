@@ -88,6 +88,8 @@ def draw(results: Results, path: Path) -> None:
     for panel, name in zip(axes, ("frechet_distance", "precision", "recall"), strict=True):
         for preset, colour in (("mnist-pixel", REAL), ("mnist-encoder", GENERATED)):
             known = [label for label in names if results.get((preset, label))]
+            if not known:
+                continue
             values = [statistics.median(run[name] for run in results[preset, label]) for label in known]
             panel.plot(known, values, marker="o", color=colour, label=preset)
         panel.set(title=name.replace("_", " "), xlabel="temperatures", yscale="log" if name == "frechet_distance" else "linear")
