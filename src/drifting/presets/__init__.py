@@ -38,7 +38,7 @@ PRESETS = {
         "10",
         "3 times real data's distance, 98 % named right",
     ),
-    "mnist-encoder": Preset(mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "10", "the same"),
+    "mnist-encoder": Preset(mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "10", "3.4 times, 97 %"),
     "mnist-classifier": Preset(
         mnist.mnist_classifier, "the judge of MNIST generators", "MNIST", "3", "99.6 % of the test set named right"
     ),
