@@ -43,7 +43,6 @@ def check_networks(config: RunConfig | ClassifierConfig) -> None:
     network = configuration.build_network(config)
     if isinstance(config, RunConfig):
         configuration.build_encoder(config, network)
-        configuration.build_generator(config)
     if network is not None and isinstance(config.data, ImagesData):
         configuration.load_split(config.data, "test")
 

@@ -145,7 +145,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     if resume and overwrite:
         raise InputError("resume and overwrite are both given: pass one of them")
     config = configuration.resolve(config)
-    source = configuration.build_source(config)
+    source, generator = configuration.build_source(config), configuration.build_generator(config)
     check_networks(config)
     check_writable(folder, "save_dir")
     claim(folder, config, resume=resume, overwrite=overwrite)
@@ -153,7 +153,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     encoder = configuration.build_encoder(config, prepare_encoder(config, folder))
     save_json(folder / CONFIG, configuration.to_json(config))
     positives = configuration.build_positives(config, encoder, folder / "features")
-    state = TrainingState(configuration.build_generator(config).to(config.device), config.schedule, config.seed)
+    state = TrainingState(generator.to(config.device), config.schedule, config.seed)
     recorder = Recorder(
         folder,
         state,
