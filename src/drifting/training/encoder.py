@@ -163,15 +163,27 @@ def train_supervised(
     """
     if len(images) != len(labels) or len(images) == 0:
         raise InputError(f"data has {len(images)} images and {len(labels)} labels: pass one label for every image")
-    device = device_of(model)
+    draw, device = in_order(images, batch_size, seed), device_of(model)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
-        chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, seed)).to(images.device)
+        chosen = draw(number)
         varied = augmentation(to_signed(images[chosen].to(device)), rng)
         targets = labels.to(images.device)[chosen].long().to(device)
         return cross_entropy(model(varied), targets, label_smoothing=augmentation.label_smoothing)
 
     yield from optimise(model, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+
+
+def in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tensor]:
+    """Return the function (number of a step) -> indices of its images; every epoch is a new order of all."""
+    if len(images) == 0:
+        raise InputError("data is empty: pass at least one image")
+
+    def indices(number: int) -> Tensor:
+        chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, seed))
+        return chosen.to(images.device)
+
+    return indices
 
 
 def optimise(

@@ -5,18 +5,17 @@ Iterators of steps as in `training.encoder`, each a function of its arguments an
 Source: SimCLR, arXiv:2002.05709; the masked auto-encoder is that of the paper, appendix A.3.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.augmentation import Views, augment
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
-from drifting.training.encoder import EncoderStep, device_of, optimise, to_signed
+from drifting.training.encoder import EncoderStep, device_of, in_order, optimise, to_signed
 
 _VIEWS = Views()
 
@@ -48,7 +47,7 @@ def train_simclr(
     """
     if batch_size < 2:
         raise InputError(f"batch_size is {batch_size}: pass at least 2, since a view is known among those of other images")
-    draw, device = _in_order(images, batch_size, seed), device_of(simclr)
+    draw, device = in_order(images, batch_size, seed), device_of(simclr)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
         batch = to_signed(images[draw(number)].to(device))
@@ -86,7 +85,7 @@ def train_mae(
     """
     if classification_weight and (labels is None or len(labels) != len(images)):
         raise InputError(f"classification_weight is {classification_weight}: pass one label for every image")
-    draw, device = _in_order(images, batch_size, seed), device_of(autoencoder)
+    draw, device = in_order(images, batch_size, seed), device_of(autoencoder)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
         chosen = draw(number)
@@ -97,15 +96,3 @@ def train_mae(
         return mae_loss(reconstruction, autoencoder.patches(batch), mask, *named, classification_weight=classification_weight)
 
     yield from optimise(autoencoder, loss, steps=steps, learning_rate=learning_rate, seed=seed)
-
-
-def _in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tensor]:
-    """Return the function (number of a step) -> indices of its images; every epoch is a new order of all."""
-    if len(images) == 0:
-        raise InputError("data is empty: pass at least one image")
-
-    def indices(number: int) -> Tensor:
-        chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, seed))
-        return chosen.to(images.device)
-
-    return indices
