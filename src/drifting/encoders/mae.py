@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, relu
 
 from drifting.encoders.base import Features, Frozen, checked_names
-from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x
+from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x, subsampled
 from drifting.errors import InputError
 from drifting.inputs import full_precision
 
@@ -242,10 +242,11 @@ class _Block(nn.Module):
         self.first = _ConvNorm(before, after, stride=stride)
         self.second = _ConvNorm(after, after, active=False)
         changes = stride > 1 or before != after
-        self.shortcut = _ConvNorm(before, after, 1, stride, active=False) if changes else nn.Identity()
+        self.shortcut = _ConvNorm(before, after, 1, active=False) if changes else nn.Identity()
+        self.stride = stride
 
     def forward(self, map: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
-        return relu(self.second(self.first(map)) + self.shortcut(map))
+        return relu(self.second(self.first(map)) + self.shortcut(subsampled(map, self.stride)))
 
 
 class _Stage(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from drifting.encoders.base import Features, Frozen, checked_names
-from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x
+from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x, subsampled
 from drifting.encoders.standardise import IMAGENET, Standardise, Statistics
 from drifting.errors import InputError
 from drifting.inputs import full_precision
@@ -40,8 +40,8 @@ class _Block(nn.Module):
         if expansion > 1:
             self.conv3, self.bn3 = _layer(width, expansion * width, 1)
         same = stride == 1 and before == expansion * width
-        self.downsample = None if same else nn.Sequential(*_layer(before, expansion * width, 1, stride))
-        self.bottleneck = expansion > 1
+        self.downsample = None if same else nn.Sequential(*_layer(before, expansion * width, 1))
+        self.bottleneck, self.stride = expansion > 1, stride
 
     def forward(self, map: Map) -> Map:
         inner = normalised(map, self.conv1, self.bn1).relu_()
@@ -49,6 +49,7 @@ class _Block(nn.Module):
         if self.bottleneck:
             inner = normalised(inner.relu_(), self.conv3, self.bn3)
         if self.downsample is not None:
+            map = subsampled(map, self.stride)
             map = normalised(map, cast(nn.Conv2d, self.downsample[0]), cast(nn.BatchNorm2d, self.downsample[1]))
         return inner.add_(map).relu_()
 
