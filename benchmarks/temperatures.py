@@ -1,10 +1,11 @@
 """Study what each temperature does on MNIST: short trainings of both presets, measured by the judge.
 
-Command: python benchmarks/temperatures.py --judge runs/mnist-classifier --save-dir runs/temperatures [--seconds 60] [--seeds 3]
+Command: python benchmarks/temperatures.py --judge runs/mnist-classifier --save-dir runs/temperatures [--seeds 3]
 
-Every run's figures go into one JSON file in --save-dir as soon as they are known; a run that is there is not done again. So two
-processes of one thread each, one for each of --presets, do the work of one of two threads in less time. At the end the table is
-printed and written as Markdown, and drawn as temperatures.png.
+A run takes the steps of about a minute: steps are counted, not seconds, so that other work beside it changes nothing. Every run's
+figures go into one JSON file in --save-dir as soon as they are known; a run that is there is not done again. So two processes of
+one thread each, one for each of --presets, do the work of one of two threads in less time. At the end the table is printed and
+written as Markdown, and drawn as temperatures.png.
 """
 
 import argparse
@@ -33,6 +34,7 @@ SETTINGS = ((0.02,), (0.04,), (0.05,), (0.2,), (0.4,), (0.02, 0.05, 0.2), (0.04,
 # (preset, temperatures) -> the figures of every seed
 Results = dict[tuple[str, str], list[dict[str, float]]]
 PRESETS = {"mnist-pixel": mnist_pixel, "mnist-encoder": mnist_encoder}
+STEPS = {"mnist-pixel": 500, "mnist-encoder": 350}
 FIGURES = ("frechet_distance", "floors", "precision", "recall", "coverage", "accuracy")
 
 
@@ -65,15 +67,16 @@ class Yardstick:
         }
 
 
-def measure(config: RunConfig, encoder: FeatureEncoder, yardstick: Yardstick, seconds: float) -> dict[str, float]:
-    """Train for some seconds and return the figures of the averaged generator."""
+def measure(config: RunConfig, encoder: FeatureEncoder, yardstick: Yardstick, count: int) -> dict[str, float]:
+    """Take so many steps and return the figures of the averaged generator."""
     positives = configuration.build_positives(config, encoder)
     state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
     steps = train(state, positives, encoder, configuration.build_loss(config), config.schedule)
     start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        next(steps)
-    return {"steps": state.step, **yardstick(state.averaged)}
+    for _ in itertools.islice(steps, count):
+        pass
+    seconds = time.perf_counter() - start
+    return {"steps": state.step, "seconds": seconds, **yardstick(state.averaged)}
 
 
 def name_of(setting: tuple[float, ...]) -> str:
@@ -114,7 +117,7 @@ def study(options: argparse.Namespace) -> Results:
         config = dataclasses.replace(base, loss=loss, schedule=dataclasses.replace(base.schedule, steps=10**6), seed=seed)
         path = options.save_dir / f"{config.preset}_{name_of(setting).replace(' ', '')}_{seed}.json"
         if not path.exists():
-            save_json(path, measure(config, encoders[config.preset], yardstick, options.seconds))
+            save_json(path, measure(config, encoders[config.preset], yardstick, options.steps or STEPS[config.preset]))
             print(path.stem, path.read_text().replace("\n", ""), flush=True)
         results[config.preset, name_of(setting)].append(json.loads(path.read_text()))
     return results
@@ -127,7 +130,7 @@ def main() -> None:
     parser.add_argument("--save-dir", type=Path, required=True)
     parser.add_argument("--data", help="folder or Hub id of MNIST; $DRIFTING_DATA/mnist by default")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
-    parser.add_argument("--seconds", type=float, default=60, help="of training, for each run")
+    parser.add_argument("--steps", type=int, help=f"of each run; {STEPS} by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-samples", type=int, default=5000)
     options = parser.parse_args()
