@@ -1,6 +1,7 @@
 """The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
 
-`schema` says what there is, `serial` turns it into JSON and back, `build` makes everything from it and `report` what it shows.
+`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `build` makes everything from it and
+`report` what it shows.
 """
 
 from drifting.config.build import (
@@ -16,24 +17,28 @@ from drifting.config.build import (
     to_bytes,
     to_signed,
 )
-from drifting.config.report import build_evaluation, build_pictures
-from drifting.config.schema import (
-    AutoencoderConfig,
-    BankConfig,
-    ClassifierConfig,
-    DecoderMLPConfig,
+from drifting.config.data import (
     DigitsData,
-    DiTConfig,
     ImagesData,
-    LossConfig,
+    PointsData,
+    ToyData,
+)
+from drifting.config.networks import (
+    AutoencoderConfig,
+    DecoderMLPConfig,
+    DiTConfig,
     MLPConfig,
     PixelsConfig,
-    PointsData,
     ResNetConfig,
-    RunConfig,
     SimCLRConfig,
-    ToyData,
     UNetConfig,
+)
+from drifting.config.report import build_evaluation, build_pictures
+from drifting.config.schema import (
+    BankConfig,
+    ClassifierConfig,
+    LossConfig,
+    RunConfig,
 )
 from drifting.config.serial import VERSION, from_json, to_json
 

@@ -11,21 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from drifting.checkpoint import load_state_dict, load_weights
-from drifting.config.schema import (
-    AutoencoderConfig,
-    ClassifierConfig,
-    DecoderMLPConfig,
+from drifting.config.data import (
     DigitsData,
-    DiTConfig,
     ImagesData,
-    MLPConfig,
     PointsData,
-    ResNetConfig,
-    RunConfig,
-    SimCLRConfig,
     ToyData,
+)
+from drifting.config.networks import (
+    AutoencoderConfig,
+    DecoderMLPConfig,
+    DiTConfig,
+    MLPConfig,
+    ResNetConfig,
+    SimCLRConfig,
     TrainedEncoder,
     UNetConfig,
+)
+from drifting.config.schema import (
+    ClassifierConfig,
+    RunConfig,
 )
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.digits import load_digits

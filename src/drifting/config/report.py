@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from drifting.config.build import build_source, load_split, to_bytes, to_signed
-from drifting.config.schema import DigitsData, ImagesData, LossConfig, PointsData, RunConfig, ToyData
+from drifting.config.data import (
+    DigitsData,
+    ImagesData,
+    PointsData,
+    ToyData,
+)
+from drifting.config.schema import (
+    LossConfig,
+    RunConfig,
+)
 from drifting.data.digits import load_digits
 from drifting.data.points import Frame
 from drifting.data.source import InMemorySource, Source, reference_samples

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-from drifting.config import schema
-from drifting.config.schema import ClassifierConfig, RunConfig
+from drifting.config.data import Data
+from drifting.config.networks import Encoder, Generator
+from drifting.config.schema import BankConfig, ClassifierConfig, LossConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.schedule import Schedule
 
@@ -13,11 +14,11 @@ VERSION = 1
 
 # Fields that hold one of several classes, with its name beside its values.
 _CHOICES: dict[str, tuple[type, ...]] = {
-    "data": (schema.ToyData, schema.PointsData, schema.DigitsData, schema.ImagesData),
-    "generator": (schema.MLPConfig, schema.DecoderMLPConfig, schema.UNetConfig, schema.DiTConfig),
-    "encoder": (schema.PixelsConfig, schema.AutoencoderConfig, schema.ResNetConfig, schema.SimCLRConfig),
-    "bank": (schema.BankConfig,),
-    "loss": (schema.LossConfig,),
+    "data": get_args(Data),
+    "generator": get_args(Generator),
+    "encoder": get_args(Encoder),
+    "bank": (BankConfig,),
+    "loss": (LossConfig,),
     "schedule": (Schedule,),
 }
 

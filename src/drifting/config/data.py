@@ -1,0 +1,60 @@
+"""What a run is trained on."""
+
+from dataclasses import dataclass
+
+from drifting.data.points import Frame
+from drifting.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyData:
+    """A distribution in the plane, see `data.toys`."""
+
+    dataset: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsData:
+    """A user's own points. `centre` and `scale` are found when the file is first read and kept with the run."""
+
+    path: str
+    centre: tuple[float, float] | None = None
+    scale: float | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """Where the points lie; only of a resolved configuration."""
+        if self.centre is None or self.scale is None:
+            raise InputError(f"data is '{self.path}', whose centre and scale are not known yet: resolve the configuration first")
+        return Frame(self.centre, self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsData:
+    """Handwritten digits of 8 x 8 pixels, embedded in scikit-learn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesData:
+    """Images of a folder or of the Hub, see `data.images.load_images`.
+
+    Attributes:
+        name: what they are called, and where they are looked for if there is no `path`.
+        path: folder or Hub id; None to look for `name`.
+        image_size: pixels to a side after cropping and resizing; None to keep them.
+        channels: 1 or 3 to convert; None to keep them.
+        conditional: one population for each class, or one for all.
+        image_shape: channels, height and width; found when the images are first read and kept with the run.
+        num_classes: found likewise; None where there are no labels or they are not used.
+    """
+
+    name: str
+    path: str | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    conditional: bool = True
+    image_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+
+
+Data = ToyData | PointsData | DigitsData | ImagesData

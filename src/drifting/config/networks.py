@@ -1,0 +1,116 @@
+"""Which networks a run is made of: its generator, and the encoder in whose features it drifts."""
+
+from dataclasses import dataclass
+
+from drifting.generators.dit import DiTSize
+from drifting.generators.unet import UNetSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """A `generators.mlp.MLP`."""
+
+    noise_dim: int = 32
+    width: int = 256
+    depth: int = 3
+    gain: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderMLPConfig:
+    """A `generators.decoder_mlp.DecoderMLP`."""
+
+    noise_dim: int = 8
+    width: int = 512
+    depth: int = 3
+    code_dim: int = 128
+    decoder_width: int = 32
+    gain: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(UNetSize):
+    """A `generators.unet.UNet` of this size, which ends in tanh."""
+
+    output_std: float = 0.75
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(DiTSize):
+    """A `generators.dit.DiT` of this size; with an `output_std` of 0 it starts as the release's does."""
+
+    bounded: bool = True
+    output_std: float = 0.75
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelsConfig:
+    """Drifting in the space of the samples themselves: `encoders.identity`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Drifting in the features of an `encoders.autoencoder.Autoencoder` that the run trains first on its own images.
+
+    Attributes:
+        code_dim, width: of the network.
+        features: which of its features, see `AutoencoderFeatures`.
+        steps, batch_size, learning_rate, noise: of its training, see `training.encoder.train_autoencoder`.
+    """
+
+    code_dim: int = 64
+    width: int = 32
+    features: tuple[str, ...] = ("code",)
+    steps: int = 2000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    noise: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Drifting in the features of an `encoders.resnet.ResNet`, which learns the classes of the run's own images first.
+
+    Attributes:
+        arch, width, small_stem, feature_dims: of the network.
+        features: which of its features, see `ResNetFeatures`.
+        weights: file of published weights in torchvision's names; None to train it.
+        steps, batch_size, learning_rate: of its training.
+        crop, flip: how its images are varied, see `encoders.augmentation.Views`.
+    """
+
+    arch: str = "resnet18"
+    width: int = 64
+    small_stem: bool = True
+    feature_dims: tuple[int, ...] | None = None
+    features: tuple[str, ...] = ("stage4_mean",)
+    weights: str | None = None
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    crop: float = 0.4
+    flip: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig(ResNetConfig):
+    """The same, trained by SimCLR, without labels.
+
+    Attributes:
+        crop, flip, jitter, grey: how views differ, see `encoders.augmentation.Views`. A network whose views differ in colour learns
+            not to see it.
+        temperature: of its loss.
+    """
+
+    crop: float = 0.8
+    jitter: float = 0.8
+    grey: float = 0.2
+    temperature: float = 0.5
+
+
+Generator = MLPConfig | DecoderMLPConfig | UNetConfig | DiTConfig
+Encoder = PixelsConfig | AutoencoderConfig | ResNetConfig | SimCLRConfig
+# Encoders that the run trains, on a data set whose features are worth keeping.
+TrainedEncoder = AutoencoderConfig | ResNetConfig
