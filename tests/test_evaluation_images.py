@@ -1,5 +1,4 @@
 import dataclasses
-import math
 import warnings
 
 import pytest
@@ -8,8 +7,9 @@ import torch
 from drifting.data.images import ImageSet
 from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
-from drifting.evaluation import Judge, evaluate_images
+from drifting.evaluation import Judge, evaluate_images, frechet_curve
 from drifting.evaluation.images import in_batches
+from drifting.metrics.frechet import frechet_distance, gaussian_of
 from tests.image_folders import bar_set, bars
 
 TRAIN, TEST = bar_set(600), bar_set(500, seed=1)
@@ -44,7 +44,16 @@ def test_training_images_passed_off_as_generated_are_at_the_floor():
         return TRAIN.images[order][torch.tensor(labels).argsort(stable=True).argsort()]
 
     metrics = _measured(again)
-    for name in ("frechet_distance", "precision", "recall", "density", "coverage", "accuracy"):
+    for name in (
+        "frechet_distance",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "pairwise_distance",
+        "accuracy",
+        "histogram_distance",
+    ):
         assert metrics[name] == pytest.approx(metrics[f"{name}_floor"], rel=1e-6), name
     assert metrics["accuracy"] == 1
     assert metrics["num_samples"] == 600
@@ -71,6 +80,33 @@ def test_constants_have_no_recall_and_are_far_away():
     assert metrics["frechet_distance"] > 50 * metrics["frechet_distance_floor"]
     assert metrics["kernel_distance"] > 50 * abs(metrics["kernel_distance_floor"])
     assert metrics["accuracy"] == pytest.approx(1 / 3, abs=0.01)
+    assert (metrics["pairwise_distance"], metrics["colour_mean"], metrics["colour_std"]) == (0, [-1], [0])
+    seen = TEST.images.double() / 127.5 - 1
+    assert metrics["colour_mean_floor"] == pytest.approx([float(seen.mean())])
+    assert metrics["colour_std_floor"] == pytest.approx([float(seen.std(correction=0))], rel=1e-6)
+    assert metrics["histogram_distance"] > 0.3 > metrics["histogram_distance_floor"]
+
+
+def test_mean_distance_between_images_leaves_out_each_one_itself():
+    metrics = _measured(count=60)
+    features = _project(_unseen(60, TRAIN.labels[shuffled_indices(600, 0, 60, 0)].tolist())).double()
+    between = torch.pdist(features).mean()
+    assert metrics["pairwise_distance"] == pytest.approx(float(between), rel=1e-6)
+
+
+def test_images_that_are_neither_grey_nor_colour_have_no_colours():
+    train, test = (ImageSet(part.images.repeat(1, 2, 1, 1), part.labels, None) for part in (TRAIN, TEST))
+    metrics = evaluate_images(lambda count, labels: train.images[:count], train, test, JUDGE, count=50)
+    assert not [name for name in metrics if name.startswith(("colour", "histogram"))]
+
+
+def test_curve_of_distances_is_of_the_frames_in_the_order_of_their_steps():
+    real, noise = TRAIN.images[:100], torch.randint(256, (100, 1, 8, 8), dtype=torch.uint8)
+    curve = frechet_curve({20: real, 0: noise}, TRAIN, TEST, JUDGE)
+    assert curve["frechet_curve_steps"] == [0, 20]
+    first, last = curve["frechet_curve"]
+    assert first > 20 * curve["frechet_curve_floor"]
+    assert last == pytest.approx(frechet_distance(gaussian_of(_project(real)), gaussian_of(_project(TEST.images))))
 
 
 def test_one_class_alone_is_precise_and_misses_the_others():
@@ -116,7 +152,7 @@ def test_fewer_samples_than_features_are_told_in_a_sentence_and_measured_all_the
         "use more than 64 samples, or read the kernel distance"
     ] * warned
     assert metrics["num_samples"] == count
-    assert all(map(math.isfinite, metrics.values()))
+    assert torch.tensor([value for value in metrics.values() if not isinstance(value, list)]).isfinite().all()
 
 
 def test_statistics_of_real_images_are_kept_and_found_by_their_fingerprint(tmp_path):

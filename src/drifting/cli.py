@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -158,8 +159,8 @@ def evaluate(
         print(f"drifting: {doubt.message}", file=sys.stderr)
 
 
-def _figure(value: float | list[float]) -> str:
-    return " ".join(f"{part:.4g}" for part in value) if isinstance(value, list) else f"{value:.5g}"
+def _figure(value: float | Sequence[float]) -> str:
+    return " ".join(f"{part:.4g}" for part in value) if isinstance(value, Sequence) else f"{value:.5g}"
 
 
 def presets() -> None:

@@ -9,11 +9,12 @@ from drifting import config as configuration
 from drifting.checkpoint import load_json
 from drifting.config import ClassifierConfig, RunConfig
 from drifting.errors import InputError
+from drifting.training.recorder import FRAMES
 
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"
 ENCODER_WEIGHTS, ENCODER_METRICS = "encoder.safetensors", "encoder.json"
 RECONSTRUCTION = "ae_reconstruction.png"
-_LOGS = ("metrics.jsonl", "metrics.json", "frames.safetensors", "checkpoints", "features")
+_LOGS = ("metrics.jsonl", "metrics.json", FRAMES, "checkpoints", "features")
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, *_LOGS, *_PICTURES)
 

@@ -22,7 +22,7 @@ from drifting.config import ClassifierConfig, ImagesData, RunConfig
 from drifting.data.source import reference_samples
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
-from drifting.evaluation import Metrics, evaluate_images
+from drifting.evaluation import Metrics, evaluate_images, frechet_curve
 from drifting.files import atomic_path, check_writable
 from drifting.generators.base import Generator
 from drifting.plotting import image_grid, points_figure, save_image
@@ -33,7 +33,7 @@ from drifting.training.loop import TrainingState
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
 from drifting.training.progress import TrainingProgress
-from drifting.training.recorder import Recorder, Resources, frame_steps
+from drifting.training.recorder import FRAMES, Recorder, Resources, frame_steps
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
@@ -60,6 +60,11 @@ class Run:
         samples = sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale)
         return configuration.build_export(self.config)(samples)
 
+    def frames(self) -> dict[int, Tensor]:
+        """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
+        path = self.folder / FRAMES
+        return {int(step): frame for step, frame in load_tensors(path).items()} if path.exists() else {}
+
     def summary(self) -> list[str]:
         """Return the paths of its pictures."""
         return [str(picture) for picture in self.pictures]
@@ -82,7 +87,11 @@ class Run:
             def draw(number: int, labels: Sequence[int] | None) -> Tensor:
                 return configuration.to_bytes(sample(self.generator, number, seed=seed, labels=labels, guidance_scale=scale))
 
-            metrics = evaluate_images(draw, train, test, load_judge(judge, self.config), count=count)
+            seen_by = load_judge(judge, self.config)
+            metrics = evaluate_images(draw, train, test, seen_by, count=count)
+            if frames := self.frames():
+                as_bytes = {step: configuration.to_bytes(frame) for step, frame in frames.items()}
+                metrics |= frechet_curve(as_bytes, train, test, seen_by)
         elif judge is not None:
             raise InputError(f"judge is '{judge}', but this run makes no images to show it: leave it out")
         else:

@@ -2,7 +2,7 @@
 
 from drifting.evaluation.base import Metrics, Sampler
 from drifting.evaluation.digits import evaluate_digits
-from drifting.evaluation.images import Judge, evaluate_images
+from drifting.evaluation.images import Judge, evaluate_images, frechet_curve
 from drifting.evaluation.points import evaluate_points, mode_shares
 
-__all__ = ["Judge", "Metrics", "Sampler", "evaluate_digits", "evaluate_images", "evaluate_points", "mode_shares"]
+__all__ = ["Judge", "Metrics", "Sampler", "evaluate_digits", "evaluate_images", "evaluate_points", "frechet_curve", "mode_shares"]

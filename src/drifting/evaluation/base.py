@@ -1,9 +1,9 @@
 """What all evaluations share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 # (count, seed) -> samples
 Sampler = Callable[[int, int], Tensor]
-Metrics = dict[str, int | float | list[float]]
+Metrics = dict[str, int | float | Sequence[float]]

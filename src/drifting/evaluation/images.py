@@ -1,10 +1,10 @@
-"""Images, seen through a judge that took no part in their training: distance, fidelity, diversity, labels, copies.
+"""Images, seen through a judge that took no part in their training: distance, fidelity, diversity, labels, colours, copies.
 
 Shapes: s samples, r real images, c channels, h x w pixels, d features.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,18 @@ from drifting.data.images import ImageSet
 from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation.base import Metrics
+from drifting.metrics.colour import compare_colours
 from drifting.metrics.frechet import cached_gaussian, frechet_distance, gaussian_of, kernel_distance, unreliable
 from drifting.metrics.memorisation import memorisation
 from drifting.metrics.precision_recall import precision_recall
+from drifting.metrics.two_sample import mean_distance
 
 Bytes = UInt8[Tensor, "s c h w"]
 # (count, labels) -> that many images, one for each label where there are any
 ImageSampler = Callable[[int, Sequence[int] | None], Bytes]
 _FLOOR_SEED = 0
+# Images whose distances from each other are looked at, at most.
+_PAIRED = 2000
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,10 @@ def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judg
 
     Returns:
         Figures, each with its floor: `frechet_distance` and `kernel_distance` to the test set; `precision`, `recall`, `density` and
-        `coverage` against it; `accuracy`, the share of images that the judge names as their label; `nearest_distance` and
-        `copy_share` in the space of pixels, see `metrics.memorisation`. Warns of those that are unreliable.
+        `coverage` against it; `pairwise_distance`, the mean between two images; `accuracy`, the share of images that the judge
+        names as their label; of grey and colour images `colour_mean`, `colour_std` (of each channel, in [-1, 1]; the floor is the
+        test set's) and `histogram_distance`, see `metrics.colour`; `nearest_distance` and `copy_share` in the space of pixels, see
+        `metrics.memorisation`. Warns of those that are unreliable.
     """
     if count < 1:
         raise InputError(f"num_samples is {count}: ask for at least 1")
@@ -75,10 +81,45 @@ def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judg
         metrics[f"frechet_distance{kind}"] = frechet_distance(gaussian_of(features), reference)
         metrics[f"kernel_distance{kind}"] = kernel_distance(features, real)
         metrics |= {f"{name}{kind}": value for name, value in precision_recall(features, real)._asdict().items()}
+        metrics[f"pairwise_distance{kind}"] = _spread(features[:_PAIRED])
     if judge.classify is not None and labels is not None and test.labels is not None:
         metrics["accuracy"] = _share(judge.classify(generated) == labels)
         metrics["accuracy_floor"] = _share(judge.classify(test.images) == test.labels)
-    return metrics | _copies(generated, train, test)
+    return metrics | _colours(generated, train.images[chosen], test) | _copies(generated, train, test)
+
+
+def frechet_curve(frames: Mapping[int, Bytes], train: ImageSet, test: ImageSet, judge: Judge) -> Metrics:
+    """Return the Frechet distance to the test set over the training, from samples that were set aside on the way.
+
+    Args:
+        frames: step -> samples, of each step as many. Distances fall with their number, so compare them with the floor alone.
+        train: real images, of which as many make the floor.
+        test: real images.
+        judge: the feature space.
+
+    Returns:
+        `frechet_curve_steps`, `frechet_curve`, a distance for each of them, and `frechet_curve_floor`.
+    """
+    reference = gaussian_of(judge.embed(test.images))
+    count = min(map(len, frames.values()))
+    chosen = shuffled_indices(len(train.images), 0, min(count, len(train.images)), _FLOOR_SEED)
+    distances = [frechet_distance(gaussian_of(judge.embed(frames[step])), reference) for step in sorted(frames)]
+    floor = frechet_distance(gaussian_of(judge.embed(train.images[chosen])), reference)
+    return {"frechet_curve_steps": sorted(frames), "frechet_curve": distances, "frechet_curve_floor": floor}
+
+
+def _colours(generated: Bytes, real: Bytes, test: ImageSet) -> Metrics:
+    if generated.shape[1] not in (1, 3):
+        return {}
+    found, floor = (compare_colours(*(part.float() / 127.5 - 1 for part in (images, test.images))) for images in (generated, real))
+    return {
+        "colour_mean": list(found.mean),
+        "colour_mean_floor": list(found.real_mean),
+        "colour_std": list(found.std),
+        "colour_std_floor": list(found.real_std),
+        "histogram_distance": found.histogram_distance,
+        "histogram_distance_floor": floor.histogram_distance,
+    }
 
 
 def _copies(generated: Bytes, train: ImageSet, test: ImageSet) -> Metrics:
@@ -90,6 +131,11 @@ def _copies(generated: Bytes, train: ImageSet, test: ImageSet) -> Metrics:
         "copy_share": found.copy_share,
         "copy_share_floor": found.copy_share_floor,
     }
+
+
+def _spread(features: Float[Tensor, "s d"]) -> float:
+    """Return the mean distance between two images, none of them paired with itself."""
+    return mean_distance(features, features) * len(features) / max(1, len(features) - 1)
 
 
 def _share(hits: Tensor) -> float:

@@ -22,6 +22,7 @@ from drifting.tracking import MetricsLog
 from drifting.training.loop import Step, TrainingState
 from drifting.training.positives import Positives
 
+FRAMES = "frames.safetensors"
 # Frames show the same samples, of this seed, all through training.
 FRAME_SEED = 0
 
@@ -156,7 +157,7 @@ class Recorder:
     def save(self) -> Path:
         """Write frames and checkpoint; refuses a state that is not finite."""
         self.state.check_faults()
-        save_tensors(self.folder / "frames.safetensors", {str(step): frame for step, frame in self.frames.items()})
+        save_tensors(self.folder / FRAMES, {str(step): frame for step, frame in self.frames.items()})
         positives = {f"positives.{name}": value for name, value in self._positives.tensors().items()}
         tensors = {**self.state.tensors(), **self._means.tensors(), **positives}
         return save_checkpoint(self.folder / "checkpoints", self.state.step, tensors, self.facts, keep=self.keep)
@@ -175,7 +176,7 @@ class Recorder:
         positives = {name: value for name, value in tensors.items() if name.startswith("positives.")}
         self._positives.restore({name.removeprefix("positives."): value for name, value in positives.items()}, str(found[-1]))
         self.log.wind_back(done)
-        frames = self.folder / "frames.safetensors"
+        frames = self.folder / FRAMES
         stored = load_tensors(frames) if frames.exists() else {}
         self.frames = {int(step): frame for step, frame in stored.items() if int(step) <= done}
         if not self.frames:
