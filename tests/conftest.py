@@ -155,6 +155,12 @@ def grey_folder(tmp_path_factory) -> Path:
     return write_images(tmp_path_factory.mktemp("images") / "grey", {"a": 30, "b": 30, "c": 30})
 
 
+@pytest.fixture(scope="session")
+def colour_folder(tmp_path_factory) -> Path:
+    """The same in colour, of 16 x 16 pixels."""
+    return write_images(tmp_path_factory.mktemp("images") / "colour", {"a": 30, "b": 30, "c": 30}, size=16, channels=3)
+
+
 @pytest.fixture
 def tiny_images(grey_folder) -> RunConfig:
     """Stand in for the preset "images", on the grey folder."""

@@ -10,21 +10,22 @@ from drifting.presets import PRESETS, adjust, check_choices, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_complete_configuration_of_its_name(name, grey_folder):
-    choices = {} if name in ("toy", "digits") else {"data": str(grey_folder)}
+def test_every_preset_is_a_complete_configuration_of_its_name(name, grey_folder, colour_folder):
+    folder, shape = (colour_folder, (3, 16, 16)) if name.startswith("cifar10") else (grey_folder, (1, 8, 8))
+    choices = {} if name in ("toy", "digits") else {"data": str(folder)}
     config = preset(name, **choices)
     assert isinstance(config, ClassifierConfig if name.endswith("classifier") else RunConfig)
     assert config.preset == name
     resolved = resolve(config)
     if choices:
         found = (resolved.data.path, resolved.data.image_shape, resolved.data.num_classes)
-        assert found == (str(grey_folder), (1, 8, 8), 3)
+        assert found == (str(folder), shape, 3)
         resolved = dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, image_shape=None, num_classes=None))
     assert resolved == config
     assert preset(name, **choices) == config
 
 
-@pytest.mark.parametrize("name", ["mnist-pixel", "mnist-encoder", "images"])
+@pytest.mark.parametrize("name", ["mnist-pixel", "mnist-encoder", "images", "cifar10-resnet18", "cifar10-simclr-gpu"])
 def test_unconditional_images_are_one_population_as_large_as_all_classes_together(name):
     classes, joint = (preset(name, data="x", **choices) for choices in ({}, {"unconditional": True}))
     assert (classes.data.conditional, joint.data.conditional) == (True, False)

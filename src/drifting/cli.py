@@ -31,6 +31,8 @@ class Settings:
     """Of weights, noise and data."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps."""
+    precision: str | None = None
+    """float32, or bfloat16: of the networks, in training."""
     keep: int | None = None
     """How many checkpoints to keep."""
     micro_batch: int | None = None
@@ -50,6 +52,8 @@ class Choices:
     """Your own data: a .npy file of [n, 2] points for the preset toy; a folder of images or a Hub id for the others."""
     unconditional: bool = False
     """One joint population of images, without labels."""
+    encoder_weights: str | None = None
+    """File of a trained encoder, in place of its training in the run: for CIFAR-10, see `drifting train-encoder`."""
     image_size: int | None = None
     """Pixels to a side, for images that are to be cropped and resized."""
     channels: int | None = None

@@ -140,7 +140,6 @@ def train_classifier(config: ClassifierConfig, folder: Path) -> float:
     """Train a judge into a folder and return its accuracy on the test set."""
     train = configuration.load_split(config.data, "train")
     network = cast(Classifier, configuration.build_network(config)).to(config.device)
-    varied = {name: getattr(config, name) for name in ("shift", "rotation", "scale", "label_smoothing")}
     steps = train_supervised(
         network,
         train.images,
@@ -149,7 +148,7 @@ def train_classifier(config: ClassifierConfig, folder: Path) -> float:
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         seed=config.seed,
-        augmentation=Augmentation(**varied),
+        augmentation=config.augmentation(),
     )
     _show(steps, config.steps, config.batch_size, "classifier")
     network.eval()

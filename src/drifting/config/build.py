@@ -52,6 +52,7 @@ from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
 from drifting.loss import DriftingLoss
 from drifting.training.positives import Positives
+from drifting.training.precision import computed_in
 
 Config = TypeVar("Config", RunConfig, ClassifierConfig)
 
@@ -72,6 +73,9 @@ def resolve(config: Config) -> Config:
         case ImagesData(image_shape=None) as unread:
             path = str(Path(unread.path).resolve()) if unread.path and Path(unread.path).exists() else unread.path
             found = load_split(dataclasses.replace(unread, path=path), "train")
+            if unread.colour and found.image_shape[0] != 3:
+                grey = f"data is '{path or unread.name}', whose images have {found.image_shape[0]} channel, not red, green and blue"
+                raise InputError(f"{grey}: pass colour images, or train the preset images on these")
             data = dataclasses.replace(unread, path=path, image_shape=found.image_shape, num_classes=found.num_classes)
         case _:
             return config
@@ -200,11 +204,12 @@ def _build_resnet(data: ImagesData, encoder: ResNetConfig) -> ResNet:
 
 def build_encoder(config: RunConfig, network: nn.Module | None = None) -> FeatureEncoder:
     """Return the feature space in which the samples of a run drift, over its trained network where it has one."""
+    encoder: FeatureEncoder = identity
     if isinstance(config.encoder, AutoencoderConfig) and isinstance(network, Autoencoder):
-        return AutoencoderFeatures(network, config.encoder.features)
+        encoder = AutoencoderFeatures(network, config.encoder.features)
     if isinstance(config.encoder, ResNetConfig) and isinstance(network, ResNet):
-        return ResNetFeatures(network, config.encoder.features)
-    return identity
+        encoder = ResNetFeatures(network, config.encoder.features)
+    return computed_in(config.schedule.precision, encoder, config.device)
 
 
 def build_loss(config: RunConfig) -> DriftingLoss:

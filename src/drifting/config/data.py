@@ -43,6 +43,7 @@ class ImagesData:
         path: folder or Hub id; None to look for `name`.
         image_size: pixels to a side after cropping and resizing; None to keep them.
         channels: 1 or 3 to convert; None to keep them.
+        colour: refuse images that are not of red, green and blue.
         conditional: one population for each class, or one for all.
         image_shape: channels, height and width; found when the images are first read and kept with the run.
         num_classes: found likewise; None where there are no labels or they are not used.
@@ -52,6 +53,7 @@ class ImagesData:
     path: str | None = None
     image_size: int | None = None
     channels: int | None = None
+    colour: bool = False
     conditional: bool = True
     image_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None

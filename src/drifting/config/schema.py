@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from drifting.config.data import Data, DigitsData, ImagesData
 from drifting.config.networks import Encoder, Generator, PixelsConfig, TrainedEncoder
+from drifting.encoders.augmentation import Views
 from drifting.errors import InputError
 from drifting.inputs import check_counts, check_learning_rate, check_temperatures
 from drifting.loss import TEMPERATURES
@@ -94,6 +95,7 @@ class ClassifierConfig:
         width: of the network.
         steps, batch_size, learning_rate: of the training.
         shift, rotation, scale, label_smoothing: see `training.encoder.Augmentation`.
+        flip: probability of a mirrored image.
         seed: of the weights, the order and the augmentation.
         device: where it trains.
     """
@@ -107,6 +109,7 @@ class ClassifierConfig:
     shift: int = 2
     rotation: float = 10.0
     scale: float = 0.1
+    flip: float = 0.0
     label_smoothing: float = 0.05
     seed: int = 1000
     device: str = "cpu"
@@ -118,7 +121,13 @@ class ClassifierConfig:
             raise InputError("batch_size is 1, too few to normalise over: pass at least 2")
         check_seed(self.seed)
         check_learning_rate(self.learning_rate)
-        Augmentation(shift=self.shift, rotation=self.rotation, scale=self.scale, label_smoothing=self.label_smoothing)
+        self.augmentation()
+
+    def augmentation(self) -> Augmentation:
+        """Return how images and labels are varied, or raise InputError for a value out of its range."""
+        views = Views(crop=0, flip=self.flip, jitter=0, grey=0) if self.flip else None
+        varied = {name: getattr(self, name) for name in ("shift", "rotation", "scale", "label_smoothing")}
+        return Augmentation(views=views, **varied)
 
 
 def check_seed(seed: int) -> None:

@@ -1,6 +1,7 @@
 """Presets: plain functions that return a complete configuration, and how a few settings of one are changed."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from drifting.config import ClassifierConfig, RunConfig
 from drifting.errors import InputError
 from drifting.inputs import nearest_name
-from drifting.presets import mnist
+from drifting.presets import cifar10, mnist
 from drifting.presets.digits import digits
 from drifting.presets.toys import toy
 
@@ -28,6 +29,13 @@ class Preset:
     expected: str
 
 
+_CIFAR10 = (
+    ("resnet18", cifar10.resnet18, "512 features of a ResNet-18"),
+    ("resnet50", cifar10.resnet50, "2048 features of a ResNet-50"),
+    ("multiscale", cifar10.multiscale, "64 + 128 + 256 + 512 features of a ResNet-18"),
+    ("simclr", cifar10.simclr, "512 features of SimCLR, without labels"),
+)
+
 PRESETS = {
     "toy": Preset(toy, "points in the plane", "seven toys, or --data points.npy", "2 to 4", "energy distance as real data's"),
     "digits": Preset(digits, "8 x 8 handwritten digits by class", "embedded in scikit-learn", "1", "97 % named right, new ones"),
@@ -42,6 +50,19 @@ PRESETS = {
     "mnist-classifier": Preset(
         mnist.mnist_classifier, "the judge of MNIST generators", "MNIST", "3", "99.6 % of the test set named right"
     ),
+    **{
+        f"cifar10-{name}": Preset(
+            make, f"32 x 32 colour images by class, in the {what}", "CIFAR-10", "not measured", "not measured"
+        )
+        for name, make, what in _CIFAR10
+    },
+    **{
+        f"cifar10-{name}-gpu": Preset(
+            functools.partial(make, gpu=True), f"the same, in the {what}, for a GPU", "CIFAR-10", "a GPU: not run", "not run"
+        )
+        for name, make, what in _CIFAR10
+    },
+    "cifar10-classifier": Preset(cifar10.classifier, "the judge of these generators", "CIFAR-10", "not measured", "not measured"),
     "images": Preset(mnist.images, "your own small images", "--data FOLDER or Hub id", "not measured", "not measured"),
 }
 
@@ -72,6 +93,7 @@ def check_choices(config: RunConfig | ClassifierConfig, name: str, **choices: An
     """Raise InputError unless a saved configuration is of the preset and the choices that are asked for."""
     asked = {"preset": name, **choices}
     saved = {"preset": config.preset, **vars(config.data), "data": getattr(config.data, "path", None)}
+    saved["encoder_weights"] = getattr(getattr(config, "encoder", None), "weights", None)
     saved["unconditional"] = not getattr(config.data, "conditional", True)
     for key, value in asked.items():
         before = saved.get(key)
@@ -87,7 +109,8 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
         batch_size: generated samples of a step over all its labels, each given as many (the positives follow in proportion), or
             images of a step of a classifier.
         changes: temperatures (bandwidths of the drift field), steps, learning_rate, seed (of weights, noise and data), device
-            (where to train), keep (how many checkpoints), micro_batch (generated samples of one pass).
+            (where to train), keep (how many checkpoints), micro_batch (generated samples of one pass), precision (of the
+            networks in training).
 
     Raises:
         InputError: if a value does not fit, or a classifier has no such setting.

@@ -3,6 +3,7 @@
 import dataclasses
 
 from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, LossConfig, RunConfig
+from drifting.presets.joint import joint
 from drifting.training.schedule import Schedule
 
 _SCHEDULE = Schedule(
@@ -42,7 +43,7 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
         frames=16,
         frame_samples=500,
     )
-    return _joint(config) if unconditional else config
+    return joint(config) if unconditional else config
 
 
 def mnist_encoder(data: str | None = None, unconditional: bool = False) -> RunConfig:
@@ -89,10 +90,3 @@ def images(
     config = mnist_encoder(data, unconditional)
     source = ImagesData(name=name, path=data, image_size=image_size, channels=channels, conditional=not unconditional)
     return dataclasses.replace(config, preset="images", data=source)
-
-
-def _joint(config: RunConfig) -> RunConfig:
-    schedule = config.schedule
-    sizes = {name: schedule.labels_per_step * getattr(schedule, name) for name in ("generated", "positives")}
-    together = dataclasses.replace(schedule, labels_per_step=1, guidance_scale=1.0, **sizes)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, conditional=False), schedule=together)

@@ -20,6 +20,7 @@ from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.prior import draw_noise
 from drifting.training.micro_batch import micro_batched_step
 from drifting.training.positives import Positives
+from drifting.training.precision import computed_in
 from drifting.training.schedule import Schedule
 from drifting.training.step import Batch, drifting_step
 
@@ -134,17 +135,18 @@ def train(
     Args:
         state: what is trained; advanced in place.
         positives: features of real samples.
-        encoder: the feature space in which samples drift.
+        encoder: the feature space in which samples drift, in the precision that it is to compute in.
         loss: the drifting loss over its features.
         schedule: batch shape and optimiser settings.
     """
     state.generator.train()
+    generator = computed_in(schedule.precision, state.generator, state.device)
     while state.step < schedule.steps:
         batch = draw_batch(state, positives, schedule)
         state.step += 1
         with_statistics = state.step % schedule.statistics_every == 0 or state.step == 1
         state.optimizer.zero_grad(set_to_none=True)
-        parts, stored = (state.generator, encoder, loss, batch), 0
+        parts, stored = (generator, encoder, loss, batch), 0
         if schedule.micro_batch is None or schedule.micro_batch >= batch.noise.shape[:2].numel():
             report = drifting_step(*parts, statistics=with_statistics)
             report.loss.backward()

@@ -13,7 +13,7 @@ without dropout, batch statistics or noise of their own.
 Shapes: l labels, n generated samples per label, k locations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -21,13 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting.encoders.base import FeatureEncoder
-from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.step import Batch, compare
 
 
 def micro_batched_step(
-    generator: Generator,
+    generator: Callable[..., Tensor],
     encoder: FeatureEncoder,
     loss: DriftingLoss,
     batch: Batch,
@@ -72,7 +71,7 @@ def micro_batched_step(
 
 @torch.no_grad()
 def _without_graph(
-    generator: Generator, encoder: FeatureEncoder, batch: Batch, noise: Tensor, codes: Tensor | None, size: int
+    generator: Callable[..., Tensor], encoder: FeatureEncoder, batch: Batch, noise: Tensor, codes: Tensor | None, size: int
 ) -> dict[str, Float[Tensor, "l n k _"]]:
     """Return the features of all generated samples."""
     parts = [encoder(generator(*inputs)) for inputs in batch.inputs(noise, codes, size)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from drifting.errors import InputError
 from drifting.guidance import check_guidance_law, check_guidance_scale
 from drifting.inputs import check_counts, check_learning_rate
+from drifting.training.precision import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Schedule:
             and tell it to the generator; None to train at `guidance_scale` alone.
         highest_guidance_scale, unguided_share: see `guidance.draw_guidance_scale`.
         unconditional: real samples of any label that repel those of each label in a step, where there is guidance.
+        precision: of the generator and the encoder in training, "float32" or "bfloat16"; weights, loss, averages and samples are
+            float32 either way. See `training.precision`.
         learning_rate, betas, weight_decay: of AdamW.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         decay_after: step after which it falls as (decay_after / step) ** decay_power; None for never. It depends on the step
@@ -46,6 +49,7 @@ class Schedule:
     highest_guidance_scale: float = 4.0
     unguided_share: float = 0.0
     unconditional: int = 0
+    precision: str = "float32"
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
@@ -95,6 +99,8 @@ def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
     _check_guidance(schedule, labelled=labelled)
     if schedule.micro_batch is not None:
         check_counts({"micro_batch": schedule.micro_batch})
+    if schedule.precision not in PRECISIONS:
+        raise InputError(f"precision is '{schedule.precision}': pass {' or '.join(PRECISIONS)}")
     if not 0 <= schedule.decay_power <= 100:
         raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
     if schedule.decay_after is not None and schedule.decay_after < 1:

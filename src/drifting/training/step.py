@@ -3,7 +3,7 @@
 Shapes: l labels, n generated, p positives and m unconditional samples per label, b = l n generated samples.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from drifting.encoders.base import FeatureEncoder
-from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.positives import encode_sets
 
@@ -58,7 +57,7 @@ class Batch:
 
 
 def drifting_step(
-    generator: Generator, encoder: FeatureEncoder, loss: DriftingLoss, batch: Batch, *, statistics: bool = False
+    generator: Callable[..., Tensor], encoder: FeatureEncoder, loss: DriftingLoss, batch: Batch, *, statistics: bool = False
 ) -> FeatureLoss:
     """Generate, encode and compare: return the loss of a batch, with gradient into the generator's weights."""
     generated, independent = _features(generator, encoder, batch, batch.noise, batch.style_codes), None
@@ -87,7 +86,7 @@ def compare(
 
 
 def _features(
-    generator: Generator, encoder: FeatureEncoder, batch: Batch, noise: Tensor, codes: Tensor | None
+    generator: Callable[..., Tensor], encoder: FeatureEncoder, batch: Batch, noise: Tensor, codes: Tensor | None
 ) -> dict[str, Tensor]:
     (inputs,) = batch.inputs(noise, codes)
     return encode_sets(encoder, generator(*inputs).unflatten(0, noise.shape[:2]))

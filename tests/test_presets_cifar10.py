@@ -1,0 +1,86 @@
+"""The four CIFAR-10 systems: what each drifts in, and the data that they refuse."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from drifting.checkpoint import save_tensors
+from drifting.config import ImagesData, SimCLRConfig, build_encoder, build_generator, build_network, resolve
+from drifting.errors import InputError
+from drifting.presets import check_choices, preset
+
+WIDTHS = {"resnet18": {4: 512}, "resnet50": {4: 2048}, "simclr": {4: 512}, "multiscale": {1: 64, 2: 128, 3: 256, 4: 512}}
+SYSTEMS = pytest.mark.parametrize("system", WIDTHS)
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def _known(system: str, **choices):
+    """Return a preset with its data's shape filled in, and no look at the data; no logits, for which it would need the labels."""
+    config = preset(f"cifar10-{system}", **choices)
+    data = dataclasses.replace(config.data, image_shape=(3, 32, 32), num_classes=10)
+    encoder = SimCLRConfig(**vars(config.encoder))
+    return dataclasses.replace(config, data=data, encoder=encoder)
+
+
+@SYSTEMS
+@pytest.mark.parametrize("size", ["", "-gpu"])
+def test_features_have_the_stated_widths_beside_the_colours(system, size):
+    config = _known(system + size)
+    if size and system == "resnet50":
+        config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=4))
+    features = build_encoder(config, build_network(config))(IMAGES)
+    expected = {f"stage{stage}_mean": (2, 1, width) for stage, width in WIDTHS[system].items()}
+    expected |= dict.fromkeys(("image_mean_4", "image_std_4"), (2, 64, 3))
+    assert {name: tuple(value.shape) for name, value in features.items()} == expected
+    tiles = IMAGES.unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((3, 5)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(features["image_mean_4"], tiles)
+
+
+@SYSTEMS
+def test_both_sizes_make_images_of_every_class(system):
+    for size in ("", "-gpu"):
+        config = _known(system + size)
+        generator = build_generator(config)
+        assert (generator.sample_shape, generator.num_classes) == ((3, 32, 32), 10)
+        assert (config.schedule.precision, config.preset) == ("bfloat16" if size else "float32", f"cifar10-{system}{size}")
+
+
+@SYSTEMS
+def test_grey_images_are_refused(system, grey_folder):
+    with pytest.raises(InputError, match=r"data is .*, whose images have 1 channel, not red, green and blue: pass colour images"):
+        resolve(preset(f"cifar10-{system}", data=str(grey_folder)))
+
+
+def test_grey_images_are_refused_before_anything_is_written(command, grey_folder, tmp_path):
+    result = command("train", "cifar10-simclr", "--data", grey_folder, "--save-dir", tmp_path / "run")
+    assert result.status == 2
+    assert "not red, green and blue" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_encoder_that_is_given_is_not_trained(tmp_path):
+    config = _known("multiscale")
+    weights = tmp_path / "encoder.safetensors"
+    save_tensors(weights, {name: value + 1 for name, value in build_network(config).state_dict().items()})
+    given = dataclasses.replace(_known("multiscale", encoder_weights=str(weights)).encoder)
+    network = build_network(dataclasses.replace(config, encoder=given))
+    for name, value in build_network(config).state_dict().items():
+        assert torch.equal(network.state_dict()[name], value + 1), name
+
+
+def test_encoder_of_another_size_names_the_weights_that_do_not_fit(tmp_path):
+    save_tensors(tmp_path / "encoder.safetensors", build_network(_known("resnet18")).state_dict())
+    with pytest.raises(InputError, match=r"encoder\.safetensors"):
+        build_network(_known("resnet18-gpu", encoder_weights=str(tmp_path / "encoder.safetensors")))
+
+
+def test_run_to_resume_has_the_encoder_that_it_had():
+    saved = preset("cifar10-resnet18", encoder_weights="/a")
+    check_choices(saved, "cifar10-resnet18", encoder_weights="/a")
+    with pytest.raises(InputError, match="encoder_weights is '/b', but the run to resume has /a"):
+        check_choices(saved, "cifar10-resnet18", encoder_weights="/b")
+
+
+def test_judge_is_of_colour_images():
+    assert preset("cifar10-classifier").data == ImagesData(name="cifar10", colour=True)
