@@ -80,7 +80,7 @@ def classifier(data: str | None = None) -> ClassifierConfig:
         data: folder or Hub id; $DRIFTING_DATA/cifar10, else the Hub, by default.
     """
     source = ImagesData(name="cifar10", path=data, colour=True)
-    return ClassifierConfig(preset="cifar10-classifier", data=source, steps=2000, shift=3, rotation=0.0, scale=0.0, flip=0.5)
+    return ClassifierConfig(preset="cifar10-classifier", data=source, steps=1200, shift=3, rotation=0.0, scale=0.0, flip=0.5)
 
 
 def _run(name: str, encoder: ResNetConfig, data: str | None, unconditional: bool, gpu: bool) -> RunConfig:
