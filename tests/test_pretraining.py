@@ -13,7 +13,8 @@ from drifting.checkpoint import load_tensors, save_tensors
 from drifting.config import PixelsConfig, build_network, load_split, resolve
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.errors import InputError
-from drifting.pretraining import check_networks, load_judge, prepare_encoder
+from drifting.judges import load_judge
+from drifting.pretraining import check_networks, prepare_encoder
 from drifting.training.loop import DivergenceError
 from tests.conftest import shrunk
 from tests.image_folders import bars, write_images

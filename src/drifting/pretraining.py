@@ -1,11 +1,6 @@
-"""Networks that are trained before a generator, or to judge one: their folders, their pictures, and how they are found again.
-
-A classifier's folder holds config.json, classifier.safetensors and metrics.json. An encoder's weights lie in its run's folder.
-"""
+"""Encoders that are trained before a generator, into the folder of its run: their weights, their figures, their pictures."""
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -14,23 +9,21 @@ import torch
 from torch import nn
 
 from drifting import config as configuration
-from drifting.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors
+from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
 from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, ResNetConfig, RunConfig, SimCLRConfig
 from drifting.data.images import ImageSet
 from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.augmentation import Views
 from drifting.encoders.autoencoder import Autoencoder
-from drifting.encoders.classifier import Classifier
 from drifting.encoders.resnet import ResNet
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
-from drifting.evaluation.images import Judge, in_batches
-from drifting.metrics.inception import load_inception
+from drifting.evaluation.images import in_batches
 from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
-from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_METRICS, ENCODER_WEIGHTS
-from drifting.training.encoder import Augmentation, EncoderStep, train_autoencoder, train_supervised
-from drifting.training.progress import TrainingProgress
+from drifting.run_folder import ENCODER_METRICS, ENCODER_WEIGHTS
+from drifting.training.encoder import Augmentation, train_autoencoder, train_supervised
+from drifting.training.progress import show_steps
 from drifting.training.self_supervised import train_simclr
 
 _RECONSTRUCTED = 64
@@ -87,7 +80,8 @@ def _train_autoencoder(network: Autoencoder, config: RunConfig, settings: Autoen
         return source.draw(some.to(rng.device), -(-count // len(some)), rng).flatten(0, 1)[:count]
 
     given = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate", "noise")}
-    _show(train_autoencoder(network, draw, seed=config.seed, **given), settings.steps, settings.batch_size, "encoder")
+    steps = train_autoencoder(network, draw, seed=config.seed, **given)
+    show_steps(steps, settings.steps, settings.batch_size, what="encoder")
 
 
 def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) -> None:
@@ -113,7 +107,7 @@ def _train_resnet(network: ResNet, config: RunConfig, settings: ResNetConfig) ->
         views = Views(crop=settings.crop, flip=settings.flip, jitter=0, grey=0)
         varied = Augmentation(shift=0, rotation=0, scale=0, views=views)
         steps = train_supervised(network, images.images, cast(torch.Tensor, images.labels), augmentation=varied, **given)
-    _show(steps, settings.steps, settings.batch_size, "encoder")
+    show_steps(steps, settings.steps, settings.batch_size, what="encoder")
 
 
 def _probe(network: ResNet, config: RunConfig) -> dict[str, float]:
@@ -134,83 +128,3 @@ def _labelled(config: RunConfig, split: str) -> ImageSet:
         return configuration.load_split(dataclasses.replace(data, conditional=True), split)
     except InputError:
         return configuration.load_split(data, split)
-
-
-def train_classifier(config: ClassifierConfig, folder: Path) -> float:
-    """Train a judge into a folder and return its accuracy on the test set."""
-    train = configuration.load_split(config.data, "train")
-    network = cast(Classifier, configuration.build_network(config)).to(config.device)
-    steps = train_supervised(
-        network,
-        train.images,
-        cast(torch.Tensor, train.labels),
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        augmentation=config.augmentation(),
-    )
-    _show(steps, config.steps, config.batch_size, "classifier")
-    network.eval()
-    test = configuration.load_split(config.data, "test")
-    named = in_batches(lambda images: network(images.to(config.device)).argmax(1), test.images)
-    accuracy = float((named == test.labels).double().mean())
-    save_json(folder / CONFIG, configuration.to_json(config))
-    save_json(folder / "metrics.json", {"test_accuracy": accuracy, "num_test_images": len(test.images)})
-    save_tensors(folder / CLASSIFIER_WEIGHTS, network.state_dict())
-    return accuracy
-
-
-def load_judge(judge: str | None, config: RunConfig) -> Judge:
-    """Return who judges a run of images.
-
-    Args:
-        judge: the folder of a trained classifier, a TorchScript Inception file (.pt), or "pixels"; None for the classifier in
-            runs/NAME-classifier, NAME being the data set's.
-        config: of the run.
-
-    Raises:
-        InputError: if it is not there, or takes other images.
-    """
-    data = cast(ImagesData, config.data)
-    if judge == "pixels":
-        return Judge("pixels", lambda images: images.flatten(1).float() / 127.5 - 1)
-    if judge is not None and judge.endswith(".pt"):
-        return Judge("inception", load_inception(Path(judge)))
-    folder = Path("runs") / f"{data.name}-classifier" if judge is None else Path(judge)
-    if not (folder / CLASSIFIER_WEIGHTS).exists():
-        command = f"drifting train {data.name}-classifier --save-dir {folder}"
-        # No preset trains on the user's own images as they are cropped and converted here.
-        mend = f"run {command}" if data.path is None else "name the folder of a classifier of these images"
-        raise InputError(f"judge is '{folder}', where there is no trained classifier: {mend}, or pass --judge pixels")
-    saved = configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
-    if not isinstance(saved, ClassifierConfig) or saved.data.image_shape != data.image_shape:
-        shape = saved.data.image_shape if isinstance(saved, ClassifierConfig) else "no images"
-        raise InputError(f"judge is '{folder}', which takes {shape}, but the run makes {data.image_shape}: name another judge")
-    if data.num_classes not in (None, saved.data.num_classes):
-        classes = saved.data.num_classes
-        raise InputError(
-            f"judge is '{folder}', which names {classes} classes, but the run has {data.num_classes}: name another judge"
-        )
-    network, weights = cast(Classifier, configuration.build_network(saved)), load_tensors(folder / CLASSIFIER_WEIGHTS)
-    load_weights(network, weights, str(folder / CLASSIFIER_WEIGHTS))
-    network.eval()
-    return Judge(
-        f"classifier-{_fingerprint(weights)}",
-        lambda images: in_batches(network.embed, images),
-        lambda images: in_batches(lambda part: network(part).argmax(1), images),
-        cache=folder,
-    )
-
-
-def _fingerprint(weights: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _show(steps: Iterable[EncoderStep], total: int, batch_size: int, what: str) -> None:
-    with TrainingProgress(total, 0, batch_size, what=what) as progress:
-        for step in steps:
-            progress.advance(step.number, float(step.loss) if step.number % 50 == 0 or step.number == total else None)

@@ -25,8 +25,9 @@ from drifting.errors import InputError
 from drifting.evaluation import Metrics, evaluate_images, frechet_curve
 from drifting.files import atomic_path, check_writable
 from drifting.generators.base import Generator
+from drifting.judges import load_judge, train_classifier
 from drifting.plotting import image_grid, points_figure, save_image
-from drifting.pretraining import check_networks, load_judge, prepare_encoder, train_classifier
+from drifting.pretraining import check_networks, prepare_encoder
 from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, RECONSTRUCTION, WEIGHTS, claim, make_room, read_config
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState
@@ -75,7 +76,7 @@ class Run:
         """Measure the run against real data and keep the figures in metrics.json; see `evaluation`.
 
         Args:
-            judge: who sees the images of a run of images, see `pretraining.load_judge`.
+            judge: who sees the images of a run of images, see `judges.load_judge`.
             count: images to compare; points and digits have a fixed number.
             seed: of the images.
             guidance_scale: of the samples; the default of `sample` where it is left out.

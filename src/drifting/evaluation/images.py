@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from drifting.data.images import ImageSet
 from drifting.data.shuffle import shuffled_indices
@@ -140,6 +140,12 @@ def _spread(features: Float[Tensor, "s d"]) -> float:
 
 def _share(hits: Tensor) -> float:
     return float(hits.double().mean())
+
+
+def accuracy_of(network: nn.Module, images: Bytes, labels: Int[Tensor, " s"]) -> float:
+    """Return the share of images that a classifier in evaluation mode, images in [-1, 1] -> logits, names as their label."""
+    device = next(network.parameters()).device
+    return _share(in_batches(lambda part: network(part.to(device)).argmax(1), images) == labels)
 
 
 def in_batches(function: Callable[[Tensor], Tensor], images: Bytes, size: int = 500) -> Tensor:

@@ -1,13 +1,18 @@
 """How a run shows that it is alive: a bar on a terminal, a line now and then elsewhere."""
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from drifting.training.encoder import EncoderStep
+
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
+# Steps between two looks at a loss; looking waits for the device.
+_LOOK_EVERY = 50
 
 
 class TrainingProgress:
@@ -58,3 +63,18 @@ class TrainingProgress:
             self._spoken = now
             left = (self._steps - step) / rate
             self._console.print(f"step {step}/{self._steps}  {speed}  {left:.0f} s left", highlight=False, soft_wrap=True)
+
+
+def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str) -> None:
+    """Go through the steps of a network's training, and show them.
+
+    Args:
+        steps: of `training.encoder` or `training.self_supervised`.
+        total: how many there are.
+        batch_size: images of a step.
+        what: is trained.
+    """
+    with TrainingProgress(total, 0, batch_size, what=what) as progress:
+        for step in steps:
+            seen = step.number % _LOOK_EVERY == 0 or step.number == total
+            progress.advance(step.number, float(step.loss) if seen else None)
