@@ -9,10 +9,25 @@ import torch
 from drifting import config as configuration
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import ResNetConfig, RunConfig, SimCLRConfig, build_network, from_json, resolve, to_json
+from drifting.config import (
+    ImagesData,
+    ResNetConfig,
+    RunConfig,
+    SimCLRConfig,
+    build_network,
+    from_json,
+    load_labelled,
+    load_split,
+    resolve,
+    to_json,
+)
+from drifting.config import build as building
+from drifting.data.images import LabelError
 from drifting.errors import InputError
 from drifting.pretraining import prepare_encoder
 from drifting.run_folder import make_room
+from tests.conftest import shrunk
+from tests.image_folders import write_images
 
 SIZES = {"width": 4, "feature_dims": (24,), "steps": 12, "batch_size": 16}
 CLASSES = ResNetConfig(**SIZES, features=("stage4_mean", "stage1_mean", "image_mean_4"))
@@ -80,6 +95,27 @@ def test_joint_population_still_learns_from_the_classes(grey_folder, tmp_path):
     assert config.data.num_classes is None
     assert build_network(config).num_classes == 3
     runs.train(config, tmp_path / "run")
+
+
+def test_labels_that_cannot_be_used_are_left_out_and_damaged_images_are_told(tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "own", {"train/a": 12, "train/b": 12, "test/a": 4, "test/c": 4})
+    data = ImagesData(name="own", path=str(folder))
+    with pytest.raises(LabelError, match=r"class 2 \('c'\) has no images"):
+        load_split(data, "train")
+    train, test = (load_labelled(data, split) for split in ("train", "test"))
+    assert (train.labels, len(train.images)) == (None, 24)
+    assert test.labels.tolist() == [0] * 4 + [2] * 4
+    (folder / "train" / "a" / "003.png").write_bytes(b"no image")
+    monkeypatch.setattr(building, "_load_split", building._load_split.__wrapped__)
+    with pytest.raises(InputError, match=r"003\.png', which is truncated or corrupted"):
+        load_labelled(data, "train")
+
+
+@pytest.mark.parametrize("names", [("a",), (".",)], ids=["one class", "no labels"])
+def test_where_there_are_no_two_classes_there_is_no_probe(tmp_path, names):
+    folder = write_images(tmp_path / "own", dict.fromkeys(names, 20))
+    prepare_encoder(_with(shrunk(presets.preset("images", data=str(folder), unconditional=True)), VIEWS), tmp_path)
+    assert json.loads((tmp_path / "encoder.json").read_text()) == {}
 
 
 def test_published_weights_are_used_as_they_are(tiny_images, tmp_path, assert_same_tensors):

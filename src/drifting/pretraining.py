@@ -1,6 +1,5 @@
 """Encoders that are trained before a generator, into the folder of its run: their weights, their figures, their pictures."""
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -11,13 +10,11 @@ from torch import nn
 from drifting import config as configuration
 from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
 from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, ResNetConfig, RunConfig, SimCLRConfig
-from drifting.data.images import ImageSet
 from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.augmentation import Views
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.resnet import ResNet
 from drifting.encoders.simclr import SimCLR
-from drifting.errors import InputError
 from drifting.evaluation.images import in_batches
 from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
@@ -95,7 +92,7 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
 
 def _train_resnet(network: ResNet, config: RunConfig, settings: ResNetConfig) -> None:
     """Train by the classes of the images or, for SimCLR, by two views of each."""
-    images = _labelled(config, "train")
+    images = configuration.load_labelled(cast(ImagesData, config.data), "train")
     given = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate")} | {"seed": config.seed}
     if isinstance(settings, SimCLRConfig):
         views = Views(**{name: getattr(settings, name) for name in ("crop", "flip", "jitter", "grey")})
@@ -112,19 +109,12 @@ def _train_resnet(network: ResNet, config: RunConfig, settings: ResNetConfig) ->
 
 def _probe(network: ResNet, config: RunConfig) -> dict[str, float]:
     """Return how much of the classes a linear classifier finds in the features of a network; nothing where there are none."""
-    train, test = _labelled(config, "train"), _labelled(config, "test")
+    train, test = (configuration.load_labelled(cast(ImagesData, config.data), split) for split in ("train", "test"))
     if train.labels is None or test.labels is None:
         return {}
     some = shuffled_indices(len(train.images), 0, min(_PROBED, len(train.images)), config.seed)
+    if len(train.labels[some].unique()) < 2:
+        return {}
     embed = partial(in_batches, lambda part: network.embed(part.to(config.device)).cpu())
     accuracy = linear_probe(embed(train.images[some]), train.labels[some], embed(test.images), test.labels)
     return {"linear_probe_accuracy": accuracy, "num_train_images": len(some), "num_test_images": len(test.images)}
-
-
-def _labelled(config: RunConfig, split: str) -> ImageSet:
-    """Return the images of a run with their labels, even where its generator does without."""
-    data = cast(ImagesData, config.data)
-    try:
-        return configuration.load_split(dataclasses.replace(data, conditional=True), split)
-    except InputError:
-        return configuration.load_split(data, split)

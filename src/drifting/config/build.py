@@ -34,7 +34,7 @@ from drifting.config.schema import (
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.digits import load_digits
 from drifting.data.features import FeatureCache
-from drifting.data.images import ImageSet, load_images
+from drifting.data.images import ImageSet, LabelError, load_images
 from drifting.data.points import frame_of, load_points
 from drifting.data.source import InMemorySource, Source, StreamSource
 from drifting.data.toys import toy
@@ -91,6 +91,14 @@ def _load_split(path: str | None, name: str, split: str, options: tuple) -> Imag
 def load_split(data: ImagesData, split: str) -> ImageSet:
     """Return one split of the images of a configuration, read once in a process."""
     return _load_split(data.path, data.name, split, (data.image_size, data.channels, data.conditional))
+
+
+def load_labelled(data: ImagesData, split: str) -> ImageSet:
+    """Return one split with its labels, whether or not a generator learns them; without where there are none to be used."""
+    try:
+        return load_split(dataclasses.replace(data, conditional=True), split)
+    except LabelError:
+        return load_split(dataclasses.replace(data, conditional=False), split)
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ READERS: tuple[Reader, ...] = (parquet, idx, cifar, folder, hub)
 _HELD_OUT = 10  # one image in so many
 
 
+class LabelError(InputError):
+    """Labels that are missing or cannot be used; the images themselves may be."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images of one shape, and their classes if they have any.
@@ -84,14 +88,14 @@ def load_images(
         labelled: True to demand labels, False to leave them out, None to take them if they are there.
 
     Raises:
-        InputError: if the source is missing, empty, damaged or of no known layout; if sizes differ and `image_size` is None; if
-            a label is below 0 or beyond the class names, or a class has no images.
+        InputError: if the source is missing, empty, damaged or of no known layout; if sizes differ and `image_size` is None.
+        LabelError: if they are demanded and missing; if one is below 0 or beyond the class names, or a class has no images.
     """
     path = _locate(source, name)
     reader = _reader_of(path)
     part = _read(reader, path, split, labelled)
     if labelled and part.labels is None:
-        raise InputError(f"data is '{path}', which has no labels: use one sub-folder per class, or train without labels")
+        raise LabelError(f"data is '{path}', which has no labels: use one sub-folder per class, or train without labels")
     images = decode(part.images, image_size=image_size, channels=channels)
     if labelled is False or part.labels is None:
         return ImageSet(images, None, None)
@@ -151,19 +155,19 @@ def _read(reader: Reader, path: Path, split: str, labelled: bool | None) -> Spli
 
 
 def _check_labels(part: Split, path: Path, *, complete: bool) -> None:
-    """Raise InputError unless labels are numbers of classes and, in a complete split, every class has images."""
+    """Raise LabelError unless labels are numbers of classes and, in a complete split, every class has images."""
     if part.labels is None:
         return
     names, lowest, highest = part.class_names, int(part.labels.min()), int(part.labels.max())
     if lowest < 0:
-        raise InputError(f"data is '{path}', which has the label {lowest}: number the classes 0 to k-1, or train without labels")
+        raise LabelError(f"data is '{path}', which has the label {lowest}: number the classes 0 to k-1, or train without labels")
     if names and highest >= len(names):
-        raise InputError(f"data is '{path}', which has the label {highest} but {len(names)} class names: mend the labels")
+        raise LabelError(f"data is '{path}', which has the label {highest} but {len(names)} class names: mend the labels")
     counts = torch.bincount(part.labels, minlength=len(names or ()))
     if complete and int(counts.min()) == 0:
         label = int(counts.argmin())
         known_as = f" ('{names[label]}')" if names else ""
-        raise InputError(
+        raise LabelError(
             f"data is '{path}', where class {label}{known_as} has no images: add some, or number the other classes 0 to k-1"
         )
 
