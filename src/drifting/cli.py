@@ -1,4 +1,4 @@
-"""The command line: drifting {train, sample, evaluate, presets}. It parses, calls and prints; the work is done elsewhere."""
+"""The command line: drifting {train, train-encoder, sample, evaluate, presets}. It parses, calls and prints, no more."""
 
 import sys
 import warnings
@@ -67,6 +67,51 @@ class Choices:
 _DEFAULT = Choices()
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """What may differ from the defaults of the kind of encoder."""
+
+    image_size: int | None = None
+    """Pixels to a side, for images that are to be cropped and resized."""
+    channels: int | None = None
+    """1 or 3, to convert images to grey or to colour."""
+    arch: str | None = None
+    """resnet18 or resnet50; of mae, whose blocks are plain, so many of them in each stage."""
+    width: int | None = None
+    """Channels of the first stage."""
+    small_stem: bool | None = None
+    """A stem for small images, or that of ImageNet, which takes a quarter of the side; not of mae."""
+    feature_dims: tuple[int, ...] | None = None
+    """Lengths to which the features of the last stages are projected; not of mae."""
+    patch: int | None = None
+    """Side of the patches of mae."""
+    classification_weight: float | None = None
+    """Share of the classes in the loss of mae."""
+    steps: int | None = None
+    """Optimiser steps."""
+    batch_size: int | None = None
+    """Images of a step."""
+    learning_rate: float | None = None
+    """Of AdamW."""
+    crop: float | None = None
+    """Of the area of an image, the largest share that a crop leaves out; not of mae."""
+    flip: float | None = None
+    """Probability of a mirrored image; not of mae."""
+    jitter: float | None = None
+    """Probability of changed colours, of simclr."""
+    grey: float | None = None
+    """Probability of an image without colour, of simclr."""
+    temperature: float | None = None
+    """Of the loss of simclr."""
+    seed: int | None = None
+    """Of weights, order and augmentation."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or mps."""
+
+
+_AS_KIND = EncoderSettings()
+
+
 def train(
     preset: Positional[str],
     /,
@@ -97,6 +142,35 @@ def train(
     if resume:
         presets.check_choices(config, preset, **given)
     trained = runs.start(presets.adjust(config, **vars(settings)), folder, resume=resume, overwrite=overwrite)
+    print(*trained.summary(), sep="\n")
+
+
+def train_encoder(
+    kind: Positional[str],
+    /,
+    *,
+    name: str | None = None,
+    data: str | None = None,
+    settings: OmitArgPrefixes[EncoderSettings] = _AS_KIND,
+    save_dir: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Train a feature encoder on its own and tell how much of the classes a linear classifier finds in its features.
+
+    Args:
+        kind: supervised, simclr or mae.
+        name: which data set, of those that are found by name: cifar10 by default.
+        data: your own images: a folder or a Hub id.
+        settings: what may differ from the defaults of the kind.
+        save_dir: the folder of the encoder; runs/NAME-KIND by default.
+        overwrite: delete what is in the folder first.
+    """
+    from drifting import runs
+    from drifting.presets.encoders import encoder
+
+    given = {setting: value for setting, value in vars(settings).items() if value is not None}
+    config = encoder(kind, name=name, data=data, **given)
+    trained = runs.train_encoder(config, save_dir or Path("runs") / f"{config.data.name}-{kind}", overwrite=overwrite)
     print(*trained.summary(), sep="\n")
 
 
@@ -180,7 +254,7 @@ def presets() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 2 on bad input, 1 if training diverged or ran out of memory, 130 if it was stopped."""
     app = tyro.extras.SubcommandApp()
-    for command in (train, sample, evaluate, presets):
+    for command in (train, train_encoder, sample, evaluate, presets):
         app.command(command)
     try:
         app.cli(prog="drifting", args=arguments)

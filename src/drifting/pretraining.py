@@ -1,4 +1,4 @@
-"""Encoders that are trained before a generator, into the folder of its run: their weights, their figures, their pictures."""
+"""Encoders that are trained before a generator, into the folder of its run, or on their own: weights, figures, pictures."""
 
 from functools import partial
 from pathlib import Path
@@ -9,32 +9,44 @@ from torch import nn
 
 from drifting import config as configuration
 from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
-from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, ResNetConfig, RunConfig, SimCLRConfig
+from drifting.config import (
+    AnyConfig,
+    AutoencoderConfig,
+    EncoderRunConfig,
+    ImagesData,
+    MAEConfig,
+    ResNetConfig,
+    RunConfig,
+    SimCLRConfig,
+)
 from drifting.data.shuffle import shuffled_indices
-from drifting.encoders.augmentation import Views
 from drifting.encoders.autoencoder import Autoencoder
+from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.resnet import ResNet
 from drifting.encoders.simclr import SimCLR
-from drifting.evaluation.images import in_batches
+from drifting.evaluation.images import accuracy_of, in_batches
 from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
-from drifting.run_folder import ENCODER_METRICS, ENCODER_WEIGHTS
+from drifting.run_folder import CONFIG, ENCODER_METRICS, ENCODER_WEIGHTS
 from drifting.training.encoder import Augmentation, train_autoencoder, train_supervised
 from drifting.training.progress import show_steps
-from drifting.training.self_supervised import train_simclr
+from drifting.training.self_supervised import train_mae, train_simclr
 
 _RECONSTRUCTED = 64
 # Training images that a linear probe is fitted on, at most.
 _PROBED = 10_000
 
+Network = ResNet | MaskedAutoencoder
 
-def check_networks(config: RunConfig | ClassifierConfig) -> None:
+
+def check_networks(config: AnyConfig) -> None:
     """Raise InputError if a network cannot be built, or lacks the images it needs, while nothing is written yet."""
     network = configuration.build_network(config)
     if isinstance(config, RunConfig):
         configuration.build_encoder(config, network)
     if network is not None and isinstance(config.data, ImagesData):
-        configuration.load_split(config.data, "test")
+        only_probed = isinstance(config, EncoderRunConfig) and not config.learns_classes
+        (configuration.load_labelled if only_probed else configuration.load_split)(config.data, "test")
 
 
 def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
@@ -58,11 +70,26 @@ def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
             _draw_reconstruction(cast(Autoencoder, network), config, folder)
         case ResNetConfig():
             if settings.weights is None:
-                _train_resnet(cast(ResNet, network), config, settings)
-            save_json(folder / ENCODER_METRICS, _probe(cast(ResNet, network).eval(), config))
+                _train(cast(ResNet, network), config, settings)
+            save_json(folder / ENCODER_METRICS, _figures(cast(ResNet, network).eval(), config))
     network.eval()
     save_tensors(weights, network.state_dict())
     return network
+
+
+def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, float]:
+    """Train an encoder into a folder of its own and return its figures.
+
+    Raises:
+        DivergenceError: if its loss becomes NaN or infinite.
+    """
+    network = cast(Network, configuration.build_network(config)).to(config.device)
+    _train(network, config, config.encoder)
+    figures = _figures(network.eval(), config)
+    save_json(folder / CONFIG, configuration.to_json(config))
+    save_json(folder / ENCODER_METRICS, figures)
+    save_tensors(folder / ENCODER_WEIGHTS, network.state_dict())
+    return figures
 
 
 def _train_autoencoder(network: Autoencoder, config: RunConfig, settings: AutoencoderConfig) -> None:
@@ -90,31 +117,39 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
     draw_reconstruction(folder, title=title, images=configuration.to_signed(images), reconstructed=again)
 
 
-def _train_resnet(network: ResNet, config: RunConfig, settings: ResNetConfig) -> None:
-    """Train by the classes of the images or, for SimCLR, by two views of each."""
+def _train(network: Network, config: RunConfig | EncoderRunConfig, settings: ResNetConfig | MAEConfig) -> None:
+    """Train by the classes of the images, by two views of each, or by what is hidden of them."""
     images = configuration.load_labelled(cast(ImagesData, config.data), "train")
     given = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate")} | {"seed": config.seed}
-    if isinstance(settings, SimCLRConfig):
-        views = Views(**{name: getattr(settings, name) for name in ("crop", "flip", "jitter", "grey")})
+    if isinstance(settings, MAEConfig):
+        weight = settings.classification_weight
+        steps = train_mae(cast(MaskedAutoencoder, network), images.images, images.labels, classification_weight=weight, **given)
+    elif isinstance(settings, SimCLRConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            simclr = SimCLR(network, features=network.feature_dim, temperature=settings.temperature).to(config.device)
-        steps = train_simclr(simclr, images.images, views=views, **given)
+            simclr = SimCLR(network, features=cast(ResNet, network).feature_dim, temperature=settings.temperature)
+        steps = train_simclr(simclr.to(config.device), images.images, views=settings.views, **given)
     else:
-        views = Views(crop=settings.crop, flip=settings.flip, jitter=0, grey=0)
-        varied = Augmentation(shift=0, rotation=0, scale=0, views=views)
+        varied = Augmentation(shift=0, rotation=0, scale=0, views=settings.views)
         steps = train_supervised(network, images.images, cast(torch.Tensor, images.labels), augmentation=varied, **given)
     show_steps(steps, settings.steps, settings.batch_size, what="encoder")
 
 
-def _probe(network: ResNet, config: RunConfig) -> dict[str, float]:
-    """Return how much of the classes a linear classifier finds in the features of a network; nothing where there are none."""
+def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str, float]:
+    """Return the numbers of images and, where there are classes, how many of the test images are named right.
+
+    That is by a linear classifier on the features, fitted to training images, and by the logits of a network that learnt classes.
+    """
     train, test = (configuration.load_labelled(cast(ImagesData, config.data), split) for split in ("train", "test"))
+    figures: dict[str, float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
     if train.labels is None or test.labels is None:
-        return {}
+        return figures
     some = shuffled_indices(len(train.images), 0, min(_PROBED, len(train.images)), config.seed)
     if len(train.labels[some].unique()) < 2:
-        return {}
-    embed = partial(in_batches, lambda part: network.embed(part.to(config.device)).cpu())
+        return figures
+    embed = partial(in_batches, lambda part: network.embed(part.to(config.device)))
     accuracy = linear_probe(embed(train.images[some]), train.labels[some], embed(test.images), test.labels)
-    return {"linear_probe_accuracy": accuracy, "num_train_images": len(some), "num_test_images": len(test.images)}
+    figures |= {"num_probe_images": len(some), "linear_probe_accuracy": accuracy}
+    if isinstance(network, ResNet) and network.num_classes:
+        figures["test_accuracy"] = accuracy_of(network, test.images, test.labels)
+    return figures

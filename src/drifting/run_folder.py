@@ -7,7 +7,7 @@ from typing import Any
 
 from drifting import config as configuration
 from drifting.checkpoint import load_json
-from drifting.config import ClassifierConfig, RunConfig
+from drifting.config import ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import FRAMES
 
@@ -24,14 +24,18 @@ def saved_config(folder: str | Path) -> RunConfig | ClassifierConfig:
     path = Path(folder) / CONFIG
     if not path.exists():
         raise InputError(f"save_dir is '{folder}', which holds no run to resume: leave out --resume, or name another folder")
-    return configuration.from_json(load_json(path), str(path))
+    config = configuration.from_json(load_json(path), str(path))
+    if isinstance(config, EncoderRunConfig):
+        raise InputError(f"save_dir is '{folder}', an encoder, which is trained in one go: name the folder of another run")
+    return config
 
 
 def read_config(path: Path) -> RunConfig:
     """Return the configuration of a generator's run from its file, or raise InputError."""
     config = configuration.from_json(load_json(path), str(path))
     if not isinstance(config, RunConfig):
-        raise InputError(f"run is '{path.parent}', a classifier, not a generator: name the folder of a generator")
+        kind = "a classifier" if isinstance(config, ClassifierConfig) else "an encoder"
+        raise InputError(f"run is '{path.parent}', {kind}, not a generator: name the folder of a generator")
     return config
 
 
@@ -41,16 +45,14 @@ def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> 
         saved_config(folder)
         _check_same(read_config(folder / CONFIG), config)
     else:
-        make_room(folder, overwrite=overwrite)
+        make_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite")
 
 
-def make_room(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder, empty of runs, or raise InputError if there is one that may not be deleted."""
+def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> None:
+    """Make the folder, empty of runs, or raise InputError with the mend if there is one that may not be deleted."""
     own = [folder / name for name in _OWN if (folder / name).exists()]
     if own and not overwrite:
-        raise InputError(
-            f"save_dir is '{folder}', which already holds a run: pass --resume or --overwrite, or choose another folder"
-        )
+        raise InputError(f"save_dir is '{folder}', which already holds a run: {mend}, or choose another folder")
     for path in own:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ pictures; `load(folder)` needs the first and third alone.
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from drifting import config as configuration
+from drifting import pretraining
 from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
-from drifting.config import ClassifierConfig, ImagesData, RunConfig
+from drifting.config import ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
 from drifting.data.source import reference_samples
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
@@ -27,8 +28,7 @@ from drifting.files import atomic_path, check_writable
 from drifting.generators.base import Generator
 from drifting.judges import load_judge, train_classifier
 from drifting.plotting import image_grid, points_figure, save_image
-from drifting.pretraining import check_networks, prepare_encoder
-from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, RECONSTRUCTION, WEIGHTS, claim, make_room, read_config
+from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, claim, make_room, read_config
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState
 from drifting.training.loop import train as training_steps
@@ -105,20 +105,31 @@ class Run:
 
 
 @dataclass(frozen=True)
-class TrainedClassifier:
-    """A trained judge, and its accuracy on the test set."""
+class TrainedNetwork:
+    """A network trained on its own: a judge or an encoder.
 
-    folder: Path
-    accuracy: float
+    Attributes:
+        weights: their file.
+        accuracies: name -> share of the test images that are named right; empty where there are no classes.
+    """
+
+    weights: Path
+    accuracies: Mapping[str, float]
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights lie."""
+        return self.weights.parent
 
     def summary(self) -> list[str]:
         """Return what the training leaves, a line each."""
-        return [f"test accuracy {self.accuracy:.4f}", str(self.folder / CLASSIFIER_WEIGHTS)]
+        lines = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.accuracies.items()]
+        return [*(lines or ["no accuracy, for the images are not of two classes or more"]), str(self.weights)]
 
 
 def start(
     config: RunConfig | ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
-) -> Run | TrainedClassifier:
+) -> Run | TrainedNetwork:
     """Train whatever the configuration is of, by `train` or `train_judge`."""
     if isinstance(config, RunConfig):
         return train(config, save_dir, resume=resume, overwrite=overwrite)
@@ -127,14 +138,25 @@ def start(
     return train_judge(config, save_dir, overwrite=overwrite)
 
 
-def train_judge(config: ClassifierConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedClassifier:
+def train_judge(config: ClassifierConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedNetwork:
     """Train a classifier into a folder, for the evaluation of generators; errors as in `train`."""
-    folder = Path(save_dir)
-    config = configuration.resolve(config)
-    check_networks(config)
+    folder, config = Path(save_dir), configuration.resolve(config)
+    _make_ready(config, folder, overwrite=overwrite)
+    return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
+
+
+def train_encoder(config: EncoderRunConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedNetwork:
+    """Train a feature encoder into a folder, for generators to drift in its features; errors as in `train`."""
+    folder, config = Path(save_dir), configuration.resolve(config)
+    _make_ready(config, folder, overwrite=overwrite)
+    figures = pretraining.train_encoder(config, folder)
+    return TrainedNetwork(folder / ENCODER_WEIGHTS, {name: value for name, value in figures.items() if name.endswith("accuracy")})
+
+
+def _make_ready(config: ClassifierConfig | EncoderRunConfig, folder: Path, *, overwrite: bool) -> None:
+    pretraining.check_networks(config)
     check_writable(folder, "save_dir")
     make_room(folder, overwrite=overwrite)
-    return TrainedClassifier(folder, train_classifier(config, folder))
 
 
 def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -156,11 +178,11 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         raise InputError("resume and overwrite are both given: pass one of them")
     config = configuration.resolve(config)
     source, generator = configuration.build_source(config), configuration.build_generator(config)
-    check_networks(config)
+    pretraining.check_networks(config)
     check_writable(folder, "save_dir")
     claim(folder, config, resume=resume, overwrite=overwrite)
     # Stopped before its encoder is trained, a run leaves nothing that would be in the way of starting again.
-    encoder = configuration.build_encoder(config, prepare_encoder(config, folder))
+    encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
     save_json(folder / CONFIG, configuration.to_json(config))
     positives = configuration.build_positives(config, encoder, folder / "features")
     state = TrainingState(generator.to(config.device), config.schedule, config.seed)

@@ -28,6 +28,7 @@ from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
     DiTConfig,
+    MAEConfig,
     MLPConfig,
     PixelsConfig,
     ResNetConfig,
@@ -36,8 +37,10 @@ from drifting.config.networks import (
 )
 from drifting.config.report import build_evaluation, build_pictures
 from drifting.config.schema import (
+    AnyConfig,
     BankConfig,
     ClassifierConfig,
+    EncoderRunConfig,
     LossConfig,
     RunConfig,
 )
@@ -45,14 +48,17 @@ from drifting.config.serial import VERSION, from_json, to_json
 
 __all__ = [
     "VERSION",
+    "AnyConfig",
     "AutoencoderConfig",
     "BankConfig",
     "ClassifierConfig",
     "DecoderMLPConfig",
     "DiTConfig",
     "DigitsData",
+    "EncoderRunConfig",
     "ImagesData",
     "LossConfig",
+    "MAEConfig",
     "MLPConfig",
     "PixelsConfig",
     "PointsData",

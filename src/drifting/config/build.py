@@ -21,6 +21,7 @@ from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
     DiTConfig,
+    MAEConfig,
     MLPConfig,
     ResNetConfig,
     SimCLRConfig,
@@ -28,7 +29,9 @@ from drifting.config.networks import (
     UNetConfig,
 )
 from drifting.config.schema import (
+    AnyConfig,
     ClassifierConfig,
+    EncoderRunConfig,
     RunConfig,
 )
 from drifting.data.bank import BankSource, MemoryBank
@@ -42,6 +45,7 @@ from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import FeatureEncoder
 from drifting.encoders.classifier import Classifier
 from drifting.encoders.identity import identity
+from drifting.encoders.mae import MASK_SIDE, MAX_GROUPS, MaskedAutoencoder
 from drifting.encoders.resnet import ResNet, ResNetFeatures, adapt_weights
 from drifting.encoders.standardise import IMAGENET
 from drifting.errors import InputError
@@ -54,7 +58,7 @@ from drifting.loss import DriftingLoss
 from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
 
-Config = TypeVar("Config", RunConfig, ClassifierConfig)
+Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
 
 
 def resolve(config: Config) -> Config:
@@ -71,15 +75,25 @@ def resolve(config: Config) -> Config:
             centre, scale = frame_of(load_points(Path(path)), path)
             data = PointsData(path=str(Path(path).resolve()), centre=centre, scale=scale)
         case ImagesData(image_shape=None) as unread:
-            path = str(Path(unread.path).resolve()) if unread.path and Path(unread.path).exists() else unread.path
-            found = load_split(dataclasses.replace(unread, path=path), "train")
-            if unread.colour and found.image_shape[0] != 3:
-                grey = f"data is '{path or unread.name}', whose images have {found.image_shape[0]} channel, not red, green and blue"
-                raise InputError(f"{grey}: pass colour images, or train the preset images on these")
-            data = dataclasses.replace(unread, path=path, image_shape=found.image_shape, num_classes=found.num_classes)
+            data = _found(unread, load_labelled if isinstance(config, EncoderRunConfig) else load_split)
         case _:
             return config
-    return dataclasses.replace(config, data=data)
+    config = dataclasses.replace(config, data=data)
+    if isinstance(config, EncoderRunConfig) and config.learns_classes:
+        _classes_to_learn(config.data)
+    return config
+
+
+def _found(data: ImagesData, load: Callable[[ImagesData, str], ImageSet]) -> ImagesData:
+    """Return where images are and what they are, found by reading them."""
+    path = str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path
+    data = dataclasses.replace(data, path=path)
+    found = load(data, "train")
+    if data.colour and found.image_shape[0] != 3:
+        grey = f"data is '{path or data.name}', whose images have {found.image_shape[0]} channel, not red, green and blue"
+        raise InputError(f"{grey}: pass colour images, or train the preset images on these")
+    known = {"image_shape": found.image_shape, "num_classes": found.num_classes}
+    return dataclasses.replace(data, conditional=found.labels is not None, **known)
 
 
 @functools.lru_cache(maxsize=4)
@@ -180,7 +194,7 @@ def build_generator(config: RunConfig) -> Generator:
                 return DiT(size=size, bounded=bounded, output_std=std, checkpointing=checkpointing, **given)
 
 
-def build_network(config: RunConfig | ClassifierConfig) -> nn.Module | None:
+def build_network(config: AnyConfig) -> nn.Module | None:
     """Return the network that is trained before or in place of a generator, on the CPU; None where there is none."""
     with _seeded(config.seed):
         match config:
@@ -190,6 +204,10 @@ def build_network(config: RunConfig | ClassifierConfig) -> nn.Module | None:
                 return Autoencoder(_known_shape(data), code_dim=encoder.code_dim, width=encoder.width)
             case RunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder):
                 return _build_resnet(data, encoder)
+            case EncoderRunConfig(data=data, encoder=ResNetConfig() as encoder):
+                return _build_resnet(data, encoder)
+            case EncoderRunConfig(data=data, encoder=MAEConfig() as encoder):
+                return _build_mae(data, encoder, _classes_to_learn(data) if config.learns_classes else None)
             case RunConfig(encoder=AutoencoderConfig() | ResNetConfig() as encoder):
                 kind = "an auto-encoder" if isinstance(encoder, AutoencoderConfig) else "a ResNet"
                 raise InputError(f"encoder is {kind}, but the data are no images: use the space of the samples")
@@ -200,7 +218,7 @@ def build_network(config: RunConfig | ClassifierConfig) -> nn.Module | None:
 def _build_resnet(data: ImagesData, encoder: ResNetConfig) -> ResNet:
     """Return the network, with published weights where they are named. Only one that is to learn classes has logits."""
     learns_classes = not isinstance(encoder, SimCLRConfig) and encoder.weights is None
-    num_classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes if learns_classes else None
+    num_classes = _classes_to_learn(data) if learns_classes else None
     shape, sizes = _known_shape(data), {name: getattr(encoder, name) for name in ("width", "small_stem", "feature_dims")}
     halves = (0.5,) * shape[0]
     statistics = IMAGENET if shape[0] == 3 else (halves, halves)
@@ -208,6 +226,30 @@ def _build_resnet(data: ImagesData, encoder: ResNetConfig) -> ResNet:
     if encoder.weights is not None:
         load_weights(network, adapt_weights(network, load_state_dict(Path(encoder.weights))), encoder.weights)
     return network
+
+
+def _build_mae(data: ImagesData, encoder: MAEConfig, num_classes: int | None) -> MaskedAutoencoder:
+    """Return the network, or raise InputError if it could not be masked, or would say nothing of its images."""
+    sizes = {name: getattr(encoder, name) for name in ("width", "patch", "depths")}
+    network = MaskedAutoencoder(_known_shape(data), num_classes=num_classes, **sizes)
+    if any(side % MASK_SIDE for side in network.grid):
+        cut = f"cuts images into {network.grid[0]} x {network.grid[1]} patches, of which squares of {MASK_SIDE} are hidden"
+        raise InputError(f"patch is {encoder.patch}, which {cut}: pass one that leaves an even number")
+    # A channel that is normalised by itself has lost its mean: at a single place, or in the features, which are means, it is blank.
+    blank = [shape[0] for name, shape in network.map_shapes.items() if name == "layer4" or shape[1:] == (1, 1)]
+    if min(blank) <= MAX_GROUPS:
+        least = -(-(MAX_GROUPS + 1) * encoder.width // min(blank))
+        raise InputError(f"width is {encoder.width}, whose last maps are blank once normalised: pass at least {least}")
+    return network
+
+
+def _classes_to_learn(data: ImagesData) -> int:
+    """Return the number of classes, or raise InputError if there are no two."""
+    classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes
+    if classes is None or classes < 2:
+        origin = data.path or data.name
+        raise InputError(f"data is '{origin}', whose images are all of one class: add another, or learn without classes, by simclr")
+    return classes
 
 
 def build_encoder(config: RunConfig, network: nn.Module | None = None) -> FeatureEncoder:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from drifting.encoders.augmentation import Views
 from drifting.generators.dit import DiTSize
 from drifting.generators.unet import UNetSize
 
@@ -93,6 +94,11 @@ class ResNetConfig:
     crop: float = 0.4
     flip: float = 0.5
 
+    @property
+    def views(self) -> Views:
+        """How its images are varied."""
+        return Views(crop=self.crop, flip=self.flip, jitter=0, grey=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig(ResNetConfig):
@@ -109,8 +115,33 @@ class SimCLRConfig(ResNetConfig):
     grey: float = 0.2
     temperature: float = 0.5
 
+    @property
+    def views(self) -> Views:
+        """How views of an image differ."""
+        return Views(crop=self.crop, flip=self.flip, jitter=self.jitter, grey=self.grey)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig:
+    """An `encoders.mae.MaskedAutoencoder`, which learns to fill in hidden patches. It is trained on its own: no run takes it yet.
+
+    Attributes:
+        width, patch, depths: of the network.
+        steps, batch_size, learning_rate, classification_weight: of its training, see `training.self_supervised.train_mae`.
+    """
+
+    width: int = 64
+    patch: int = 2
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    classification_weight: float = 0.0
+
 
 Generator = MLPConfig | DecoderMLPConfig | UNetConfig | DiTConfig
 Encoder = PixelsConfig | AutoencoderConfig | ResNetConfig | SimCLRConfig
 # Encoders that the run trains, on a data set whose features are worth keeping.
 TrainedEncoder = AutoencoderConfig | ResNetConfig
+# Encoders that are trained on their own.
+LoneEncoder = ResNetConfig | SimCLRConfig | MAEConfig

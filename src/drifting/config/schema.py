@@ -3,10 +3,20 @@
 from dataclasses import dataclass, field
 
 from drifting.config.data import Data, DigitsData, ImagesData
-from drifting.config.networks import Encoder, Generator, PixelsConfig, TrainedEncoder
+from drifting.config.networks import (
+    Encoder,
+    Generator,
+    LoneEncoder,
+    MAEConfig,
+    PixelsConfig,
+    ResNetConfig,
+    SimCLRConfig,
+    TrainedEncoder,
+)
 from drifting.encoders.augmentation import Views
+from drifting.encoders.resnet import stage_depths
 from drifting.errors import InputError
-from drifting.inputs import check_counts, check_learning_rate, check_temperatures
+from drifting.inputs import check_counts, check_learning_rate, check_temperature, check_temperatures
 from drifting.loss import TEMPERATURES
 from drifting.training.encoder import Augmentation
 from drifting.training.schedule import Schedule, check_schedule
@@ -72,9 +82,9 @@ class RunConfig:
         own = ("log_every", "checkpoint_every", "keep", "frames", "frame_samples")
         check_counts({name: getattr(schedule, name) for name in names} | {name: getattr(self, name) for name in own})
         if isinstance(self.encoder, TrainedEncoder):
-            counted = ("code_dim", "width", "steps", "batch_size")
-            check_counts({f"encoder.{name}": value for name, value in vars(self.encoder).items() if name in counted})
-            check_learning_rate(self.encoder.learning_rate, "encoder.learning_rate")
+            _check_encoder(self.encoder, "encoder.")
+        if isinstance(self.encoder, MAEConfig):
+            raise InputError("encoder is a masked auto-encoder, which no run takes yet: name another")
         if self.bank is not None:
             if not isinstance(self.data, ImagesData):
                 raise InputError("bank is set, but the data are no images: leave it out")
@@ -117,8 +127,7 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         """Raise InputError for a value with which training could not work."""
         check_counts({name: getattr(self, name) for name in ("width", "steps", "batch_size")})
-        if self.batch_size == 1:
-            raise InputError("batch_size is 1, too few to normalise over: pass at least 2")
+        _check_normalised(self.batch_size)
         check_seed(self.seed)
         check_learning_rate(self.learning_rate)
         self.augmentation()
@@ -128,6 +137,60 @@ class ClassifierConfig:
         views = Views(crop=0, flip=self.flip, jitter=0, grey=0) if self.flip else None
         varied = {name: getattr(self, name) for name in ("shift", "rotation", "scale", "label_smoothing")}
         return Augmentation(views=views, **varied)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRunConfig:
+    """The training of a feature encoder on its own; later runs name its weights in `ResNetConfig.weights`.
+
+    Attributes:
+        data: images. Their labels are learnt or, where there are any, only tell how good the features are.
+        encoder: the network and its training: `ResNetConfig` by classes, `SimCLRConfig` or `MAEConfig`.
+        seed: of the weights, the order and the augmentation.
+        device: where it trains.
+    """
+
+    data: ImagesData
+    encoder: LoneEncoder
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value with which training could not work."""
+        _check_encoder(self.encoder)
+        check_seed(self.seed)
+        if isinstance(self.encoder, ResNetConfig) and self.encoder.weights is not None:
+            raise InputError(f"weights is '{self.encoder.weights}', but the encoder is to be trained: leave it out")
+
+    @property
+    def learns_classes(self) -> bool:
+        """Whether its loss needs labels."""
+        if isinstance(self.encoder, MAEConfig):
+            return self.encoder.classification_weight > 0
+        return not isinstance(self.encoder, SimCLRConfig)
+
+
+AnyConfig = RunConfig | ClassifierConfig | EncoderRunConfig
+
+
+def _check_encoder(encoder: TrainedEncoder | LoneEncoder, prefix: str = "") -> None:
+    """Raise InputError naming a setting, after the prefix, with which its training could not work."""
+    counted = ("code_dim", "width", "steps", "batch_size")
+    check_counts({f"{prefix}{name}": value for name, value in vars(encoder).items() if name in counted})
+    check_learning_rate(encoder.learning_rate, f"{prefix}learning_rate")
+    if isinstance(encoder, ResNetConfig):
+        _check_normalised(encoder.batch_size, prefix)
+        stage_depths(encoder.arch)
+        _ = encoder.views
+    if isinstance(encoder, SimCLRConfig):
+        check_temperature(encoder.temperature)
+    if isinstance(encoder, MAEConfig) and not 0 <= encoder.classification_weight <= 1:
+        raise InputError(f"{prefix}classification_weight is {encoder.classification_weight}: pass a number from 0 to 1")
+
+
+def _check_normalised(batch_size: int, prefix: str = "") -> None:
+    if batch_size == 1:
+        raise InputError(f"{prefix}batch_size is 1, too few to normalise over: pass at least 2")
 
 
 def check_seed(seed: int) -> None:

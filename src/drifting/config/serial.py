@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from drifting.config.data import Data
-from drifting.config.networks import Encoder, Generator
-from drifting.config.schema import BankConfig, ClassifierConfig, LossConfig, RunConfig
+from drifting.config.networks import Encoder, Generator, LoneEncoder
+from drifting.config.schema import AnyConfig, BankConfig, LossConfig
 from drifting.errors import InputError
 from drifting.training.schedule import Schedule
 
@@ -16,14 +16,14 @@ VERSION = 1
 _CHOICES: dict[str, tuple[type, ...]] = {
     "data": get_args(Data),
     "generator": get_args(Generator),
-    "encoder": get_args(Encoder),
+    "encoder": get_args(Encoder | LoneEncoder),
     "bank": (BankConfig,),
     "loss": (LossConfig,),
     "schedule": (Schedule,),
 }
 
 
-def to_json(config: RunConfig | ClassifierConfig) -> dict[str, Any]:
+def to_json(config: AnyConfig) -> dict[str, Any]:
     """Return the configuration as JSON values, with its version."""
     values: dict[str, Any] = {"version": VERSION, "type": type(config).__name__, **dataclasses.asdict(config)}
     for name in _CHOICES:
@@ -32,7 +32,7 @@ def to_json(config: RunConfig | ClassifierConfig) -> dict[str, Any]:
     return values
 
 
-def from_json(values: dict[str, Any], origin: str) -> RunConfig | ClassifierConfig:
+def from_json(values: dict[str, Any], origin: str) -> AnyConfig:
     """Return the configuration written by `to_json`; raises InputError if it is of a newer version or not one at all."""
     version = values.get("version") if isinstance(values, dict) else None
     if not isinstance(version, int):
@@ -44,7 +44,7 @@ def from_json(values: dict[str, Any], origin: str) -> RunConfig | ClassifierConf
         for name, kinds in _CHOICES.items():
             if fields.get(name) is not None:
                 fields[name] = _of_type(fields[name], kinds)
-        return _of_type(fields, (RunConfig, ClassifierConfig))
+        return _of_type(fields, get_args(AnyConfig))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"configuration '{origin}' is damaged ({error}): restore it or train again") from None
 

@@ -23,7 +23,10 @@ from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, no
 from drifting.errors import InputError
 from drifting.inputs import full_precision
 
-_MAX_GROUPS = 32
+# Of so many channels or fewer each is a group of its own.
+MAX_GROUPS = 32
+# Of a hidden square, in places.
+MASK_SIDE = 2
 _EPSILON = 1e-6
 
 Images = Float[Tensor, "b c h w"]
@@ -168,7 +171,9 @@ def available_features(autoencoder: MaskedAutoencoder, every: int = 1) -> tuple[
     return tuple(names)
 
 
-def random_mask(count: int, grid: tuple[int, int], rng: torch.Generator, *, probability: float = 0.5, side: int = 2) -> Mask:
+def random_mask(
+    count: int, grid: tuple[int, int], rng: torch.Generator, *, probability: float = 0.5, side: int = MASK_SIDE
+) -> Mask:
     """Draw which places to hide: squares of the grid, each with the same probability and independent of the others.
 
     Args:
@@ -276,7 +281,7 @@ class _Up(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    groups = max(count for count in range(1, _MAX_GROUPS + 1) if channels % count == 0)
+    groups = max(count for count in range(1, MAX_GROUPS + 1) if channels % count == 0)
     return nn.GroupNorm(groups, channels, eps=_EPSILON)
 
 

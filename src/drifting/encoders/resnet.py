@@ -243,9 +243,15 @@ def _layer(before: int, after: int, kernel: int, stride: int = 1) -> tuple[nn.Co
     return nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(after)
 
 
-def _check(arch: str, dims: Sequence[int], **sizes: int | None) -> None:
+def stage_depths(arch: str) -> tuple[int, ...]:
+    """Return the number of blocks of each stage, or raise InputError for an unknown name."""
     if arch not in _ARCHS:
         raise InputError(f"arch is '{arch}': pass {' or '.join(_ARCHS)}")
+    return _ARCHS[arch][0]
+
+
+def _check(arch: str, dims: Sequence[int], **sizes: int | None) -> None:
+    stage_depths(arch)
     if len(dims) > len(STAGES):
         raise InputError(f"feature_dims is {dims}: pass a length for each of at most {len(STAGES)} stages")
     for name, value in sizes.items():

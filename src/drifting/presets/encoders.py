@@ -1,0 +1,57 @@
+"""Feature encoders that are trained on their own, for later runs to drift in their features."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from drifting.config import EncoderRunConfig, ImagesData, MAEConfig, ResNetConfig, SimCLRConfig
+from drifting.encoders.resnet import stage_depths
+from drifting.errors import InputError
+from drifting.inputs import nearest_name
+
+KINDS: dict[str, type[ResNetConfig | SimCLRConfig | MAEConfig]] = {
+    "supervised": ResNetConfig,
+    "simclr": SimCLRConfig,
+    "mae": MAEConfig,
+}
+
+
+def encoder(
+    kind: str,
+    *,
+    name: str | None = None,
+    data: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    **settings: Any,
+) -> EncoderRunConfig:
+    """Return the configuration of an encoder that learns classes, what two views have in common, or what is hidden.
+
+    Args:
+        kind: supervised, simclr or mae.
+        name: what the images are called, and looked for by where there are no `data`: cifar10 by default, or the name of `data`.
+        data: folder or Hub id.
+        image_size: pixels to a side; they are cropped and resized.
+        channels: 1 or 3 to convert.
+        seed: of the weights, the order and the augmentation.
+        device: where it trains.
+        settings: fields of `ResNetConfig`, `SimCLRConfig` or `MAEConfig`; for mae `arch` stands for the `depths` of that network.
+
+    Raises:
+        InputError: if there is no such kind, or it has no such setting; if a value does not fit.
+
+    Command: drifting train-encoder simclr. Hardware, time, expected: not run.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind is '{kind}': did you mean '{nearest_name(kind, KINDS)}'? There are {', '.join(KINDS)}")
+    if kind == "mae" and "arch" in settings:
+        settings = {"depths": stage_depths(settings.pop("arch")), **settings}
+    known = {field.name for field in dataclasses.fields(KINDS[kind])}
+    for setting, value in settings.items():
+        if setting not in known:
+            raise InputError(f"{setting} is {value}, which '{kind}' does not take: leave it out")
+    called = name or (Path(data).resolve().stem if data else "cifar10")
+    images = ImagesData(name=called, path=data, image_size=image_size, channels=channels)
+    return EncoderRunConfig(data=images, encoder=KINDS[kind](**settings), seed=seed, device=device)
