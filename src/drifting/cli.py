@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -223,6 +222,7 @@ def evaluate(
         guidance_scale: of the samples, as in `drifting sample`.
     """
     from drifting import runs
+    from drifting.evaluation import as_text
 
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always", UserWarning)
@@ -231,14 +231,10 @@ def evaluate(
     for name, value in metrics.items():
         if not name.endswith("_floor"):
             floor = metrics.get(f"{name}_floor")
-            table.add_row(name, _figure(value), "" if floor is None else _figure(floor))
+            table.add_row(name, as_text(value), "" if floor is None else as_text(floor))
     Console().print(table)
     for doubt in doubts:
         print(f"drifting: {doubt.message}", file=sys.stderr)
-
-
-def _figure(value: float | Sequence[float]) -> str:
-    return " ".join(f"{part:.4g}" for part in value) if isinstance(value, Sequence) else f"{value:.5g}"
 
 
 def presets() -> None:

@@ -28,7 +28,17 @@ from drifting.files import atomic_path, check_writable
 from drifting.generators.base import Generator
 from drifting.judges import load_judge, train_classifier
 from drifting.plotting import image_grid, points_figure, save_image
-from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, claim, make_room, read_config
+from drifting.run_folder import (
+    CLASSIFIER_WEIGHTS,
+    CONFIG,
+    ENCODER_WEIGHTS,
+    METRICS,
+    RECONSTRUCTION,
+    WEIGHTS,
+    claim,
+    make_room,
+    read_config,
+)
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState
 from drifting.training.loop import train as training_steps
@@ -73,7 +83,7 @@ class Run:
     def evaluate(
         self, *, judge: str | None = None, count: int = 10_000, seed: int = 0, guidance_scale: float | None = None
     ) -> Metrics:
-        """Measure the run against real data and keep the figures in metrics.json; see `evaluation`.
+        """Measure the run against real data and keep the figures in metrics.json, with who judged; see `evaluation`.
 
         Args:
             judge: who sees the images of a run of images, see `judges.load_judge`.
@@ -89,7 +99,7 @@ class Run:
                 return configuration.to_bytes(sample(self.generator, number, seed=seed, labels=labels, guidance_scale=scale))
 
             seen_by = load_judge(judge, self.config)
-            metrics = evaluate_images(draw, train, test, seen_by, count=count)
+            metrics = {"judge": seen_by.name, **evaluate_images(draw, train, test, seen_by, count=count)}
             if frames := self.frames():
                 as_bytes = {step: configuration.to_bytes(frame) for step, frame in frames.items()}
                 metrics |= frechet_curve(as_bytes, train, test, seen_by)
@@ -100,7 +110,7 @@ class Run:
                 lambda count, seed: sample(self.generator, count, seed=seed, guidance_scale=scale)
             )
         metrics = metrics if scale is None else {"guidance_scale": scale, **metrics}
-        save_json(self.folder / "metrics.json", metrics)
+        save_json(self.folder / METRICS, metrics)
         return metrics
 
 

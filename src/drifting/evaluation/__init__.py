@@ -1,8 +1,18 @@
 """How good the samples of a run are, each figure beside the same figure for real data: the floor."""
 
-from drifting.evaluation.base import Metrics, Sampler
+from drifting.evaluation.base import Metrics, Sampler, as_text
 from drifting.evaluation.digits import evaluate_digits
 from drifting.evaluation.images import Judge, evaluate_images, frechet_curve
 from drifting.evaluation.points import evaluate_points, mode_shares
 
-__all__ = ["Judge", "Metrics", "Sampler", "evaluate_digits", "evaluate_images", "evaluate_points", "frechet_curve", "mode_shares"]
+__all__ = [
+    "Judge",
+    "Metrics",
+    "Sampler",
+    "as_text",
+    "evaluate_digits",
+    "evaluate_images",
+    "evaluate_points",
+    "frechet_curve",
+    "mode_shares",
+]
