@@ -44,7 +44,7 @@ def draw_images(
     classes, columns = real.shape[:2]
 
     def show(axes: Axes, step: int) -> None:
-        _show(axes, frames[step][: classes * columns].unflatten(0, (columns, classes)).transpose(0, 1), f"step {step}")
+        show_grid(axes, frames[step][: classes * columns].unflatten(0, (columns, classes)).transpose(0, 1), f"step {step}")
 
     def moment(step: int) -> Figure:
         figure, (axes,) = panels(1, 1, size=4.0, title=title)
@@ -53,11 +53,11 @@ def draw_images(
 
     rows = ", one class a row" if labelled else ""
     samples, (left, right) = panels(1, 2, size=5.0, title=f"{title}: real data and samples made in one pass{rows}")
-    _show(left, real, "data")
+    show_grid(left, real, "data")
     show(right, max(frames))
     figures = {
         "samples": samples,
-        "progress": progress_figure(title, frames, show, lambda axes: _show(axes, real, "data")),
+        "progress": progress_figure(title, frames, show, lambda axes: show_grid(axes, real, "data")),
         "losses": losses_figure(title, log, floor),
     }
     return save_figures(folder, figures, map(moment, sorted(frames)))
@@ -81,9 +81,9 @@ def draw_comparison(
         nearest: the training image nearest to the sample in the same place.
     """
     figure, (left, middle, right) = panels(1, 3, size=5.6, title=f"{title}: real, generated in one pass, and the nearest real ones")
-    _show(left, real, "real")
-    _show(middle, generated, "generated")
-    _show(right, nearest, "the training image nearest to each generated one")
+    show_grid(left, real, "real")
+    show_grid(middle, generated, "generated")
+    show_grid(right, nearest, "the training image nearest to each generated one")
     return save_figure(figure, folder / "comparison.png")
 
 
@@ -99,7 +99,7 @@ def draw_reconstruction(folder: Path, *, title: str, images: Images, reconstruct
     columns = max(1, math.isqrt(len(images)))
     figure, axes = panels(1, 2, size=5.0, title=title)
     for panel, shown, name in zip(axes, (images, reconstructed), ("images", "reconstructed from the code"), strict=True):
-        _show(panel, shown[: len(shown) // columns * columns].unflatten(0, (-1, columns)), name)
+        show_grid(panel, shown[: len(shown) // columns * columns].unflatten(0, (-1, columns)), name)
     return save_figure(figure, folder / "ae_reconstruction.png")
 
 
@@ -116,11 +116,13 @@ def image_grid(images: UInt8[Tensor, "n h w c"], columns: int) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _show(axes: Axes, images: Float[Tensor, "rows columns c h w"], title: str) -> None:
+def show_grid(axes: Axes, images: Float[Tensor, "rows columns c h w"], title: str) -> None:
+    """Show images in [-1, 1] as a grid with numbered rows. The title is taken as it is: in a name, $ begins no formula."""
     rows = len(images)
     sheet = torch.nn.functional.pad(images.clamp(-1, 1), (1, 1, 1, 1), value=1.0)
     sheet = sheet.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).add(1).div(2)
     axes.imshow(sheet.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     height = sheet.shape[0] / rows
-    axes.set(title=title, xticks=[])
+    axes.set_title(title, parse_math=False)
+    axes.set_xticks([])
     axes.set_yticks([(row + 0.5) * height for row in range(rows)], [str(row) for row in range(rows)])
