@@ -226,7 +226,7 @@ def test_presets_are_all_listed(command):
 def test_module_can_be_run_and_answers_quickly_when_asked_for_help():
     result = subprocess.run([sys.executable, "-m", "drifting", "--help"], capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("train", "train-encoder", "sample", "evaluate", "presets"))
+    assert all(name in result.stdout for name in ("train", "train-encoder", "sample", "evaluate", "compare", "presets"))
 
 
 def test_version_is_a_number():

@@ -74,14 +74,14 @@ def save_json(path: Path, facts: Any) -> None:
         scratch.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def load_json(path: Path) -> Any:
-    """Read JSON; raises InputError if it is missing or damaged."""
+def load_json(path: Path, *, mend: str = "restore it or train again") -> Any:
+    """Read JSON; raises InputError if it is missing, or damaged, which `mend` tells what to do about."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"file is '{path}', which does not exist: name the folder of a finished or interrupted run") from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"file is '{path}', which is corrupted ({error}): restore it or train again") from None
+        raise InputError(f"file is '{path}', which is corrupted ({error}): {mend}") from None
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Any, *, keep: int) -> Path:

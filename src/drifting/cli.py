@@ -1,4 +1,4 @@
-"""The command line: drifting {train, train-encoder, sample, evaluate, presets}. It parses, calls and prints, no more."""
+"""The command line: drifting {train, train-encoder, sample, evaluate, compare, presets}. It parses, calls and prints, no more."""
 
 import sys
 import warnings
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -237,6 +238,28 @@ def evaluate(
         print(f"drifting: {doubt.message}", file=sys.stderr)
 
 
+def compare(runs: Positional[tuple[Path, ...]], /, *, out: Path = Path("runs/comparison"), overwrite: bool = False) -> None:
+    """Set trained runs of images side by side: their figures in comparison.md, samples of the same seed in compare.png.
+
+    Args:
+        runs: the run folders.
+        out: the folder for the two files.
+        overwrite: replace them if they are there.
+    """
+    from drifting.comparison import write_comparison
+
+    compared, files = write_comparison(runs, out, overwrite=overwrite)
+    # Turned, for a terminal is seldom as wide as all figures of a run.
+    (corner, *figures), *columns = zip(compared.columns, *compared.rows, strict=True)
+    table = Table(Column(corner, no_wrap=True), *map(escape, figures), title=escape(str(out)))
+    for column in columns:
+        table.add_row(*map(escape, column))
+    Console().print(table)
+    print(*files, sep="\n")
+    for doubt in compared.doubts:
+        print(f"drifting: {doubt}", file=sys.stderr)
+
+
 def presets() -> None:
     """List what can be trained."""
     from drifting.presets import PRESETS
@@ -250,7 +273,7 @@ def presets() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 2 on bad input, 1 if training diverged or ran out of memory, 130 if it was stopped."""
     app = tyro.extras.SubcommandApp()
-    for command in (train, train_encoder, sample, evaluate, presets):
+    for command in (train, train_encoder, sample, evaluate, compare, presets):
         app.command(command)
     try:
         app.cli(prog="drifting", args=arguments)

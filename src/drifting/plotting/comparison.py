@@ -1,0 +1,88 @@
+"""The picture of several runs of images: a grid of samples of each, and the Frechet distances through their trainings.
+
+Shapes: n runs, c channels, h height, w width.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from drifting.plotting.images import show_grid
+from drifting.plotting.panels import LINES, REAL, save_figure
+
+# Inches: the width of a grid at least, and the heights of the curves and of titles.
+_GRID, _CURVES, _TITLES = 5.0, 3.4, 0.9
+# Pixels of a grid that go into an inch of the picture, which has 110, at most: lest images lose lines.
+_PIXELS_PER_INCH = 90
+_LETTERS = 48
+
+
+@dataclass(frozen=True)
+class RunColumn:
+    """What is shown of a run.
+
+    Attributes:
+        name: of the run.
+        title: what stands below it.
+        images: samples in [-1, 1].
+        steps, distances: the curve of its Frechet distance; empty where it was not measured.
+        floor: the same distance of real images; None where it is not known.
+    """
+
+    name: str
+    title: str
+    images: Float[Tensor, "rows columns c h w"]
+    steps: Sequence[float] = ()
+    distances: Sequence[float] = ()
+    floor: float | None = None
+
+
+def runs_figure(columns: Sequence[RunColumn], title: str) -> Figure:
+    """Return a figure of one column a run, and below them, where there are some, all curves in one panel."""
+    curves = [column for column in columns if column.distances]
+    # Of grids in pixels, with a white edge around every image.
+    sizes = [[count * (side + 2) for count, side in zip(c.images.shape[:2], c.images.shape[3:], strict=True)] for c in columns]
+    width = max(_GRID, *(across / _PIXELS_PER_INCH for _, across in sizes))
+    height = _TITLES + width * max(down / across for down, across in sizes)
+    heights = [height, _CURVES] if curves else [height]
+    figure = Figure(figsize=(width * len(columns), sum(heights)), layout="constrained")
+    figure.suptitle(title)
+    places = figure.add_gridspec(len(heights), len(columns), height_ratios=heights)
+    for index, column in enumerate(columns):
+        show_grid(figure.add_subplot(places[0, index]), column.images, "\n".join(_lines(column.name) + _lines(column.title)))
+    if curves:
+        _draw_curves(figure.add_subplot(places[1, :]), curves)
+    return figure
+
+
+def draw_runs(path: Path, columns: Sequence[RunColumn], title: str) -> Path:
+    """Write the figure of several runs as a picture and return its path."""
+    return save_figure(runs_figure(columns, title), path)
+
+
+def _draw_curves(axes: Axes, curves: Sequence[RunColumn]) -> None:
+    """Draw distances over steps. A floor that all runs share is blue, as real data always are; others have their run's colour."""
+    colours = [LINES[index % len(LINES)] for index in range(len(curves))]
+    lines = [
+        axes.plot(curve.steps, curve.distances, color=colour, marker="o", markersize=3)[0]
+        for curve, colour in zip(curves, colours, strict=True)
+    ]
+    floors = {curve.floor: colour for curve, colour in zip(curves, colours, strict=True) if curve.floor is not None}
+    for floor, colour in floors.items():
+        axes.axhline(floor, color=REAL if len(floors) == 1 else colour, linestyle="--")
+    dashed = "; dashed: real against real" if floors else ""
+    axes.set(title=f"Frechet distance through training{dashed}", xlabel="step", ylabel="Frechet distance")
+    if all(distance > 0 for curve in curves for distance in curve.distances):
+        axes.set_yscale("log")
+    for text in axes.legend(lines, ["\n".join(_lines(curve.name)) for curve in curves]).get_texts():
+        text.set_parse_math(False)
+
+
+def _lines(name: str) -> list[str]:
+    return textwrap.wrap(name, _LETTERS)
