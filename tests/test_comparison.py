@@ -75,9 +75,9 @@ def test_table_holds_the_figures_of_every_run_and_the_floors_once(three, command
     assert [table[row].pop("judge") for row in table] == ["pixels", "pixels", "-", "-"]
     for name in names[1:]:
         for row in "ab":
-            assert float(table[row][name]) == pytest.approx(np.ravel(measured[row][name]), rel=2e-4)
+            assert float(table[row][name]) == pytest.approx(np.ravel(measured[row][name]), rel=6e-4)
         floor, shown = measured["a"].get(f"{name}_floor"), table["real against real"][name]
-        assert shown == "-" if floor is None else float(shown) == pytest.approx(np.ravel(floor), rel=2e-4)
+        assert shown == "-" if floor is None else float(shown) == pytest.approx(np.ravel(floor), rel=6e-4)
     assert {table["c"][name] for name in names[1:]} == {"-"}
     assert table["c"]["preset"] == "images"
 

@@ -5,13 +5,10 @@ pictures; `load(folder)` needs the first and third alone.
 """
 
 import shlex
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -40,6 +37,7 @@ from drifting.run_folder import (
     read_config,
 )
 from drifting.sampling import sample
+from drifting.training.interruption import polite_stop
 from drifting.training.loop import TrainingState
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
@@ -264,7 +262,7 @@ def _train(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
     samples_per_step = min(schedule.labels_per_step, positives.num_classes or 1) * schedule.generated
     resources = Resources(state.device, state.step, samples_per_step)
     progress = TrainingProgress(schedule.steps, state.step, samples_per_step)
-    with progress, _polite_stop() as stop:
+    with progress, polite_stop() as stop:
         for step in training_steps(state, positives, encoder, loss, schedule):
             recorder.observe(step)
             more: dict[str, int | float] = {}
@@ -286,25 +284,3 @@ def _train(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
                     f"Stopped at step {step.number} of {schedule.steps}; everything is saved. "
                     f"Go on with: drifting train {config.preset} --save-dir {shlex.quote(str(recorder.folder))} --resume"
                 )
-
-
-@contextmanager
-def _polite_stop() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C (or termination) into a filled list that the loop looks at between steps; the second acts as usual."""
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, _: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: signals belong to somebody else
-        pass
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -2,122 +2,25 @@
 
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional
 
+from drifting.cli.options import AS_KIND, AS_PRESET, DEFAULT, Choices, EncoderSettings, Settings
 from drifting.errors import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What may differ from the preset."""
-
-    steps: Annotated[int | None, arg(aliases=["--drift-steps"])] = None
-    """Optimiser steps."""
-    batch_size: int | None = None
-    """Generated samples of a step, over all its labels; real ones follow in proportion."""
-    learning_rate: float | None = None
-    """Of AdamW."""
-    temperatures: tuple[float, ...] | None = None
-    """Bandwidths of the drift field."""
-    seed: int | None = None
-    """Of weights, noise and data."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or mps."""
-    precision: str | None = None
-    """float32, or bfloat16: of the networks, in training."""
-    keep: int | None = None
-    """How many checkpoints to keep."""
-    micro_batch: int | None = None
-    """Generated samples of one pass: bounds memory, at the price of another forward pass, and changes nothing else."""
-
-
-_AS_PRESET = Settings()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """What to train on."""
-
-    dataset: str | None = None
-    """Which toy: moons, swiss_roll, checker, circles, spirals, eight_gaussians, pinwheel."""
-    data: str | None = None
-    """Your own data: a .npy file of [n, 2] points for the preset toy; a folder of images or a Hub id for the others."""
-    unconditional: bool = False
-    """One joint population of images, without labels."""
-    encoder_weights: str | None = None
-    """File of a trained encoder, in place of its training in the run: for CIFAR-10, see `drifting train-encoder`."""
-    image_size: int | None = None
-    """Pixels to a side, for images that are to be cropped and resized."""
-    channels: int | None = None
-    """1 or 3, to convert images to grey or to colour."""
-
-    def given(self) -> dict[str, Any]:
-        """Return what was asked for."""
-        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
-
-
-_DEFAULT = Choices()
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
-    """What may differ from the defaults of the kind of encoder."""
-
-    image_size: int | None = None
-    """Pixels to a side, for images that are to be cropped and resized."""
-    channels: int | None = None
-    """1 or 3, to convert images to grey or to colour."""
-    arch: str | None = None
-    """resnet18 or resnet50; of mae, whose blocks are plain, so many of them in each stage."""
-    width: int | None = None
-    """Channels of the first stage."""
-    small_stem: bool | None = None
-    """A stem for small images, or that of ImageNet, which takes a quarter of the side; not of mae."""
-    feature_dims: tuple[int, ...] | None = None
-    """Lengths to which the features of the last stages are projected; not of mae."""
-    patch: int | None = None
-    """Side of the patches of mae."""
-    classification_weight: float | None = None
-    """Share of the classes in the loss of mae."""
-    steps: int | None = None
-    """Optimiser steps."""
-    batch_size: int | None = None
-    """Images of a step."""
-    learning_rate: float | None = None
-    """Of AdamW."""
-    crop: float | None = None
-    """Of the area of an image, the largest share that a crop leaves out; not of mae."""
-    flip: float | None = None
-    """Probability of a mirrored image; not of mae."""
-    jitter: float | None = None
-    """Probability of changed colours, of simclr."""
-    grey: float | None = None
-    """Probability of an image without colour, of simclr."""
-    temperature: float | None = None
-    """Of the loss of simclr."""
-    seed: int | None = None
-    """Of weights, order and augmentation."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or mps."""
-
-
-_AS_KIND = EncoderSettings()
 
 
 def train(
     preset: Positional[str],
     /,
     *,
-    choices: OmitArgPrefixes[Choices] = _DEFAULT,
-    settings: OmitArgPrefixes[Settings] = _AS_PRESET,
+    choices: OmitArgPrefixes[Choices] = DEFAULT,
+    settings: OmitArgPrefixes[Settings] = AS_PRESET,
     save_dir: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -151,7 +54,7 @@ def train_encoder(
     *,
     name: str | None = None,
     data: str | None = None,
-    settings: OmitArgPrefixes[EncoderSettings] = _AS_KIND,
+    settings: OmitArgPrefixes[EncoderSettings] = AS_KIND,
     save_dir: Path | None = None,
     overwrite: bool = False,
 ) -> None:
