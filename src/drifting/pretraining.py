@@ -77,7 +77,7 @@ def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
     return network
 
 
-def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, float]:
+def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, int | float]:
     """Train an encoder into a folder of its own and return its figures.
 
     Raises:
@@ -130,18 +130,18 @@ def _train(network: Network, config: RunConfig | EncoderRunConfig, settings: Res
             simclr = SimCLR(network, features=cast(ResNet, network).feature_dim, temperature=settings.temperature)
         steps = train_simclr(simclr.to(config.device), images.images, views=settings.views, **given)
     else:
-        varied = Augmentation(shift=0, rotation=0, scale=0, views=settings.views)
+        varied = Augmentation(shift=0, rotation=0.0, scale=0.0, views=settings.views)
         steps = train_supervised(network, images.images, cast(torch.Tensor, images.labels), augmentation=varied, **given)
     show_steps(steps, settings.steps, settings.batch_size, what="encoder")
 
 
-def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str, float]:
+def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str, int | float]:
     """Return the numbers of images and, where there are classes, how many of the test images are named right.
 
     That is by a linear classifier on the features, fitted to training images, and by the logits of a network that learnt classes.
     """
     train, test = (configuration.load_labelled(cast(ImagesData, config.data), split) for split in ("train", "test"))
-    figures: dict[str, float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
+    figures: dict[str, int | float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
     if train.labels is None or test.labels is None:
         return figures
     some = shuffled_indices(len(train.images), 0, min(_PROBED, len(train.images)), config.seed)

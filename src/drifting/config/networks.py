@@ -97,7 +97,7 @@ class ResNetConfig:
     @property
     def views(self) -> Views:
         """How its images are varied."""
-        return Views(crop=self.crop, flip=self.flip, jitter=0, grey=0)
+        return Views(crop=self.crop, flip=self.flip, jitter=0.0, grey=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
