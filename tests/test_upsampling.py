@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import conv2d, pixel_shuffle, silu
 
 from drifting.errors import InputError
-from drifting.upsampling import Decoder, double
+from drifting.upsampling import Decoder, double, smoothed
 
 
 def test_every_place_makes_the_four_that_it_stands_for():
@@ -34,3 +34,16 @@ def test_decoder_is_a_convolution_of_single_places_then_one_of_three_by_three():
 def test_images_must_be_squares_of_a_side_divisible_by_four(shape):
     with pytest.raises(InputError, match="divisible by 4"):
         Decoder(5, shape, 3)
+
+
+def test_smoothing_stops_alternating_pixels_and_leaves_even_surfaces_alone():
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    for pattern in (rows, columns, rows + columns):
+        alternating = 1.0 - 2.0 * (pattern % 2)
+        assert float(smoothed(alternating.expand(2, 3, 8, 8))[:, :, 1:-1, 1:-1].abs().max()) < 1e-6
+    even = torch.tensor([0.3, -0.7, 0.0])[None, :, None, None].expand(2, 3, 8, 8)
+    torch.testing.assert_close(smoothed(even), even)
+    image = torch.randn(1, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    window = image[0, 0, 1:4, 1:4]
+    expected = (window * torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])).sum() / 16
+    torch.testing.assert_close(smoothed(image)[0, 0, 2, 2], expected)

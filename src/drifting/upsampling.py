@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import conv2d, pad, silu
 
 from drifting.errors import InputError
 
@@ -58,3 +58,11 @@ def double(maps: Float[Tensor, "b m m c"]) -> Float[Tensor, "b 2*m 2*m c//4"]:
     count, side, _, channels = maps.shape
     parts = maps.reshape(count, side, side, 2, 2, channels // 4)
     return parts.transpose(2, 3).reshape(count, 2 * side, 2 * side, channels // 4)
+
+
+def smoothed(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Return images filtered by [1 2 1] / 4 along both axes, edges repeated: alternating pixels cancel, even surfaces stay."""
+    weights = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
+    channels = images.shape[1]
+    kernel = (weights[:, None] * weights).expand(channels, 1, 3, 3)
+    return conv2d(pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from drifting.generators.decoder_mlp import DecoderMLP
+from drifting.upsampling import smoothed
 
 
 def _network(num_classes=None, **settings) -> DecoderMLP:
@@ -54,3 +55,9 @@ def test_guided_code_is_that_of_the_guided_perceptron():
     torch.testing.assert_close(images, network.decode(network.imagine(_noise(), None, scale)).tanh())
     changed = (images - network(_noise())).flatten(1).abs().amax(1) > 1e-7
     assert changed.tolist() == (scale > 1).tolist()
+
+
+def test_smoothing_comes_before_tanh_and_adds_no_weights():
+    plain, smooth = _network(), _network(smoothing=True)
+    assert smooth.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(smooth(_noise()), smoothed(plain.decode(plain.imagine(_noise()))).tanh())
