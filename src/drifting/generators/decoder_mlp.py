@@ -2,7 +2,7 @@
 
     image = tanh( smooth( decoder( perceptron(noise, label, guidance scale) ) ) )
 
-Smoothing, which is optional, is the filter [1 2 1] / 4 along both axes. It stops one pattern alone, that of pixels which alternate: a
+Smoothing, which is optional, is the filter [1 2 1] / 4 along both axes. It stops one pattern alone, pixels that alternate: a
 decoder that doubles the side by rearranging channels falls into it easily, and an encoder with strides hardly sees it.
 
 Source: ours; the decoder is that of the auto-encoder (`upsampling`).
