@@ -57,7 +57,7 @@ for judge in ("pixels", str(place / "judge")):
 
 def _run(code: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-B", "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
 
 
 def test_importing_writes_nothing_and_loads_nothing_heavy():
