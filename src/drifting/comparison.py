@@ -55,7 +55,7 @@ class Entry:
     config: RunConfig
     metrics: Metrics
     minutes: float | None = None
-    probe: float | None = None
+    probe: int | float | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _is_figure(value: Any) -> bool:
     return all(isinstance(part, int | float) for part in (value if isinstance(value, list) else [value]))
 
 
-def _list(metrics: Metrics, name: str) -> list[float]:
+def _list(metrics: Metrics, name: str) -> Sequence[int | float]:
     value = metrics.get(name)
     return value if isinstance(value, list) else []
 

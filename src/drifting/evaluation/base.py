@@ -10,7 +10,7 @@ Sampler = Callable[[int, int], Tensor]
 Metrics = dict[str, int | float | Sequence[float] | Sequence[int] | str]
 
 
-def as_text(value: float | Sequence[float] | Sequence[int] | str) -> str:
+def as_text(value: int | float | Sequence[float] | Sequence[int] | str) -> str:
     """Return a figure as tables show it: a count whole, a number in five digits, several in four each."""
     if isinstance(value, float):
         return f"{value:.5g}"

@@ -38,9 +38,9 @@ class RunColumn:
     name: str
     title: str
     images: Float[Tensor, "rows columns c h w"]
-    steps: Sequence[float] = ()
-    distances: Sequence[float] = ()
-    floor: float | None = None
+    steps: Sequence[int | float] = ()
+    distances: Sequence[int | float] = ()
+    floor: int | float | None = None
 
 
 def runs_figure(columns: Sequence[RunColumn], title: str) -> Figure:
