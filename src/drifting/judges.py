@@ -16,7 +16,7 @@ from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.evaluation.images import Judge, accuracy_of, in_batches
 from drifting.metrics.inception import load_inception
-from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG
+from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS
 from drifting.training.encoder import train_supervised
 from drifting.training.progress import show_steps
 
@@ -39,7 +39,7 @@ def train_classifier(config: ClassifierConfig, folder: Path) -> float:
     test = configuration.load_split(config.data, "test")
     accuracy = accuracy_of(network.eval(), test.images, cast(torch.Tensor, test.labels))
     save_json(folder / CONFIG, configuration.to_json(config))
-    save_json(folder / "metrics.json", {"test_accuracy": accuracy, "num_test_images": len(test.images)})
+    save_json(folder / METRICS, {"test_accuracy": accuracy, "num_test_images": len(test.images)})
     save_tensors(folder / CLASSIFIER_WEIGHTS, network.state_dict())
     return accuracy
 

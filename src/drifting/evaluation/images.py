@@ -17,7 +17,7 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation.base import Metrics
 from drifting.metrics.colour import compare_colours
-from drifting.metrics.frechet import cached_gaussian, frechet_distance, gaussian_of, kernel_distance, unreliable
+from drifting.metrics.frechet import Gaussian, cached_gaussian, frechet_distance, gaussian_of, kernel_distance, unreliable
 from drifting.metrics.memorisation import memorisation
 from drifting.metrics.precision_recall import precision_recall
 from drifting.metrics.two_sample import mean_distance
@@ -72,8 +72,7 @@ def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judg
     generated = sampler(count, None if labels is None else labels.tolist())
     sets = {"": judge.embed(generated), "_floor": judge.embed(train.images[chosen])}
     real = judge.embed(test.images)
-    path = None if judge.cache is None else judge.cache / f"{judge.name}-{test.fingerprint()}.safetensors"
-    reference = gaussian_of(real) if path is None else cached_gaussian(path, test.fingerprint(), lambda: gaussian_of(real))
+    reference = _reference(judge, test, lambda: real)
     if (doubt := unreliable(min(count, len(real)), real.shape[1])) is not None:
         warnings.warn(doubt, stacklevel=2)
     metrics: Metrics = {"num_samples": count}
@@ -100,12 +99,20 @@ def frechet_curve(frames: Mapping[int, Bytes], train: ImageSet, test: ImageSet, 
     Returns:
         `frechet_curve_steps`, `frechet_curve`, a distance for each of them, and `frechet_curve_floor`.
     """
-    reference = gaussian_of(judge.embed(test.images))
+    reference = _reference(judge, test, lambda: judge.embed(test.images))
     count = min(map(len, frames.values()))
     chosen = shuffled_indices(len(train.images), 0, min(count, len(train.images)), _FLOOR_SEED)
     distances = [frechet_distance(gaussian_of(judge.embed(frames[step])), reference) for step in sorted(frames)]
     floor = frechet_distance(gaussian_of(judge.embed(train.images[chosen])), reference)
     return {"frechet_curve_steps": sorted(frames), "frechet_curve": distances, "frechet_curve_floor": floor}
+
+
+def _reference(judge: Judge, test: ImageSet, features: Callable[[], Float[Tensor, "r d"]]) -> Gaussian:
+    """Return the statistics of the test set, kept beside the judge; its features are asked for where they are not known yet."""
+    if judge.cache is None:
+        return gaussian_of(features())
+    fingerprint = test.fingerprint()
+    return cached_gaussian(judge.cache / f"{judge.name}-{fingerprint}.safetensors", fingerprint, lambda: gaussian_of(features()))
 
 
 def _colours(generated: Bytes, real: Bytes, test: ImageSet) -> Metrics:
