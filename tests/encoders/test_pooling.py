@@ -43,6 +43,23 @@ def test_every_kind_is_that_of_the_loops(size):
             np.testing.assert_allclose(features[feature_name("m", kind)].numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("length", [2, 5])
+def test_projection_comes_before_the_pooling(length):
+    # Windows of 4 places have fewer than the 6 channels, those of 16 and 64 more.
+    rng = torch.Generator().manual_seed(0)
+    map, projection = (torch.randn(size, generator=rng, dtype=torch.float64) for size in ((2, 6, 8, 8), (length, 6)))
+    expected = multi_scale("m", torch.einsum("dc,bchw->bdhw", projection, map))
+    found = multi_scale("m", map, projection=projection)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_through_the_covariance_is_that_of_the_places():
+    map, projection = _map().requires_grad_(), _map(2, 2).flatten(2)[0].T.contiguous()
+    assert torch.autograd.gradcheck(lambda map: tuple(multi_scale("m", map, ("std", "std_4"), projection).values()), map)
+
+
 def test_windows_that_do_not_divide_the_map_are_left_out():
     assert list(multi_scale("m", _map(7, 7))) == ["m", "m_mean", "m_std"]
     assert list(multi_scale("m", _map(6, 6))) == ["m", "m_mean", "m_std", "m_mean_2", "m_std_2"]

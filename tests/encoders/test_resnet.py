@@ -185,11 +185,10 @@ def test_projections_of_early_stages_keep_distances_and_are_not_trained():
     network = _network(feature_dims=(8, 12, 20, 40)).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for stage, length in zip(STAGES, (8, 12, 20, 40), strict=True):
-        points = torch.randn(6, network.map_shapes[stage][0])
-        assert network.project(stage, points).shape == (6, length)
-        torch.testing.assert_close(
-            torch.cdist(network.project(stage, points), network.project(stage, points)), torch.cdist(points, points)
-        )
+        points, projection = torch.randn(6, network.map_shapes[stage][0]), network.projection(stage)
+        assert projection.shape == (length, points.shape[1])
+        projected = points @ projection.T
+        torch.testing.assert_close(torch.cdist(projected, projected), torch.cdist(points, points))
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.5)
     functional.cross_entropy(network(_images()), torch.tensor([0, 1, 2])).backward()
     optimizer.step()

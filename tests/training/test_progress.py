@@ -46,7 +46,7 @@ def test_speed_of_a_resumed_run_counts_from_where_it_began(monkeypatch):
 
 
 def test_unknown_drift_norm_is_shown_as_such():
-    assert "raw drift norm nan" in _shown(terminal=False, norms=(None, None, None))
+    assert "raw drift norm not read yet" in _shown(terminal=False, norms=(None, None, None))
 
 
 def test_bar_stops_when_training_fails():

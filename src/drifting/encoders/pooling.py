@@ -2,7 +2,9 @@
 
     mean = (1/m) sum_i x_i,    std = sqrt( (1/m) sum_i (x_i - mean)^2 + 1e-6 )        per channel, over the m places of a window
 
-Shapes: b samples, c channels, k locations, h x w places; locations are row-major.
+A linear projection of the channels may come before all that.
+
+Shapes: b samples, c channels, d channels after a projection, k locations, h x w places, m of a window; locations are row-major.
 
 Source: paper, appendix A.5; that windows do not overlap, and the 1e-6, are facts of the authors' release.
 """
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import linear
 
 from drifting.encoders.base import Features
 from drifting.errors import InputError
@@ -34,13 +37,16 @@ def fits(kind: str, height: int, width: int) -> bool:
     return window == 0 or (height % window == 0 and width % window == 0)
 
 
-def multi_scale(name: str, map: Float[Tensor, "b c h w"], kinds: Sequence[str] = KINDS) -> Features:
+def multi_scale(
+    name: str, map: Float[Tensor, "b c h w"], kinds: Sequence[str] = KINDS, projection: Float[Tensor, "d c"] | None = None
+) -> Features:
     """Return the features of a map in float32: NAME, NAME_mean, NAME_std, NAME_mean_2, NAME_std_2, NAME_mean_4, NAME_std_4.
 
     Args:
         name: of the map.
         map: the feature map.
         kinds: which of `KINDS` to return; those whose windows do not divide the map are left out.
+        projection: of the channels of every place; None for none.
 
     Raises:
         InputError: if a kind is unknown.
@@ -54,13 +60,14 @@ def multi_scale(name: str, map: Float[Tensor, "b c h w"], kinds: Sequence[str] =
         if not fits(kind, height, width):
             continue
         if kind == "all":
-            features[name] = map.flatten(2).transpose(1, 2)
+            features[name] = _projected(map.flatten(2).transpose(1, 2), projection)
             continue
         side = _WINDOWS[kind]
         places = _windows(map, side or height, side or width)
         mean = places.mean(2)
         # The mean is taken off before squaring: the difference of two large means would lose the digits of a small variance.
-        features[feature_name(name, kind)] = mean if kind.startswith("mean") else _root_mean_square(places - mean[:, :, None])
+        found = _projected(mean, projection) if kind.startswith("mean") else _spread(places - mean[:, :, None], projection)
+        features[feature_name(name, kind)] = found
     return features
 
 
@@ -72,6 +79,23 @@ def norm_x(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 c"]:
 def _root_mean_square(places: Float[Tensor, "b k m c"]) -> Float[Tensor, "b k c"]:
     # The addend keeps the gradient of the root finite where all places are alike.
     return torch.sqrt(places.square().mean(2) + _SMALLEST_VARIANCE)
+
+
+def _projected(places: Float[Tensor, "*b c"], projection: Float[Tensor, "d c"] | None) -> Float[Tensor, "*b d"]:
+    return places if projection is None else linear(places, projection)
+
+
+def _spread(centred: Float[Tensor, "b k m c"], projection: Float[Tensor, "d c"] | None) -> Float[Tensor, "b k d"]:
+    """Return the standard deviation of every channel after the projection, of places whose mean is 0.
+
+    Where there are more places than channels, their covariance C is smaller than they: the variances are the diagonal of P C P^T.
+    """
+    count, channels = centred.shape[2:]
+    if projection is None or count <= channels:
+        return _root_mean_square(_projected(centred, projection))
+    covariance = centred.transpose(2, 3) @ centred / count
+    variance = ((projection @ covariance) * projection).sum(3)
+    return torch.sqrt(variance.clamp(min=0) + _SMALLEST_VARIANCE)
 
 
 def _windows(map: Float[Tensor, "b c h w"], height: int, width: int) -> Float[Tensor, "b k m c"]:

@@ -14,13 +14,12 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, linear
 
 from drifting.encoders.base import Features, Frozen, checked_names
 from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x, subsampled
 from drifting.encoders.standardise import IMAGENET, Standardise, Statistics
 from drifting.errors import InputError
-from drifting.inputs import full_precision
 
 # Blocks of each stage, and how many times its width a block gives out: more than once for a bottleneck.
 _ARCHS = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}
@@ -144,14 +143,15 @@ class ResNet(nn.Module):
                 break
         return {name: found[name] for name in names}
 
-    def project(self, stage: str, features: Float[Tensor, "*b c"]) -> Float[Tensor, "*b d"]:
-        """Return features of a stage, channels last, projected to its length in `feature_dims`; as they are if it has none."""
-        return self.projections[stage](features) if stage in self.projections else features
+    def projection(self, stage: str) -> Float[Tensor, "d c"] | None:
+        """Return the matrix that projects features of a stage to its length in `feature_dims`; None if it has none."""
+        return cast(nn.Linear, self.projections[stage]).weight if stage in self.projections else None
 
     def embed(self, images: Images) -> Float[Tensor, "b d"]:
         """Return the mean over places of the last stage, projected: what the classifier sees."""
         last = STAGES[-1]
-        return self.project(last, self.maps(images, (last,))[last].mean((2, 3)))
+        mean, projection = self.maps(images, (last,))[last].mean((2, 3)), self.projection(last)
+        return mean if projection is None else linear(mean, projection)
 
     def forward(self, images: Images) -> Float[Tensor, "b k"]:
         """Return the logits of every class; of a network without logits, what `embed` returns."""
@@ -191,17 +191,8 @@ class ResNetFeatures(Frozen):
         features.update(multi_scale("image", samples, self._image_kinds))
         with torch.autocast(samples.device.type, enabled=False):
             for name, map in maps.items():
-                features.update(self._pooled(name, full_precision(map)))
+                features.update(multi_scale(name, map, self._kinds[name], self.network.projection(name)))
         return {name: features[name] for name in self.names}
-
-    def _pooled(self, name: str, map: Map) -> Features:
-        linear = [kind for kind in self._kinds[name] if not kind.startswith("std")]
-        features = {key: self.network.project(name, value) for key, value in multi_scale(name, map, linear).items()}
-        if len(linear) < len(self._kinds[name]):
-            # A mean may be projected afterwards, which is cheaper; a standard deviation may not.
-            map = self.network.project(name, map.movedim(1, -1)).movedim(-1, 1)
-            features.update(multi_scale(name, map, [kind for kind in self._kinds[name] if kind not in linear]))
-        return features
 
 
 def available_features(network: ResNet) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ class TrainingProgress:
         self._steps, self._first, self._samples_per_step = steps, done, samples_per_step
         self._console = console or Console()
         self._started = self._spoken = time.perf_counter()
-        self._figure, self._figure_name = float("nan"), "raw drift norm" if what == "generator" else f"loss of the {what}"
+        self._figure_name = "raw drift norm" if what == "generator" else f"loss of the {what}"
+        self._figure = "not read yet"
         columns = (
             TextColumn(f"training the {what}"),
             BarColumn(),
@@ -54,10 +55,10 @@ class TrainingProgress:
 
     def advance(self, step: int, figure: float | None = None) -> None:
         """Tell that a step is done; `figure` (raw drift norm or loss) is given when it was read from the device."""
-        self._figure = self._figure if figure is None else figure
+        self._figure = self._figure if figure is None else f"{figure:.3g}"
         now = time.perf_counter()
         rate = (step - self._first) / max(now - self._started, 1e-9)
-        speed = f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  {self._figure_name} {self._figure:.3g}"
+        speed = f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  {self._figure_name} {self._figure}"
         self._bar.update(self._task, completed=step, speed=speed)
         if not self._console.is_terminal and (now - self._spoken > _QUIET_SECONDS or step == self._steps):
             self._spoken = now
