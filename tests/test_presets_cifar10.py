@@ -30,9 +30,12 @@ def test_features_have_the_stated_widths_beside_the_colours(system, size):
     if size and system == "resnet50":
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=4))
     features = build_encoder(config, build_network(config))(IMAGES)
-    expected = {f"stage{stage}_mean": (2, 1, width) for stage, width in WIDTHS[system].items()}
-    expected |= dict.fromkeys(("image_mean_4", "image_std_4"), (2, 64, 3))
-    assert {name: tuple(value.shape) for name, value in features.items()} == expected
+    expected = {f"stage{stage}_{kind}": (2, 1, width) for stage, width in WIDTHS[system].items() for kind in ("mean", "std")}
+    expected |= {"stage4_mean_2": (2, 4, WIDTHS[system][4])} | dict.fromkeys(("image_mean_4", "image_std_4"), (2, 64, 3))
+    shapes = {name: tuple(value.shape) for name, value in features.items()}
+    assert expected.items() <= shapes.items()
+    # Whatever else there is, is what the early stages see.
+    assert {name[:6] for name in shapes.keys() - expected.keys()} <= {"stage1", "stage2", "stage3"}
     tiles = IMAGES.unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((3, 5)).flatten(2).transpose(1, 2)
     torch.testing.assert_close(features["image_mean_4"], tiles)
 
@@ -67,6 +70,12 @@ def test_encoder_that_is_given_is_not_trained(tmp_path):
     network = build_network(dataclasses.replace(config, encoder=given))
     for name, value in build_network(config).state_dict().items():
         assert torch.equal(network.state_dict()[name], value + 1), name
+
+
+def test_one_encoder_serves_the_last_stage_and_all_of_them():
+    one, four = _known("resnet18"), _known("multiscale")
+    assert build_network(one).state_dict().keys() == build_network(four).state_dict().keys()
+    assert set(one.encoder.features) < set(four.encoder.features)
 
 
 def test_encoder_of_another_size_names_the_weights_that_do_not_fit(tmp_path):

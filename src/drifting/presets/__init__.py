@@ -29,12 +29,12 @@ class Preset:
     expected: str
 
 
-_CIFAR10 = (
-    ("resnet18", cifar10.resnet18, "512 features of a ResNet-18"),
-    ("resnet50", cifar10.resnet50, "2048 features of a ResNet-50"),
-    ("multiscale", cifar10.multiscale, "64 + 128 + 256 + 512 features of a ResNet-18"),
-    ("simclr", cifar10.simclr, "512 features of SimCLR, without labels"),
-)
+_CIFAR10 = {
+    "resnet18": "512 features of a ResNet-18",
+    "resnet50": "2048 features of a ResNet-50",
+    "multiscale": "64 + 128 + 256 + 512 features of a ResNet-18",
+    "simclr": "512 features of SimCLR, without labels",
+}
 
 PRESETS = {
     "toy": Preset(toy, "points in the plane", "seven toys, or --data points.npy", "2 to 4", "energy distance as real data's"),
@@ -52,15 +52,23 @@ PRESETS = {
     ),
     **{
         f"cifar10-{name}": Preset(
-            make, f"32 x 32 colour images by class, in the {what}", "CIFAR-10", "not measured", "not measured"
+            functools.partial(cifar10.system, name),
+            f"32 x 32 colour images by class, in the {what}",
+            "CIFAR-10",
+            "not measured",
+            "not measured",
         )
-        for name, make, what in _CIFAR10
+        for name, what in _CIFAR10.items()
     },
     **{
         f"cifar10-{name}-gpu": Preset(
-            functools.partial(make, gpu=True), f"the same, in the {what}, for a GPU", "CIFAR-10", "a GPU: not run", "not run"
+            functools.partial(cifar10.system, name, gpu=True),
+            f"the same, in the {what}, for a GPU",
+            "CIFAR-10",
+            "a GPU: not run",
+            "not run",
         )
-        for name, make, what in _CIFAR10
+        for name, what in _CIFAR10.items()
     },
     "cifar10-classifier": Preset(cifar10.classifier, "the judge of these generators", "CIFAR-10", "not measured", "not measured"),
     "images": Preset(mnist.images, "your own small images", "--data FOLDER or Hub id", "not measured", "not measured"),
