@@ -12,6 +12,7 @@ import torch
 from drifting import config as configuration
 from drifting.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors
 from drifting.config import ClassifierConfig, ImagesData, RunConfig
+from drifting.data.pixels import to_signed
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.evaluation.images import Judge, accuracy_of, in_batches
@@ -57,7 +58,7 @@ def load_judge(judge: str | None, config: RunConfig) -> Judge:
     """
     data = cast(ImagesData, config.data)
     if judge == "pixels":
-        return Judge("pixels", lambda images: images.flatten(1).float() / 127.5 - 1)
+        return Judge("pixels", lambda images: to_signed(images).flatten(1))
     if judge is not None and judge.endswith(".pt"):
         return Judge("inception", load_inception(Path(judge)))
     folder = Path("runs") / f"{data.name}-classifier" if judge is None else Path(judge)

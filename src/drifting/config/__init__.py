@@ -15,8 +15,6 @@ from drifting.config.build import (
     load_labelled,
     load_split,
     resolve,
-    to_bytes,
-    to_signed,
 )
 from drifting.config.data import (
     DigitsData,
@@ -45,6 +43,7 @@ from drifting.config.schema import (
     RunConfig,
 )
 from drifting.config.serial import VERSION, from_json, to_json
+from drifting.data.pixels import to_bytes, to_signed
 
 __all__ = [
     "VERSION",

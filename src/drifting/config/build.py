@@ -38,6 +38,7 @@ from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.digits import load_digits
 from drifting.data.features import FeatureCache
 from drifting.data.images import ImageSet, LabelError, load_images
+from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.points import frame_of, load_points
 from drifting.data.source import InMemorySource, Source, StreamSource
 from drifting.data.toys import toy
@@ -113,16 +114,6 @@ def load_labelled(data: ImagesData, split: str) -> ImageSet:
         return load_split(dataclasses.replace(data, conditional=True), split)
     except LabelError:
         return load_split(dataclasses.replace(data, conditional=False), split)
-
-
-def to_signed(images: Tensor) -> Tensor:
-    """Return bytes as floats in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Return floats in [-1, 1] as bytes."""
-    return ((images + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def build_source(config: RunConfig) -> Source:

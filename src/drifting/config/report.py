@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drifting.config.build import build_source, load_split, to_bytes, to_signed
+from drifting.config.build import build_source, load_split
 from drifting.config.data import (
     DigitsData,
     ImagesData,
@@ -19,6 +19,7 @@ from drifting.config.schema import (
     RunConfig,
 )
 from drifting.data.digits import load_digits
+from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.points import Frame
 from drifting.data.source import InMemorySource, Source, reference_samples
 from drifting.data.toys import toy

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from drifting.data.images import ImageSet
+from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation.base import Metrics
@@ -118,7 +119,7 @@ def _reference(judge: Judge, test: ImageSet, features: Callable[[], Float[Tensor
 def _colours(generated: Bytes, real: Bytes, test: ImageSet) -> Metrics:
     if generated.shape[1] not in (1, 3):
         return {}
-    found, floor = (compare_colours(*(part.float() / 127.5 - 1 for part in (images, test.images))) for images in (generated, real))
+    found, floor = (compare_colours(to_signed(images), to_signed(test.images)) for images in (generated, real))
     return {
         "colour_mean": list(found.mean),
         "colour_mean_floor": list(found.real_mean),
@@ -130,7 +131,7 @@ def _colours(generated: Bytes, real: Bytes, test: ImageSet) -> Metrics:
 
 
 def _copies(generated: Bytes, train: ImageSet, test: ImageSet) -> Metrics:
-    pixels = (images.flatten(1).float() / 127.5 for images in (generated, train.images, test.images))
+    pixels = (to_signed(images).flatten(1) for images in (generated, train.images, test.images))
     found = memorisation(*pixels)
     return {
         "nearest_distance": found.distance,
@@ -158,4 +159,4 @@ def accuracy_of(network: nn.Module, images: Bytes, labels: Int[Tensor, " s"]) ->
 def in_batches(function: Callable[[Tensor], Tensor], images: Bytes, size: int = 500) -> Tensor:
     """Return what a function of images in [-1, 1] makes of bytes, on the CPU."""
     with torch.no_grad():
-        return torch.cat([function(part.float() / 127.5 - 1).cpu() for part in images.split(size)])
+        return torch.cat([function(to_signed(part)).cpu() for part in images.split(size)])

@@ -1,8 +1,8 @@
 """CIFAR-10 in the features of four encoders, each in a size for two CPU cores and one for a GPU; and their judge.
 
-The last stage of an encoder sees shapes, and one that was trained to overlook colours cannot teach them. Beside its features stand what
-the first two stages see, which is texture, and means and standard deviations of the colours of 8 x 8 tiles of the image, every one
-of them at a scale of its own. docs/cifar10.md compares the four.
+The last stage of an encoder sees shapes, and one that was trained to overlook colours cannot teach them. Beside its features stand
+those of the first two stages, which see texture, and means and standard deviations of the colours of 8 x 8 tiles of the image; each
+is divided by a scale of its own. docs/cifar10.md compares the four.
 """
 
 import dataclasses

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
 
+from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.augmentation import Views, augment
 from drifting.errors import InputError
@@ -229,11 +230,6 @@ def schedule_factor(number: int, steps: int) -> float:
     if number <= rise:
         return number / rise
     return 0.5 * (1 + math.cos(math.pi * (number - rise) / (steps + 1 - rise)))
-
-
-def to_signed(images: Shaped[Tensor, "b c h w"]) -> Images:
-    """Return images in [-1, 1] from bytes; floats are taken to be so already."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from drifting.data.pixels import to_signed
 from drifting.encoders.augmentation import Views, augment
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
-from drifting.training.encoder import EncoderStep, device_of, in_order, optimise, to_signed
+from drifting.training.encoder import EncoderStep, device_of, in_order, optimise
 
 _VIEWS = Views()
 
