@@ -1,0 +1,91 @@
+"""Show what it takes for colours and textures to come out right: short trainings of CIFAR-10 presets with parts of them left out.
+
+Command: python benchmarks/colours.py --judge runs/cifar10-classifier --save-dir runs/colours [--encoder-weights simclr=FILE ...]
+
+Every preset is trained as it is, without the filter at the end of its generator, and in the means of its stages alone, with nothing
+beside them. A run that is there is not done again. At the end stand the table and the picture of `drifting compare`, and for every
+feature of an encoder how far apart images are in it, and how far it moves, as a share of that, when their colours are changed: what
+hardly moves cannot teach colours. The distances tell also which feature would drown the others, were each not divided by its own.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from drifting import config as configuration
+from drifting import runs
+from drifting.comparison import write_comparison
+from drifting.config import DecoderMLPConfig, ResNetConfig, RunConfig
+from drifting.encoders.augmentation import Views, augment
+from drifting.presets import adjust, preset
+from drifting.pretraining import prepare_encoder
+
+SYSTEMS = ("resnet18", "resnet50", "multiscale", "simclr")
+_IMAGES = 1000
+_OTHER_COLOURS = Views(crop=0.0, flip=0.0, jitter=1.0, grey=0.0)
+
+
+def means_alone(config: RunConfig) -> RunConfig:
+    """Return the same run in the means of its stages, with neither texture nor colours beside them."""
+    assert isinstance(config.encoder, ResNetConfig)
+    all_stages = "stage3_mean" in config.encoder.features
+    names = tuple(f"stage{stage}_mean" for stage in ((1, 2, 3, 4) if all_stages else (4,)))
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, features=names))
+
+
+def unfiltered(config: RunConfig) -> RunConfig:
+    """Return the same run without the filter at the end of its generator."""
+    assert isinstance(config.generator, DecoderMLPConfig)
+    return dataclasses.replace(config, generator=dataclasses.replace(config.generator, smoothing=False))
+
+
+VARIANTS = {"means-alone": means_alone, "unfiltered": unfiltered, "whole": lambda config: config}
+
+
+def sensitivity(config: RunConfig, folder: Path) -> dict[str, tuple[float, float]]:
+    """Return for every feature the mean distance between images, and the share of it by which other colours move an image."""
+    encoder = configuration.build_encoder(config, prepare_encoder(config, folder))
+    images = configuration.to_signed(configuration.load_split(config.data, "test").images[:_IMAGES])  # pyright: ignore
+    with torch.no_grad():
+        real, changed = encoder(images), encoder(augment(images, _OTHER_COLOURS, torch.Generator().manual_seed(0)))
+    found = {}
+    for name, features in real.items():
+        groups = features.transpose(0, 1)
+        apart = torch.cdist(groups, groups).sum() / (len(groups) * len(images) * (len(images) - 1))
+        found[name] = (float(apart), float((features - changed[name]).norm(dim=2).mean() / apart))
+    return found
+
+
+def main() -> None:
+    """Do what is not done yet, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", required=True, help="folder of the trained cifar10-classifier")
+    parser.add_argument("--save-dir", type=Path, required=True)
+    parser.add_argument("--data", help="folder or Hub id of CIFAR-10; $DRIFTING_DATA/cifar10 by default")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--encoder-weights", nargs="*", default=[], metavar="SYSTEM=FILE", help="trained encoders")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--num-samples", type=int, default=4000)
+    options = parser.parse_args()
+    weights, folders, lines = dict(pair.split("=", 1) for pair in options.encoder_weights), [], []
+    for system in options.systems:
+        base = preset(f"cifar10-{system}", data=options.data, encoder_weights=weights.get(system))
+        assert isinstance(base, RunConfig)
+        base = configuration.resolve(adjust(base, steps=options.steps))
+        for name, changed in VARIANTS.items():
+            folder = options.save_dir / f"{system}-{name}"
+            if not (folder / "metrics.json").exists():
+                run = runs.train(changed(base), folder, overwrite=folder.exists())
+                run.evaluate(judge=options.judge, count=options.num_samples)
+            folders.append(folder)
+        for feature, (apart, share) in sensitivity(base, folders[-1]).items():
+            lines.append(f"| {system} | {feature} | {apart:.3g} | {share:.2f} |")
+    compared, files = write_comparison(folders, options.save_dir, overwrite=True)
+    head = ["| encoder | feature | mean distance | moved by other colours |", "|---" * 4 + "|"]
+    print(compared.markdown(), *head, *lines, *files, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
