@@ -32,7 +32,8 @@ SYSTEMS = {
     "resnet18": ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=_ONE, steps=2400),
     "resnet50": ResNetConfig(arch="resnet50", width=8, feature_dims=(2048,), features=_ONE, steps=2400),
     "multiscale": ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=_FOUR, steps=2400),
-    "simclr": SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=_ONE, steps=1200),
+    # Without labels the last stage knows less: the third one, as wide as its maps are, stands beside it too.
+    "simclr": SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=_FOUR, steps=1200),
 }
 
 _DRAWER = DecoderMLPConfig(noise_dim=32, code_dim=256, decoder_width=64, smoothing=True)
