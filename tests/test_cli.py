@@ -136,7 +136,8 @@ def test_running_out_of_memory_names_the_flag_that_lowers_it(here, command, monk
     monkeypatch.setattr(runs, "start", grow)
     result = command("train", "toy", "--save-dir", "x")
     assert result.status == 1
-    assert re.fullmatch(r"drifting: out of memory \(.*\): pass a smaller --micro-batch, also with --resume .*\n", result.err)
+    flags = r"pass a smaller --batch-size or, for a generator, --micro-batch, also with --resume .*"
+    assert re.fullmatch(rf"drifting: out of memory \(.*\): {flags}\n", result.err)
 
 
 def test_divergence_exits_1_with_one_line(here, command):

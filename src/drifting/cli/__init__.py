@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
         from drifting.training.loop import DivergenceError
 
         if _out_of_memory(error):
-            mend = "pass a smaller --micro-batch, also with --resume from the last checkpoint, or a smaller --batch-size"
+            mend = "pass a smaller --batch-size or, for a generator, --micro-batch, also with --resume from the last checkpoint"
             _leave(f"out of memory ({str(error).partition(chr(10))[0]}): {mend}", 1)
         if not isinstance(error, Interrupted | DivergenceError):
             raise
