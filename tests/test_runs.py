@@ -96,6 +96,15 @@ def test_run_resumed_after_a_signal_equals_the_uninterrupted_one(tiny_toy, tmp_p
     assert_same_run(runs.train(tiny_toy, tmp_path / "halves", resume=True).folder, whole)
 
 
+def test_stopped_run_that_is_to_go_no_further_ends_in_a_frame_of_its_last_step(tiny_toy, tmp_path, at_step):
+    at_step(5, _signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        runs.train(tiny_toy, tmp_path / "run")
+    assert max(load_tensors(tmp_path / "run" / "frames.safetensors"), key=int) != "5"
+    run = runs.train(presets.adjust(tiny_toy, steps=5), tmp_path / "run", resume=True)
+    assert max(run.frames()) == 5
+
+
 def test_signal_at_the_last_step_finishes_the_run(tiny_toy, tmp_path, at_step):
     at_step(6, _signal(signal.SIGINT))
     runs.train(tiny_toy, tmp_path / "run")

@@ -157,10 +157,13 @@ class Recorder:
     def save(self) -> Path:
         """Write frames and checkpoint; refuses a state that is not finite."""
         self.state.check_faults()
-        save_tensors(self.folder / FRAMES, {str(step): frame for step, frame in self.frames.items()})
+        self._write_frames()
         positives = {f"positives.{name}": value for name, value in self._positives.tensors().items()}
         tensors = {**self.state.tensors(), **self._means.tensors(), **positives}
         return save_checkpoint(self.folder / "checkpoints", self.state.step, tensors, self.facts, keep=self.keep)
+
+    def _write_frames(self) -> None:
+        save_tensors(self.folder / FRAMES, {str(step): frame for step, frame in self.frames.items()})
 
     def resume(self, steps: int) -> None:
         """Go back to the newest checkpoint, of a run that is to have `steps` steps in all."""
@@ -179,8 +182,10 @@ class Recorder:
         frames = self.folder / FRAMES
         stored = load_tensors(frames) if frames.exists() else {}
         self.frames = {int(step): frame for step, frame in stored.items() if int(step) <= done}
-        if not self.frames:
+        # A checkpoint that was to be one of many may be taken for the last one.
+        if not self.frames or (done == steps and done not in self.frames):
             self.take_frame()
+            self._write_frames()
         if done == steps:
             self.choose_average()
 
