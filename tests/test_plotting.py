@@ -36,6 +36,23 @@ def test_pictures_of_points_are_made_and_the_field_is_that_of_the_first_and_the_
     assert [any(torch.equal(one, frames[step]) for one in asked) for step in (0, 2, 4)] == [True, False, True]
 
 
+def test_drift_norms_of_many_features_are_one_curve_a_temperature_and_thin_ones():
+    norms = {
+        "a/0.1": (4.0, 1.0),
+        "b/0.1": (1.0, 0.0),
+        "c/0.1": (2.0, 2.0),
+        "a/0.2": (1.0, 1.0),
+        "b/0.2": (1.0, 1.0),
+        "c/0.2": (8.0, 1.0),
+    }
+    log = [{"step": n, "loss": 1.0, **{f"drift_norm/{name}": pair[n] for name, pair in norms.items()}} for n in (0, 1)]
+    middle = panels.losses_figure("x", log, None).axes[1]
+    named = {line.get_label(): list(line.get_ydata()) for line in middle.lines if line.get_label().startswith("temperature")}
+    assert named == {"temperature 0.1": pytest.approx([2.0, 0.0], abs=1e-12), "temperature 0.2": pytest.approx([2.0, 1.0])}
+    assert len(middle.lines) == 8
+    assert [text.get_text() for text in middle.get_legend().get_texts()] == list(named)
+
+
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_extreme_fields_far_samples_and_one_line_of_metrics_can_be_drawn(tmp_path, value):
     frames = {0: _points(9, 0) * 1e4, 1: _points(9, 1)}

@@ -1,5 +1,7 @@
 """What all pictures share: colours, panels, the curves of training, and files."""
 
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,14 +54,7 @@ def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
     left.set(title="loss", xlabel="step", ylabel="mean square of the drift that is regressed")
     if max(losses) > 20 * min(losses) > 0:
         left.set_yscale("log")
-    norms = sorted({name for line in log for name in line if name.startswith("drift_norm/")})
-    features = {name.split("/")[1] for name in norms}
-    for index, name in enumerate(norms):
-        _, feature, temperature = name.split("/")
-        label = f"temperature {temperature}" if len(features) == 1 else f"{feature}, {temperature}"
-        middle.plot(steps, [line[name] for line in log], color=LINES[index % len(LINES)], label=label)
-    middle.set(title="raw drift norm, per temperature", xlabel="step", ylabel="mean square of the raw drift", yscale="log")
-    middle.legend(fontsize="small" if len(features) == 1 else "xx-small")
+    _draw_drift_norms(middle, log)
     measured = [line for line in log if "energy_distance" in line]
     distances = [line["energy_distance"] for line in measured]
     right.plot([line["step"] for line in measured], distances, color=LINES[0], marker="o", markersize=3, label="samples and data")
@@ -68,6 +63,24 @@ def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
         right.legend()
     right.set(title="two-sample distance", xlabel="step", ylabel="squared energy distance", yscale="log")
     return figure
+
+
+def _draw_drift_norms(axes: Axes, log: Log) -> None:
+    """Draw the raw drift norm of every temperature: the geometric mean over the features and, thin, that of each of them."""
+    norms = sorted({name for line in log for name in line if name.startswith("drift_norm/")})
+    steps, by_temperature = [line["step"] for line in log], defaultdict(list)
+    for name in norms:
+        by_temperature[name.split("/")[2]].append([line[name] for line in log])
+    count = max(map(len, by_temperature.values()))
+    for colour, (temperature, curves) in zip(itertools.cycle(LINES), by_temperature.items(), strict=False):
+        if count > 1:
+            axes.plot(steps, np.transpose(curves), color=colour, linewidth=0.6, alpha=0.35)
+        # A norm may be 0, where all samples are alike.
+        middle = np.exp(np.log(np.maximum(curves, np.finfo(float).tiny)).mean(0))
+        axes.plot(steps, middle, color=colour, label=f"temperature {temperature}")
+    title = f"raw drift norm of {count} features" if count > 1 else "raw drift norm, per temperature"
+    axes.set(title=title, xlabel="step", ylabel="mean square of the raw drift", yscale="log")
+    axes.legend(fontsize="small")
 
 
 def pixels(figure: Figure) -> Image.Image:
