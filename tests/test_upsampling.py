@@ -16,9 +16,10 @@ def test_every_place_makes_the_four_that_it_stands_for():
             assert torch.equal(doubled[:, row, column], maps[:, row // 2, column // 2, 2 * part : 2 * part + 2])
 
 
-def test_decoder_is_a_convolution_of_single_places_then_one_of_three_by_three():
+@pytest.mark.parametrize("smoothing", [0, 1, 2])
+def test_decoder_is_a_convolution_of_single_places_then_one_of_three_by_three(smoothing):
     torch.manual_seed(0)
-    decoder, features = Decoder(5, (2, 8, 8), 3), torch.randn(4, 5)
+    decoder, features = Decoder(5, (2, 8, 8), 3, smoothing=smoothing), torch.randn(4, 5)
     quarter = silu(decoder.spread(features).reshape(4, 2, 2, 6).movedim(-1, 1))
 
     def shuffle(maps: torch.Tensor) -> torch.Tensor:
@@ -26,8 +27,14 @@ def test_decoder_is_a_convolution_of_single_places_then_one_of_three_by_three():
         return pixel_shuffle(maps.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2), 2)
 
     half = shuffle(conv2d(quarter, decoder.first.weight[:, :, None, None], decoder.first.bias))
+    half = smoothed(half) if smoothing == 2 else half
     expected = shuffle(conv2d(silu(half), decoder.second.weight, decoder.second.bias, padding=1))
-    torch.testing.assert_close(decoder(features), expected)
+    torch.testing.assert_close(decoder(features), smoothed(expected) if smoothing else expected)
+
+
+def test_there_are_two_doublings_to_smooth():
+    with pytest.raises(InputError, match="smoothing is 3: pass 0, 1 or 2"):
+        Decoder(5, (2, 8, 8), 3, smoothing=3)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 12), (1, 6, 6), (1, 0, 0)])

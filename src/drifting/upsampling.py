@@ -3,6 +3,9 @@
 A matrix product makes a map of a quarter of the side; twice, every place of a map makes the 2 x 2 places that it stands for. That
 is faster on a CPU than transposed convolutions, and strokes come out whole, as they do not from a perceptron on pixels.
 
+Smoothing, which is optional, is the filter [1 2 1] / 4 along both axes after the last doubling, or after both. It stops what an
+encoder with strides hardly sees: the former pixels that alternate, the latter also squares that end where the places of a map do.
+
 Shapes: b samples, f features, c channels, h x h pixels (h divisible by 4), w width.
 """
 
@@ -31,15 +34,18 @@ class Decoder(nn.Module):
         features: length of a vector.
         image_shape: channels, height and width of one image; square, with a side divisible by 4.
         width: channels at half the side; a quarter of the side has twice as many.
+        smoothing: after how many of the doublings to filter, counted from the last: 0, 1 or 2.
 
     Raises:
-        InputError: if images are not square, with a side divisible by 4.
+        InputError: if images are not square, with a side divisible by 4, or smoothing is none of these.
     """
 
-    def __init__(self, features: int, image_shape: Sequence[int], width: int) -> None:
+    def __init__(self, features: int, image_shape: Sequence[int], width: int, *, smoothing: int = 0) -> None:
         super().__init__()
+        if smoothing not in (0, 1, 2):
+            raise InputError(f"smoothing is {smoothing}: pass 0, 1 or 2 doublings to filter after")
         channels, self.side = check_square(image_shape)
-        self.width = width
+        self.width, self.smoothing = width, smoothing
         self.spread = nn.Linear(features, (self.side // 4) ** 2 * 2 * width)
         # Of a convolution over single places the matrix product remains; channels come last throughout.
         self.first = nn.Linear(2 * width, 4 * width)
@@ -49,8 +55,10 @@ class Decoder(nn.Module):
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b c h h"]:
         """Return an image for every vector."""
         quarter = self.spread(features).unflatten(1, (self.side // 4, self.side // 4, 2 * self.width))
-        half = double(self.first(silu(quarter)))
-        return double(self.second(silu(half).movedim(-1, 1)).movedim(1, -1)).movedim(-1, 1)
+        half = double(self.first(silu(quarter))).movedim(-1, 1)
+        half = self.second(silu(smoothed(half) if self.smoothing > 1 else half))
+        images = double(half.movedim(1, -1)).movedim(-1, 1)
+        return smoothed(images) if self.smoothing else images
 
 
 def double(maps: Float[Tensor, "b m m c"]) -> Float[Tensor, "b 2*m 2*m c//4"]:

@@ -27,7 +27,7 @@ class DecoderMLPConfig:
     code_dim: int = 128
     decoder_width: int = 32
     gain: float = 2.0
-    smoothing: bool = False
+    smoothing: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

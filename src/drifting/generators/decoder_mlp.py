@@ -1,9 +1,6 @@
 """A perceptron that imagines a code, and a decoder that draws it: images on a CPU, sharp and with few operations.
 
-    image = tanh( smooth( decoder( perceptron(noise, label, guidance scale) ) ) )
-
-Smoothing, which is optional, is the filter [1 2 1] / 4 along both axes. It stops one pattern alone, pixels that alternate: a
-decoder that doubles the side by rearranging channels falls into it easily, and an encoder with strides hardly sees it.
+    image = tanh( decoder( perceptron(noise, label, guidance scale) ) )
 
 Source: ours; the decoder is that of the auto-encoder (`upsampling`).
 """
@@ -17,7 +14,7 @@ from torch import Tensor
 
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
-from drifting.upsampling import Decoder, smoothed
+from drifting.upsampling import Decoder
 
 
 class DecoderMLP(Generator):
@@ -29,7 +26,7 @@ class DecoderMLP(Generator):
         decoder_width: channels of the decoder at half the side.
         gain: factor of the weights of the matrix products at the start. Above 1 the first images differ as much from each other as
             from real ones; where they are alike, they see each other alone at short temperatures, and large populations starve.
-        smoothing: filter images before tanh.
+        smoothing: of the decoder.
         perceptron: noise_dim, width, depth, num_classes and guided of the perceptron, see `MLP`.
     """
 
@@ -40,15 +37,14 @@ class DecoderMLP(Generator):
         code_dim: int,
         decoder_width: int,
         gain: float = 1.0,
-        smoothing: bool = False,
+        smoothing: int = 0,
         **perceptron: Any,
     ) -> None:
         super().__init__()
         self.imagine = MLP(sample_shape=(code_dim,), gain=gain, **perceptron)
         self.noise_shape, self.sample_shape = self.imagine.noise_shape, tuple(sample_shape)
         self.num_classes, self.guided = self.imagine.num_classes, self.imagine.guided
-        self.smoothing = smoothing
-        self.decode = Decoder(code_dim, sample_shape, decoder_width)
+        self.decode = Decoder(code_dim, sample_shape, decoder_width, smoothing=smoothing)
         with torch.no_grad():
             for layer in (self.imagine.output, self.decode.spread):
                 layer.weight.mul_(gain)
@@ -60,5 +56,4 @@ class DecoderMLP(Generator):
         guidance_scale: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Return one image per row of noise; a conditional generator needs `labels`, a guided one takes no scale for 1."""
-        images = self.decode(self.imagine(noise, labels, guidance_scale))
-        return torch.tanh(smoothed(images) if self.smoothing else images)
+        return torch.tanh(self.decode(self.imagine(noise, labels, guidance_scale)))

@@ -6,6 +6,7 @@ is divided by a scale of its own. docs/cifar10.md compares the four.
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 from drifting.config import (
     ClassifierConfig,
@@ -27,18 +28,34 @@ _ONE = ("stage4_mean", "stage4_std", "stage4_mean_2", *_TEXTURE, *_COLOURS)
 _FOUR = (*_ONE, "stage3_mean", "stage3_std", "stage3_mean_4")
 _ALL_DIMS = (64, 128, 256, 512)
 
-# For two CPU cores a trunk is narrowed, that of a ResNet-50 further, and its features are projected to the standard lengths.
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What tells one of the systems from the others, in the size for two CPU cores.
+
+    Attributes:
+        encoder: narrowed, its features projected to the standard lengths.
+        steps: of the generator.
+        smoothing: of its decoder. What SimCLR hardly sees are also squares that end where the places of a map do.
+    """
+
+    encoder: ResNetConfig
+    steps: int = 1600
+    smoothing: int = 1
+
+
 SYSTEMS = {
-    "resnet18": ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=_ONE, steps=2400),
-    "resnet50": ResNetConfig(arch="resnet50", width=8, feature_dims=(2048,), features=_ONE, steps=2400),
-    "multiscale": ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=_FOUR, steps=2400),
+    "resnet18": System(encoder=ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=_ONE, steps=2400)),
+    # Its features are four times as long, and a step takes 1.6 times as long.
+    "resnet50": System(encoder=ResNetConfig(arch="resnet50", width=8, feature_dims=(2048,), features=_ONE, steps=2400), steps=1000),
+    "multiscale": System(encoder=ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=_FOUR, steps=2400)),
     # Without labels the last stage knows less: the third one, as wide as its maps are, stands beside it too.
-    "simclr": SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=_FOUR, steps=1200),
+    "simclr": System(encoder=SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=_FOUR, steps=1200), smoothing=2),
 }
 
-_DRAWER = DecoderMLPConfig(noise_dim=32, code_dim=256, decoder_width=64, smoothing=True)
+_DRAWER = DecoderMLPConfig(noise_dim=32, code_dim=256, decoder_width=64)
 _SCHEDULE = Schedule(
-    steps=1600,
+    steps=System.steps,
     labels_per_step=2,
     generated=64,
     positives=256,
@@ -48,8 +65,6 @@ _SCHEDULE = Schedule(
     ema_decay=0.99,
     statistics_every=100,
 )
-# Its features are four times as long, and a step takes 1.6 times as long.
-_RESNET50_SCHEDULE = dataclasses.replace(_SCHEDULE, steps=1000)
 _GPU_ENCODER = {"width": 64, "steps": 6000, "batch_size": 256}
 _GPU_SCHEDULE = dataclasses.replace(
     _SCHEDULE,
@@ -78,17 +93,16 @@ def system(
 
     Command: drifting train cifar10-NAME. Hardware: two CPU cores, or a GPU. Expected, measured: docs/cifar10.md; not run on a GPU.
     """
-    preset = f"cifar10-{name}"
-    schedule = _RESNET50_SCHEDULE if name == "resnet50" else _SCHEDULE
-    encoder = dataclasses.replace(SYSTEMS[name], weights=encoder_weights, **(_GPU_ENCODER if gpu else {}))
+    preset, chosen = f"cifar10-{name}", SYSTEMS[name]
+    encoder = dataclasses.replace(chosen.encoder, weights=encoder_weights, **(_GPU_ENCODER if gpu else {}))
     config = RunConfig(
         preset=f"{preset}-gpu" if gpu else preset,
         data=ImagesData(name="cifar10", path=data, colour=True),
-        generator=UNetConfig(**vars(SIZES["gpu"])) if gpu else _DRAWER,
+        generator=UNetConfig(**vars(SIZES["gpu"])) if gpu else dataclasses.replace(_DRAWER, smoothing=chosen.smoothing),
         encoder=encoder,
         # With a floor under the affinities every class would end at its mean.
         loss=LossConfig(affinity_floor=0.0),
-        schedule=_GPU_SCHEDULE if gpu else schedule,
+        schedule=_GPU_SCHEDULE if gpu else dataclasses.replace(_SCHEDULE, steps=chosen.steps),
         log_every=50,
         frames=12,
         frame_samples=1000,
