@@ -29,11 +29,12 @@ class Preset:
     expected: str
 
 
+# name -> in which features, and the Frechet distance in the judge's (docs/results.md), real images being 0.17 apart.
 _CIFAR10 = {
-    "resnet18": "512 features of a ResNet-18",
-    "resnet50": "2048 features of a ResNet-50",
-    "multiscale": "64 + 128 + 256 + 512 features of a ResNet-18",
-    "simclr": "512 features of SimCLR, without labels",
+    "resnet18": ("512 features of a ResNet-18", "4.4 after 1000 steps"),
+    "resnet50": ("2048 features of a ResNet-50", "5.9"),
+    "multiscale": ("64 + 128 + 256 + 512 features of a ResNet-18", "2.7"),
+    "simclr": ("512 features of SimCLR, without labels", "10.8, with one filter"),
 }
 
 PRESETS = {
@@ -55,10 +56,10 @@ PRESETS = {
             functools.partial(cifar10.system, name),
             f"32 x 32 colour images by class, in the {what}",
             "CIFAR-10",
-            "not measured",
-            "not measured",
+            "35 on one busy core, as long for its encoder",
+            f"Frechet distance {distance}",
         )
-        for name, what in _CIFAR10.items()
+        for name, (what, distance) in _CIFAR10.items()
     },
     **{
         f"cifar10-{name}-gpu": Preset(
@@ -68,9 +69,15 @@ PRESETS = {
             "a GPU: not run",
             "not run",
         )
-        for name, what in _CIFAR10.items()
+        for name, (what, _) in _CIFAR10.items()
     },
-    "cifar10-classifier": Preset(cifar10.classifier, "the judge of these generators", "CIFAR-10", "not measured", "not measured"),
+    "cifar10-classifier": Preset(
+        cifar10.classifier,
+        "the judge of CIFAR-10 generators",
+        "CIFAR-10",
+        "10 on one busy core",
+        "79 % of the test set named right",
+    ),
     "images": Preset(mnist.images, "your own small images", "--data FOLDER or Hub id", "not measured", "not measured"),
 }
 
