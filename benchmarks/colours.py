@@ -19,6 +19,7 @@ from drifting import runs
 from drifting.comparison import write_comparison
 from drifting.config import DecoderMLPConfig, ResNetConfig, RunConfig
 from drifting.encoders.augmentation import Views, augment
+from drifting.fields.engine import pairwise_distances
 from drifting.presets import adjust, preset
 from drifting.pretraining import prepare_encoder
 
@@ -53,7 +54,7 @@ def sensitivity(config: RunConfig, folder: Path) -> dict[str, tuple[float, float
     found = {}
     for name, features in real.items():
         groups = features.transpose(0, 1)
-        apart = torch.cdist(groups, groups).sum() / (len(groups) * len(images) * (len(images) - 1))
+        apart = pairwise_distances(groups, groups).sum() / (len(groups) * len(images) * (len(images) - 1))
         found[name] = (float(apart), float((features - changed[name]).norm(dim=2).mean() / apart))
     return found
 

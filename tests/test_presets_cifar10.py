@@ -10,7 +10,12 @@ from drifting.config import ImagesData, SimCLRConfig, build_encoder, build_gener
 from drifting.errors import InputError
 from drifting.presets import check_choices, preset
 
-WIDTHS = {"resnet18": {4: 512}, "resnet50": {4: 2048}, "simclr": {4: 512}, "multiscale": {1: 64, 2: 128, 3: 256, 4: 512}}
+WIDTHS = {
+    "resnet18": {1: 64, 2: 128, 4: 512},
+    "resnet50": {4: 2048},
+    "simclr": {4: 512},
+    "multiscale": {1: 64, 2: 128, 3: 256, 4: 512},
+}
 SYSTEMS = pytest.mark.parametrize("system", WIDTHS)
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -29,13 +34,15 @@ def test_features_have_the_stated_widths_beside_the_colours(system, size):
     config = _known(system + size)
     if size and system == "resnet50":
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=4))
-    features = build_encoder(config, build_network(config))(IMAGES)
-    expected = {f"stage{stage}_{kind}": (2, 1, width) for stage, width in WIDTHS[system].items() for kind in ("mean", "std")}
-    expected |= {"stage4_mean_2": (2, 4, WIDTHS[system][4])} | dict.fromkeys(("image_mean_4", "image_std_4"), (2, 64, 3))
-    shapes = {name: tuple(value.shape) for name, value in features.items()}
-    assert expected.items() <= shapes.items()
-    # Whatever else there is, is what the early stages see.
-    assert {name[:6] for name in shapes.keys() - expected.keys()} <= {"stage1", "stage2", "stage3"}
+    network = build_network(config)
+    features = build_encoder(config, network)(IMAGES)
+    stages = (1, 2, 3, 4) if system in ("multiscale", "simclr") else (1, 2, 4)
+    # A stage that is not projected is as wide as its map.
+    widths = {stage: network.map_shapes[f"stage{stage}"][0] for stage in stages} | WIDTHS[system]
+    expected = {f"stage{stage}_{kind}": (2, 1, width) for stage, width in widths.items() for kind in ("mean", "std")}
+    expected |= {"stage4_mean_2": (2, 4, widths[4])} | dict.fromkeys(("image_mean_4", "image_std_4"), (2, 64, 3))
+    expected |= {"stage3_mean_4": (2, 4, widths[3])} if 3 in stages else {}
+    assert {name: tuple(value.shape) for name, value in features.items()} == expected
     tiles = IMAGES.unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((3, 5)).flatten(2).transpose(1, 2)
     torch.testing.assert_close(features["image_mean_4"], tiles)
 

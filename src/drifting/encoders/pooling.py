@@ -60,13 +60,13 @@ def multi_scale(
         if not fits(kind, height, width):
             continue
         if kind == "all":
-            features[name] = _projected(map.flatten(2).transpose(1, 2), projection)
+            features[name] = projected(map.flatten(2).transpose(1, 2), projection)
             continue
         side = _WINDOWS[kind]
         places = _windows(map, side or height, side or width)
         mean = places.mean(2)
         # The mean is taken off before squaring: the difference of two large means would lose the digits of a small variance.
-        found = _projected(mean, projection) if kind.startswith("mean") else _spread(places - mean[:, :, None], projection)
+        found = projected(mean, projection) if kind.startswith("mean") else _spread(places - mean[:, :, None], projection)
         features[feature_name(name, kind)] = found
     return features
 
@@ -81,7 +81,8 @@ def _root_mean_square(places: Float[Tensor, "b k m c"]) -> Float[Tensor, "b k c"
     return torch.sqrt(places.square().mean(2) + _SMALLEST_VARIANCE)
 
 
-def _projected(places: Float[Tensor, "*b c"], projection: Float[Tensor, "d c"] | None) -> Float[Tensor, "*b d"]:
+def projected(places: Float[Tensor, "*b c"], projection: Float[Tensor, "d c"] | None) -> Float[Tensor, "*b d"]:
+    """Return places, channels last, after a linear projection; as they are for None."""
     return places if projection is None else linear(places, projection)
 
 
@@ -92,7 +93,7 @@ def _spread(centred: Float[Tensor, "b k m c"], projection: Float[Tensor, "d c"] 
     """
     count, channels = centred.shape[2:]
     if projection is None or count <= channels:
-        return _root_mean_square(_projected(centred, projection))
+        return _root_mean_square(projected(centred, projection))
     covariance = centred.transpose(2, 3) @ centred / count
     variance = ((projection @ covariance) * projection).sum(3)
     return torch.sqrt(variance.clamp(min=0) + _SMALLEST_VARIANCE)

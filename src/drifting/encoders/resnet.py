@@ -14,10 +14,10 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import conv2d
 
 from drifting.encoders.base import Features, Frozen, checked_names
-from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x, subsampled
+from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x, projected, subsampled
 from drifting.encoders.standardise import IMAGENET, Standardise, Statistics
 from drifting.errors import InputError
 
@@ -150,8 +150,7 @@ class ResNet(nn.Module):
     def embed(self, images: Images) -> Float[Tensor, "b d"]:
         """Return the mean over places of the last stage, projected: what the classifier sees."""
         last = STAGES[-1]
-        mean, projection = self.maps(images, (last,))[last].mean((2, 3)), self.projection(last)
-        return mean if projection is None else linear(mean, projection)
+        return projected(self.maps(images, (last,))[last].mean((2, 3)), self.projection(last))
 
     def forward(self, images: Images) -> Float[Tensor, "b k"]:
         """Return the logits of every class; of a network without logits, what `embed` returns."""

@@ -185,9 +185,9 @@ class Recorder:
         # A checkpoint that was to be one of many may be taken for the last one.
         if not self.frames or (done == steps and done not in self.frames):
             self.take_frame()
-            self._write_frames()
         if done == steps:
             self.choose_average()
+            self._write_frames()
 
 
 def frame_steps(steps: int, count: int) -> set[int]:
