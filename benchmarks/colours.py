@@ -3,9 +3,10 @@
 Command: python benchmarks/colours.py --judge runs/cifar10-classifier --save-dir runs/colours [--encoder-weights simclr=FILE ...]
 
 Every preset is trained as it is, without the filters of its generator, and in the means of its stages alone, with nothing
-beside them. A run that is there is not done again. At the end stand the table and the picture of `drifting compare`, and for every
-feature of an encoder how far apart images are in it, and how far it moves, as a share of that, when their colours are changed: what
-hardly moves cannot teach colours. The distances tell also which feature would drown the others, were each not divided by its own.
+beside them, all three with one encoder. A run that is there is not done again. At the end stand the table and the picture of
+`drifting compare`, and for every feature of an encoder how far apart images are in it, and how far it moves, as a share of that,
+when their colours are changed: what hardly moves cannot teach colours. The distances tell also which feature would drown the
+others, were each not divided by its own.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from drifting.encoders.augmentation import Views, augment
 from drifting.fields.engine import pairwise_distances
 from drifting.presets import adjust, preset
 from drifting.pretraining import prepare_encoder
+from drifting.run_folder import ENCODER_WEIGHTS
 
 SYSTEMS = ("resnet18", "resnet50", "multiscale", "simclr")
 _IMAGES = 1000
@@ -45,9 +47,20 @@ def unfiltered(config: RunConfig) -> RunConfig:
 VARIANTS = {"means-alone": means_alone, "unfiltered": unfiltered, "whole": lambda config: config}
 
 
-def sensitivity(config: RunConfig, folder: Path) -> dict[str, tuple[float, float]]:
+def prepared(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the same run with its encoder trained, into a folder, unless it has weights already."""
+    assert isinstance(config.encoder, ResNetConfig)
+    if config.encoder.weights is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare_encoder(config, folder)
+        config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=str(folder / ENCODER_WEIGHTS)))
+    return config
+
+
+def sensitivity(config: RunConfig) -> dict[str, tuple[float, float]]:
     """Return for every feature the mean distance between images, and the share of it by which other colours move an image."""
-    encoder = configuration.build_encoder(config, prepare_encoder(config, folder))
+    network = configuration.build_network(config)
+    encoder = configuration.build_encoder(config, network.eval() if network else None)
     images = configuration.to_signed(configuration.load_split(config.data, "test").images[:_IMAGES])  # pyright: ignore
     with torch.no_grad():
         real, changed = encoder(images), encoder(augment(images, _OTHER_COLOURS, torch.Generator().manual_seed(0)))
@@ -74,14 +87,14 @@ def main() -> None:
     for system in options.systems:
         base = preset(f"cifar10-{system}", data=options.data, encoder_weights=weights.get(system))
         assert isinstance(base, RunConfig)
-        base = configuration.resolve(adjust(base, steps=options.steps))
+        base = prepared(configuration.resolve(adjust(base, steps=options.steps)), options.save_dir / f"{system}-encoder")
         for name, changed in VARIANTS.items():
             folder = options.save_dir / f"{system}-{name}"
             if not (folder / "metrics.json").exists():
                 run = runs.train(changed(base), folder, overwrite=folder.exists())
                 run.evaluate(judge=options.judge, count=options.num_samples)
             folders.append(folder)
-        for feature, (apart, share) in sensitivity(base, folders[-1]).items():
+        for feature, (apart, share) in sensitivity(base).items():
             lines.append(f"| {system} | {feature} | {apart:.3g} | {share:.2f} |")
     compared, files = write_comparison(folders, options.save_dir, overwrite=True)
     head = ["| encoder | feature | mean distance | moved by other colours |", "|---" * 4 + "|"]
