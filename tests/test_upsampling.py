@@ -16,11 +16,16 @@ def test_every_place_makes_the_four_that_it_stands_for():
             assert torch.equal(doubled[:, row, column], maps[:, row // 2, column // 2, 2 * part : 2 * part + 2])
 
 
+@pytest.mark.parametrize("blocks", [0, 2])
 @pytest.mark.parametrize("smoothing", [0, 1, 2])
-def test_decoder_is_a_convolution_of_single_places_then_one_of_three_by_three(smoothing):
+def test_decoder_is_blocks_then_a_convolution_of_single_places_then_one_of_three_by_three(smoothing, blocks):
     torch.manual_seed(0)
-    decoder, features = Decoder(5, (2, 8, 8), 3, smoothing=smoothing), torch.randn(4, 5)
-    quarter = silu(decoder.spread(features).reshape(4, 2, 2, 6).movedim(-1, 1))
+    decoder, features = Decoder(5, (2, 8, 8), 3, smoothing=smoothing, blocks=blocks), torch.randn(4, 5)
+    quarter = decoder.spread(features).reshape(4, 2, 2, 6).movedim(-1, 1)
+    assert len(decoder.blocks) == blocks
+    for block in decoder.blocks:
+        quarter = quarter + conv2d(silu(quarter), block.weight, block.bias, padding=1)
+    quarter = silu(quarter)
 
     def shuffle(maps: torch.Tensor) -> torch.Tensor:
         # pixel_shuffle has the four parts innermost, here they are outermost.

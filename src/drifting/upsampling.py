@@ -3,6 +3,9 @@
 A matrix product makes a map of a quarter of the side; twice, every place of a map makes the 2 x 2 places that it stands for. That
 is faster on a CPU than transposed convolutions, and strokes come out whole, as they do not from a perceptron on pixels.
 
+Images whose parts vary more than those of a digit take blocks at a quarter of the side, maps + convolution(silu(maps)) over 3 x 3
+places, by which every place knows what its neighbours draw.
+
 Smoothing, which is optional, is the filter [1 2 1] / 4 along both axes after the last doubling, or after both. It stops what an
 encoder with strides hardly sees: the former pixels that alternate, the latter also squares that end where the places of a map do.
 
@@ -34,13 +37,14 @@ class Decoder(nn.Module):
         features: length of a vector.
         image_shape: channels, height and width of one image; square, with a side divisible by 4.
         width: channels at half the side; a quarter of the side has twice as many.
+        blocks: residual convolutions at a quarter of the side.
         smoothing: after how many of the doublings to filter, counted from the last: 0, 1 or 2.
 
     Raises:
         InputError: if images are not square, with a side divisible by 4, or smoothing is none of these.
     """
 
-    def __init__(self, features: int, image_shape: Sequence[int], width: int, *, smoothing: int = 0) -> None:
+    def __init__(self, features: int, image_shape: Sequence[int], width: int, *, blocks: int = 0, smoothing: int = 0) -> None:
         super().__init__()
         if smoothing not in (0, 1, 2):
             raise InputError(f"smoothing is {smoothing}: pass 0, 1 or 2 doublings to filter after")
@@ -50,11 +54,14 @@ class Decoder(nn.Module):
         # Of a convolution over single places the matrix product remains; channels come last throughout.
         self.first = nn.Linear(2 * width, 4 * width)
         self.second = nn.Conv2d(width, 4 * channels, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 3, padding=1) for _ in range(blocks))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - faster on a CPU
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b c h h"]:
         """Return an image for every vector."""
         quarter = self.spread(features).unflatten(1, (self.side // 4, self.side // 4, 2 * self.width))
+        for block in self.blocks:
+            quarter = quarter + block(silu(quarter).movedim(-1, 1)).movedim(1, -1)
         half = double(self.first(silu(quarter))).movedim(-1, 1)
         half = self.second(silu(smoothed(half) if self.smoothing > 1 else half))
         images = double(half.movedim(1, -1)).movedim(-1, 1)

@@ -43,7 +43,7 @@ def test_gain_multiplies_every_matrix_product_at_the_start():
 
 @pytest.mark.parametrize("num_classes", [None, 2])
 def test_every_weight_gets_a_gradient(num_classes):
-    network = _network(num_classes)
+    network = _network(num_classes, decoder_blocks=2)
     network(_noise(), torch.tensor([0, 1] * 3) if num_classes else None).square().sum().backward()
     assert [name for name, weight in network.named_parameters() if float(weight.grad.abs().sum()) == 0] == []
 

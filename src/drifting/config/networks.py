@@ -26,6 +26,7 @@ class DecoderMLPConfig:
     depth: int = 3
     code_dim: int = 128
     decoder_width: int = 32
+    decoder_blocks: int = 0
     gain: float = 2.0
     smoothing: int = 0
 

@@ -26,7 +26,7 @@ class DecoderMLP(Generator):
         decoder_width: channels of the decoder at half the side.
         gain: factor of the weights of the matrix products at the start. Above 1 the first images differ as much from each other as
             from real ones; where they are alike, they see each other alone at short temperatures, and large populations starve.
-        smoothing: of the decoder.
+        decoder_blocks, smoothing: of the decoder, see `upsampling.Decoder`.
         perceptron: noise_dim, width, depth, num_classes and guided of the perceptron, see `MLP`.
     """
 
@@ -37,6 +37,7 @@ class DecoderMLP(Generator):
         code_dim: int,
         decoder_width: int,
         gain: float = 1.0,
+        decoder_blocks: int = 0,
         smoothing: int = 0,
         **perceptron: Any,
     ) -> None:
@@ -44,7 +45,7 @@ class DecoderMLP(Generator):
         self.imagine = MLP(sample_shape=(code_dim,), gain=gain, **perceptron)
         self.noise_shape, self.sample_shape = self.imagine.noise_shape, tuple(sample_shape)
         self.num_classes, self.guided = self.imagine.num_classes, self.imagine.guided
-        self.decode = Decoder(code_dim, sample_shape, decoder_width, smoothing=smoothing)
+        self.decode = Decoder(code_dim, sample_shape, decoder_width, blocks=decoder_blocks, smoothing=smoothing)
         with torch.no_grad():
             for layer in (self.imagine.output, self.decode.spread):
                 layer.weight.mul_(gain)
