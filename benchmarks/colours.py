@@ -22,10 +22,10 @@ from drifting.config import DecoderMLPConfig, ResNetConfig, RunConfig
 from drifting.encoders.augmentation import Views, augment
 from drifting.fields.engine import pairwise_distances
 from drifting.presets import adjust, preset
+from drifting.presets.cifar10 import SYSTEMS
 from drifting.pretraining import prepare_encoder
 from drifting.run_folder import ENCODER_WEIGHTS
 
-SYSTEMS = ("resnet18", "resnet50", "multiscale", "simclr")
 _IMAGES = 1000
 _OTHER_COLOURS = Views(crop=0.0, flip=0.0, jitter=1.0, grey=0.0)
 

@@ -29,14 +29,6 @@ class Preset:
     expected: str
 
 
-# name -> in which features, and the Frechet distance in the judge's (docs/results.md), real images being 0.17 apart.
-_CIFAR10 = {
-    "resnet18": ("512 features of a ResNet-18", "4.4 after 1000 steps"),
-    "resnet50": ("2048 features of a ResNet-50", "5.9"),
-    "multiscale": ("64 + 128 + 256 + 512 features of a ResNet-18", "2.7"),
-    "simclr": ("512 features of SimCLR, without labels", "10.8, with one filter"),
-}
-
 PRESETS = {
     "toy": Preset(toy, "points in the plane", "seven toys, or --data points.npy", "2 to 4", "energy distance as real data's"),
     "digits": Preset(digits, "8 x 8 handwritten digits by class", "embedded in scikit-learn", "1", "97 % named right, new ones"),
@@ -54,22 +46,22 @@ PRESETS = {
     **{
         f"cifar10-{name}": Preset(
             functools.partial(cifar10.system, name),
-            f"32 x 32 colour images by class, in the {what}",
+            f"32 x 32 colour images by class, in the {system.what}",
             "CIFAR-10",
             "35 on one busy core, as long for its encoder",
-            f"Frechet distance {distance}",
+            f"Frechet distance {system.frechet_distance:g}",
         )
-        for name, (what, distance) in _CIFAR10.items()
+        for name, system in cifar10.SYSTEMS.items()
     },
     **{
         f"cifar10-{name}-gpu": Preset(
             functools.partial(cifar10.system, name, gpu=True),
-            f"the same, in the {what}, for a GPU",
+            f"the same, in the {system.what}, for a GPU",
             "CIFAR-10",
             "a GPU: not run",
             "not run",
         )
-        for name, (what, _) in _CIFAR10.items()
+        for name, system in cifar10.SYSTEMS.items()
     },
     "cifar10-classifier": Preset(
         cifar10.classifier,
