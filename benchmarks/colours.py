@@ -2,7 +2,7 @@
 
 Command: python benchmarks/colours.py --judge runs/cifar10-classifier --save-dir runs/colours [--encoder-weights simclr=FILE ...]
 
-Every preset is trained as it is, without the filters of its generator, and in the means of its stages alone, with nothing
+Every preset is trained as it is, without the filter of its generator, and in the means of its stages alone, with nothing
 beside them, all three with one encoder. A run that is there is not done again. At the end stand the table and the picture of
 `drifting compare`, and for every feature of an encoder how far apart images are in it, and how far it moves, as a share of that,
 when their colours are changed: what hardly moves cannot teach colours. The distances tell also which feature would drown the
@@ -39,9 +39,9 @@ def means_alone(config: RunConfig) -> RunConfig:
 
 
 def unfiltered(config: RunConfig) -> RunConfig:
-    """Return the same run without the filters of its generator."""
+    """Return the same run without the filter of its generator."""
     assert isinstance(config.generator, DecoderMLPConfig)
-    return dataclasses.replace(config, generator=dataclasses.replace(config.generator, smoothing=0))
+    return dataclasses.replace(config, generator=dataclasses.replace(config.generator, smoothing=False))
 
 
 VARIANTS = {"means-alone": means_alone, "unfiltered": unfiltered, "whole": lambda config: config}

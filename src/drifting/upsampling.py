@@ -4,10 +4,10 @@ A matrix product makes a map of a quarter of the side; twice, every place of a m
 is faster on a CPU than transposed convolutions, and strokes come out whole, as they do not from a perceptron on pixels.
 
 Images whose parts vary more than those of a digit take blocks at a quarter of the side, maps + convolution(silu(maps)) over 3 x 3
-places, by which every place knows what its neighbours draw.
+places, by which every place knows what its neighbours draw, and none ends in a square.
 
-Smoothing, which is optional, is the filter [1 2 1] / 4 along both axes after the last doubling, or after both. It stops what an
-encoder with strides hardly sees: the former pixels that alternate, the latter also squares that end where the places of a map do.
+Smoothing, which is optional, is the filter [1 2 1] / 4 along both axes after the last doubling. It stops pixels that alternate,
+which an encoder with strides hardly sees.
 
 Shapes: b samples, f features, c channels, h x h pixels (h divisible by 4), w width.
 """
@@ -38,16 +38,14 @@ class Decoder(nn.Module):
         image_shape: channels, height and width of one image; square, with a side divisible by 4.
         width: channels at half the side; a quarter of the side has twice as many.
         blocks: residual convolutions at a quarter of the side.
-        smoothing: after how many of the doublings to filter, counted from the last: 0, 1 or 2.
+        smoothing: filter the image.
 
     Raises:
-        InputError: if images are not square, with a side divisible by 4, or smoothing is none of these.
+        InputError: if images are not square, with a side divisible by 4.
     """
 
-    def __init__(self, features: int, image_shape: Sequence[int], width: int, *, blocks: int = 0, smoothing: int = 0) -> None:
+    def __init__(self, features: int, image_shape: Sequence[int], width: int, *, blocks: int = 0, smoothing: bool = False) -> None:
         super().__init__()
-        if smoothing not in (0, 1, 2):
-            raise InputError(f"smoothing is {smoothing}: pass 0, 1 or 2 doublings to filter after")
         channels, self.side = check_square(image_shape)
         self.width, self.smoothing = width, smoothing
         self.spread = nn.Linear(features, (self.side // 4) ** 2 * 2 * width)
@@ -63,7 +61,7 @@ class Decoder(nn.Module):
         for block in self.blocks:
             quarter = quarter + block(silu(quarter).movedim(-1, 1)).movedim(1, -1)
         half = double(self.first(silu(quarter))).movedim(-1, 1)
-        half = self.second(silu(smoothed(half) if self.smoothing > 1 else half))
+        half = self.second(silu(half))
         images = double(half.movedim(1, -1)).movedim(-1, 1)
         return smoothed(images) if self.smoothing else images
 

@@ -58,6 +58,6 @@ def test_guided_code_is_that_of_the_guided_perceptron():
 
 
 def test_smoothing_comes_before_tanh_and_adds_no_weights():
-    plain, smooth = _network(), _network(smoothing=1)
+    plain, smooth = _network(), _network(smoothing=True)
     assert smooth.state_dict().keys() == plain.state_dict().keys()
     torch.testing.assert_close(smooth(_noise()), smoothed(plain.decode(plain.imagine(_noise()))).tanh())

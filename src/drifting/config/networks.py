@@ -28,7 +28,7 @@ class DecoderMLPConfig:
     decoder_width: int = 32
     decoder_blocks: int = 0
     gain: float = 2.0
-    smoothing: int = 0
+    smoothing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ class DecoderMLP(Generator):
         decoder_width: int,
         gain: float = 1.0,
         decoder_blocks: int = 0,
-        smoothing: int = 0,
+        smoothing: bool = False,
         **perceptron: Any,
     ) -> None:
         super().__init__()

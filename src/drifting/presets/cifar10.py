@@ -26,6 +26,7 @@ _COLOURS = ("image_mean_4", "image_std_4")
 _TEXTURE = ("stage1_mean", "stage1_std", "stage2_mean", "stage2_std")
 _ONE = ("stage4_mean", "stage4_std", "stage4_mean_2", *_TEXTURE, *_COLOURS)
 _FOUR = (*_ONE, "stage3_mean", "stage3_std", "stage3_mean_4")
+_PLACES = ("stage2_mean_4", "stage2_std_4")
 _ALL_DIMS = (64, 128, 256, 512)
 
 
@@ -38,14 +39,14 @@ class System:
         frechet_distance: in the judge's features, of the size for two CPU cores; docs/results.md. Real images are 0.17 apart.
         encoder: narrowed, its features projected to the standard lengths.
         steps: of the generator.
-        smoothing: of its decoder. What SimCLR hardly sees are also squares that end where the places of a map do.
+        guidance_scale: in training; above 1 where the features tell the classes apart too little.
     """
 
     what: str
     frechet_distance: float
     encoder: ResNetConfig
-    steps: int = 1600
-    smoothing: int = 1
+    steps: int = 3000
+    guidance_scale: float = 1.0
 
 
 SYSTEMS = {
@@ -58,8 +59,8 @@ SYSTEMS = {
         what="2048 features of a ResNet-50",
         frechet_distance=5.9,
         encoder=ResNetConfig(arch="resnet50", width=8, feature_dims=(2048,), features=_ONE, steps=2400),
-        # Its features are four times as long, and a step takes 1.6 times as long.
-        steps=1000,
+        # Its features are four times as long, and a step takes longer.
+        steps=2000,
     ),
     "multiscale": System(
         what="64 + 128 + 256 + 512 features of a ResNet-18",
@@ -69,18 +70,19 @@ SYSTEMS = {
     "simclr": System(
         what="512 features of SimCLR, without labels",
         frechet_distance=10.8,
-        # Without labels the last stage knows less: the third one, as wide as its maps are, stands beside it too.
-        encoder=SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=_FOUR, steps=1200),
-        smoothing=2,
+        # Without labels the last stage knows less: the third one, as wide as its maps are, and places of the second help it.
+        encoder=SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=(*_FOUR, *_PLACES), steps=3600),
+        guidance_scale=1.5,
     ),
 }
 
-_DRAWER = DecoderMLPConfig(noise_dim=32, code_dim=256, decoder_width=64)
+_DRAWER = DecoderMLPConfig(noise_dim=32, code_dim=256, decoder_width=64, decoder_blocks=1, smoothing=True)
 _SCHEDULE = Schedule(
     steps=System.steps,
     labels_per_step=2,
     generated=64,
     positives=256,
+    unconditional=64,
     learning_rate=3e-3,
     warmup_steps=50,
     decay_after=600,
@@ -116,15 +118,16 @@ def system(
     Command: drifting train cifar10-NAME. Hardware: two CPU cores, or a GPU. Expected, measured: docs/cifar10.md; not run on a GPU.
     """
     preset, chosen = f"cifar10-{name}", SYSTEMS[name]
+    schedule = _GPU_SCHEDULE if gpu else dataclasses.replace(_SCHEDULE, steps=chosen.steps)
     encoder = dataclasses.replace(chosen.encoder, weights=encoder_weights, **(_GPU_ENCODER if gpu else {}))
     config = RunConfig(
         preset=f"{preset}-gpu" if gpu else preset,
         data=ImagesData(name="cifar10", path=data, colour=True),
-        generator=UNetConfig(**vars(SIZES["gpu"])) if gpu else dataclasses.replace(_DRAWER, smoothing=chosen.smoothing),
+        generator=UNetConfig(**vars(SIZES["gpu"])) if gpu else _DRAWER,
         encoder=encoder,
         # With a floor under the affinities every class would end at its mean.
         loss=LossConfig(affinity_floor=0.0),
-        schedule=_GPU_SCHEDULE if gpu else dataclasses.replace(_SCHEDULE, steps=chosen.steps),
+        schedule=dataclasses.replace(schedule, guidance_scale=chosen.guidance_scale),
         log_every=50,
         frames=12,
         frame_samples=1000,
