@@ -58,9 +58,9 @@ SYSTEMS = {
     "resnet50": System(
         what="2048 features of a ResNet-50",
         frechet_distance=5.9,
-        encoder=ResNetConfig(arch="resnet50", width=8, feature_dims=(2048,), features=_ONE, steps=2400),
+        encoder=ResNetConfig(arch="resnet50", width=8, feature_dims=(2048,), features=_FOUR, steps=2400),
         # Its features are four times as long, and a step takes longer.
-        steps=2000,
+        steps=2400,
     ),
     "multiscale": System(
         what="64 + 128 + 256 + 512 features of a ResNet-18",
