@@ -48,7 +48,7 @@ PRESETS = {
             functools.partial(cifar10.system, name),
             f"32 x 32 colour images by class, in the {system.what}",
             "CIFAR-10",
-            "20 to 24 on one core, and its encoder, 4 to 13 on two",
+            "10 on two cores, 20 on one; its encoder 4 to 13 on two",
             f"Frechet distance {system.frechet_distance:g}",
         )
         for name, system in cifar10.SYSTEMS.items()
