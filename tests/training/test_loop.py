@@ -32,10 +32,11 @@ def test_steps_are_counted_from_one_to_the_last(tiny_toy):
 
 
 @pytest.mark.parametrize("kind", ["tiny_toy", "tiny_digits"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("independent", [False, True])
-def test_n_and_n_steps_equal_2n_bit_for_bit(kind, independent, request, assert_same_tensors):
+def test_n_and_n_steps_equal_2n_bit_for_bit(kind, independent, optimizer, request, assert_same_tensors):
     config = request.getfixturevalue(kind)
-    options = {"independent_negatives": independent, "weight_decay": 0.01}
+    options = {"independent_negatives": independent, "weight_decay": 0.01, "optimizer": optimizer}
     first = _trained(config, steps=3, **options)
     resumed, parts = _state(config, **options)
     resumed.restore({name: value.clone() for name, value in first.tensors().items()}, 3, "here")

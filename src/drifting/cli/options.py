@@ -15,7 +15,9 @@ class Settings:
     batch_size: int | None = None
     """Generated samples of a step, over all its labels; real ones follow in proportion."""
     learning_rate: float | None = None
-    """Of AdamW."""
+    """Of the optimiser."""
+    optimizer: str | None = None
+    """adamw, or muon, which learns images in fewer steps."""
     temperatures: tuple[float, ...] | None = None
     """Bandwidths of the drift field."""
     seed: int | None = None

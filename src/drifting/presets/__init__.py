@@ -117,7 +117,7 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
             images of a step of a classifier.
         changes: temperatures (bandwidths of the drift field), steps, learning_rate, seed (of weights, noise and data), device
             (where to train), keep (how many checkpoints), micro_batch (generated samples of one pass), precision (of the
-            networks in training).
+            networks in training), optimizer.
 
     Raises:
         InputError: if a value does not fit, or a classifier has no such setting.

@@ -19,6 +19,7 @@ from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.prior import draw_noise
 from drifting.training.micro_batch import micro_batched_step
+from drifting.training.optimizer import build_optimizer
 from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
 from drifting.training.schedule import Schedule
@@ -60,13 +61,7 @@ class TrainingState:
         self.generator = generator
         self.averages = {decay: exponential_average(generator, decay) for decay in (schedule.ema_decay, *schedule.other_ema_decays)}
         self.chosen = schedule.ema_decay
-        self.optimizer = torch.optim.AdamW(
-            generator.parameters(),
-            lr=schedule.learning_rate,
-            betas=schedule.betas,
-            weight_decay=schedule.weight_decay,
-            fused=True,
-        )
+        self.optimizer = build_optimizer(generator, schedule)
         self.device = next(generator.parameters()).device
         self.rng = torch.Generator(self.device).manual_seed(_TRAINING_STREAM + seed)
         self.step = 0

@@ -7,6 +7,8 @@ from drifting.guidance import check_guidance_law, check_guidance_scale
 from drifting.inputs import check_counts, check_learning_rate
 from drifting.training.precision import PRECISIONS
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -27,7 +29,8 @@ class Schedule:
         unconditional: real samples of any label that repel those of each label in a step, where there is guidance.
         precision: of the generator and the encoder in training, "float32" or "bfloat16"; weights, loss, averages and samples are
             float32 either way. See `training.precision`.
-        learning_rate, betas, weight_decay: of AdamW.
+        optimizer: "adamw", or "muon", which learns images in fewer steps; see `training.optimizer`.
+        learning_rate, betas, weight_decay: of both.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         decay_after: step after which it falls as (decay_after / step) ** decay_power; None for never. It depends on the step
             alone, so that a run may go on for longer than was planned.
@@ -50,6 +53,7 @@ class Schedule:
     unguided_share: float = 0.0
     unconditional: int = 0
     precision: str = "float32"
+    optimizer: str = "adamw"
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
@@ -101,6 +105,8 @@ def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
         check_counts({"micro_batch": schedule.micro_batch})
     if schedule.precision not in PRECISIONS:
         raise InputError(f"precision is '{schedule.precision}': pass {' or '.join(PRECISIONS)}")
+    if schedule.optimizer not in OPTIMIZERS:
+        raise InputError(f"optimizer is '{schedule.optimizer}': pass {' or '.join(OPTIMIZERS)}")
     if not 0 <= schedule.decay_power <= 100:
         raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
     if schedule.decay_after is not None and schedule.decay_after < 1:

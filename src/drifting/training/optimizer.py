@@ -1,0 +1,89 @@
+"""The optimisers of a generator: AdamW, and Muon, which gives every direction of a matrix of weights the same step.
+
+Equation of Muon, for a matrix W of a x b weights (of a convolution: a row for each output channel) and its gradient G, with
+momentum m = 0.95 and learning rate l:
+
+    M <- m M + (1 - m) G,    U S V^T = m M + (1 - m) G,    W <- W - 0.2 l sqrt(max(a, b)) U V^T
+
+The factor gives a step the root mean square of an AdamW step, so that one learning rate serves both. U V^T is approached by five
+steps of a Newton-Schulz iteration, X <- (a I + b X X^T + c (X X^T)^2) X. All its steps are polynomials of the first X X^T, so they
+are multiplied up at the smaller side of the matrix, and the matrix itself is touched twice in place of ten times.
+
+Source: Jordan et al. 2024 (Muon), the factor from arXiv:2502.16982; the arrangement is ours. In float32 throughout: half precision,
+in which the iteration is often run, is slow on most CPUs.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from drifting.training.schedule import Schedule
+
+_MOMENTUM = 0.95
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_SMALLEST_NORM = 1e-7
+_STEP_OF_ADAMW = 0.2
+
+
+def build_optimizer(generator: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """Return the optimiser that a schedule asks for, over all weights of a generator."""
+    settings: dict[str, Any] = {"lr": schedule.learning_rate, "betas": schedule.betas, "weight_decay": schedule.weight_decay}
+    if schedule.optimizer == "muon":
+        return Muon(generator, **settings)
+    return torch.optim.AdamW(generator.parameters(), fused=True, **settings)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the weights of linear layers and convolutions, AdamW for all others: biases, embeddings, scales.
+
+    Args:
+        model: whose parameters are optimised, in their order.
+        lr: learning rate of both.
+        betas: of AdamW; the momentum of Muon is 0.95.
+        weight_decay: decoupled, of both.
+    """
+
+    def __init__(self, model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        matrices = {id(layer.weight): layer.weight for layer in layers}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in matrices]
+        self._adamw = torch.optim.AdamW([{"params": others}], fused=True)
+        defaults = {**self._adamw.defaults, "lr": lr, "betas": betas, "weight_decay": weight_decay}
+        super().__init__([{"params": list(matrices.values())}, {"params": others}], defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move all weights that have a gradient by one step; a closure, which some optimisers call, is not taken."""
+        del closure
+        matrices, others = self.param_groups
+        for weight in matrices["params"]:
+            if weight.grad is not None:
+                self._move(weight, weight.grad, matrices["lr"], matrices["weight_decay"])
+        # One state and one set of groups, whose objects are replaced when a state is loaded.
+        self._adamw.state, self._adamw.param_groups = self.state, [others]
+        self._adamw.step()
+
+    def _move(self, weight: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
+        momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        momentum.lerp_(gradient, 1 - _MOMENTUM)
+        direction = gradient.lerp(momentum, _MOMENTUM).flatten(1)
+        factor = _STEP_OF_ADAMW * max(direction.shape) ** 0.5
+        weight.mul_(1 - rate * decay).sub_(orthogonalised(direction).view_as(weight), alpha=rate * factor)
+
+
+def orthogonalised(matrix: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
+    """Return about U V^T of a matrix U S V^T: its singular values become 0.7 to 1.2; those far below the largest stay smaller."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.mT if tall else matrix
+    wide = wide / wide.norm().clamp(min=_SMALLEST_NORM)
+    gram = wide @ wide.mT
+    product = identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    linear, cubic, quintic = _COEFFICIENTS
+    for _ in range(_ITERATIONS):
+        factor = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic).add_(identity, alpha=linear)
+        product, gram = factor @ product, factor @ gram @ factor
+    found = product @ wide
+    return found.mT if tall else found

@@ -1,0 +1,121 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drifting.errors import InputError
+from drifting.training.optimizer import Muon, build_optimizer, orthogonalised
+from drifting.training.schedule import Schedule, check_schedule
+
+SCHEDULE = Schedule(steps=1, generated=2, positives=2, learning_rate=1e-2)
+
+
+def _newton_schulz(matrix: Tensor) -> Tensor:
+    """Return what the iteration makes of a matrix, written down as it is printed."""
+    found = matrix / matrix.norm()
+    for _ in range(5):
+        gram = found @ found.T
+        found = 3.4445 * found + (-4.7750 * gram + 2.0315 * gram @ gram) @ found
+    return found
+
+
+def _matrix(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6), (1, 7), (7, 1)])
+def test_orthogonalised_is_the_newton_schulz_iteration(shape):
+    matrix = _matrix(*shape)
+    torch.testing.assert_close(orthogonalised(matrix), _newton_schulz(matrix), rtol=1e-9, atol=1e-9)
+
+
+def test_orthogonalised_keeps_directions_and_levels_their_lengths():
+    matrix = _matrix(8, 20)
+    left, lengths, right = torch.linalg.svd(matrix, full_matrices=False)
+    inside = left.T @ orthogonalised(matrix) @ right.T
+    levelled = inside.diagonal()
+    torch.testing.assert_close(inside, levelled.diag())
+    assert float(lengths.max() / lengths.min()) > 2
+    assert 0.6 < float(levelled.min()) <= float(levelled.max()) < 1.25
+
+
+def test_orthogonalised_in_float32_is_that_in_float64():
+    matrix = _matrix(32, 64) * torch.logspace(0, -3, 32, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(orthogonalised(matrix.float()).double(), _newton_schulz(matrix), rtol=0, atol=1e-3)
+
+
+def test_orthogonalised_does_not_see_the_scale():
+    matrix = _matrix(4, 6)
+    torch.testing.assert_close(orthogonalised(1e-3 * matrix), orthogonalised(matrix))
+    assert not orthogonalised(torch.zeros(4, 6)).any()
+
+
+class _Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(3, 8)
+        self.linear = nn.Linear(8, 16)
+        self.convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.norm = nn.LayerNorm(5)
+
+
+def _models(**options) -> tuple[_Model, _Model]:
+    """Return a model after a step of Muon and the same after one of AdamW, with the same gradients."""
+    models = []
+    for choose in ("muon", "adamw"):
+        torch.manual_seed(0)
+        model = _Model()
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        build_optimizer(model, dataclasses.replace(SCHEDULE, optimizer=choose, **options)).step()
+        models.append(model)
+    return models[0], models[1]
+
+
+def test_all_but_the_weights_of_layers_take_the_steps_of_adamw():
+    muon, adamw = _models(weight_decay=0.1)
+    for name in ("embedding.weight", "linear.bias", "convolution.bias", "norm.weight", "norm.bias"):
+        assert torch.equal(muon.get_parameter(name), adamw.get_parameter(name)), name
+    for name in ("linear.weight", "convolution.weight"):
+        assert not torch.allclose(muon.get_parameter(name), adamw.get_parameter(name), atol=1e-3), name
+
+
+@pytest.mark.parametrize("name", ["linear", "convolution"])
+def test_step_of_a_matrix_is_orthogonal_and_as_long_as_one_of_adamw(name):
+    torch.manual_seed(0)
+    before = _Model().get_parameter(f"{name}.weight")
+    moved = (_models()[0].get_parameter(f"{name}.weight") - before).detach().flatten(1).double()
+    lengths = torch.linalg.svdvals(moved) / (0.2 * 1e-2 * math.sqrt(max(moved.shape)))
+    assert 0.6 < float(lengths.min()) <= float(lengths.max()) < 1.25
+    assert float(moved.square().mean().sqrt()) == pytest.approx(0.2 * 1e-2, rel=0.25)
+
+
+def test_weight_decay_shrinks_matrices_by_the_learning_rate():
+    layer = nn.Linear(4, 4)
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.zeros(4, 4)
+    Muon(layer, lr=0.1, betas=(0.9, 0.95), weight_decay=0.5).step()
+    torch.testing.assert_close(layer.weight.detach(), 0.95 * before)
+
+
+def test_a_layer_without_other_weights_learns_a_linear_map():
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16, bias=False)
+    target, inputs = torch.randn(16, 16), torch.randn(256, 16)
+    optimizer = build_optimizer(layer, dataclasses.replace(SCHEDULE, optimizer="muon", learning_rate=0.3))
+    losses = []
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 0.3 * (1 - step / 200)
+        optimizer.zero_grad()
+        loss = (layer(inputs) - inputs @ target.T).square().mean()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    assert losses[-1] < 1e-3 * losses[0]
+
+
+def test_unknown_optimizer_is_refused():
+    with pytest.raises(InputError, match="optimizer is 'sgd': pass adamw or muon"):
+        check_schedule(dataclasses.replace(SCHEDULE, optimizer="sgd"), labelled=False)
