@@ -132,6 +132,15 @@ def test_block_in_training_is_that_of_the_loops(before, stride, expansion):
     np.testing.assert_allclose(block(map).detach().numpy(), np.maximum(inner + short, 0), rtol=1e-9, atol=1e-9)
 
 
+def test_bottlenecks_begin_as_their_shortcuts():
+    torch.manual_seed(0)
+    network = ResNet("resnet50", (3, 16, 16), num_classes=None, small_stem=True, width=4).eval()
+    maps = network.maps(torch.rand(2, 3, 16, 16) * 2 - 1, ("stage1_block1", "stage1", "stage3_block1", "stage3"))
+    for stage in ("stage1", "stage3"):
+        assert maps[stage].any()
+        assert torch.equal(maps[stage], maps[f"{stage}_block1"])
+
+
 def test_images_are_resized_and_standardised_inside():
     shape = (2, 6, 8)
     network = _network(shape=shape, resize=12, statistics=((0.5, 0.2), (0.1, 0.4))).double()

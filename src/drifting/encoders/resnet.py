@@ -117,6 +117,9 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            # Bottlenecks begin as their shortcuts, without which the fifty layers learn little in their first epochs.
+            if isinstance(module, _Block) and module.bottleneck:
+                nn.init.zeros_(module.bn3.weight)
         for stage, projection in self.projections.items():
             nn.init.orthogonal_(cast(nn.Linear, projection).weight)
             projection.requires_grad_(stage == STAGES[-1])
