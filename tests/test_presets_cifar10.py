@@ -43,6 +43,10 @@ def test_features_have_the_stated_widths_beside_the_colours(system, size):
     expected |= {"stage4_mean_2": (2, 4, widths[4])} | dict.fromkeys(("image_mean_4", "image_std_4"), (2, 64, 3))
     expected |= {"stage3_mean_4": (2, 4, widths[3])} if 3 in stages else {}
     expected |= dict.fromkeys(("stage2_mean_4", "stage2_std_4"), (2, 16, widths[2])) if system == "simclr" else {}
+    if system == "resnet50":
+        trunk = network.map_shapes["stage4_block2"][0]
+        del expected["stage4_std"], expected["stage4_mean_2"]
+        expected |= {"stage4_block2_std": (2, 1, trunk), "stage4_block2_mean_2": (2, 4, trunk)}
     assert {name: tuple(value.shape) for name, value in features.items()} == expected
     tiles = IMAGES.unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((3, 5)).flatten(2).transpose(1, 2)
     torch.testing.assert_close(features["image_mean_4"], tiles)
@@ -97,6 +101,13 @@ def test_run_to_resume_has_the_encoder_that_it_had():
     check_choices(saved, "cifar10-resnet18", encoder_weights="/a")
     with pytest.raises(InputError, match="encoder_weights is '/b', but the run to resume has /a"):
         check_choices(saved, "cifar10-resnet18", encoder_weights="/b")
+
+
+def test_small_sizes_are_trained_by_muon_and_simclr_alone_is_guided():
+    schedules = {system: preset(f"cifar10-{system}").schedule for system in WIDTHS}
+    assert {schedule.optimizer for schedule in schedules.values()} == {"muon"}
+    assert [system for system, schedule in schedules.items() if schedule.guidance_scale > 1] == ["simclr"]
+    assert {preset(f"cifar10-{system}-gpu").schedule.optimizer for system in WIDTHS} == {"adamw"}
 
 
 def test_judge_is_of_colour_images():
