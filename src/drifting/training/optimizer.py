@@ -7,7 +7,7 @@ momentum m = 0.95 and learning rate l:
 
 The factor gives a step the root mean square of an AdamW step, so that one learning rate serves both. U V^T is approached by five
 steps of a Newton-Schulz iteration, X <- (a I + b X X^T + c (X X^T)^2) X. All its steps are polynomials of the first X X^T, so they
-are multiplied up at the smaller side of the matrix, and the matrix itself is touched twice in place of ten times.
+are multiplied up at the smaller side of a long matrix, which itself is touched twice in place of ten times.
 
 Source: Jordan et al. 2024 (Muon), the factor from arXiv:2502.16982; the arrangement is ours. In float32 throughout: half precision,
 in which the iteration is often run, is slow on most CPUs.
@@ -79,11 +79,15 @@ def orthogonalised(matrix: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
     tall = matrix.shape[0] > matrix.shape[1]
     wide = matrix.mT if tall else matrix
     wide = wide / wide.norm().clamp(min=_SMALLEST_NORM)
-    gram = wide @ wide.mT
-    product = identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    identity = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+    # Where the matrix is nearly square, carrying it along itself takes fewer products.
+    small = 2 * wide.shape[1] > 3 * wide.shape[0]
+    carried, gram, factor = identity if small else wide, wide @ wide.mT, identity
     linear, cubic, quintic = _COEFFICIENTS
-    for _ in range(_ITERATIONS):
+    for index in range(_ITERATIONS):
+        if index:
+            gram = factor @ gram @ factor if small else carried @ carried.mT
         factor = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic).add_(identity, alpha=linear)
-        product, gram = factor @ product, factor @ gram @ factor
-    found = product @ wide
+        carried = factor @ carried
+    found = carried @ wide if small else carried
     return found.mT if tall else found

@@ -1,0 +1,83 @@
+"""Time the step of a matrix of weights under Muon: torch's, which iterates in bfloat16, the same iteration in float32, and ours.
+
+Command: python benchmarks/muon.py [--repeats 15]
+
+The shapes are those of the generators of the presets cifar10-*. All sides run in turn in one process, and must agree.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from drifting.training.optimizer import Muon, orthogonalised
+
+SHAPES = {"a hidden layer": (512, 512), "the layer that spreads a code": (8192, 256), "a convolution": (128, 1152)}
+RATE = 1e-2
+
+
+def plain_iteration(matrix: Tensor) -> Tensor:
+    """Return what `orthogonalised` does, one product with the whole matrix after the other."""
+    found = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+    found = found / found.norm()
+    for _ in range(5):
+        gram = found @ found.mT
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), found, beta=3.4445)
+    return found if matrix.shape[0] <= matrix.shape[1] else found.mT
+
+
+def stepping(optimizer: torch.optim.Optimizer, layer: nn.Linear, gradient: Tensor) -> Callable[[], Tensor]:
+    """Return the call that makes one step and returns the weights."""
+
+    def step() -> Tensor:
+        layer.weight.grad = gradient
+        optimizer.step()
+        return layer.weight.detach()
+
+    return step
+
+
+def sides(shape: tuple[int, int]) -> dict[str, Callable[[], Tensor]]:
+    """Return the calls that are timed, by their names."""
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    layers = [nn.Linear(shape[1], shape[0], bias=False) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    theirs = torch.optim.Muon(layers[0].parameters(), lr=RATE, weight_decay=0, adjust_lr_fn="match_rms_adamw")
+    ours = Muon(layers[1], lr=RATE, betas=(0.9, 0.95), weight_decay=0)
+    return {
+        "torch, bfloat16": stepping(theirs, layers[0], gradient),
+        "ours": stepping(ours, layers[1], gradient),
+        "iteration, float32": lambda: plain_iteration(gradient),
+        "our iteration": lambda: orthogonalised(gradient),
+    }
+
+
+def main() -> None:
+    """Print one row per shape."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    title = f"milliseconds, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    table = Table("weights", "shape", *sides((1, 1)), title=title)
+    for name, shape in SHAPES.items():
+        calls = sides(shape)
+        theirs, ours, plain, own = (call() for call in calls.values())
+        assert (theirs - ours).abs().max() < 0.2 * RATE, f"{name}: steps differ"
+        assert (plain - own).norm() < 1e-3 * plain.norm(), f"{name}: iterations differ"
+        times: list[list[float]] = [[] for _ in calls]
+        for _ in range(options.repeats):
+            for call, taken in zip(calls.values(), times, strict=True):
+                start = time.perf_counter()
+                call()
+                taken.append(1e3 * (time.perf_counter() - start))
+        table.add_row(name, " x ".join(map(str, shape)), *(f"{statistics.median(taken):.1f}" for taken in times))
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
