@@ -49,7 +49,7 @@ class System:
     minutes: str
     frechet_distance: float
     encoder: ResNetConfig
-    steps: int = 3000
+    steps: int = 2400
     guidance_scale: float = 1.0
 
 
@@ -59,7 +59,6 @@ SYSTEMS = {
         minutes="22 on one core, its encoder 4 on two",
         frechet_distance=3.4,
         encoder=ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=_ONE, steps=2400),
-        steps=3600,
     ),
     "resnet50": System(
         what="2048 features of a ResNet-50",
