@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import math
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from drifting.checkpoint import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from drifting.errors import InputError
 from drifting.training.optimizer import Muon, build_optimizer, orthogonalised
 from drifting.training.schedule import Schedule, check_schedule
@@ -25,7 +27,7 @@ def _matrix(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6), (1, 7), (7, 1)])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6), (5, 6), (6, 5), (1, 7), (7, 1)])
 def test_orthogonalised_is_the_newton_schulz_iteration(shape):
     matrix = _matrix(*shape)
     torch.testing.assert_close(orthogonalised(matrix), _newton_schulz(matrix), rtol=1e-9, atol=1e-9)
@@ -44,6 +46,16 @@ def test_orthogonalised_keeps_directions_and_levels_their_lengths():
 def test_orthogonalised_in_float32_is_that_in_float64():
     matrix = _matrix(32, 64) * torch.logspace(0, -3, 32, dtype=torch.float64)[:, None]
     torch.testing.assert_close(orthogonalised(matrix.float()).double(), _newton_schulz(matrix), rtol=0, atol=1e-3)
+
+
+def test_orthogonalised_of_low_rank_is_computed_in_float32():
+    matrix = _matrix(64, 1) @ _matrix(1, 256, seed=1)
+    expected = _newton_schulz(matrix)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = orthogonalised(matrix.float())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+    half = matrix.bfloat16()
+    torch.testing.assert_close(orthogonalised(half).double(), _newton_schulz(half.double()), rtol=0, atol=1e-3)
 
 
 def test_orthogonalised_does_not_see_the_scale():
@@ -83,13 +95,74 @@ def test_all_but_the_weights_of_layers_take_the_steps_of_adamw():
 
 
 @pytest.mark.parametrize("name", ["linear", "convolution"])
-def test_step_of_a_matrix_is_orthogonal_and_as_long_as_one_of_adamw(name):
+def test_step_of_a_matrix_is_orthogonal_and_a_fifth_of_the_learning_rate(name):
     torch.manual_seed(0)
     before = _Model().get_parameter(f"{name}.weight")
     moved = (_models()[0].get_parameter(f"{name}.weight") - before).detach().flatten(1).double()
     lengths = torch.linalg.svdvals(moved) / (0.2 * 1e-2 * math.sqrt(max(moved.shape)))
     assert 0.6 < float(lengths.min()) <= float(lengths.max()) < 1.25
     assert float(moved.square().mean().sqrt()) == pytest.approx(0.2 * 1e-2, rel=0.25)
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_steps_are_those_of_the_equation(convolution):
+    layer = nn.Conv2d(2, 3, 2).double() if convolution else nn.Linear(4, 3).double()
+    layer = layer.to(memory_format=torch.channels_last) if convolution else layer  # pyright: ignore[reportCallIssue]
+    weight = layer.weight
+    expected, momentum = weight.detach().flatten(1).clone(), torch.zeros_like(weight.detach().flatten(1))
+    optimizer = Muon(layer, lr=0.1, betas=(0.9, 0.95), weight_decay=0.3)
+    for seed in range(3):
+        gradient = _matrix(*weight.shape, seed=seed)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        momentum = 0.95 * momentum + 0.05 * gradient.flatten(1)
+        direction = _newton_schulz(0.05 * gradient.flatten(1) + 0.95 * momentum)
+        expected = (1 - 0.1 * 0.3) * expected - 0.2 * 0.1 * math.sqrt(max(expected.shape)) * direction
+        torch.testing.assert_close(weight.detach().flatten(1), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_weights_without_gradient_and_models_of_one_kind_are_taken():
+    frozen = nn.Linear(2, 2)
+    before = frozen.weight.detach().clone()
+    Muon(frozen, lr=0.1, betas=(0.9, 0.95), weight_decay=0.5).step()
+    assert torch.equal(frozen.weight, before)
+    norm = nn.LayerNorm(3)
+    norm.weight.grad = torch.ones(3)
+    Muon(norm, lr=0.1, betas=(0.9, 0.95), weight_decay=0.0).step()
+    torch.testing.assert_close(norm.weight.detach(), torch.full((3,), 0.9), rtol=1e-4, atol=1e-4)
+
+
+def _trained(steps: int) -> tuple[_Model, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = _Model()
+    optimizer = build_optimizer(model, dataclasses.replace(SCHEDULE, optimizer="muon", weight_decay=0.1))
+    for seed in range(steps):
+        _step(model, optimizer, seed)
+    return model, optimizer
+
+
+def _step(model: _Model, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)).to(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("through", ["file", "copy"])
+def test_muon_goes_on_bit_for_bit(through, tmp_path):
+    model, optimizer = _trained(2)
+    if through == "file":
+        save_tensors(tmp_path / "x.safetensors", flatten_optimizer(optimizer))
+        other, restored = _trained(0)
+        other.load_state_dict(model.state_dict())
+        restore_optimizer(restored, load_tensors(tmp_path / "x.safetensors"))
+    else:
+        other, restored = copy.deepcopy((model, optimizer))
+    for pair in ((model, optimizer), (other, restored)):
+        _step(*pair, seed=2)
+    reference, _ = _trained(3)
+    for name, value in reference.named_parameters():
+        assert torch.equal(model.get_parameter(name), value), name
+        assert torch.equal(other.get_parameter(name), value), name
 
 
 def test_weight_decay_shrinks_matrices_by_the_learning_rate():

@@ -17,7 +17,7 @@ class Settings:
     learning_rate: float | None = None
     """Of the optimiser."""
     optimizer: str | None = None
-    """adamw, or muon, which learns images in fewer steps."""
+    """adamw or muon."""
     temperatures: tuple[float, ...] | None = None
     """Bandwidths of the drift field."""
     seed: int | None = None

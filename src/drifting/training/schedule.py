@@ -29,8 +29,9 @@ class Schedule:
         unconditional: real samples of any label that repel those of each label in a step, where there is guidance.
         precision: of the generator and the encoder in training, "float32" or "bfloat16"; weights, loss, averages and samples are
             float32 either way. See `training.precision`.
-        optimizer: "adamw", or "muon", which learns images in fewer steps; see `training.optimizer`.
-        learning_rate, betas, weight_decay: of both.
+        optimizer: "adamw" or "muon", see `training.optimizer`.
+        learning_rate, weight_decay: of either.
+        betas: of AdamW; under Muon, of the weights that it leaves to AdamW.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         decay_after: step after which it falls as (decay_after / step) ** decay_power; None for never. It depends on the step
             alone, so that a run may go on for longer than was planned.
