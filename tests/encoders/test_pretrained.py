@@ -281,6 +281,10 @@ def test_own_resnet_is_that_of_the_library(arch):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     own = ResNet(arch, (3, 33, 33), num_classes=None, small_stem=False, width=4, statistics=STATISTICS)
+    for module in own.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # At 0, where bottlenecks begin, nothing of their convolutions would be seen.
+            module.weight.data.uniform_(0.5, 1.5)
     sizes = [own.map_shapes[f"stage{number}"][0] for number in (1, 2, 3, 4)]
     kind, depths = ("basic", [2, 2, 2, 2]) if arch == "resnet18" else ("bottleneck", [3, 4, 6, 3])
     config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=sizes, depths=depths, layer_type=kind)

@@ -135,10 +135,14 @@ def test_block_in_training_is_that_of_the_loops(before, stride, expansion):
 def test_bottlenecks_begin_as_their_shortcuts():
     torch.manual_seed(0)
     network = ResNet("resnet50", (3, 16, 16), num_classes=None, small_stem=True, width=4).eval()
-    maps = network.maps(torch.rand(2, 3, 16, 16) * 2 - 1, ("stage1_block1", "stage1", "stage3_block1", "stage3"))
-    for stage in ("stage1", "stage3"):
+    images, stages = torch.rand(2, 3, 16, 16) * 2 - 1, ("stage1", "stage3")
+    maps = network.maps(images, tuple(network.map_shapes))
+    for stage in stages:
         assert maps[stage].any()
         assert torch.equal(maps[stage], maps[f"{stage}_block1"])
+    shortcut = network.layer3[0].downsample
+    expected = shortcut[1](shortcut[0](maps["stage2"][:, :, ::2, ::2])).relu()
+    torch.testing.assert_close(maps["stage3_block1"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_images_are_resized_and_standardised_inside():
@@ -190,6 +194,23 @@ def test_colours_of_the_images_stand_beside_the_features():
     assert "image" not in available_features(_network())
 
 
+def test_chroma_is_what_is_left_of_colours_beside_grey():
+    names = ("chroma_mean", "chroma_std", "chroma_std_4", "image_std")
+    encoder = ResNetFeatures(_network().double(), names)
+    images = _images(dtype=torch.float64)
+    features = encoder(images)
+    axes = torch.tensor([[1, -1, 0], [1, 1, -2]], dtype=torch.float64)
+    axes = axes / axes.norm(dim=1, keepdim=True)
+    chromas = torch.einsum("dc,bchw->bdhw", axes, images)
+    torch.testing.assert_close(features["chroma_mean"][:, 0], chromas.mean((2, 3)))
+    tiles = chromas.unflatten(3, (-1, 4)).unflatten(2, (-1, 4)).movedim(3, 4)
+    spread = (tiles.var((4, 5), correction=0)).flatten(2).mT
+    torch.testing.assert_close(features["chroma_std_4"], spread.add(1e-6).sqrt(), rtol=1e-3, atol=1e-3)
+    grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    assert float(encoder(grey)["chroma_std"].max()) < 2e-3
+    assert "chroma_std" not in available_features(_network(shape=(1, 16, 16), statistics=((0.5,), (0.5,))))
+
+
 def test_projections_of_early_stages_keep_distances_and_are_not_trained():
     network = _network(feature_dims=(8, 12, 20, 40)).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -231,7 +252,7 @@ def test_half_precision_gives_features_in_float32():
 
 
 def test_published_weights_go_through_a_file(tmp_path):
-    saved = _network("resnet50", seed=1, num_classes=7)
+    saved = _shaken(_network("resnet50", seed=1, num_classes=7)).float()
     state = {f"module.{name}": value for name, value in saved.state_dict().items() if not name.endswith("num_batches_tracked")}
     torch.save({"state_dict": state}, tmp_path / "x.pth")
     weights = load_state_dict(tmp_path / "x.pth")

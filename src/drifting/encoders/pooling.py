@@ -76,6 +76,12 @@ def norm_x(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 c"]:
     return _root_mean_square(full_precision(x).flatten(2).transpose(1, 2)[:, None])
 
 
+def chroma(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 h w"]:
+    """Return red against green, and both against blue: two axes at right angles to grey, of the length of the channels' own."""
+    red, green, blue = full_precision(images).unbind(1)
+    return torch.stack([(red - green) / 2**0.5, (red + green - 2 * blue) / 6**0.5], 1)
+
+
 def _root_mean_square(places: Float[Tensor, "b k m c"]) -> Float[Tensor, "b k c"]:
     # The addend keeps the gradient of the root finite where all places are alike.
     return torch.sqrt(places.square().mean(2) + _SMALLEST_VARIANCE)
