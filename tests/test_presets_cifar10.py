@@ -41,6 +41,7 @@ def test_features_have_the_stated_widths_beside_the_colours(system, size):
     widths = {stage: network.map_shapes[f"stage{stage}"][0] for stage in stages} | WIDTHS[system]
     expected = {f"stage{stage}_{kind}": (2, 1, width) for stage, width in widths.items() for kind in ("mean", "std")}
     expected |= {"stage4_mean_2": (2, 4, widths[4])} | dict.fromkeys(("image_mean_4", "image_std_4"), (2, 64, 3))
+    expected |= {"chroma_std_4": (2, 64, 2)}
     expected |= {"stage3_mean_4": (2, 4, widths[3])} if 3 in stages else {}
     expected |= dict.fromkeys(("stage2_mean_4", "stage2_std_4"), (2, 16, widths[2])) if system == "simclr" else {}
     if system == "resnet50":

@@ -22,12 +22,12 @@ from drifting.generators.unet import SIZES
 from drifting.presets.joint import joint
 from drifting.training.schedule import Schedule
 
-_COLOURS = ("image_mean_4", "image_std_4")
+_COLOURS = ("image_mean_4", "image_std_4", "chroma_std_4")
 _TEXTURE = ("stage1_mean", "stage1_std", "stage2_mean", "stage2_std")
 _ONE = ("stage4_mean", "stage4_std", "stage4_mean_2", *_TEXTURE, *_COLOURS)
 _FOUR = (*_ONE, "stage3_mean", "stage3_std", "stage3_mean_4")
 _PLACES = ("stage2_mean_4", "stage2_std_4")
-# What is 2048 long is so once: places and spreads are those of the block before, as wide as the trunk is.
+# The last stage of a narrow ResNet-50 is projected to 2048; places and spreads are those of the block before, which is not.
 _LONG = tuple({"stage4_std": "stage4_block2_std", "stage4_mean_2": "stage4_block2_mean_2"}.get(name, name) for name in _FOUR)
 _ALL_DIMS = (64, 128, 256, 512)
 
@@ -41,7 +41,6 @@ class System:
         minutes: of the generator and its encoder, as measured; docs/results.md.
         frechet_distance: in the judge's features, as measured. Real images are 0.16 apart.
         encoder: narrowed, its features projected to the standard lengths.
-        steps: of the generator.
         guidance_scale: in training; above 1 where the features tell the classes apart too little.
     """
 
@@ -49,7 +48,6 @@ class System:
     minutes: str
     frechet_distance: float
     encoder: ResNetConfig
-    steps: int = 2400
     guidance_scale: float = 1.0
 
 
@@ -78,13 +76,13 @@ SYSTEMS = {
         frechet_distance=5.6,
         # Without labels the last stage knows less: the third one, as wide as its maps are, and places of the second help it.
         encoder=SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=(*_FOUR, *_PLACES), steps=3600),
-        guidance_scale=1.5,
+        guidance_scale=1.3,
     ),
 }
 
 _DRAWER = DecoderMLPConfig(noise_dim=32, code_dim=256, decoder_width=64, decoder_blocks=1, smoothing=True)
 _SCHEDULE = Schedule(
-    steps=System.steps,
+    steps=2000,
     labels_per_step=2,
     generated=64,
     positives=128,
@@ -127,7 +125,6 @@ def system(
     Command: drifting train cifar10-NAME. Hardware: two CPU cores, or a GPU. Expected, measured: docs/cifar10.md; not run on a GPU.
     """
     preset, chosen = f"cifar10-{name}", SYSTEMS[name]
-    schedule = _GPU_SCHEDULE if gpu else dataclasses.replace(_SCHEDULE, steps=chosen.steps)
     encoder = dataclasses.replace(chosen.encoder, weights=encoder_weights, **(_GPU_ENCODER if gpu else {}))
     config = RunConfig(
         preset=f"{preset}-gpu" if gpu else preset,
@@ -136,7 +133,7 @@ def system(
         encoder=encoder,
         # With a floor under the affinities every class would end at its mean.
         loss=LossConfig(affinity_floor=0.0),
-        schedule=dataclasses.replace(schedule, guidance_scale=chosen.guidance_scale),
+        schedule=dataclasses.replace(_GPU_SCHEDULE if gpu else _SCHEDULE, guidance_scale=chosen.guidance_scale),
         log_every=50,
         frames=12,
         frame_samples=1000,
