@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from drifting.encoders.pooling import KINDS, multi_scale
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, PretrainedFeatures, load_pretrained, normalise_places
-from drifting.encoders.resnet import ResNet, ResNetFeatures
 from drifting.errors import InputError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.2, 0.25)
@@ -274,31 +273,3 @@ def test_code_beside_the_weights_is_not_run(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         load_pretrained(tmp_path, image_shape=(3, 8, 8))
     assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_own_resnet_is_that_of_the_library(arch):
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    own = ResNet(arch, (3, 33, 33), num_classes=None, small_stem=False, width=4, statistics=STATISTICS)
-    for module in own.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            # At 0, where bottlenecks begin, nothing of their convolutions would be seen.
-            module.weight.data.uniform_(0.5, 1.5)
-    sizes = [own.map_shapes[f"stage{number}"][0] for number in (1, 2, 3, 4)]
-    kind, depths = ("basic", [2, 2, 2, 2]) if arch == "resnet18" else ("bottleneck", [3, 4, 6, 3])
-    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=sizes, depths=depths, layer_type=kind)
-    other = transformers.ResNetModel(config)
-
-    def ours(name: str) -> str:
-        name = name.replace("embedder.embedder.convolution", "conv1").replace("embedder.embedder.normalization", "bn1")
-        name = re.sub(r"encoder\.stages\.(\d)\.layers", lambda found: f"layer{int(found[1]) + 1}", name)
-        name = name.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
-        kinds = {"convolution": "conv", "normalization": "bn"}
-        return re.sub(r"layer\.(\d)\.(\w+)\.", lambda found: f"{kinds[found[2]]}{int(found[1]) + 1}.", name)
-
-    other.load_state_dict({name: own.state_dict()[ours(name)] for name in other.state_dict()})
-    names, images = ["stage1", "stage2_std", "stage3", "stage4_mean"], _images(33)
-    expected = PretrainedFeatures(other, names, image_shape=(3, 33, 33), statistics=STATISTICS, normalise=False)(images)
-    for name, value in ResNetFeatures(own, names)(images).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)

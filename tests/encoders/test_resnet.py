@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from drifting.checkpoint import load_state_dict, load_weights
-from drifting.encoders.pooling import multi_scale, norm_x
+from drifting.encoders.pooling import multi_scale
 from drifting.encoders.resnet import (
     STAGES,
     ResNet,
@@ -181,34 +181,6 @@ def test_features_are_those_of_the_projected_maps(dims):
     torch.testing.assert_close(features["stage4_mean"][:, 0], network.embed(images))
     assert network.embed(images).shape[1] == (dims or (32,))[-1]
     assert torch.equal(network(images), network.fc(network.embed(images)))
-
-
-def test_colours_of_the_images_stand_beside_the_features():
-    images = _images()
-    features = ResNetFeatures(_network(), ["image_std_4", "image_mean", "norm_x", "pixels", "stage3_std"])(images)
-    assert [tuple(value.shape[1:]) for value in features.values()] == [(16, 3), (1, 3), (1, 3), (1, 768), (1, 16)]
-    torch.testing.assert_close(features["image_mean"][:, 0], images.mean((2, 3)))
-    torch.testing.assert_close(features["image_std_4"][0, 6, 1], (images[0, 1, 4:8, 8:12].var(correction=0) + 1e-6).sqrt())
-    assert torch.equal(features["norm_x"], norm_x(images))
-    assert torch.equal(features["pixels"][:, 0], images.flatten(1))
-    assert "image" not in available_features(_network())
-
-
-def test_chroma_is_what_is_left_of_colours_beside_grey():
-    names = ("chroma_mean", "chroma_std", "chroma_std_4", "image_std")
-    encoder = ResNetFeatures(_network().double(), names)
-    images = _images(dtype=torch.float64)
-    features = encoder(images)
-    axes = torch.tensor([[1, -1, 0], [1, 1, -2]], dtype=torch.float64)
-    axes = axes / axes.norm(dim=1, keepdim=True)
-    chromas = torch.einsum("dc,bchw->bdhw", axes, images)
-    torch.testing.assert_close(features["chroma_mean"][:, 0], chromas.mean((2, 3)))
-    tiles = chromas.unflatten(3, (-1, 4)).unflatten(2, (-1, 4)).movedim(3, 4)
-    spread = (tiles.var((4, 5), correction=0)).flatten(2).mT
-    torch.testing.assert_close(features["chroma_std_4"], spread.add(1e-6).sqrt(), rtol=1e-3, atol=1e-3)
-    grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    assert float(encoder(grey)["chroma_std"].max()) < 2e-3
-    assert "chroma_std" not in available_features(_network(shape=(1, 16, 16), statistics=((0.5,), (0.5,))))
 
 
 def test_projections_of_early_stages_keep_distances_and_are_not_trained():
