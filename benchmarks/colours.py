@@ -2,11 +2,11 @@
 
 Command: python benchmarks/colours.py --judge runs/cifar10-classifier --save-dir runs/colours [--encoder-weights simclr=FILE ...]
 
-Every preset is trained as it is, without the filter of its generator, and in the means of its stages alone, with nothing
-beside them, all three with one encoder. A run that is there is not done again. At the end stand the table and the picture of
-`drifting compare`, and for every feature of an encoder how far apart images are in it, and how far it moves, as a share of that,
-when their colours are changed: what hardly moves cannot teach colours. The distances tell also which feature would drown the
-others, were each not divided by its own.
+Every preset is trained as it is, without the filter of its generator, without the chroma of tiles, and in the means of its stages
+alone, with nothing beside them, all four with one encoder. A run that is there is not done again. At the end stand the table and the
+picture of `drifting compare`, and for every feature of an encoder how far apart images are in it, and how far it moves, as a share
+of that, when their colours are changed: what hardly moves cannot teach colours. The distances tell also which feature would drown
+the others, were each not divided by its own.
 """
 
 import argparse
@@ -44,7 +44,19 @@ def unfiltered(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, generator=dataclasses.replace(config.generator, smoothing=False))
 
 
-VARIANTS = {"means-alone": means_alone, "unfiltered": unfiltered, "whole": lambda config: config}
+def without_chroma(config: RunConfig) -> RunConfig:
+    """Return the same run without the feature that sees red beside green within a tile."""
+    assert isinstance(config.encoder, ResNetConfig)
+    names = tuple(name for name in config.encoder.features if not name.startswith("chroma"))
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, features=names))
+
+
+VARIANTS = {
+    "means-alone": means_alone,
+    "unfiltered": unfiltered,
+    "without-chroma": without_chroma,
+    "whole": lambda config: config,
+}
 
 
 def prepared(config: RunConfig, folder: Path) -> RunConfig:

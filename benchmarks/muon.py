@@ -2,7 +2,8 @@
 
 Command: python benchmarks/muon.py [--repeats 15]
 
-The shapes are those of the generators of the presets cifar10-*. All sides run in turn in one process, and must agree.
+The shapes are the largest of the generators of the presets cifar10-*. All sides run in turn in one process, and must agree. It
+takes a torch that has Muon, 2.9 or newer; the library itself does not.
 """
 
 import argparse
@@ -67,7 +68,8 @@ def main() -> None:
     for name, shape in SHAPES.items():
         calls = sides(shape)
         theirs, ours, plain, own = (call() for call in calls.values())
-        assert (theirs - ours).abs().max() < 0.2 * RATE, f"{name}: steps differ"
+        length = 0.2 * RATE * theirs.numel() ** 0.5
+        assert (theirs - ours).norm() < 0.1 * length, f"{name}: steps differ by {float((theirs - ours).norm() / length):.2f}"
         assert (plain - own).norm() < 1e-3 * plain.norm(), f"{name}: iterations differ"
         times: list[list[float]] = [[] for _ in calls]
         for _ in range(options.repeats):
