@@ -3,10 +3,10 @@
 Command: python benchmarks/colours.py --judge runs/cifar10-classifier --save-dir runs/colours [--encoder-weights simclr=FILE ...]
 
 Every preset is trained as it is, without the filter of its generator, without the chroma of tiles, and in the means of its stages
-alone, with nothing beside them, all four with one encoder. A run that is there is not done again. At the end stand the table and the
-picture of `drifting compare`, and for every feature of an encoder how far apart images are in it, and how far it moves, as a share
-of that, when their colours are changed: what hardly moves cannot teach colours. The distances tell also which feature would drown
-the others, were each not divided by its own.
+alone, with nothing beside them, all four with one encoder. A run that is there is not done again. At the end stand the table and
+the picture of `drifting compare`, and for every feature of an encoder how far apart images are in it, and how far it moves, as a
+share of that, when their colours are changed: what hardly moves cannot teach colours. The distances tell also which feature would
+drown the others, were each not divided by its own.
 """
 
 import argparse
