@@ -57,6 +57,7 @@ TRAINING = {
     "train toy --keep 0": ("keep is 0", "pass at least 1"),
     "train toy --micro-batch 0": ("micro_batch is 0", "pass at least 1"),
     "train toy --learning-rate 0": ("learning_rate is 0.0", "above 0"),
+    "train toy --optimizer sgd": ("optimizer is 'sgd'", "pass adamw or muon"),
     "train toy --learning-rate nan": ("learning_rate is nan", "above 0"),
     "train toy --device tpu": ("device is 'tpu'", "pass cpu, cuda"),
     "train toy --device meta": ("device is 'meta'", "--device cpu"),
@@ -118,7 +119,8 @@ def test_folder_that_holds_a_run(refused, toy_copy):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--temperatures 0.7", "--seed 4", "--learning-rate 1", "--batch-size 16", "--dataset checker"]
+    "arguments",
+    ["--temperatures 0.7", "--seed 4", "--learning-rate 1", "--optimizer muon", "--batch-size 16", "--dataset checker"],
 )
 def test_resuming_as_something_else(refused, toy_copy, arguments):
     name = arguments.split()[0].removeprefix("--").replace("-", "_").replace("batch_size", "generated")
