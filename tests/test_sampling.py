@@ -32,10 +32,10 @@ class Stylish(Generator):
         self.num_styles, self.style_classes = num_styles, 5
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, noise, labels=None, guidance_scale=None, *style_codes):
+    def forward(self, noise, labels=None, guidance_scale=None, *style_indices):
         assert (guidance_scale is not None) is self.guided
         column = noise.new_zeros(len(noise)) if guidance_scale is None else guidance_scale
-        return torch.cat([column[:, None], *style_codes], 1) + self.bias
+        return torch.cat([column[:, None], *style_indices], 1) + self.bias
 
 
 def _network(num_classes=None):
@@ -127,7 +127,7 @@ _GENERATOR = _network()
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_style_codes_of_sample_i_are_its_own_for_any_batch_size(size):
+def test_style_indices_of_sample_i_are_its_own_for_any_batch_size(size):
     drawn = sample(Stylish(), 200, seed=2, batch_size=size)[:, 1:]
     assert torch.equal(drawn, sample(Stylish(), 200, seed=2)[:, 1:])
     assert drawn.unique().tolist() == [0, 1, 2, 3, 4]

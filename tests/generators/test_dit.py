@@ -30,7 +30,7 @@ def _inputs(kind: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         "noise": torch.randn(4, 3, 4, 8, generator=rng).to(kind),
         "labels": torch.tensor([0, 1, 2, 0]),
         "guidance_scale": torch.tensor([1.0, 1.5, 2.0, 3.0]).to(kind),
-        "style_codes": torch.randint(4, (4, 2), generator=rng),
+        "style_indices": torch.randint(4, (4, 2), generator=rng),
     }
 
 
@@ -84,11 +84,11 @@ def test_first_samples_spread_as_asked_and_differ(name):
     assert float(samples.var(0).mean() / samples.var()) > 0.6
 
 
-@pytest.mark.parametrize("name", ["noise", "labels", "guidance_scale", "style_codes"])
+@pytest.mark.parametrize("name", ["noise", "labels", "guidance_scale", "style_indices"])
 def test_every_input_acts_on_its_own_sample_only(name):
     network, inputs = _randomised(_network()), _inputs()
     changed = {**inputs, name: inputs[name].clone()}
-    changed[name][1] = {"noise": 0.5, "labels": 2, "guidance_scale": 4.0, "style_codes": 3 - inputs["style_codes"][1]}[name]
+    changed[name][1] = {"noise": 0.5, "labels": 2, "guidance_scale": 4.0, "style_indices": 3 - inputs["style_indices"][1]}[name]
     differs = (network(**changed) - network(**inputs)).flatten(1).abs().amax(1)
     assert (differs > 1e-3).tolist() == [False, True, False, False]
     assert float(differs[[0, 2, 3]].detach().max()) < 1e-5
@@ -98,7 +98,7 @@ def test_no_guidance_scale_is_one_and_missing_codes_are_drawn():
     network, inputs = _randomised(_network()), _inputs()
     inputs["guidance_scale"] = torch.ones(4)
     assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
-    inputs["style_codes"] = None
+    inputs["style_indices"] = None
     torch.manual_seed(5)
     first, other = network(**inputs), network(**inputs)
     torch.manual_seed(5)
@@ -229,5 +229,5 @@ def test_inputs_that_do_not_fit_are_refused():
     network, inputs = _network(), _inputs()
     with pytest.raises(InputError, match="labels is None"):
         network(inputs["noise"])
-    with pytest.raises(InputError, match=r"style_codes has shape \(4, 3\)"):
-        network(**{**inputs, "style_codes": torch.zeros(4, 3, dtype=torch.long)})
+    with pytest.raises(InputError, match=r"style_indices has shape \(4, 3\)"):
+        network(**{**inputs, "style_indices": torch.zeros(4, 3, dtype=torch.long)})

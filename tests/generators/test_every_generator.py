@@ -57,8 +57,8 @@ def _noise(network: Generator, count: int = 6) -> torch.Tensor:
 
 def _styles(network: Generator, part: slice = slice(None)) -> dict[str, torch.Tensor]:
     """Return the style codes of six samples as an argument, for a generator that takes them."""
-    codes = network.draw_style_codes(6, _rng())
-    return {} if codes is None else {"style_codes": codes[part]}
+    codes = network.draw_style_indices(6, _rng())
+    return {} if codes is None else {"style_indices": codes[part]}
 
 
 def test_labels_act_on_their_own_samples_only(make):
@@ -87,13 +87,13 @@ def test_samples_have_the_shape_that_is_announced(make):
     assert network(_noise(network), **_styles(network)).shape == (6, *network.sample_shape)
 
 
-def test_style_codes_are_drawn_from_the_stream_they_are_given(make):
+def test_style_indices_are_drawn_from_the_stream_they_are_given(make):
     network = make(None)
-    codes = network.draw_style_codes(500, _rng())
+    codes = network.draw_style_indices(500, _rng())
     if network.num_styles == 0:
         assert codes is None
         return
     assert codes.shape == (500, network.num_styles)
     assert torch.equal(codes.unique(), torch.arange(network.style_classes))
-    assert torch.equal(codes, network.draw_style_codes(500, _rng()))
-    assert not torch.equal(codes, network.draw_style_codes(500, _rng(2)))
+    assert torch.equal(codes, network.draw_style_indices(500, _rng()))
+    assert not torch.equal(codes, network.draw_style_indices(500, _rng(2)))

@@ -184,8 +184,8 @@ def test_missing_codes_are_uniform_and_come_from_the_global_stream():
     ("given", "message"),
     [
         ({"labels": None}, "labels is None: pass one for each sample, from 0 to 2"),
-        ({"style_codes": torch.zeros(2, 3, dtype=torch.long)}, r"style_codes has shape \(2, 3\): pass \(2, 2\)"),
-        ({"style_codes": torch.zeros(1, 2, dtype=torch.long)}, r"style_codes has shape \(1, 2\): pass \(2, 2\)"),
+        ({"style_indices": torch.zeros(2, 3, dtype=torch.long)}, r"style_indices has shape \(2, 3\): pass \(2, 2\)"),
+        ({"style_indices": torch.zeros(1, 2, dtype=torch.long)}, r"style_indices has shape \(1, 2\): pass \(2, 2\)"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(given, message):

@@ -32,7 +32,7 @@ def _inputs(kind: torch.dtype = torch.float32, channels: int = 3) -> dict[str, t
         "noise": torch.randn(4, channels, 8, 16, generator=rng).to(kind),
         "labels": torch.tensor([0, 1, 2, 0]),
         "guidance_scale": torch.tensor([1.0, 1.5, 2.0, 3.0]).to(kind),
-        "style_codes": torch.randint(4, (4, 2), generator=rng),
+        "style_indices": torch.randint(4, (4, 2), generator=rng),
     }
 
 
@@ -95,11 +95,11 @@ def test_asked_spread_is_that_before_tanh():
             assert float(UNet(**settings, output_std=asked)(noise).std()) == pytest.approx(asked, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["noise", "labels", "guidance_scale", "style_codes"])
+@pytest.mark.parametrize("name", ["noise", "labels", "guidance_scale", "style_indices"])
 def test_every_input_acts_on_its_own_sample_only(name):
     network, inputs = _randomised(_network()), _inputs()
     changed = {**inputs, name: inputs[name].clone()}
-    changed[name][1] = {"noise": 0.5, "labels": 2, "guidance_scale": 4.0, "style_codes": 3 - inputs["style_codes"][1]}[name]
+    changed[name][1] = {"noise": 0.5, "labels": 2, "guidance_scale": 4.0, "style_indices": 3 - inputs["style_indices"][1]}[name]
     differs = (network(**changed) - network(**inputs)).flatten(1).abs().amax(1)
     assert (differs > 1e-3).tolist() == [False, True, False, False]
     assert float(differs[[0, 2, 3]].detach().max()) < 1e-5
@@ -109,7 +109,7 @@ def test_no_guidance_scale_is_one_and_missing_codes_are_drawn():
     network, inputs = _randomised(_network()), _inputs()
     inputs["guidance_scale"] = torch.ones(4)
     assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
-    inputs["style_codes"] = None
+    inputs["style_indices"] = None
     assert not torch.allclose(network(**inputs), network(**inputs))
 
 

@@ -134,16 +134,16 @@ def test_independent_negatives_have_noise_of_their_own(tiny_toy):
     assert not torch.equal(batch.independent_noise, batch.noise)
 
 
-def test_batch_has_style_codes_where_the_generator_takes_some(tiny_digits):
+def test_batch_has_style_indices_where_the_generator_takes_some(tiny_digits):
     state, (positives, *_, schedule) = _state(tiny_digits, labels_per_step=7, generated=4, independent_negatives=True)
     plain = draw_batch(state, positives, schedule)
-    assert plain.style_codes is plain.independent_style_codes is None
+    assert plain.style_indices is plain.independent_style_indices is None
     state.generator.num_styles, state.generator.style_classes = 3, 5
     batch = draw_batch(state, positives, schedule)
-    for codes in (batch.style_codes, batch.independent_style_codes):
+    for codes in (batch.style_indices, batch.independent_style_indices):
         assert codes.shape == (7, 4, 3)
         assert codes.unique().tolist() == [0, 1, 2, 3, 4]
-    assert not torch.equal(batch.style_codes, batch.independent_style_codes)
+    assert not torch.equal(batch.style_indices, batch.independent_style_indices)
 
 
 @pytest.mark.parametrize("size", [1, 7, 39])

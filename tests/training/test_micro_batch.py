@@ -27,9 +27,9 @@ class Watched(Generator):
         self.noise_shape, self.sample_shape, self.num_classes, self.guided = (NOISE,), (6,), 5, True
         self.calls: list[tuple[int, bool]] = []
 
-    def forward(self, noise, labels=None, guidance_scale=None, style_codes=None):
+    def forward(self, noise, labels=None, guidance_scale=None, style_indices=None):
         self.calls.append((len(noise), torch.is_grad_enabled()))
-        return self.inner(noise + self.styles(style_codes).sum(1), labels, guidance_scale)
+        return self.inner(noise + self.styles(style_indices).sum(1), labels, guidance_scale)
 
 
 def _encode(samples: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -52,7 +52,7 @@ def _codes(count: int, seed: int) -> torch.Tensor:
 
 PLAIN = Batch(
     noise=_random(LABELS, GENERATED, NOISE, seed=1),
-    style_codes=_codes(GENERATED, seed=2),
+    style_indices=_codes(GENERATED, seed=2),
     labels=torch.tensor([3, 0, 4]),
     positives=_real(8, seed=3),
 )
@@ -62,7 +62,7 @@ GUIDED = dataclasses.replace(
     unconditional=_real(5, seed=4),
     unconditional_weight=torch.tensor([0.0, 0.8, 2.5]),
 )
-INDEPENDENT = {"independent_noise": _random(LABELS, 6, NOISE, seed=5), "independent_style_codes": _codes(6, seed=6)}
+INDEPENDENT = {"independent_noise": _random(LABELS, 6, NOISE, seed=5), "independent_style_indices": _codes(6, seed=6)}
 BATCHES = {
     "plain": PLAIN,
     "guided": GUIDED,
@@ -107,7 +107,7 @@ def test_parts_that_are_each_a_step_of_their_own_have_another_gradient(make):
     drifting_step(whole, _encode, LOSS, PLAIN).loss.backward()
     for index in range(GENERATED):
         part = slice(index, index + 1)
-        one = dataclasses.replace(PLAIN, noise=PLAIN.noise[:, part], style_codes=PLAIN.style_codes[:, part])
+        one = dataclasses.replace(PLAIN, noise=PLAIN.noise[:, part], style_indices=PLAIN.style_indices[:, part])
         (drifting_step(parted, _encode, LOSS, one).loss / GENERATED).backward()
     name = "inner.output.weight"
     assert not torch.allclose(_gradients(whole)[name], _gradients(parted)[name], rtol=0.1)

@@ -127,16 +127,16 @@ def test_unconditional_samples_repel_with_their_weight(batch):
 class Telling(Shifting):
     """Adds the guidance scale, and the style codes where there are any."""
 
-    def forward(self, noise, labels=None, guidance_scale=None, style_codes=None):
+    def forward(self, noise, labels=None, guidance_scale=None, style_indices=None):
         told = noise + self.shift[labels] + guidance_scale[:, None]
-        return told if style_codes is None else told + style_codes
+        return told if style_indices is None else told + style_indices
 
 
 @pytest.mark.parametrize("with_codes", [False, True])
 def test_generator_is_told_guidance_scale_and_codes_of_every_sample(batch, with_codes):
     generator, scale = Telling(4), torch.tensor([1.0, 2.5, 4.0])
     codes = torch.arange(36).reshape(3, 6, 2) if with_codes else None
-    told = dataclasses.replace(batch, guidance_scale=scale, style_codes=codes)
+    told = dataclasses.replace(batch, guidance_scale=scale, style_indices=codes)
     generated = batch.noise + generator.shift[batch.labels][:, None] + scale[:, None, None] + (codes if with_codes else 0)
     expected = LOSS({"sample": generated[:, :, None]}, batch.positives)
     report = drifting_step(generator, identity, LOSS, told)
@@ -146,8 +146,8 @@ def test_generator_is_told_guidance_scale_and_codes_of_every_sample(batch, with_
 
 def test_independent_batch_has_codes_of_its_own(batch):
     generator, codes = Telling(4), torch.arange(24).reshape(3, 4, 2)
-    other = {"independent_noise": _random(3, 4, 2, seed=2), "independent_style_codes": codes}
-    own = {"guidance_scale": torch.ones(3), "style_codes": torch.zeros(3, 6, 2, dtype=torch.long)}
+    other = {"independent_noise": _random(3, 4, 2, seed=2), "independent_style_indices": codes}
+    own = {"guidance_scale": torch.ones(3), "style_indices": torch.zeros(3, 6, 2, dtype=torch.long)}
     shift = 1 + generator.shift.detach()[batch.labels][:, None]
     negatives = {"sample": (other["independent_noise"] + shift + codes)[:, :, None]}
     expected = LOSS({"sample": (batch.noise + shift)[:, :, None]}, batch.positives, generated_negatives=negatives)
@@ -162,11 +162,11 @@ def test_inputs_of_all_parts_together_are_those_of_the_whole(batch, size):
     codes = torch.arange(36).reshape(3, 6, 2)
     parts = list(told.inputs(batch.noise, codes, size))
     assert max(len(noise) for noise, *_ in parts) == min(size or 18, 18)
-    noise, labels, scale, style_codes = (torch.cat(column) for column in zip(*parts, strict=True))
+    noise, labels, scale, style_indices = (torch.cat(column) for column in zip(*parts, strict=True))
     assert torch.equal(noise, batch.noise.flatten(0, 1))
     assert labels.tolist() == [2] * 6 + [0] * 6 + [1] * 6
     assert scale.tolist() == [1.0] * 6 + [2.5] * 6 + [4.0] * 6
-    assert torch.equal(style_codes, codes.flatten(0, 1))
+    assert torch.equal(style_indices, codes.flatten(0, 1))
 
 
 def test_inputs_without_codes_are_three(batch):

@@ -18,7 +18,9 @@ from drifting.config.build import (
 )
 from drifting.config.data import (
     DigitsData,
+    ImageFilesData,
     ImagesData,
+    LatentsData,
     PointsData,
     ToyData,
 )
@@ -55,7 +57,9 @@ __all__ = [
     "DiTConfig",
     "DigitsData",
     "EncoderRunConfig",
+    "ImageFilesData",
     "ImagesData",
+    "LatentsData",
     "LossConfig",
     "MAEConfig",
     "MLPConfig",

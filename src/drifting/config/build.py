@@ -129,6 +129,8 @@ def build_source(config: RunConfig) -> Source:
         case ImagesData() as data:
             images = load_split(data, "train")
             return InMemorySource(images.images, images.labels, to_signed)
+        case _:
+            raise InputError(f"data is {type(config.data).__name__}, which no run takes yet: name another")
 
 
 def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:

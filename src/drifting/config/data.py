@@ -59,4 +59,46 @@ class ImagesData:
     num_classes: int | None = None
 
 
-Data = ToyData | PointsData | DigitsData | ImagesData
+@dataclass(frozen=True, kw_only=True)
+class ImageFilesData:
+    """Images of a folder that are too many for memory: decoded, cropped and resized as they are drawn, see `data.files_source`.
+
+    Attributes:
+        path: folder with one sub-folder for each class, or with `train` and `val` above those; None where it is not known yet.
+        image_size: pixels to a side after cropping and resizing.
+        conditional: one population for each class, or one for all.
+        flip: mirror every other image, by chance.
+        image_shape: channels, height and width; found when the folder is first listed and kept with the run.
+        num_classes: found likewise.
+    """
+
+    path: str | None = None
+    image_size: int = 256
+    conditional: bool = True
+    flip: bool = True
+    image_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsData:
+    """Latents of images, computed before by `drifting latents`, see `data.latents`.
+
+    Attributes:
+        path: folder of the cache; None where it is not known yet.
+        conditional: one population for each class, or one for all.
+        flip: take the latent of the mirrored image for every other one, by chance.
+        vae: name or folder of the auto-encoder that decodes samples; found in the cache and kept with the run.
+        image_shape: channels, height and width of a latent; found likewise.
+        num_classes: found likewise.
+    """
+
+    path: str | None = None
+    conditional: bool = True
+    flip: bool = True
+    vae: str | None = None
+    image_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+
+
+Data = ToyData | PointsData | DigitsData | ImagesData | ImageFilesData | LatentsData

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Generator(nn.Module):
     """A module (noise, labels, guidance_scale) -> samples.
 
-    One that takes style codes is called with `style_codes` as well. They are part of the randomness of a sample, as its noise is:
+    One that takes style codes is called with `style_indices` as well. They are part of the randomness of a sample, as its noise is:
     whoever draws the noise draws them, and passes the same ones again to compute the same samples again.
 
     Attributes:
@@ -27,7 +27,7 @@ class Generator(nn.Module):
     num_styles: int = 0
     style_classes: int = 0
 
-    def draw_style_codes(self, count: int, rng: torch.Generator) -> Int[Tensor, "b s"] | None:
+    def draw_style_indices(self, count: int, rng: torch.Generator) -> Int[Tensor, "b s"] | None:
         """Return uniform style codes of `count` samples on the device of rng, or None for a generator that takes none."""
         if self.num_styles == 0:
             return None

@@ -145,10 +145,10 @@ class DiT(Generator):
         noise: Float[Tensor, "b c h v"],
         labels: Int[Tensor, " b"] | None = None,
         guidance_scale: Float[Tensor, " b"] | None = None,
-        style_codes: Int[Tensor, "b s"] | None = None,
+        style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b c h v"]:
         """Return one image for each noise image, in float32 under autocast too; for the other arguments see `layers.Condition`."""
-        condition = self.condition(noise, labels, guidance_scale, style_codes)
+        condition = self.condition(noise, labels, guidance_scale, style_indices)
         patches = self.embed(patchify(noise, self.size.patch)) + self.positions
         context = self.context(condition)[:, None] + self.context_tokens
         tokens, active = torch.cat([context, patches], 1), silu(condition)

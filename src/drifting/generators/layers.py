@@ -214,7 +214,7 @@ class Condition(nn.Module):
         noise: Float[Tensor, "b c h v"],
         labels: Int[Tensor, " b"] | None = None,
         guidance_scale: Float[Tensor, " b"] | None = None,
-        style_codes: Int[Tensor, "b s"] | None = None,
+        style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b z"]:
         """Return the condition of every sample.
 
@@ -222,7 +222,7 @@ class Condition(nn.Module):
             noise: of the samples; only their number, device and precision count.
             labels: needed where there are classes, and not used elsewhere.
             guidance_scale: None is 1, which is none; not used by an unguided generator.
-            style_codes: None draws them from the global random stream; not used where there are no styles.
+            style_indices: None draws them from the global random stream; not used where there are no styles.
 
         Raises:
             InputError: if labels are missing, or there are not `num_styles` codes to a sample.
@@ -236,7 +236,7 @@ class Condition(nn.Module):
                 raise InputError(f"labels is None: pass one for each sample, from 0 to {self.classes.num_embeddings - 1}")
             condition = condition + self.classes(labels)
         if self.styles is not None:
-            condition = condition + self.styles(self._rows(noise, style_codes))
+            condition = condition + self.styles(self._rows(noise, style_indices))
         return condition
 
     def _rows(self, noise: Tensor, codes: Tensor | None) -> Int[Tensor, "b s"]:
@@ -244,5 +244,5 @@ class Condition(nn.Module):
         if codes is None:
             codes = torch.randint(self.style_classes, shape, device=noise.device)
         elif codes.shape != shape:
-            raise InputError(f"style_codes has shape {tuple(codes.shape)}: pass {shape}, one row for each sample")
+            raise InputError(f"style_indices has shape {tuple(codes.shape)}: pass {shape}, one row for each sample")
         return codes + self.style_classes * torch.arange(self.num_styles, device=codes.device)

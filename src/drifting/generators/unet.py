@@ -120,10 +120,10 @@ class UNet(Generator):
         noise: Float[Tensor, "b e h v"],
         labels: Int[Tensor, " b"] | None = None,
         guidance_scale: Float[Tensor, " b"] | None = None,
-        style_codes: Int[Tensor, "b s"] | None = None,
+        style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b _ h v"]:
         """Return one image for each noise image, in float32 under autocast too; for the other arguments see `layers.Condition`."""
-        condition = self.condition(noise, labels, guidance_scale, style_codes)
+        condition = self.condition(noise, labels, guidance_scale, style_indices)
         maps = self.maps(self.stem(noise.contiguous(memory_format=torch.channels_last)), silu(condition))
         samples = self.head(maps)
         return samples.tanh() if self.bounded else samples

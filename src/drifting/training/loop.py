@@ -170,10 +170,10 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
     return Batch(
         labels=labels,
         noise=noise,
-        style_codes=codes,
+        style_indices=codes,
         positives=real,
         independent_noise=independent_noise,
-        independent_style_codes=independent_codes,
+        independent_style_indices=independent_codes,
         **_draw_guidance(positives, schedule, groups[0], state.rng),
     )
 
@@ -181,7 +181,7 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
 def _draw_prior(state: TrainingState, groups: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
     """Return noise and style codes, [labels, samples, ...]."""
     noise = draw_noise((*groups, *state.generator.noise_shape), state.rng)
-    codes = state.generator.draw_style_codes(groups[0] * groups[1], state.rng)
+    codes = state.generator.draw_style_indices(groups[0] * groups[1], state.rng)
     return noise, None if codes is None else codes.unflatten(0, groups)
 
 

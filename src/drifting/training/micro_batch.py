@@ -48,10 +48,10 @@ def micro_batched_step(
         The report of `step.drifting_step`, whose losses are constants here; and the bytes that the features of the whole batch and
         their gradients take up.
     """
-    prior, independent = (batch.noise, batch.style_codes), None
+    prior, independent = (batch.noise, batch.style_indices), None
     features = _without_graph(generator, encoder, batch, *prior, size)
     if batch.independent_noise is not None:
-        other = (batch.independent_noise, batch.independent_style_codes)
+        other = (batch.independent_noise, batch.independent_style_indices)
         independent = _without_graph(generator, encoder, batch, *other, size)
     # Older releases of torch use the weights that autocast cast without graph again, and those pass no gradient on.
     torch.clear_autocast_cache()

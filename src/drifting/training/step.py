@@ -23,12 +23,12 @@ class Batch:
 
     Attributes:
         noise: one noise per generated sample.
-        style_codes: the codes that belong to it, for a generator that takes some.
+        style_indices: the codes that belong to it, for a generator that takes some.
         labels: the class of each group, or None where there are none (l = 1).
         guidance_scale: what the generator is told of each label; None for a generator that takes none.
         positives: features of real samples of each label.
         independent_noise: noise of a second generated batch that repels in place of the first; None for the paper's field.
-        independent_style_codes: the codes that belong to it.
+        independent_style_indices: the codes that belong to it.
         unconditional: features of real samples of any label, which repel: guidance; None for none.
         unconditional_weight: of each of those of a label, see `guidance.unconditional_weight`; None for ones.
     """
@@ -37,9 +37,9 @@ class Batch:
     positives: Mapping[str, Float[Tensor, "l p k _"]]
     labels: Int[Tensor, " l"] | None = None
     guidance_scale: Float[Tensor, " l"] | None = None
-    style_codes: Int[Tensor, "l n s"] | None = None
+    style_indices: Int[Tensor, "l n s"] | None = None
     independent_noise: Float[Tensor, "l n *noise"] | None = None
-    independent_style_codes: Int[Tensor, "l n s"] | None = None
+    independent_style_indices: Int[Tensor, "l n s"] | None = None
     unconditional: Mapping[str, Float[Tensor, "l m k _"]] | None = None
     unconditional_weight: Float[Tensor, " l"] | None = None
 
@@ -60,10 +60,10 @@ def drifting_step(
     generator: Callable[..., Tensor], encoder: FeatureEncoder, loss: DriftingLoss, batch: Batch, *, statistics: bool = False
 ) -> FeatureLoss:
     """Generate, encode and compare: return the loss of a batch, with gradient into the generator's weights."""
-    generated, independent = _features(generator, encoder, batch, batch.noise, batch.style_codes), None
+    generated, independent = _features(generator, encoder, batch, batch.noise, batch.style_indices), None
     if batch.independent_noise is not None:
         with torch.no_grad():
-            independent = _features(generator, encoder, batch, batch.independent_noise, batch.independent_style_codes)
+            independent = _features(generator, encoder, batch, batch.independent_noise, batch.independent_style_indices)
     return compare(loss, generated, independent, batch, statistics=statistics)
 
 

@@ -1,0 +1,111 @@
+"""A published variational auto-encoder as the way from images to latents and back, by the library diffusers.
+
+    latent = (mean + exp(log_variance / 2) * noise - shift) * scale,    image = decode(latent / scale + shift)
+
+Shapes: b images, c channels of an image, h x w pixels, k channels of a latent, y x x its places.
+
+Source: the latents of the paper are those of Stable Diffusion's auto-encoder, 4 x 32 x 32 for 256 x 256 pixels.
+"""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from drifting.errors import InputError
+from drifting.inputs import full_precision
+
+DEFAULT = "stabilityai/sd-vae-ft-mse"
+# Log-variances beyond these are those that the library itself cuts off.
+_LOG_VARIANCES = (-30.0, 20.0)
+
+Images = Float[Tensor, "b c h w"]
+Latents = Float[Tensor, "b k y x"]
+Moments = Float[Tensor, "b 2k y x"]
+
+
+class VAE(nn.Module):
+    """A frozen auto-encoder between images in [-1, 1] and latents of about unit spread.
+
+    Args:
+        network: an AutoencoderKL of diffusers, or a module of the same interface.
+
+    Attributes:
+        channels: of an image.
+        latent_channels: of a latent.
+        reduction: pixels of an image to one place of its latent, along each side.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        facts: Any = network.config
+        self.scale, self.shift = float(facts.scaling_factor), float(getattr(facts, "shift_factor", None) or 0.0)
+        self.channels, self.latent_channels = int(facts.in_channels), int(facts.latent_channels)
+        self.reduction = 2 ** (len(facts.block_out_channels) - 1)
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """Return the shape of the latent of a square image; raises InputError if it has no whole number of places."""
+        if image_size < 1 or image_size % self.reduction:
+            raise InputError(f"image_size is {image_size}: pass a multiple of {self.reduction}, the pixels to a place of a latent")
+        side = image_size // self.reduction
+        return self.latent_channels, side, side
+
+    @torch.no_grad()
+    def moments(self, images: Images) -> Moments:
+        """Return mean, then log-variance, of the latents of images, neither shifted nor scaled."""
+        return full_precision(self._network.encode(images).latent_dist.parameters)
+
+    def draw(self, moments: Moments, noise: Latents) -> Latents:
+        """Return latents of their distribution, from standard normal noise."""
+        return draw_latents(moments, noise, scale=self.scale, shift=self.shift)
+
+    @torch.no_grad()
+    def decode(self, latents: Latents, batch_size: int = 16) -> Images:
+        """Return images, `batch_size` at a time, on the device of the latents."""
+        device = next(self.network.parameters()).device
+        parts = (part.to(device) / self.scale + self.shift for part in latents.split(batch_size))
+        return torch.cat([full_precision(self._network.decode(part).sample).to(latents.device) for part in parts])
+
+    @property
+    def _network(self) -> Any:
+        return self.network
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that stand for the weights and what scales the latents."""
+        digest = hashlib.sha256(f"{self.scale} {self.shift}".encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def draw_latents(moments: Moments, noise: Latents, *, scale: float, shift: float) -> Latents:
+    """Return latents of the distribution that moments describe, from standard normal noise; shifted and scaled."""
+    mean, log_variance = full_precision(moments).chunk(2, 1)
+    return (mean + (log_variance.clamp(*_LOG_VARIANCES) / 2).exp() * noise - shift) * scale
+
+
+def load_vae(name_or_folder: str | Path = DEFAULT) -> VAE:
+    """Return a published auto-encoder; only safetensors are read, and no code that comes with them is run.
+
+    Args:
+        name_or_folder: id on the Hugging Face Hub, or a folder of `save_pretrained`.
+
+    Raises:
+        InputError: if the library or the weights are not there.
+    """
+    origin = str(name_or_folder)
+    try:
+        diffusers: Any = importlib.import_module("diffusers")
+    except ImportError:
+        raise InputError(f"vae is '{origin}', which needs the library diffusers: pip install 'drifting[vae]'") from None
+    try:
+        network = diffusers.AutoencoderKL.from_pretrained(origin, use_safetensors=True, low_cpu_mem_usage=False)
+    except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"vae is '{origin}', which cannot be loaded ({reason}): name a Hub id or a folder") from None
+    return VAE(network.float())
