@@ -1,12 +1,11 @@
 """The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
 
-`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `build` makes everything from it and
-`report` what it shows.
+`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `build` makes everything from it,
+`export` what becomes of its samples and `report` what it shows.
 """
 
 from drifting.config.build import (
     build_encoder,
-    build_export,
     build_generator,
     build_loss,
     build_network,
@@ -24,6 +23,7 @@ from drifting.config.data import (
     PointsData,
     ToyData,
 )
+from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
@@ -53,6 +53,7 @@ __all__ = [
     "AutoencoderConfig",
     "BankConfig",
     "ClassifierConfig",
+    "Decoder",
     "DecoderMLPConfig",
     "DiTConfig",
     "DigitsData",
@@ -70,6 +71,7 @@ __all__ = [
     "SimCLRConfig",
     "ToyData",
     "UNetConfig",
+    "build_decoder",
     "build_encoder",
     "build_evaluation",
     "build_export",
@@ -79,6 +81,7 @@ __all__ = [
     "build_pictures",
     "build_positives",
     "build_source",
+    "exported_shape",
     "from_json",
     "load_labelled",
     "load_split",

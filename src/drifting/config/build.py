@@ -38,7 +38,7 @@ from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.digits import load_digits
 from drifting.data.features import FeatureCache
 from drifting.data.images import ImageSet, LabelError, load_images
-from drifting.data.pixels import to_bytes, to_signed
+from drifting.data.pixels import to_signed
 from drifting.data.points import frame_of, load_points
 from drifting.data.source import InMemorySource, Source, StreamSource
 from drifting.data.toys import toy
@@ -55,6 +55,7 @@ from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.dit import DiT
 from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
+from drifting.inputs import check_device
 from drifting.loss import DriftingLoss
 from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
@@ -64,13 +65,7 @@ Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
 
 def resolve(config: Config) -> Config:
     """Return the configuration with everything that depends on the data and the machine filled in and checked."""
-    try:
-        device = torch.device(config.device)
-    except RuntimeError:
-        raise InputError(f"device is '{config.device}': pass cpu, cuda, cuda:1 or mps") from None
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= present.get(device.type, 0):
-        raise InputError(f"device is '{config.device}', which this machine does not offer: pass --device cpu")
+    check_device(config.device)
     match config.data:
         case PointsData(path=path, scale=None):
             centre, scale = frame_of(load_points(Path(path)), path)
@@ -258,17 +253,6 @@ def build_encoder(config: RunConfig, network: nn.Module | None = None) -> Featur
 def build_loss(config: RunConfig) -> DriftingLoss:
     """Return the drifting loss of a run."""
     return DriftingLoss(**vars(config.loss))
-
-
-def build_export(config: RunConfig) -> Callable[[Tensor], Tensor]:
-    """Return the map from the generator's samples to the user's form: points in their coordinates, images as uint8 [n, h, w, c]."""
-    match config.data:
-        case PointsData() as data:
-            return data.frame.restore
-        case DigitsData() | ImagesData():
-            return lambda images: to_bytes(images).movedim(1, -1)
-        case _:
-            return lambda points: points
 
 
 def _known_shape(data: ImagesData) -> tuple[int, int, int]:
