@@ -9,11 +9,10 @@ import torch
 
 from drifting import config as configuration
 from drifting import real_images, run_evaluation
-from drifting.config import DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
+from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
 from drifting.data.source import InMemorySource
 from drifting.errors import InputError
 from drifting.evaluation import compare, see
-from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.judges import load_judge
 from drifting.metrics.frechet import gaussian_of
 from drifting.run_evaluation import sampled_batches
@@ -21,19 +20,17 @@ from drifting.runs import Run
 from drifting.sampling import sample
 from drifting.training.schedule import Schedule
 from tests.image_folders import write_images
-from tests.tiny_vae import save_vae
+from tests.tiny_vae import write_vae
 
 COUNTS = {"a": 20, "b": 20, "c": 20}
 SCHEDULE = Schedule(steps=2, generated=4, positives=4, learning_rate=1e-3)
 
 
 def _run(folder, data) -> Run:
-    config = RunConfig(preset="x", data=data, generator=DecoderMLPConfig(), loss=LossConfig(), schedule=SCHEDULE)
-    torch.manual_seed(0)
-    sizes = {"noise_dim": 4, "width": 16, "depth": 2, "code_dim": 8, "decoder_width": 4}
-    generator = DecoderMLP(sample_shape=data.image_shape, num_classes=3, **sizes)
+    network = DecoderMLPConfig(noise_dim=4, width=16, depth=2, code_dim=8, decoder_width=4)
+    config = RunConfig(preset="x", data=data, bank=BankConfig(), generator=network, loss=LossConfig(), schedule=SCHEDULE)
     folder.mkdir(exist_ok=True)
-    return Run(folder, config, generator.eval())
+    return Run(folder, config, configuration.build_generator(config).eval())
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,7 @@ def files_run(images, tmp_path):
 
 @pytest.fixture(scope="module")
 def vae_folder(tmp_path_factory):
-    return save_vae(tmp_path_factory.mktemp("vae"))
+    return write_vae(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture

@@ -6,19 +6,19 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting.config import DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, report, to_bytes
+from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, report, to_bytes
 from drifting.config.report import _layout, build_pictures
 from drifting.data.source import InMemorySource
 from drifting.data.vae import load_vae
 from drifting.training.schedule import Schedule
-from tests.tiny_vae import save_vae
+from tests.tiny_vae import write_vae
 
 LOG = [{"step": 1, "loss": 1.0, "drift_norm/sample/0.1": 2.0, "energy_distance": 0.5}]
 SCHEDULE = Schedule(steps=2, generated=4, positives=4, learning_rate=1e-3)
 
 
 def _config(data, frame_samples: int) -> RunConfig:
-    parts = {"generator": DecoderMLPConfig(), "loss": LossConfig(), "schedule": SCHEDULE}
+    parts = {"bank": BankConfig(), "generator": DecoderMLPConfig(), "loss": LossConfig(), "schedule": SCHEDULE}
     return RunConfig(preset="x", data=data, frame_samples=frame_samples, **parts)
 
 
@@ -48,7 +48,7 @@ def test_square_is_no_larger_than_its_samples(classes, count, layout):
 
 
 def test_latents_are_decoded_for_pictures(drawn, monkeypatch, tmp_path):
-    folder = save_vae(tmp_path / "vae")
+    folder = write_vae(tmp_path / "vae")
     latents = torch.randn(40, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     _source(monkeypatch, latents, 3)
     data = LatentsData(path="some/cache", vae=str(folder), image_shape=(4, 4, 4), num_classes=3)

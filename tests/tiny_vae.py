@@ -1,4 +1,4 @@
-"""A tiny auto-encoder that the tests save themselves: latents of 4 channels, 2 pixels to a place."""
+"""A tiny auto-encoder of the library diffusers, with random weights, as a folder."""
 
 from pathlib import Path
 
@@ -6,18 +6,17 @@ import pytest
 import torch
 
 
-def save_vae(folder: Path, *, latent_channels: int = 4, seed: int = 0) -> Path:
-    """Write an AutoencoderKL with random weights as diffusers does, and return its folder; skips where the library is not there."""
+def write_vae(folder: Path, *, seed: int = 0, scale: float = 0.5) -> Path:
+    """Write an auto-encoder that takes half of each side, and gives 4 channels; skip the test where the library is missing."""
     diffusers = pytest.importorskip("diffusers")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = diffusers.AutoencoderKL(
             block_out_channels=(8, 16),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
             norm_num_groups=4,
-            latent_channels=latent_channels,
-            scaling_factor=0.5,
+            scaling_factor=scale,
         )
     network.save_pretrained(folder)
     return folder

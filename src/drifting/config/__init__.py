@@ -1,7 +1,7 @@
 """The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
 
-`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `build` makes everything from it,
-`export` what becomes of its samples and `report` what it shows.
+`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `sources` opens the data, `build` makes
+everything else from it, `export` what becomes of its samples and `report` what it shows.
 """
 
 from drifting.config.build import (
@@ -9,10 +9,6 @@ from drifting.config.build import (
     build_generator,
     build_loss,
     build_network,
-    build_positives,
-    build_source,
-    load_labelled,
-    load_split,
     resolve,
 )
 from drifting.config.data import (
@@ -21,6 +17,7 @@ from drifting.config.data import (
     ImagesData,
     LatentsData,
     PointsData,
+    StreamedData,
     ToyData,
 )
 from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
@@ -45,6 +42,15 @@ from drifting.config.schema import (
     RunConfig,
 )
 from drifting.config.serial import VERSION, from_json, to_json
+from drifting.config.sources import (
+    build_positives,
+    build_source,
+    load_labelled,
+    load_split,
+    open_files,
+    open_latents,
+    open_vae,
+)
 from drifting.data.pixels import to_bytes, to_signed
 
 __all__ = [
@@ -69,6 +75,7 @@ __all__ = [
     "ResNetConfig",
     "RunConfig",
     "SimCLRConfig",
+    "StreamedData",
     "ToyData",
     "UNetConfig",
     "build_decoder",
@@ -85,6 +92,9 @@ __all__ = [
     "from_json",
     "load_labelled",
     "load_split",
+    "open_files",
+    "open_latents",
+    "open_vae",
     "resolve",
     "to_bytes",
     "to_json",

@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drifting.config.build import build_source, load_split
 from drifting.config.data import (
     DigitsData,
-    ImageFilesData,
     ImagesData,
     LatentsData,
     PointsData,
+    StreamedData,
     ToyData,
 )
 from drifting.config.export import build_decoder
@@ -22,6 +21,7 @@ from drifting.config.schema import (
     LossConfig,
     RunConfig,
 )
+from drifting.config.sources import build_source, load_split
 from drifting.data.digits import load_digits
 from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.points import Frame
@@ -64,10 +64,10 @@ def build_evaluation(config: RunConfig) -> Callable[[Sampler], Metrics]:
 def build_pictures(config: RunConfig) -> Pictures:
     """Return the function (folder, frames=, log=) that draws the pictures of a run."""
     source = build_source(config)
+    if isinstance(config.data, StreamedData):
+        return _streamed_pictures(config, config.data, source)
     if isinstance(config.data, DigitsData | ImagesData):
         return _image_pictures(config, source)
-    if isinstance(config.data, ImageFilesData | LatentsData):
-        return _streamed_pictures(config, config.data, source)
     return _point_pictures(config, source)
 
 
@@ -96,7 +96,7 @@ def _image_pictures(config: RunConfig, source: Source) -> Pictures:
     return draw
 
 
-def _streamed_pictures(config: RunConfig, data: ImageFilesData | LatentsData, source: Source) -> Pictures:
+def _streamed_pictures(config: RunConfig, data: StreamedData, source: Source) -> Pictures:
     """Return the pictures of images too many for memory: latents are decoded, and nobody looks for the nearest real images."""
     decode = build_decoder(config, config.device)
     rows, columns = _layout(source.num_classes, config.frame_samples)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from drifting.config.data import Data, DigitsData, ImagesData
+from drifting.config.data import Data, DigitsData, ImagesData, StreamedData
 from drifting.config.networks import (
     Encoder,
     Generator,
@@ -85,13 +85,15 @@ class RunConfig:
             _check_encoder(self.encoder, "encoder.")
         if isinstance(self.encoder, MAEConfig):
             raise InputError("encoder is a masked auto-encoder, which no run takes yet: name another")
+        if self.bank is None and isinstance(self.data, StreamedData):
+            raise InputError("bank is None, but the data stay on disk, too slow to draw every step from: pass a BankConfig")
         if self.bank is not None:
-            if not isinstance(self.data, ImagesData):
+            if not isinstance(self.data, ImagesData | StreamedData):
                 raise InputError("bank is set, but the data are no images: leave it out")
             check_counts({f"bank.{name}": value for name, value in vars(self.bank).items()})
         check_seed(self.seed)
         check_temperatures(self.loss.temperatures)
-        labelled = isinstance(self.data, DigitsData) or (isinstance(self.data, ImagesData) and self.data.conditional)
+        labelled = isinstance(self.data, DigitsData) or (isinstance(self.data, ImagesData | StreamedData) and self.data.conditional)
         check_schedule(schedule, labelled=labelled)
 
 
