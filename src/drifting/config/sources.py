@@ -130,9 +130,8 @@ def open_vae(data: LatentsData, device: str = "cpu") -> VAE:
     vae = _load_vae(data.vae)
     found = vae.fingerprint()
     if data.vae_fingerprint not in (None, found):
-        raise InputError(
-            f"vae is '{data.vae}', not the one that made the latents ({found}, not {data.vae_fingerprint}): bring it back"
-        )
+        other = f"which is not the one that made the latents ({found}, not {data.vae_fingerprint})"
+        raise InputError(f"vae is '{data.vae}', {other}: bring that back")
     return vae.to(device)
 
 
