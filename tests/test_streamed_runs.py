@@ -8,6 +8,7 @@ import torch
 from drifting import runs
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import (
+    AutoencoderConfig,
     BankConfig,
     ImageFilesData,
     LatentsData,
@@ -16,6 +17,7 @@ from drifting.config import (
     RunConfig,
     build_export,
     build_generator,
+    build_network,
     build_positives,
     build_source,
     from_json,
@@ -48,17 +50,28 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["latents", "images"])
-def config(place, request):
-    latents = LatentsData(path=str(place / "cache"))
-    data = latents if request.param == "latents" else ImageFilesData(path=str(place / "images"), image_size=8)
-    schedule = Schedule(
-        steps=4, generated=4, positives=3, labels_per_step=2, learning_rate=1e-3, guidance_scale=2.0, unconditional=2
-    )
+def _config(data) -> RunConfig:
+    guided = {"guidance_scale": 2.0, "unconditional": 2}
+    schedule = Schedule(steps=4, generated=4, positives=3, labels_per_step=2, learning_rate=1e-3, **guided)
     bank = BankConfig(capacity_per_class=4, unconditional_capacity=5, push_per_step=3)
     often = {"log_every": 2, "checkpoint_every": 2, "frames": 1, "frame_samples": 6}
     generator = MLPConfig(noise_dim=4, width=8, depth=1)
     return RunConfig(preset="own", data=data, generator=generator, loss=LossConfig(), schedule=schedule, bank=bank, **often)
+
+
+@pytest.fixture
+def on_latents(place):
+    return _config(LatentsData(path=str(place / "cache")))
+
+
+@pytest.fixture
+def on_images(place):
+    return _config(ImageFilesData(path=str(place / "images"), image_size=8))
+
+
+@pytest.fixture(params=["on_latents", "on_images"])
+def config(request):
+    return request.getfixturevalue(request.param)
 
 
 def _shape(config):
@@ -88,11 +101,9 @@ def test_one_joint_population(config):
     assert build_positives(resolved, identity).draw(None, 3, torch.Generator())["sample"].shape[:2] == (1, 3)
 
 
-def test_positives_are_the_latents_that_the_vae_gives(place, config):
-    if not isinstance(config.data, LatentsData):
-        pytest.skip("latents alone")
-    config = dataclasses.replace(config, bank=dataclasses.replace(config.bank, capacity_per_class=500))
-    positives = build_positives(resolve(config), identity)
+def test_positives_are_the_latents_that_the_vae_gives(place, on_latents):
+    on_latents = dataclasses.replace(on_latents, bank=dataclasses.replace(on_latents.bank, capacity_per_class=500))
+    positives = build_positives(resolve(on_latents), identity)
     vae, files, rng = load_vae(place / "vae"), ImageFiles(place / "images", image_size=8), torch.Generator().manual_seed(0)
     drawn = torch.cat([positives.draw(torch.tensor([2]), 4, rng)["sample"][0, :, 0] for _ in range(300)])
     images = to_signed(files.read(torch.arange(11, 15)))
@@ -108,10 +119,8 @@ def test_positives_are_the_latents_that_the_vae_gives(place, config):
     assert float(residuals.std()) == pytest.approx(1, abs=0.05)
 
 
-def test_positives_are_the_images_and_their_mirror_images(place, config):
-    if not isinstance(config.data, ImageFilesData):
-        pytest.skip("images alone")
-    positives = build_positives(resolve(config), identity)
+def test_positives_are_the_images_and_their_mirror_images(place, on_images):
+    positives = build_positives(resolve(on_images), identity)
     drawn = positives.draw(torch.tensor([2, 2, 2]), 4, torch.Generator().manual_seed(0))["sample"].flatten(0, 2)
     images = to_signed(ImageFiles(place / "images", image_size=8).read(torch.arange(11, 15)))
     known = torch.cat([images, images.flip(-1)]).flatten(1)
@@ -137,11 +146,9 @@ def test_run_leaves_pictures_and_gives_images(config, tmp_path):
     assert (images.dtype, images.shape) == (torch.uint8, (3, 8, 8, 3))
 
 
-def test_latents_are_decoded_for_the_user(place, config):
-    if not isinstance(config.data, LatentsData):
-        pytest.skip("latents alone")
+def test_latents_are_decoded_for_the_user(place, on_latents):
     latents, vae = torch.randn(2, 4, 4, 4), load_vae(place / "vae")
-    assert torch.equal(build_export(resolve(config))(latents), to_bytes(vae.decode(latents)).movedim(1, -1))
+    assert torch.equal(build_export(resolve(on_latents))(latents), to_bytes(vae.decode(latents)).movedim(1, -1))
 
 
 def test_data_that_stay_on_disk_need_a_bank(config):
@@ -149,6 +156,11 @@ def test_data_that_stay_on_disk_need_a_bank(config):
         InputError, match="bank is None, but the data stay on disk, too slow to draw every step from: pass a BankConf"
     ):
         dataclasses.replace(config, bank=None)
+
+
+def test_encoders_that_learn_from_images_in_memory_are_refused(config):
+    with pytest.raises(InputError, match="encoder is an auto-encoder, but the data stay on disk: use the space of the samples"):
+        build_network(dataclasses.replace(resolve(config), encoder=AutoencoderConfig()))
 
 
 def test_data_that_are_missing_or_have_no_classes_are_told(config, place, tmp_path):
@@ -192,13 +204,11 @@ def test_resuming_on_other_data_is_refused(place, tmp_path, config, monkeypatch)
             runs.train(longer, tmp_path / "run", resume=True)
 
 
-def test_vae_that_is_another_now_is_refused(place, config, tmp_path):
-    if not isinstance(config.data, LatentsData):
-        pytest.skip("latents alone")
-    data = dataclasses.replace(resolve(config).data, vae=str(write_vae(tmp_path / "vae", seed=1)))
+def test_vae_that_is_another_now_is_refused(place, on_latents, tmp_path):
+    data = dataclasses.replace(resolve(on_latents).data, vae=str(write_vae(tmp_path / "vae", seed=1)))
     with pytest.raises(
         InputError, match=r"vae is '.*vae', which is not the one that made the latents \(\w+, not \w+\): bring that"
     ):
         open_vae(data)
-    with pytest.raises(InputError, match="whose VAE is not known yet: resolve the configuration first"):
-        open_vae(config.data)
+    with pytest.raises(InputError, match="whose VAE is not known yet: resolve the on_latentsuration first"):
+        open_vae(on_latents.data)

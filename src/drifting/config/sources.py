@@ -106,7 +106,12 @@ def load_labelled(data: ImagesData, split: str) -> ImageSet:
 # Listing a million files takes seconds.
 _list_files = functools.lru_cache(maxsize=2)(ImageFiles)
 _open_cache = functools.lru_cache(maxsize=2)(LatentCache)
-_load_vae = functools.lru_cache(maxsize=1)(load_vae)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_vae(name: str) -> tuple[VAE, str]:
+    vae = load_vae(name)
+    return vae, vae.fingerprint()
 
 
 def open_files(data: ImageFilesData, split: str = "train") -> ImageFiles:
@@ -127,8 +132,7 @@ def open_vae(data: LatentsData, device: str = "cpu") -> VAE:
     """Return the auto-encoder that the latents of a configuration were made with; raises InputError if it is another now."""
     if data.vae is None:
         raise InputError(f"data is '{data.path}', whose VAE is not known yet: resolve the configuration first")
-    vae = _load_vae(data.vae)
-    found = vae.fingerprint()
+    vae, found = _load_vae(data.vae)
     if data.vae_fingerprint not in (None, found):
         other = f"which is not the one that made the latents ({found}, not {data.vae_fingerprint})"
         raise InputError(f"vae is '{data.vae}', {other}: bring that back")
