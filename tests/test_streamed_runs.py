@@ -210,5 +210,5 @@ def test_vae_that_is_another_now_is_refused(place, on_latents, tmp_path):
         InputError, match=r"vae is '.*vae', which is not the one that made the latents \(\w+, not \w+\): bring that"
     ):
         open_vae(data)
-    with pytest.raises(InputError, match="whose VAE is not known yet: resolve the on_latentsuration first"):
+    with pytest.raises(InputError, match="whose VAE is not known yet: resolve the configuration first"):
         open_vae(on_latents.data)
