@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from drifting import runs
+from drifting import presets, runs
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import (
     AutoencoderConfig,
@@ -212,3 +212,21 @@ def test_vae_that_is_another_now_is_refused(place, on_latents, tmp_path):
         open_vae(data)
     with pytest.raises(InputError, match="whose VAE is not known yet: resolve the configuration first"):
         open_vae(on_latents.data)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_command_line_takes_the_data_and_resumes_on_them(config, command, tmp_path, monkeypatch):
+    path, run = config.data.path, tmp_path / "run"
+
+    def make(data=None):
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, path=data))
+
+    monkeypatch.setitem(presets.PRESETS, "own", presets.Preset(make, "", "", "", ""))
+    result = command("train", "own", "--save-dir", run)
+    assert (result.status, result.err[:31]) == (2, "drifting: data is missing: pass")
+    assert command("train", "own", "--data", path, "--save-dir", run, "--steps", 2).status == 0
+    assert command("train", "own", "--data", path, "--save-dir", run, "--resume", "--steps", 3).status == 0
+    assert command("train", "own", "--save-dir", run, "--resume", "--steps", 4).status == 0
+    result = command("train", "own", "--data", tmp_path, "--save-dir", run, "--resume", "--steps", 5)
+    assert (result.status, "but the run to resume has" in result.err) == (2, True)
+    assert command("sample", run, "--num-samples", 2, "--out", tmp_path / "s.png").status == 0
