@@ -188,7 +188,8 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
 
 def _bank(sizes: BankConfig, num_classes: int | None, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> MemoryBank:
     capacities = {"capacity_per_class": sizes.capacity_per_class, "unconditional_capacity": sizes.unconditional_capacity}
-    return MemoryBank(num_classes, sample_shape=shape, device=device, dtype=dtype, **capacities)
+    kept_on = "cpu" if sizes.on_cpu else device
+    return MemoryBank(num_classes, sample_shape=shape, device=kept_on, dtype=dtype, **capacities)
 
 
 def open_rows(data: StreamedData, seed: int) -> Rows:
