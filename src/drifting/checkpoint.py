@@ -1,12 +1,13 @@
 """Weights and training state on disk: tensors as safetensors, everything else as JSON, never code.
 
-A checkpoint is a folder `step-00001000` with `state.safetensors` and `state.json`; it appears whole or not at all.
+A checkpoint is a folder `step-00001000` with `state.json` and `state.safetensors` or, where several processes share the weights,
+one file of shards from each; it appears whole or not at all, and any number of processes can go on from it.
 """
 
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from drifting.distributed import ALONE, Processes, laid_out, load_shards, save_shards
 from drifting.errors import InputError
 from drifting.files import atomic_path
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
+# Where shards are written to, before the checkpoint appears.
+_SHARDS = ".shards-"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -84,17 +88,32 @@ def load_json(path: Path, *, mend: str = "restore it or train again") -> Any:
         raise InputError(f"file is '{path}', which is corrupted ({error}): {mend}") from None
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Any, *, keep: int) -> Path:
-    """Write the checkpoint of a step and delete all but the newest `keep`."""
-    target = folder / f"step-{step:08d}"
-    if target.exists():
-        shutil.rmtree(target)
-    with atomic_path(target) as scratch:
-        scratch.mkdir()
-        save_tensors(scratch / _TENSORS, tensors)
-        save_json(scratch / _FACTS, facts)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Any, *, keep: int, processes: Processes = ALONE
+) -> Path:
+    """Write the checkpoint of a step and delete all but the newest `keep`; process 0 does, and of sharded tensors each its own."""
+    target, shards = folder / f"step-{step:08d}", folder / f"{_SHARDS}{step:08d}"
+    sharded = any(hasattr(tensor, "to_local") for tensor in tensors.values())
+    if sharded:
+        with processes.leads_the_way():
+            if processes.leads:
+                shutil.rmtree(shards, ignore_errors=True)
+                shards.mkdir(parents=True)
+        save_shards(shards, tensors)
+        processes.wait()
+    if processes.leads:
+        if target.exists():
+            shutil.rmtree(target)
+        with atomic_path(target) as scratch:
+            if sharded:
+                shards.rename(scratch)
+            else:
+                scratch.mkdir()
+                save_tensors(scratch / _TENSORS, tensors)
+            save_json(scratch / _FACTS, facts)
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    processes.wait()
     return target
 
 
@@ -103,9 +122,21 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return the tensors and the facts of a checkpoint; raises InputError if it is damaged."""
-    return load_tensors(checkpoint / _TENSORS), load_json(checkpoint / _FACTS)
+def load_checkpoint(checkpoint: Path, layout: Callable[[str], Tensor | None] = lambda _: None) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors and the facts of a checkpoint; raises InputError if it is damaged.
+
+    Args:
+        checkpoint: its folder.
+        layout: name -> a tensor as which an entry is to be sharded, see `distributed.load_shards`. All processes take part.
+    """
+    facts = load_json(checkpoint / _FACTS)
+    if (checkpoint / _TENSORS).exists() or not any(checkpoint.glob("*.safetensors")):
+        return load_tensors(checkpoint / _TENSORS), facts
+    try:
+        return load_shards(checkpoint, layout), facts
+    # What the reader meets in a damaged file, it raises in many kinds.
+    except Exception as error:
+        raise InputError(f"checkpoint is '{checkpoint}', which is corrupted or truncated ({error}): delete it and resume") from None
 
 
 def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
@@ -120,7 +151,7 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin:
     ]
     if wrong:
         raise InputError(f"weights of '{origin}' do not fit the configuration ({'; '.join(wrong[:3])}): use those of this network")
-    module.load_state_dict(weights)
+    module.load_state_dict({name: laid_out(weights[name], value) for name, value in expected.items()})
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -138,6 +169,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         like = parameters[int(index)]
         # In the order of the parameter in memory, which a fused step takes for granted.
         same = tensor.shape == like.shape
-        value = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor) if same else tensor
+        value = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(laid_out(tensor, like)) if same else tensor
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

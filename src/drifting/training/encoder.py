@@ -19,7 +19,7 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.augmentation import Views, augment
 from drifting.errors import InputError
-from drifting.training.loop import DivergenceError
+from drifting.training.state import DivergenceError
 
 _WARMUP = 0.2
 _WEIGHT_DECAY = 0.01
