@@ -15,7 +15,6 @@ Source: paper, Algorithm 1 and appendix A.6; the constants are those of the auth
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +24,8 @@ from torch import Tensor, nn
 from drifting.errors import InputError
 from drifting.fields import engine
 from drifting.fields.diagnostics import KernelStatistics, kernel_statistics
-from drifting.fields.mean_shift import Field, mean_shift_field
+from drifting.fields.mean_shift import Field, MeanShift
+from drifting.fields.peers import Peers, mean_over
 from drifting.inputs import check_shapes, check_temperatures, full_precision, join_weights
 
 TEMPERATURES = (0.02, 0.05, 0.2)
@@ -69,6 +69,8 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     drift_norms: Mapping[float, Tensor] | None = None,
     statistics: bool = False,
     memory: engine.Memory | None = None,
+    peers: Peers | None = None,
+    population: Float[Tensor, "g N d"] | None = None,
 ) -> DriftLoss:
     """Return the drifting loss of one feature map.
 
@@ -90,6 +92,11 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         drift_norms: the raw mean squares where they were computed elsewhere; they normalise the drift and are returned.
         statistics: also return how the kernel spreads, at the cost of a second pass.
         memory: where to put the distances; one object kept between calls makes them faster on a CPU.
+        peers: the processes over which the groups of a step are split, the same number to each: scale, drift norms and statistics
+            are those of all, `loss` is of the groups here, and the loss of the step is its mean over processes.
+        population: where the samples of each group are split over `peers` instead: features of the generated samples of all,
+            in the order of the ranks, `generated` being the rows [rank n, (rank + 1) n). `generated_weights` are then of all N.
+            Everything else is whole on every process, and the drift is that of the whole population.
 
     Raises:
         InputError: if shapes disagree or temperatures are not positive, finite and different.
@@ -100,24 +107,22 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     check_temperatures(temperatures)
     features = full_precision(generated)
     fixed = features.detach()
-    repelling = (fixed if generated_negatives is None else generated_negatives, generated_weights)
+    everyone = _population(fixed, population, peers)
+    repelling = (everyone if generated_negatives is None else generated_negatives, generated_weights)
     further, real = (unconditional, unconditional_weights), (positives, positive_weights)
     negatives, attracting, weights = _targets(fixed, repelling, further, real)
     distances = engine.pairwise_distances(fixed, torch.cat([negatives, attracting], 1), memory=memory)
-    feature_scale = unit = fixed.new_ones(())
-    if normalize_features:
-        distances.clamp_(min=_SMALLEST_DISTANCE)
-        feature_scale = torch.as_tensor(_mean_distance(distances, weights) if scale is None else scale).to(fixed).detach()
-        unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE)
+    feature_scale = _feature_scale(distances, weights, scale, peers) if normalize_features else fixed.new_ones(())
+    unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
     bandwidths = fixed.new_tensor([float(value) for value in temperatures]) * feature_scale.clamp(min=_SMALLEST_SCALE)
     pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
+    pass_on |= {} if population is None else {"peers": peers}
     spread = kernel_statistics(fixed, attracting, negatives, **pass_on, affinity_floor=affinity_floor) if statistics else None
-    field = field or partial(mean_shift_field, affinity_floor=affinity_floor)
-    drift = field(fixed, attracting, negatives, **pass_on, distances=distances) / unit
-    norms = _norms(drift, temperatures, drift_norms)
+    drift = (field or MeanShift(affinity_floor))(fixed, attracting, negatives, **pass_on, distances=distances) / unit
+    norms = _norms(drift, temperatures, drift_norms, peers)
     # (x - stopgrad(x)) / s is 0 with the gradient of x / s: the residual is the drift itself, with no digits lost.
     residual = (features - fixed) / unit - _total(drift, norms if normalize_drift else None)
-    return DriftLoss(residual.square().mean((1, 2)), feature_scale, norms, spread)
+    return DriftLoss(residual.square().mean((1, 2)), feature_scale, norms, _spread_of_all(spread, peers))
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,8 @@ class DriftingLoss(nn.Module):
         generated_negatives: Mapping[str, Float[Tensor, "l r k _"]] | None = None,
         weights: Mapping[str, Float[Tensor, "l _"]] | None = None,
         known: Mapping[str, DriftLoss] | None = None,
-        statistics: bool = False,
+        population: Mapping[str, Float[Tensor, "l N k _"]] | None = None,
+        **options: Any,
     ) -> FeatureLoss:
         """Return the loss over all features, with a report for each.
 
@@ -180,12 +186,13 @@ class DriftingLoss(nn.Module):
             generated_negatives: the same for an independent generated batch that repels in place of `generated`.
             weights: any of "generated", "positive" and "unconditional" -> weight of each sample, as in `drifting_loss`.
             known: reports of the whole batch, whose `scale` and `drift_norms` are used instead of those of this part of it.
-            statistics: also report how the kernels spread.
+            population: the same names for the generated samples of all `peers`, where those of a label are split over them.
+            options: `statistics` and `peers`, as in `drifting_loss`. The loss of a step is then the mean over processes.
 
         Raises:
             InputError: if the names of the features differ or shapes disagree.
         """
-        _check_names(generated, positives, unconditional, generated_negatives, known)
+        _check_names(generated, positives, unconditional, generated_negatives, known, population)
         unknown = set(weights or ()) - {"generated", "positive", "unconditional"}
         if unknown:
             raise InputError(f"weights are named {sorted(unknown)}: name them generated, positive and unconditional")
@@ -199,13 +206,26 @@ class DriftingLoss(nn.Module):
                 _as_groups(positives[name]),
                 None if unconditional is None else _as_groups(unconditional[name]),
                 generated_negatives=None if generated_negatives is None else _as_groups(generated_negatives[name]),
-                statistics=statistics,
+                population=None if population is None else _as_groups(population[name]),
+                **options,
                 **self.settings,
                 **per_group,
                 **elsewhere,
             )
         total = torch.stack([report.loss.mean() for report in reports.values()]).sum()
         return FeatureLoss(loss=total, features=reports)
+
+
+def _population(fixed: Float[Tensor, "g n d"], population: Tensor | None, peers: Peers | None) -> Float[Tensor, "g N d"]:
+    """Return the generated samples of all processes: those given, where there are more than these."""
+    if population is None:
+        return fixed
+    if peers is None:
+        raise InputError("population is given without peers: pass the processes over which its samples are split")
+    expected = tuple(peers.size * size if axis == 1 else size for axis, size in enumerate(fixed.shape))
+    if population.shape != expected:
+        raise InputError(f"population has shape {tuple(population.shape)}: pass {expected}, the samples of {peers.size} processes")
+    return population
 
 
 def _targets(
@@ -241,20 +261,34 @@ def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:
     return features.transpose(1, 2).flatten(0, 1)
 
 
-def _mean_distance(distances: Float[Tensor, "g n k"], weights: Float[Tensor, "g k"] | None) -> Float[Tensor, ""]:
-    """Return mean(distance * weight) / mean(weight) over all groups, rows and targets, self-distances included."""
+def _feature_scale(
+    distances: Float[Tensor, "g n k"], weights: Float[Tensor, "g k"] | None, known: Tensor | float | None, peers: Peers | None
+) -> Float[Tensor, ""]:
+    """Bound the distances from below, in place; return the known scale, or mean(distance * weight) / mean(weight) over all
+    groups, rows and targets of all processes, self-distances included.
+    """
+    distances.clamp_(min=_SMALLEST_DISTANCE)
+    if known is not None:
+        return torch.as_tensor(known).to(distances).detach()
     if weights is None:
-        return distances.mean()
-    return (distances.mean(1) * weights).mean() / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
+        return mean_over(peers, distances.mean())
+    above, below = mean_over(peers, torch.stack([(distances.mean(1) * weights).mean(), weights.mean()]))
+    return above / below.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def _norms(drift: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None) -> dict[float, Tensor]:
+def _norms(
+    drift: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None, peers: Peers | None
+) -> dict[float, Tensor]:
     if known is None:
-        return dict(zip(map(float, temperatures), drift.square().mean((1, 2, 3)).unbind(), strict=True))
+        return dict(zip(map(float, temperatures), mean_over(peers, drift.square().mean((1, 2, 3))).unbind(), strict=True))
     missing = [float(temperature) for temperature in temperatures if float(temperature) not in known]
     if missing:
         raise InputError(f"drift_norms has no entry for temperature {missing[0]}: pass one for each of {tuple(temperatures)}")
     return {float(temperature): torch.as_tensor(known[float(temperature)]).to(drift).detach() for temperature in temperatures}
+
+
+def _spread_of_all(spread: KernelStatistics | None, peers: Peers | None) -> KernelStatistics | None:
+    return None if spread is None else KernelStatistics(*mean_over(peers, torch.stack(spread)))
 
 
 def _total(drift: Float[Tensor, "t g n d"], norms: Mapping[float, Tensor] | None) -> Float[Tensor, "g n d"]:

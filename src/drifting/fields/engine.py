@@ -8,6 +8,8 @@ Equation (paper, Algorithm 2), for the logits l_ij = -|x_i - y_j| / temperature:
 so that two vectors, the row and the column potential, and one exponential per entry make the whole matrix. Nothing but the
 distances is ever stored at full size. A masked pair is a distance of infinity and gets affinity 0.
 
+Where rows are split over processes, only the minimum and the sum of each column are those of all of them.
+
 Shapes: g groups (independent problems), n rows (generated samples), k columns (targets), d coordinates.
 
 Source: paper, Algorithm 2; the arrangement is ours.
@@ -20,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting.fields.peers import Peers
 from drifting.inputs import constant
 
 # Entries a tile may hold. On a CPU one tile and its buffer fit the second-level cache of a core; elsewhere tiles only bound memory.
@@ -107,9 +110,10 @@ def _squared_norms(samples: Float[Tensor, "g n d"]) -> Float[Tensor, "g n 1"]:
     return torch.linalg.vector_norm(samples, dim=-1, keepdim=True).square_()
 
 
-def mask_self(distances: Float[Tensor, "g n k"], count: int) -> None:
-    """Mask in place the pairs (i, i) of the first `count` columns, which are the rows themselves."""
-    distances.diagonal(dim1=1, dim2=2)[:, :count] = torch.inf
+def mask_self(distances: Float[Tensor, "g n k"], count: int, peers: Peers | None = None) -> None:
+    """Mask in place the pairs (i, i) of the first `count` columns, which are the rows themselves, or those of all peers in turn."""
+    first = 0 if peers is None else peers.rank * distances.shape[1]
+    distances[..., first:].diagonal(dim1=1, dim2=2)[:, :count] = torch.inf
 
 
 def row_potential(distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g n 1"], scale: Tensor) -> Float[Tensor, "g n 1"]:
@@ -122,13 +126,19 @@ def row_potential(distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g n
     return (total.log_() + shift) / -2
 
 
-def column_potential(distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g 1 k"], scale: Tensor) -> Float[Tensor, "g 1 k"]:
-    """Return c_j, half the negative log-sum-exp of each column's logits `scale * distances`; `nearest` is the column minimum."""
+def column_potential(
+    distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g 1 k"], scale: Tensor, peers: Peers | None = None
+) -> Float[Tensor, "g 1 k"]:
+    """Return c_j, half the negative log-sum-exp of each column's logits `scale * distances` over the rows of all peers.
+
+    `nearest` is the minimum of each column, over the rows of all peers likewise.
+    """
     shift = nearest.masked_fill(nearest == torch.inf, 0) * scale
     total = torch.zeros_like(shift)
     for groups, rows, scratch in _scratch_tiles(distances):
         logits = torch.addcmul(-shift[groups], distances[groups, rows], scale, out=scratch)
         total[groups] += _exp_(logits, _UNDERFLOW).sum(1, keepdim=True)
+    total = total if peers is None else peers.total(total)
     return (total.log_() + shift) / -2
 
 
@@ -143,13 +153,14 @@ def affinity(
 
 
 def affinity_tiles(
-    distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"], floor: float
+    distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"], floor: float, peers: Peers | None = None
 ) -> Iterator[tuple[int, slice, slice, Float[Tensor, "g r k"]]]:
     """Yield (temperature index, groups, rows, affinity) for every tile at every temperature; the next tile reuses the memory."""
     nearest_target, nearest_row = distances.amin(2, keepdim=True), distances.amin(1, keepdim=True)
+    nearest_row = nearest_row if peers is None else peers.smallest(nearest_row)
     for index, scale in enumerate(kernel_scale(temperatures)):
         row = row_potential(distances, nearest_target, scale)
-        column = column_potential(distances, nearest_row, scale)
+        column = column_potential(distances, nearest_row, scale, peers)
         for groups, rows, scratch in _scratch_tiles(distances):
             tile = affinity(distances[groups, rows], row[groups, rows], column[groups], scale, floor, out=scratch)
             yield index, groups, rows, tile
