@@ -63,14 +63,14 @@ def _check_same(saved: RunConfig, asked: RunConfig) -> None:
     """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
     # Micro-batches change nothing but memory: a run that ran out of it may go on with smaller ones.
     free = dataclasses.replace(saved.schedule, steps=asked.schedule.steps, micro_batch=asked.schedule.micro_batch)
-    saved = dataclasses.replace(saved, schedule=free, device=asked.device, keep=asked.keep)
+    saved = dataclasses.replace(saved, schedule=free, parallel=asked.parallel, device=asked.device, keep=asked.keep)
     if saved == asked:
         return
     before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))
     name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
     raise InputError(
         f"{name} is {after.get(name)}, but the run to resume has {before.get(name)}: "
-        "only steps, micro_batch, device and keep may change; use --overwrite or another --save-dir for a new run"
+        "only steps, micro_batch, parallel, device and keep may change; use --overwrite or another --save-dir for a new run"
     )
 
 

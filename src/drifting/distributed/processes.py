@@ -1,12 +1,4 @@
-"""Several processes that work as one, each on a device of its own: the only file that names torch.distributed.
-
-`torchrun --nproc-per-node N -m drifting ...` starts N copies of the same command; `join` finds the others from what it put into the
-environment. Everything that is random is decided by all of them alike, from the same stream in the same state, so that a process
-only takes its share of it. What has to be known of the others is summed or gathered here.
-
-Of weights there is either a copy on every process, whose gradients are averaged ("ddp"), or every process keeps a share of each
-("fsdp"): weights, gradients, the state of the optimiser and the averages, gathered block by block where they are needed.
-"""
+"""The processes of a run: how they find each other, what they sum and gather, and how they notice that one is gone."""
 
 import functools
 import os
@@ -15,24 +7,21 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from drifting.distributed.shards import is_sharded, shard
 from drifting.errors import InputError
 
-PARALLEL = ("ddp", "fsdp")
 # Longer than whatever one process does while others wait in a sum; a process that died is noticed at once.
 _PATIENCE = timedelta(minutes=30)
 # How often, in seconds, those that follow the first process look whether it is done.
 _LOOK_EVERY = 0.1
 # How torch's engines say that somebody is gone, in errors that have no class of their own.
 _SIGNS_OF_LOSS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "socket")
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class LostProcessError(RuntimeError):
@@ -55,13 +44,13 @@ class Processes:
         """Whether this is the one that writes files and speaks."""
         return self.rank == 0
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def total(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
-        return tensor
+        return value
 
-    def smallest(self, tensor: Tensor) -> Tensor:
+    def smallest(self, value: Tensor) -> Tensor:
         """Return the element-wise minimum of a tensor over all processes."""
-        return tensor
+        return value
 
     def gathered(self, values: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
         """Return named tensors of all processes, of the same shapes on each, one after the other along a dimension."""
@@ -86,7 +75,7 @@ class Processes:
         """Return whether no other process has said the same."""
         return True
 
-    def copied(self, generator: Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
+    def copied(self, generator: nn.Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
         """Return a network whose gradients are averaged over processes, and a block in which they are not yet."""
         return generator, nullcontext
 
@@ -109,19 +98,19 @@ class Joined(Processes):
         store: words that all can read.
     """
 
-    def __init__(self, rank: int, size: int, store: "dist.Store") -> None:
+    def __init__(self, rank: int, size: int, store: Any) -> None:
         self.rank, self.size, self._store, self._turns = rank, size, store, 0
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def total(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
-        return self._reduced(tensor, dist.ReduceOp.SUM)
+        return self._reduced(value, dist.ReduceOp.SUM)
 
-    def smallest(self, tensor: Tensor) -> Tensor:
+    def smallest(self, value: Tensor) -> Tensor:
         """Return the element-wise minimum of a tensor over all processes."""
-        return self._reduced(tensor, dist.ReduceOp.MIN)
+        return self._reduced(value, dist.ReduceOp.MIN)
 
-    def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
-        result = tensor.detach().clone(memory_format=torch.contiguous_format)
+    def _reduced(self, value: Tensor, operation: Any) -> Tensor:
+        result = value.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(result, operation)
         return result
 
@@ -172,31 +161,27 @@ class Joined(Processes):
         except RuntimeError:  # the process that keeps the words is gone
             return True
 
-    def copied(self, generator: Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
+    def copied(self, generator: nn.Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
         """Return a network whose gradients are averaged over processes, and a block in which they are not yet.
 
         The weights stay those of the generator. Of a sharded one they are averaged as it is gone through backward, every time.
         """
         if is_sharded(generator):
             return generator, nullcontext
-        copies = nn.parallel.DistributedDataParallel(generator, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():
+            # Newer releases of torch have another word for the first option, which older ones do not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            copies = nn.parallel.DistributedDataParallel(generator, broadcast_buffers=False, gradient_as_bucket_view=True)
         return copies, copies.no_sync
 
     def shard(self, generator: nn.Module) -> None:
-        """Leave of every weight a share to each process, in place; blocks are gathered one at a time, to compute."""
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = _mesh(next(generator.parameters()).device.type, self.size)
-        for blocks in [module for module in generator.modules() if isinstance(module, nn.ModuleList)]:
-            for block in blocks:
-                fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        # The outermost too gives its weights back after every pass, so that they are shares whenever they are looked at.
-        fully_shard(generator, mesh=mesh, reshard_after_forward=True)
+        """Leave of every weight a share to each process, in place."""
+        shard(generator, self.size)
 
     def leave(self) -> None:
         """Part from the others."""
+        self.wait()
         _joined.cache_clear()
-        _mesh.cache_clear()
         dist.destroy_process_group()
 
 
@@ -223,17 +208,13 @@ def _joined(rank: int, size: int) -> Joined:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=_PATIENCE))
-    words, collectives = (dist.PrefixStore(name, store) for name in ("words", "collectives"))
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=_PATIENCE))
+    words, collectives = (PrefixStore(name, store) for name in ("words", "collectives"))
     dist.init_process_group(backend, store=collectives, rank=rank, world_size=size, timeout=_PATIENCE)
     return Joined(rank, size, words)
-
-
-@functools.lru_cache(maxsize=1)
-def _mesh(device: str, size: int) -> Any:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    return init_device_mesh(device, (size,))
 
 
 def is_loss(error: BaseException) -> bool:
@@ -244,57 +225,12 @@ def is_loss(error: BaseException) -> bool:
     return plain and any(sign in str(error) for sign in _SIGNS_OF_LOSS)
 
 
-def is_sharded(network: nn.Module) -> bool:
-    """Return whether processes share the weights of a network."""
-    return any(hasattr(weight, "to_local") for weight in network.parameters())
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this process's share of a tensor that is sharded, and any other as it is; what changes it changes the tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor put together, on every process, and any other as it is; all processes ask together."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor that every process holds as a whole in the layout of another of the same shape."""
-    if not hasattr(like, "to_local") or hasattr(tensor, "to_local"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = like.device_mesh, like.placements  # pyright: ignore[reportAttributeAccessIssue]
-    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
-
-
-def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors, of which some are sharded, as one safetensors file for each process; all processes take part."""
-    from torch.distributed import checkpoint
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
-
-    checkpoint.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-
-
-def load_shards(folder: Path, layout: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
-    """Read what `save_shards` wrote, on any number of processes.
-
-    Args:
-        folder: the files.
-        layout: name -> a tensor as which an entry is to be sharded, None for one that every process takes as a whole.
-    """
-    from torch.distributed import checkpoint
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-
-    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    tensors: dict[str, Tensor] = {}
-    for name, entry in found.items():
-        like, dtype = layout(name), entry.properties.dtype  # pyright: ignore[reportAttributeAccessIssue]
-        fits = like is not None and hasattr(like, "to_local") and like.shape == entry.size  # pyright: ignore[reportAttributeAccessIssue]
-        tensors[name] = torch.empty_like(like, dtype=dtype, requires_grad=False) if fits else torch.empty(entry.size, dtype=dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it reads alone is no news
-        alone = not dist.is_initialized()
-        checkpoint.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
-    return tensors
+def check_device(device: str, processes: Processes) -> None:
+    """Raise InputError unless each process of this machine has a device of its own of the kind; a CPU is shared."""
+    if processes.size == 1 or device == "cpu":
+        return
+    if device != "cuda":
+        raise InputError(f"device is '{device}', but each of {processes.size} processes needs its own: pass cuda or cpu")
+    here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if here > found:
+        raise InputError(f"device is 'cuda', of which there are {found} for {here} processes: start as many as there are devices")
