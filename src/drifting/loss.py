@@ -185,7 +185,7 @@ class DriftingLoss(nn.Module):
             unconditional: the same for real samples of any label: guidance.
             generated_negatives: the same for an independent generated batch that repels in place of `generated`.
             weights: any of "generated", "positive" and "unconditional" -> weight of each sample, as in `drifting_loss`.
-            known: reports of the whole batch, whose `scale` and `drift_norms` are used instead of those of this part of it.
+            known: reports of the whole batch, whose `scale` and `drift_norms`, if any, are used instead of those of this part.
             population: the same names for the generated samples of all `peers`, where those of a label are split over them.
             options: `statistics` and `peers`, as in `drifting_loss`. The loss of a step is then the mean over processes.
 
@@ -200,7 +200,7 @@ class DriftingLoss(nn.Module):
         for name, features in generated.items():
             locations = features.shape[2]
             per_group = {f"{key}_weights": value.repeat_interleave(locations, 0) for key, value in (weights or {}).items()}
-            elsewhere = {} if known is None else {"scale": known[name].scale, "drift_norms": known[name].drift_norms}
+            elsewhere = {} if known is None else {"scale": known[name].scale, "drift_norms": known[name].drift_norms or None}
             reports[name] = drifting_loss(
                 _as_groups(features),
                 _as_groups(positives[name]),
