@@ -132,8 +132,8 @@ def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], Any]:
     return load_tensors(checkpoint / _TENSORS), load_json(checkpoint / _FACTS)
 
 
-def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load weights into a module; raises InputError naming the first three that are missing, unknown or of another shape."""
+def check_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Raise InputError naming the first three weights of a module that are missing, unknown or of another shape."""
     expected = module.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in weights]
     wrong += [f"{name} is unknown" for name in weights if name not in expected]
@@ -144,6 +144,11 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin:
     ]
     if wrong:
         raise InputError(f"weights of '{origin}' do not fit the configuration ({'; '.join(wrong[:3])}): use those of this network")
+
+
+def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load weights into a module; raises InputError as `check_weights` does."""
+    check_weights(module, weights, origin)
     module.load_state_dict(weights)
 
 

@@ -36,7 +36,7 @@ from drifting.run_folder import (
     make_room,
     read_config,
 )
-from drifting.sampling import sample
+from drifting.sampling import Sampler, sample
 from drifting.training.interruption import polite_stop
 from drifting.training.loop import TrainingState
 from drifting.training.loop import train as training_steps
@@ -46,6 +46,8 @@ from drifting.training.recorder import FRAMES, Recorder, Resources, frame_steps
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
+# Columns of a picture, one a class; of more classes rows of ten.
+_WIDEST = 20
 
 
 class Interrupted(Exception):
@@ -225,8 +227,17 @@ def load(folder: str | Path) -> Run:
     return Run(folder, config, generator.eval())
 
 
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless samples can be written to a file."""
+    if out.suffix not in (".png", ".npy"):
+        raise InputError(f"out is '{out}': name a .png picture or a .npy array")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise InputError(f"out is '{out}', which exists: pass --overwrite or name another file")
+    check_writable(out.parent, "out")
+
+
 def write_samples(
-    run: Run,
+    run: Sampler,
     out: Path,
     count: int,
     *,
@@ -236,11 +247,7 @@ def write_samples(
     overwrite: bool = False,
 ) -> None:
     """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError."""
-    if out.suffix not in (".png", ".npy"):
-        raise InputError(f"out is '{out}': name a .png picture or a .npy array")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise InputError(f"out is '{out}', which exists: pass --overwrite or name another file")
-    check_writable(out.parent, "out")
+    check_output(out, overwrite=overwrite)
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
     if out.suffix == ".npy":
         with atomic_path(out) as scratch:
@@ -248,7 +255,8 @@ def write_samples(
     elif samples.ndim == 2:
         save_image(points_figure(samples), out)
     else:
-        save_image(image_grid(samples, columns=len(labels or ()) or run.generator.num_classes or 10), out)
+        classes = run.generator.num_classes or _WIDEST
+        save_image(image_grid(samples, columns=len(labels or ()) or (classes if classes <= _WIDEST else 10)), out)
 
 
 def _train(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:

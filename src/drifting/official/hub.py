@@ -39,11 +39,16 @@ def artifact_folder(origin: str) -> Path:
     if name not in PUBLISHED:
         raise InputError(f"hub name is '{name}': did you mean '{nearest_name(name, PUBLISHED)}'? There are {', '.join(PUBLISHED)}")
     hub: Any = importlib.import_module("huggingface_hub")
-    folder = f"models/{PUBLISHED[name]}/jax/{name}"
-    try:
-        # The small file first: what is not there is known at once.
-        files = [hub.hf_hub_download(REPOSITORY, f"{folder}/{file}", etag_timeout=_PATIENCE) for file in (METADATA, PARAMETERS)]
-    except Exception as error:  # every layer below (HTTP, Hub, disk) raises its own kinds
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"'{origin}' cannot be downloaded ({reason}): check the network, or name a downloaded folder") from None
-    return Path(files[-1]).parent
+    files = [f"models/{PUBLISHED[name]}/jax/{name}/{file}" for file in (METADATA, PARAMETERS)]
+    found = [hub.try_to_load_from_cache(REPOSITORY, file) for file in files]
+    if not all(isinstance(path, str) for path in found):
+        try:
+            # Asked once first: the download itself would ask six times, for half a minute, where there is no network.
+            hub.get_hf_file_metadata(hub.hf_hub_url(REPOSITORY, files[0]), timeout=_PATIENCE)
+            found = [hub.hf_hub_download(REPOSITORY, file) for file in files]
+        except Exception as error:  # every layer below (HTTP, Hub, disk) raises its own kinds
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise InputError(
+                f"'{origin}' cannot be downloaded ({reason}): check the network, or name a downloaded folder"
+            ) from None
+    return Path(found[-1]).parent
