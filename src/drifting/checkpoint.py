@@ -4,9 +4,10 @@ A checkpoint is a folder `step-00001000` with `state.safetensors` and `state.jso
 """
 
 import json
+import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from drifting.errors import InputError
 from drifting.files import atomic_path
 
+# Names of dtypes in a safetensors file, whose header is padded so that tensors are aligned.
+_DTYPES, _ALIGNMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}, 8
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 
 
@@ -25,6 +28,27 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors to one safetensors file, atomically."""
     with atomic_path(path) as scratch:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+
+
+def write_tensors(path: Path, described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], read: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file with one tensor in memory at a time, atomically.
+
+    Args:
+        path: of the file.
+        described: name -> dtype and shape.
+        read: returns the tensor of a name, which is as described.
+    """
+    header, end = {}, 0
+    for name, (dtype, shape) in described.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with atomic_path(path) as scratch, scratch.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in described:
+            # numpy has no bfloat16.
+            file.write(read(name).detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
