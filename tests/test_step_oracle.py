@@ -11,18 +11,19 @@ import torch
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.encoders.base import compose
 from drifting.encoders.identity import identity
-from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
+from drifting.encoders.mae import MaskedAutoencoder
 from drifting.loss import DriftingLoss, FeatureLoss
+from drifting.official import load_encoder, load_generator
 from drifting.training import loop
 from drifting.training.loop import TrainingState
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
 from drifting.training.step import Batch
-from tests.encoders.test_mae import released_model
-from tests.generators.test_dit_reference import _released as released_generator
 from tests.oracle import step_oracle as oracle
 
-pytestmark = pytest.mark.skipif("DRIFTING_REFERENCE" not in os.environ, reason="DRIFTING_REFERENCE names no folder of small models")
+REFERENCE = os.environ.get("DRIFTING_REFERENCE")
+
+pytestmark = pytest.mark.skipif(REFERENCE is None, reason="DRIFTING_REFERENCE names no folder of small models")
 
 CAPACITY, UNCONDITIONAL_CAPACITY, PER_CLASS = 8, 40, 12
 TEMPERATURES = (0.02, 0.05, 0.2)
@@ -72,17 +73,6 @@ class Taken(NamedTuple):
     gradients: dict[str, torch.Tensor]
 
 
-def networks(case):
-    """Return the generator and the auto-encoder of a case, the latter for the samples of the former."""
-    generator, _ = released_generator(f"generator_{case}")
-    other, _, _ = released_model(f"mae_{case}")
-    depths = [len(stage.blocks) for stage in other.stages]
-    settings = {"width": other.stem.conv.out_channels, "patch": other.patch, "num_classes": other.num_classes, "depths": depths}
-    autoencoder = MaskedAutoencoder(generator.sample_shape, **settings)
-    autoencoder.load_state_dict(other.state_dict())
-    return generator, autoencoder
-
-
 def real_samples(generator):
     """Return samples of every class around a mean of its own, exact in float32, and their labels."""
     rng = torch.Generator().manual_seed(0)
@@ -94,8 +84,9 @@ def real_samples(generator):
 
 def take_step(case, dtype, monkeypatch, schedule) -> Taken:
     """Take the first step of a training in a precision, as `train` does it."""
-    generator, autoencoder = (network.to(dtype) for network in networks(case))
-    before = copy.deepcopy((generator, autoencoder))
+    generator = load_generator(f"{REFERENCE}/generator_{case}").to(dtype)
+    features = load_encoder(f"{REFERENCE}/mae_{case}").to(dtype)
+    before = copy.deepcopy(generator), features.autoencoder
     bank = WatchedBank(
         generator.num_classes,
         capacity_per_class=CAPACITY,
@@ -105,7 +96,7 @@ def take_step(case, dtype, monkeypatch, schedule) -> Taken:
     )
     samples, labels = real_samples(generator)
     source = BankSource(samples.to(dtype), labels, bank, push_per_step=20, seed=0)
-    encoder = compose({"": MAEFeatures(autoencoder), "global": identity})
+    encoder = compose({"": features, "global": identity})
     state, batches, draw = TrainingState(generator, schedule, seed=3), [], loop.draw_batch
 
     def watched(*arguments):
