@@ -120,9 +120,9 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     spread = kernel_statistics(fixed, attracting, negatives, **pass_on, affinity_floor=affinity_floor) if statistics else None
     drift = (field or MeanShift(affinity_floor))(fixed, attracting, negatives, **pass_on, distances=distances)
     norms = _norms(drift, unit, temperatures, drift_norms, peers)
-    # (x - stopgrad(x)) / s is 0 with the gradient of x / s: the residual is the drift itself, with no digits lost.
-    residual = (features - fixed) / unit - _total(drift, unit, norms if normalize_drift else None)
-    return DriftLoss(residual.square().mean((1, 2)), feature_scale, norms, _spread_of_all(spread, peers))
+    # x - stopgrad(x) is 0 with the gradient of x: the residual is the drift itself, with no digits lost.
+    residual = (features - fixed).sub_(_total(drift, norms if normalize_drift else None))
+    return DriftLoss(residual.square().mean((1, 2)) / unit.square(), feature_scale, norms, _spread_of_all(spread, peers))
 
 
 @dataclass(frozen=True)
@@ -282,12 +282,12 @@ def _spread_of_all(spread: KernelStatistics | None, peers: Peers | None) -> Kern
     return None if spread is None else KernelStatistics(*mean_over(peers, torch.stack(spread)))
 
 
-def _total(drift: Float[Tensor, "t g n d"], unit: Tensor, norms: Mapping[float, Tensor] | None) -> Float[Tensor, "g n d"]:
-    """Return the sum of drift / unit over temperatures, each divided by its root mean square where `norms` are given."""
-    factors = unit.reciprocal().expand(len(drift))
-    if norms is not None:
-        factors = factors / torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).sqrt()
-    total = torch.zeros_like(drift[0])
-    for value, factor in zip(drift, factors, strict=True):
+def _total(drift: Float[Tensor, "t g n d"], norms: Mapping[float, Tensor] | None) -> Float[Tensor, "g n d"]:
+    """Return the sum over temperatures, each divided by the root of its norm where `norms` are given."""
+    if norms is None:
+        return drift.sum(0)
+    factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
+    total = drift[0] * factors[0]
+    for value, factor in zip(drift[1:], factors[1:], strict=True):
         total.addcmul_(value, factor)
     return total
