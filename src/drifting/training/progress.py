@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from drifting.training.encoder import EncoderStep
+from drifting.training.network import EncoderStep
 
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
