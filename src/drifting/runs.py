@@ -4,7 +4,6 @@ The folder holds config.json, metrics.jsonl, generator.safetensors (averaged wei
 pictures; `load(folder)` needs the first and third alone.
 """
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 from drifting import config as configuration
 from drifting import pretraining
 from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
-from drifting.config import ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
 from drifting.data.source import reference_samples
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
@@ -37,7 +36,7 @@ from drifting.run_folder import (
     read_config,
 )
 from drifting.sampling import sample
-from drifting.training.interruption import polite_stop
+from drifting.training.interruption import Interrupted, polite_stop
 from drifting.training.loop import TrainingState
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
@@ -46,10 +45,6 @@ from drifting.training.recorder import FRAMES, Recorder, Resources, frame_steps
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
-
-
-class Interrupted(Exception):
-    """Training was stopped from outside; the state is saved. The message says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class Run:
 
         Args:
             judge: who sees the images of a run of images, see `judges.load_judge`.
-            count: images to compare; points and digits have a fixed number.
+            count: images or points to compare; digits have a fixed number.
             seed: of the images.
             guidance_scale: of the samples; the default of `sample` where it is left out.
         """
@@ -104,7 +99,7 @@ class Run:
         elif judge is not None:
             raise InputError(f"judge is '{judge}', but this run makes no images to show it: leave it out")
         else:
-            metrics = configuration.build_evaluation(self.config)(
+            metrics = configuration.build_evaluation(self.config, count)(
                 lambda count, seed: sample(self.generator, count, seed=seed, guidance_scale=scale)
             )
         metrics = metrics if scale is None else {"guidance_scale": scale, **metrics}
@@ -118,11 +113,11 @@ class TrainedNetwork:
 
     Attributes:
         weights: their file.
-        accuracies: name -> share of the test images that are named right; empty where there are no classes.
+        figures: name -> share of images that are named right, or the error of what is filled in; empty where there is neither.
     """
 
     weights: Path
-    accuracies: Mapping[str, float]
+    figures: Mapping[str, float]
 
     @property
     def folder(self) -> Path:
@@ -131,16 +126,16 @@ class TrainedNetwork:
 
     def summary(self) -> list[str]:
         """Return what the training leaves, a line each."""
-        lines = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.accuracies.items()]
+        lines = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.figures.items()]
         return [*(lines or ["no accuracy, for the images are not of two classes or more"]), str(self.weights)]
 
 
-def start(
-    config: RunConfig | ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
-) -> Run | TrainedNetwork:
-    """Train whatever the configuration is of, by `train` or `train_judge`."""
+def start(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run | TrainedNetwork:
+    """Train whatever the configuration is of, by `train`, `train_judge` or `train_encoder`."""
     if isinstance(config, RunConfig):
         return train(config, save_dir, resume=resume, overwrite=overwrite)
+    if isinstance(config, EncoderRunConfig):
+        return train_encoder(config, save_dir, resume=resume, overwrite=overwrite)
     if resume:
         raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
     return train_judge(config, save_dir, overwrite=overwrite)
@@ -149,22 +144,35 @@ def start(
 def train_judge(config: ClassifierConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedNetwork:
     """Train a classifier into a folder, for the evaluation of generators; errors as in `train`."""
     folder, config = Path(save_dir), configuration.resolve(config)
-    _make_ready(config, folder, overwrite=overwrite)
-    return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
-
-
-def train_encoder(config: EncoderRunConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedNetwork:
-    """Train a feature encoder into a folder, for generators to drift in its features; errors as in `train`."""
-    folder, config = Path(save_dir), configuration.resolve(config)
-    _make_ready(config, folder, overwrite=overwrite)
-    figures = pretraining.train_encoder(config, folder)
-    return TrainedNetwork(folder / ENCODER_WEIGHTS, {name: value for name, value in figures.items() if name.endswith("accuracy")})
-
-
-def _make_ready(config: ClassifierConfig | EncoderRunConfig, folder: Path, *, overwrite: bool) -> None:
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
     make_room(folder, overwrite=overwrite)
+    return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
+
+
+def train_encoder(
+    config: EncoderRunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> TrainedNetwork:
+    """Train a feature encoder into a folder, for generators to drift in its features; arguments and errors as in `train`.
+
+    One of images in memory is trained in one go; one of data that stay on disk is saved now and then, and can be resumed.
+    """
+    folder = Path(save_dir)
+    if resume and isinstance(config.data, ImagesData):
+        raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
+    _check_once(resume=resume, overwrite=overwrite)
+    config = configuration.resolve(config)
+    pretraining.check_networks(config)
+    check_writable(folder, "save_dir")
+    claim(folder, config, resume=resume, overwrite=overwrite)
+    figures = pretraining.train_encoder(config, folder)
+    shown = {name: value for name, value in figures.items() if name.endswith(("accuracy", "error"))}
+    return TrainedNetwork(folder / ENCODER_WEIGHTS, shown)
+
+
+def _check_once(*, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise InputError("resume and overwrite are both given: pass one of them")
 
 
 def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -182,8 +190,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         Interrupted: if the process was asked to stop; the state is saved.
     """
     folder = Path(save_dir)
-    if resume and overwrite:
-        raise InputError("resume and overwrite are both given: pass one of them")
+    _check_once(resume=resume, overwrite=overwrite)
     config = configuration.resolve(config)
     source, generator = configuration.build_source(config), configuration.build_generator(config)
     pretraining.check_networks(config)
@@ -280,7 +287,4 @@ def _train(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
             if stop or step.number % config.checkpoint_every == 0 or step.number == schedule.steps:
                 recorder.save()
             if stop and step.number < schedule.steps:
-                raise Interrupted(
-                    f"Stopped at step {step.number} of {schedule.steps}; everything is saved. "
-                    f"Go on with: drifting train {config.preset} --save-dir {shlex.quote(str(recorder.folder))} --resume"
-                )
+                raise Interrupted(step.number, schedule.steps, preset=config.preset, folder=recorder.folder)

@@ -24,6 +24,7 @@ def train(
     save_dir: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    smoke: bool = False,
 ) -> None:
     """Train a preset into a run folder, with its pictures.
 
@@ -34,11 +35,15 @@ def train(
         save_dir: the run folder; runs/PRESET or runs/DATASET by default.
         resume: go on with the run in the folder.
         overwrite: delete the run in the folder first.
+        smoke: try a tiny version, with data of its own where none are given: two steps, a checkpoint, an evaluation; by default in
+            runs/smoke/PRESET, where it replaces what is there.
     """
     from drifting import presets, runs
     from drifting.run_folder import saved_config
 
     given = choices.given()
+    if smoke:
+        return _try(preset, save_dir, resume=resume, overwrite=overwrite, settings=vars(settings), **given)
     own = Path(choices.data).resolve().stem if choices.data and preset in ("toy", "images") else preset
     folder = save_dir or Path("runs") / (choices.dataset or own)
     config = saved_config(folder) if resume else presets.preset(preset, **given)
@@ -46,6 +51,15 @@ def train(
         presets.check_choices(config, preset, **given)
     trained = runs.start(presets.adjust(config, **vars(settings)), folder, resume=resume, overwrite=overwrite)
     print(*trained.summary(), sep="\n")
+
+
+def _try(name: str, save_dir: Path | None, *, resume: bool, **given: Any) -> None:
+    from drifting.smoke import try_preset
+
+    if resume:
+        raise InputError("resume is given with smoke, which begins anew: leave one of them out")
+    trained = try_preset(name, save_dir, **given)
+    print(*trained.summary(), f"{name} works: two steps, a checkpoint and an evaluation are in {trained.folder}", sep="\n")
 
 
 def train_encoder(

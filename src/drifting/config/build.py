@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from drifting.checkpoint import load_state_dict, load_weights
 from drifting.config.data import (
     DigitsData,
+    EncoderData,
     ImagesData,
     PointsData,
     ToyData,
 )
+from drifting.config.encoders import check_weights, load_mae, recipe_features
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
     DiTConfig,
     MAEConfig,
+    MAEFeaturesConfig,
     MLPConfig,
     ResNetConfig,
     SimCLRConfig,
@@ -64,6 +67,7 @@ Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
 
 def resolve(config: Config) -> Config:
     """Return the configuration with everything that depends on the data and the machine filled in and checked."""
+    check_weights(config)
     try:
         device = torch.device(config.device)
     except RuntimeError:
@@ -195,12 +199,15 @@ def build_network(config: AnyConfig) -> nn.Module | None:
                 return Classifier(_known_shape(config.data), config.data.num_classes or 0, config.width)
             case RunConfig(data=ImagesData() as data, encoder=AutoencoderConfig() as encoder):
                 return Autoencoder(_known_shape(data), code_dim=encoder.code_dim, width=encoder.width)
-            case RunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder):
-                return _build_resnet(data, encoder)
-            case EncoderRunConfig(data=data, encoder=ResNetConfig() as encoder):
+            case (
+                RunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder)
+                | EncoderRunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder)
+            ):
                 return _build_resnet(data, encoder)
             case EncoderRunConfig(data=data, encoder=MAEConfig() as encoder):
                 return _build_mae(data, encoder, _classes_to_learn(data) if config.learns_classes else None)
+            case RunConfig(data=data, encoder=MAEFeaturesConfig() as encoder):
+                return load_mae(data, encoder)
             case RunConfig(encoder=AutoencoderConfig() | ResNetConfig() as encoder):
                 kind = "an auto-encoder" if isinstance(encoder, AutoencoderConfig) else "a ResNet"
                 raise InputError(f"encoder is {kind}, but the data are no images: use the space of the samples")
@@ -221,7 +228,7 @@ def _build_resnet(data: ImagesData, encoder: ResNetConfig) -> ResNet:
     return network
 
 
-def _build_mae(data: ImagesData, encoder: MAEConfig, num_classes: int | None) -> MaskedAutoencoder:
+def _build_mae(data: EncoderData, encoder: MAEConfig, num_classes: int | None) -> MaskedAutoencoder:
     """Return the network, or raise InputError if it could not be masked, or would say nothing of its images."""
     sizes = {name: getattr(encoder, name) for name in ("width", "patch", "depths")}
     network = MaskedAutoencoder(_known_shape(data), num_classes=num_classes, **sizes)
@@ -236,11 +243,12 @@ def _build_mae(data: ImagesData, encoder: MAEConfig, num_classes: int | None) ->
     return network
 
 
-def _classes_to_learn(data: ImagesData) -> int:
+def _classes_to_learn(data: EncoderData) -> int:
     """Return the number of classes, or raise InputError if there are no two."""
-    classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes
+    in_memory = isinstance(data, ImagesData)
+    classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes if in_memory else data.num_classes
     if classes is None or classes < 2:
-        origin = data.path or data.name
+        origin = data.path or (data.name if in_memory else None)
         raise InputError(f"data is '{origin}', whose images are all of one class: add another, or learn without classes, by simclr")
     return classes
 
@@ -252,6 +260,8 @@ def build_encoder(config: RunConfig, network: nn.Module | None = None) -> Featur
         encoder = AutoencoderFeatures(network, config.encoder.features)
     if isinstance(config.encoder, ResNetConfig) and isinstance(network, ResNet):
         encoder = ResNetFeatures(network, config.encoder.features)
+    if isinstance(config.encoder, MAEFeaturesConfig) and isinstance(network, MaskedAutoencoder):
+        encoder = recipe_features(config, network)
     return computed_in(config.schedule.precision, encoder, config.device)
 
 

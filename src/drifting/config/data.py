@@ -102,3 +102,5 @@ class LatentsData:
 
 
 Data = ToyData | PointsData | DigitsData | ImagesData | ImageFilesData | LatentsData
+# What encoders are trained on.
+EncoderData = ImagesData | ImageFilesData | LatentsData

@@ -1,9 +1,26 @@
 """How a training is asked to stop: between two steps, with everything saved."""
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+
+class Interrupted(Exception):
+    """Training was stopped from outside; the state is saved. The message says how to go on.
+
+    Args:
+        step: that it stopped after.
+        steps: that there were to be.
+        preset: what was trained.
+        folder: of the run.
+    """
+
+    def __init__(self, step: int, steps: int, *, preset: str, folder: Path) -> None:
+        command = f"drifting train {preset} --save-dir {shlex.quote(str(folder))} --resume"
+        super().__init__(f"Stopped at step {step} of {steps}; everything is saved. Go on with: {command}")
 
 
 @contextmanager

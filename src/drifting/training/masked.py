@@ -22,7 +22,7 @@ from drifting.data.pixels import to_signed
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.errors import InputError
 from drifting.inputs import check_counts, check_learning_rate, full_precision
-from drifting.training.network import EncoderStep, Optimisation, device_of, optimise
+from drifting.training.network import EncoderStep, NetworkState, Optimisation, device_of, optimise
 from drifting.training.precision import PRECISIONS, computing_in
 
 # (number of a step, rng) -> its images, uint8 in 0..255, floats in [-1, 1] or latents; and their labels, where there are any.
@@ -72,14 +72,18 @@ def check_masked_training(settings: MaskedTraining, prefix: str = "") -> None:
         raise InputError(f"{prefix}classification_weight is {settings.classification_weight}: pass a number from 0 to 1")
 
 
-def train_masked(autoencoder: MaskedAutoencoder, batches: Batches, settings: MaskedTraining, *, seed: int) -> Iterator[EncoderStep]:
+def masked_state(autoencoder: MaskedAutoencoder, settings: MaskedTraining, seed: int) -> NetworkState:
+    """Return the state at the start of a training; the seed is of the masks, and of what batches draw."""
+    return NetworkState(autoencoder, learning_rate=settings.learning_rate, seed=seed, settings=settings)
+
+
+def train_masked(state: NetworkState, batches: Batches, settings: MaskedTraining) -> Iterator[EncoderStep]:
     """Train a masked auto-encoder to fill in what is hidden, and to name classes where they have a weight; yield after each step.
 
     Args:
-        autoencoder: trained in place, on its device.
+        state: of `masked_state`, or one restored; advanced in place.
         batches: the images of every step; labels are asked for where classification has a weight.
         settings: of the training.
-        seed: of the masks, and of what `batches` draws.
 
     Raises:
         InputError: if labels are missing where they are needed.

@@ -98,7 +98,7 @@ def optimise(
     """Minimise a loss over all weights of a network, from the state's step on, yielding after each step.
 
     Args:
-        state: what is trained; advanced in place. After the last step its network has the averaged weights, where there are any.
+        state: what is trained; advanced in place. In the end its network is given the averaged weights, where there are any.
         loss_of: (number of the step, counted from 1, rng) -> the loss of its batch, or the parts that it is the sum of, each of
             which is let go of before the next is asked for: that bounds memory.
         steps: number of the last step.
@@ -123,10 +123,10 @@ def optimise(
             name = type(model).__name__.lower()
             message = f"the loss of the {name} became NaN or infinite at step {int(first_fault)}"
             raise DivergenceError(f"{message}: lower the learning rate and start again")
-        if state.average is not None and number == steps:
-            model.load_state_dict(state.average.module.state_dict())
         state.step = number
         yield EncoderStep(number, loss)
+    if state.average is not None:
+        model.load_state_dict(state.average.module.state_dict())
 
 
 def _descend(loss: Tensor | Iterable[Tensor]) -> Float[Tensor, ""]:

@@ -66,7 +66,7 @@ class TrainingProgress:
             self._console.print(f"step {step}/{self._steps}  {speed}  {left:.0f} s left", highlight=False, soft_wrap=True)
 
 
-def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str) -> None:
+def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str, done: int = 0) -> None:
     """Go through the steps of a network's training, and show them.
 
     Args:
@@ -74,8 +74,9 @@ def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, wha
         total: how many there are.
         batch_size: images of a step.
         what: is trained.
+        done: how many are behind it.
     """
-    with TrainingProgress(total, 0, batch_size, what=what) as progress:
+    with TrainingProgress(total, done, batch_size, what=what) as progress:
         for step in steps:
             seen = step.number % _LOOK_EVERY == 0 or step.number == total
             progress.advance(step.number, float(step.loss) if seen else None)
