@@ -1,4 +1,4 @@
-"""The command line: drifting {train, train-encoder, sample, evaluate, compare, presets}. It parses, calls and prints, no more."""
+"""The command line: drifting {train, train-encoder, latents, sample, evaluate, compare, presets}. It parses, calls and prints."""
 
 import sys
 import warnings
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from tyro.conf import OmitArgPrefixes, Positional
 
-from drifting.cli.options import AS_KIND, AS_PRESET, DEFAULT, Choices, EncoderSettings, Settings
+from drifting.cli.options import AS_KIND, AS_PRESET, AS_USUAL, DEFAULT, Choices, EncoderSettings, LatentSettings, Settings
 from drifting.errors import InputError
 
 
@@ -89,6 +89,29 @@ def train_encoder(
     config = encoder(kind, name=name, data=data, **given)
     trained = runs.train_encoder(config, save_dir or Path("runs") / f"{config.data.name}-{kind}", overwrite=overwrite)
     print(*trained.summary(), sep="\n")
+
+
+def latents(
+    *,
+    data: Path,
+    out: Path,
+    vae: str = "stabilityai/sd-vae-ft-mse",
+    settings: OmitArgPrefixes[LatentSettings] = AS_USUAL,
+    overwrite: bool = False,
+) -> None:
+    """Write the latents of a folder of images and of their mirror images, to train on; started again, it makes what is missing.
+
+    Args:
+        data: a folder with a sub-folder for each class, or with train/ and val/ above those.
+        out: the folder of the cache.
+        vae: name or folder of the auto-encoder.
+        settings: of images, files and device.
+        overwrite: delete the cache that is there.
+    """
+    from drifting.latent_cache import CacheSettings, write_latents
+
+    index = write_latents(data, vae, out, CacheSettings(**vars(settings)), overwrite=overwrite)
+    print(f"{index.count} images, latents {index.latent_shape}", out, sep="\n")
 
 
 def sample(
@@ -190,7 +213,7 @@ def presets() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 2 on bad input, 1 if training diverged or ran out of memory, 130 if it was stopped."""
     app = tyro.extras.SubcommandApp()
-    for command in (train, train_encoder, sample, evaluate, compare, presets):
+    for command in (train, train_encoder, latents, sample, evaluate, compare, presets):
         app.command(command)
     try:
         app.cli(prog="drifting", args=arguments)

@@ -1,7 +1,7 @@
 """The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
 
-`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `build` makes everything from it and
-`report` what it shows.
+`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `sources` opens the data, `build` makes
+everything else from it and `report` what it shows.
 """
 
 from drifting.config.build import (
@@ -10,10 +10,6 @@ from drifting.config.build import (
     build_generator,
     build_loss,
     build_network,
-    build_positives,
-    build_source,
-    load_labelled,
-    load_split,
     resolve,
 )
 from drifting.config.data import (
@@ -22,6 +18,7 @@ from drifting.config.data import (
     ImagesData,
     LatentsData,
     PointsData,
+    StreamedData,
     ToyData,
 )
 from drifting.config.networks import (
@@ -46,6 +43,16 @@ from drifting.config.schema import (
     RunConfig,
 )
 from drifting.config.serial import VERSION, from_json, to_json
+from drifting.config.sources import (
+    build_positives,
+    build_rows,
+    build_source,
+    load_labelled,
+    load_split,
+    open_files,
+    open_latents,
+    open_vae,
+)
 from drifting.data.pixels import to_bytes, to_signed
 
 __all__ = [
@@ -70,6 +77,7 @@ __all__ = [
     "ResNetConfig",
     "RunConfig",
     "SimCLRConfig",
+    "StreamedData",
     "ToyData",
     "UNetConfig",
     "build_encoder",
@@ -80,10 +88,14 @@ __all__ = [
     "build_network",
     "build_pictures",
     "build_positives",
+    "build_rows",
     "build_source",
     "from_json",
     "load_labelled",
     "load_split",
+    "open_files",
+    "open_latents",
+    "open_vae",
     "resolve",
     "to_bytes",
     "to_json",

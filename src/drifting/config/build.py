@@ -1,7 +1,6 @@
 """How everything is built from a configuration: with `report`, the only file that knows every class."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,11 @@ from drifting.checkpoint import load_state_dict, load_weights
 from drifting.config.data import (
     DigitsData,
     EncoderData,
+    ImageFilesData,
     ImagesData,
+    LatentsData,
     PointsData,
-    ToyData,
+    StreamedData,
 )
 from drifting.config.encoders import check_weights, load_mae, recipe_features
 from drifting.config.networks import (
@@ -28,7 +29,6 @@ from drifting.config.networks import (
     MLPConfig,
     ResNetConfig,
     SimCLRConfig,
-    TrainedEncoder,
     UNetConfig,
 )
 from drifting.config.schema import (
@@ -37,14 +37,8 @@ from drifting.config.schema import (
     EncoderRunConfig,
     RunConfig,
 )
-from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.digits import load_digits
-from drifting.data.features import FeatureCache
-from drifting.data.images import ImageSet, LabelError, load_images
-from drifting.data.pixels import to_bytes, to_signed
-from drifting.data.points import frame_of, load_points
-from drifting.data.source import InMemorySource, Source, StreamSource
-from drifting.data.toys import toy
+from drifting.config.sources import find_data, load_labelled, load_split, open_vae
+from drifting.data.pixels import to_bytes
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import FeatureEncoder
 from drifting.encoders.classifier import Classifier
@@ -59,7 +53,6 @@ from drifting.generators.dit import DiT
 from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
 from drifting.loss import DriftingLoss
-from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
 
 Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
@@ -68,103 +61,25 @@ Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
 def resolve(config: Config) -> Config:
     """Return the configuration with everything that depends on the data and the machine filled in and checked."""
     check_weights(config)
-    try:
-        device = torch.device(config.device)
-    except RuntimeError:
-        raise InputError(f"device is '{config.device}': pass cpu, cuda, cuda:1 or mps") from None
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= present.get(device.type, 0):
-        raise InputError(f"device is '{config.device}', which this machine does not offer: pass --device cpu")
-    match config.data:
-        case PointsData(path=path, scale=None):
-            centre, scale = frame_of(load_points(Path(path)), path)
-            data = PointsData(path=str(Path(path).resolve()), centre=centre, scale=scale)
-        case ImagesData(image_shape=None) as unread:
-            data = _found(unread, load_labelled if isinstance(config, EncoderRunConfig) else load_split)
-        case _:
-            return config
+    check_device(config.device)
+    data = find_data(config.data, load_labelled if isinstance(config, EncoderRunConfig) else load_split)
+    if data == config.data:
+        return config
     config = dataclasses.replace(config, data=data)
     if isinstance(config, EncoderRunConfig) and config.learns_classes:
         _classes_to_learn(config.data)
     return config
 
 
-def _found(data: ImagesData, load: Callable[[ImagesData, str], ImageSet]) -> ImagesData:
-    """Return where images are and what they are, found by reading them."""
-    path = str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path
-    data = dataclasses.replace(data, path=path)
-    found = load(data, "train")
-    if data.colour and found.image_shape[0] != 3:
-        grey = f"data is '{path or data.name}', whose images have {found.image_shape[0]} channel, not red, green and blue"
-        raise InputError(f"{grey}: pass colour images, or train the preset images on these")
-    known = {"image_shape": found.image_shape, "num_classes": found.num_classes}
-    return dataclasses.replace(data, conditional=found.labels is not None, **known)
-
-
-@functools.lru_cache(maxsize=4)
-def _load_split(path: str | None, name: str, split: str, options: tuple) -> ImageSet:
-    image_size, channels, labelled = options
-    return load_images(path, name=name, split=split, image_size=image_size, channels=channels, labelled=labelled)
-
-
-def load_split(data: ImagesData, split: str) -> ImageSet:
-    """Return one split of the images of a configuration, read once in a process."""
-    return _load_split(data.path, data.name, split, (data.image_size, data.channels, data.conditional))
-
-
-def load_labelled(data: ImagesData, split: str) -> ImageSet:
-    """Return one split with its labels, whether or not a generator learns them; without where there are none to be used."""
+def check_device(name: str) -> None:
+    """Raise InputError unless the machine offers the device."""
     try:
-        return load_split(dataclasses.replace(data, conditional=True), split)
-    except LabelError:
-        return load_split(dataclasses.replace(data, conditional=False), split)
-
-
-def build_source(config: RunConfig) -> Source:
-    """Return the real samples a run trains on."""
-    match config.data:
-        case ToyData(dataset=name):
-            return StreamSource(toy(name).draw, (2,))
-        case PointsData(path=path) as data:
-            return InMemorySource(data.frame.standardise(load_points(Path(path))))
-        case DigitsData():
-            split = load_digits()
-            return InMemorySource(split.train, split.train_labels)
-        case ImagesData() as data:
-            images = load_split(data, "train")
-            return InMemorySource(images.images, images.labels, to_signed)
-        case _:
-            raise InputError(f"data is {type(config.data).__name__}, which no run takes yet: name another")
-
-
-def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:
-    """Return where the features of real samples come from: the whole data set or a bank, encoded anew or looked up.
-
-    Args:
-        config: of the run.
-        encoder: its feature space.
-        folder: where a cache of features goes that is too large for memory.
-    """
-    at_once = config.schedule.micro_batch
-    if not isinstance(config.data, ImagesData):
-        return Positives(build_source(config), encoder, batch_size=at_once)
-    images = load_split(config.data, "train")
-    samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
-    if config.cache_features and isinstance(config.encoder, TrainedEncoder):
-        on_device = functools.partial(_prepare_on, config.device)
-        cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder)
-        samples, prepare, shape, kind = torch.arange(len(samples)), None, (), torch.long
-    if config.bank is None:
-        return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache, batch_size=at_once)
-    sizes = {"capacity_per_class": config.bank.capacity_per_class, "unconditional_capacity": config.bank.unconditional_capacity}
-    bank = MemoryBank(images.num_classes, sample_shape=shape, device=config.device, dtype=kind, **sizes)
-    push = config.bank.push_per_step
-    source = BankSource(samples, images.labels, bank, push_per_step=push, seed=config.seed, prepare=prepare)
-    return Positives(source, encoder, cache, batch_size=at_once)
-
-
-def _prepare_on(device: str, images: Tensor) -> Tensor:
-    return to_signed(images.to(device))
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device is '{name}': pass cpu, cuda, cuda:1 or mps") from None
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= present.get(device.type, 0):
+        raise InputError(f"device is '{name}', which this machine does not offer: pass --device cpu")
 
 
 def build_generator(config: RunConfig) -> Generator:
@@ -172,7 +87,7 @@ def build_generator(config: RunConfig) -> Generator:
     match config.data:
         case DigitsData():
             shape, num_classes = (1, 8, 8), 10
-        case ImagesData() as data:
+        case ImagesData() | ImageFilesData() | LatentsData() as data:
             shape, num_classes = _known_shape(data), data.num_classes
         case _:
             shape, num_classes = (2,), None
@@ -275,15 +190,18 @@ def build_export(config: RunConfig) -> Callable[[Tensor], Tensor]:
     match config.data:
         case PointsData() as data:
             return data.frame.restore
-        case DigitsData() | ImagesData():
+        case DigitsData() | ImagesData() | ImageFilesData():
             return lambda images: to_bytes(images).movedim(1, -1)
+        case LatentsData() as data:
+            return lambda latents: to_bytes(open_vae(data).decode(latents)).movedim(1, -1)
         case _:
             return lambda points: points
 
 
-def _known_shape(data: ImagesData) -> tuple[int, int, int]:
+def _known_shape(data: ImagesData | StreamedData) -> tuple[int, int, int]:
     if data.image_shape is None:
-        raise InputError(f"data is '{data.path or data.name}', whose shape is not known yet: resolve the configuration first")
+        origin = data.path or getattr(data, "name", None)
+        raise InputError(f"data is '{origin}', whose shape is not known yet: resolve the configuration first")
     return data.image_shape
 
 

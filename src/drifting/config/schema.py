@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from drifting.config.data import Data, DigitsData, EncoderData, ImageFilesData, ImagesData, LatentsData
+from drifting.config.data import Data, DigitsData, EncoderData, ImagesData, StreamedData
 from drifting.config.networks import (
     Encoder,
     Generator,
@@ -86,15 +86,15 @@ class RunConfig:
             _check_encoder(self.encoder, "encoder.")
         if isinstance(self.encoder, MAEConfig):
             raise InputError("encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig with its weights")
+        if self.bank is None and isinstance(self.data, StreamedData):
+            raise InputError("bank is None, but the data stay on disk, too slow to draw every step from: pass a BankConfig")
         if self.bank is not None:
-            if not isinstance(self.data, ImagesData | ImageFilesData | LatentsData):
+            if not isinstance(self.data, ImagesData | StreamedData):
                 raise InputError("bank is set, but the data are no images: leave it out")
             check_counts({f"bank.{name}": value for name, value in vars(self.bank).items()})
         check_seed(self.seed)
         check_temperatures(self.loss.temperatures)
-        labelled = isinstance(self.data, DigitsData) or (
-            isinstance(self.data, ImagesData | ImageFilesData | LatentsData) and self.data.conditional
-        )
+        labelled = isinstance(self.data, DigitsData) or (isinstance(self.data, ImagesData | StreamedData) and self.data.conditional)
         check_schedule(schedule, labelled=labelled)
 
 

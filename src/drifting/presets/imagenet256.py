@@ -197,5 +197,6 @@ def mae(name: str, data: str | None = None) -> EncoderRunConfig:
 
     Source: paper, appendix A.3; batch and steps are those of the authors' release.
     """
-    source = ImageFilesData(path=data) if name.startswith("pixel") else LatentsData(path=data)
-    return EncoderRunConfig(preset=f"mae-{name}", data=source, encoder=ENCODERS[name])
+    kind, settings = ImageFilesData if name.startswith("pixel") else LatentsData, ENCODERS[name]
+    source = kind(path=data, conditional=settings.classification_weight > 0)
+    return EncoderRunConfig(preset=f"mae-{name}", data=source, encoder=settings)

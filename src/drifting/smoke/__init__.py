@@ -15,6 +15,7 @@ from typing import Any
 from drifting import presets, runs
 from drifting.config import AnyConfig, ClassifierConfig, ImageFilesData, ImagesData, LatentsData, MAEFeaturesConfig, RunConfig
 from drifting.files import check_writable
+from drifting.latent_cache import CacheSettings, write_latents
 from drifting.presets.imagenet256 import RECIPES, mae
 from drifting.presets.smoke import LATENT_IMAGE_SIZE, smoke
 from drifting.run_folder import make_room
@@ -80,8 +81,6 @@ def _with_data(config: AnyConfig, made: Path) -> Any:
         case ImageFilesData(path=None, image_size=size):
             write_images(images, image_size=size, channels=3)
         case LatentsData(path=None):
-            from drifting.latent_cache import CacheSettings, write_latents
-
             write_images(images, image_size=LATENT_IMAGE_SIZE, channels=3)
             write_latents(images, write_vae(made / "vae"), made / "latents", CacheSettings(image_size=LATENT_IMAGE_SIZE))
             return dataclasses.replace(config, data=dataclasses.replace(data, path=str(made / "latents")))
