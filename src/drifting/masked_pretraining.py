@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_json
-from drifting.config import EncoderRunConfig, MAEConfig
+from drifting.config import EncoderRunConfig, MAEConfig, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
@@ -38,7 +38,7 @@ def train_streamed(network: MaskedAutoencoder, config: EncoderRunConfig, folder:
         DivergenceError: if its loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop; the state is saved.
     """
-    settings, rows = cast(MAEConfig, config.encoder), configuration.build_rows(config.data, config.seed)
+    settings, rows = cast(MAEConfig, config.encoder), configuration.build_rows(cast(StreamedData, config.data), config.seed)
     state = masked_state(network, settings, config.seed)
     save_json(folder / CONFIG, configuration.to_json(config))
     if found := checkpoints(folder / CHECKPOINTS):

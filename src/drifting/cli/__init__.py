@@ -87,7 +87,9 @@ def train_encoder(
 
     given = {setting: value for setting, value in vars(settings).items() if value is not None}
     config = encoder(kind, name=name, data=data, **given)
-    trained = runs.train_encoder(config, save_dir or Path("runs") / f"{config.data.name}-{kind}", overwrite=overwrite)
+    trained = runs.train_encoder(
+        config, save_dir or Path("runs") / f"{getattr(config.data, 'name', kind)}-{kind}", overwrite=overwrite
+    )
     print(*trained.summary(), sep="\n")
 
 

@@ -176,7 +176,7 @@ def build_encoder(config: RunConfig, network: nn.Module | None = None) -> Featur
     if isinstance(config.encoder, ResNetConfig) and isinstance(network, ResNet):
         encoder = ResNetFeatures(network, config.encoder.features)
     if isinstance(config.encoder, MAEFeaturesConfig) and isinstance(network, MaskedAutoencoder):
-        encoder = recipe_features(config, network)
+        encoder = recipe_features(config.encoder, network, config.device)
     return computed_in(config.schedule.precision, encoder, config.device)
 
 

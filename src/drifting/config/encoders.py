@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from drifting.checkpoint import load_state_dict, load_weights
 from drifting.config.networks import MAEFeaturesConfig
@@ -49,14 +49,13 @@ def load_mae(data: Any, encoder: MAEFeaturesConfig) -> MaskedAutoencoder:
     return network
 
 
-def recipe_features(config: RunConfig, network: nn.Module) -> FeatureEncoder:
+def recipe_features(settings: MAEFeaturesConfig, network: MaskedAutoencoder, device: str) -> FeatureEncoder:
     """Return the features of a trained masked auto-encoder, the sample itself as "global" and, if asked for, ConvNeXt-V2's."""
-    settings: Any = config.encoder
     parts: dict[str, FeatureEncoder] = {"": _with_sample(MAEFeatures(network, settings.features, every=settings.every))}
     if settings.convnext is not None:
         shape = network.image_shape
         convnext = load_pretrained(settings.convnext, CONVNEXT_FEATURES, image_shape=shape, resize=settings.resize)
-        parts["convnext"] = convnext.to(config.device)
+        parts["convnext"] = convnext.to(device)
     return compose(parts)
 
 

@@ -85,7 +85,7 @@ class RunConfig:
         if isinstance(self.encoder, TrainedEncoder):
             _check_encoder(self.encoder, "encoder.")
         if isinstance(self.encoder, MAEConfig):
-            raise InputError("encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig with its weights")
+            raise InputError("encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig")
         if self.bank is None and isinstance(self.data, StreamedData):
             raise InputError("bank is None, but the data stay on disk, too slow to draw every step from: pass a BankConfig")
         if self.bank is not None:

@@ -1,7 +1,9 @@
 """What a quick try makes for itself: images in folders, latents of them, an auto-encoder and a backbone, all of a few kilobytes."""
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +32,7 @@ def write_images(folder: Path, *, image_size: int, channels: int) -> Path:
 
 def write_vae(folder: Path) -> Path:
     """Write an untrained auto-encoder with latents of four channels and half the side, and return its folder."""
-    import diffusers
-
+    diffusers: Any = importlib.import_module("diffusers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         network = diffusers.AutoencoderKL(

@@ -38,7 +38,7 @@ def computed_in(precision: str, function: Callable[..., Any], device: torch.devi
     return run
 
 
-def computing_in(precision: str, device: torch.device | str) -> AbstractContextManager[None]:
+def computing_in(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
     """Return the context in which networks compute in a precision, one of `PRECISIONS`, on a device."""
     dtype = _TYPES[precision]
     return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype=dtype)
