@@ -14,8 +14,9 @@ from drifting.training.recorder import FRAMES
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"
 ENCODER_WEIGHTS, ENCODER_METRICS = "encoder.safetensors", "encoder.json"
 METRICS, LOG, CHECKPOINTS = "metrics.json", "metrics.jsonl", "checkpoints"
+STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"
-_LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, "features")
+_LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, "features", STATISTICS)
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, *_LOGS, *_PICTURES)
 

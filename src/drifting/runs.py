@@ -19,11 +19,12 @@ from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, Image
 from drifting.data.source import reference_samples
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
-from drifting.evaluation import Metrics, evaluate_images, frechet_curve
+from drifting.evaluation import Metrics
 from drifting.files import atomic_path, check_writable
 from drifting.generators.base import Generator
-from drifting.judges import load_judge, train_classifier
+from drifting.judges import train_classifier
 from drifting.plotting import image_grid, points_figure, save_image
+from drifting.run_evaluation import Asked, evaluate_run
 from drifting.run_folder import (
     CLASSIFIER_WEIGHTS,
     CONFIG,
@@ -61,8 +62,8 @@ class Run:
     ) -> Tensor:
         """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each."""
         scale = self.config.schedule.scale_of_samples(guidance_scale)
-        samples = sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale)
-        return configuration.build_export(self.config)(samples)
+        export = configuration.build_export(self.config)
+        return export(sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale))
 
     def frames(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
@@ -74,35 +75,20 @@ class Run:
         return [str(picture) for picture in self.pictures]
 
     def evaluate(
-        self, *, judge: str | None = None, count: int = 10_000, seed: int = 0, guidance_scale: float | None = None
+        self,
+        *,
+        judge: str | None = None,
+        real: str | None = None,
+        count: int | None = None,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        batch_size: int | None = None,
+        device: str = "cpu",
     ) -> Metrics:
-        """Measure the run against real data and keep the figures in metrics.json, with who judged; see `evaluation`.
-
-        Args:
-            judge: who sees the images of a run of images, see `judges.load_judge`.
-            count: images or points to compare; digits have a fixed number.
-            seed: of the images.
-            guidance_scale: of the samples; the default of `sample` where it is left out.
-        """
-        data, scale = self.config.data, self.config.schedule.scale_of_samples(guidance_scale)
-        if isinstance(data, ImagesData):
-            train, test = (configuration.load_split(data, split) for split in ("train", "test"))
-
-            def draw(number: int, labels: Sequence[int] | None) -> Tensor:
-                return configuration.to_bytes(sample(self.generator, number, seed=seed, labels=labels, guidance_scale=scale))
-
-            seen_by = load_judge(judge, self.config)
-            metrics = {"judge": seen_by.name, **evaluate_images(draw, train, test, seen_by, count=count)}
-            if frames := self.frames():
-                as_bytes = {step: configuration.to_bytes(frame) for step, frame in frames.items()}
-                metrics |= frechet_curve(as_bytes, train, test, seen_by)
-        elif judge is not None:
-            raise InputError(f"judge is '{judge}', but this run makes no images to show it: leave it out")
-        else:
-            metrics = configuration.build_evaluation(self.config, count)(
-                lambda count, seed: sample(self.generator, count, seed=seed, guidance_scale=scale)
-            )
-        metrics = metrics if scale is None else {"guidance_scale": scale, **metrics}
+        """Measure the run against real data and keep the figures in metrics.json; arguments as of `run_evaluation.Asked`."""
+        told = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
+        asked = Asked(judge=judge, real=real, count=count, **told)
+        metrics = evaluate_run(self.config, self.generator, asked, folder=self.folder, frames=self.frames)
         save_json(self.folder / METRICS, metrics)
         return metrics
 
@@ -206,7 +192,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         state,
         positives,
         facts=configuration.to_json(config),
-        reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED),
+        reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED, limit=True),
         frame_samples=config.frame_samples,
         keep=config.keep,
         guidance_scale=config.schedule.scale_of_samples(),

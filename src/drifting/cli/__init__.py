@@ -150,9 +150,12 @@ def evaluate(
     /,
     *,
     judge: str | None = None,
-    num_samples: int = 10_000,
+    real: str | None = None,
+    num_samples: int | None = None,
     seed: int = 0,
     guidance_scale: float | None = None,
+    batch_size: int | None = None,
+    device: str = "cpu",
 ) -> None:
     """Measure a trained run against real data; the figures also go to metrics.json in its folder.
 
@@ -160,16 +163,21 @@ def evaluate(
         run: the run folder.
         judge: in whose features images are compared: the folder of a trained classifier (runs/NAME-classifier by default), a
             TorchScript Inception file (.pt), or pixels.
-        num_samples: images to compare.
+        real: what images are compared with: a folder of images, or statistics of them (.safetensors or .npz); the run's own by
+            default.
+        num_samples: images to compare; 10,000 by default, and 50,000 of runs whose data are not held in memory.
         seed: which images.
         guidance_scale: of the samples, as in `drifting sample`.
+        batch_size: images at a time: bounds memory, and changes nothing else.
+        device: where generator, decoder and judge run: cpu, cuda, cuda:1 or mps.
     """
     from drifting import runs
     from drifting.evaluation import as_text
 
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always", UserWarning)
-        metrics = runs.load(run).evaluate(judge=judge, count=num_samples, seed=seed, guidance_scale=guidance_scale)
+        given = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
+        metrics = runs.load(run).evaluate(judge=judge, real=real, count=num_samples, **given)
     table = Table("metric", "value", "real against real", title=str(run))
     for name, value in metrics.items():
         if not name.endswith("_floor"):

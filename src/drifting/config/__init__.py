@@ -1,12 +1,11 @@
 """The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
 
 `data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `sources` opens the data, `build` makes
-everything else from it and `report` what it shows.
+everything else from it, `export` what becomes of its samples and `report` what it shows.
 """
 
 from drifting.config.build import (
     build_encoder,
-    build_export,
     build_generator,
     build_loss,
     build_network,
@@ -21,6 +20,7 @@ from drifting.config.data import (
     StreamedData,
     ToyData,
 )
+from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
@@ -61,6 +61,7 @@ __all__ = [
     "AutoencoderConfig",
     "BankConfig",
     "ClassifierConfig",
+    "Decoder",
     "DecoderMLPConfig",
     "DiTConfig",
     "DigitsData",
@@ -80,6 +81,7 @@ __all__ = [
     "StreamedData",
     "ToyData",
     "UNetConfig",
+    "build_decoder",
     "build_encoder",
     "build_evaluation",
     "build_export",
@@ -90,6 +92,7 @@ __all__ = [
     "build_positives",
     "build_rows",
     "build_source",
+    "exported_shape",
     "from_json",
     "load_labelled",
     "load_split",

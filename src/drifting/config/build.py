@@ -1,13 +1,13 @@
 """How everything is built from a configuration: with `report`, the only file that knows every class."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from drifting.checkpoint import load_state_dict, load_weights
 from drifting.config.data import (
@@ -16,7 +16,6 @@ from drifting.config.data import (
     ImageFilesData,
     ImagesData,
     LatentsData,
-    PointsData,
     StreamedData,
 )
 from drifting.config.encoders import check_weights, load_mae, recipe_features
@@ -37,8 +36,7 @@ from drifting.config.schema import (
     EncoderRunConfig,
     RunConfig,
 )
-from drifting.config.sources import find_data, load_labelled, load_split, open_vae
-from drifting.data.pixels import to_bytes
+from drifting.config.sources import find_data, load_labelled, load_split
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import FeatureEncoder
 from drifting.encoders.classifier import Classifier
@@ -52,6 +50,7 @@ from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.dit import DiT
 from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
+from drifting.inputs import check_device
 from drifting.loss import DriftingLoss
 from drifting.training.precision import computed_in
 
@@ -69,17 +68,6 @@ def resolve(config: Config) -> Config:
     if isinstance(config, EncoderRunConfig) and config.learns_classes:
         _classes_to_learn(config.data)
     return config
-
-
-def check_device(name: str) -> None:
-    """Raise InputError unless the machine offers the device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device is '{name}': pass cpu, cuda, cuda:1 or mps") from None
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= present.get(device.type, 0):
-        raise InputError(f"device is '{name}', which this machine does not offer: pass --device cpu")
 
 
 def build_generator(config: RunConfig) -> Generator:
@@ -183,19 +171,6 @@ def build_encoder(config: RunConfig, network: nn.Module | None = None) -> Featur
 def build_loss(config: RunConfig) -> DriftingLoss:
     """Return the drifting loss of a run."""
     return DriftingLoss(**vars(config.loss))
-
-
-def build_export(config: RunConfig) -> Callable[[Tensor], Tensor]:
-    """Return the map from the generator's samples to the user's form: points in their coordinates, images as uint8 [n, h, w, c]."""
-    match config.data:
-        case PointsData() as data:
-            return data.frame.restore
-        case DigitsData() | ImagesData() | ImageFilesData():
-            return lambda images: to_bytes(images).movedim(1, -1)
-        case LatentsData() as data:
-            return lambda latents: to_bytes(open_vae(data).decode(latents)).movedim(1, -1)
-        case _:
-            return lambda points: points
 
 
 def _known_shape(data: ImagesData | StreamedData) -> tuple[int, int, int]:

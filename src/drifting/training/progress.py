@@ -1,7 +1,7 @@
 """How a run shows that it is alive: a bar on a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from drifting.training.network import EncoderStep
+
+Batch = TypeVar("Batch", bound=tuple)
 
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
@@ -132,3 +134,31 @@ def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, wha
         for step in steps:
             seen = step.number % _LOOK_EVERY == 0 or step.number == total
             progress.advance(step.number, float(step.loss) if seen else None)
+
+
+def show_images(batches: Iterable[Batch], total: int, *, what: str, console: Console | None = None) -> Iterator[Batch]:
+    """Pass batches of images on, and show how many are done, images/s and time left.
+
+    Args:
+        batches: tuples that begin with the images; none is held once the next one is asked for.
+        total: how many images there are.
+        what: they are.
+        console: where to write; the terminal by default.
+    """
+    console = console or Console()
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
+    started = spoken = time.perf_counter()
+    done = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, speed="")
+        for batch in batches:
+            done += len(batch[0])
+            yield batch
+            del batch
+            now = time.perf_counter()
+            rate = done / max(now - started, 1e-9)
+            bar.update(task, completed=done, speed=f"{rate:,.0f} images/s")
+            if not console.is_terminal and now - spoken > _QUIET_SECONDS:
+                spoken = now
+                left = f"{(total - done) / rate:.0f} s left"
+                console.print(f"{what} {done}/{total}  {rate:,.0f} images/s  {left}", highlight=False, soft_wrap=True)
