@@ -24,8 +24,9 @@ def check_weights(config: AnyConfig) -> None:
     weights, width = config.encoder.weights, config.encoder.width
     space = "latent" if config.encoder.patch == 1 else "pixel"
     if weights is None:
-        ways = f"train them by `drifting train mae-{space}-{width}`, or `drifting convert hub:mae_{space}_{width}`"
-        raise InputError(f"encoder_weights is missing: {ways}, then pass --encoder-weights FILE")
+        trained, published = f"drifting train mae-{space}-{width}", f"drifting convert hub:mae_{space}_{width} --out DIR"
+        ways = f"train an encoder by `{trained}`, or convert the authors' by `{published}`"
+        raise InputError(f"encoder_weights is missing: {ways}, and pass --encoder-weights FILE")
     if not Path(weights).is_file():
         raise InputError(f"encoder_weights is '{weights}', which is no file: name the encoder.safetensors of a trained encoder")
 
