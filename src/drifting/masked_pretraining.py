@@ -74,9 +74,9 @@ def _kept(steps: Iterator[EncoderStep], state: NetworkState, config: EncoderRunC
     last, facts = config.encoder.steps, configuration.to_json(config)
     with polite_stop() as stop:
         for step in steps:
+            yield step
             if stop or step.number % config.checkpoint_every == 0 or step.number == last:
                 save_checkpoint(folder / CHECKPOINTS, step.number, state.tensors(), facts, keep=config.keep)
-            yield step
             if stop and step.number < last:
                 raise Interrupted(step.number, last, preset=config.preset, folder=folder)
 
