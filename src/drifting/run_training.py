@@ -1,10 +1,8 @@
 """A training as it runs: what is shown, logged, set aside and saved between its steps, and how it stops."""
 
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 
@@ -12,15 +10,11 @@ from drifting import config as configuration
 from drifting.config import RunConfig
 from drifting.distributed import LostProcessError, is_loss, join
 from drifting.encoders.base import FeatureEncoder
-from drifting.training.interruption import polite_stop
+from drifting.training.interruption import Interrupted, command_to_go_on, polite_stop
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
 from drifting.training.progress import TrainingProgress
 from drifting.training.recorder import Recorder, Resources, frame_steps
-
-
-class Interrupted(Exception):
-    """Training was stopped from outside; the state is saved. The message says how to go on."""
 
 
 def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
@@ -59,10 +53,7 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
             if stopped or step.number % config.checkpoint_every == 0 or step.number == schedule.steps:
                 recorder.save()
             if stopped and step.number < schedule.steps:
-                raise Interrupted(
-                    f"Stopped at step {step.number} of {schedule.steps}; everything is saved. "
-                    f"Go on with: {_command_to_go_on(recorder.folder, config)}"
-                )
+                raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
 
 
 @contextmanager
@@ -75,12 +66,5 @@ def noticing_loss(recorder: Recorder, config: RunConfig) -> Iterator[None]:
             raise
         raise LostProcessError(
             f"a process of this run was lost at step {recorder.state.step}; the last checkpoint is kept. "
-            f"Go on with: {_command_to_go_on(recorder.folder, config)}"
+            f"Go on with: {command_to_go_on(config.preset, recorder.folder, join().size)}"
         ) from error
-
-
-def _command_to_go_on(folder: Path, config: RunConfig) -> str:
-    """Return the command by which a run goes on."""
-    processes = join()
-    launched = f"torchrun --nproc-per-node {processes.size} -m " if processes.size > 1 else ""
-    return f"{launched}drifting train {config.preset} --save-dir {shlex.quote(str(folder))} --resume"
