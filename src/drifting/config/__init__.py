@@ -1,12 +1,11 @@
 """The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
 
 `data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `sources` opens the data, `build` makes
-everything else from it and `report` what it shows.
+everything else from it, `export` what becomes of its samples and `report` what it shows.
 """
 
 from drifting.config.build import (
     build_encoder,
-    build_export,
     build_generator,
     build_loss,
     build_network,
@@ -21,17 +20,20 @@ from drifting.config.data import (
     StreamedData,
     ToyData,
 )
+from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
     DiTConfig,
     MAEConfig,
+    MAEFeaturesConfig,
     MLPConfig,
     PixelsConfig,
     ResNetConfig,
     SimCLRConfig,
     UNetConfig,
 )
+from drifting.config.released import ReleasedConfig
 from drifting.config.report import build_evaluation, build_pictures
 from drifting.config.schema import (
     AnyConfig,
@@ -41,15 +43,15 @@ from drifting.config.schema import (
     LossConfig,
     RunConfig,
 )
-from drifting.config.serial import VERSION, from_json, to_json
+from drifting.config.serial import VERSION, SavedConfig, from_json, to_json
 from drifting.config.sources import (
     build_positives,
+    build_rows,
     build_source,
     load_labelled,
     load_split,
     open_files,
     open_latents,
-    open_rows,
     open_vae,
 )
 from drifting.data.pixels import to_bytes, to_signed
@@ -60,6 +62,7 @@ __all__ = [
     "AutoencoderConfig",
     "BankConfig",
     "ClassifierConfig",
+    "Decoder",
     "DecoderMLPConfig",
     "DiTConfig",
     "DigitsData",
@@ -69,15 +72,19 @@ __all__ = [
     "LatentsData",
     "LossConfig",
     "MAEConfig",
+    "MAEFeaturesConfig",
     "MLPConfig",
     "PixelsConfig",
     "PointsData",
+    "ReleasedConfig",
     "ResNetConfig",
     "RunConfig",
+    "SavedConfig",
     "SimCLRConfig",
     "StreamedData",
     "ToyData",
     "UNetConfig",
+    "build_decoder",
     "build_encoder",
     "build_evaluation",
     "build_export",
@@ -86,13 +93,14 @@ __all__ = [
     "build_network",
     "build_pictures",
     "build_positives",
+    "build_rows",
     "build_source",
+    "exported_shape",
     "from_json",
     "load_labelled",
     "load_split",
     "open_files",
     "open_latents",
-    "open_rows",
     "open_vae",
     "resolve",
     "to_bytes",

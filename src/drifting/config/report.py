@@ -1,5 +1,6 @@
 """What a run shows of itself: its pictures and its figures."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,12 @@ from drifting.config.data import (
     StreamedData,
     ToyData,
 )
+from drifting.config.export import build_decoder
 from drifting.config.schema import (
     LossConfig,
     RunConfig,
 )
-from drifting.config.sources import build_source, load_split, open_vae
+from drifting.config.sources import build_source, load_split
 from drifting.data.digits import load_digits
 from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.points import Frame
@@ -41,12 +43,12 @@ _COLUMNS, _ROWS = 10, 20
 Pictures = Callable[..., list[Path]]
 
 
-def build_evaluation(config: RunConfig) -> Callable[[Sampler], Metrics]:
-    """Return the function that measures a sampler of points or digits against the real data of a run."""
+def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sampler], Metrics]:
+    """Return the function that measures a sampler against the real data of a run: so many points, or digits, which are all used."""
     if isinstance(config.data, DigitsData):
         return partial(evaluate_digits, split=load_digits())
     source = build_source(config)
-    count = min(10_000, len(source.samples) // 2) if isinstance(source, InMemorySource) else 10_000
+    count = min(count, len(source.samples) // 2) if isinstance(source, InMemorySource) else count
     modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
     return partial(
         evaluate_points,
@@ -62,17 +64,24 @@ def build_evaluation(config: RunConfig) -> Callable[[Sampler], Metrics]:
 def build_pictures(config: RunConfig) -> Pictures:
     """Return the function (folder, frames=, log=) that draws the pictures of a run."""
     source = build_source(config)
-    if isinstance(config.data, StreamedData):
-        return _streamed_pictures(config, config.data, source)
     if isinstance(config.data, DigitsData | ImagesData):
         return _image_pictures(config, source)
+    if isinstance(config.data, StreamedData):
+        return _streamed_pictures(config, config.data, source)
     return _point_pictures(config, source)
 
 
 def _image_pictures(config: RunConfig, source: Source) -> Pictures:
     title = config.data.name if isinstance(config.data, ImagesData) else "digits"
-    grid, rows, columns = _grid_of(config, source)
-    real = grid(reference_samples(source, (source.num_classes or _COLUMNS) * columns, 0))
+    classes = source.num_classes or _COLUMNS
+    columns = max(1, min(_COLUMNS, config.frame_samples // classes))
+    rows = min(classes, config.frame_samples, _ROWS)
+
+    def grid(samples: Tensor) -> Tensor:
+        """Return samples of the first classes, one class a row; they come with all classes in turn."""
+        return samples[: classes * columns].unflatten(0, (columns, -1))[:, :rows].transpose(0, 1)
+
+    real = grid(reference_samples(source, classes * columns, 0))
     train = load_split(config.data, "train").images if isinstance(config.data, ImagesData) else to_bytes(load_digits().train)
 
     def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
@@ -88,35 +97,29 @@ def _image_pictures(config: RunConfig, source: Source) -> Pictures:
 
 
 def _streamed_pictures(config: RunConfig, data: StreamedData, source: Source) -> Pictures:
-    """Show a few classes; what is on disk is not searched for the nearest image."""
-    grid, rows, columns = _grid_of(config, source)
-    shown_as = open_vae(data, config.device).decode if isinstance(data, LatentsData) else None
-
-    def images(samples: Tensor) -> Tensor:
-        return samples if shown_as is None else shown_as(samples)
-
-    labels = None if source.num_classes is None else torch.arange(rows)
-    drawn = source.draw(labels, columns if labels is not None else rows * columns, torch.Generator().manual_seed(0))
-    real = images(drawn.flatten(0, 1)).unflatten(0, (rows, columns))
+    """Return the pictures of images too many for memory: latents are decoded, and nobody looks for the nearest real images."""
+    decode = build_decoder(config, config.device)
+    rows, columns = _layout(source.num_classes, config.frame_samples)
+    count, labelled = rows * columns, source.num_classes == rows
+    title = Path(data.path or "").name + (", decoded latents" if isinstance(data, LatentsData) else "")
 
     def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
-        # Classes in turn, as they come, so that a column follows the other.
-        shown = {step: images(grid(samples).transpose(0, 1).flatten(0, 1)) for step, samples in frames.items()}
-        return draw_images(folder, title=config.preset, real=real, frames=shown, log=log, labelled=labels is not None)
+        anything = source.draw_unconditional(1, count, torch.Generator().manual_seed(0))[0]
+        real = decode(reference_samples(source, count, 0) if labelled else anything)
+        in_rows = to_signed(real).unflatten(0, (columns, rows)).transpose(0, 1)
+        # As bytes: they are large images, at every stage of the training.
+        shown = {step: decode(samples[:count]) for step, samples in frames.items()}
+        return draw_images(folder, title=title, real=in_rows, frames=shown, log=log, labelled=labelled)
 
     return draw
 
 
-def _grid_of(config: RunConfig, source: Source) -> tuple[Callable[[Tensor], Tensor], int, int]:
-    """Return how samples, which come with all classes in turn, are laid out, one class a row; with the rows and columns."""
-    classes = source.num_classes or _COLUMNS
-    columns = max(1, min(_COLUMNS, config.frame_samples // classes))
-    rows = min(classes, config.frame_samples, _ROWS)
-
-    def grid(samples: Tensor) -> Tensor:
-        return samples[: classes * columns].unflatten(0, (columns, -1))[:, :rows].transpose(0, 1)
-
-    return grid, rows, columns
+def _layout(classes: int | None, count: int) -> tuple[int, int]:
+    """Return rows and columns of a picture of `count` samples, classes in turn: one class a row, unless there are too many."""
+    if classes is not None and classes <= min(_ROWS, count // 2):
+        return classes, min(_COLUMNS, count // classes)
+    side = min(_COLUMNS, math.isqrt(count))
+    return side, side
 
 
 def _point_pictures(config: RunConfig, source: Source) -> Pictures:

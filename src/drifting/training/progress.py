@@ -1,14 +1,16 @@
 """How a run shows that it is alive: a bar on a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from drifting.training.encoder import EncoderStep
+from drifting.training.network import EncoderStep
+
+Batch = TypeVar("Batch", bound=tuple)
 
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
@@ -75,7 +77,7 @@ class CountProgress:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def _speed(self, rate: float) -> str:
-        return f"{rate:,.1f} {self._unit}/s"
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s"
 
 
 class TrainingProgress(CountProgress):
@@ -118,7 +120,7 @@ def tell_lines(title: str, *, unit: str = "images") -> Callable[[int, int], None
     return tell
 
 
-def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str) -> None:
+def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str, done: int = 0) -> None:
     """Go through the steps of a network's training, and show them.
 
     Args:
@@ -126,8 +128,27 @@ def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, wha
         total: how many there are.
         batch_size: images of a step.
         what: is trained.
+        done: how many are behind it.
     """
-    with TrainingProgress(total, 0, batch_size, what=what) as progress:
+    with TrainingProgress(total, done, batch_size, what=what) as progress:
         for step in steps:
             seen = step.number % _LOOK_EVERY == 0 or step.number == total
             progress.advance(step.number, float(step.loss) if seen else None)
+
+
+def show_images(batches: Iterable[Batch], total: int, *, what: str, console: Console | None = None) -> Iterator[Batch]:
+    """Pass batches of images on, and show how many are done, images/s and time left.
+
+    Args:
+        batches: tuples that begin with the images; none is held once the next one is asked for.
+        total: how many images there are.
+        what: they are.
+        console: where to write; the terminal by default.
+    """
+    done = 0
+    with CountProgress(what, total, console=console) as progress:
+        for batch in batches:
+            done += len(batch[0])
+            yield batch
+            del batch
+            progress.advance(done)
