@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drifting import config as configuration
 from drifting.config import ImagesData, RunConfig, StreamedData
-from drifting.config.build import check_device
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, compare, evaluate_images, frechet_curve, see
 from drifting.evaluation.streaming import Batch
 from drifting.files import check_writable
 from drifting.generators.base import Generator
-from drifting.inputs import check_counts
+from drifting.inputs import check_counts, check_device
 from drifting.judges import load_judge
 from drifting.real_images import real_images
 from drifting.run_folder import STATISTICS
@@ -38,7 +38,7 @@ class Asked:
     Attributes:
         judge: who sees images, see `judges.load_judge`.
         real: real images that those of a run are compared with: a folder, or a file of statistics; None for the run's own.
-        count: images to compare; None for 10,000, or 50,000 where they are streamed. Points and digits have a fixed number.
+        count: images to compare; None for 10,000, or 50,000 where they are streamed. Digits have a fixed number.
         seed: of the samples.
         guidance_scale: of the samples; None for that of the run.
         batch_size: samples at a time: bounds memory, and changes nothing else.
@@ -87,7 +87,7 @@ def evaluate_run(
             for name, value in (("judge", asked.judge), ("real", asked.real)):
                 if value is not None:
                     raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
-            metrics = configuration.build_evaluation(config)(
+            metrics = configuration.build_evaluation(config, asked.count or IN_MEMORY)(
                 lambda count, seed: sample(generator, count, seed=seed, guidance_scale=scale)
             )
     return metrics if scale is None else {"guidance_scale": scale, **metrics}
@@ -102,7 +102,8 @@ def _evaluate_in_memory(
     frames: Callable[[], Mapping[int, Tensor]],
 ) -> Metrics:
     train, test = (configuration.load_split(data, split) for split in ("train", "test"))
-    told = {"seed": asked.seed, "guidance_scale": scale} | ({"batch_size": asked.batch_size} if asked.batch_size else {})
+    told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale}
+    told |= {"batch_size": asked.batch_size} if asked.batch_size else {}
 
     def draw(number: int, labels: Sequence[int] | None) -> Tensor:
         return configuration.to_bytes(sample(generator, number, labels=labels, **told))

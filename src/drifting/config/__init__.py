@@ -26,12 +26,14 @@ from drifting.config.networks import (
     DecoderMLPConfig,
     DiTConfig,
     MAEConfig,
+    MAEFeaturesConfig,
     MLPConfig,
     PixelsConfig,
     ResNetConfig,
     SimCLRConfig,
     UNetConfig,
 )
+from drifting.config.released import ReleasedConfig
 from drifting.config.report import build_evaluation, build_pictures
 from drifting.config.schema import (
     AnyConfig,
@@ -41,15 +43,15 @@ from drifting.config.schema import (
     LossConfig,
     RunConfig,
 )
-from drifting.config.serial import VERSION, from_json, to_json
+from drifting.config.serial import VERSION, SavedConfig, from_json, to_json
 from drifting.config.sources import (
     build_positives,
+    build_rows,
     build_source,
     load_labelled,
     load_split,
     open_files,
     open_latents,
-    open_rows,
     open_vae,
 )
 from drifting.data.pixels import to_bytes, to_signed
@@ -70,11 +72,14 @@ __all__ = [
     "LatentsData",
     "LossConfig",
     "MAEConfig",
+    "MAEFeaturesConfig",
     "MLPConfig",
     "PixelsConfig",
     "PointsData",
+    "ReleasedConfig",
     "ResNetConfig",
     "RunConfig",
+    "SavedConfig",
     "SimCLRConfig",
     "StreamedData",
     "ToyData",
@@ -88,6 +93,7 @@ __all__ = [
     "build_network",
     "build_pictures",
     "build_positives",
+    "build_rows",
     "build_source",
     "exported_shape",
     "from_json",
@@ -95,7 +101,6 @@ __all__ = [
     "load_split",
     "open_files",
     "open_latents",
-    "open_rows",
     "open_vae",
     "resolve",
     "to_bytes",

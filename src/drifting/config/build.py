@@ -12,16 +12,19 @@ from torch import nn
 from drifting.checkpoint import load_state_dict, load_weights
 from drifting.config.data import (
     DigitsData,
+    EncoderData,
     ImageFilesData,
     ImagesData,
     LatentsData,
     StreamedData,
 )
+from drifting.config.encoders import check_weights, load_mae, recipe_features
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
     DiTConfig,
     MAEConfig,
+    MAEFeaturesConfig,
     MLPConfig,
     ResNetConfig,
     SimCLRConfig,
@@ -47,6 +50,7 @@ from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.dit import DiT
 from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
+from drifting.inputs import check_device
 from drifting.loss import DriftingLoss
 from drifting.training.precision import computed_in
 
@@ -55,6 +59,7 @@ Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
 
 def resolve(config: Config) -> Config:
     """Return the configuration with everything that depends on the data and the machine filled in and checked."""
+    check_weights(config)
     check_device(config.device)
     data = find_data(config.data, load_labelled if isinstance(config, EncoderRunConfig) else load_split)
     if data == config.data:
@@ -63,17 +68,6 @@ def resolve(config: Config) -> Config:
     if isinstance(config, EncoderRunConfig) and config.learns_classes:
         _classes_to_learn(config.data)
     return config
-
-
-def check_device(name: str) -> None:
-    """Raise InputError unless the machine offers the device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device is '{name}': pass cpu, cuda, cuda:1 or mps") from None
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= present.get(device.type, 0):
-        raise InputError(f"device is '{name}', which this machine does not offer: pass --device cpu")
 
 
 def build_generator(config: RunConfig) -> Generator:
@@ -108,12 +102,15 @@ def build_network(config: AnyConfig) -> nn.Module | None:
                 return Classifier(_known_shape(config.data), config.data.num_classes or 0, config.width)
             case RunConfig(data=ImagesData() as data, encoder=AutoencoderConfig() as encoder):
                 return Autoencoder(_known_shape(data), code_dim=encoder.code_dim, width=encoder.width)
-            case RunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder):
-                return _build_resnet(data, encoder)
-            case EncoderRunConfig(data=data, encoder=ResNetConfig() as encoder):
+            case (
+                RunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder)
+                | EncoderRunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder)
+            ):
                 return _build_resnet(data, encoder)
             case EncoderRunConfig(data=data, encoder=MAEConfig() as encoder):
                 return _build_mae(data, encoder, _classes_to_learn(data) if config.learns_classes else None)
+            case RunConfig(data=data, encoder=MAEFeaturesConfig() as encoder):
+                return load_mae(data, encoder)
             case RunConfig(encoder=AutoencoderConfig() | ResNetConfig() as encoder):
                 kind = "an auto-encoder" if isinstance(encoder, AutoencoderConfig) else "a ResNet"
                 unfit = "stay on disk" if isinstance(config.data, StreamedData) else "are no images"
@@ -135,7 +132,7 @@ def _build_resnet(data: ImagesData, encoder: ResNetConfig) -> ResNet:
     return network
 
 
-def _build_mae(data: ImagesData, encoder: MAEConfig, num_classes: int | None) -> MaskedAutoencoder:
+def _build_mae(data: EncoderData, encoder: MAEConfig, num_classes: int | None) -> MaskedAutoencoder:
     """Return the network, or raise InputError if it could not be masked, or would say nothing of its images."""
     sizes = {name: getattr(encoder, name) for name in ("width", "patch", "depths")}
     network = MaskedAutoencoder(_known_shape(data), num_classes=num_classes, **sizes)
@@ -150,11 +147,12 @@ def _build_mae(data: ImagesData, encoder: MAEConfig, num_classes: int | None) ->
     return network
 
 
-def _classes_to_learn(data: ImagesData) -> int:
+def _classes_to_learn(data: EncoderData) -> int:
     """Return the number of classes, or raise InputError if there are no two."""
-    classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes
+    in_memory = isinstance(data, ImagesData)
+    classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes if in_memory else data.num_classes
     if classes is None or classes < 2:
-        origin = data.path or data.name
+        origin = data.path or (data.name if in_memory else None)
         raise InputError(f"data is '{origin}', whose images are all of one class: add another, or learn without classes, by simclr")
     return classes
 
@@ -166,6 +164,8 @@ def build_encoder(config: RunConfig, network: nn.Module | None = None) -> Featur
         encoder = AutoencoderFeatures(network, config.encoder.features)
     if isinstance(config.encoder, ResNetConfig) and isinstance(network, ResNet):
         encoder = ResNetFeatures(network, config.encoder.features)
+    if isinstance(config.encoder, MAEFeaturesConfig) and isinstance(network, MaskedAutoencoder):
+        encoder = recipe_features(config.encoder, network, config.device)
     return computed_in(config.schedule.precision, encoder, config.device)
 
 

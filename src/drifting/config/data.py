@@ -110,3 +110,5 @@ class LatentsData:
 # What stays on disk until it is drawn.
 StreamedData = ImageFilesData | LatentsData
 Data = ToyData | PointsData | DigitsData | ImagesData | ImageFilesData | LatentsData
+# What encoders are trained on.
+EncoderData = ImagesData | ImageFilesData | LatentsData

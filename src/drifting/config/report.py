@@ -43,12 +43,12 @@ _COLUMNS, _ROWS = 10, 20
 Pictures = Callable[..., list[Path]]
 
 
-def build_evaluation(config: RunConfig) -> Callable[[Sampler], Metrics]:
-    """Return the function that measures a sampler of points or digits against the real data of a run."""
+def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sampler], Metrics]:
+    """Return the function that measures a sampler against the real data of a run: so many points, or digits, which are all used."""
     if isinstance(config.data, DigitsData):
         return partial(evaluate_digits, split=load_digits())
     source = build_source(config)
-    count = min(10_000, len(source.samples) // 2) if isinstance(source, InMemorySource) else 10_000
+    count = min(count, len(source.samples) // 2) if isinstance(source, InMemorySource) else count
     modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
     return partial(
         evaluate_points,
@@ -64,10 +64,10 @@ def build_evaluation(config: RunConfig) -> Callable[[Sampler], Metrics]:
 def build_pictures(config: RunConfig) -> Pictures:
     """Return the function (folder, frames=, log=) that draws the pictures of a run."""
     source = build_source(config)
-    if isinstance(config.data, StreamedData):
-        return _streamed_pictures(config, config.data, source)
     if isinstance(config.data, DigitsData | ImagesData):
         return _image_pictures(config, source)
+    if isinstance(config.data, StreamedData):
+        return _streamed_pictures(config, config.data, source)
     return _point_pictures(config, source)
 
 

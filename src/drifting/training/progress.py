@@ -8,7 +8,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from drifting.training.encoder import EncoderStep
+from drifting.training.network import EncoderStep
 
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
@@ -76,7 +76,7 @@ class CountProgress:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def _speed(self, rate: float) -> str:
-        return f"{rate:,.1f} {self._unit}/s"
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s"
 
 
 class TrainingProgress(CountProgress):
@@ -119,7 +119,7 @@ def tell_lines(title: str, *, unit: str = "images") -> Callable[[int, int], None
     return tell
 
 
-def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str) -> None:
+def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str, done: int = 0) -> None:
     """Go through the steps of a network's training, and show them.
 
     Args:
@@ -127,8 +127,9 @@ def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, wha
         total: how many there are.
         batch_size: images of a step.
         what: is trained.
+        done: how many are behind it.
     """
-    with TrainingProgress(total, 0, batch_size, what=what) as progress:
+    with TrainingProgress(total, done, batch_size, what=what) as progress:
         for step in steps:
             seen = step.number % _LOOK_EVERY == 0 or step.number == total
             progress.advance(step.number, float(step.loss) if seen else None)
