@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting import runs
-from drifting.checkpoint import check_weights, load_json, load_tensors, load_weights, save_json, write_tensors
+from drifting.checkpoint import check_weights, load_json, load_tensors, save_json, write_tensors
 from drifting.config import DiTConfig, EncoderRunConfig, MAEConfig, ReleasedConfig, RunConfig, SavedConfig
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import DEFAULT, VAE, load_vae
@@ -22,13 +22,12 @@ from drifting.errors import InputError
 from drifting.files import check_writable
 from drifting.generators.dit import DiT
 from drifting.official import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
-from drifting.official.artifact import METADATA, PARAMETERS
+from drifting.official.artifact import METADATA, PARAMETERS, Network, with_weights
 from drifting.official.hub import PREFIX
 from drifting.official.tree import DTYPES
 from drifting.run_folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
 from drifting.sampling import Sampler, check_labels, sample
 
-Network = DiT | MaskedAutoencoder
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
 _WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)
 # Weights that have as many rows as there are classes.
@@ -170,9 +169,7 @@ def _network(config: SavedConfig, folder: Path, num_classes: int | None) -> Netw
 
 def _load_converted(folder: Path, config: ReleasedConfig) -> Network:
     weights, like = _opened(folder, config)
-    network = build_network(config.metadata, str(folder), like.num_classes)
-    load_weights(network, weights, str(folder))
-    return network.eval()
+    return with_weights(config.metadata, str(folder), like.num_classes, weights.items())
 
 
 def _config_of(folder: Path) -> SavedConfig:

@@ -7,7 +7,7 @@ Source: the format of flax.serialization.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ def read_tree(path: Path) -> dict[str, Array]:
             raise _refused(path, f"is no MessagePack of maps and arrays ({str(error)[:80] or type(error).__name__})") from None
 
 
-def write_tree(path: Path, names: Mapping[str, Any], read: Callable[[str], Tensor]) -> None:
+def write_tree(path: Path, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
     """Write arrays as a tree, names in order as flax has them, one array in memory at a time; atomically.
 
     Args:
