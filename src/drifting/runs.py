@@ -4,8 +4,6 @@ The folder holds config.json, metrics.jsonl, generator.safetensors (averaged wei
 pictures; `load(folder)` needs the first and third alone.
 """
 
-import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +14,16 @@ from torch import Tensor
 from drifting import config as configuration
 from drifting import pretraining
 from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
-from drifting.config import ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
 from drifting.data.source import reference_samples
-from drifting.encoders.base import FeatureEncoder
+from drifting.distributed import check_device, join, whole
 from drifting.errors import InputError
-from drifting.evaluation import Metrics, evaluate_images, frechet_curve
+from drifting.evaluation import Metrics
 from drifting.files import atomic_path, check_writable
 from drifting.generators.base import Generator
-from drifting.judges import load_judge, train_classifier
+from drifting.judges import train_classifier
 from drifting.plotting import image_grid, points_figure, save_image
+from drifting.run_evaluation import Asked, evaluate_run
 from drifting.run_folder import (
     CLASSIFIER_WEIGHTS,
     CONFIG,
@@ -36,22 +35,19 @@ from drifting.run_folder import (
     make_room,
     read_config,
 )
+from drifting.run_training import follow, noticing_loss
 from drifting.sampling import Sampler, sample
-from drifting.training.interruption import polite_stop
-from drifting.training.loop import TrainingState
-from drifting.training.loop import train as training_steps
-from drifting.training.positives import Positives
-from drifting.training.progress import TrainingProgress
-from drifting.training.recorder import FRAMES, Recorder, Resources, frame_steps
+from drifting.training.interruption import Interrupted
+from drifting.training.loop import check_shares
+from drifting.training.recorder import FRAMES, Recorder
+from drifting.training.state import TrainingState
+
+__all__ = ["Interrupted", "Run", "TrainedNetwork", "load", "start", "train", "train_encoder", "train_judge", "write_samples"]
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
 # Columns of a picture, one a class; of more classes rows of ten.
 _WIDEST = 20
-
-
-class Interrupted(Exception):
-    """Training was stopped from outside; the state is saved. The message says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +64,8 @@ class Run:
     ) -> Tensor:
         """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each."""
         scale = self.config.schedule.scale_of_samples(guidance_scale)
-        samples = sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale)
-        return configuration.build_export(self.config)(samples)
+        export = configuration.build_export(self.config)
+        return export(sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale, processes=join()))
 
     def frames(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
@@ -81,35 +77,20 @@ class Run:
         return [str(picture) for picture in self.pictures]
 
     def evaluate(
-        self, *, judge: str | None = None, count: int = 10_000, seed: int = 0, guidance_scale: float | None = None
+        self,
+        *,
+        judge: str | None = None,
+        real: str | None = None,
+        count: int | None = None,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        batch_size: int | None = None,
+        device: str = "cpu",
     ) -> Metrics:
-        """Measure the run against real data and keep the figures in metrics.json, with who judged; see `evaluation`.
-
-        Args:
-            judge: who sees the images of a run of images, see `judges.load_judge`.
-            count: images to compare; points and digits have a fixed number.
-            seed: of the images.
-            guidance_scale: of the samples; the default of `sample` where it is left out.
-        """
-        data, scale = self.config.data, self.config.schedule.scale_of_samples(guidance_scale)
-        if isinstance(data, ImagesData):
-            train, test = (configuration.load_split(data, split) for split in ("train", "test"))
-
-            def draw(number: int, labels: Sequence[int] | None) -> Tensor:
-                return configuration.to_bytes(sample(self.generator, number, seed=seed, labels=labels, guidance_scale=scale))
-
-            seen_by = load_judge(judge, self.config)
-            metrics = {"judge": seen_by.name, **evaluate_images(draw, train, test, seen_by, count=count)}
-            if frames := self.frames():
-                as_bytes = {step: configuration.to_bytes(frame) for step, frame in frames.items()}
-                metrics |= frechet_curve(as_bytes, train, test, seen_by)
-        elif judge is not None:
-            raise InputError(f"judge is '{judge}', but this run makes no images to show it: leave it out")
-        else:
-            metrics = configuration.build_evaluation(self.config)(
-                lambda count, seed: sample(self.generator, count, seed=seed, guidance_scale=scale)
-            )
-        metrics = metrics if scale is None else {"guidance_scale": scale, **metrics}
+        """Measure the run against real data and keep the figures in metrics.json; arguments as of `run_evaluation.Asked`."""
+        told = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
+        asked = Asked(judge=judge, real=real, count=count, **told)
+        metrics = evaluate_run(self.config, self.generator, asked, folder=self.folder, frames=self.frames)
         save_json(self.folder / METRICS, metrics)
         return metrics
 
@@ -120,11 +101,11 @@ class TrainedNetwork:
 
     Attributes:
         weights: their file.
-        accuracies: name -> share of the test images that are named right; empty where there are no classes.
+        figures: name -> share of images that are named right, or the error of what is filled in; empty where there is neither.
     """
 
     weights: Path
-    accuracies: Mapping[str, float]
+    figures: Mapping[str, float]
 
     @property
     def folder(self) -> Path:
@@ -133,16 +114,18 @@ class TrainedNetwork:
 
     def summary(self) -> list[str]:
         """Return what the training leaves, a line each."""
-        lines = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.accuracies.items()]
+        lines = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.figures.items()]
         return [*(lines or ["no accuracy, for the images are not of two classes or more"]), str(self.weights)]
 
 
-def start(
-    config: RunConfig | ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
-) -> Run | TrainedNetwork:
-    """Train whatever the configuration is of, by `train` or `train_judge`."""
+def start(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run | TrainedNetwork:
+    """Train whatever the configuration is of, by `train`, `train_judge` or `train_encoder`."""
     if isinstance(config, RunConfig):
         return train(config, save_dir, resume=resume, overwrite=overwrite)
+    if (size := join().size) > 1:
+        raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
+    if isinstance(config, EncoderRunConfig):
+        return train_encoder(config, save_dir, resume=resume, overwrite=overwrite)
     if resume:
         raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
     return train_judge(config, save_dir, overwrite=overwrite)
@@ -151,69 +134,101 @@ def start(
 def train_judge(config: ClassifierConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedNetwork:
     """Train a classifier into a folder, for the evaluation of generators; errors as in `train`."""
     folder, config = Path(save_dir), configuration.resolve(config)
-    _make_ready(config, folder, overwrite=overwrite)
-    return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
-
-
-def train_encoder(config: EncoderRunConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedNetwork:
-    """Train a feature encoder into a folder, for generators to drift in its features; errors as in `train`."""
-    folder, config = Path(save_dir), configuration.resolve(config)
-    _make_ready(config, folder, overwrite=overwrite)
-    figures = pretraining.train_encoder(config, folder)
-    return TrainedNetwork(folder / ENCODER_WEIGHTS, {name: value for name, value in figures.items() if name.endswith("accuracy")})
-
-
-def _make_ready(config: ClassifierConfig | EncoderRunConfig, folder: Path, *, overwrite: bool) -> None:
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
     make_room(folder, overwrite=overwrite)
+    return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
+
+
+def train_encoder(
+    config: EncoderRunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> TrainedNetwork:
+    """Train a feature encoder into a folder, for generators to drift in its features; arguments and errors as in `train`.
+
+    One of images in memory is trained in one go; one of data that stay on disk is saved now and then, and can be resumed.
+    """
+    folder = Path(save_dir)
+    if resume and isinstance(config.data, ImagesData):
+        raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
+    _check_once(resume=resume, overwrite=overwrite)
+    config = configuration.resolve(config)
+    pretraining.check_networks(config)
+    check_writable(folder, "save_dir")
+    claim(folder, config, resume=resume, overwrite=overwrite)
+    figures = pretraining.train_encoder(config, folder)
+    shown = {name: value for name, value in figures.items() if name.endswith(("accuracy", "error"))}
+    return TrainedNetwork(folder / ENCODER_WEIGHTS, shown)
+
+
+def _check_once(*, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise InputError("resume and overwrite are both given: pass one of them")
 
 
 def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
-    """Train a run into a folder and return it.
+    """Train a run into a folder and return it, together with all processes that were started to do so.
 
     Args:
         config: from a preset, or written by hand.
         save_dir: the run folder.
-        resume: go on from the newest checkpoint of the folder; only steps, micro_batch, device and keep may differ.
+        resume: go on from the newest checkpoint of the folder; only steps, micro_batch, parallel, device and keep may differ, and
+            the number of processes.
         overwrite: delete the run that is there first.
 
     Raises:
         InputError: for anything that cannot work, before anything is written.
         DivergenceError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
         Interrupted: if the process was asked to stop; the state is saved.
+        LostProcessError: if another process died; the last checkpoint is kept.
     """
-    folder = Path(save_dir)
-    if resume and overwrite:
-        raise InputError("resume and overwrite are both given: pass one of them")
+    folder, processes = Path(save_dir), join()
+    _check_once(resume=resume, overwrite=overwrite)
+    check_device(config.device, processes)
     config = configuration.resolve(config)
     source, generator = configuration.build_source(config), configuration.build_generator(config)
+    check_shares(config.schedule, source.num_classes, processes)
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
-    claim(folder, config, resume=resume, overwrite=overwrite)
-    # Stopped before its encoder is trained, a run leaves nothing that would be in the way of starting again.
-    encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
-    save_json(folder / CONFIG, configuration.to_json(config))
-    positives = configuration.build_positives(config, encoder, folder / "features")
-    state = TrainingState(generator.to(config.device), config.schedule, config.seed)
+    with processes.leads_the_way():
+        if processes.leads:
+            claim(folder, config, resume=resume, overwrite=overwrite)
+        # Stopped before its encoder is trained, a run leaves nothing that would be in the way of starting again.
+        encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
+        if processes.leads:
+            save_json(folder / CONFIG, configuration.to_json(config))
+        positives = configuration.build_positives(config, encoder, folder / "features")
+    shared = {"processes": processes, "sharded": config.parallel == "fsdp"}
+    state = TrainingState(generator.to(config.device), config.schedule, config.seed, **shared)
     recorder = Recorder(
         folder,
         state,
         positives,
         facts=configuration.to_json(config),
-        reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED),
+        reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED, limit=True),
         frame_samples=config.frame_samples,
         keep=config.keep,
         guidance_scale=config.schedule.scale_of_samples(),
     )
-    if resume:
-        recorder.resume(config.schedule.steps)
-    _train(recorder, config, positives, encoder)
-    save_tensors(folder / WEIGHTS, state.averaged.state_dict())
-    pictures = configuration.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
-    reconstruction = folder / RECONSTRUCTION
-    pictures += [reconstruction] if reconstruction.exists() else []
-    return Run(folder, config, state.averaged.cpu().eval(), tuple(pictures))
+    with noticing_loss(recorder, config):
+        if resume:
+            recorder.resume(config.schedule.steps)
+        follow(recorder, config, positives, encoder)
+        return _finish(recorder, config)
+
+
+def _finish(recorder: Recorder, config: RunConfig) -> Run:
+    """Write the weights of the generator and the pictures."""
+    folder, state = recorder.folder, recorder.state
+    weights = {name: whole(value).cpu() for name, value in state.averaged.state_dict().items()}
+    generator, pictures = configuration.build_generator(config), []
+    load_weights(generator, weights, str(folder))
+    if state.processes.leads:
+        save_tensors(folder / WEIGHTS, weights)
+        pictures = configuration.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
+        reconstruction = folder / RECONSTRUCTION
+        pictures += [reconstruction] if reconstruction.exists() else []
+    state.processes.wait()
+    return Run(folder, config, generator.eval(), tuple(pictures))
 
 
 def load(folder: str | Path) -> Run:
@@ -249,6 +264,8 @@ def write_samples(
     """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError."""
     check_output(out, overwrite=overwrite)
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
+    if not join().leads:
+        return
     if out.suffix == ".npy":
         with atomic_path(out) as scratch:
             np.save(scratch, samples.numpy())
@@ -257,38 +274,3 @@ def write_samples(
     else:
         classes = run.generator.num_classes or _WIDEST
         save_image(image_grid(samples, columns=len(labels or ()) or (classes if classes <= _WIDEST else 10)), out)
-
-
-def _train(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
-    """Run the loop: log, set frames aside, save, and stop where asked to."""
-    state, schedule = recorder.state, config.schedule
-    frames_at = frame_steps(schedule.steps, config.frames)
-    loss = configuration.build_loss(config)
-    if state.step == 0:
-        recorder.take_frame()
-    last_time, last_step = time.perf_counter(), state.step
-    samples_per_step = min(schedule.labels_per_step, positives.num_classes or 1) * schedule.generated
-    resources = Resources(state.device, state.step, samples_per_step)
-    progress = TrainingProgress(schedule.steps, state.step, samples_per_step)
-    with progress, polite_stop() as stop:
-        for step in training_steps(state, positives, encoder, loss, schedule):
-            recorder.observe(step)
-            more: dict[str, int | float] = {}
-            if step.number in frames_at:
-                more["energy_distance"] = recorder.take_frame()
-            if step.number == schedule.steps:
-                more |= recorder.choose_average() | resources.used(step)
-            drift_norm = None
-            if more or step.number % config.log_every == 0 or step.number == schedule.steps:
-                more["steps_per_second"] = (step.number - last_step) / (time.perf_counter() - last_time)
-                last_time, last_step = time.perf_counter(), step.number
-                values = recorder.write_metrics(step, **more)
-                drift_norm = sum(value for name, value in values.items() if name.startswith("drift_norm/"))
-            progress.advance(step.number, drift_norm)
-            if stop or step.number % config.checkpoint_every == 0 or step.number == schedule.steps:
-                recorder.save()
-            if stop and step.number < schedule.steps:
-                raise Interrupted(
-                    f"Stopped at step {step.number} of {schedule.steps}; everything is saved. "
-                    f"Go on with: drifting train {config.preset} --save-dir {shlex.quote(str(recorder.folder))} --resume"
-                )

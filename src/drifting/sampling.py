@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting.distributed import ALONE, Processes
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.guidance import check_guidance_scale
 from drifting.prior import seeded_codes, seeded_noise
 
 
-@torch.no_grad()
 def sample(
     generator: Generator,
     count: int,
@@ -22,6 +22,7 @@ def sample(
     labels: Sequence[int] | None = None,
     guidance_scale: float | None = None,
     batch_size: int = 4096,
+    processes: Processes = ALONE,
 ) -> Float[Tensor, "count *sample"]:
     """Return `count` samples on the CPU. Sample i depends on (seed, i), its label and the guidance only, not on its batch.
 
@@ -33,27 +34,43 @@ def sample(
         guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all and the default. Only for
             a generator that takes it.
         batch_size: samples per forward pass; bounds memory and changes nothing else.
+        processes: those that share the work; all of them call, and all receive the samples.
 
     Raises:
         InputError: if a label is out of range or the guidance scale below 1, or the generator takes none.
     """
     if count < 1:
         raise InputError(f"num_samples is {count}: ask for at least 1")
+    # As many on every process, since one that shares its weights takes part in every pass: the last may make a few too many.
+    share = -(-count // processes.size)
+    first, end = processes.rank * share, (processes.rank + 1) * share
+    batches = (range(start, min(start + batch_size, end)) for start in range(first, end, batch_size))
+    told = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}
+    samples = torch.cat([sample_indices(generator, indices, **told).cpu() for indices in batches])
+    return processes.gathered({"samples": samples}, 0)["samples"][:count]
+
+
+@torch.no_grad()
+def sample_indices(
+    generator: Generator,
+    indices: Sequence[int],
+    *,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    guidance_scale: float | None = None,
+) -> Float[Tensor, "b *sample"]:
+    """Return some of the samples of a seed, in one pass, on the device of the generator; arguments and errors as in `sample`."""
     cycle = check_labels(labels, generator.num_classes)
     scale, styles = _told(guidance_scale, generator), generator.num_styles
     device = next(generator.parameters()).device
+    noise = seeded_noise(indices, generator.noise_shape, seed).to(device)
+    chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices], device=device)
+    told = None if scale is None else torch.full((len(indices),), scale, device=device)
+    codes = [seeded_codes(indices, styles, generator.style_classes, seed).to(device)] if styles else []
     was_training = generator.training
-    generator.eval()
-    parts = []
-    for start in range(0, count, batch_size):
-        indices = range(start, min(start + batch_size, count))
-        noise = seeded_noise(indices, generator.noise_shape, seed).to(device)
-        chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices], device=device)
-        told = None if scale is None else torch.full((len(indices),), scale, device=device)
-        codes = [seeded_codes(indices, styles, generator.style_classes, seed).to(device)] if styles else []
-        parts.append(generator(noise, chosen, told, *codes).cpu())
+    samples = generator.eval()(noise, chosen, told, *codes)
     generator.train(was_training)
-    return torch.cat(parts)
+    return samples
 
 
 def check_labels(labels: Sequence[int] | None, num_classes: int | None) -> list[int] | None:

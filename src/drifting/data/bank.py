@@ -15,6 +15,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from drifting.data.shuffle import shuffled_indices
+from drifting.data.source import ALL, owned
 from drifting.errors import InputError
 
 _WARMUP_CHUNK = 1024
@@ -54,14 +55,18 @@ class Rings:
         self.samples[ordered, (self.pushed[ordered] + rank) % capacity] = samples[order[last]].to(self.samples)
         self.pushed += counts
 
-    def draw(self, rings: Int[Tensor, " l"], count: int, rng: torch.Generator) -> Shaped[Tensor, "l p *sample"]:
-        """Return `count` samples for each row of `rings`, all different where the ring holds that many, on the device of rng."""
+    def draw(self, rings: Int[Tensor, " l"], count: int, rng: torch.Generator) -> Int[Tensor, "l p"]:
+        """Return `count` slots for each row of `rings`, all different where the ring holds that many, on the device of rng."""
         rings = rings.to(self.samples.device)
         filled = self.filled[rings].to(rng.device)[:, None]
         slots = torch.arange(self.samples.shape[1], device=rng.device)
         keys = torch.rand(len(rings), len(slots), generator=rng, device=rng.device).masked_fill_(slots >= filled, 2.0)
-        chosen = keys.argsort(1).gather(1, torch.arange(count, device=rng.device) % filled)
-        return self.samples[rings[:, None], chosen.to(rings.device)].to(rng.device)
+        return keys.argsort(1).gather(1, torch.arange(count, device=rng.device) % filled)
+
+    def take(self, rings: Int[Tensor, " l"], slots: Int[Tensor, "l p"]) -> Shaped[Tensor, "l p *sample"]:
+        """Return the samples in some slots of every ring, on the device of `slots`."""
+        device = self.samples.device
+        return self.samples[rings.to(device)[:, None], slots.to(device)].to(slots.device)
 
 
 class MemoryBank:
@@ -100,6 +105,11 @@ class MemoryBank:
         return self._classes.samples.shape[1]
 
     @property
+    def unconditional_capacity(self) -> int:
+        """Samples of all classes together that it can hold."""
+        return self._unconditional.samples.shape[1]
+
+    @property
     def filled(self) -> Int[Tensor, " classes"]:
         """Samples held of each class."""
         return self._classes.filled
@@ -108,6 +118,11 @@ class MemoryBank:
     def unconditional_filled(self) -> int:
         """Samples held of all classes together."""
         return int(self._unconditional.filled)
+
+    @property
+    def rings(self) -> dict[str, Rings]:
+        """The buffers by name: one for each class, and one for all."""
+        return {"classes": self._classes, "unconditional": self._unconditional}
 
     def push(self, samples: Shaped[Tensor, "b *sample"], labels: Int[Tensor, " b"] | None = None) -> None:
         """Add samples, the oldest of a full buffer leaving; raises InputError if shapes or labels do not fit."""
@@ -120,8 +135,12 @@ class MemoryBank:
         self._classes.push(samples, rows)
         self._unconditional.push(samples, torch.zeros_like(rows))
 
-    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Shaped[Tensor, "l p *sample"]:
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> Shaped[Tensor, "l p *sample"]:
         """Return `count` samples of each label (one set if there are none), all different where the bank holds that many.
+
+        For `own` see `source.Source`.
 
         Raises:
             InputError: if a label is out of range or none of its samples was pushed yet.
@@ -130,18 +149,20 @@ class MemoryBank:
         empty = rows[self.filled[rows] == 0]
         if len(empty):
             raise InputError(f"the bank holds no sample of class {int(empty[0])}: push some before drawing")
-        return self._classes.draw(rows, count, rng)
+        slots = self._classes.draw(rows, count, rng)
+        return self._classes.take(rows if labels is None else rows[own], owned(slots, labels, own))
 
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Shaped[Tensor, "l m *sample"]:
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Shaped[Tensor, "l m *sample"]:
         """Return `sets` independent sets of `count` samples of any class, those of a set different as far as the bank reaches."""
         if self.unconditional_filled == 0:
             raise InputError("the bank holds no sample at all: push some before drawing")
-        return self._unconditional.draw(torch.zeros(sets, dtype=torch.long), count, rng)
+        rings = torch.zeros(sets, dtype=torch.long)
+        return self._unconditional.take(rings[own], self._unconditional.draw(rings, count, rng)[own])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything the bank holds as named tensors, copied."""
-        rings = {"classes": self._classes, "unconditional": self._unconditional}
-        return {f"{name}.{part}": getattr(ring, part).clone() for name, ring in rings.items() for part in ("samples", "pushed")}
+        parts = ("samples", "pushed")
+        return {f"{name}.{part}": getattr(rings, part).clone() for name, rings in self.rings.items() for part in parts}
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
         """Take over what `tensors` returned; raises InputError if it is of a bank of another size."""
@@ -149,7 +170,7 @@ class MemoryBank:
             found = tuple(tensors[name].shape) if name in tensors else None
             if found != tuple(value.shape):
                 raise InputError(f"memory bank of '{origin}' has {name} of shape {found}, not {tuple(value.shape)}: use its sizes")
-        for name, rings in {"classes": self._classes, "unconditional": self._unconditional}.items():
+        for name, rings in self.rings.items():
             rings.samples.copy_(tensors[f"{name}.samples"])
             rings.pushed.copy_(tensors[f"{name}.pushed"])
 
@@ -212,18 +233,19 @@ class BankSource:
         self._push_per_step, self._seed, self._prepare = push_per_step, seed, prepare
         self._position = 0
 
-    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Shaped[Tensor, "l p *sample"]:
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> Shaped[Tensor, "l p *sample"]:
         """Push fresh samples, then return `count` of the bank's for each label, on the device of rng."""
         if self._position == 0:
-            while bool((self.bank.filled.cpu() < self._enough).any()):
-                self._push(max(_WARMUP_CHUNK, self._push_per_step))
+            self._fill()
         else:
-            self._push(self._push_per_step)
-        return self.bank.draw(labels, count, rng)
+            self._push(self._next(self._push_per_step))
+        return self.bank.draw(labels, count, rng, own)
 
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Shaped[Tensor, "l m *sample"]:
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Shaped[Tensor, "l m *sample"]:
         """Return sets of samples of any class out of the bank, pushing nothing: draw the positives of the step first."""
-        return self.bank.draw_unconditional(sets, count, rng)
+        return self.bank.draw_unconditional(sets, count, rng, own)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return bank and position as named tensors."""
@@ -231,15 +253,28 @@ class BankSource:
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
         """Take over what `tensors` returned; raises InputError if it does not fit."""
+        position = self._position_in(tensors, origin)
+        self.bank.restore(tensors, origin)
+        self._position = position
+
+    @staticmethod
+    def _position_in(tensors: Mapping[str, Tensor], origin: str) -> int:
         if "position" not in tensors:
             raise InputError(f"memory bank of '{origin}' has no position: resume from a checkpoint of this run")
-        self.bank.restore(tensors, origin)
-        self._position = int(tensors["position"])
+        return int(tensors["position"])
 
-    def _push(self, count: int) -> None:
-        indices = torch.as_tensor(shuffled_indices(len(self._samples), self._position, count, self._seed))
+    def _fill(self) -> None:
+        while bool((self.bank.filled.cpu() < self._enough).any()):
+            self._push(self._next(max(_WARMUP_CHUNK, self._push_per_step)))
+
+    def _next(self, count: int) -> Int[Tensor, " b"]:
+        return shuffled_indices(len(self._samples), self._position, count, self._seed)
+
+    def _push(self, indices: Int[Tensor, " b"]) -> None:
         fresh = self._samples[indices.to(self._samples.device)]
-        self.bank.push(
-            fresh if self._prepare is None else self._prepare(fresh), None if self._labels is None else self._labels[indices.cpu()]
-        )
-        self._position += count
+        fresh = fresh if self._prepare is None else self._prepare(fresh)
+        self.bank.push(fresh, self._labels_of(indices))
+        self._position += len(indices)
+
+    def _labels_of(self, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"] | None:
+        return None if self._labels is None else self._labels[indices]
