@@ -7,7 +7,7 @@ Shapes: s samples, b of them at once, l labels, p positives, m unconditional sam
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ _STREAM = 2**40
 Tell = Callable[[int, int], None]
 
 
+@runtime_checkable
 class Rows(Protocol):
     """A finite data set on disk, in the form in which a memory bank keeps it."""
 
