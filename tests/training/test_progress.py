@@ -74,7 +74,7 @@ def test_images_are_passed_on_and_counted(monkeypatch, terminal):
         assert "5/5" in out.getvalue()
     else:
         first, last = out.getvalue().splitlines()
-        assert re.fullmatch(r"samples 3/5  [\d,]+ images/s  \d+ s left", first)
+        assert re.fullmatch(r"samples 3/5  [\d,.]+ images/s  \d+ s left", first)
         assert last.startswith("samples 5/5 ")
 
 

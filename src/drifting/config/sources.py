@@ -128,15 +128,15 @@ def open_latents(data: LatentsData) -> LatentCache:
     return _open_cache(data.path or "", vae_fingerprint=data.vae_fingerprint, latent_shape=data.image_shape, files=data.files)
 
 
-def open_vae(data: LatentsData, device: str = "cpu") -> VAE:
-    """Return the auto-encoder that the latents of a configuration were made with; raises InputError if it is another now."""
+def open_vae(data: LatentsData, device: str | None = None) -> VAE:
+    """Return the auto-encoder that latents were made with, on a device or where it is; raises InputError if it is another now."""
     if data.vae is None:
         raise InputError(f"data is '{data.path}', whose VAE is not known yet: resolve the configuration first")
     vae, found = _load_vae(data.vae)
     if data.vae_fingerprint not in (None, found):
         other = f"which is not the one that made the latents ({found}, not {data.vae_fingerprint})"
         raise InputError(f"vae is '{data.vae}', {other}: bring that back")
-    return vae.to(device)
+    return vae if device is None else vae.to(device)
 
 
 def build_source(config: RunConfig) -> Source:
