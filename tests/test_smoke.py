@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import ClassifierConfig, EncoderRunConfig, MAEFeaturesConfig, RunConfig, from_json
 from drifting.presets import PRESETS, preset
 from drifting.presets.smoke import smoke
+from drifting.smoke.made import write_images, write_vae
 
 # What is measured of runs of each kind of data.
 FIGURES = {"ToyData": "energy_distance", "DigitsData": "logistic_accuracy"}
@@ -93,6 +95,24 @@ def test_weights_that_are_given_are_used(here, command, assert_same_tensors):
     assert result.status == 0, result.err
     assert_same_tensors(*(load_tensors(folder / "encoder.safetensors") for folder in (made, here / "x")))
     assert not (here / "x" / "smoke").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*singular covariance")
+def test_commands_of_the_documents_follow_each_other(here, command):
+    write_images(here / "images", image_size=16, channels=3)
+    write_vae(here / "vae")
+    for arguments in (
+        "latents --data images --vae vae --out cache --image-size 16",
+        "train mae-latent-256 --data cache --smoke --save-dir mae",
+        "train imagenet256-ablation --data cache --encoder-weights mae/encoder.safetensors --smoke --save-dir run",
+        "sample run --labels 2 0 1 --num-samples 6 --out grid.png",
+        "evaluate run --judge pixels --real images --num-samples 16",
+    ):
+        result = command(*arguments.split())
+        assert result.status == 0, result.err
+    with Image.open(here / "grid.png") as picture:
+        assert picture.width > picture.height
+    assert json.loads((here / "run" / "metrics.json").read_text())["reference"] == "images images/test"
 
 
 def test_named_folder_is_replaced_only_when_asked(here, command):
