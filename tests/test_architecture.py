@@ -14,8 +14,8 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 CORE = sorted([SOURCE / "loss.py", SOURCE / "guidance.py", SOURCE / "inputs.py", *(SOURCE / "fields").glob("*.py")])
 
 FILE_LINES, FUNCTION_LINES, LOOP_LINES, ARGUMENTS, CORE_LINES, EXPERIMENT_LINES = 300, 40, 100, 8, 600, 15
-# The training loop, and the private loops over it.
-LOOPS = {("training/loop.py", "train"), ("runs.py", "_train")}
+# The training loop, and the loop over it.
+LOOPS = {("training/loop.py", "train"), ("run_training.py", "follow")}
 # The one function whose arguments are the method, and its oracle.
 MANY_ARGUMENTS = "drifting_loss"
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common", "experimental", "legacy"}

@@ -1,12 +1,14 @@
 """Weights and training state on disk: tensors as safetensors, everything else as JSON, never code.
 
-A checkpoint is a folder `step-00001000` with `state.safetensors` and `state.json`; it appears whole or not at all.
+A checkpoint is a folder `step-00001000` with `state.json` and `state.safetensors` or, where several processes share the weights,
+one file of shards from each; it appears whole or not at all, and any number of processes can go on from it.
 """
 
 import json
+import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,42 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from drifting.distributed import ALONE, Processes, laid_out, load_shards, save_shards
 from drifting.errors import InputError
 from drifting.files import atomic_path
 
+# Names of dtypes in a safetensors file, whose header is padded so that tensors are aligned.
+_DTYPES, _ALIGNMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}, 8
 _TENSORS, _FACTS = "state.safetensors", "state.json"
+# Where shards are written to, before the checkpoint appears.
+_SHARDS = ".shards-"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors to one safetensors file, atomically."""
     with atomic_path(path) as scratch:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+
+
+def write_tensors(path: Path, described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], read: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file with one tensor in memory at a time, atomically.
+
+    Args:
+        path: of the file.
+        described: name -> dtype and shape.
+        read: returns the tensor of a name, which is as described.
+    """
+    header, end = {}, 0
+    for name, (dtype, shape) in described.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with atomic_path(path) as scratch, scratch.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in described:
+            # numpy has no bfloat16.
+            file.write(read(name).detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -84,17 +112,32 @@ def load_json(path: Path, *, mend: str = "restore it or train again") -> Any:
         raise InputError(f"file is '{path}', which is corrupted ({error}): {mend}") from None
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Any, *, keep: int) -> Path:
-    """Write the checkpoint of a step and delete all but the newest `keep`."""
-    target = folder / f"step-{step:08d}"
-    if target.exists():
-        shutil.rmtree(target)
-    with atomic_path(target) as scratch:
-        scratch.mkdir()
-        save_tensors(scratch / _TENSORS, tensors)
-        save_json(scratch / _FACTS, facts)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Any, *, keep: int, processes: Processes = ALONE
+) -> Path:
+    """Write the checkpoint of a step and delete all but the newest `keep`; process 0 does, and of sharded tensors each its own."""
+    target, shards = folder / f"step-{step:08d}", folder / f"{_SHARDS}{step:08d}"
+    sharded = any(hasattr(tensor, "to_local") for tensor in tensors.values())
+    if sharded:
+        with processes.leads_the_way():
+            if processes.leads:
+                shutil.rmtree(shards, ignore_errors=True)
+                shards.mkdir(parents=True)
+        save_shards(shards, tensors)
+        processes.wait()
+    if processes.leads:
+        if target.exists():
+            shutil.rmtree(target)
+        with atomic_path(target) as scratch:
+            if sharded:
+                shards.rename(scratch)
+            else:
+                scratch.mkdir()
+                save_tensors(scratch / _TENSORS, tensors)
+            save_json(scratch / _FACTS, facts)
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    processes.wait()
     return target
 
 
@@ -103,13 +146,25 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return the tensors and the facts of a checkpoint; raises InputError if it is damaged."""
-    return load_tensors(checkpoint / _TENSORS), load_json(checkpoint / _FACTS)
+def load_checkpoint(checkpoint: Path, layout: Callable[[str], Tensor | None] = lambda _: None) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors and the facts of a checkpoint; raises InputError if it is damaged.
+
+    Args:
+        checkpoint: its folder.
+        layout: name -> a tensor as which an entry is to be sharded, see `distributed.load_shards`. All processes take part.
+    """
+    facts = load_json(checkpoint / _FACTS)
+    if (checkpoint / _TENSORS).exists() or not any(checkpoint.glob("*.safetensors")):
+        return load_tensors(checkpoint / _TENSORS), facts
+    try:
+        return load_shards(checkpoint, layout), facts
+    # What the reader meets in a damaged file, it raises in many kinds.
+    except Exception as error:
+        raise InputError(f"checkpoint is '{checkpoint}', which is corrupted or truncated ({error}): delete it and resume") from None
 
 
-def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load weights into a module; raises InputError naming the first three that are missing, unknown or of another shape."""
+def check_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Raise InputError naming the first three weights of a module that are missing, unknown or of another shape."""
     expected = module.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in weights]
     wrong += [f"{name} is unknown" for name in weights if name not in expected]
@@ -120,7 +175,12 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin:
     ]
     if wrong:
         raise InputError(f"weights of '{origin}' do not fit the configuration ({'; '.join(wrong[:3])}): use those of this network")
-    module.load_state_dict(weights)
+
+
+def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load weights into a module; raises InputError as `check_weights` does."""
+    check_weights(module, weights, origin)
+    module.load_state_dict({name: laid_out(weights[name], value) for name, value in module.state_dict().items()})
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -138,6 +198,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         like = parameters[int(index)]
         # In the order of the parameter in memory, which a fused step takes for granted.
         same = tensor.shape == like.shape
-        value = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor) if same else tensor
+        value = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(laid_out(tensor, like)) if same else tensor
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

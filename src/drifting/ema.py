@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from drifting.distributed import local
+
 
 def exponential_average(generator: nn.Module, decay: float) -> AveragedModel:
     """Return an average of the generator that follows it by `update_parameters`; its `module` is the network.
@@ -20,7 +22,8 @@ def exponential_average(generator: nn.Module, decay: float) -> AveragedModel:
     def update(average: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
         kept = torch.as_tensor((1 + updates) / (10 + updates)).clamp(max=decay)
         for old, new in zip(average, current, strict=True):
-            old.lerp_(new, 1 - kept.to(old))
+            mine = local(old)
+            mine.lerp_(local(new), 1 - kept.to(mine))
 
     with torch.no_grad():
         return AveragedModel(generator, multi_avg_fn=update).requires_grad_(False)

@@ -15,7 +15,6 @@ Source: paper, Algorithm 1 and appendix A.6; the constants are those of the auth
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +24,9 @@ from torch import Tensor, nn
 from drifting.errors import InputError
 from drifting.fields import engine
 from drifting.fields.diagnostics import KernelStatistics, kernel_statistics
-from drifting.fields.mean_shift import Field, mean_shift_field
-from drifting.inputs import check_shapes, check_temperatures, full_precision, join_weights
+from drifting.fields.mean_shift import Field, MeanShift
+from drifting.fields.peers import Peers, mean_over
+from drifting.inputs import check_feature_maps, check_shapes, check_temperatures, full_precision, join_weights
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 _SMALLEST_DISTANCE = 1e-4
@@ -69,6 +69,8 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     drift_norms: Mapping[float, Tensor] | None = None,
     statistics: bool = False,
     memory: engine.Memory | None = None,
+    peers: Peers | None = None,
+    population: Float[Tensor, "g N d"] | None = None,
 ) -> DriftLoss:
     """Return the drifting loss of one feature map.
 
@@ -90,6 +92,11 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         drift_norms: the raw mean squares where they were computed elsewhere; they normalise the drift and are returned.
         statistics: also return how the kernel spreads, at the cost of a second pass.
         memory: where to put the distances; one object kept between calls makes them faster on a CPU.
+        peers: the processes over which the groups of a step are split, the same number to each: scale, drift norms and statistics
+            are those of all, `loss` is of the groups here, and the loss of the step is its mean over processes.
+        population: where the samples of each group are split over `peers` instead: features of the generated samples of all,
+            in the order of the ranks, `generated` being the rows [rank n, (rank + 1) n). `generated_weights` are then of all N.
+            Everything else is whole on every process, and the drift is that of the whole population.
 
     Raises:
         InputError: if shapes disagree or temperatures are not positive, finite and different.
@@ -100,24 +107,22 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     check_temperatures(temperatures)
     features = full_precision(generated)
     fixed = features.detach()
-    repelling = (fixed if generated_negatives is None else generated_negatives, generated_weights)
+    everyone = _population(fixed, population, peers)
+    repelling = (everyone if generated_negatives is None else generated_negatives, generated_weights)
     further, real = (unconditional, unconditional_weights), (positives, positive_weights)
-    negatives, attracting, weights = _targets(fixed, repelling, further, real)
-    distances = engine.pairwise_distances(fixed, torch.cat([negatives, attracting], 1), memory=memory)
-    feature_scale = unit = fixed.new_ones(())
-    if normalize_features:
-        distances.clamp_(min=_SMALLEST_DISTANCE)
-        feature_scale = torch.as_tensor(_mean_distance(distances, weights) if scale is None else scale).to(fixed).detach()
-        unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE)
+    targets, negatives, attracting, weights = _targets(fixed, repelling, further, real)
+    distances = engine.pairwise_distances(fixed, targets, memory=memory)
+    feature_scale = _feature_scale(distances, weights, scale, peers) if normalize_features else fixed.new_ones(())
+    unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
     bandwidths = fixed.new_tensor([float(value) for value in temperatures]) * feature_scale.clamp(min=_SMALLEST_SCALE)
     pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
+    pass_on |= {} if population is None else {"peers": peers}
     spread = kernel_statistics(fixed, attracting, negatives, **pass_on, affinity_floor=affinity_floor) if statistics else None
-    field = field or partial(mean_shift_field, affinity_floor=affinity_floor)
-    drift = field(fixed, attracting, negatives, **pass_on, distances=distances) / unit
-    norms = _norms(drift, temperatures, drift_norms)
-    # (x - stopgrad(x)) / s is 0 with the gradient of x / s: the residual is the drift itself, with no digits lost.
-    residual = (features - fixed) / unit - _total(drift, norms if normalize_drift else None)
-    return DriftLoss(residual.square().mean((1, 2)), feature_scale, norms, spread)
+    drift = (field or MeanShift(affinity_floor))(fixed, attracting, negatives, **pass_on, distances=distances)
+    norms = _norms(drift, unit, temperatures, drift_norms, peers)
+    # x - stopgrad(x) is 0 with the gradient of x: the residual is the drift itself, with no digits lost.
+    residual = (features - fixed).sub_(_total(drift, norms if normalize_drift else None))
+    return DriftLoss(residual.square().mean((1, 2)) / unit.square(), feature_scale, norms, _spread_of_all(spread, peers))
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,8 @@ class DriftingLoss(nn.Module):
         generated_negatives: Mapping[str, Float[Tensor, "l r k _"]] | None = None,
         weights: Mapping[str, Float[Tensor, "l _"]] | None = None,
         known: Mapping[str, DriftLoss] | None = None,
-        statistics: bool = False,
+        population: Mapping[str, Float[Tensor, "l N k _"]] | None = None,
+        **options: Any,
     ) -> FeatureLoss:
         """Return the loss over all features, with a report for each.
 
@@ -179,13 +185,14 @@ class DriftingLoss(nn.Module):
             unconditional: the same for real samples of any label: guidance.
             generated_negatives: the same for an independent generated batch that repels in place of `generated`.
             weights: any of "generated", "positive" and "unconditional" -> weight of each sample, as in `drifting_loss`.
-            known: reports of the whole batch, whose `scale` and `drift_norms` are used instead of those of this part of it.
-            statistics: also report how the kernels spread.
+            known: reports of the whole batch, whose `scale` and `drift_norms`, if any, are used instead of those of this part.
+            population: the same names for the generated samples of all `peers`, where those of a label are split over them.
+            options: `statistics` and `peers`, as in `drifting_loss`. The loss of a step is then the mean over processes.
 
         Raises:
             InputError: if the names of the features differ or shapes disagree.
         """
-        _check_names(generated, positives, unconditional, generated_negatives, known)
+        check_feature_maps(generated, positives, unconditional, generated_negatives, known, population)
         unknown = set(weights or ()) - {"generated", "positive", "unconditional"}
         if unknown:
             raise InputError(f"weights are named {sorted(unknown)}: name them generated, positive and unconditional")
@@ -193,13 +200,14 @@ class DriftingLoss(nn.Module):
         for name, features in generated.items():
             locations = features.shape[2]
             per_group = {f"{key}_weights": value.repeat_interleave(locations, 0) for key, value in (weights or {}).items()}
-            elsewhere = {} if known is None else {"scale": known[name].scale, "drift_norms": known[name].drift_norms}
+            elsewhere = {} if known is None else {"scale": known[name].scale, "drift_norms": known[name].drift_norms or None}
             reports[name] = drifting_loss(
                 _as_groups(features),
                 _as_groups(positives[name]),
                 None if unconditional is None else _as_groups(unconditional[name]),
                 generated_negatives=None if generated_negatives is None else _as_groups(generated_negatives[name]),
-                statistics=statistics,
+                population=None if population is None else _as_groups(population[name]),
+                **options,
                 **self.settings,
                 **per_group,
                 **elsewhere,
@@ -208,58 +216,78 @@ class DriftingLoss(nn.Module):
         return FeatureLoss(loss=total, features=reports)
 
 
+def _population(fixed: Float[Tensor, "g n d"], population: Tensor | None, peers: Peers | None) -> Float[Tensor, "g N d"]:
+    """Return the generated samples of all processes: those given, where there are more than these."""
+    if population is None:
+        return fixed
+    if peers is None:
+        raise InputError("population is given without peers: pass the processes over which its samples are split")
+    expected = tuple(peers.size * size if axis == 1 else size for axis, size in enumerate(fixed.shape))
+    if population.shape != expected:
+        raise InputError(f"population has shape {tuple(population.shape)}: pass {expected}, the samples of {peers.size} processes")
+    return population
+
+
 def _targets(
     fixed: Float[Tensor, "g n d"],
     repelling: tuple[Tensor, Tensor | None],
     unconditional: tuple[Tensor | None, Tensor | None],
     attracting: tuple[Tensor, Tensor | None],
-) -> tuple[Float[Tensor, "g m d"], Float[Tensor, "g p d"], Float[Tensor, "g m+p"] | None]:
-    """Return negatives, positives and the weights of both, in full precision, from (samples, weights) of every set."""
+) -> tuple[Float[Tensor, "g k d"], Float[Tensor, "g m d"], Float[Tensor, "g p d"], Float[Tensor, "g k"] | None]:
+    """Return all targets, of these the negatives and the positives, and their weights, from (samples, weights) of every set."""
     if fixed.ndim != 3:
         raise InputError(f"generated has shape {tuple(fixed.shape)}: pass [g, n, d], with g = 1 for a single problem")
     sets = [(samples, weights) for samples, weights in (repelling, unconditional, attracting) if samples is not None]
     full = [(full_precision(samples.detach()), weights) for samples, weights in sets]
     check_shapes(fixed, *(samples for samples, _ in full))
-    return torch.cat([samples for samples, _ in full[:-1]], 1), full[-1][0], join_weights(*full)
-
-
-def _check_names(generated: Mapping[str, Tensor], *others: Mapping[str, Any] | None) -> None:
-    """Raise InputError unless all name the same features, each [labels, samples, locations, channels]."""
-    if not generated:
-        raise InputError("features are {}: pass at least one feature map")
-    for other in others:
-        if other is not None and other.keys() != generated.keys():
-            raise InputError(
-                f"features are named {sorted(other)} and {sorted(generated)}: encode all samples with the same encoder"
-            )
-    for name, features in generated.items():
-        if features.ndim != 4:
-            raise InputError(f"feature '{name}' has shape {tuple(features.shape)}: pass [labels, samples, locations, channels]")
+    targets = torch.cat([samples for samples, _ in full], 1)
+    negatives, positives = targets.tensor_split([-full[-1][0].shape[1]], 1)
+    return targets, negatives, positives, join_weights(*full)
 
 
 def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:
     return features.transpose(1, 2).flatten(0, 1)
 
 
-def _mean_distance(distances: Float[Tensor, "g n k"], weights: Float[Tensor, "g k"] | None) -> Float[Tensor, ""]:
-    """Return mean(distance * weight) / mean(weight) over all groups, rows and targets, self-distances included."""
+def _feature_scale(
+    distances: Float[Tensor, "g n k"], weights: Float[Tensor, "g k"] | None, known: Tensor | float | None, peers: Peers | None
+) -> Float[Tensor, ""]:
+    """Bound the distances from below, in place; return the known scale, or mean(distance * weight) / mean(weight) over all
+    groups, rows and targets of all processes, self-distances included.
+    """
+    distances.clamp_(min=_SMALLEST_DISTANCE)
+    if known is not None:
+        return torch.as_tensor(known).to(distances).detach()
     if weights is None:
-        return distances.mean()
-    return (distances.mean(1) * weights).mean() / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
+        return mean_over(peers, distances.mean())
+    above, below = mean_over(peers, torch.stack([(distances.mean(1) * weights).mean(), weights.mean()]))
+    return above / below.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def _norms(drift: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None) -> dict[float, Tensor]:
+def _norms(
+    drift: Tensor, unit: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None, peers: Peers | None
+) -> dict[float, Tensor]:
+    """Return the mean square of drift / unit at each temperature, or those that are known."""
     if known is None:
-        return dict(zip(map(float, temperatures), drift.square().mean((1, 2, 3)).unbind(), strict=True))
+        # Of each row first: squares of the whole drift would be as large as it is.
+        squares = (torch.linalg.vector_norm(drift, dim=3) / unit).square().mean((1, 2)) / drift.shape[3]
+        return dict(zip(map(float, temperatures), mean_over(peers, squares).unbind(), strict=True))
     missing = [float(temperature) for temperature in temperatures if float(temperature) not in known]
     if missing:
         raise InputError(f"drift_norms has no entry for temperature {missing[0]}: pass one for each of {tuple(temperatures)}")
     return {float(temperature): torch.as_tensor(known[float(temperature)]).to(drift).detach() for temperature in temperatures}
 
 
+def _spread_of_all(spread: KernelStatistics | None, peers: Peers | None) -> KernelStatistics | None:
+    return None if spread is None else KernelStatistics(*mean_over(peers, torch.stack(spread)))
+
+
 def _total(drift: Float[Tensor, "t g n d"], norms: Mapping[float, Tensor] | None) -> Float[Tensor, "g n d"]:
-    """Return the sum over temperatures, each divided by its root mean square where `norms` are given."""
+    """Return the sum over temperatures, each divided by the root of its norm where `norms` are given."""
     if norms is None:
         return drift.sum(0)
-    rms = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).sqrt()
-    return (drift / rms[:, None, None, None]).sum(0)
+    factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
+    total = drift[0] * factors[0]
+    for value, factor in zip(drift[1:], factors[1:], strict=True):
+        total.addcmul_(value, factor)
+    return total

@@ -16,7 +16,7 @@ from drifting.data.streamed import Rows
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.errors import InputError
 from drifting.run_folder import CHECKPOINTS, CONFIG
-from drifting.training.interruption import Interrupted, polite_stop
+from drifting.training.interruption import Interrupted, command_to_go_on, polite_stop
 from drifting.training.masked import Batches, masked_state, train_masked
 from drifting.training.network import EncoderStep, NetworkState
 from drifting.training.progress import show_steps
@@ -78,7 +78,7 @@ def _kept(steps: Iterator[EncoderStep], state: NetworkState, config: EncoderRunC
             if stop or step.number % config.checkpoint_every == 0 or step.number == last:
                 save_checkpoint(folder / CHECKPOINTS, step.number, state.tensors(), facts, keep=config.keep)
             if stop and step.number < last:
-                raise Interrupted(step.number, last, preset=config.preset, folder=folder)
+                raise Interrupted(step.number, last, command_to_go_on(config.preset, folder))
 
 
 @torch.no_grad()

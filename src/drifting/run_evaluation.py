@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,8 @@ def _evaluate_in_memory(
     frames: Callable[[], Mapping[int, Tensor]],
 ) -> Metrics:
     train, test = (configuration.load_split(data, split) for split in ("train", "test"))
-    told = {"seed": asked.seed, "guidance_scale": scale} | ({"batch_size": asked.batch_size} if asked.batch_size else {})
+    told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale}
+    told |= {"batch_size": asked.batch_size} if asked.batch_size else {}
 
     def draw(number: int, labels: Sequence[int] | None) -> Tensor:
         return configuration.to_bytes(sample(generator, number, labels=labels, **told))

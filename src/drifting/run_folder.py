@@ -7,7 +7,7 @@ from typing import Any
 
 from drifting import config as configuration
 from drifting.checkpoint import load_json
-from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, ReleasedConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import FRAMES
 
@@ -27,6 +27,8 @@ def saved_config(folder: str | Path) -> AnyConfig:
     if not path.exists():
         raise InputError(f"save_dir is '{folder}', which holds no run to resume: leave out --resume, or name another folder")
     config = configuration.from_json(load_json(path), str(path))
+    if isinstance(config, ReleasedConfig):
+        raise InputError(f"save_dir is '{folder}', a converted artifact, which was not trained here: name another folder")
     if isinstance(config, EncoderRunConfig) and isinstance(config.data, ImagesData):
         raise InputError(f"save_dir is '{folder}', an encoder, which is trained in one go: name the folder of another run")
     return config
@@ -35,6 +37,8 @@ def saved_config(folder: str | Path) -> AnyConfig:
 def read_config(path: Path) -> RunConfig:
     """Return the configuration of a generator's run from its file, or raise InputError."""
     config = configuration.from_json(load_json(path), str(path))
+    if isinstance(config, ReleasedConfig):
+        raise InputError(f"run is '{path.parent}', a converted artifact, which can only be sampled: name the folder of a training")
     if not isinstance(config, RunConfig):
         kind = "a classifier" if isinstance(config, ClassifierConfig) else "an encoder"
         raise InputError(f"run is '{path.parent}', {kind}, not a generator: name the folder of a generator")
@@ -71,14 +75,15 @@ def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
     part = "schedule" if isinstance(saved, RunConfig) else "encoder"
     now: Any = getattr(asked, part)
     free = dataclasses.replace(getattr(saved, part), steps=now.steps, micro_batch=now.micro_batch)
-    saved = dataclasses.replace(saved, **{part: free}, **{name: getattr(asked, name) for name in ("device", "keep")})
+    kept = [name for name in ("parallel", "device", "keep") if hasattr(saved, name)]
+    saved = dataclasses.replace(saved, **{part: free}, **{name: getattr(asked, name) for name in kept})
     if saved == asked:
         return
     before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))
     name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
     raise InputError(
         f"{name} is {after.get(name)}, but the run to resume has {before.get(name)}: "
-        "only steps, micro_batch, device and keep may change; use --overwrite or another --save-dir for a new run"
+        "only steps, micro_batch, parallel, device and keep may change; use --overwrite or another --save-dir for a new run"
     )
 
 

@@ -4,7 +4,6 @@ The folder holds config.json, metrics.jsonl, generator.safetensors (averaged wei
 pictures; `load(folder)` needs the first and third alone.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from drifting import pretraining
 from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
 from drifting.data.source import reference_samples
-from drifting.encoders.base import FeatureEncoder
+from drifting.distributed import check_device, join, whole
 from drifting.errors import InputError
 from drifting.evaluation import Metrics
 from drifting.files import atomic_path, check_writable
@@ -36,16 +35,19 @@ from drifting.run_folder import (
     make_room,
     read_config,
 )
-from drifting.sampling import sample
-from drifting.training.interruption import Interrupted, polite_stop
-from drifting.training.loop import TrainingState
-from drifting.training.loop import train as training_steps
-from drifting.training.positives import Positives
-from drifting.training.progress import TrainingProgress
-from drifting.training.recorder import FRAMES, Recorder, Resources, frame_steps
+from drifting.run_training import follow, noticing_loss
+from drifting.sampling import Sampler, sample
+from drifting.training.interruption import Interrupted
+from drifting.training.loop import check_shares
+from drifting.training.recorder import FRAMES, Recorder
+from drifting.training.state import TrainingState
+
+__all__ = ["Interrupted", "Run", "TrainedNetwork", "load", "start", "train", "train_encoder", "train_judge", "write_samples"]
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
+# Columns of a picture, one a class; of more classes rows of ten.
+_WIDEST = 20
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Run:
         """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each."""
         scale = self.config.schedule.scale_of_samples(guidance_scale)
         export = configuration.build_export(self.config)
-        return export(sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale))
+        return export(sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale, processes=join()))
 
     def frames(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
@@ -120,6 +122,8 @@ def start(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, over
     """Train whatever the configuration is of, by `train`, `train_judge` or `train_encoder`."""
     if isinstance(config, RunConfig):
         return train(config, save_dir, resume=resume, overwrite=overwrite)
+    if (size := join().size) > 1:
+        raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
     if isinstance(config, EncoderRunConfig):
         return train_encoder(config, save_dir, resume=resume, overwrite=overwrite)
     if resume:
@@ -162,31 +166,39 @@ def _check_once(*, resume: bool, overwrite: bool) -> None:
 
 
 def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
-    """Train a run into a folder and return it.
+    """Train a run into a folder and return it, together with all processes that were started to do so.
 
     Args:
         config: from a preset, or written by hand.
         save_dir: the run folder.
-        resume: go on from the newest checkpoint of the folder; only steps, micro_batch, device and keep may differ.
+        resume: go on from the newest checkpoint of the folder; only steps, micro_batch, parallel, device and keep may differ, and
+            the number of processes.
         overwrite: delete the run that is there first.
 
     Raises:
         InputError: for anything that cannot work, before anything is written.
         DivergenceError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
         Interrupted: if the process was asked to stop; the state is saved.
+        LostProcessError: if another process died; the last checkpoint is kept.
     """
-    folder = Path(save_dir)
+    folder, processes = Path(save_dir), join()
     _check_once(resume=resume, overwrite=overwrite)
+    check_device(config.device, processes)
     config = configuration.resolve(config)
     source, generator = configuration.build_source(config), configuration.build_generator(config)
+    check_shares(config.schedule, source.num_classes, processes)
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
-    claim(folder, config, resume=resume, overwrite=overwrite)
-    # Stopped before its encoder is trained, a run leaves nothing that would be in the way of starting again.
-    encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
-    save_json(folder / CONFIG, configuration.to_json(config))
-    positives = configuration.build_positives(config, encoder, folder / "features")
-    state = TrainingState(generator.to(config.device), config.schedule, config.seed)
+    with processes.leads_the_way():
+        if processes.leads:
+            claim(folder, config, resume=resume, overwrite=overwrite)
+        # Stopped before its encoder is trained, a run leaves nothing that would be in the way of starting again.
+        encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
+        if processes.leads:
+            save_json(folder / CONFIG, configuration.to_json(config))
+        positives = configuration.build_positives(config, encoder, folder / "features")
+    shared = {"processes": processes, "sharded": config.parallel == "fsdp"}
+    state = TrainingState(generator.to(config.device), config.schedule, config.seed, **shared)
     recorder = Recorder(
         folder,
         state,
@@ -197,14 +209,26 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         keep=config.keep,
         guidance_scale=config.schedule.scale_of_samples(),
     )
-    if resume:
-        recorder.resume(config.schedule.steps)
-    _train(recorder, config, positives, encoder)
-    save_tensors(folder / WEIGHTS, state.averaged.state_dict())
-    pictures = configuration.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
-    reconstruction = folder / RECONSTRUCTION
-    pictures += [reconstruction] if reconstruction.exists() else []
-    return Run(folder, config, state.averaged.cpu().eval(), tuple(pictures))
+    with noticing_loss(recorder, config):
+        if resume:
+            recorder.resume(config.schedule.steps)
+        follow(recorder, config, positives, encoder)
+        return _finish(recorder, config)
+
+
+def _finish(recorder: Recorder, config: RunConfig) -> Run:
+    """Write the weights of the generator and the pictures."""
+    folder, state = recorder.folder, recorder.state
+    weights = {name: whole(value).cpu() for name, value in state.averaged.state_dict().items()}
+    generator, pictures = configuration.build_generator(config), []
+    load_weights(generator, weights, str(folder))
+    if state.processes.leads:
+        save_tensors(folder / WEIGHTS, weights)
+        pictures = configuration.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
+        reconstruction = folder / RECONSTRUCTION
+        pictures += [reconstruction] if reconstruction.exists() else []
+    state.processes.wait()
+    return Run(folder, config, generator.eval(), tuple(pictures))
 
 
 def load(folder: str | Path) -> Run:
@@ -218,8 +242,17 @@ def load(folder: str | Path) -> Run:
     return Run(folder, config, generator.eval())
 
 
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless samples can be written to a file."""
+    if out.suffix not in (".png", ".npy"):
+        raise InputError(f"out is '{out}': name a .png picture or a .npy array")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise InputError(f"out is '{out}', which exists: pass --overwrite or name another file")
+    check_writable(out.parent, "out")
+
+
 def write_samples(
-    run: Run,
+    run: Sampler,
     out: Path,
     count: int,
     *,
@@ -229,48 +262,15 @@ def write_samples(
     overwrite: bool = False,
 ) -> None:
     """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError."""
-    if out.suffix not in (".png", ".npy"):
-        raise InputError(f"out is '{out}': name a .png picture or a .npy array")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise InputError(f"out is '{out}', which exists: pass --overwrite or name another file")
-    check_writable(out.parent, "out")
+    check_output(out, overwrite=overwrite)
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
+    if not join().leads:
+        return
     if out.suffix == ".npy":
         with atomic_path(out) as scratch:
             np.save(scratch, samples.numpy())
     elif samples.ndim == 2:
         save_image(points_figure(samples), out)
     else:
-        save_image(image_grid(samples, columns=len(labels or ()) or run.generator.num_classes or 10), out)
-
-
-def _train(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
-    """Run the loop: log, set frames aside, save, and stop where asked to."""
-    state, schedule = recorder.state, config.schedule
-    frames_at = frame_steps(schedule.steps, config.frames)
-    loss = configuration.build_loss(config)
-    if state.step == 0:
-        recorder.take_frame()
-    last_time, last_step = time.perf_counter(), state.step
-    samples_per_step = min(schedule.labels_per_step, positives.num_classes or 1) * schedule.generated
-    resources = Resources(state.device, state.step, samples_per_step)
-    progress = TrainingProgress(schedule.steps, state.step, samples_per_step)
-    with progress, polite_stop() as stop:
-        for step in training_steps(state, positives, encoder, loss, schedule):
-            recorder.observe(step)
-            more: dict[str, int | float] = {}
-            if step.number in frames_at:
-                more["energy_distance"] = recorder.take_frame()
-            if step.number == schedule.steps:
-                more |= recorder.choose_average() | resources.used(step)
-            drift_norm = None
-            if more or step.number % config.log_every == 0 or step.number == schedule.steps:
-                more["steps_per_second"] = (step.number - last_step) / (time.perf_counter() - last_time)
-                last_time, last_step = time.perf_counter(), step.number
-                values = recorder.write_metrics(step, **more)
-                drift_norm = sum(value for name, value in values.items() if name.startswith("drift_norm/"))
-            progress.advance(step.number, drift_norm)
-            if stop or step.number % config.checkpoint_every == 0 or step.number == schedule.steps:
-                recorder.save()
-            if stop and step.number < schedule.steps:
-                raise Interrupted(step.number, schedule.steps, preset=config.preset, folder=recorder.folder)
+        classes = run.generator.num_classes or _WIDEST
+        save_image(image_grid(samples, columns=len(labels or ()) or (classes if classes <= _WIDEST else 10)), out)

@@ -1,11 +1,13 @@
 """Sampling: one forward pass per sample, each a function of its own seed only."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting.distributed import ALONE, Processes
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.guidance import check_guidance_scale
@@ -20,6 +22,7 @@ def sample(
     labels: Sequence[int] | None = None,
     guidance_scale: float | None = None,
     batch_size: int = 4096,
+    processes: Processes = ALONE,
 ) -> Float[Tensor, "count *sample"]:
     """Return `count` samples on the CPU. Sample i depends on (seed, i), its label and the guidance only, not on its batch.
 
@@ -31,15 +34,20 @@ def sample(
         guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all and the default. Only for
             a generator that takes it.
         batch_size: samples per forward pass; bounds memory and changes nothing else.
+        processes: those that share the work; all of them call, and all receive the samples.
 
     Raises:
         InputError: if a label is out of range or the guidance scale below 1, or the generator takes none.
     """
     if count < 1:
         raise InputError(f"num_samples is {count}: ask for at least 1")
-    batches = (range(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
+    # As many on every process, since one that shares its weights takes part in every pass: the last may make a few too many.
+    share = -(-count // processes.size)
+    first, end = processes.rank * share, (processes.rank + 1) * share
+    batches = (range(start, min(start + batch_size, end)) for start in range(first, end, batch_size))
     told = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}
-    return torch.cat([sample_indices(generator, indices, **told).cpu() for indices in batches])
+    samples = torch.cat([sample_indices(generator, indices, **told).cpu() for indices in batches])
+    return processes.gathered({"samples": samples}, 0)["samples"][:count]
 
 
 @torch.no_grad()
@@ -85,3 +93,19 @@ def _told(guidance_scale: float | None, generator: Generator) -> float | None:
         if not generator.guided:
             raise InputError(f"guidance_scale is {guidance_scale:g}, but this generator takes none: leave it out")
     return float(guidance_scale or 1) if generator.guided else None
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What makes samples in the user's form: a run, or a generator of the release."""
+
+    @property
+    def generator(self) -> Generator:
+        """The network."""
+        ...
+
+    def sample(
+        self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
+    ) -> Tensor:
+        """Return points [n, 2], or uint8 images [n, h, w, c]."""
+        ...

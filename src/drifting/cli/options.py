@@ -24,6 +24,8 @@ class Settings:
     """Of weights, noise and data."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps."""
+    parallel: str | None = None
+    """How several processes hold the weights: ddp, each a copy, or fsdp, each a share."""
     precision: str | None = None
     """float32, or bfloat16: of the networks, in training."""
     keep: int | None = None

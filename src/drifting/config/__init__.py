@@ -33,6 +33,7 @@ from drifting.config.networks import (
     SimCLRConfig,
     UNetConfig,
 )
+from drifting.config.released import ReleasedConfig
 from drifting.config.report import build_evaluation, build_pictures
 from drifting.config.schema import (
     AnyConfig,
@@ -42,7 +43,7 @@ from drifting.config.schema import (
     LossConfig,
     RunConfig,
 )
-from drifting.config.serial import VERSION, from_json, to_json
+from drifting.config.serial import VERSION, SavedConfig, from_json, to_json
 from drifting.config.sources import (
     build_positives,
     build_source,
@@ -75,8 +76,10 @@ __all__ = [
     "MLPConfig",
     "PixelsConfig",
     "PointsData",
+    "ReleasedConfig",
     "ResNetConfig",
     "RunConfig",
+    "SavedConfig",
     "SimCLRConfig",
     "StreamedData",
     "ToyData",

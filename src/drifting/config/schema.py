@@ -13,6 +13,7 @@ from drifting.config.networks import (
     SimCLRConfig,
     TrainedEncoder,
 )
+from drifting.distributed import PARALLEL
 from drifting.encoders.augmentation import Views
 from drifting.encoders.resnet import stage_depths
 from drifting.errors import InputError
@@ -53,6 +54,7 @@ class RunConfig:
         cache_features: compute the features of a finite data set once, before training, where an encoder is worth it.
         seed: of the weights and of the training stream.
         device: where it trains: cpu, cuda, cuda:1, mps.
+        parallel: how several processes hold the weights: "ddp", each a copy, or "fsdp", each a share; see `distributed`.
         log_every: steps between lines of metrics.jsonl.
         checkpoint_every: steps between checkpoints.
         keep: how many checkpoints to keep.
@@ -70,6 +72,7 @@ class RunConfig:
     cache_features: bool = True
     seed: int = 0
     device: str = "cpu"
+    parallel: str = "ddp"
     log_every: int = 25
     checkpoint_every: int = 500
     keep: int = 2
@@ -94,6 +97,10 @@ class RunConfig:
             check_counts({f"bank.{name}": value for name, value in vars(self.bank).items()})
         check_seed(self.seed)
         check_temperatures(self.loss.temperatures)
+        if self.parallel not in PARALLEL:
+            raise InputError(f"parallel is '{self.parallel}': pass {' or '.join(PARALLEL)}")
+        if self.parallel == "fsdp" and schedule.optimizer == "muon":
+            raise InputError("parallel is 'fsdp', but muon needs whole matrices of weights: pass ddp, or optimizer adamw")
         labelled = isinstance(self.data, DigitsData) or (isinstance(self.data, ImagesData | StreamedData) and self.data.conditional)
         check_schedule(schedule, labelled=labelled)
 

@@ -15,6 +15,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from drifting.data.shuffle import shuffled_indices
+from drifting.data.source import ALL, owned
 from drifting.errors import InputError
 
 _WARMUP_CHUNK = 1024
@@ -54,14 +55,18 @@ class Rings:
         self.samples[ordered, (self.pushed[ordered] + rank) % capacity] = samples[order[last]].to(self.samples)
         self.pushed += counts
 
-    def draw(self, rings: Int[Tensor, " l"], count: int, rng: torch.Generator) -> Shaped[Tensor, "l p *sample"]:
-        """Return `count` samples for each row of `rings`, all different where the ring holds that many, on the device of rng."""
+    def draw(self, rings: Int[Tensor, " l"], count: int, rng: torch.Generator) -> Int[Tensor, "l p"]:
+        """Return `count` slots for each row of `rings`, all different where the ring holds that many, on the device of rng."""
         rings = rings.to(self.samples.device)
         filled = self.filled[rings].to(rng.device)[:, None]
         slots = torch.arange(self.samples.shape[1], device=rng.device)
         keys = torch.rand(len(rings), len(slots), generator=rng, device=rng.device).masked_fill_(slots >= filled, 2.0)
-        chosen = keys.argsort(1).gather(1, torch.arange(count, device=rng.device) % filled)
-        return self.samples[rings[:, None], chosen.to(rings.device)].to(rng.device)
+        return keys.argsort(1).gather(1, torch.arange(count, device=rng.device) % filled)
+
+    def take(self, rings: Int[Tensor, " l"], slots: Int[Tensor, "l p"]) -> Shaped[Tensor, "l p *sample"]:
+        """Return the samples in some slots of every ring, on the device of `slots`."""
+        device = self.samples.device
+        return self.samples[rings.to(device)[:, None], slots.to(device)].to(slots.device)
 
 
 class MemoryBank:
@@ -130,8 +135,12 @@ class MemoryBank:
         self._classes.push(samples, rows)
         self._unconditional.push(samples, torch.zeros_like(rows))
 
-    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Shaped[Tensor, "l p *sample"]:
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> Shaped[Tensor, "l p *sample"]:
         """Return `count` samples of each label (one set if there are none), all different where the bank holds that many.
+
+        For `own` see `source.Source`.
 
         Raises:
             InputError: if a label is out of range or none of its samples was pushed yet.
@@ -140,13 +149,15 @@ class MemoryBank:
         empty = rows[self.filled[rows] == 0]
         if len(empty):
             raise InputError(f"the bank holds no sample of class {int(empty[0])}: push some before drawing")
-        return self._classes.draw(rows, count, rng)
+        slots = self._classes.draw(rows, count, rng)
+        return self._classes.take(rows if labels is None else rows[own], owned(slots, labels, own))
 
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Shaped[Tensor, "l m *sample"]:
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Shaped[Tensor, "l m *sample"]:
         """Return `sets` independent sets of `count` samples of any class, those of a set different as far as the bank reaches."""
         if self.unconditional_filled == 0:
             raise InputError("the bank holds no sample at all: push some before drawing")
-        return self._unconditional.draw(torch.zeros(sets, dtype=torch.long), count, rng)
+        rings = torch.zeros(sets, dtype=torch.long)
+        return self._unconditional.take(rings[own], self._unconditional.draw(rings, count, rng)[own])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything the bank holds as named tensors, copied."""
@@ -222,17 +233,19 @@ class BankSource:
         self._push_per_step, self._seed, self._prepare = push_per_step, seed, prepare
         self._position = 0
 
-    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Shaped[Tensor, "l p *sample"]:
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> Shaped[Tensor, "l p *sample"]:
         """Push fresh samples, then return `count` of the bank's for each label, on the device of rng."""
         if self._position == 0:
             self._fill()
         else:
             self._push(self._next(self._push_per_step))
-        return self.bank.draw(labels, count, rng)
+        return self.bank.draw(labels, count, rng, own)
 
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Shaped[Tensor, "l m *sample"]:
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Shaped[Tensor, "l m *sample"]:
         """Return sets of samples of any class out of the bank, pushing nothing: draw the positives of the step first."""
-        return self.bank.draw_unconditional(sets, count, rng)
+        return self.bank.draw_unconditional(sets, count, rng, own)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return bank and position as named tensors."""

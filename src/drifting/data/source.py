@@ -12,6 +12,9 @@ from torch import Tensor
 
 from drifting.errors import InputError
 
+# The share of a process that is alone.
+ALL = slice(None)
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -27,13 +30,24 @@ class Source(Protocol):
         """Number of labels."""
         ...
 
-    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Float[Tensor, "l p *sample"]:
-        """Return `count` real samples for each label (one set if there are none), on the device of rng."""
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> Float[Tensor, "l p *sample"]:
+        """Return `count` real samples for each label (one set if there are none), on the device of rng.
+
+        Of several processes that draw the same, each takes its `own` labels, or its own samples of the one set; what rng has drawn
+        afterwards does not depend on it.
+        """
         ...
 
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Float[Tensor, "l m *sample"]:
-        """Return `sets` independent sets of `count` real samples of any label, on the device of rng."""
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Float[Tensor, "l m *sample"]:
+        """Return `sets` independent sets of `count` real samples of any label, or the `own` ones of them, on the device of rng."""
         ...
+
+
+def owned(drawn: Shaped[Tensor, "l p *sample"], labels: Tensor | None, own: slice) -> Shaped[Tensor, "o q *sample"]:
+    """Return of what was drawn for all processes the share of one: its labels or, of a single set, its samples."""
+    return drawn[:, own] if labels is None else drawn[own]
 
 
 class StreamSource:
@@ -45,13 +59,13 @@ class StreamSource:
         self._draw = draw
         self.sample_shape = sample_shape
 
-    def draw(self, labels: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
-        """Return one set of `count` fresh samples."""
-        return self._draw(count, rng)[None]
+    def draw(self, labels: Tensor | None, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
+        """Return one set of `count` fresh samples, or the own ones of them."""
+        return self._draw(count, rng)[None, own]
 
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Tensor:
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
         """Return sets of fresh samples."""
-        return self._draw(sets * count, rng).unflatten(0, (sets, count))
+        return self._draw(sets * count, rng).unflatten(0, (sets, count))[own]
 
 
 class InMemorySource:
@@ -83,7 +97,7 @@ class InMemorySource:
         # Row c lists the samples of class c, padded with -1.
         self._members = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
 
-    def draw(self, labels: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+    def draw(self, labels: Tensor | None, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
         """Return `count` samples of each label, all different where the class has that many."""
         # Moved once: the data set goes to the device that asks for it and stays there.
         self.samples, self._members = self.samples.to(rng.device), self._members.to(rng.device)
@@ -93,12 +107,12 @@ class InMemorySource:
         order = keys.topk(min(count, members.shape[1]), dim=1, largest=False).indices
         available = (members >= 0).sum(1, keepdim=True)
         rank = torch.arange(count, device=rng.device) % available
-        return self._taken(members.gather(1, order.gather(1, rank)))
+        return self._taken(owned(members.gather(1, order.gather(1, rank)), labels, own))
 
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Tensor:
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
         """Return sets of samples of any class, each drawn from all samples."""
         self.samples = self.samples.to(rng.device)
-        return self._taken(torch.randint(len(self.samples), (sets, count), generator=rng, device=rng.device))
+        return self._taken(torch.randint(len(self.samples), (sets, count), generator=rng, device=rng.device)[own])
 
     def _taken(self, indices: Int[Tensor, "l p"]) -> Tensor:
         drawn = self.samples[indices]

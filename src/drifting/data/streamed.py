@@ -19,6 +19,7 @@ from drifting.data.image_files import ImageFiles
 from drifting.data.latents import LatentCache
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
+from drifting.data.source import ALL, owned
 from drifting.data.vae import draw_latents
 
 # Rows that are read at a time to fill a bank.
@@ -135,23 +136,33 @@ class RowSource:
         counts = torch.tensor([len(rows)]) if rows.labels is None else rows.labels.bincount()
         self._members = self._order.split(counts.tolist())
 
-    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Float[Tensor, "l p *sample"]:
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> Float[Tensor, "l p *sample"]:
         """Return `count` samples of each label, all different where the class has that many, on the device of rng."""
         chosen = []
         for label in [0] if labels is None else labels.tolist():
             members = self._members[label]
             order = torch.randperm(len(members), generator=rng, device=rng.device).cpu()
             chosen.append(members[order[torch.arange(count) % len(members)]])
-        return self._taken(torch.stack(chosen), rng)
+        indices = torch.stack(chosen)
+        positions = _positions(indices, rng)
+        return self._taken(owned(indices, labels, own), owned(positions, labels, own), rng.device)
 
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Float[Tensor, "l m *sample"]:
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Float[Tensor, "l m *sample"]:
         """Return sets of samples of any class, each drawn from all rows."""
-        return self._taken(torch.randint(len(self._rows), (sets, count), generator=rng, device=rng.device).cpu(), rng)
+        indices = torch.randint(len(self._rows), (sets, count), generator=rng, device=rng.device).cpu()
+        return self._taken(indices[own], _positions(indices, rng)[own], rng.device)
 
-    def _taken(self, indices: Int[Tensor, "l p"], rng: torch.Generator) -> Float[Tensor, "l p *sample"]:
-        positions = torch.randint(2**62, indices.shape, generator=rng, device=rng.device).cpu()
+    def _taken(
+        self, indices: Int[Tensor, "l p"], positions: Int[Tensor, "l p"], device: torch.device
+    ) -> Float[Tensor, "l p *sample"]:
         taken = self._rows.take(indices.flatten(), positions.flatten())
-        return to_signed(taken.to(rng.device)).unflatten(0, indices.shape)
+        return to_signed(taken.to(device)).unflatten(0, indices.shape)
+
+
+def _positions(indices: Int[Tensor, "l p"], rng: torch.Generator) -> Int[Tensor, "l p"]:
+    return torch.randint(2**62, indices.shape, generator=rng, device=rng.device).cpu()
 
 
 class RowBankSource(BankSource):
@@ -179,13 +190,15 @@ class RowBankSource(BankSource):
         )
         self._rows, self._tell = rows, tell
 
-    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> Float[Tensor, "l p *sample"]:
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> Float[Tensor, "l p *sample"]:
         """Push fresh rows, then return `count` samples of the bank's for each label, on the device of rng."""
-        return to_signed(super().draw(labels, count, rng))
+        return to_signed(super().draw(labels, count, rng, own))
 
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> Float[Tensor, "l m *sample"]:
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Float[Tensor, "l m *sample"]:
         """Return sets of samples of any class out of the bank, pushing nothing."""
-        return to_signed(super().draw_unconditional(sets, count, rng))
+        return to_signed(super().draw_unconditional(sets, count, rng, own))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return row and position of all that the bank holds, and the position of the next."""

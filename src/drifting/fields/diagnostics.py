@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drifting.fields import engine
 from drifting.fields.mean_shift import Targets
+from drifting.fields.peers import Peers
 from drifting.inputs import check_shapes, check_temperature, constant, full_precision
 
 
@@ -75,13 +76,18 @@ def kernel_statistics(
     weights: Float[Tensor, "g m+p"] | None = None,
     num_self: int = 0,
     affinity_floor: float = 0.0,
+    peers: Peers | None = None,
 ) -> KernelStatistics:
-    """Return how the mean-shift kernel spreads over its targets. Arguments as in `mean_shift_field`."""
+    """Return how the mean-shift kernel spreads over its targets. Arguments as in `mean_shift_field` and `MeanShift`.
+
+    With peers the kernel is that of all rows, and the averages are over the rows of this process: their mean over processes is
+    what the undivided call returns.
+    """
     targets = Targets(positives, negatives, weights)
     distances = engine.pairwise_distances(generated, targets.coordinates)
-    engine.mask_self(distances, num_self)
+    engine.mask_self(distances, num_self, peers)
     totals = generated.new_zeros(len(temperatures), 3)
-    for index, groups, _, tile in engine.affinity_tiles(distances, temperatures, affinity_floor):
+    for index, groups, _, tile in engine.affinity_tiles(distances, temperatures, affinity_floor, peers):
         affinity = tile if weights is None else tile * weights[groups, None, :]
         negative, positive = affinity.split([negatives.shape[1], positives.shape[1]], dim=2)
         share = positive.sum(2) / affinity.sum(2).clamp_(min=torch.finfo(affinity.dtype).tiny)

@@ -8,11 +8,14 @@ Equation (paper, Algorithm 2), for the logits l_ij = -|x_i - y_j| / temperature:
 so that two vectors, the row and the column potential, and one exponential per entry make the whole matrix. Nothing but the
 distances is ever stored at full size. A masked pair is a distance of infinity and gets affinity 0.
 
+Where rows are split over processes, only the minimum and the sum of each column are those of all of them.
+
 Shapes: g groups (independent problems), n rows (generated samples), k columns (targets), d coordinates.
 
 Source: paper, Algorithm 2; the arrangement is ours.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting.fields.peers import Peers
 from drifting.inputs import constant
 
 # Entries a tile may hold. On a CPU one tile and its buffer fit the second-level cache of a core; elsewhere tiles only bound memory.
@@ -67,36 +71,39 @@ def pairwise_distances(
     directly; many are centred first, and on a CPU their products are summed in float64.
     """
     out = (memory or Memory()).matrix((x.shape[0], x.shape[1], y.shape[1]), like=x)
+    prepare = _by_difference if x.shape[-1] <= DIRECT_DIMENSIONS else _by_expansion
     centre = y.mean(1, keepdim=True)
-    fill = (_by_difference if x.shape[-1] <= DIRECT_DIMENSIONS else _by_expansion)(x - centre, y - centre)
-    for groups, rows, scratch in _scratch_tiles(out):
-        fill(groups, rows, out[groups, rows], scratch)
-        out[groups, rows].sqrt_()
+    # Samples are centred and copied for a few groups at a time: of many groups of wide features they are the most memory.
+    for groups, tiles_of_groups in itertools.groupby(_scratch_tiles(out), lambda tile: tile[0]):
+        fill = prepare(x[groups] - centre[groups], y[groups] - centre[groups])
+        for _, rows, scratch in tiles_of_groups:
+            fill(rows, out[groups, rows], scratch)
+            out[groups, rows].sqrt_()
     return out
 
 
-def _by_difference(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, slice, Tensor, Tensor], None]:
+def _by_difference(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, Tensor, Tensor], None]:
     """Return the function that writes the squared distances of one tile, one coordinate after the other."""
     x, y = (samples.movedim(-1, 0).contiguous() for samples in (x, y))
 
-    def fill(groups: slice, rows: slice, out: Tensor, scratch: Tensor) -> None:
+    def fill(rows: slice, out: Tensor, scratch: Tensor) -> None:
         for index in range(len(x)):
-            difference = torch.sub(x[index, groups, rows, None], y[index, groups, None], out=scratch)
+            difference = torch.sub(x[index, :, rows, None], y[index, :, None], out=scratch)
             out.addcmul_(difference, difference) if index else torch.square(difference, out=out)
 
     return fill
 
 
-def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, slice, Tensor, Tensor], None]:
+def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, Tensor, Tensor], None]:
     """Return the function that writes the squared distances of one tile, by |x|^2 + |y|^2 - 2xy."""
     wide = torch.float64 if x.device.type == "cpu" else x.dtype
     y = y.to(wide)
     norms = _squared_norms(y).mT
 
-    def fill(groups: slice, rows: slice, out: Tensor, scratch: Tensor) -> None:
+    def fill(rows: slice, out: Tensor, scratch: Tensor) -> None:
         del scratch
-        some = x[groups, rows].to(wide)
-        squares = torch.baddbmm(norms[groups], some, y[groups].mT, alpha=-2)
+        some = x[:, rows].to(wide)
+        squares = torch.baddbmm(norms, some, y.mT, alpha=-2)
         out.copy_(squares.add_(_squared_norms(some))).clamp_(min=0)
 
     return fill
@@ -107,9 +114,10 @@ def _squared_norms(samples: Float[Tensor, "g n d"]) -> Float[Tensor, "g n 1"]:
     return torch.linalg.vector_norm(samples, dim=-1, keepdim=True).square_()
 
 
-def mask_self(distances: Float[Tensor, "g n k"], count: int) -> None:
-    """Mask in place the pairs (i, i) of the first `count` columns, which are the rows themselves."""
-    distances.diagonal(dim1=1, dim2=2)[:, :count] = torch.inf
+def mask_self(distances: Float[Tensor, "g n k"], count: int, peers: Peers | None = None) -> None:
+    """Mask in place the pairs (i, i) of the first `count` columns, which are the rows themselves, or those of all peers in turn."""
+    first = 0 if peers is None else peers.rank * distances.shape[1]
+    distances[..., first:].diagonal(dim1=1, dim2=2)[:, :count] = torch.inf
 
 
 def row_potential(distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g n 1"], scale: Tensor) -> Float[Tensor, "g n 1"]:
@@ -122,13 +130,19 @@ def row_potential(distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g n
     return (total.log_() + shift) / -2
 
 
-def column_potential(distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g 1 k"], scale: Tensor) -> Float[Tensor, "g 1 k"]:
-    """Return c_j, half the negative log-sum-exp of each column's logits `scale * distances`; `nearest` is the column minimum."""
+def column_potential(
+    distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g 1 k"], scale: Tensor, peers: Peers | None = None
+) -> Float[Tensor, "g 1 k"]:
+    """Return c_j, half the negative log-sum-exp of each column's logits `scale * distances` over the rows of all peers.
+
+    `nearest` is the minimum of each column, over the rows of all peers likewise.
+    """
     shift = nearest.masked_fill(nearest == torch.inf, 0) * scale
     total = torch.zeros_like(shift)
     for groups, rows, scratch in _scratch_tiles(distances):
         logits = torch.addcmul(-shift[groups], distances[groups, rows], scale, out=scratch)
         total[groups] += _exp_(logits, _UNDERFLOW).sum(1, keepdim=True)
+    total = total if peers is None else peers.total(total)
     return (total.log_() + shift) / -2
 
 
@@ -143,13 +157,14 @@ def affinity(
 
 
 def affinity_tiles(
-    distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"], floor: float
+    distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"], floor: float, peers: Peers | None = None
 ) -> Iterator[tuple[int, slice, slice, Float[Tensor, "g r k"]]]:
     """Yield (temperature index, groups, rows, affinity) for every tile at every temperature; the next tile reuses the memory."""
     nearest_target, nearest_row = distances.amin(2, keepdim=True), distances.amin(1, keepdim=True)
+    nearest_row = nearest_row if peers is None else peers.smallest(nearest_row)
     for index, scale in enumerate(kernel_scale(temperatures)):
         row = row_potential(distances, nearest_target, scale)
-        column = column_potential(distances, nearest_row, scale)
+        column = column_potential(distances, nearest_row, scale, peers)
         for groups, rows, scratch in _scratch_tiles(distances):
             tile = affinity(distances[groups, rows], row[groups, rows], column[groups], scale, floor, out=scratch)
             yield index, groups, rows, tile

@@ -14,6 +14,7 @@ Source: paper, Algorithm 2 and section 3.3. The release clamps the squared affin
 which the paper does not mention: a weak uniform pull, harmful on low-dimensional data of several modes.
 """
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,12 +22,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting.fields import engine
+from drifting.fields.peers import Peers
 from drifting.inputs import check_shapes, check_temperature, constant, full_precision, join_weights
 
 
 @runtime_checkable
 class Field(Protocol):
-    """What the loss asks of a drift field: the drift at every temperature from one pass over the distances."""
+    """What the loss asks of a drift field: the drift at every temperature from one pass over the distances.
+
+    A field that can be split takes `peers` as well, see `MeanShift`; it is passed only where rows are split over processes.
+    """
 
     def __call__(
         self,
@@ -101,7 +106,6 @@ def mean_shift(
     return drift if grouped else drift[0]
 
 
-@constant
 def mean_shift_field(
     generated: Float[Tensor, "g n d"],
     positives: Float[Tensor, "g p d"],
@@ -114,14 +118,44 @@ def mean_shift_field(
     distances: Float[Tensor, "g n m+p"] | None = None,
 ) -> Float[Tensor, "t g n d"]:
     """Return the mean-shift drift at every temperature: the `Field` of the paper. Arguments as in `Field` and `mean_shift`."""
-    targets = Targets(positives, negatives, weights)
-    if distances is None:
-        distances = engine.pairwise_distances(generated, targets.coordinates)
-    engine.mask_self(distances, num_self)
-    drift = generated.new_empty(len(temperatures), *generated.shape)
-    for index, groups, rows, affinity in engine.affinity_tiles(distances, temperatures, affinity_floor):
-        drift[index, groups, rows] = targets.drift(affinity, groups)
-    return drift
+    field = MeanShift(affinity_floor)
+    return field(
+        generated, positives, negatives, temperatures=temperatures, weights=weights, num_self=num_self, distances=distances
+    )
+
+
+@dataclass(frozen=True)
+class MeanShift:
+    """The mean shift with its lower bound of the squared affinity: a `Field` whose rows may be split over processes."""
+
+    affinity_floor: float = 0.0
+
+    @constant
+    def __call__(
+        self,
+        generated: Float[Tensor, "g n d"],
+        positives: Float[Tensor, "g p d"],
+        negatives: Float[Tensor, "g m d"],
+        *,
+        temperatures: Float[Tensor, " t"],
+        weights: Float[Tensor, "g m+p"] | None = None,
+        num_self: int = 0,
+        distances: Float[Tensor, "g n m+p"] | None = None,
+        peers: Peers | None = None,
+    ) -> Float[Tensor, "t g n d"]:
+        """Return the drift of `generated` at every temperature. Arguments as in `Field`, and one more.
+
+        `peers` are the processes over which the rows are split: then the leading negatives are the rows of all of them in turn,
+        and the first `num_self` rows here find themselves from negative rank * n on.
+        """
+        targets = Targets(positives, negatives, weights)
+        if distances is None:
+            distances = engine.pairwise_distances(generated, targets.coordinates)
+        engine.mask_self(distances, num_self, peers)
+        drift = generated.new_empty(len(temperatures), *generated.shape)
+        for index, groups, rows, affinity in engine.affinity_tiles(distances, temperatures, self.affinity_floor, peers):
+            targets.drift(affinity, groups, out=drift[index, groups, rows])
+        return drift
 
 
 class Targets:
@@ -133,9 +167,10 @@ class Targets:
         # Rows [w * (y - centre) | w]: one product with the affinity gives both the weighted sum and the mass.
         width = positives.shape[2]
         centre = (negatives.sum(1, keepdim=True) + positives.sum(1, keepdim=True)) / (split + positives.shape[1])
-        summed = positives.new_ones(len(positives), split + positives.shape[1], width + 1)
+        summed = positives.new_empty(len(positives), split + positives.shape[1], width + 1)
         torch.sub(negatives, centre, out=summed[:, :split, :width])
         torch.sub(positives, centre, out=summed[:, split:, :width])
+        summed[..., width] = 1
         if weights is not None:
             summed *= weights[..., None]
         # With the targets innermost a product with few coordinates is five times faster on a CPU.
@@ -146,9 +181,10 @@ class Targets:
         """The targets themselves, negatives first."""
         return torch.cat(self._sides, 1)
 
-    def drift(self, affinity: Float[Tensor, "g r k"], groups: slice) -> Float[Tensor, "g r d"]:
+    def drift(self, affinity: Float[Tensor, "g r k"], groups: slice, out: Tensor | None = None) -> Float[Tensor, "g r d"]:
         """Return the cross-weighted difference of attraction and repulsion for the rows of one tile."""
         split = self.num_negatives
         negative = affinity[..., :split] @ self._summed[groups, :split]
         positive = affinity[..., split:] @ self._summed[groups, split:]
-        return negative[..., -1:] * positive[..., :-1] - positive[..., -1:] * negative[..., :-1]
+        towards = torch.mul(negative[..., -1:], positive[..., :-1], out=out)
+        return towards.addcmul_(positive[..., -1:], negative[..., :-1], value=-1)

@@ -136,8 +136,8 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
         batch_size: generated samples of a step over all its labels, each given as many (the positives follow in proportion), or
             images of a step of a classifier or an encoder.
         changes: temperatures (bandwidths of the drift field), steps, learning_rate, seed (of weights, noise and data), device
-            (where to train), keep (how many checkpoints), micro_batch (generated samples of one pass), precision (of the
-            networks in training), optimizer.
+            (where to train), parallel (how several processes hold the weights), keep (how many checkpoints), micro_batch (generated
+            samples of one pass), precision (of the networks in training), optimizer.
 
     Raises:
         InputError: if a value does not fit, or a classifier or an encoder has no such setting.

@@ -14,13 +14,17 @@ class Interrupted(Exception):
     Args:
         step: that it stopped after.
         steps: that there were to be.
-        preset: what was trained.
-        folder: of the run.
+        command: by which it goes on.
     """
 
-    def __init__(self, step: int, steps: int, *, preset: str, folder: Path) -> None:
-        command = f"drifting train {preset} --save-dir {shlex.quote(str(folder))} --resume"
+    def __init__(self, step: int, steps: int, command: str) -> None:
         super().__init__(f"Stopped at step {step} of {steps}; everything is saved. Go on with: {command}")
+
+
+def command_to_go_on(preset: str, folder: Path, processes: int = 1) -> str:
+    """Return the command by which a run of so many processes goes on."""
+    launched = f"torchrun --nproc-per-node {processes} -m " if processes > 1 else ""
+    return f"{launched}drifting train {preset} --save-dir {shlex.quote(str(folder))} --resume"
 
 
 @contextmanager

@@ -14,12 +14,14 @@ Shapes: l labels, n generated samples per label, k locations.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.step import Batch, compare
@@ -33,6 +35,8 @@ def micro_batched_step(
     *,
     size: int,
     statistics: bool = False,
+    processes: Processes = ALONE,
+    unaveraged: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[FeatureLoss, int]:
     """Add the gradient of the loss of a batch to that of the generator's weights.
 
@@ -43,6 +47,8 @@ def micro_batched_step(
         batch: what the step is computed from.
         size: samples of one pass; bounds the memory of activations and changes nothing else.
         statistics: also report how the kernels spread.
+        processes: see `step.drifting_step`.
+        unaveraged: gives a block in which gradients are not yet averaged over them: all micro-batches but the last.
 
     Returns:
         The report of `step.drifting_step`, whose losses are constants here; and the bytes that the features of the whole batch and
@@ -57,15 +63,17 @@ def micro_batched_step(
     torch.clear_autocast_cache()
     for value in features.values():
         value.requires_grad_()
-    report = compare(loss, features, independent, batch, statistics=statistics)
+    report = compare(loss, features, independent, batch, statistics=statistics, processes=processes)
     gradients = dict(zip(features, torch.autograd.grad(report.loss, list(features.values())), strict=True))
     stored = sum(_bytes(part) for part in (features, gradients, independent or {}))
     report = _constant(report)
     del features, independent
     shares = {name: gradient.flatten(0, 1).split(size) for name, gradient in gradients.items()}
+    last = len(next(iter(shares.values()))) - 1
     for index, inputs in enumerate(batch.inputs(*prior, size)):
-        again = encoder(generator(*inputs))
-        torch.autograd.backward([again[name] for name in shares], [share[index] for share in shares.values()])
+        with nullcontext() if index == last else unaveraged():
+            again = encoder(generator(*inputs))
+            torch.autograd.backward([again[name] for name in shares], [share[index] for share in shares.values()])
     return report, stored
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer
 from drifting.ema import exponential_average
-from drifting.training.loop import DivergenceError
+from drifting.training.state import DivergenceError
 
 _WARMUP = 0.2
 # How often the losses are looked at; looking waits for the device.

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from drifting.data.features import FeatureCache
-from drifting.data.source import Source
+from drifting.data.source import ALL, Source
 from drifting.encoders.base import FeatureEncoder
 
 
@@ -45,14 +45,21 @@ class Positives:
         self._source, self._encoder, self._cache, self._batch_size = source, encoder, cache, batch_size
 
     @torch.no_grad()
-    def draw(self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator) -> dict[str, Float[Tensor, "l p k _"]]:
-        """Return the features of `count` real samples of each label (one set if there are none), on the device of rng."""
-        return self._features(self._source.draw(labels, count, rng))
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> dict[str, Float[Tensor, "l p k _"]]:
+        """Return the features of `count` real samples of each label (one set if there are none), on the device of rng.
+
+        Only those that are this process's `own` are looked up or encoded, see `data.source.Source`.
+        """
+        return self._features(self._source.draw(labels, count, rng, own))
 
     @torch.no_grad()
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator) -> dict[str, Float[Tensor, "l m k _"]]:
+    def draw_unconditional(
+        self, sets: int, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> dict[str, Float[Tensor, "l m k _"]]:
         """Return the features of sets of real samples of any label: guidance. The positives of the step are drawn first."""
-        return self._features(self._source.draw_unconditional(sets, count, rng))
+        return self._features(self._source.draw_unconditional(sets, count, rng, own))
 
     def _features(self, drawn: Tensor) -> dict[str, Tensor]:
         if self._cache is not None:

@@ -1,6 +1,7 @@
 """What is kept of a run while it trains: averages of what each step reports, samples set aside for pictures, and checkpoints.
 
-The run folder holds metrics.jsonl, frames.safetensors and checkpoints/; this file writes them and winds them back on resume.
+The run folder holds metrics.jsonl, frames.safetensors and checkpoints/; this file writes them and winds them back on resume. Of
+several processes all do everything alike, and the first alone writes.
 """
 
 import sys
@@ -19,8 +20,9 @@ from drifting.loss import DriftLoss
 from drifting.metrics.two_sample import energy_distance
 from drifting.sampling import sample
 from drifting.tracking import MetricsLog
-from drifting.training.loop import Step, TrainingState
+from drifting.training.loop import Step
 from drifting.training.positives import Positives
+from drifting.training.state import TrainingState
 
 FRAMES = "frames.safetensors"
 # Frames show the same samples, of this seed, all through training.
@@ -129,12 +131,14 @@ class Recorder:
         """Write and return the averages since the last line, the spread of the kernels, and whatever else is given."""
         self.state.check_faults()
         values = {"step": step.number, **self._means.take(), **_statistics(step.report.features), **more}
-        self.log.append(**values)
+        if self.state.processes.leads:
+            self.log.append(**values)
         return values
 
     def take_frame(self) -> float:
         """Set samples aside and return their squared energy distance to the reference."""
-        frame = sample(self.state.averaged, self._frame_samples, seed=FRAME_SEED, guidance_scale=self._guidance_scale)
+        options = {"seed": FRAME_SEED, "guidance_scale": self._guidance_scale, "processes": self.state.processes}
+        frame = sample(self.state.averaged, self._frame_samples, **options)
         self.frames[self.state.step] = frame
         return energy_distance(frame.flatten(1), self._reference.flatten(1))
 
@@ -160,10 +164,12 @@ class Recorder:
         self._write_frames()
         positives = {f"positives.{name}": value for name, value in self._positives.tensors().items()}
         tensors = {**self.state.tensors(), **self._means.tensors(), **positives}
-        return save_checkpoint(self.folder / "checkpoints", self.state.step, tensors, self.facts, keep=self.keep)
+        options = {"keep": self.keep, "processes": self.state.processes}
+        return save_checkpoint(self.folder / "checkpoints", self.state.step, tensors, self.facts, **options)
 
     def _write_frames(self) -> None:
-        save_tensors(self.folder / FRAMES, {str(step): frame for step, frame in self.frames.items()})
+        if self.state.processes.leads:
+            save_tensors(self.folder / FRAMES, {str(step): frame for step, frame in self.frames.items()})
 
     def resume(self, steps: int) -> None:
         """Go back to the newest checkpoint, of a run that is to have `steps` steps in all."""
@@ -173,12 +179,13 @@ class Recorder:
         done = int(found[-1].name.removeprefix("step-"))
         if steps < done:
             raise InputError(f"steps is {steps}, but the run to resume has done {done}: pass at least as many")
-        tensors, _ = load_checkpoint(found[-1])
+        tensors, _ = load_checkpoint(found[-1], self.state.layout)
         self.state.restore(tensors, done, str(found[-1]))
         self._means.restore(tensors)
         positives = {name: value for name, value in tensors.items() if name.startswith("positives.")}
         self._positives.restore({name.removeprefix("positives."): value for name, value in positives.items()}, str(found[-1]))
-        self.log.wind_back(done)
+        if self.state.processes.leads:
+            self.log.wind_back(done)
         frames = self.folder / FRAMES
         stored = load_tensors(frames) if frames.exists() else {}
         self.frames = {int(step): frame for step, frame in stored.items() if int(step) <= done}

@@ -5,13 +5,15 @@ Shapes: l labels, n generated, p positives and m unconditional samples per label
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
-from drifting.loss import DriftingLoss, FeatureLoss
+from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
 from drifting.training.positives import encode_sets
 
 SetFeatures = Mapping[str, Float[Tensor, "l n k _"]]
@@ -43,6 +45,16 @@ class Batch:
     unconditional: Mapping[str, Float[Tensor, "l m k _"]] | None = None
     unconditional_weight: Float[Tensor, " l"] | None = None
 
+    def of(self, labels: slice) -> "Batch":
+        """Return the part of the batch that is of some of its labels."""
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: one[labels] for name, one in value.items()}
+            return None if value is None else value[labels]
+
+        return Batch(**{name: taken(value) for name, value in vars(self).items()})
+
     def inputs(
         self, noise: Float[Tensor, "l n *noise"], codes: Int[Tensor, "l n s"] | None, size: int | None = None
     ) -> Iterator[tuple[Tensor | None, ...]]:
@@ -57,21 +69,44 @@ class Batch:
 
 
 def drifting_step(
-    generator: Callable[..., Tensor], encoder: FeatureEncoder, loss: DriftingLoss, batch: Batch, *, statistics: bool = False
+    generator: Callable[..., Tensor],
+    encoder: FeatureEncoder,
+    loss: DriftingLoss,
+    batch: Batch,
+    *,
+    statistics: bool = False,
+    processes: Processes = ALONE,
+    known: Mapping[str, DriftLoss] | None = None,
 ) -> FeatureLoss:
-    """Generate, encode and compare: return the loss of a batch, with gradient into the generator's weights."""
+    """Generate, encode and compare: return the loss of a batch, with gradient into the generator's weights.
+
+    Of several processes each has a batch of its own labels or, where there are none, its own samples of the one population; the
+    loss of the step is then the mean of theirs. `known` are scales and drift norms of more than this batch, as in `DriftingLoss`.
+    """
     generated, independent = _features(generator, encoder, batch, batch.noise, batch.style_indices), None
     if batch.independent_noise is not None:
         with torch.no_grad():
             independent = _features(generator, encoder, batch, batch.independent_noise, batch.independent_style_indices)
-    return compare(loss, generated, independent, batch, statistics=statistics)
+    return compare(loss, generated, independent, batch, statistics=statistics, processes=processes, known=known)
 
 
 def compare(
-    loss: DriftingLoss, generated: SetFeatures, independent: SetFeatures | None, batch: Batch, *, statistics: bool = False
+    loss: DriftingLoss,
+    generated: SetFeatures,
+    independent: SetFeatures | None,
+    batch: Batch,
+    *,
+    statistics: bool = False,
+    processes: Processes = ALONE,
+    known: Mapping[str, DriftLoss] | None = None,
 ) -> FeatureLoss:
     """Return the loss of a batch from the features of its generated samples, and of those of `independent_noise`."""
-    weights = None
+    weights, others = None, {}
+    if processes.size > 1:
+        others["peers"] = processes
+        if batch.labels is None:
+            others["population"] = processes.gathered(generated, 1)
+            independent = None if independent is None else processes.gathered(independent, 1)
     if batch.unconditional is not None and batch.unconditional_weight is not None:
         count = next(iter(batch.unconditional.values())).shape[1]
         weights = {"unconditional": batch.unconditional_weight[:, None].expand(-1, count)}
@@ -82,6 +117,8 @@ def compare(
         generated_negatives=independent,
         weights=weights,
         statistics=statistics,
+        known=known,
+        **others,
     )
 
 

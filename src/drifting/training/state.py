@@ -1,0 +1,112 @@
+"""What changes during training: weights, their averages, the optimiser and the one random stream; and its form on disk."""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer
+from drifting.distributed import ALONE, Processes, local
+from drifting.ema import exponential_average
+from drifting.generators.base import Generator
+from drifting.loss import FeatureLoss
+from drifting.training.optimizer import build_optimizer
+from drifting.training.schedule import Schedule
+
+# Seeds of a CPU stream count modulo 2^32; weights are drawn with the seed itself.
+_TRAINING_STREAM = 2**31
+
+
+class DivergenceError(RuntimeError):
+    """The loss became NaN or infinite: one sentence that names step, feature and temperature."""
+
+
+class TrainingState:
+    """Everything that changes during training, and its form on disk.
+
+    Args:
+        generator: the network to train; its device is that of the run.
+        schedule: the optimiser's settings.
+        seed: of the one random stream.
+        processes: those that train together.
+        sharded: whether each of them keeps a share of every weight, in place of a copy of all.
+    """
+
+    def __init__(
+        self, generator: Generator, schedule: Schedule, seed: int, *, processes: Processes = ALONE, sharded: bool = False
+    ) -> None:
+        self.generator, self.processes = generator, processes
+        self.averages = {decay: exponential_average(generator, decay) for decay in (schedule.ema_decay, *schedule.other_ema_decays)}
+        if sharded:
+            for network in (generator, *(average.module for average in self.averages.values())):
+                processes.shard(network)
+        self.chosen = schedule.ema_decay
+        self.optimizer = build_optimizer(generator, schedule)
+        self.device = next(generator.parameters()).device
+        self.rng = torch.Generator(self.device).manual_seed(_TRAINING_STREAM + seed)
+        self.step = 0
+        self._faults: dict[tuple[str, float], Tensor] = {}
+
+    @property
+    def averaged(self) -> Generator:
+        """The generator with averaged weights: the one to sample from. That of `ema_decay`, unless another was `chosen`."""
+        return cast(Generator, self.averages[self.chosen].module)
+
+    def _averages_by_name(self) -> dict[str, AveragedModel]:
+        first, *others = self.averages.items()
+        return {"average": first[1], **{f"average-{decay}": average for decay, average in others}}
+
+    def note_faults(self, report: FeatureLoss) -> None:
+        """Remember on the device at which step a drift first was not finite; nothing is read back here."""
+        for name, feature in report.features.items():
+            for temperature, norm in feature.drift_norms.items():
+                first = self._faults.get((name, temperature), torch.zeros((), dtype=torch.long, device=self.device))
+                self._faults[name, temperature] = torch.where((first == 0) & ~norm.isfinite(), self.step, first)
+
+    def check_faults(self) -> None:
+        """Raise DivergenceError if a drift was not finite since the start, or a weight is not now. Reads from the device."""
+        found = [(int(first), name, temperature) for (name, temperature), first in self._faults.items() if int(first) > 0]
+        if found:
+            step, name, temperature = min(found)
+            raise DivergenceError(
+                f"the loss became NaN or infinite at step {step}, in feature '{name}' at temperature {temperature:g}: "
+                "lower the learning rate or lengthen the warm-up, and resume from the last checkpoint"
+            )
+        finite = torch.stack([local(weight).isfinite().all() for weight in self.generator.parameters()]).all()
+        if self.processes.any(not bool(finite)):
+            raise DivergenceError(
+                f"the weights became NaN or infinite at step {self.step}: "
+                "lower the learning rate or lengthen the warm-up, and resume from the last checkpoint"
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the whole state as named tensors; of sharded weights each process has its share."""
+        parts = {
+            "generator": self.generator.state_dict(),
+            **{name: average.state_dict() for name, average in self._averages_by_name().items()},
+            "optimizer": flatten_optimizer(self.optimizer),
+            "rng": {"state": self.rng.get_state()},
+        }
+        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+    def layout(self, name: str) -> Tensor | None:
+        """Return a weight that an entry of the state is laid out as, by its name; None for one that is of no weight."""
+        if name.startswith("optimizer."):
+            weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+            return weights[int(name.split(".")[1])]
+        own = name.partition(".module.")[2] or name.removeprefix("generator.")
+        return dict(self.generator.named_parameters()).get(own)
+
+    def restore(self, tensors: dict[str, Tensor], step: int, origin: str) -> None:
+        """Take over a state returned by `tensors`."""
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+        load_weights(self.generator, part("generator"), origin)
+        for name, average in self._averages_by_name().items():
+            load_weights(average, part(name), origin)
+        restore_optimizer(self.optimizer, part("optimizer"))
+        self.rng.set_state(part("rng")["state"])
+        self.step = step
