@@ -46,7 +46,6 @@ from drifting.config.schema import (
 from drifting.config.serial import VERSION, SavedConfig, from_json, to_json
 from drifting.config.sources import (
     build_positives,
-    build_rows,
     build_source,
     load_labelled,
     load_split,
@@ -93,7 +92,6 @@ __all__ = [
     "build_network",
     "build_pictures",
     "build_positives",
-    "build_rows",
     "build_source",
     "exported_shape",
     "from_json",

@@ -3,17 +3,16 @@
 Shapes: b samples, c channels, h x w pixels.
 """
 
-import functools
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from drifting.config.data import DigitsData, ImageFilesData, ImagesData, LatentsData, PointsData
 from drifting.config.schema import RunConfig
+from drifting.config.sources import open_vae
 from drifting.data.pixels import to_bytes
-from drifting.data.vae import VAE, load_vae
+from drifting.data.vae import VAE
 from drifting.errors import InputError
 
 Decoder = Callable[[Float[Tensor, "b *sample"]], UInt8[Tensor, "b c h w"]]
@@ -31,7 +30,7 @@ def build_export(config: RunConfig) -> Callable[[Tensor], Tensor]:
             return lambda points: points
 
 
-def build_decoder(config: RunConfig, device: str | torch.device = "cpu") -> Decoder:
+def build_decoder(config: RunConfig, device: str = "cpu") -> Decoder:
     """Return the map from samples of a run of images to bytes, which stay on the device of the samples.
 
     Args:
@@ -43,7 +42,7 @@ def build_decoder(config: RunConfig, device: str | torch.device = "cpu") -> Deco
     """
     if not isinstance(config.data, LatentsData):
         return to_bytes
-    vae = _vae_of(config.data).to(device)
+    vae = _vae_of(config.data, device)
     return lambda latents: to_bytes(vae.decode(latents))
 
 
@@ -61,17 +60,10 @@ def exported_shape(config: RunConfig) -> tuple[int, int, int]:
             raise InputError(f"data is {type(data).__name__}, of no known image shape: resolve the configuration first")
 
 
-def _vae_of(data: LatentsData) -> VAE:
+def _vae_of(data: LatentsData, device: str | None = None) -> VAE:
     """Return the auto-encoder of latents, or raise InputError."""
-    if data.vae is None or data.image_shape is None:
-        raise InputError(f"data is '{data.path}', whose auto-encoder is not known yet: resolve the configuration first")
-    vae = _load(data.vae)
-    if vae.latent_channels != data.image_shape[0]:
+    vae = open_vae(data, device)
+    if data.image_shape is not None and vae.latent_channels != data.image_shape[0]:
         channels = f"decodes latents of {vae.latent_channels} channels, but those of the run have {data.image_shape[0]}"
         raise InputError(f"vae is '{data.vae}', which {channels}: name the one that the latents were made with")
     return vae
-
-
-@functools.lru_cache(maxsize=1)
-def _load(name: str) -> VAE:
-    return load_vae(name)
