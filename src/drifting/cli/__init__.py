@@ -196,7 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
         with nullcontext() if processes is None or processes.leads else redirect_stdout(open(os.devnull, "w")):
             app.cli(prog="drifting", args=arguments)
         if processes is not None:
-            processes.leave()
+            processes.wait()
+            _part(0)
     except (Exception, KeyboardInterrupt) as error:
         reason, status = _told(error)
         if reason is None:
@@ -204,10 +205,15 @@ def main(arguments: list[str] | None = None) -> None:
         if processes is None or processes.is_first_to_say(reason):
             print(f"drifting: {reason}", file=sys.stderr)
         if processes is not None:
-            # Whoever still waits for another process in a collective would not leave by itself.
-            sys.stderr.flush()
-            os._exit(status)
+            _part(status)
         sys.exit(status)
+
+
+def _part(status: int) -> None:
+    """Leave at once: the engine's own threads may still wait for another process, or for one that is gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _join(arguments: list[str]) -> "Processes | None":
