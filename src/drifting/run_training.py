@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from drifting import config as configuration
+from drifting.checkpoint import checkpoints
 from drifting.config import RunConfig
 from drifting.distributed import LostProcessError, is_loss, join
 from drifting.encoders.base import FeatureEncoder
@@ -16,7 +17,7 @@ from drifting.training.interruption import polite_stop
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
 from drifting.training.progress import TrainingProgress
-from drifting.training.recorder import Recorder, Resources, frame_steps
+from drifting.training.recorder import CHECKPOINTS, Recorder, Resources, frame_steps
 
 
 class Interrupted(Exception):
@@ -73,9 +74,12 @@ def noticing_loss(recorder: Recorder, config: RunConfig) -> Iterator[None]:
     except RuntimeError as error:
         if not is_loss(error):
             raise
+        lost = f"a process of this run was lost at step {recorder.state.step}"
+        saved = checkpoints(recorder.folder / CHECKPOINTS)
+        if not saved:
+            raise LostProcessError(f"{lost}, before its first checkpoint: start again with --overwrite") from error
         raise LostProcessError(
-            f"a process of this run was lost at step {recorder.state.step}; the last checkpoint is kept. "
-            f"Go on with: {_command_to_go_on(recorder.folder, config)}"
+            f"{lost}; its checkpoint {saved[-1].name} is whole. Resume with: {_command_to_go_on(recorder.folder, config)}"
         ) from error
 
 

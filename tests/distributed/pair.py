@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PATIENCE = 60
+PATIENCE = 180
 
 
 class Pair:
