@@ -1,5 +1,6 @@
 """Steps of a small training, by however many processes there are: what the tests compare."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.source import InMemorySource
 from drifting.distributed import join, whole
+from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize
 from drifting.loss import DriftingLoss
 from drifting.training.loop import TrainingState, draw_batch, train
@@ -95,3 +97,21 @@ class _precision:
 
     def __exit__(self, *_: object) -> None:
         torch.set_default_dtype(torch.float32)
+
+
+def pulled(make: Callable[[int | None], Generator], num_classes: int | None, sharded: bool) -> dict[str, torch.Tensor]:
+    """Return the gradient of the mean square of six samples of a generator, each process making its share of them."""
+    torch.manual_seed(0)
+    network, processes, rng = make(num_classes), join(), torch.Generator().manual_seed(1)
+    inputs = [torch.randn(6, *network.noise_shape, generator=rng), None, torch.full((6,), 2.0)]
+    if num_classes is not None:
+        inputs[1] = torch.arange(6) % num_classes
+    codes = network.draw_style_indices(6, rng)
+    if sharded:
+        processes.shard(network)
+    copies, _ = processes.copied(network)
+    for _ in range(2):  # a weight that a pass does not use shows in the next one
+        network.zero_grad()
+        own = [None if value is None else value[processes.share(6)] for value in [*inputs, *([] if codes is None else [codes])]]
+        copies(*own).square().mean().backward()
+    return {name: whole(weight.grad) for name, weight in network.named_parameters()}

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.distributed.one_step import GUIDED, Case, drawn, trained
+from tests.distributed.one_step import GUIDED, Case, drawn, pulled, trained
+from tests.generators import test_every_generator as generators
 
 pytestmark = pytest.mark.distributed
 
@@ -79,3 +80,12 @@ def test_draws_do_not_depend_on_the_number_of_processes(pair, name):
                     assert torch.equal(torch.cat(shares) if dim == 0 else shares[1], all_of_it)
             else:
                 assert torch.equal(torch.cat(parts, dim), value)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["copies", "shares"])
+@pytest.mark.parametrize("num_classes", [None, 3])
+@pytest.mark.parametrize("make", [generators._mlp, generators._decoder_mlp, generators._unet, generators._dit])
+def test_every_generator_learns_from_all_processes(pair, make, num_classes, sharded):
+    expected = pulled(make, num_classes, False)
+    for found in pair(pulled, make, num_classes, sharded):
+        assert_close(found, expected, rtol=1e-4, atol=1e-5)
