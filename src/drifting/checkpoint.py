@@ -5,6 +5,7 @@ one file of shards from each; it appears whole or not at all, and any number of 
 """
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from drifting.distributed import ALONE, Processes, laid_out, load_shards, save_s
 from drifting.errors import InputError
 from drifting.files import atomic_path
 
+# Names of dtypes in a safetensors file, whose header is padded so that tensors are aligned.
+_DTYPES, _ALIGNMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}, 8
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 # Where shards are written to, before the checkpoint appears.
 _SHARDS = ".shards-"
@@ -29,6 +32,27 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors to one safetensors file, atomically."""
     with atomic_path(path) as scratch:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+
+
+def write_tensors(path: Path, described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], read: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file with one tensor in memory at a time, atomically.
+
+    Args:
+        path: of the file.
+        described: name -> dtype and shape.
+        read: returns the tensor of a name, which is as described.
+    """
+    header, end = {}, 0
+    for name, (dtype, shape) in described.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with atomic_path(path) as scratch, scratch.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in described:
+            # numpy has no bfloat16.
+            file.write(read(name).detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -139,8 +163,8 @@ def load_checkpoint(checkpoint: Path, layout: Callable[[str], Tensor | None] = l
         raise InputError(f"checkpoint is '{checkpoint}', which is corrupted or truncated ({error}): delete it and resume") from None
 
 
-def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load weights into a module; raises InputError naming the first three that are missing, unknown or of another shape."""
+def check_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Raise InputError naming the first three weights of a module that are missing, unknown or of another shape."""
     expected = module.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in weights]
     wrong += [f"{name} is unknown" for name in weights if name not in expected]
@@ -151,7 +175,12 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin:
     ]
     if wrong:
         raise InputError(f"weights of '{origin}' do not fit the configuration ({'; '.join(wrong[:3])}): use those of this network")
-    module.load_state_dict({name: laid_out(weights[name], value) for name, value in expected.items()})
+
+
+def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load weights into a module; raises InputError as `check_weights` does."""
+    check_weights(module, weights, origin)
+    module.load_state_dict({name: laid_out(weights[name], value) for name, value in module.state_dict().items()})
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

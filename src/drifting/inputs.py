@@ -7,7 +7,7 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,20 @@ def check_shapes(generated: Tensor, *targets: Tensor) -> None:
             )
         if target.numel() == 0 or generated.numel() == 0:
             raise InputError(f"samples have shapes {tuple(generated.shape)} and {tuple(target.shape)}: pass at least one of each")
+
+
+def check_feature_maps(generated: Mapping[str, Tensor], *others: Mapping[str, Any] | None) -> None:
+    """Raise InputError unless all name the same features, each [labels, samples, locations, channels]."""
+    if not generated:
+        raise InputError("features are {}: pass at least one feature map")
+    for other in others:
+        if other is not None and other.keys() != generated.keys():
+            raise InputError(
+                f"features are named {sorted(other)} and {sorted(generated)}: encode all samples with the same encoder"
+            )
+    for name, features in generated.items():
+        if features.ndim != 4:
+            raise InputError(f"feature '{name}' has shape {tuple(features.shape)}: pass [labels, samples, locations, channels]")
 
 
 def check_temperatures(temperatures: Sequence[float]) -> None:

@@ -26,7 +26,7 @@ from drifting.fields import engine
 from drifting.fields.diagnostics import KernelStatistics, kernel_statistics
 from drifting.fields.mean_shift import Field, MeanShift
 from drifting.fields.peers import Peers, mean_over
-from drifting.inputs import check_shapes, check_temperatures, full_precision, join_weights
+from drifting.inputs import check_feature_maps, check_shapes, check_temperatures, full_precision, join_weights
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 _SMALLEST_DISTANCE = 1e-4
@@ -110,19 +110,19 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     everyone = _population(fixed, population, peers)
     repelling = (everyone if generated_negatives is None else generated_negatives, generated_weights)
     further, real = (unconditional, unconditional_weights), (positives, positive_weights)
-    negatives, attracting, weights = _targets(fixed, repelling, further, real)
-    distances = engine.pairwise_distances(fixed, torch.cat([negatives, attracting], 1), memory=memory)
+    targets, negatives, attracting, weights = _targets(fixed, repelling, further, real)
+    distances = engine.pairwise_distances(fixed, targets, memory=memory)
     feature_scale = _feature_scale(distances, weights, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
     bandwidths = fixed.new_tensor([float(value) for value in temperatures]) * feature_scale.clamp(min=_SMALLEST_SCALE)
     pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
     pass_on |= {} if population is None else {"peers": peers}
     spread = kernel_statistics(fixed, attracting, negatives, **pass_on, affinity_floor=affinity_floor) if statistics else None
-    drift = (field or MeanShift(affinity_floor))(fixed, attracting, negatives, **pass_on, distances=distances) / unit
-    norms = _norms(drift, temperatures, drift_norms, peers)
-    # (x - stopgrad(x)) / s is 0 with the gradient of x / s: the residual is the drift itself, with no digits lost.
-    residual = (features - fixed) / unit - _total(drift, norms if normalize_drift else None)
-    return DriftLoss(residual.square().mean((1, 2)), feature_scale, norms, _spread_of_all(spread, peers))
+    drift = (field or MeanShift(affinity_floor))(fixed, attracting, negatives, **pass_on, distances=distances)
+    norms = _norms(drift, unit, temperatures, drift_norms, peers)
+    # x - stopgrad(x) is 0 with the gradient of x: the residual is the drift itself, with no digits lost.
+    residual = (features - fixed).sub_(_total(drift, norms if normalize_drift else None))
+    return DriftLoss(residual.square().mean((1, 2)) / unit.square(), feature_scale, norms, _spread_of_all(spread, peers))
 
 
 @dataclass(frozen=True)
@@ -185,14 +185,14 @@ class DriftingLoss(nn.Module):
             unconditional: the same for real samples of any label: guidance.
             generated_negatives: the same for an independent generated batch that repels in place of `generated`.
             weights: any of "generated", "positive" and "unconditional" -> weight of each sample, as in `drifting_loss`.
-            known: reports of the whole batch, whose `scale` and `drift_norms` are used instead of those of this part of it.
+            known: reports of the whole batch, whose `scale` and `drift_norms`, if any, are used instead of those of this part.
             population: the same names for the generated samples of all `peers`, where those of a label are split over them.
             options: `statistics` and `peers`, as in `drifting_loss`. The loss of a step is then the mean over processes.
 
         Raises:
             InputError: if the names of the features differ or shapes disagree.
         """
-        _check_names(generated, positives, unconditional, generated_negatives, known, population)
+        check_feature_maps(generated, positives, unconditional, generated_negatives, known, population)
         unknown = set(weights or ()) - {"generated", "positive", "unconditional"}
         if unknown:
             raise InputError(f"weights are named {sorted(unknown)}: name them generated, positive and unconditional")
@@ -200,7 +200,7 @@ class DriftingLoss(nn.Module):
         for name, features in generated.items():
             locations = features.shape[2]
             per_group = {f"{key}_weights": value.repeat_interleave(locations, 0) for key, value in (weights or {}).items()}
-            elsewhere = {} if known is None else {"scale": known[name].scale, "drift_norms": known[name].drift_norms}
+            elsewhere = {} if known is None else {"scale": known[name].scale, "drift_norms": known[name].drift_norms or None}
             reports[name] = drifting_loss(
                 _as_groups(features),
                 _as_groups(positives[name]),
@@ -233,28 +233,16 @@ def _targets(
     repelling: tuple[Tensor, Tensor | None],
     unconditional: tuple[Tensor | None, Tensor | None],
     attracting: tuple[Tensor, Tensor | None],
-) -> tuple[Float[Tensor, "g m d"], Float[Tensor, "g p d"], Float[Tensor, "g m+p"] | None]:
-    """Return negatives, positives and the weights of both, in full precision, from (samples, weights) of every set."""
+) -> tuple[Float[Tensor, "g k d"], Float[Tensor, "g m d"], Float[Tensor, "g p d"], Float[Tensor, "g k"] | None]:
+    """Return all targets, of these the negatives and the positives, and their weights, from (samples, weights) of every set."""
     if fixed.ndim != 3:
         raise InputError(f"generated has shape {tuple(fixed.shape)}: pass [g, n, d], with g = 1 for a single problem")
     sets = [(samples, weights) for samples, weights in (repelling, unconditional, attracting) if samples is not None]
     full = [(full_precision(samples.detach()), weights) for samples, weights in sets]
     check_shapes(fixed, *(samples for samples, _ in full))
-    return torch.cat([samples for samples, _ in full[:-1]], 1), full[-1][0], join_weights(*full)
-
-
-def _check_names(generated: Mapping[str, Tensor], *others: Mapping[str, Any] | None) -> None:
-    """Raise InputError unless all name the same features, each [labels, samples, locations, channels]."""
-    if not generated:
-        raise InputError("features are {}: pass at least one feature map")
-    for other in others:
-        if other is not None and other.keys() != generated.keys():
-            raise InputError(
-                f"features are named {sorted(other)} and {sorted(generated)}: encode all samples with the same encoder"
-            )
-    for name, features in generated.items():
-        if features.ndim != 4:
-            raise InputError(f"feature '{name}' has shape {tuple(features.shape)}: pass [labels, samples, locations, channels]")
+    targets = torch.cat([samples for samples, _ in full], 1)
+    negatives, positives = targets.tensor_split([-full[-1][0].shape[1]], 1)
+    return targets, negatives, positives, join_weights(*full)
 
 
 def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:
@@ -277,10 +265,13 @@ def _feature_scale(
 
 
 def _norms(
-    drift: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None, peers: Peers | None
+    drift: Tensor, unit: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None, peers: Peers | None
 ) -> dict[float, Tensor]:
+    """Return the mean square of drift / unit at each temperature, or those that are known."""
     if known is None:
-        return dict(zip(map(float, temperatures), mean_over(peers, drift.square().mean((1, 2, 3))).unbind(), strict=True))
+        # Of each row first: squares of the whole drift would be as large as it is.
+        squares = (torch.linalg.vector_norm(drift, dim=3) / unit).square().mean((1, 2)) / drift.shape[3]
+        return dict(zip(map(float, temperatures), mean_over(peers, squares).unbind(), strict=True))
     missing = [float(temperature) for temperature in temperatures if float(temperature) not in known]
     if missing:
         raise InputError(f"drift_norms has no entry for temperature {missing[0]}: pass one for each of {tuple(temperatures)}")
@@ -292,8 +283,11 @@ def _spread_of_all(spread: KernelStatistics | None, peers: Peers | None) -> Kern
 
 
 def _total(drift: Float[Tensor, "t g n d"], norms: Mapping[float, Tensor] | None) -> Float[Tensor, "g n d"]:
-    """Return the sum over temperatures, each divided by its root mean square where `norms` are given."""
+    """Return the sum over temperatures, each divided by the root of its norm where `norms` are given."""
     if norms is None:
         return drift.sum(0)
-    rms = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).sqrt()
-    return (drift / rms[:, None, None, None]).sum(0)
+    factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
+    total = drift[0] * factors[0]
+    for value, factor in zip(drift[1:], factors[1:], strict=True):
+        total.addcmul_(value, factor)
+    return total

@@ -7,7 +7,7 @@ from typing import Any
 
 from drifting import config as configuration
 from drifting.checkpoint import load_json
-from drifting.config import ClassifierConfig, EncoderRunConfig, RunConfig
+from drifting.config import ClassifierConfig, EncoderRunConfig, ReleasedConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import FRAMES
 
@@ -26,6 +26,8 @@ def saved_config(folder: str | Path) -> RunConfig | ClassifierConfig:
     if not path.exists():
         raise InputError(f"save_dir is '{folder}', which holds no run to resume: leave out --resume, or name another folder")
     config = configuration.from_json(load_json(path), str(path))
+    if isinstance(config, ReleasedConfig):
+        raise InputError(f"save_dir is '{folder}', a converted artifact, which was not trained here: name another folder")
     if isinstance(config, EncoderRunConfig):
         raise InputError(f"save_dir is '{folder}', an encoder, which is trained in one go: name the folder of another run")
     return config
@@ -34,6 +36,8 @@ def saved_config(folder: str | Path) -> RunConfig | ClassifierConfig:
 def read_config(path: Path) -> RunConfig:
     """Return the configuration of a generator's run from its file, or raise InputError."""
     config = configuration.from_json(load_json(path), str(path))
+    if isinstance(config, ReleasedConfig):
+        raise InputError(f"run is '{path.parent}', a converted artifact, which can only be sampled: name the folder of a training")
     if not isinstance(config, RunConfig):
         kind = "a classifier" if isinstance(config, ClassifierConfig) else "an encoder"
         raise InputError(f"run is '{path.parent}', {kind}, not a generator: name the folder of a generator")

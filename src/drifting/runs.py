@@ -35,7 +35,7 @@ from drifting.run_folder import (
     read_config,
 )
 from drifting.run_training import Interrupted, follow, noticing_loss
-from drifting.sampling import sample
+from drifting.sampling import Sampler, sample
 from drifting.training.loop import check_shares
 from drifting.training.recorder import FRAMES, Recorder
 from drifting.training.state import TrainingState
@@ -44,6 +44,8 @@ __all__ = ["Interrupted", "Run", "TrainedNetwork", "load", "start", "train", "tr
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
+# Columns of a picture, one a class; of more classes rows of ten.
+_WIDEST = 20
 
 
 @dataclass(frozen=True)
@@ -241,8 +243,17 @@ def load(folder: str | Path) -> Run:
     return Run(folder, config, generator.eval())
 
 
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless samples can be written to a file."""
+    if out.suffix not in (".png", ".npy"):
+        raise InputError(f"out is '{out}': name a .png picture or a .npy array")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise InputError(f"out is '{out}', which exists: pass --overwrite or name another file")
+    check_writable(out.parent, "out")
+
+
 def write_samples(
-    run: Run,
+    run: Sampler,
     out: Path,
     count: int,
     *,
@@ -252,11 +263,7 @@ def write_samples(
     overwrite: bool = False,
 ) -> None:
     """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError."""
-    if out.suffix not in (".png", ".npy"):
-        raise InputError(f"out is '{out}': name a .png picture or a .npy array")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise InputError(f"out is '{out}', which exists: pass --overwrite or name another file")
-    check_writable(out.parent, "out")
+    check_output(out, overwrite=overwrite)
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
     if not join().leads:
         return
@@ -266,4 +273,5 @@ def write_samples(
     elif samples.ndim == 2:
         save_image(points_figure(samples), out)
     else:
-        save_image(image_grid(samples, columns=len(labels or ()) or run.generator.num_classes or 10), out)
+        classes = run.generator.num_classes or _WIDEST
+        save_image(image_grid(samples, columns=len(labels or ()) or (classes if classes <= _WIDEST else 10)), out)

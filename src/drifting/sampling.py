@@ -1,6 +1,7 @@
 """Sampling: one forward pass per sample, each a function of its own seed only."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -81,3 +82,19 @@ def _told(guidance_scale: float | None, generator: Generator) -> float | None:
         if not generator.guided:
             raise InputError(f"guidance_scale is {guidance_scale:g}, but this generator takes none: leave it out")
     return float(guidance_scale or 1) if generator.guided else None
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What makes samples in the user's form: a run, or a generator of the release."""
+
+    @property
+    def generator(self) -> Generator:
+        """The network."""
+        ...
+
+    def sample(
+        self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
+    ) -> Tensor:
+        """Return points [n, 2], or uint8 images [n, h, w, c]."""
+        ...

@@ -1,7 +1,5 @@
-import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,93 +10,24 @@ from drifting.checkpoint import load_tensors, load_weights, save_tensors
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder, available_features, mae_loss, random_mask
 from drifting.encoders.pooling import multi_scale, norm_x
 from drifting.errors import InputError
+from drifting.official import read_artifact
 
 VALUES, HIDDEN = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4, dtype=torch.bool)
 
 REFERENCE = os.environ.get("DRIFTING_REFERENCE")
 
-# Module of the release -> ours; a name is rewritten by every rule that fits it, in this order.
-RENAMED = [
-    (r"^encoder\.(conv|gn)1$", r"stem.\1"),
-    (r"^encoder\.layer(\d)_norm$", lambda match: f"stages.{int(match[1]) - 1}.norm"),
-    (r"^encoder\.stages_(\d)\.layers_(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"^decoder\.up(\d)\d\.", lambda match: f"climb.{4 - int(match[1])}."),
-    (r"^decoder\.", ""),
-    (r"^fc$", "classify"),
-    (r"\.proj_(conv|gn)$", r".shortcut.\1"),
-    (r"\.(conv|gn)1$", r".first.\1"),
-    (r"\.(conv|gn)2$", r".second.\1"),
-    (r"\.proj\.", ".first."),
-    (r"\.refine\.", ".second."),
-    (r"\.(gn|concat_norm_fn)$", ".norm"),
-]
-
-
-class MessagePack:
-    """Read the part of the format that a file of weights uses: maps, arrays, texts, bytes, integers, and arrays as extension 1."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.place = data, 0
-
-    def take(self, count: int) -> bytes:
-        self.place += count
-        return self.data[self.place - count : self.place]
-
-    def number(self, width: int) -> int:
-        return int.from_bytes(self.take(width), "big")
-
-    def read(self):
-        first = self.number(1)
-        if first < 0x80:
-            return first
-        if first < 0xC0:
-            kind = "map" if first < 0x90 else "array" if first < 0xA0 else "text"
-            return self.body(kind, first & (0x1F if kind == "text" else 0x0F))
-        for kind, start, widths in [("bytes", 0xC4, 3), ("extension", 0xC7, 3), ("integer", 0xCC, 4), ("text", 0xD9, 3)]:
-            if start <= first < start + widths:
-                return self.body(kind, self.number(1 << (first - start)))
-        return self.body({0xDC: "array", 0xDE: "map"}[first], self.number(2))
-
-    def body(self, kind: str, size: int):
-        if kind == "map":
-            return {self.read(): self.read() for _ in range(size)}
-        if kind == "array":
-            return [self.read() for _ in range(size)]
-        if kind == "extension":
-            assert self.number(1) == 1
-            shape, dtype, raw = MessagePack(self.take(size)).read()
-            return np.frombuffer(raw, dtype).reshape(shape)
-        return size if kind == "integer" else self.take(size).decode() if kind == "text" else self.take(size)
-
-
-def leaves(tree: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    for name, value in tree.items():
-        yield from leaves(value, (*path, name)) if isinstance(value, dict) else [((*path, name), value)]
-
-
-def released_weights(tree: dict) -> dict[str, torch.Tensor]:
-    """Return weights of the release under our names: kernels [h, w, in, out] become [out, in, h, w], matrices are transposed."""
-    weights = {}
-    for (*path, leaf), value in leaves(tree):
-        name = ".".join(path)
-        for pattern, ours in RENAMED:
-            name = re.sub(pattern, ours, name)
-        axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[value.ndim]
-        weights[f"{name}.{'bias' if leaf == 'bias' else 'weight'}"] = torch.tensor(value).permute(axes)
-    return weights
-
 
 def released_model(case: str) -> tuple[MaskedAutoencoder, torch.Tensor, dict[str, torch.Tensor]]:
     """Return the network, its images and what the release makes of them, channels first."""
-    folder = Path(REFERENCE) / case
-    settings = json.loads((folder / "metadata.json").read_text())["model_config"]
-    with np.load(folder / "expected.npz") as arrays:
+    artifact = read_artifact(Path(REFERENCE) / case)
+    settings = artifact.metadata["model_config"]
+    with np.load(artifact.folder / "expected.npz") as arrays:
         expected = {name: torch.tensor(arrays[name]) for name in arrays}
     for name in ("image", "reconstruction"):
         expected[name] = expected.pop(f"{name}_nhwc").permute(0, 3, 1, 2)
     names = {"width": "base_channels", "patch": "input_patch_size", "num_classes": "num_classes", "depths": "layers"}
     network = MaskedAutoencoder(expected["image"].shape[1:], **{ours: settings[theirs] for ours, theirs in names.items()})
-    network.load_state_dict(released_weights(MessagePack((folder / "ema_params.msgpack").read_bytes()).read()))
+    network.load_state_dict({name: artifact.read(name) for name in artifact.places})
     return network, expected.pop("image"), expected
 
 
@@ -280,6 +209,7 @@ def test_weights_go_through_a_file(tmp_path):
         (lambda: _network(patch=5), "patch is 5"),
         (lambda: _network((3, 16, 20), patch=8), "16 x 20"),
         (lambda: _network(patch=0), "patch is 0"),
+        (lambda: _network((3,), patch=0), "which are of any size"),
         (lambda: _network(depths=(1, 2, 3)), "depths is"),
         (lambda: _network(depths=(1, 2, 0, 1)), "depths is"),
         (lambda: _network()(_images(2, 3, 32, 32)), r"images are \(3, 32, 32\)"),

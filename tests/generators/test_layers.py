@@ -100,6 +100,16 @@ def test_attention_is_that_of_the_loops():
     torch.testing.assert_close(attention(tokens), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_plain_attention_is_that_of_torch():
+    attention, tokens = _randomised(Attention(12, 3, 5, normalised=False, rotary=False)), _random(2, 5, 12)
+    plain = nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
+    weights = {"in_proj_weight": attention.qkv.weight, "in_proj_bias": attention.qkv.bias}
+    output = {f"out_proj.{name}": value for name, value in attention.output.state_dict().items()}
+    plain.load_state_dict({**weights, **output})
+    torch.testing.assert_close(attention(tokens), plain(tokens, tokens, tokens)[0])
+    assert attention.state_dict().keys() == {f"{layer}.{leaf}" for layer in ("qkv", "output") for leaf in ("weight", "bias")}
+
+
 @pytest.mark.parametrize("heads", [0, 4, 5])
 def test_heads_that_do_not_split_the_width_are_refused(heads):
     with pytest.raises(InputError, match=f"heads is {heads}"):

@@ -1,4 +1,4 @@
-"""The command line: drifting {train, train-encoder, sample, evaluate, compare, presets}. It parses, calls and prints, no more."""
+"""The command line: drifting {train, train-encoder, sample, convert, evaluate, compare, presets}. It parses, calls, prints."""
 
 import os
 import sys
@@ -87,32 +87,47 @@ def train_encoder(
 
 
 def sample(
-    run: Positional[Path],
+    run: Positional[str],
     /,
     *,
     num_samples: int = 64,
     seed: int = 0,
     labels: tuple[int, ...] | None = None,
     guidance_scale: float | None = None,
+    vae: str | None = None,
     out: Path = Path("samples.png"),
     overwrite: bool = False,
 ) -> None:
     """Make samples with a trained run, one forward pass each.
 
     Args:
-        run: the run folder.
+        run: the run folder, one of the authors' artifacts, converted or not, or hub:NAME for one that they published.
         num_samples: how many.
         seed: which ones; sample i of a seed is always the same.
         labels: classes to cycle through; all of them by default.
         guidance_scale: how strongly a class is set apart from the others, from 1, which is not at all; that of the run by default.
+        vae: Hub id or folder of the auto-encoder that decodes latents of an artifact; that of the paper by default.
         out: a picture (.png), or the numbers (.npy): float32 points in their own coordinates, or uint8 images [n, h, w, c].
         overwrite: replace the file if it is there.
     """
-    from drifting import runs
+    from drifting import released
 
     options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "overwrite": overwrite}
-    runs.write_samples(runs.load(run), out, num_samples, **options)
+    released.write_samples(run, out, num_samples, vae=vae, **options)
     print(out)
+
+
+def convert(source: Positional[str], /, *, out: Path, overwrite: bool = False) -> None:
+    """Turn an artifact of the authors' release into a folder of ours, or a folder of ours into an artifact; every bit is kept.
+
+    Args:
+        source: the folder of an artifact, of an earlier conversion or of a training; or hub:NAME for what the authors published.
+        out: the folder to write.
+        overwrite: replace an earlier conversion in it.
+    """
+    from drifting import released
+
+    print(*released.convert(source, out, overwrite=overwrite), sep="\n")
 
 
 def evaluate(
@@ -189,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     app = tyro.extras.SubcommandApp()
-    for command in (train, train_encoder, sample, evaluate, compare, presets):
+    for command in (train, train_encoder, sample, convert, evaluate, compare, presets):
         app.command(command)
     processes = None
     try:

@@ -35,6 +35,7 @@ from drifting.config.networks import (
     SimCLRConfig,
     UNetConfig,
 )
+from drifting.config.released import ReleasedConfig
 from drifting.config.report import build_evaluation, build_pictures
 from drifting.config.schema import (
     AnyConfig,
@@ -44,7 +45,7 @@ from drifting.config.schema import (
     LossConfig,
     RunConfig,
 )
-from drifting.config.serial import VERSION, from_json, to_json
+from drifting.config.serial import VERSION, SavedConfig, from_json, to_json
 from drifting.data.pixels import to_bytes, to_signed
 
 __all__ = [
@@ -65,8 +66,10 @@ __all__ = [
     "MLPConfig",
     "PixelsConfig",
     "PointsData",
+    "ReleasedConfig",
     "ResNetConfig",
     "RunConfig",
+    "SavedConfig",
     "SimCLRConfig",
     "ToyData",
     "UNetConfig",

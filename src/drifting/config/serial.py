@@ -6,11 +6,14 @@ from typing import Any, get_args
 
 from drifting.config.data import Data
 from drifting.config.networks import Encoder, Generator, LoneEncoder
+from drifting.config.released import ReleasedConfig
 from drifting.config.schema import AnyConfig, BankConfig, LossConfig
 from drifting.errors import InputError
 from drifting.training.schedule import Schedule
 
 VERSION = 1
+
+SavedConfig = AnyConfig | ReleasedConfig
 
 # Fields that hold one of several classes, with its name beside its values.
 _CHOICES: dict[str, tuple[type, ...]] = {
@@ -23,7 +26,7 @@ _CHOICES: dict[str, tuple[type, ...]] = {
 }
 
 
-def to_json(config: AnyConfig) -> dict[str, Any]:
+def to_json(config: SavedConfig) -> dict[str, Any]:
     """Return the configuration as JSON values, with its version."""
     values: dict[str, Any] = {"version": VERSION, "type": type(config).__name__, **dataclasses.asdict(config)}
     for name in _CHOICES:
@@ -32,7 +35,7 @@ def to_json(config: AnyConfig) -> dict[str, Any]:
     return values
 
 
-def from_json(values: dict[str, Any], origin: str) -> AnyConfig:
+def from_json(values: dict[str, Any], origin: str) -> SavedConfig:
     """Return the configuration written by `to_json`; raises InputError if it is of a newer version or not one at all."""
     version = values.get("version") if isinstance(values, dict) else None
     if not isinstance(version, int):
@@ -44,7 +47,7 @@ def from_json(values: dict[str, Any], origin: str) -> AnyConfig:
         for name, kinds in _CHOICES.items():
             if fields.get(name) is not None:
                 fields[name] = _of_type(fields[name], kinds)
-        return _of_type(fields, get_args(AnyConfig))
+        return _of_type(fields, get_args(SavedConfig))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"configuration '{origin}' is damaged ({error}): restore it or train again") from None
 

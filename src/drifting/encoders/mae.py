@@ -37,15 +37,16 @@ class MaskedAutoencoder(nn.Module):
     """Images -> reconstructions and logits; images in [-1, 1], or latents of mean 0: a hidden place is 0, the middle of its values.
 
     Args:
-        image_shape: channels, height and width of one image, both sides divisible by `patch`.
+        image_shape: channels, height and width of one image, both sides divisible by `patch`; channels alone for any such size.
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
         patch: side of the patches that an image is cut into, 1 for none.
         num_classes: number of labels, or None for a network without logits.
         depths: residual blocks of the four stages, each 1 or more.
 
     Attributes:
-        grid: places of the patches, (y, x).
-        map_shapes: name -> shape of one map; "layer2_blk1" is the first block of the second stage, "layer2" the whole stage.
+        grid: places of the patches, (y, x); () for images of any size.
+        map_shapes: name -> shape of one map, of which channels alone are known for images of any size; "layer2_blk1" is the first
+            block of the second stage, "layer2" the whole stage.
 
     Raises:
         InputError: if patches do not divide the image, or there are not four stages with blocks.
@@ -63,11 +64,12 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         channels, *sides = image_shape
         if patch < 1 or any(side < patch or side % patch for side in sides):
-            raise InputError(f"patch is {patch}: pass a divisor of both sides of the images, which are {sides[0]} x {sides[1]}")
+            shown = " x ".join(map(str, sides)) or "of any size"
+            raise InputError(f"patch is {patch}: pass a divisor of both sides of the images, which are {shown}")
         if len(depths) != 4 or min(depths) < 1:
             raise InputError(f"depths is {tuple(depths)}: pass the number of blocks of four stages, each 1 or more")
-        self.image_shape, self.patch, self.num_classes = (channels, *sides), patch, num_classes
-        self.grid = (sides[0] // patch, sides[1] // patch)
+        self.image_shape, self.patch, self.num_classes, self.depths = (channels, *sides), patch, num_classes, tuple(depths)
+        self.grid = tuple(side // patch for side in sides)
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         self.stem = _ConvNorm(channels * patch**2, width)
         self.stages = nn.ModuleList(
@@ -86,8 +88,10 @@ class MaskedAutoencoder(nn.Module):
         Raises:
             InputError: if images have another shape than the network was made for.
         """
-        if tuple(images.shape[1:]) != self.image_shape:
-            raise InputError(f"images are {tuple(images.shape[1:])}: this encoder takes {self.image_shape}")
+        shape, known = tuple(images.shape[1:]), self.image_shape
+        if shape[: len(known)] != known or len(shape) != 3 or any(side < self.patch or side % self.patch for side in shape[1:]):
+            takes = known if self.grid else f"{known[0]} channels and sides divisible by {self.patch}"
+            raise InputError(f"images are {shape}: this encoder takes {takes}")
         split = images.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
         return split.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
@@ -132,7 +136,8 @@ class MAEFeatures(Frozen):
     Args:
         autoencoder: the trained network.
         names: which features: "norm_x" (root mean square of each channel of the patches), and the maps in the kinds of
-            `pooling.multi_scale`, such as "conv1", "layer1_mean" or "layer2_blk2_std_4". None for all that the release uses.
+            `pooling.multi_scale`, such as "conv1", "layer1_mean" or "layer2_blk2_std_4". None for all that the release uses. With
+            images of any size, those whose windows do not divide a map are left out when it is called.
         every: without names, which blocks inside a stage are features: 2 for each second one, as in the release.
 
     Raises:
@@ -156,7 +161,7 @@ class MAEFeatures(Frozen):
         features = {"norm_x": norm_x(self.autoencoder.patches(samples))}
         for name, map in self.autoencoder.maps(samples).items():
             features.update(multi_scale(name, map, self._kinds[name]))
-        return {name: features[name] for name in self.names}
+        return {name: features[name] for name in self.names if name in features}
 
 
 def available_features(autoencoder: MaskedAutoencoder, every: int = 1) -> tuple[str, ...]:
@@ -171,14 +176,12 @@ def available_features(autoencoder: MaskedAutoencoder, every: int = 1) -> tuple[
     return tuple(names)
 
 
-def random_mask(
-    count: int, grid: tuple[int, int], rng: torch.Generator, *, probability: float = 0.5, side: int = MASK_SIDE
-) -> Mask:
+def random_mask(count: int, grid: Sequence[int], rng: torch.Generator, *, probability: float = 0.5, side: int = MASK_SIDE) -> Mask:
     """Draw which places to hide: squares of the grid, each with the same probability and independent of the others.
 
     Args:
         count: number of images.
-        grid: `MaskedAutoencoder.grid`.
+        grid: places of the patches, (y, x): `MaskedAutoencoder.grid`, where it is known.
         rng: the mask is on its device.
         probability: of a square, from 0 to 1.
         side: of a square, in places; a divisor of both sides of the grid.
@@ -285,11 +288,11 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=_EPSILON)
 
 
-def _map_shapes(width: int, grid: tuple[int, int], depths: Sequence[int]) -> dict[str, tuple[int, int, int]]:
-    shapes, (height, wide) = {"conv1": (width, *grid)}, grid
+def _map_shapes(width: int, grid: tuple[int, ...], depths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    shapes, sides = {"conv1": (width, *grid)}, grid
     for index, depth in enumerate(depths):
         if index:
-            height, wide = (height + 1) // 2, (wide + 1) // 2
+            sides = tuple((side + 1) // 2 for side in sides)
         names = [f"layer{index + 1}_blk{block}" for block in range(1, depth + 1)] + [f"layer{index + 1}"]
-        shapes |= dict.fromkeys(names, (width * 2**index, height, wide))
+        shapes |= dict.fromkeys(names, (width * 2**index, *sides))
     return shapes

@@ -31,10 +31,10 @@ def feature_name(name: str, kind: str) -> str:
     return name if kind == "all" else f"{name}_{kind}"
 
 
-def fits(kind: str, height: int, width: int) -> bool:
-    """Return whether the windows of a kind divide a map of this size."""
+def fits(kind: str, *sides: int) -> bool:
+    """Return whether the windows of a kind divide a map of these sides, or could, where they are not known yet."""
     window = _WINDOWS.get(kind, 0)
-    return window == 0 or (height % window == 0 and width % window == 0)
+    return window == 0 or all(side % window == 0 for side in sides)
 
 
 def multi_scale(

@@ -15,6 +15,7 @@ Shapes: g groups (independent problems), n rows (generated samples), k columns (
 Source: paper, Algorithm 2; the arrangement is ours.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -70,36 +71,39 @@ def pairwise_distances(
     directly; many are centred first, and on a CPU their products are summed in float64.
     """
     out = (memory or Memory()).matrix((x.shape[0], x.shape[1], y.shape[1]), like=x)
+    prepare = _by_difference if x.shape[-1] <= DIRECT_DIMENSIONS else _by_expansion
     centre = y.mean(1, keepdim=True)
-    fill = (_by_difference if x.shape[-1] <= DIRECT_DIMENSIONS else _by_expansion)(x - centre, y - centre)
-    for groups, rows, scratch in _scratch_tiles(out):
-        fill(groups, rows, out[groups, rows], scratch)
-        out[groups, rows].sqrt_()
+    # Samples are centred and copied for a few groups at a time: of many groups of wide features they are the most memory.
+    for groups, tiles_of_groups in itertools.groupby(_scratch_tiles(out), lambda tile: tile[0]):
+        fill = prepare(x[groups] - centre[groups], y[groups] - centre[groups])
+        for _, rows, scratch in tiles_of_groups:
+            fill(rows, out[groups, rows], scratch)
+            out[groups, rows].sqrt_()
     return out
 
 
-def _by_difference(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, slice, Tensor, Tensor], None]:
+def _by_difference(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, Tensor, Tensor], None]:
     """Return the function that writes the squared distances of one tile, one coordinate after the other."""
     x, y = (samples.movedim(-1, 0).contiguous() for samples in (x, y))
 
-    def fill(groups: slice, rows: slice, out: Tensor, scratch: Tensor) -> None:
+    def fill(rows: slice, out: Tensor, scratch: Tensor) -> None:
         for index in range(len(x)):
-            difference = torch.sub(x[index, groups, rows, None], y[index, groups, None], out=scratch)
+            difference = torch.sub(x[index, :, rows, None], y[index, :, None], out=scratch)
             out.addcmul_(difference, difference) if index else torch.square(difference, out=out)
 
     return fill
 
 
-def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, slice, Tensor, Tensor], None]:
+def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, Tensor, Tensor], None]:
     """Return the function that writes the squared distances of one tile, by |x|^2 + |y|^2 - 2xy."""
     wide = torch.float64 if x.device.type == "cpu" else x.dtype
     y = y.to(wide)
     norms = _squared_norms(y).mT
 
-    def fill(groups: slice, rows: slice, out: Tensor, scratch: Tensor) -> None:
+    def fill(rows: slice, out: Tensor, scratch: Tensor) -> None:
         del scratch
-        some = x[groups, rows].to(wide)
-        squares = torch.baddbmm(norms[groups], some, y[groups].mT, alpha=-2)
+        some = x[:, rows].to(wide)
+        squares = torch.baddbmm(norms, some, y.mT, alpha=-2)
         out.copy_(squares.add_(_squared_norms(some))).clamp_(min=0)
 
     return fill

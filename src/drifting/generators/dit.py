@@ -50,6 +50,7 @@ class DiTSize:
         num_styles: style codes of a sample.
         style_classes: values of each.
         embedding_std: how far the parts of the condition spread at the start; the release has 0.02. Short trainings want more.
+        normalised, rotary: whether queries and keys of the attention are normalised, and turned by their position.
     """
 
     patch: int
@@ -62,6 +63,8 @@ class DiTSize:
     num_styles: int = 32
     style_classes: int = 64
     embedding_std: float = 0.02
+    normalised: bool = True
+    rotary: bool = True
 
 
 _B2 = DiTSize(patch=2, width=768, depth=12, heads=12, cond_dim=768)
@@ -94,7 +97,7 @@ class DiT(Generator):
     """Push a noise image through a transformer into an image.
 
     Args:
-        sample_shape: channels, height and width of one image, and of its noise; the patch divides both sides.
+        sample_shape: channels, height and width of one image; the patch divides both sides.
         size: how large the network is.
         num_classes: number of labels, or None for a generator that takes none.
         guided: take a guidance scale.
@@ -102,6 +105,7 @@ class DiT(Generator):
         output_std: how far the first outputs spread, before tanh; 0.75 leaves 0.5 after it. At 0 they are all 0, as in the release.
             Above 0 the output layer does not start at zero, and noise outweighs position, so that the first samples differ.
         checkpointing: compute the activations of a block again in the backward pass: less memory, a third more time.
+        noise_channels: of the noise, which has the sides of the image; None for as many as the image has.
 
     Raises:
         InputError: if the patch does not divide the image, or the width cannot be split.
@@ -117,41 +121,44 @@ class DiT(Generator):
         bounded: bool = False,
         output_std: float = 0.0,
         checkpointing: bool = False,
+        noise_channels: int | None = None,
     ) -> None:
         super().__init__()
-        self.sample_shape = self.noise_shape = channels, height, width = check_sides(sample_shape, size.patch)
+        self.sample_shape = channels, height, width = check_sides(sample_shape, size.patch)
+        self.noise_shape = (channels if noise_channels is None else noise_channels, height, width)
         self.num_classes, self.num_styles, self.style_classes = num_classes, size.num_styles, size.style_classes
         self.size, self.guided, self.bounded, self.checkpointing = size, guided, bounded, checkpointing
         styles = {"num_styles": size.num_styles, "style_classes": size.style_classes, "std": size.embedding_std}
         self.condition = Condition(size.cond_dim, num_classes=num_classes, guided=guided, **styles)
-        entries = channels * size.patch**2
-        self.embed = nn.Linear(entries, size.width)
+        entries, noise_entries = channels * size.patch**2, self.noise_shape[0] * size.patch**2
+        self.embed = nn.Linear(noise_entries, size.width)
         self.positions = nn.Parameter(grid_positions(height // size.patch, width // size.patch, size.width))
-        self.context = nn.Linear(size.cond_dim, size.width)
-        self.context_tokens = nn.Parameter(0.02 * torch.randn(size.num_context_tokens, size.width))
-        length = size.num_context_tokens + len(self.positions)
+        context = size.num_context_tokens
+        self.context = nn.Linear(size.cond_dim, size.width) if context else None
+        self.context_tokens = nn.Parameter(0.02 * torch.randn(context, size.width)) if context else None
+        length = context + len(self.positions)
         self.blocks = nn.ModuleList(Block(size, length) for _ in range(size.depth))
         self.norm = RMSNorm(size.width)
         self.modulation = _start_at_zero(nn.Linear(size.cond_dim, 2 * size.width))
         self.output = _start_at_zero(nn.Linear(size.width, entries))
-        for layer in (self.embed, self.context):
+        for layer in filter(None, (self.embed, self.context)):
             _start_xavier(layer)
         if output_std > 0:
-            nn.init.normal_(self.embed.weight, std=entries**-0.5)
+            nn.init.normal_(self.embed.weight, std=noise_entries**-0.5)
             nn.init.normal_(self.output.weight, std=output_std * size.width**-0.5)
 
     def forward(
         self,
         noise: Float[Tensor, "b c h v"],
         labels: Int[Tensor, " b"] | None = None,
-        guidance_scale: Float[Tensor, " b"] | None = None,
+        guidance_scale: Float[Tensor, " b"] | float | None = None,
         style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b c h v"]:
         """Return one image for each noise image, in float32 under autocast too; for the other arguments see `layers.Condition`."""
         condition = self.condition(noise, labels, guidance_scale, style_indices)
-        patches = self.embed(patchify(noise, self.size.patch)) + self.positions
-        context = self.context(condition)[:, None] + self.context_tokens
-        tokens, active = torch.cat([context, patches], 1), silu(condition)
+        tokens, active = self.embed(patchify(noise, self.size.patch)) + self.positions, silu(condition)
+        if self.context is not None and self.context_tokens is not None:
+            tokens = torch.cat([self.context(condition)[:, None] + self.context_tokens, tokens], 1)
         for block in self.blocks:
             tokens = run(block, tokens, active, checkpointing=self.checkpointing)
         shift, scale = precise(self.modulation, active).chunk(2, -1)
@@ -171,7 +178,7 @@ class Block(nn.Module):
     def __init__(self, size: DiTSize, length: int) -> None:
         super().__init__()
         self.norm_attention, self.norm_mlp = RMSNorm(size.width), RMSNorm(size.width)
-        self.attention = Attention(size.width, size.heads, length)
+        self.attention = Attention(size.width, size.heads, length, normalised=size.normalised, rotary=size.rotary)
         self.mlp = SwiGLU(size.width, size.mlp_ratio)
         self.apply(_start_xavier)
         self.modulation = _start_at_zero(nn.Linear(size.cond_dim, 6 * size.width))

@@ -83,6 +83,8 @@ class Attention(nn.Module):
         width: of a token.
         heads: their number; a head has width / heads channels, an even number.
         length: number of tokens.
+        normalised: whether queries and keys are.
+        rotary: whether they are turned.
 
     Raises:
         InputError: if the width cannot be split into heads with an even number of channels.
@@ -91,15 +93,15 @@ class Attention(nn.Module):
     cosines: Tensor
     sines: Tensor
 
-    def __init__(self, width: int, heads: int, length: int) -> None:
+    def __init__(self, width: int, heads: int, length: int, *, normalised: bool = True, rotary: bool = True) -> None:
         super().__init__()
         if heads < 1 or width % (2 * heads):
             raise InputError(
                 f"heads is {heads}: pass a number with which width {width} is an even number of channels for each head"
             )
-        self.heads = heads
+        self.heads, self.rotary = heads, rotary
         self.qkv, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm_queries, self.norm_keys = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.norm_queries, self.norm_keys = (RMSNorm(width // heads) if normalised else nn.Identity() for _ in range(2))
         angles = rotary_angles(length, width // heads)
         self.register_buffer("cosines", angles.cos().float(), persistent=False)
         self.register_buffer("sines", angles.sin().float(), persistent=False)
@@ -107,8 +109,10 @@ class Attention(nn.Module):
     def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
         """Return what every token gathers from all tokens of its sample."""
         queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        queries = rotate(self.norm_queries(queries), self.cosines, self.sines).to(values.dtype)
-        keys = rotate(self.norm_keys(keys), self.cosines, self.sines).to(values.dtype)
+        queries, keys = self.norm_queries(queries), self.norm_keys(keys)
+        if self.rotary:
+            queries, keys = (rotate(vectors, self.cosines, self.sines) for vectors in (queries, keys))
+        queries, keys = queries.to(values.dtype), keys.to(values.dtype)
         gathered = scaled_dot_product_attention(queries, keys, values)
         return self.output(gathered.transpose(1, 2).flatten(2))
 
@@ -213,7 +217,7 @@ class Condition(nn.Module):
         self,
         noise: Float[Tensor, "b c h v"],
         labels: Int[Tensor, " b"] | None = None,
-        guidance_scale: Float[Tensor, " b"] | None = None,
+        guidance_scale: Float[Tensor, " b"] | float | None = None,
         style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b z"]:
         """Return the condition of every sample.
@@ -221,7 +225,7 @@ class Condition(nn.Module):
         Args:
             noise: of the samples; only their number, device and precision count.
             labels: needed where there are classes, and not used elsewhere.
-            guidance_scale: None is 1, which is none; not used by an unguided generator.
+            guidance_scale: one for each sample or for all; None is 1, which is none; not used by an unguided generator.
             style_indices: None draws them from the global random stream; not used where there are no styles.
 
         Raises:
@@ -229,7 +233,7 @@ class Condition(nn.Module):
         """
         condition = full_precision(noise).new_zeros(len(noise), self.width)
         if self.guidance is not None and self.norm is not None:
-            scale = condition.new_ones(len(noise)) if guidance_scale is None else guidance_scale.to(condition)
+            scale = torch.as_tensor(1.0 if guidance_scale is None else guidance_scale).to(condition).expand(len(noise))
             condition = self.std * self.norm(precise(self.guidance, guidance_embedding(scale)))
         if self.classes is not None:
             if labels is None:

@@ -5,6 +5,7 @@ Shapes: l labels, n generated, p positives and m unconditional samples per label
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
-from drifting.loss import DriftingLoss, FeatureLoss
+from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
 from drifting.training.positives import encode_sets
 
 SetFeatures = Mapping[str, Float[Tensor, "l n k _"]]
@@ -44,6 +45,16 @@ class Batch:
     unconditional: Mapping[str, Float[Tensor, "l m k _"]] | None = None
     unconditional_weight: Float[Tensor, " l"] | None = None
 
+    def of(self, labels: slice) -> "Batch":
+        """Return the part of the batch that is of some of its labels."""
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: one[labels] for name, one in value.items()}
+            return None if value is None else value[labels]
+
+        return Batch(**{name: taken(value) for name, value in vars(self).items()})
+
     def inputs(
         self, noise: Float[Tensor, "l n *noise"], codes: Int[Tensor, "l n s"] | None, size: int | None = None
     ) -> Iterator[tuple[Tensor | None, ...]]:
@@ -65,17 +76,18 @@ def drifting_step(
     *,
     statistics: bool = False,
     processes: Processes = ALONE,
+    known: Mapping[str, DriftLoss] | None = None,
 ) -> FeatureLoss:
     """Generate, encode and compare: return the loss of a batch, with gradient into the generator's weights.
 
     Of several processes each has a batch of its own labels or, where there are none, its own samples of the one population; the
-    loss of the step is then the mean of theirs.
+    loss of the step is then the mean of theirs. `known` are scales and drift norms of more than this batch, as in `DriftingLoss`.
     """
     generated, independent = _features(generator, encoder, batch, batch.noise, batch.style_indices), None
     if batch.independent_noise is not None:
         with torch.no_grad():
             independent = _features(generator, encoder, batch, batch.independent_noise, batch.independent_style_indices)
-    return compare(loss, generated, independent, batch, statistics=statistics, processes=processes)
+    return compare(loss, generated, independent, batch, statistics=statistics, processes=processes, known=known)
 
 
 def compare(
@@ -86,6 +98,7 @@ def compare(
     *,
     statistics: bool = False,
     processes: Processes = ALONE,
+    known: Mapping[str, DriftLoss] | None = None,
 ) -> FeatureLoss:
     """Return the loss of a batch from the features of its generated samples, and of those of `independent_noise`."""
     weights, others = None, {}
@@ -104,6 +117,7 @@ def compare(
         generated_negatives=independent,
         weights=weights,
         statistics=statistics,
+        known=known,
         **others,
     )
 

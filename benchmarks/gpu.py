@@ -1,0 +1,183 @@
+"""Time what a GPU is for: the loss on many groups, and training steps of the 33M-parameter generators.
+
+Command: python benchmarks/gpu.py [--only loss step] [--tiny]
+
+The loss stands beside the paper's listing in batched eager PyTorch, out of place, in the same process. Steps are of
+`cifar10-multiscale-gpu` on random images: generator, encoder of width 64, loss, optimiser and average. Times are medians after a
+warm-up, memory is the most that torch had allocated. --tiny is for trying the file out on a CPU.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import drifting
+from drifting import config as configuration
+from drifting.config import DiTConfig, ImagesData, RunConfig, SimCLRConfig, UNetConfig
+from drifting.data.source import InMemorySource
+from drifting.generators.dit import SIZES
+from drifting.generators.unet import SIZES as UNET_SIZES
+from drifting.presets import preset
+from drifting.training.loop import TrainingState, train
+from drifting.training.positives import Positives
+
+TEMPERATURES = (0.02, 0.05, 0.2)
+# Groups, generated, positives, channels: locations of the maps of the ablation recipe for eight labels, a bank of MNIST, CIFAR-10.
+LOSSES = [(8192, 64, 80, 256), (2048, 64, 80, 512), (512, 64, 80, 1024), (128, 64, 80, 2048), (10, 64, 64, 784), (1, 640, 640, 512)]
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def median_seconds(call: Callable[[], object], device: str, repeats: int) -> float:
+    """Return the median time of a call after two that warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        synchronise(device)
+        start = time.perf_counter()
+        call()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def peak_gigabytes(device: str) -> float:
+    """Return the most memory that was allocated since it was last asked for; 0 on a CPU."""
+    if device != "cuda":
+        return 0.0
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def plain_loss(samples: Tensor, positives: Tensor) -> Tensor:
+    """Return the loss of all groups as the paper's listing has it, batched."""
+    generated = samples.detach()
+    with torch.no_grad():
+        distances = torch.cat([torch.cdist(generated, generated), torch.cdist(generated, positives)], 2)
+        scale = distances.mean()
+        unit = scale / generated.shape[2] ** 0.5
+        distances = distances / scale
+        distances.diagonal(dim1=1, dim2=2).add_(100)
+        total, count = torch.zeros_like(generated), generated.shape[1]
+        for temperature in TEMPERATURES:
+            logits = -distances / temperature
+            affinity = (logits.softmax(2) * logits.softmax(1)).clamp(min=1e-6).sqrt()
+            negative, positive = affinity[..., :count], affinity[..., count:]
+            drift = (positive * negative.sum(2, keepdim=True)) @ positives - (negative * positive.sum(2, keepdim=True)) @ generated
+            drift = drift / unit
+            total += drift / drift.square().mean().sqrt()
+        target = generated / unit + total
+    return (samples / unit - target).square().mean()
+
+
+def time_losses(device: str, tiny: bool) -> Table:
+    """Time loss and gradient for groups of several sizes."""
+    table = Table(
+        "groups x generated + positives x channels", "plain, ms", "plain, GB", "drifting, ms", "drifting, GB", title="loss"
+    )
+    for groups, generated, real, channels in [(8, 16, 20, 8)] if tiny else LOSSES:
+        rng = torch.Generator(device).manual_seed(0)
+        samples = torch.randn(groups, generated, channels, generator=rng, device=device, requires_grad=True)
+        positives = torch.randn(groups, real, channels, generator=rng, device=device) + 0.1
+
+        def ours(samples: Tensor = samples, positives: Tensor = positives) -> Tensor:
+            return drifting.drifting_loss(samples, positives, temperatures=TEMPERATURES).loss.mean()
+
+        def plain(samples: Tensor = samples, positives: Tensor = positives) -> Tensor:
+            return plain_loss(samples, positives)
+
+        (gradient,), (expected,) = (torch.autograd.grad(call(), samples) for call in (ours, plain))
+        assert (gradient - expected).norm() < 2e-2 * expected.norm()
+        row = []
+        for call in (plain, ours):
+            peak_gigabytes(device)
+            before = torch.cuda.memory_allocated() / 2**30 if device == "cuda" else 0.0
+            row += [f"{1e3 * median_seconds(lambda call=call: call().backward(), device, 7):.2f}"]
+            row += [f"{peak_gigabytes(device) - before:.2f}"]
+        table.add_row(f"{groups} x {generated} + {real} x {channels}", *row)
+    return table
+
+
+def small_runs(tiny: bool) -> Iterator[tuple[str, RunConfig]]:
+    """Yield runs on 32 x 32 images: both generators, whole and in micro-batches, in both precisions."""
+    base = preset("cifar10-multiscale-gpu")
+    assert isinstance(base, RunConfig)
+    assert isinstance(base.data, ImagesData)
+    base = dataclasses.replace(base, data=dataclasses.replace(base.data, image_shape=(3, 32, 32), num_classes=10))
+    # The same network: of classes only its training would need to know.
+    kept = {name: getattr(base.encoder, name) for name in ("arch", "feature_dims", "features")}
+    encoder = SimCLRConfig(width=8 if tiny else 64, **kept)
+    generators: list[Any] = [
+        UNetConfig(**vars(UNET_SIZES["cpu" if tiny else "gpu"])),
+        DiTConfig(**vars(SIZES["cpu" if tiny else "gpu"])),
+    ]
+    sizes = {"labels_per_step": 2, "generated": 4, "positives": 4} if tiny else {}
+    for generator in generators:
+        for precision in ("float32", "bfloat16"):
+            for micro_batch in (None, 4 if tiny else 128):
+                changes = {"precision": precision, "micro_batch": micro_batch, **sizes}
+                schedule = dataclasses.replace(base.schedule, **changes)
+                name = f"{type(generator).__name__.removesuffix('Config')}, {precision}, {micro_batch or 'whole'}"
+                yield name, dataclasses.replace(base, generator=generator, encoder=encoder, schedule=schedule)
+
+
+def time_steps(device: str, tiny: bool, steps: int) -> Table:
+    """Time training steps on random images."""
+    table = Table("generator, precision, micro-batch", "parameters", "ms a step", "GB", title="step of cifar10-multiscale-gpu")
+    for name, config in small_runs(tiny):
+        config = dataclasses.replace(config, device=device)  # noqa: PLW2901
+        generator = configuration.build_generator(config).to(device)
+        network = configuration.build_network(config)
+        assert network is not None
+        encoder = configuration.build_encoder(config, network.to(device))
+        images = torch.rand(2000, 3, 32, 32, device=device) * 2 - 1
+        positives = Positives(InMemorySource(images, torch.arange(2000, device=device) % 10), encoder, batch_size=1280)
+        schedule = dataclasses.replace(config.schedule, steps=steps + 4)
+        state = TrainingState(generator, schedule, 0)
+        running = train(state, positives, encoder, configuration.build_loss(config), schedule)
+        peak_gigabytes(device)
+        try:
+            taken = f"{1e3 * median_seconds(lambda running=running: next(running), device, steps):.1f}"
+        except torch.OutOfMemoryError:
+            taken = "out of memory"
+        count = sum(weight.numel() for weight in generator.parameters()) / 1e6
+        table.add_row(name, f"{count:.1f} M", taken, f"{peak_gigabytes(device):.2f}")
+        del generator, network, encoder, positives, state, running
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return table
+
+
+def main() -> None:
+    """Print one table for each part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=["loss", "step"], choices=["loss", "step"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    device, tiny = options.device, options.tiny
+    parts = {
+        "loss": lambda: time_losses(device, tiny),
+        "step": lambda: time_steps(device, tiny, options.steps),
+    }
+    console = Console(width=130)
+    console.print(torch.cuda.get_device_name() if device == "cuda" else device, f"torch {torch.__version__}")
+    for part in options.only:
+        console.print(parts[part]())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""The authors' release: their artifacts read as our networks, and ours written as theirs."""
+
+from drifting.official.artifact import Artifact, load_encoder, load_generator, read_artifact, write_artifact
+from drifting.official.hub import PUBLISHED, artifact_folder
+from drifting.official.model_config import build_network, metadata_of
+
+__all__ = [
+    "PUBLISHED",
+    "Artifact",
+    "artifact_folder",
+    "build_network",
+    "load_encoder",
+    "load_generator",
+    "metadata_of",
+    "read_artifact",
+    "write_artifact",
+]

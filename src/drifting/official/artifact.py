@@ -1,0 +1,157 @@
+"""The authors' artifacts: a folder of `ema_params.msgpack`, a tree of arrays, and `metadata.json`, which says of which network.
+
+Source: files of the authors' release.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from drifting.checkpoint import load_json
+from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
+from drifting.errors import InputError
+from drifting.files import atomic_path
+from drifting.generators.dit import DiT
+from drifting.official.model_config import ENCODER, GENERATOR, Metadata, build_network
+from drifting.official.names import Place, places
+from drifting.official.tree import Array, read_tree, write_tree
+
+PARAMETERS, METADATA = "ema_params.msgpack", "metadata.json"
+_CALLED = {GENERATOR: "a generator", ENCODER: "an encoder"}
+# Where the number of classes shows, with its axis.
+_CLASSES = {GENERATOR: ("Embed_0/embedding", 0), ENCODER: ("fc/kernel", 1)}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact whose every array has the name and the shape that its metadata asks for.
+
+    Attributes:
+        folder: where it lies.
+        metadata: its metadata.json: kind and model_config.
+        arrays: name in the release -> where it lies.
+        places: where our weights lie among them.
+    """
+
+    folder: Path
+    metadata: Metadata
+    arrays: Mapping[str, Array]
+    places: Mapping[str, Place]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that the weights are for; None without."""
+        return _classes_of(self.metadata["kind"], self.arrays)
+
+    def described(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Return dtype and shape of our weights by their names."""
+        return {name: (self.arrays[place.released[0]].dtype, place.shape) for name, place in self.places.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return one of our weights, as precise as it is in the file."""
+        place = self.places[name]
+        return place.to_ours([self.arrays[part].read() for part in place.released])
+
+    @torch.no_grad()
+    def network(self) -> DiT | MaskedAutoencoder:
+        """Return our network with these weights, in float32 and ready to evaluate."""
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(self.metadata, str(self.folder), self.num_classes)
+        for name, parameter in network.named_parameters():
+            parameter.copy_(self.read(name))
+        return network.eval()
+
+
+def read_artifact(folder: str | Path) -> Artifact:
+    """Return an artifact of the release.
+
+    Raises:
+        InputError: if a file is missing or damaged, the metadata is not of a network that we have, or arrays are missing, unknown
+            or of another shape than it says.
+    """
+    folder = Path(folder)
+    if not (folder / METADATA).is_file():
+        raise InputError(f"artifact is '{folder}', which holds no {METADATA}: name a folder of {PARAMETERS} and {METADATA}")
+    metadata = load_json(folder / METADATA, mend="download or convert it again")
+    if not isinstance(metadata, dict):
+        raise InputError(f"metadata of '{folder}' is a {type(metadata).__name__}: pass an object with kind and model_config")
+    arrays = read_tree(folder / PARAMETERS)
+    with torch.device("meta"):
+        network = build_network(metadata, str(folder), _classes_of(metadata.get("kind"), arrays))
+    found = {place.name: place for place in places(network)}
+    _check_arrays(folder / PARAMETERS, arrays, found)
+    return Artifact(folder, metadata, arrays, found)
+
+
+def write_artifact(folder: Path, metadata: Metadata, network: DiT | MaskedAutoencoder, read: Callable[[str], Tensor]) -> None:
+    """Write an artifact of the release, one weight in memory at a time.
+
+    Args:
+        folder: where to.
+        metadata: kind and model_config.
+        network: the one that the metadata is of; its own weights are not looked at.
+        read: returns one of our weights.
+    """
+    parts = {part: (place, index) for place in places(network) for index, part in enumerate(place.released)}
+    # Parts of the same weight follow each other.
+    kept = functools.lru_cache(maxsize=1)(read)
+    write_tree(folder / PARAMETERS, parts, lambda part: parts[part][0].to_release(kept(parts[part][0].name))[parts[part][1]])
+    with atomic_path(folder / METADATA) as scratch:
+        scratch.write_text(json.dumps(metadata, indent=1))
+
+
+def load_generator(folder: str | Path) -> DiT:
+    """Return the generator of an artifact, called as generator(noise, labels, guidance_scale, style_indices=None), channels first.
+
+    Raises:
+        InputError: as in `read_artifact`, or if it is an encoder.
+    """
+    return cast(DiT, _of_kind(folder, GENERATOR).network())
+
+
+def load_encoder(folder: str | Path) -> MAEFeatures:
+    """Return the feature encoder of an artifact: images, channels first -> features under the names of the release.
+
+    Images may have any size that the patches divide; features whose windows do not divide a map are left out.
+
+    Raises:
+        InputError: as in `read_artifact`, or if it is a generator.
+    """
+    return MAEFeatures(cast(MaskedAutoencoder, _of_kind(folder, ENCODER).network()))
+
+
+def _of_kind(folder: str | Path, kind: str) -> Artifact:
+    artifact = read_artifact(folder)
+    found = artifact.metadata["kind"]
+    if found != kind:
+        raise InputError(f"artifact is '{folder}', {_CALLED[found]}: name {_CALLED[kind]}, or load it as what it is")
+    return artifact
+
+
+def _classes_of(kind: object, arrays: Mapping[str, Array]) -> int | None:
+    name, axis = _CLASSES.get(str(kind), ("", 0))
+    return arrays[name].shape[axis] if name in arrays and len(arrays[name].shape) == 2 else None
+
+
+def _check_arrays(path: Path, arrays: Mapping[str, Array], found: Mapping[str, Place]) -> None:
+    """Raise InputError naming the first three arrays that are missing, unknown or of another shape."""
+    expected = {name: shape for place in found.values() for name, shape in place.released_shapes().items()}
+    wrong = [f"{name} is missing" for name in expected if name not in arrays]
+    wrong += [f"{name} is unknown" for name in arrays if name not in expected]
+    wrong += [
+        f"{name} is {arrays[name].shape}, not {shape}"
+        for name, shape in expected.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    for place in found.values():
+        if len({arrays[name].dtype for name in place.released if name in arrays}) > 1:
+            wrong.append(f"{place.released[0]} and the like differ in precision")
+    if wrong:
+        more = f"; {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(f"weights of '{path}' do not fit its {METADATA} ({'; '.join(wrong[:3])}{more}): use those of this network")

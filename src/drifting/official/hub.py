@@ -1,0 +1,54 @@
+"""The authors' published weights on the Hugging Face Hub.
+
+Source: folders `models/{gen,mae}/jax/NAME` of the repository `Goodeat/drifting`.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from drifting.errors import InputError
+from drifting.inputs import nearest_name
+from drifting.official.artifact import METADATA, PARAMETERS
+from drifting.official.model_config import ENCODER, GENERATOR
+
+REPOSITORY = "Goodeat/drifting"
+PREFIX = "hub:"
+# Name -> kind.
+PUBLISHED: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("latent_L_sota", "latent_B_sota", "pixel_L_sota", "pixel_B_sota", "ablation"), GENERATOR),
+        **dict.fromkeys(("mae_latent_640", "mae_pixel_640", "mae_latent_256"), ENCODER),
+    }
+)
+# Seconds to wait for the Hub to answer at all.
+_PATIENCE = 10
+
+
+def artifact_folder(origin: str) -> Path:
+    """Return the folder of an artifact that is named hub:NAME, downloaded where it is not yet, or that of any other name as it is.
+
+    Raises:
+        InputError: if nothing is published under the name, or it cannot be downloaded.
+    """
+    if not origin.startswith(PREFIX):
+        return Path(origin)
+    name = origin.removeprefix(PREFIX)
+    if name not in PUBLISHED:
+        raise InputError(f"hub name is '{name}': did you mean '{nearest_name(name, PUBLISHED)}'? There are {', '.join(PUBLISHED)}")
+    hub: Any = importlib.import_module("huggingface_hub")
+    files = [f"models/{PUBLISHED[name]}/jax/{name}/{file}" for file in (METADATA, PARAMETERS)]
+    found = [hub.try_to_load_from_cache(REPOSITORY, file) for file in files]
+    if not all(isinstance(path, str) for path in found):
+        try:
+            # Asked once first: the download itself would ask six times, for half a minute, where there is no network.
+            hub.get_hf_file_metadata(hub.hf_hub_url(REPOSITORY, files[0]), timeout=_PATIENCE)
+            found = [hub.hf_hub_download(REPOSITORY, file) for file in files]
+        except Exception as error:  # every layer below (HTTP, Hub, disk) raises its own kinds
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise InputError(
+                f"'{origin}' cannot be downloaded ({reason}): check the network, or name a downloaded folder"
+            ) from None
+    return Path(found[-1]).parent

@@ -1,0 +1,204 @@
+"""The `model_config` of an artifact's metadata as one of our networks, and back.
+
+Ours are float32 throughout, whatever precision the release trained in; settings of precision, memory and dropout do not change what
+a trained network is, and are passed over. A setting that is not known here is refused: it could be one that does.
+
+Source: keys in the authors' artifacts.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from drifting.encoders.mae import MASK_SIDE, MaskedAutoencoder
+from drifting.errors import InputError
+from drifting.generators.dit import DiT, DiTSize
+from drifting.inputs import nearest_name
+
+Metadata = dict[str, Any]
+GENERATOR, ENCODER = "gen", "mae"
+
+_WITHOUT_EFFECT = {"use_bf16", "attn_fp32", "use_remat", "dropout_prob"}
+# Where the release would build other layers than ours.
+_ALWAYS = {"use_swiglu": "perceptrons without a gate", "use_rmsnorm": "layer normalisation"}
+_SIZES = {
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "patch_size",
+    "n_cls_tokens",
+    "input_size",
+    "in_channels",
+    "out_channels",
+}
+_CONDITION = {"cond_dim", "num_classes", "noise_classes", "noise_coords"}
+_KNOWN = {
+    GENERATOR: _SIZES | _CONDITION | {"use_qknorm", "use_rope", *_ALWAYS},
+    ENCODER: {"base_channels", "patch_size", "layers", "in_channels", "input_patch_size", "num_classes"},
+}
+
+
+def build_network(metadata: Metadata, origin: str, num_classes: int | None = None) -> DiT | MaskedAutoencoder:
+    """Return the network of an artifact's metadata with initial weights; an encoder's takes images of any size its patches divide.
+
+    Args:
+        metadata: kind and model_config.
+        origin: where it is from, for messages.
+        num_classes: of the weights, where the metadata does not tell.
+
+    Raises:
+        InputError: if the metadata is not one of a network that we have.
+    """
+    kind, values = metadata.get("kind"), metadata.get("model_config")
+    if kind not in (GENERATOR, ENCODER) or not isinstance(values, dict):
+        raise InputError(f"metadata of '{origin}' has kind {kind!r}: pass kind 'gen' or 'mae', and a model_config")
+    known = sorted(_KNOWN[kind] | _WITHOUT_EFFECT)
+    for name in values:
+        if name not in known:
+            raise InputError(f"model_config of '{origin}' has an unknown '{name}': did you mean '{nearest_name(name, known)}'?")
+    settings = _Settings(values, origin)
+    classes = settings.count("num_classes", 0, default=0) or num_classes or None
+    try:
+        return _generator(settings, classes) if kind == GENERATOR else _encoder(settings, classes)
+    except _SettingError:
+        raise
+    except InputError as error:
+        raise InputError(f"model_config of '{origin}' is of no network: {error}") from None
+
+
+def metadata_of(network: DiT | MaskedAutoencoder) -> Metadata:
+    """Return the metadata with which the release would describe one of our networks.
+
+    Raises:
+        InputError: if the release has no such network.
+    """
+    if isinstance(network, MaskedAutoencoder):
+        return {"kind": ENCODER, "model_config": _of_encoder(network)}
+    (_, height, width), std = network.sample_shape, network.size.embedding_std
+    unlike = {
+        "ends in tanh": network.bounded,
+        "takes no guidance scale": not network.guided,
+        f"makes images of {height} x {width}": height != width,
+        f"has an embedding_std of {std:g}, not {DiTSize.embedding_std}": std != DiTSize.embedding_std,
+    }
+    for what, found in unlike.items():
+        if found:
+            raise InputError(f"generator {what}, which the release's format cannot hold: convert another")
+    return {"kind": GENERATOR, "model_config": _of_generator(network)}
+
+
+def _of_generator(network: DiT) -> Metadata:
+    size = network.size
+    return {
+        "cond_dim": size.cond_dim,
+        "num_classes": network.num_classes or 0,
+        "noise_classes": size.style_classes,
+        "noise_coords": size.num_styles,
+        "input_size": network.sample_shape[-1],
+        "in_channels": network.noise_shape[0],
+        "n_cls_tokens": size.num_context_tokens,
+        "patch_size": size.patch,
+        "hidden_size": size.width,
+        "depth": size.depth,
+        "num_heads": size.heads,
+        "mlp_ratio": size.mlp_ratio,
+        "out_channels": network.sample_shape[0],
+        "use_qknorm": size.normalised,
+        "use_swiglu": True,
+        "use_rope": size.rotary,
+        "use_rmsnorm": True,
+        "use_bf16": False,
+        "attn_fp32": True,
+        "use_remat": False,
+    }
+
+
+def _of_encoder(network: MaskedAutoencoder) -> Metadata:
+    return {
+        "base_channels": network.map_shapes["conv1"][0],
+        "patch_size": MASK_SIDE,
+        "dropout_prob": 0.0,
+        "layers": list(network.depths),
+        "in_channels": network.image_shape[0],
+        "use_bf16": False,
+        "input_patch_size": network.patch,
+        "num_classes": network.num_classes or 0,
+    }
+
+
+class _SettingError(InputError):
+    """A setting that is missing or of another type."""
+
+
+class _Settings:
+    """The values of a model_config, checked as they are asked for."""
+
+    def __init__(self, values: Mapping[str, Any], origin: str) -> None:
+        self.values, self.origin = values, origin
+
+    def count(self, name: str, least: int = 1, default: int | None = None) -> int:
+        """Return a whole number."""
+        value = self._value(name, default)
+        if type(value) is not int or value < least:
+            raise self._wrong(name, value, f"a whole number of at least {least}")
+        return value
+
+    def positive(self, name: str, default: float) -> float:
+        """Return a number above 0."""
+        value = self._value(name, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self._wrong(name, value, "a number above 0")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """Return true or false; true where it is left out."""
+        value = self._value(name, True)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def counts(self, name: str) -> tuple[int, ...]:
+        """Return a list of whole numbers."""
+        value = self._value(name, None)
+        if not isinstance(value, list) or not all(type(each) is int for each in value):
+            raise self._wrong(name, value, "a list of whole numbers")
+        return tuple(value)
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise _SettingError(f"model_config of '{self.origin}' has no {name}: restore it from where it was published")
+        return value
+
+    def _wrong(self, name: str, value: Any, wanted: str) -> InputError:
+        return _SettingError(f"{name} is {value!r} in the model_config of '{self.origin}': pass {wanted}")
+
+
+def _generator(settings: _Settings, num_classes: int | None) -> DiT:
+    for name, otherwise in _ALWAYS.items():
+        if not settings.flag(name):
+            raise _SettingError(f"{name} is false in the model_config of '{settings.origin}': {otherwise} are not built here")
+    num_styles = settings.count("noise_coords", 0, default=0)
+    size = DiTSize(
+        patch=settings.count("patch_size"),
+        width=settings.count("hidden_size"),
+        depth=settings.count("depth", 0),
+        heads=settings.count("num_heads"),
+        cond_dim=settings.count("cond_dim"),
+        mlp_ratio=settings.positive("mlp_ratio", 4.0),
+        num_context_tokens=settings.count("n_cls_tokens", 0),
+        num_styles=num_styles,
+        style_classes=settings.count("noise_classes", 1, None) if num_styles else 1,
+        normalised=settings.flag("use_qknorm"),
+        rotary=settings.flag("use_rope"),
+    )
+    side, channels = settings.count("input_size"), settings.count("in_channels")
+    shape = (settings.count("out_channels", default=channels), side, side)
+    return DiT(sample_shape=shape, noise_channels=channels, size=size, num_classes=num_classes)
+
+
+def _encoder(settings: _Settings, num_classes: int | None) -> MaskedAutoencoder:
+    sizes = {"width": settings.count("base_channels"), "patch": settings.count("input_patch_size", default=1)}
+    return MaskedAutoencoder((settings.count("in_channels"),), depths=settings.counts("layers"), num_classes=num_classes, **sizes)

@@ -1,0 +1,195 @@
+"""Networks of the authors' release as folders of ours, and back; and samples of their generators.
+
+A converted folder holds config.json and generator.safetensors or encoder.safetensors, with the weights under our names.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from drifting import config as configuration
+from drifting import runs
+from drifting.checkpoint import check_weights, load_json, load_tensors, load_weights, save_json, write_tensors
+from drifting.config import DiTConfig, EncoderRunConfig, MAEConfig, ReleasedConfig, RunConfig, SavedConfig
+from drifting.data.pixels import to_bytes
+from drifting.data.vae import DEFAULT, VAE, load_vae
+from drifting.encoders.mae import MaskedAutoencoder
+from drifting.errors import InputError
+from drifting.files import check_writable
+from drifting.generators.dit import DiT
+from drifting.official import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
+from drifting.official.artifact import METADATA, PARAMETERS
+from drifting.official.hub import PREFIX
+from drifting.official.tree import DTYPES
+from drifting.run_folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
+from drifting.sampling import Sampler, check_labels, sample
+
+Network = DiT | MaskedAutoencoder
+_WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
+_WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)
+# Weights that have as many rows as there are classes.
+_PER_CLASS = ("condition.classes.weight", "classify.weight")
+_LATENT_CHANNELS, _PIXEL_CHANNELS = 4, (1, 3)
+# Large networks on few cores: more at once would take memory and save no time.
+_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class ReleasedGenerator:
+    """A generator of the release, with the auto-encoder that decodes its latents; None for one that makes pixels."""
+
+    generator: DiT
+    vae: VAE | None = None
+
+    def sample(
+        self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
+    ) -> Tensor:
+        """Return samples as uint8 images [n, h, w, c], one pass each; see `sampling.sample`."""
+        told = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}
+        samples = sample(self.generator, count, batch_size=_BATCH_SIZE, **told)
+        images = samples if self.vae is None else self.vae.decode(samples)
+        return to_bytes(images).movedim(1, -1)
+
+
+def convert(origin: str, out: str | Path, *, overwrite: bool = False) -> list[Path]:
+    """Turn an artifact into a folder of ours, or a folder of ours into an artifact, and return the files; every bit is kept.
+
+    Args:
+        origin: hub:NAME, the folder of an artifact, one that was converted, or one of a training.
+        out: the folder to write.
+        overwrite: replace what an earlier conversion wrote there.
+
+    Raises:
+        InputError: if there is nothing to convert, the release's format cannot hold it, or `out` cannot be written.
+    """
+    folder, out = artifact_folder(origin), Path(out)
+    if out.resolve() == folder.resolve():
+        raise InputError(f"out is '{out}', the folder that is converted: name another")
+    check_writable(out, "out")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise InputError(f"out is '{out}', which is not empty: pass --overwrite, or name another folder")
+    if not folder.is_dir():
+        raise InputError(f"source is '{origin}', which is no folder: name one, or {PREFIX}NAME for published weights")
+    write = _to_ours(read_artifact(folder)) if (folder / METADATA).exists() else _to_artifact(folder)
+    for name in _WRITTEN:
+        (out / name).unlink(missing_ok=True)
+    return write(out)
+
+
+def load_sampler(origin: str, vae: str | None = None, labels: Sequence[int] | None = None) -> Sampler:
+    """Return what makes samples: a generator of the release, converted or not, or the generator of a run.
+
+    Args:
+        origin: hub:NAME, or a folder.
+        vae: Hub id or folder of the auto-encoder that decodes latents; None for that of the paper.
+        labels: that it will be asked for; checked before anything else is loaded.
+
+    Raises:
+        InputError: if it is no generator, its samples cannot be shown, or the auto-encoder is of other latents.
+    """
+    folder = artifact_folder(origin)
+    config = _config_of(folder) if (folder / CONFIG).exists() else None
+    if (folder / METADATA).exists():
+        network = read_artifact(folder).network()
+    elif isinstance(config, ReleasedConfig):
+        network = _load_converted(folder, config)
+    elif vae is not None:
+        raise InputError(f"vae is '{vae}', but '{folder}' was trained here and knows what decodes its samples: leave it out")
+    else:
+        return runs.load(folder)
+    if not isinstance(network, DiT):
+        raise InputError(f"run is '{origin}', an encoder, not a generator: name the folder of a generator")
+    check_labels(labels, network.num_classes)
+    return ReleasedGenerator(network, _decoder_of(network, vae))
+
+
+def write_samples(origin: str, out: Path, count: int, *, vae: str | None = None, overwrite: bool = False, **told) -> None:
+    """Write samples of whatever makes them as a picture or as numbers; see `load_sampler` and `runs.write_samples`."""
+    runs.check_output(out, overwrite=overwrite)
+    runs.write_samples(load_sampler(origin, vae, told.get("labels")), out, count, overwrite=overwrite, **told)
+
+
+def _to_ours(artifact: Artifact) -> Callable[[Path], list[Path]]:
+    def write(out: Path) -> list[Path]:
+        weights, config = out / _WEIGHTS[artifact.metadata["kind"]], ReleasedConfig(metadata=artifact.metadata)
+        write_tensors(weights, artifact.described(), artifact.read)
+        save_json(out / CONFIG, configuration.to_json(config))
+        return [out / CONFIG, weights]
+
+    return write
+
+
+def _to_artifact(folder: Path) -> Callable[[Path], list[Path]]:
+    config = _config_of(folder)
+    weights, network = _opened(folder, config)
+    metadata = config.metadata if isinstance(config, ReleasedConfig) else metadata_of(network)
+
+    def write(out: Path) -> list[Path]:
+        write_artifact(out, metadata, network, weights.__getitem__)
+        return [out / METADATA, out / PARAMETERS]
+
+    return write
+
+
+def _opened(folder: Path, config: SavedConfig) -> tuple[dict[str, Tensor], Network]:
+    """Return the weights of a folder, read as they are used, and the network that they fit, without any of its own."""
+    match config:
+        case ReleasedConfig(metadata=metadata):
+            file = _WEIGHTS.get(str(metadata.get("kind")), WEIGHTS)
+        case RunConfig(generator=DiTConfig()):
+            file = WEIGHTS
+        case EncoderRunConfig(encoder=MAEConfig()):
+            file = ENCODER_WEIGHTS
+        case _:
+            part = getattr(config, "generator", getattr(config, "encoder", config))
+            raise InputError(f"run is '{folder}', of {type(part).__name__}, which the release does not have: name a DiT or an MAE")
+    weights = load_tensors(folder / file)
+    classes = next((len(weights[name]) for name in _PER_CLASS if name in weights), None)
+    with torch.device("meta"):
+        network = _network(config, folder, classes)
+    check_weights(network, weights, str(folder / file))
+    if odd := {value.dtype for value in weights.values()} - set(DTYPES.values()):
+        raise InputError(f"weights of '{folder / file}' are {odd.pop()}, which the release's format cannot hold: convert others")
+    return weights, network
+
+
+def _network(config: SavedConfig, folder: Path, num_classes: int | None) -> Network:
+    match config:
+        case ReleasedConfig(metadata=metadata):
+            return build_network(metadata, str(folder), num_classes)
+        case EncoderRunConfig(data=data, encoder=MAEConfig(width=width, patch=patch, depths=depths)):
+            # Not as a training builds it: that would look at the images.
+            return MaskedAutoencoder(data.image_shape or (), width=width, patch=patch, depths=depths, num_classes=num_classes)
+        case _:
+            return cast(DiT, configuration.build_generator(cast(RunConfig, config)))
+
+
+def _load_converted(folder: Path, config: ReleasedConfig) -> Network:
+    weights, like = _opened(folder, config)
+    network = build_network(config.metadata, str(folder), like.num_classes)
+    load_weights(network, weights, str(folder))
+    return network.eval()
+
+
+def _config_of(folder: Path) -> SavedConfig:
+    return configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
+
+
+def _decoder_of(generator: DiT, vae: str | None) -> VAE | None:
+    """Return what makes images of the samples, None where they are images, or raise InputError if nothing does."""
+    channels = generator.sample_shape[0]
+    if channels in _PIXEL_CHANNELS:
+        if vae is not None:
+            raise InputError(f"vae is '{vae}', but this generator makes pixels: leave it out")
+        return None
+    if vae is None and channels != _LATENT_CHANNELS:
+        raise InputError(f"vae is missing for latents of {channels} channels: name the auto-encoder that decodes them")
+    decoder = load_vae(vae or DEFAULT)
+    if decoder.latent_channels != channels:
+        found = f"which decodes latents of {decoder.latent_channels} channels, not {channels}"
+        raise InputError(f"vae is '{vae or DEFAULT}', {found}: name that of the generator's latents")
+    return decoder

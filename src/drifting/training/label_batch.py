@@ -1,0 +1,128 @@
+"""A training step on some of its labels at a time, with the loss and the gradient of the whole.
+
+Groups, labels x locations, meet in two places alone: the scale s of a feature, its mean distance, and the mean square of its raw
+drift at every temperature. So three passes over the labels do, and no more than the features of some labels is ever held:
+
+    1. distances     -> s
+    2. drifts, at s  -> their mean squares
+    3. the loss, at both, with graph: its gradient is added to that of the weights
+
+Real samples are encoded again in each. `micro_batch`, which keeps the features of the whole step, takes one pass less; but those of
+the paper's recipe for ImageNet, 64 labels with 144 samples each, take up some 90 GB.
+
+Shapes: l labels, n generated, m unconditional samples, k locations, t temperatures.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting.distributed import ALONE, Processes
+from drifting.encoders.base import FeatureEncoder
+from drifting.fields.peers import mean_over
+from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
+from drifting.training.step import Batch, drifting_step
+
+Known = dict[str, DriftLoss]
+Figures = dict[str, Float[Tensor, " _"]]
+
+
+def label_batched_step(
+    generator: Callable[..., Tensor],
+    encoder: FeatureEncoder,
+    loss: DriftingLoss,
+    parts: Sequence[Callable[[], Batch]],
+    *,
+    statistics: bool = False,
+    processes: Processes = ALONE,
+    unaveraged: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> FeatureLoss:
+    """Add the gradient of the loss of a step to that of the generator's weights.
+
+    Args:
+        generator: the network, a function of its inputs: it makes every sample three times.
+        encoder: the feature space, likewise.
+        loss: over its features.
+        parts: each makes the batch of as many of the labels, the same one at every call.
+        statistics: also report how the kernels spread, among the labels of the first part.
+        processes: those over which the labels are split.
+        unaveraged: gives a block in which gradients are not yet averaged over them: all parts but the last.
+
+    Returns:
+        The report of `step.drifting_step`, whose losses are constants here.
+    """
+    networks = (generator, encoder)
+    known = _measured(networks, loss, parts, processes)
+    # Older releases of torch use the weights that autocast cast without graph again, and those pass no gradient on.
+    torch.clear_autocast_cache()
+    first, losses = known, []
+    for index, part in enumerate(parts):
+        with nullcontext() if index == len(parts) - 1 else unaveraged():
+            report = drifting_step(*networks, loss, part(), statistics=statistics and index == 0, known=known)
+            (report.loss / len(parts)).backward()
+        losses.append({name: feature.loss.detach() for name, feature in report.features.items()})
+        first = first if index else report.features
+    features = {name: replace(feature, loss=torch.cat([part[name] for part in losses])) for name, feature in first.items()}
+    return FeatureLoss(loss=torch.stack([feature.loss.mean() for feature in features.values()]).sum(), features=features)
+
+
+@torch.no_grad()
+def _measured(
+    networks: tuple[Callable[..., Tensor], FeatureEncoder],
+    loss: DriftingLoss,
+    parts: Sequence[Callable[[], Batch]],
+    processes: Processes,
+) -> Known:
+    """Return the scale and the drift norms of every feature, over all labels of all processes."""
+    normalised = loss.settings["normalize_features"]
+    # Of a field that stands still nothing but the distances is computed.
+    still = DriftingLoss(temperatures=(1.0,), field=_still, normalize_features=normalised)
+
+    def distances(batch: Batch) -> Figures:
+        features = drifting_step(*networks, still, batch).features
+        return {name: torch.stack([feature.scale * _weight(batch), _weight(batch)]) for name, feature in features.items()}
+
+    def squares(batch: Batch) -> Figures:
+        features = drifting_step(*networks, loss, batch, known=known).features
+        return {name: torch.stack(list(feature.drift_norms.values())) for name, feature in features.items()}
+
+    means = _mean(map(distances, _made(parts)), len(parts), processes)
+    scales = {name: above / below for name, (above, below) in means.items()}
+    known = {name: DriftLoss(loss=scale[None], scale=scale, drift_norms={}) for name, scale in scales.items()}
+    for name, norms in _mean(map(squares, _made(parts)), len(parts), processes).items():
+        known[name] = replace(known[name], drift_norms=dict(zip(loss.temperatures, norms.unbind(), strict=True)))
+    return known
+
+
+def _made(parts: Sequence[Callable[[], Batch]]) -> Iterator[Batch]:
+    return (part() for part in parts)
+
+
+def _mean(figures: Iterable[Figures], count: int, processes: Processes) -> Figures:
+    """Return the mean of named figures over the parts and over the processes."""
+    sums: Figures = {}
+    for found in figures:
+        sums = {name: value + sums[name] if sums else value for name, value in found.items()}
+    return {name: mean_over(processes if processes.size > 1 else None, total / count) for name, total in sums.items()}
+
+
+def _weight(batch: Batch) -> Float[Tensor, ""]:
+    """Return the mean weight of the targets, which is what the distances of a part are divided by."""
+    noise = batch.noise if batch.independent_noise is None else batch.independent_noise
+    ones = noise.shape[1] + next(iter(batch.positives.values())).shape[1]
+    weights = batch.unconditional_weight
+    if batch.unconditional is None or weights is None:
+        return noise.new_ones(())
+    count = next(iter(batch.unconditional.values())).shape[1]
+    return (ones + count * weights.mean()) / (ones + count)
+
+
+def _still(generated: Float[Tensor, "g n d"], *sides: Tensor, **options: Any) -> Float[Tensor, "1 g n d"]:
+    """Return the field that moves nothing."""
+    del sides, options
+    return torch.zeros_like(generated)[None]
