@@ -31,7 +31,7 @@ class Launched:
             )
 
     def wait_for(self, path: Path) -> None:
-        for _ in range(600):
+        for _ in range(1800):
             if path.exists():
                 return
             assert self._process.poll() is None, self._log.read_text()
@@ -49,7 +49,7 @@ class Launched:
 
     def ends_with(self) -> tuple[int, str]:
         try:
-            status = self._process.wait(60)
+            status = self._process.wait(180)
         finally:
             self._process.kill()
         return status, self._log.read_text()
