@@ -29,6 +29,7 @@ class Case:
     sharded: bool = False
     checkpointing: bool = False
     dtype: torch.dtype = torch.float64
+    device: str = "cpu"
     steps: int = 1
     schedule: dict[str, Any] = field(default_factory=dict)
 
@@ -51,11 +52,11 @@ class Case:
         samples, labels = torch.randn(40, *SHAPE, generator=rng), torch.arange(40) % CLASSES if self.labelled else None
         source = InMemorySource(samples, labels)
         if self.bank:
-            sizes = {"capacity_per_class": 8, "unconditional_capacity": 20, "dtype": samples.dtype}
+            sizes = {"capacity_per_class": 8, "unconditional_capacity": 20, "dtype": samples.dtype, "device": self.device}
             bank = MemoryBank(CLASSES if self.labelled else None, sample_shape=SHAPE, **sizes)
             source = BankSource(samples, labels, bank, push_per_step=3, seed=5)
         shared = {"processes": join(), "sharded": self.sharded}
-        return TrainingState(generator, schedule, 0, **shared), Positives(source, encode), schedule
+        return TrainingState(generator.to(self.device), schedule, 0, **shared), Positives(source, encode), schedule
 
 
 def encode(samples: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -37,9 +37,7 @@ class Pair:
 
     def _start(self) -> None:
         context = torch.multiprocessing.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         for rank in range(self.size):
             ours, theirs = context.Pipe()
             self._workers.append(context.Process(target=_serve, args=(rank, self.size, port, theirs), daemon=True))
@@ -52,6 +50,13 @@ class Pair:
             worker.kill()
             worker.join()
         self._workers, self._pipes = [], []
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _serve(rank: int, size: int, port: int, pipe: Any) -> None:

@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 
+from drifting import presets
 from drifting.checkpoint import checkpoints, load_checkpoint
+from tests.conftest import shrunk
 from tests.distributed.whole_runs import error_of, failing_first, said, small_run, state_after, train
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("no_pictures")]
@@ -66,6 +68,27 @@ def test_first_process_alone_writes(pair, tmp_path, parallel):
     assert set(second["written"]) - set(shards) <= {f"os.mkdir {tmp_path}/run/checkpoints/.shards-00000002"}
     assert shards or not second["written"]
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def test_encoder_is_trained_by_the_first_process_for_all(pair, grey_folder, tmp_path):
+    config = shrunk(presets.preset("mnist-encoder", data=str(grey_folder)))
+    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, labels_per_step=2))
+    first, second = pair(train, config, tmp_path / "run")
+    assert any("encoder.safetensors" in line for line in first["written"])
+    assert second["written"] == []
+    expected = train(config, tmp_path / "alone")
+    for found in (first, second):
+        for name, value in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_killed_run_left_of_shards_is_cleared_away(pair, tmp_path):
+    pair(train, small_run("fsdp", steps=2), tmp_path / "run")
+    left = tmp_path / "run" / "checkpoints" / ".shards-00000003"
+    left.mkdir()
+    (left / "shard-00001-model-00001-of-00001.safetensors").write_text("half")
+    pair(train, small_run("fsdp", steps=4), tmp_path / "run", True)
+    assert {path.name for path in left.parent.iterdir()} == {"step-00000002", "step-00000004"}
 
 
 def test_damaged_shards_are_refused(pair, tmp_path):
