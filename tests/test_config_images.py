@@ -120,7 +120,7 @@ def test_real_images_are_drawn_as_floats_and_exported_as_they_were(tiny_images):
 
 def test_images_are_read_once(tiny_images, monkeypatch):
     config = resolve(tiny_images)
-    monkeypatch.setattr(configuration.build, "load_images", None)
+    monkeypatch.setattr(configuration.sources, "load_images", None)
     assert configuration.load_split(config.data, "train") is configuration.load_split(config.data, "train")
 
 
@@ -158,6 +158,6 @@ def test_plain_perceptron_makes_images_too(tiny_images):
 @pytest.mark.data
 @pytest.mark.skipif("DRIFTING_DATA" not in os.environ, reason="needs the folder that $DRIFTING_DATA names")
 def test_mnist_is_found_by_its_name(monkeypatch):
-    monkeypatch.setattr(configuration.build, "_load_split", configuration.build._load_split.__wrapped__)
+    monkeypatch.setattr(configuration.sources, "_load_split", configuration.sources._load_split.__wrapped__)
     data = resolve(presets.preset("mnist-pixel")).data
     assert data == ImagesData(name="mnist", channels=1, image_shape=(1, 28, 28), num_classes=10)

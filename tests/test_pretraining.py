@@ -159,7 +159,7 @@ def test_classifier_is_trained_into_its_folder(judge_folder, grey_folder):
 
 def test_training_a_judge_tells_its_accuracy_and_is_reproducible(classifier, tmp_path, judge_folder, assert_same_tensors):
     trained = runs.train_judge(classifier, tmp_path / "judge")
-    assert trained.accuracies == {"test_accuracy": 1}
+    assert trained.figures == {"test_accuracy": 1}
     assert trained.summary() == ["test accuracy 1.0000", str(tmp_path / "judge" / "classifier.safetensors")]
     assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (judge_folder, tmp_path / "judge")))
 

@@ -19,9 +19,9 @@ from drifting.config import (
     load_labelled,
     load_split,
     resolve,
+    sources,
     to_json,
 )
-from drifting.config import build as building
 from drifting.data.images import LabelError
 from drifting.errors import InputError
 from drifting.pretraining import prepare_encoder
@@ -106,7 +106,7 @@ def test_labels_that_cannot_be_used_are_left_out_and_damaged_images_are_told(tmp
     assert (train.labels, len(train.images)) == (None, 24)
     assert test.labels.tolist() == [0] * 4 + [2] * 4
     (folder / "train" / "a" / "003.png").write_bytes(b"no image")
-    monkeypatch.setattr(building, "_load_split", building._load_split.__wrapped__)
+    monkeypatch.setattr(sources, "_load_split", sources._load_split.__wrapped__)
     with pytest.raises(InputError, match=r"003\.png', which is truncated or corrupted"):
         load_labelled(data, "train")
 

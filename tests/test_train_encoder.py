@@ -275,7 +275,7 @@ def test_interrupted_training_leaves_nothing_in_the_way(command, grey_folder, tm
 
 
 def test_configurations_of_networks_that_are_not_meant_are_refused(tiny_images):
-    with pytest.raises(InputError, match="encoder is a masked auto-encoder, which no run takes yet: name another"):
+    with pytest.raises(InputError, match="encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig"):
         dataclasses.replace(tiny_images, encoder=MAEConfig())
     with pytest.raises(InputError, match=r"weights is 'x\.pth', but the encoder is to be trained: leave it out"):
         EncoderRunConfig(data=ImagesData(name="cifar10"), encoder=ResNetConfig(weights="x.pth"))

@@ -174,7 +174,7 @@ def _read_figures(path: Path, mend: str) -> Metrics:
     if not isinstance(figures, dict):
         raise InputError(f"file is '{path}', which holds no figures by name: {mend}")
     for name, value in figures.items():
-        if not (isinstance(value, str) if name == "judge" else _is_figure(value)):
+        if not (isinstance(value, str) if name in ("judge", "reference") else _is_figure(value)):
             raise InputError(f"file is '{path}', where {name} is no figure: {mend}")
     return figures
 
@@ -222,18 +222,25 @@ def _not_evaluated(entries: Sequence[Entry]) -> list[str]:
 
 def _incomparable(entries: Sequence[Entry], apart: str | None) -> list[str]:
     """Return a sentence on what keeps figures from being compared, the weightiest alone; nothing where they can be."""
-    judges: dict[Any, list[str]] = {}
-    for entry in entries:
-        if "judge" in entry.metrics:
-            judges.setdefault(entry.metrics["judge"], []).append(f"'{entry.name}'")
-    if len(judges) > 1:
-        who = ", ".join(f"{judge} {' and '.join(names)}" for judge, names in judges.items())
+    if (who := _names_by(entries, "judge")) is not None:
         return [f"different judges saw the runs ({who}), so their figures cannot be compared: evaluate them with one --judge"]
+    if (what := _names_by(entries, "reference")) is not None:
+        against = f"the runs were measured against different real images ({what}), so their figures cannot be compared"
+        return [f"{against}: evaluate them with one --real"]
     if apart:
         mend = "evaluate them on the same data with one --judge and --num-samples"
         return [f"the runs were measured against different real images ({apart}), so their figures cannot be compared: {mend}"]
     curves = _difference(entries, [_CURVE_FLOOR])
     return [f"the curves are of different real images or numbers of samples ({curves}) and cannot be compared"] if curves else []
+
+
+def _names_by(entries: Sequence[Entry], figure: str) -> str | None:
+    """Return the runs by a word among their figures where that has several values, None where it has not."""
+    names: dict[Any, list[str]] = {}
+    for entry in entries:
+        if figure in entry.metrics:
+            names.setdefault(entry.metrics[figure], []).append(f"'{entry.name}'")
+    return ", ".join(f"{value} {' and '.join(some)}" for value, some in names.items()) if len(names) > 1 else None
 
 
 def _difference(entries: Sequence[Entry], names: Sequence[str]) -> str | None:

@@ -4,6 +4,7 @@ A classifier's folder holds config.json, classifier.safetensors and metrics.json
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +12,7 @@ import torch
 
 from drifting import config as configuration
 from drifting.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors
-from drifting.config import ClassifierConfig, ImagesData, RunConfig
+from drifting.config import ClassifierConfig, ImageFilesData, ImagesData, LatentsData, RunConfig
 from drifting.data.pixels import to_signed
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
@@ -20,6 +21,9 @@ from drifting.metrics.inception import load_inception
 from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS
 from drifting.training.encoder import train_supervised
 from drifting.training.progress import show_steps
+
+# Sides of a large image in the eyes of the judge "pixels": a covariance of all its pixels would fill any memory.
+_PIXELS = 32
 
 
 def train_classifier(config: ClassifierConfig, folder: Path) -> float:
@@ -45,32 +49,30 @@ def train_classifier(config: ClassifierConfig, folder: Path) -> float:
     return accuracy
 
 
-def load_judge(judge: str | None, config: RunConfig) -> Judge:
+def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Judge:
     """Return who judges a run of images.
 
     Args:
         judge: the folder of a trained classifier, a TorchScript Inception file (.pt), or "pixels"; None for the classifier in
-            runs/NAME-classifier, NAME being the data set's.
+            runs/NAME-classifier, NAME being the data set's, where it has a name.
         config: of the run.
+        device: where the judge looks at them.
 
     Raises:
         InputError: if it is not there, or takes other images.
     """
-    data = cast(ImagesData, config.data)
+    data = cast(ImagesData | ImageFilesData | LatentsData, config.data)
     if judge == "pixels":
-        return Judge("pixels", lambda images: to_signed(images).flatten(1))
+        return _pixels(data)
     if judge is not None and judge.endswith(".pt"):
-        return Judge("inception", load_inception(Path(judge)))
-    folder = Path("runs") / f"{data.name}-classifier" if judge is None else Path(judge)
-    if not (folder / CLASSIFIER_WEIGHTS).exists():
-        command = f"drifting train {data.name}-classifier --save-dir {folder}"
-        # No preset trains on the user's own images as they are cropped and converted here.
-        mend = f"run {command}" if data.path is None else "name the folder of a classifier of these images"
-        raise InputError(f"judge is '{folder}', where there is no trained classifier: {mend}, or pass --judge pixels")
+        inception = load_inception(Path(judge), device=device)
+        return Judge("inception", inception, cache=_if_writable(Path(judge).parent), probabilities=inception.probabilities)
+    folder = _classifier_folder(judge, data)
     saved = configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
-    if not isinstance(saved, ClassifierConfig) or saved.data.image_shape != data.image_shape:
+    made = configuration.exported_shape(config)
+    if not isinstance(saved, ClassifierConfig) or saved.data.image_shape != made:
         shape = saved.data.image_shape if isinstance(saved, ClassifierConfig) else "no images"
-        raise InputError(f"judge is '{folder}', which takes {shape}, but the run makes {data.image_shape}: name another judge")
+        raise InputError(f"judge is '{folder}', which takes {shape}, but the run makes {made}: name another judge")
     if data.num_classes not in (None, saved.data.num_classes):
         classes = saved.data.num_classes
         raise InputError(
@@ -78,13 +80,45 @@ def load_judge(judge: str | None, config: RunConfig) -> Judge:
         )
     network, weights = cast(Classifier, configuration.build_network(saved)), load_tensors(folder / CLASSIFIER_WEIGHTS)
     load_weights(network, weights, str(folder / CLASSIFIER_WEIGHTS))
-    network.eval()
+    network.to(device).eval()
     return Judge(
         f"classifier-{_fingerprint(weights)}",
-        lambda images: in_batches(network.embed, images),
-        lambda images: in_batches(lambda part: network(part).argmax(1), images),
+        lambda images: in_batches(lambda part: network.embed(part.to(device)), images),
+        lambda images: in_batches(lambda part: network(part.to(device)).argmax(1), images),
         cache=folder,
     )
+
+
+def _classifier_folder(judge: str | None, data: ImagesData | ImageFilesData | LatentsData) -> Path:
+    """Return where a trained classifier lies, or raise InputError."""
+    name = data.name if isinstance(data, ImagesData) else None
+    if judge is None and name is None:
+        raise InputError(
+            "judge is not given, and there is none of its own for these images: pass the Inception file, --judge FILE.pt"
+        )
+    folder = Path("runs") / f"{name}-classifier" if judge is None else Path(judge)
+    if not (folder / CLASSIFIER_WEIGHTS).exists():
+        command = f"drifting train {name}-classifier --save-dir {folder}"
+        # No preset trains on the user's own images as they are cropped and converted here.
+        mend = f"run {command}" if name and data.path is None else "name the folder of a classifier of these images"
+        raise InputError(f"judge is '{folder}', where there is no trained classifier: {mend}, or pass --judge pixels")
+    return folder
+
+
+def _pixels(data: ImagesData | ImageFilesData | LatentsData) -> Judge:
+    """Return a judge whose features are the pixels: of large images, which are streamed, means over squares of them."""
+    if isinstance(data, ImagesData):
+        return Judge("pixels", lambda images: to_signed(images).flatten(1))
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        height, width = (min(side, _PIXELS) for side in images.shape[2:])
+        return torch.nn.functional.adaptive_avg_pool2d(to_signed(images), (height, width)).flatten(1)
+
+    return Judge(f"pixels-{_PIXELS}", embed)
+
+
+def _if_writable(folder: Path) -> Path | None:
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def _fingerprint(weights: dict[str, torch.Tensor]) -> str:

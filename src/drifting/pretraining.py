@@ -25,6 +25,7 @@ from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.resnet import ResNet
 from drifting.encoders.simclr import SimCLR
 from drifting.evaluation.images import accuracy_of, in_batches
+from drifting.masked_pretraining import train_streamed
 from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
 from drifting.run_folder import CONFIG, ENCODER_METRICS, ENCODER_WEIGHTS
@@ -84,8 +85,11 @@ def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, int | flo
         DivergenceError: if its loss becomes NaN or infinite.
     """
     network = cast(Network, configuration.build_network(config)).to(config.device)
-    _train(network, config, config.encoder)
-    figures = _figures(network.eval(), config)
+    if isinstance(config.data, ImagesData):
+        _train(network, config, config.encoder)
+        figures = _figures(network.eval(), config)
+    else:
+        figures = train_streamed(cast(MaskedAutoencoder, network), config, folder)
     save_json(folder / CONFIG, configuration.to_json(config))
     save_json(folder / ENCODER_METRICS, figures)
     save_tensors(folder / ENCODER_WEIGHTS, network.state_dict())

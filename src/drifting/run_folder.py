@@ -7,20 +7,21 @@ from typing import Any
 
 from drifting import config as configuration
 from drifting.checkpoint import load_json
-from drifting.config import ClassifierConfig, EncoderRunConfig, ReleasedConfig, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, ReleasedConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import FRAMES
 
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"
 ENCODER_WEIGHTS, ENCODER_METRICS = "encoder.safetensors", "encoder.json"
-METRICS, LOG = "metrics.json", "metrics.jsonl"
+METRICS, LOG, CHECKPOINTS = "metrics.json", "metrics.jsonl", "checkpoints"
+STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"
-_LOGS = (LOG, METRICS, FRAMES, "checkpoints", "features")
+_LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, "features", STATISTICS)
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, *_LOGS, *_PICTURES)
 
 
-def saved_config(folder: str | Path) -> RunConfig | ClassifierConfig:
+def saved_config(folder: str | Path) -> AnyConfig:
     """Return the configuration of the run in a folder, finished or not, or raise InputError."""
     path = Path(folder) / CONFIG
     if not path.exists():
@@ -28,7 +29,7 @@ def saved_config(folder: str | Path) -> RunConfig | ClassifierConfig:
     config = configuration.from_json(load_json(path), str(path))
     if isinstance(config, ReleasedConfig):
         raise InputError(f"save_dir is '{folder}', a converted artifact, which was not trained here: name another folder")
-    if isinstance(config, EncoderRunConfig):
+    if isinstance(config, EncoderRunConfig) and isinstance(config.data, ImagesData):
         raise InputError(f"save_dir is '{folder}', an encoder, which is trained in one go: name the folder of another run")
     return config
 
@@ -44,13 +45,18 @@ def read_config(path: Path) -> RunConfig:
     return config
 
 
-def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder ready for the run, or raise InputError if another run is in it."""
-    if resume:
-        saved_config(folder)
+def claim(folder: Path, config: RunConfig | EncoderRunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder ready for the training, or raise InputError if another run is in it."""
+    if not resume:
+        in_one_go = isinstance(config, EncoderRunConfig) and isinstance(config.data, ImagesData)
+        return make_room(folder, overwrite=overwrite, mend="pass --overwrite" if in_one_go else "pass --resume or --overwrite")
+    saved = saved_config(folder)
+    if isinstance(config, RunConfig):
         _check_same(read_config(folder / CONFIG), config)
+    elif isinstance(saved, EncoderRunConfig):
+        _check_same(saved, config)
     else:
-        make_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite")
+        raise InputError(f"save_dir is '{folder}', which holds no encoder to resume: name another folder")
 
 
 def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> None:
@@ -63,11 +69,14 @@ def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") 
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _check_same(saved: RunConfig, asked: RunConfig) -> None:
+def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
     """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
     # Micro-batches change nothing but memory: a run that ran out of it may go on with smaller ones.
-    free = dataclasses.replace(saved.schedule, steps=asked.schedule.steps, micro_batch=asked.schedule.micro_batch)
-    saved = dataclasses.replace(saved, schedule=free, parallel=asked.parallel, device=asked.device, keep=asked.keep)
+    part = "schedule" if isinstance(saved, RunConfig) else "encoder"
+    now: Any = getattr(asked, part)
+    free = dataclasses.replace(getattr(saved, part), steps=now.steps, micro_batch=now.micro_batch)
+    kept = [name for name in ("parallel", "device", "keep") if hasattr(saved, name)]
+    saved = dataclasses.replace(saved, **{part: free}, **{name: getattr(asked, name) for name in kept})
     if saved == asked:
         return
     before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))

@@ -1,10 +1,8 @@
 """A training as it runs: what is shown, logged, set aside and saved between its steps, and how it stops."""
 
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 
@@ -13,15 +11,11 @@ from drifting.checkpoint import checkpoints
 from drifting.config import RunConfig
 from drifting.distributed import LostProcessError, is_loss, join
 from drifting.encoders.base import FeatureEncoder
-from drifting.training.interruption import polite_stop
+from drifting.training.interruption import Interrupted, command_to_go_on, polite_stop
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
 from drifting.training.progress import TrainingProgress
 from drifting.training.recorder import CHECKPOINTS, Recorder, Resources, frame_steps
-
-
-class Interrupted(Exception):
-    """Training was stopped from outside; the state is saved. The message says how to go on."""
 
 
 def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
@@ -60,10 +54,7 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
             if stopped or step.number % config.checkpoint_every == 0 or step.number == schedule.steps:
                 recorder.save()
             if stopped and step.number < schedule.steps:
-                raise Interrupted(
-                    f"Stopped at step {step.number} of {schedule.steps}; everything is saved. "
-                    f"Go on with: {_command_to_go_on(recorder.folder, config)}"
-                )
+                raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
 
 
 @contextmanager
@@ -79,12 +70,6 @@ def noticing_loss(recorder: Recorder, config: RunConfig) -> Iterator[None]:
         if not saved:
             raise LostProcessError(f"{lost}, before its first checkpoint: start again with --overwrite") from error
         raise LostProcessError(
-            f"{lost}; its checkpoint {saved[-1].name} is whole. Resume with: {_command_to_go_on(recorder.folder, config)}"
+            f"{lost}; its checkpoint {saved[-1].name} is whole. "
+            f"Resume with: {command_to_go_on(config.preset, recorder.folder, join().size)}"
         ) from error
-
-
-def _command_to_go_on(folder: Path, config: RunConfig) -> str:
-    """Return the command by which a run goes on."""
-    processes = join()
-    launched = f"torchrun --nproc-per-node {processes.size} -m " if processes.size > 1 else ""
-    return f"{launched}drifting train {config.preset} --save-dir {shlex.quote(str(folder))} --resume"

@@ -14,15 +14,16 @@ from torch import Tensor
 from drifting import config as configuration
 from drifting import pretraining
 from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
-from drifting.config import ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
 from drifting.data.source import reference_samples
 from drifting.distributed import check_device, join, whole
 from drifting.errors import InputError
-from drifting.evaluation import Metrics, evaluate_images, frechet_curve
+from drifting.evaluation import Metrics
 from drifting.files import atomic_path, check_writable
 from drifting.generators.base import Generator
-from drifting.judges import load_judge, train_classifier
+from drifting.judges import train_classifier
 from drifting.plotting import image_grid, points_figure, save_image
+from drifting.run_evaluation import Asked, evaluate_run
 from drifting.run_folder import (
     CLASSIFIER_WEIGHTS,
     CONFIG,
@@ -34,8 +35,9 @@ from drifting.run_folder import (
     make_room,
     read_config,
 )
-from drifting.run_training import Interrupted, follow, noticing_loss
+from drifting.run_training import follow, noticing_loss
 from drifting.sampling import Sampler, sample
+from drifting.training.interruption import Interrupted
 from drifting.training.loop import check_shares
 from drifting.training.recorder import FRAMES, Recorder
 from drifting.training.state import TrainingState
@@ -62,8 +64,8 @@ class Run:
     ) -> Tensor:
         """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each."""
         scale = self.config.schedule.scale_of_samples(guidance_scale)
-        samples = sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale, processes=join())
-        return configuration.build_export(self.config)(samples)
+        export = configuration.build_export(self.config)
+        return export(sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale, processes=join()))
 
     def frames(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
@@ -75,35 +77,20 @@ class Run:
         return [str(picture) for picture in self.pictures]
 
     def evaluate(
-        self, *, judge: str | None = None, count: int = 10_000, seed: int = 0, guidance_scale: float | None = None
+        self,
+        *,
+        judge: str | None = None,
+        real: str | None = None,
+        count: int | None = None,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        batch_size: int | None = None,
+        device: str = "cpu",
     ) -> Metrics:
-        """Measure the run against real data and keep the figures in metrics.json, with who judged; see `evaluation`.
-
-        Args:
-            judge: who sees the images of a run of images, see `judges.load_judge`.
-            count: images to compare; points and digits have a fixed number.
-            seed: of the images.
-            guidance_scale: of the samples; the default of `sample` where it is left out.
-        """
-        data, scale = self.config.data, self.config.schedule.scale_of_samples(guidance_scale)
-        if isinstance(data, ImagesData):
-            train, test = (configuration.load_split(data, split) for split in ("train", "test"))
-
-            def draw(number: int, labels: Sequence[int] | None) -> Tensor:
-                return configuration.to_bytes(sample(self.generator, number, seed=seed, labels=labels, guidance_scale=scale))
-
-            seen_by = load_judge(judge, self.config)
-            metrics = {"judge": seen_by.name, **evaluate_images(draw, train, test, seen_by, count=count)}
-            if frames := self.frames():
-                as_bytes = {step: configuration.to_bytes(frame) for step, frame in frames.items()}
-                metrics |= frechet_curve(as_bytes, train, test, seen_by)
-        elif judge is not None:
-            raise InputError(f"judge is '{judge}', but this run makes no images to show it: leave it out")
-        else:
-            metrics = configuration.build_evaluation(self.config)(
-                lambda count, seed: sample(self.generator, count, seed=seed, guidance_scale=scale)
-            )
-        metrics = metrics if scale is None else {"guidance_scale": scale, **metrics}
+        """Measure the run against real data and keep the figures in metrics.json; arguments as of `run_evaluation.Asked`."""
+        told = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
+        asked = Asked(judge=judge, real=real, count=count, **told)
+        metrics = evaluate_run(self.config, self.generator, asked, folder=self.folder, frames=self.frames)
         save_json(self.folder / METRICS, metrics)
         return metrics
 
@@ -114,11 +101,11 @@ class TrainedNetwork:
 
     Attributes:
         weights: their file.
-        accuracies: name -> share of the test images that are named right; empty where there are no classes.
+        figures: name -> share of images that are named right, or the error of what is filled in; empty where there is neither.
     """
 
     weights: Path
-    accuracies: Mapping[str, float]
+    figures: Mapping[str, float]
 
     @property
     def folder(self) -> Path:
@@ -127,18 +114,18 @@ class TrainedNetwork:
 
     def summary(self) -> list[str]:
         """Return what the training leaves, a line each."""
-        lines = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.accuracies.items()]
+        lines = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.figures.items()]
         return [*(lines or ["no accuracy, for the images are not of two classes or more"]), str(self.weights)]
 
 
-def start(
-    config: RunConfig | ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
-) -> Run | TrainedNetwork:
-    """Train whatever the configuration is of, by `train` or `train_judge`."""
+def start(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run | TrainedNetwork:
+    """Train whatever the configuration is of, by `train`, `train_judge` or `train_encoder`."""
     if isinstance(config, RunConfig):
         return train(config, save_dir, resume=resume, overwrite=overwrite)
     if (size := join().size) > 1:
         raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
+    if isinstance(config, EncoderRunConfig):
+        return train_encoder(config, save_dir, resume=resume, overwrite=overwrite)
     if resume:
         raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
     return train_judge(config, save_dir, overwrite=overwrite)
@@ -147,22 +134,35 @@ def start(
 def train_judge(config: ClassifierConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedNetwork:
     """Train a classifier into a folder, for the evaluation of generators; errors as in `train`."""
     folder, config = Path(save_dir), configuration.resolve(config)
-    _make_ready(config, folder, overwrite=overwrite)
-    return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
-
-
-def train_encoder(config: EncoderRunConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedNetwork:
-    """Train a feature encoder into a folder, for generators to drift in its features; errors as in `train`."""
-    folder, config = Path(save_dir), configuration.resolve(config)
-    _make_ready(config, folder, overwrite=overwrite)
-    figures = pretraining.train_encoder(config, folder)
-    return TrainedNetwork(folder / ENCODER_WEIGHTS, {name: value for name, value in figures.items() if name.endswith("accuracy")})
-
-
-def _make_ready(config: ClassifierConfig | EncoderRunConfig, folder: Path, *, overwrite: bool) -> None:
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
     make_room(folder, overwrite=overwrite)
+    return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
+
+
+def train_encoder(
+    config: EncoderRunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> TrainedNetwork:
+    """Train a feature encoder into a folder, for generators to drift in its features; arguments and errors as in `train`.
+
+    One of images in memory is trained in one go; one of data that stay on disk is saved now and then, and can be resumed.
+    """
+    folder = Path(save_dir)
+    if resume and isinstance(config.data, ImagesData):
+        raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
+    _check_once(resume=resume, overwrite=overwrite)
+    config = configuration.resolve(config)
+    pretraining.check_networks(config)
+    check_writable(folder, "save_dir")
+    claim(folder, config, resume=resume, overwrite=overwrite)
+    figures = pretraining.train_encoder(config, folder)
+    shown = {name: value for name, value in figures.items() if name.endswith(("accuracy", "error"))}
+    return TrainedNetwork(folder / ENCODER_WEIGHTS, shown)
+
+
+def _check_once(*, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise InputError("resume and overwrite are both given: pass one of them")
 
 
 def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -182,8 +182,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         LostProcessError: if another process died; the last checkpoint is kept.
     """
     folder, processes = Path(save_dir), join()
-    if resume and overwrite:
-        raise InputError("resume and overwrite are both given: pass one of them")
+    _check_once(resume=resume, overwrite=overwrite)
     check_device(config.device, processes)
     config = configuration.resolve(config)
     source, generator = configuration.build_source(config), configuration.build_generator(config)
@@ -205,7 +204,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         state,
         positives,
         facts=configuration.to_json(config),
-        reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED),
+        reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED, limit=True),
         frame_samples=config.frame_samples,
         keep=config.keep,
         guidance_scale=config.schedule.scale_of_samples(),

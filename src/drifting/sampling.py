@@ -14,7 +14,6 @@ from drifting.guidance import check_guidance_scale
 from drifting.prior import seeded_codes, seeded_noise
 
 
-@torch.no_grad()
 def sample(
     generator: Generator,
     count: int,
@@ -42,24 +41,36 @@ def sample(
     """
     if count < 1:
         raise InputError(f"num_samples is {count}: ask for at least 1")
-    cycle = check_labels(labels, generator.num_classes)
-    scale, styles = _told(guidance_scale, generator), generator.num_styles
-    device = next(generator.parameters()).device
-    was_training = generator.training
-    generator.eval()
-    parts = []
     # As many on every process, since one that shares its weights takes part in every pass: the last may make a few too many.
     share = -(-count // processes.size)
     first, end = processes.rank * share, (processes.rank + 1) * share
-    for start in range(first, end, batch_size):
-        indices = range(start, min(start + batch_size, end))
-        noise = seeded_noise(indices, generator.noise_shape, seed).to(device)
-        chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices], device=device)
-        told = None if scale is None else torch.full((len(indices),), scale, device=device)
-        codes = [seeded_codes(indices, styles, generator.style_classes, seed).to(device)] if styles else []
-        parts.append(generator(noise, chosen, told, *codes).cpu())
+    batches = (range(start, min(start + batch_size, end)) for start in range(first, end, batch_size))
+    told = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}
+    samples = torch.cat([sample_indices(generator, indices, **told).cpu() for indices in batches])
+    return processes.gathered({"samples": samples}, 0)["samples"][:count]
+
+
+@torch.no_grad()
+def sample_indices(
+    generator: Generator,
+    indices: Sequence[int],
+    *,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    guidance_scale: float | None = None,
+) -> Float[Tensor, "b *sample"]:
+    """Return some of the samples of a seed, in one pass, on the device of the generator; arguments and errors as in `sample`."""
+    cycle = check_labels(labels, generator.num_classes)
+    scale, styles = _told(guidance_scale, generator), generator.num_styles
+    device = next(generator.parameters()).device
+    noise = seeded_noise(indices, generator.noise_shape, seed).to(device)
+    chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices], device=device)
+    told = None if scale is None else torch.full((len(indices),), scale, device=device)
+    codes = [seeded_codes(indices, styles, generator.style_classes, seed).to(device)] if styles else []
+    was_training = generator.training
+    samples = generator.eval()(noise, chosen, told, *codes)
     generator.train(was_training)
-    return processes.gathered({"samples": torch.cat(parts)}, 0)["samples"][:count]
+    return samples
 
 
 def check_labels(labels: Sequence[int] | None, num_classes: int | None) -> list[int] | None:

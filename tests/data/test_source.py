@@ -120,3 +120,8 @@ def test_reference_samples_take_classes_in_turn():
     drawn = reference_samples(InMemorySource(SAMPLES, LABELS), 7, 0)
     assert drawn[:, 0].tolist() == [0.0, 1.0, 2.0, 0.0, 1.0, 2.0]
     assert reference_samples(InMemorySource(SAMPLES, LABELS), 1, 0)[:, 0].tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("count", "classes"), [(1, [0.0]), (2, [0.0, 1.0]), (3, [0.0, 1.0, 2.0]), (7, 2 * [0.0, 1.0, 2.0])])
+def test_reference_samples_with_a_limit_are_of_the_first_classes(count, classes):
+    assert reference_samples(InMemorySource(SAMPLES, LABELS), count, 0, limit=True)[:, 0].tolist() == classes

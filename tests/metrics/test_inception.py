@@ -19,11 +19,11 @@ class _Network(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
-    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
         assert images.dtype == torch.float32
         assert images.shape[1] == 3
         if not return_features:
-            return torch.zeros(images.shape[0], 1000)
+            return (images.mean([2, 3]) * (1.0 if no_output_bias else 2.0)).softmax(1)
         size = torch.full([images.shape[0], 1], float(images.shape[0]))
         return torch.cat([images.mean([2, 3]) * self.scale, images.amax([1, 2, 3])[:, None], size], 1)
 
@@ -61,6 +61,16 @@ def test_features_are_those_of_the_network_for_bytes_as_they_are(channels, netwo
     torch.testing.assert_close(features[:, :3], images.float().mean([2, 3]).expand(-1, 3))
     assert features[:, 3].tolist() == images.flatten(1).amax(1).tolist()
     assert features[:, 4].tolist() == [2, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_probabilities_are_those_without_the_bias_of_the_last_layer(channels, network_file, published):
+    images = _images(5, channels)
+    found = load_inception(network_file, batch_size=2).probabilities(images)
+    torch.testing.assert_close(found, images.float().mean([2, 3]).expand(-1, 3).softmax(1))
+    assert not found.requires_grad
+    with pytest.raises(InputError, match=r"images are torch.float32 of the shape \(5, 3, 5, 7\): pass uint8"):
+        load_inception(network_file).probabilities(_images(5, 3).float())
 
 
 def test_a_file_of_another_hash_is_refused_before_it_is_loaded(network_file, monkeypatch):

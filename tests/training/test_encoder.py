@@ -9,11 +9,11 @@ from drifting.training.encoder import (
     Augmentation,
     random_affine,
     random_shift,
-    schedule_factor,
     train_autoencoder,
     train_supervised,
 )
 from drifting.training.loop import DivergenceError
+from drifting.training.network import schedule_factor
 
 NO_AUGMENTATION = Augmentation(shift=0, rotation=0.0, scale=0.0)
 

@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -60,3 +61,18 @@ def test_bar_stops_when_training_fails():
     with pytest.raises(RuntimeError, match="no"):
         fail()
     assert shown._bar.live.is_started is False
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_images_are_passed_on_and_counted(monkeypatch, terminal):
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100)
+    batches = [([1, 2, 3], "a"), ([4, 5], "b")]
+    assert list(progress.show_images(iter(batches), 5, what="samples", console=console)) == batches
+    if terminal:
+        assert "5/5" in out.getvalue()
+    else:
+        first, last = out.getvalue().splitlines()
+        assert re.fullmatch(r"samples 3/5  [\d,]+ images/s  \d+ s left", first)
+        assert last.startswith("samples 5/5 ")

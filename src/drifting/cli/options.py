@@ -105,3 +105,22 @@ class EncoderSettings:
 
 
 AS_KIND = EncoderSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSettings:
+    """How latents are computed and laid down."""
+
+    image_size: int = 256
+    """Pixels to a side, after a centre crop to a square."""
+    split: str = "train"
+    """Which images: of the folder train/, which are all where there is none, or of another such as val/."""
+    batch_size: int = 32
+    """Images of a pass."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 or mps."""
+    shard_size: int = 4096
+    """Images of a file."""
+
+
+AS_USUAL = LatentSettings()

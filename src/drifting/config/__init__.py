@@ -1,19 +1,14 @@
 """The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
 
-`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `build` makes everything from it and
-`report` what it shows.
+`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `sources` opens the data, `build` makes
+everything else from it, `export` what becomes of its samples and `report` what it shows.
 """
 
 from drifting.config.build import (
     build_encoder,
-    build_export,
     build_generator,
     build_loss,
     build_network,
-    build_positives,
-    build_source,
-    load_labelled,
-    load_split,
     resolve,
 )
 from drifting.config.data import (
@@ -22,13 +17,16 @@ from drifting.config.data import (
     ImagesData,
     LatentsData,
     PointsData,
+    StreamedData,
     ToyData,
 )
+from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
     DiTConfig,
     MAEConfig,
+    MAEFeaturesConfig,
     MLPConfig,
     PixelsConfig,
     ResNetConfig,
@@ -46,6 +44,16 @@ from drifting.config.schema import (
     RunConfig,
 )
 from drifting.config.serial import VERSION, SavedConfig, from_json, to_json
+from drifting.config.sources import (
+    build_positives,
+    build_rows,
+    build_source,
+    load_labelled,
+    load_split,
+    open_files,
+    open_latents,
+    open_vae,
+)
 from drifting.data.pixels import to_bytes, to_signed
 
 __all__ = [
@@ -54,6 +62,7 @@ __all__ = [
     "AutoencoderConfig",
     "BankConfig",
     "ClassifierConfig",
+    "Decoder",
     "DecoderMLPConfig",
     "DiTConfig",
     "DigitsData",
@@ -63,6 +72,7 @@ __all__ = [
     "LatentsData",
     "LossConfig",
     "MAEConfig",
+    "MAEFeaturesConfig",
     "MLPConfig",
     "PixelsConfig",
     "PointsData",
@@ -71,8 +81,10 @@ __all__ = [
     "RunConfig",
     "SavedConfig",
     "SimCLRConfig",
+    "StreamedData",
     "ToyData",
     "UNetConfig",
+    "build_decoder",
     "build_encoder",
     "build_evaluation",
     "build_export",
@@ -81,10 +93,15 @@ __all__ = [
     "build_network",
     "build_pictures",
     "build_positives",
+    "build_rows",
     "build_source",
+    "exported_shape",
     "from_json",
     "load_labelled",
     "load_split",
+    "open_files",
+    "open_latents",
+    "open_vae",
     "resolve",
     "to_bytes",
     "to_json",

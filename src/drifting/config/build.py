@@ -1,31 +1,33 @@
 """How everything is built from a configuration: with `report`, the only file that knows every class."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from drifting.checkpoint import load_state_dict, load_weights
 from drifting.config.data import (
     DigitsData,
+    EncoderData,
+    ImageFilesData,
     ImagesData,
-    PointsData,
-    ToyData,
+    LatentsData,
+    StreamedData,
 )
+from drifting.config.encoders import check_weights, load_mae, recipe_features
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
     DiTConfig,
     MAEConfig,
+    MAEFeaturesConfig,
     MLPConfig,
     ResNetConfig,
     SimCLRConfig,
-    TrainedEncoder,
     UNetConfig,
 )
 from drifting.config.schema import (
@@ -34,14 +36,7 @@ from drifting.config.schema import (
     EncoderRunConfig,
     RunConfig,
 )
-from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.digits import load_digits
-from drifting.data.features import FeatureCache
-from drifting.data.images import ImageSet, LabelError, load_images
-from drifting.data.pixels import to_bytes, to_signed
-from drifting.data.points import frame_of, load_points
-from drifting.data.source import InMemorySource, Source, StreamSource
-from drifting.data.toys import toy
+from drifting.config.sources import find_data, load_labelled, load_split
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import FeatureEncoder
 from drifting.encoders.classifier import Classifier
@@ -55,8 +50,8 @@ from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.dit import DiT
 from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
+from drifting.inputs import check_device
 from drifting.loss import DriftingLoss
-from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
 
 Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
@@ -64,103 +59,15 @@ Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
 
 def resolve(config: Config) -> Config:
     """Return the configuration with everything that depends on the data and the machine filled in and checked."""
-    try:
-        device = torch.device(config.device)
-    except RuntimeError:
-        raise InputError(f"device is '{config.device}': pass cpu, cuda, cuda:1 or mps") from None
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= present.get(device.type, 0):
-        raise InputError(f"device is '{config.device}', which this machine does not offer: pass --device cpu")
-    match config.data:
-        case PointsData(path=path, scale=None):
-            centre, scale = frame_of(load_points(Path(path)), path)
-            data = PointsData(path=str(Path(path).resolve()), centre=centre, scale=scale)
-        case ImagesData(image_shape=None) as unread:
-            data = _found(unread, load_labelled if isinstance(config, EncoderRunConfig) else load_split)
-        case _:
-            return config
+    check_weights(config)
+    check_device(config.device)
+    data = find_data(config.data, load_labelled if isinstance(config, EncoderRunConfig) else load_split)
+    if data == config.data:
+        return config
     config = dataclasses.replace(config, data=data)
     if isinstance(config, EncoderRunConfig) and config.learns_classes:
         _classes_to_learn(config.data)
     return config
-
-
-def _found(data: ImagesData, load: Callable[[ImagesData, str], ImageSet]) -> ImagesData:
-    """Return where images are and what they are, found by reading them."""
-    path = str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path
-    data = dataclasses.replace(data, path=path)
-    found = load(data, "train")
-    if data.colour and found.image_shape[0] != 3:
-        grey = f"data is '{path or data.name}', whose images have {found.image_shape[0]} channel, not red, green and blue"
-        raise InputError(f"{grey}: pass colour images, or train the preset images on these")
-    known = {"image_shape": found.image_shape, "num_classes": found.num_classes}
-    return dataclasses.replace(data, conditional=found.labels is not None, **known)
-
-
-@functools.lru_cache(maxsize=4)
-def _load_split(path: str | None, name: str, split: str, options: tuple) -> ImageSet:
-    image_size, channels, labelled = options
-    return load_images(path, name=name, split=split, image_size=image_size, channels=channels, labelled=labelled)
-
-
-def load_split(data: ImagesData, split: str) -> ImageSet:
-    """Return one split of the images of a configuration, read once in a process."""
-    return _load_split(data.path, data.name, split, (data.image_size, data.channels, data.conditional))
-
-
-def load_labelled(data: ImagesData, split: str) -> ImageSet:
-    """Return one split with its labels, whether or not a generator learns them; without where there are none to be used."""
-    try:
-        return load_split(dataclasses.replace(data, conditional=True), split)
-    except LabelError:
-        return load_split(dataclasses.replace(data, conditional=False), split)
-
-
-def build_source(config: RunConfig) -> Source:
-    """Return the real samples a run trains on."""
-    match config.data:
-        case ToyData(dataset=name):
-            return StreamSource(toy(name).draw, (2,))
-        case PointsData(path=path) as data:
-            return InMemorySource(data.frame.standardise(load_points(Path(path))))
-        case DigitsData():
-            split = load_digits()
-            return InMemorySource(split.train, split.train_labels)
-        case ImagesData() as data:
-            images = load_split(data, "train")
-            return InMemorySource(images.images, images.labels, to_signed)
-        case _:
-            raise InputError(f"data is {type(config.data).__name__}, which no run takes yet: name another")
-
-
-def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:
-    """Return where the features of real samples come from: the whole data set or a bank, encoded anew or looked up.
-
-    Args:
-        config: of the run.
-        encoder: its feature space.
-        folder: where a cache of features goes that is too large for memory.
-    """
-    at_once = config.schedule.micro_batch
-    if not isinstance(config.data, ImagesData):
-        return Positives(build_source(config), encoder, batch_size=at_once)
-    images = load_split(config.data, "train")
-    samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
-    if config.cache_features and isinstance(config.encoder, TrainedEncoder):
-        on_device = functools.partial(_prepare_on, config.device)
-        cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder)
-        samples, prepare, shape, kind = torch.arange(len(samples)), None, (), torch.long
-    if config.bank is None:
-        return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache, batch_size=at_once)
-    sizes = {"capacity_per_class": config.bank.capacity_per_class, "unconditional_capacity": config.bank.unconditional_capacity}
-    bank = MemoryBank(images.num_classes, sample_shape=shape, device=config.device, dtype=kind, **sizes)
-    push = config.bank.push_per_step
-    source = BankSource(samples, images.labels, bank, push_per_step=push, seed=config.seed, prepare=prepare)
-    return Positives(source, encoder, cache, batch_size=at_once)
-
-
-def _prepare_on(device: str, images: Tensor) -> Tensor:
-    return to_signed(images.to(device))
 
 
 def build_generator(config: RunConfig) -> Generator:
@@ -168,7 +75,7 @@ def build_generator(config: RunConfig) -> Generator:
     match config.data:
         case DigitsData():
             shape, num_classes = (1, 8, 8), 10
-        case ImagesData() as data:
+        case ImagesData() | ImageFilesData() | LatentsData() as data:
             shape, num_classes = _known_shape(data), data.num_classes
         case _:
             shape, num_classes = (2,), None
@@ -195,12 +102,15 @@ def build_network(config: AnyConfig) -> nn.Module | None:
                 return Classifier(_known_shape(config.data), config.data.num_classes or 0, config.width)
             case RunConfig(data=ImagesData() as data, encoder=AutoencoderConfig() as encoder):
                 return Autoencoder(_known_shape(data), code_dim=encoder.code_dim, width=encoder.width)
-            case RunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder):
-                return _build_resnet(data, encoder)
-            case EncoderRunConfig(data=data, encoder=ResNetConfig() as encoder):
+            case (
+                RunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder)
+                | EncoderRunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder)
+            ):
                 return _build_resnet(data, encoder)
             case EncoderRunConfig(data=data, encoder=MAEConfig() as encoder):
                 return _build_mae(data, encoder, _classes_to_learn(data) if config.learns_classes else None)
+            case RunConfig(data=data, encoder=MAEFeaturesConfig() as encoder):
+                return load_mae(data, encoder)
             case RunConfig(encoder=AutoencoderConfig() | ResNetConfig() as encoder):
                 kind = "an auto-encoder" if isinstance(encoder, AutoencoderConfig) else "a ResNet"
                 raise InputError(f"encoder is {kind}, but the data are no images: use the space of the samples")
@@ -221,7 +131,7 @@ def _build_resnet(data: ImagesData, encoder: ResNetConfig) -> ResNet:
     return network
 
 
-def _build_mae(data: ImagesData, encoder: MAEConfig, num_classes: int | None) -> MaskedAutoencoder:
+def _build_mae(data: EncoderData, encoder: MAEConfig, num_classes: int | None) -> MaskedAutoencoder:
     """Return the network, or raise InputError if it could not be masked, or would say nothing of its images."""
     sizes = {name: getattr(encoder, name) for name in ("width", "patch", "depths")}
     network = MaskedAutoencoder(_known_shape(data), num_classes=num_classes, **sizes)
@@ -236,11 +146,12 @@ def _build_mae(data: ImagesData, encoder: MAEConfig, num_classes: int | None) ->
     return network
 
 
-def _classes_to_learn(data: ImagesData) -> int:
+def _classes_to_learn(data: EncoderData) -> int:
     """Return the number of classes, or raise InputError if there are no two."""
-    classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes
+    in_memory = isinstance(data, ImagesData)
+    classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes if in_memory else data.num_classes
     if classes is None or classes < 2:
-        origin = data.path or data.name
+        origin = data.path or (data.name if in_memory else None)
         raise InputError(f"data is '{origin}', whose images are all of one class: add another, or learn without classes, by simclr")
     return classes
 
@@ -252,6 +163,8 @@ def build_encoder(config: RunConfig, network: nn.Module | None = None) -> Featur
         encoder = AutoencoderFeatures(network, config.encoder.features)
     if isinstance(config.encoder, ResNetConfig) and isinstance(network, ResNet):
         encoder = ResNetFeatures(network, config.encoder.features)
+    if isinstance(config.encoder, MAEFeaturesConfig) and isinstance(network, MaskedAutoencoder):
+        encoder = recipe_features(config.encoder, network, config.device)
     return computed_in(config.schedule.precision, encoder, config.device)
 
 
@@ -260,20 +173,10 @@ def build_loss(config: RunConfig) -> DriftingLoss:
     return DriftingLoss(**vars(config.loss))
 
 
-def build_export(config: RunConfig) -> Callable[[Tensor], Tensor]:
-    """Return the map from the generator's samples to the user's form: points in their coordinates, images as uint8 [n, h, w, c]."""
-    match config.data:
-        case PointsData() as data:
-            return data.frame.restore
-        case DigitsData() | ImagesData():
-            return lambda images: to_bytes(images).movedim(1, -1)
-        case _:
-            return lambda points: points
-
-
-def _known_shape(data: ImagesData) -> tuple[int, int, int]:
+def _known_shape(data: ImagesData | StreamedData) -> tuple[int, int, int]:
     if data.image_shape is None:
-        raise InputError(f"data is '{data.path or data.name}', whose shape is not known yet: resolve the configuration first")
+        origin = data.path or getattr(data, "name", None)
+        raise InputError(f"data is '{origin}', whose shape is not known yet: resolve the configuration first")
     return data.image_shape
 
 

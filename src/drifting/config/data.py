@@ -61,7 +61,7 @@ class ImagesData:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFilesData:
-    """Images of a folder that are too many for memory: decoded, cropped and resized as they are drawn, see `data.files_source`.
+    """Images of a folder that are too many for memory: decoded, cropped and resized as they are drawn, see `data.image_files`.
 
     Attributes:
         path: folder with one sub-folder for each class, or with `train` and `val` above those; None where it is not known yet.
@@ -69,7 +69,8 @@ class ImageFilesData:
         conditional: one population for each class, or one for all.
         flip: mirror every other image, by chance.
         image_shape: channels, height and width; found when the folder is first listed and kept with the run.
-        num_classes: found likewise.
+        num_classes: found likewise; None where labels are not used.
+        files: stands for the names of the files; found likewise, and checked whenever the folder is listed again.
     """
 
     path: str | None = None
@@ -78,6 +79,7 @@ class ImageFilesData:
     flip: bool = True
     image_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None
+    files: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +91,24 @@ class LatentsData:
         conditional: one population for each class, or one for all.
         flip: take the latent of the mirrored image for every other one, by chance.
         vae: name or folder of the auto-encoder that decodes samples; found in the cache and kept with the run.
-        image_shape: channels, height and width of a latent; found likewise.
-        num_classes: found likewise.
+        vae_fingerprint: of the auto-encoder that the cache must have been made with; found likewise.
+        image_shape: channels, height and width that latents must have; found likewise.
+        num_classes: found likewise; None where labels are not used.
+        files: stands for the names of the files; found likewise, and checked whenever the cache is opened again.
     """
 
     path: str | None = None
     conditional: bool = True
     flip: bool = True
     vae: str | None = None
+    vae_fingerprint: str | None = None
     image_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None
+    files: str | None = None
 
 
+# What stays on disk until it is drawn.
+StreamedData = ImageFilesData | LatentsData
 Data = ToyData | PointsData | DigitsData | ImagesData | ImageFilesData | LatentsData
+# What encoders are trained on.
+EncoderData = ImagesData | ImageFilesData | LatentsData

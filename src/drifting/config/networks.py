@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from drifting.encoders.augmentation import Views
 from drifting.generators.dit import DiTSize
 from drifting.generators.unet import UNetSize
+from drifting.training.masked import MaskedTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,25 +125,43 @@ class SimCLRConfig(ResNetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAEConfig:
-    """An `encoders.mae.MaskedAutoencoder`, which learns to fill in hidden patches. It is trained on its own: no run takes it yet.
+class MAEConfig(MaskedTraining):
+    """An `encoders.mae.MaskedAutoencoder`, which learns to fill in hidden patches, and its training. It is trained on its own.
 
     Attributes:
         width, patch, depths: of the network.
-        steps, batch_size, learning_rate, classification_weight: of its training, see `training.self_supervised.train_mae`.
     """
 
     width: int = 64
     patch: int = 2
     depths: tuple[int, ...] = (2, 2, 2, 2)
-    steps: int = 2000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    classification_weight: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEFeaturesConfig:
+    """Drifting in the features of a masked auto-encoder that was trained before, and in the sample itself: the paper's space.
+
+    Attributes:
+        weights: file of its weights, such as the encoder.safetensors of a `MAEConfig`; None where it is not known yet.
+        width, patch, depths: of the network.
+        features: which of its features, see `MAEFeatures`; None for all that the release uses.
+        every: without names, which blocks inside a stage are features.
+        convnext: Hub id or folder of a ConvNeXt-V2 whose features stand beside them, for images in [-1, 1]; None for none.
+        resize: side of the square that it sees images at; None to leave them as they are.
+    """
+
+    weights: str | None = None
+    width: int = 256
+    patch: int = 1
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    features: tuple[str, ...] | None = None
+    every: int = 2
+    convnext: str | None = None
+    resize: int | None = 224
 
 
 Generator = MLPConfig | DecoderMLPConfig | UNetConfig | DiTConfig
-Encoder = PixelsConfig | AutoencoderConfig | ResNetConfig | SimCLRConfig
+Encoder = PixelsConfig | AutoencoderConfig | ResNetConfig | SimCLRConfig | MAEFeaturesConfig
 # Encoders that the run trains, on a data set whose features are worth keeping.
 TrainedEncoder = AutoencoderConfig | ResNetConfig
 # Encoders that are trained on their own.

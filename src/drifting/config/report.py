@@ -1,5 +1,6 @@
 """What a run shows of itself: its pictures and its figures."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -7,17 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drifting.config.build import build_source, load_split
 from drifting.config.data import (
     DigitsData,
     ImagesData,
+    LatentsData,
     PointsData,
+    StreamedData,
     ToyData,
 )
+from drifting.config.export import build_decoder
 from drifting.config.schema import (
     LossConfig,
     RunConfig,
 )
+from drifting.config.sources import build_source, load_split
 from drifting.data.digits import load_digits
 from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.points import Frame
@@ -39,12 +43,12 @@ _COLUMNS, _ROWS = 10, 20
 Pictures = Callable[..., list[Path]]
 
 
-def build_evaluation(config: RunConfig) -> Callable[[Sampler], Metrics]:
-    """Return the function that measures a sampler of points or digits against the real data of a run."""
+def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sampler], Metrics]:
+    """Return the function that measures a sampler against the real data of a run: so many points, or digits, which are all used."""
     if isinstance(config.data, DigitsData):
         return partial(evaluate_digits, split=load_digits())
     source = build_source(config)
-    count = min(10_000, len(source.samples) // 2) if isinstance(source, InMemorySource) else 10_000
+    count = min(count, len(source.samples) // 2) if isinstance(source, InMemorySource) else count
     modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
     return partial(
         evaluate_points,
@@ -62,6 +66,8 @@ def build_pictures(config: RunConfig) -> Pictures:
     source = build_source(config)
     if isinstance(config.data, DigitsData | ImagesData):
         return _image_pictures(config, source)
+    if isinstance(config.data, StreamedData):
+        return _streamed_pictures(config, config.data, source)
     return _point_pictures(config, source)
 
 
@@ -88,6 +94,32 @@ def _image_pictures(config: RunConfig, source: Source) -> Pictures:
         return [*pictures, draw_comparison(folder, title=title, real=real, generated=last, nearest=near)]
 
     return draw
+
+
+def _streamed_pictures(config: RunConfig, data: StreamedData, source: Source) -> Pictures:
+    """Return the pictures of images too many for memory: latents are decoded, and nobody looks for the nearest real images."""
+    decode = build_decoder(config, config.device)
+    rows, columns = _layout(source.num_classes, config.frame_samples)
+    count, labelled = rows * columns, source.num_classes == rows
+    title = Path(data.path or "").name + (", decoded latents" if isinstance(data, LatentsData) else "")
+
+    def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
+        anything = source.draw_unconditional(1, count, torch.Generator().manual_seed(0))[0]
+        real = decode(reference_samples(source, count, 0) if labelled else anything)
+        in_rows = to_signed(real).unflatten(0, (columns, rows)).transpose(0, 1)
+        # As bytes: they are large images, at every stage of the training.
+        shown = {step: decode(samples[:count]) for step, samples in frames.items()}
+        return draw_images(folder, title=title, real=in_rows, frames=shown, log=log, labelled=labelled)
+
+    return draw
+
+
+def _layout(classes: int | None, count: int) -> tuple[int, int]:
+    """Return rows and columns of a picture of `count` samples, classes in turn: one class a row, unless there are too many."""
+    if classes is not None and classes <= min(_ROWS, count // 2):
+        return classes, min(_COLUMNS, count // classes)
+    side = min(_COLUMNS, math.isqrt(count))
+    return side, side
 
 
 def _point_pictures(config: RunConfig, source: Source) -> Pictures:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from drifting.config.data import Data, DigitsData, ImagesData
+from drifting.config.data import Data, DigitsData, EncoderData, ImagesData, StreamedData
 from drifting.config.networks import (
     Encoder,
     Generator,
@@ -20,6 +20,7 @@ from drifting.errors import InputError
 from drifting.inputs import check_counts, check_learning_rate, check_temperature, check_temperatures
 from drifting.loss import TEMPERATURES
 from drifting.training.encoder import Augmentation
+from drifting.training.masked import check_masked_training
 from drifting.training.schedule import Schedule, check_schedule
 
 
@@ -87,9 +88,11 @@ class RunConfig:
         if isinstance(self.encoder, TrainedEncoder):
             _check_encoder(self.encoder, "encoder.")
         if isinstance(self.encoder, MAEConfig):
-            raise InputError("encoder is a masked auto-encoder, which no run takes yet: name another")
+            raise InputError("encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig")
+        if self.bank is None and isinstance(self.data, StreamedData):
+            raise InputError("bank is None, but the data stay on disk, too slow to draw every step from: pass a BankConfig")
         if self.bank is not None:
-            if not isinstance(self.data, ImagesData):
+            if not isinstance(self.data, ImagesData | StreamedData):
                 raise InputError("bank is set, but the data are no images: leave it out")
             check_counts({f"bank.{name}": value for name, value in vars(self.bank).items()})
         check_seed(self.seed)
@@ -98,7 +101,7 @@ class RunConfig:
             raise InputError(f"parallel is '{self.parallel}': pass {' or '.join(PARALLEL)}")
         if self.parallel == "fsdp" and schedule.optimizer == "muon":
             raise InputError("parallel is 'fsdp', but muon needs whole matrices of weights: pass ddp, or optimizer adamw")
-        labelled = isinstance(self.data, DigitsData) or (isinstance(self.data, ImagesData) and self.data.conditional)
+        labelled = isinstance(self.data, DigitsData) or (isinstance(self.data, ImagesData | StreamedData) and self.data.conditional)
         check_schedule(schedule, labelled=labelled)
 
 
@@ -148,26 +151,34 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRunConfig:
-    """The training of a feature encoder on its own; later runs name its weights in `ResNetConfig.weights`.
+    """The training of a feature encoder on its own; later runs name its weights in the `weights` of their encoder.
 
     Attributes:
-        data: images. Their labels are learnt or, where there are any, only tell how good the features are.
+        preset: the name it was made from.
+        data: images, or latents of them. Their labels are learnt or, where there are any, only tell how good the features are.
         encoder: the network and its training: `ResNetConfig` by classes, `SimCLRConfig` or `MAEConfig`.
         seed: of the weights, the order and the augmentation.
         device: where it trains.
+        checkpoint_every, keep: steps between checkpoints, and how many to keep, where the data stay on disk.
     """
 
-    data: ImagesData
+    preset: str = "train-encoder"
+    data: EncoderData
     encoder: LoneEncoder
     seed: int = 0
     device: str = "cpu"
+    checkpoint_every: int = 2000
+    keep: int = 2
 
     def __post_init__(self) -> None:
         """Raise InputError for a value with which training could not work."""
         _check_encoder(self.encoder)
+        check_counts({name: getattr(self, name) for name in ("checkpoint_every", "keep")})
         check_seed(self.seed)
         if isinstance(self.encoder, ResNetConfig) and self.encoder.weights is not None:
             raise InputError(f"weights is '{self.encoder.weights}', but the encoder is to be trained: leave it out")
+        if not isinstance(self.data, ImagesData) and not isinstance(self.encoder, MAEConfig):
+            raise InputError(f"encoder is {type(self.encoder).__name__}, which learns from images in memory: pass MAEConfig")
 
     @property
     def learns_classes(self) -> bool:
@@ -182,6 +193,9 @@ AnyConfig = RunConfig | ClassifierConfig | EncoderRunConfig
 
 def _check_encoder(encoder: TrainedEncoder | LoneEncoder, prefix: str = "") -> None:
     """Raise InputError naming a setting, after the prefix, with which its training could not work."""
+    if isinstance(encoder, MAEConfig):
+        check_counts({f"{prefix}width": encoder.width})
+        return check_masked_training(encoder, prefix)
     counted = ("code_dim", "width", "steps", "batch_size")
     check_counts({f"{prefix}{name}": value for name, value in vars(encoder).items() if name in counted})
     check_learning_rate(encoder.learning_rate, f"{prefix}learning_rate")
@@ -191,8 +205,6 @@ def _check_encoder(encoder: TrainedEncoder | LoneEncoder, prefix: str = "") -> N
         _ = encoder.views
     if isinstance(encoder, SimCLRConfig):
         check_temperature(encoder.temperature)
-    if isinstance(encoder, MAEConfig) and not 0 <= encoder.classification_weight <= 1:
-        raise InputError(f"{prefix}classification_weight is {encoder.classification_weight}: pass a number from 0 to 1")
 
 
 def _check_normalised(batch_size: int, prefix: str = "") -> None:

@@ -105,6 +105,11 @@ class MemoryBank:
         return self._classes.samples.shape[1]
 
     @property
+    def unconditional_capacity(self) -> int:
+        """Samples of all classes together that it can hold."""
+        return self._unconditional.samples.shape[1]
+
+    @property
     def filled(self) -> Int[Tensor, " classes"]:
         """Samples held of each class."""
         return self._classes.filled
@@ -113,6 +118,11 @@ class MemoryBank:
     def unconditional_filled(self) -> int:
         """Samples held of all classes together."""
         return int(self._unconditional.filled)
+
+    @property
+    def rings(self) -> dict[str, Rings]:
+        """The buffers by name: one for each class, and one for all."""
+        return {"classes": self._classes, "unconditional": self._unconditional}
 
     def push(self, samples: Shaped[Tensor, "b *sample"], labels: Int[Tensor, " b"] | None = None) -> None:
         """Add samples, the oldest of a full buffer leaving; raises InputError if shapes or labels do not fit."""
@@ -151,8 +161,8 @@ class MemoryBank:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything the bank holds as named tensors, copied."""
-        rings = {"classes": self._classes, "unconditional": self._unconditional}
-        return {f"{name}.{part}": getattr(ring, part).clone() for name, ring in rings.items() for part in ("samples", "pushed")}
+        parts = ("samples", "pushed")
+        return {f"{name}.{part}": getattr(rings, part).clone() for name, rings in self.rings.items() for part in parts}
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
         """Take over what `tensors` returned; raises InputError if it is of a bank of another size."""
@@ -160,7 +170,7 @@ class MemoryBank:
             found = tuple(tensors[name].shape) if name in tensors else None
             if found != tuple(value.shape):
                 raise InputError(f"memory bank of '{origin}' has {name} of shape {found}, not {tuple(value.shape)}: use its sizes")
-        for name, rings in {"classes": self._classes, "unconditional": self._unconditional}.items():
+        for name, rings in self.rings.items():
             rings.samples.copy_(tensors[f"{name}.samples"])
             rings.pushed.copy_(tensors[f"{name}.pushed"])
 
@@ -228,10 +238,9 @@ class BankSource:
     ) -> Shaped[Tensor, "l p *sample"]:
         """Push fresh samples, then return `count` of the bank's for each label, on the device of rng."""
         if self._position == 0:
-            while bool((self.bank.filled.cpu() < self._enough).any()):
-                self._push(max(_WARMUP_CHUNK, self._push_per_step))
+            self._fill()
         else:
-            self._push(self._push_per_step)
+            self._push(self._next(self._push_per_step))
         return self.bank.draw(labels, count, rng, own)
 
     def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Shaped[Tensor, "l m *sample"]:
@@ -244,15 +253,28 @@ class BankSource:
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
         """Take over what `tensors` returned; raises InputError if it does not fit."""
+        position = self._position_in(tensors, origin)
+        self.bank.restore(tensors, origin)
+        self._position = position
+
+    @staticmethod
+    def _position_in(tensors: Mapping[str, Tensor], origin: str) -> int:
         if "position" not in tensors:
             raise InputError(f"memory bank of '{origin}' has no position: resume from a checkpoint of this run")
-        self.bank.restore(tensors, origin)
-        self._position = int(tensors["position"])
+        return int(tensors["position"])
 
-    def _push(self, count: int) -> None:
-        indices = torch.as_tensor(shuffled_indices(len(self._samples), self._position, count, self._seed))
+    def _fill(self) -> None:
+        while bool((self.bank.filled.cpu() < self._enough).any()):
+            self._push(self._next(max(_WARMUP_CHUNK, self._push_per_step)))
+
+    def _next(self, count: int) -> Int[Tensor, " b"]:
+        return shuffled_indices(len(self._samples), self._position, count, self._seed)
+
+    def _push(self, indices: Int[Tensor, " b"]) -> None:
         fresh = self._samples[indices.to(self._samples.device)]
-        self.bank.push(
-            fresh if self._prepare is None else self._prepare(fresh), None if self._labels is None else self._labels[indices.cpu()]
-        )
-        self._position += count
+        fresh = fresh if self._prepare is None else self._prepare(fresh)
+        self.bank.push(fresh, self._labels_of(indices))
+        self._position += len(indices)
+
+    def _labels_of(self, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"] | None:
+        return None if self._labels is None else self._labels[indices]

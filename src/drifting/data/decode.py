@@ -56,9 +56,12 @@ def _decode_all(items: Sequence[EncodedImage | np.ndarray], image_size: int | No
     if height != width:
         raise InputError(f"data holds '{_origin(items[0])}' of {width} x {height} pixels, which is no square: {mend}")
 
+    threads = min(16, os.cpu_count() or 1)
+    chunk = min(_CHUNK, -(-len(items) // threads))
+
     def decode_some(start: int) -> list[np.ndarray]:
         arrays = []
-        for item in items[start : start + _CHUNK]:
+        for item in items[start : start + chunk]:
             arrays.append(_pixels(item, image_size, channels))
             found = arrays[-1].shape[:2]
             if found != (height, width):
@@ -66,8 +69,8 @@ def _decode_all(items: Sequence[EncodedImage | np.ndarray], image_size: int | No
                 raise InputError(f"data holds '{_origin(item)}' of {sizes}: {mend}")
         return arrays
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        return [array for part in pool.map(decode_some, range(0, len(items), _CHUNK)) for array in part]
+    with ThreadPoolExecutor(threads) as pool:
+        return [array for part in pool.map(decode_some, range(0, len(items), chunk)) for array in part]
 
 
 def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: int | None) -> np.ndarray:

@@ -119,10 +119,14 @@ class InMemorySource:
         return drawn if self._prepare is None else self._prepare(drawn)
 
 
-def reference_samples(source: Source, count: int, seed: int) -> Float[Tensor, "r *sample"]:
-    """Return about `count` real samples of a seed on the CPU, classes in turn where there are any."""
+def reference_samples(source: Source, count: int, seed: int, *, limit: bool = False) -> Float[Tensor, "r *sample"]:
+    """Return about `count` real samples of a seed on the CPU, classes in turn where there are any.
+
+    Of more classes than that there is one sample each or, with a limit, there are the first ones alone, as in so many samples.
+    """
     rng = torch.Generator().manual_seed(seed)
     if source.num_classes is None:
         return source.draw(None, count, rng)[0]
     per_class = max(1, count // source.num_classes)
-    return source.draw(torch.arange(source.num_classes), per_class, rng).transpose(0, 1).flatten(0, 1)
+    classes = min(source.num_classes, count) if limit else source.num_classes
+    return source.draw(torch.arange(classes), per_class, rng).transpose(0, 1).flatten(0, 1)

@@ -4,15 +4,19 @@ from drifting.evaluation.base import Metrics, Sampler, as_text
 from drifting.evaluation.digits import evaluate_digits
 from drifting.evaluation.images import Judge, evaluate_images, frechet_curve
 from drifting.evaluation.points import evaluate_points, mode_shares
+from drifting.evaluation.streaming import Seen, compare, see
 
 __all__ = [
     "Judge",
     "Metrics",
     "Sampler",
+    "Seen",
     "as_text",
+    "compare",
     "evaluate_digits",
     "evaluate_images",
     "evaluate_points",
     "frechet_curve",
     "mode_shares",
+    "see",
 ]

@@ -1,6 +1,6 @@
 """Images, seen through a judge that took no part in their training: distance, fidelity, diversity, labels, colours, copies.
 
-Shapes: s samples, r real images, c channels, h x w pixels, d features.
+Shapes: s samples, r real images, c channels, h x w pixels, d features, k classes.
 """
 
 import warnings
@@ -40,12 +40,14 @@ class Judge:
         embed: images -> features.
         classify: images -> the label of each; None for a judge that knows no labels.
         cache: folder for statistics of real data; None to compute them anew.
+        probabilities: images -> those of the classes on which the Inception Score is defined; None for any other judge.
     """
 
     name: str
     embed: Callable[[Bytes], Float[Tensor, "s d"]]
     classify: Callable[[Bytes], Int[Tensor, " s"]] | None = None
     cache: Path | None = None
+    probabilities: Callable[[Bytes], Float[Tensor, "s k"]] | None = None
 
 
 def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judge: Judge, *, count: int = 10_000) -> Metrics:
@@ -78,14 +80,21 @@ def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judg
         warnings.warn(doubt, stacklevel=2)
     metrics: Metrics = {"num_samples": count}
     for kind, features in sets.items():
-        metrics[f"frechet_distance{kind}"] = frechet_distance(gaussian_of(features), reference)
-        metrics[f"kernel_distance{kind}"] = kernel_distance(features, real)
-        metrics |= {f"{name}{kind}": value for name, value in precision_recall(features, real)._asdict().items()}
-        metrics[f"pairwise_distance{kind}"] = _spread(features[:_PAIRED])
+        found = {"frechet_distance": frechet_distance(gaussian_of(features), reference), **compare_features(features, real)}
+        metrics |= {f"{name}{kind}": value for name, value in found.items()}
     if judge.classify is not None and labels is not None and test.labels is not None:
         metrics["accuracy"] = _share(judge.classify(generated) == labels)
         metrics["accuracy_floor"] = _share(judge.classify(test.images) == test.labels)
     return metrics | _colours(generated, train.images[chosen], test) | _copies(generated, train, test)
+
+
+def compare_features(features: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> dict[str, float]:
+    """Return every figure of features but the Frechet distance, see `evaluate_images`."""
+    return {
+        "kernel_distance": kernel_distance(features, real),
+        **precision_recall(features, real)._asdict(),
+        "pairwise_distance": _spread(features[:_PAIRED]),
+    }
 
 
 def frechet_curve(frames: Mapping[int, Bytes], train: ImageSet, test: ImageSet, judge: Judge) -> Metrics:

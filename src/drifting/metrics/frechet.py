@@ -13,7 +13,7 @@ Source: Heusel et al., "GANs trained by a two time-scale update rule ..." (2017)
 Shapes: n and m samples, d features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Gaussian:
     Attributes:
         mean: of all samples.
         covariance: unbiased, with n - 1 in the denominator, as numpy.cov and the releases of FID have it.
-        count: how many samples they are of.
+        count: how many samples they are of; 0 where a published file does not tell.
     """
 
     mean: Float[Tensor, " d"]
@@ -166,9 +166,10 @@ def _mean_of_pairs(x: Float[Tensor, "n d"]) -> float:
     return (_kernel_sum(x, x) - themselves) / (len(x) * (len(x) - 1))
 
 
-def save_gaussian(path: Path, gaussian: Gaussian, *, fingerprint: str = "") -> None:
-    """Write a Gaussian to one safetensors file, atomically; the fingerprint, which says of what it is, goes into its header."""
+def save_gaussian(path: Path, gaussian: Gaussian, *, fingerprint: str = "", more: Mapping[str, Tensor] | None = None) -> None:
+    """Write a Gaussian, and `more`, to one safetensors file, atomically; the fingerprint, of what it is, goes into its header."""
     tensors = {
+        **(more or {}),
         "mean": gaussian.mean.cpu().contiguous(),
         "covariance": gaussian.covariance.cpu().contiguous(),
         "count": torch.tensor(gaussian.count),

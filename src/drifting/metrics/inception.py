@@ -7,7 +7,7 @@ torch.jit.load runs the code of the file, and this is the only file that calls i
 
 Source: Karras et al., "Training generative adversarial networks with limited data" (2020), release stylegan2-ada-pytorch.
 
-Shapes: n images, c channels, h x w pixels, d features (2,048).
+Shapes: n images, c channels, h x w pixels, d features (2,048), k classes (1,008).
 """
 
 import hashlib
@@ -27,19 +27,49 @@ URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics
 SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 _TIMEOUT = 30
 
-# uint8 images [n, c, h, w] -> features [n, d]
-Features = Callable[[UInt8[Tensor, "n c h w"]], Float[Tensor, "n d"]]
+
+class Inception:
+    """The network: called with images, as bytes of 1 or 3 channels in any size, it returns their features, in float32.
+
+    Both come back on the device of the images.
+
+    Args:
+        network: the published TorchScript module, on its device.
+        device: where that is.
+        batch_size: images in one pass.
+    """
+
+    def __init__(self, network: Callable[..., Tensor], device: torch.device | str, batch_size: int) -> None:
+        self._network, self._device, self._batch_size = network, device, batch_size
+
+    def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Return the features on which FID is defined."""
+        return self._apply(images, return_features=True)
+
+    def probabilities(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Return the class probabilities on which the Inception Score is defined: without the bias of the last layer."""
+        return self._apply(images, no_output_bias=True)
+
+    @torch.no_grad()
+    def _apply(self, images: UInt8[Tensor, "n c h w"], **options: bool) -> Tensor:
+        if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3) or len(images) == 0:
+            raise InputError(
+                f"images are {images.dtype} of the shape {tuple(images.shape)}: pass uint8 [n, c, h, w] of 1 or 3 channels, "
+                "which is (images * 127.5 + 128).clamp(0, 255) of images in [-1, 1]"
+            )
+        parts = images.expand(-1, 3, -1, -1).split(self._batch_size)
+        return torch.cat([self._network(part.to(self._device).float(), **options) for part in parts]).to(images.device)
 
 
 def load_inception(
     path: Path | None = None, *, check_hash: bool = True, device: torch.device | str = "cpu", batch_size: int = 64
-) -> Features:
-    """Return the function from images, as bytes of 1 or 3 channels in any size, to their Inception features, in float32.
+) -> Inception:
+    """Return the network that maps images to their Inception features.
 
     Args:
         path: the TorchScript file; None looks in torch's cache folder, and downloads it there the first time.
         check_hash: refuse a file that is not byte for byte the published one.
-        device: where the network runs; the features come back on the device of the images.
+        device: where the network runs.
         batch_size: images in one pass.
 
     Raises:
@@ -56,18 +86,7 @@ def load_inception(
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"path is '{file}', which is no TorchScript file ({reason}): download {URL}") from None
 
-    @torch.no_grad()
-    def features(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3) or len(images) == 0:
-            raise InputError(
-                f"images are {images.dtype} of the shape {tuple(images.shape)}: pass uint8 [n, c, h, w] of 1 or 3 channels, "
-                "which is (images * 127.5 + 128).clamp(0, 255) of images in [-1, 1]"
-            )
-        colour = images.expand(-1, 3, -1, -1)
-        parts = [network(part.to(device).float(), return_features=True) for part in colour.split(batch_size)]
-        return torch.cat(parts).to(images.device)
-
-    return features
+    return Inception(network, device, batch_size)
 
 
 def _check(file: Path, told: str) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from drifting.data.pixels import to_signed
 from drifting.plotting.panels import Log, losses_figure, panels, progress_figure, save_figure, save_figures
 
 Images = Float[Tensor, "n c h w"]
@@ -25,7 +26,7 @@ def draw_images(
     *,
     title: str,
     real: Float[Tensor, "classes columns c h w"],
-    frames: Mapping[int, Float[Tensor, "n c h w"]],
+    frames: Mapping[int, Shaped[Tensor, "n c h w"]],
     log: Log,
     floor: float | None = None,
     labelled: bool = True,
@@ -36,7 +37,7 @@ def draw_images(
         folder: where to put them.
         title: name of the data.
         real: real images of each class, in [-1, 1].
-        frames: step -> generated images, classes in turn.
+        frames: step -> generated images, classes in turn; in [-1, 1], or as bytes.
         log: the lines of metrics.jsonl.
         floor: squared energy distance of two real samples of this size.
         labelled: whether rows are classes.
@@ -44,7 +45,8 @@ def draw_images(
     classes, columns = real.shape[:2]
 
     def show(axes: Axes, step: int) -> None:
-        show_grid(axes, frames[step][: classes * columns].unflatten(0, (columns, classes)).transpose(0, 1), f"step {step}")
+        samples = to_signed(frames[step][: classes * columns])
+        show_grid(axes, samples.unflatten(0, (columns, classes)).transpose(0, 1), f"step {step}")
 
     def moment(step: int) -> Figure:
         figure, (axes,) = panels(1, 1, size=4.0, title=title)

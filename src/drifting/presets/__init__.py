@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from drifting.config import ClassifierConfig, RunConfig
+from drifting.config import AnyConfig, EncoderRunConfig, RunConfig
 from drifting.errors import InputError
 from drifting.inputs import nearest_name
-from drifting.presets import cifar10, mnist
+from drifting.presets import cifar10, imagenet256, mnist
 from drifting.presets.digits import digits
 from drifting.presets.toys import toy
 
-Config = TypeVar("Config", bound=RunConfig | ClassifierConfig)
+Config = TypeVar("Config", bound=AnyConfig)
 
 
 @dataclass(frozen=True)
 class Preset:
     """A line of `drifting presets`: what it makes, from which data, how long it takes, what to expect."""
 
-    make: Callable[..., RunConfig | ClassifierConfig]
+    make: Callable[..., AnyConfig]
     what: str
     data: str
     minutes: str
@@ -70,11 +70,31 @@ PRESETS = {
         "2",
         "79 % of the test set named right",
     ),
+    **{
+        f"imagenet256-{name}": Preset(
+            functools.partial(imagenet256.recipe, name),
+            f"256 x 256 {'pixels' if recipe.pixels else 'latents'} of ImageNet by class, {recipe.parameters} M parameters",
+            "--data " + ("FOLDER of ImageNet" if recipe.pixels else "CACHE of `drifting latents`"),
+            "GPUs: not run",
+            f"FID {recipe.frechet_distance:g} (paper); not run",
+        )
+        for name, recipe in imagenet256.RECIPES.items()
+    },
+    **{
+        f"mae-{name}": Preset(
+            functools.partial(imagenet256.mae, name),
+            f"the encoder of those, {settings.width} channels wide",
+            "--data " + ("FOLDER of ImageNet" if name.startswith("pixel") else "CACHE of `drifting latents`"),
+            "GPUs: not run",
+            "not run",
+        )
+        for name, settings in imagenet256.ENCODERS.items()
+    },
     "images": Preset(mnist.images, "your own small images", "--data FOLDER or Hub id", "not measured", "not measured"),
 }
 
 
-def preset(name: str, **choices: Any) -> RunConfig | ClassifierConfig:
+def preset(name: str, **choices: Any) -> AnyConfig:
     """Return a preset's configuration by name.
 
     Args:
@@ -96,7 +116,7 @@ def preset(name: str, **choices: Any) -> RunConfig | ClassifierConfig:
     return make(**choices)
 
 
-def check_choices(config: RunConfig | ClassifierConfig, name: str, **choices: Any) -> None:
+def check_choices(config: AnyConfig, name: str, **choices: Any) -> None:
     """Raise InputError unless a saved configuration is of the preset and the choices that are asked for."""
     asked = {"preset": name, **choices}
     saved = {"preset": config.preset, **vars(config.data), "data": getattr(config.data, "path", None)}
@@ -114,21 +134,17 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
     Args:
         config: what to start from.
         batch_size: generated samples of a step over all its labels, each given as many (the positives follow in proportion), or
-            images of a step of a classifier.
+            images of a step of a classifier or an encoder.
         changes: temperatures (bandwidths of the drift field), steps, learning_rate, seed (of weights, noise and data), device
             (where to train), parallel (how several processes hold the weights), keep (how many checkpoints), micro_batch (generated
             samples of one pass), precision (of the networks in training), optimizer.
 
     Raises:
-        InputError: if a value does not fit, or a classifier has no such setting.
+        InputError: if a value does not fit, or a classifier or an encoder has no such setting.
     """
     given = {name: value for name, value in changes.items() if value is not None}
-    if isinstance(config, ClassifierConfig):
-        given |= {} if batch_size is None else {"batch_size": batch_size}
-        for name in given:
-            if not hasattr(config, name):
-                raise InputError(f"{name} is {given[name]}, which the preset '{config.preset}' does not take: leave it out")
-        return dataclasses.replace(config, **given)
+    if not isinstance(config, RunConfig):
+        return _adjust_network(config, given | ({} if batch_size is None else {"batch_size": batch_size}))
     if batch_size is not None:
         before, labels = config.schedule, config.schedule.labels_per_step
         if batch_size < labels:
@@ -137,6 +153,17 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
         given["positives"] = max(1, round(given["generated"] * before.positives / before.generated))
     parts = {part: _changed(getattr(config, part), given) for part in ("schedule", "loss")}
     return dataclasses.replace(_changed(config, given), **parts)
+
+
+def _adjust_network(config: Config, given: dict[str, Any]) -> Config:
+    """Return the configuration of a classifier or an encoder with all of the given values, or raise InputError."""
+    trained = config.encoder if isinstance(config, EncoderRunConfig) else config
+    for name, value in given.items():
+        if not hasattr(config, name) and not hasattr(trained, name):
+            raise InputError(f"{name} is {value}, which the preset '{config.preset}' does not take: leave it out")
+    if isinstance(config, EncoderRunConfig):
+        config = dataclasses.replace(config, encoder=_changed(config.encoder, given))
+    return _changed(config, given)
 
 
 def _changed(instance: Any, given: dict[str, Any]) -> Any:

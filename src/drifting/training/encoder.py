@@ -7,7 +7,7 @@ Shapes: b images, c channels, h x w pixels in [-1, 1].
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,25 +19,12 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.augmentation import Views, augment
 from drifting.errors import InputError
-from drifting.training.state import DivergenceError
+from drifting.training.network import EncoderStep, NetworkState, device_of, optimise
 
-_WARMUP = 0.2
-_WEIGHT_DECAY = 0.01
-_MAX_GRAD_NORM = 1.0
-# How often the losses are looked at; looking waits for the device.
-_CHECK_EVERY = 25
 _BLACK = -1.0
 
 Images = Float[Tensor, "b c h w"]
 ImageSource = Callable[[int, torch.Generator], Shaped[Tensor, "b c h w"]]
-
-
-@dataclass(frozen=True)
-class EncoderStep:
-    """What the loops yield after each optimiser step: its number, counted from 1, and the loss of its batch, on the device."""
-
-    number: int
-    loss: Float[Tensor, ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +119,7 @@ def train_autoencoder(
         draws = noise * torch.randn(clean.shape, generator=rng, device=device) if noise else 0
         return mse_loss(autoencoder(clean + draws)[0], clean)
 
-    yield from optimise(autoencoder, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+    yield from optimise(NetworkState(autoencoder, learning_rate=learning_rate, seed=seed), loss, steps=steps)
 
 
 def train_supervised(
@@ -172,7 +159,7 @@ def train_supervised(
         targets = labels.to(images.device)[chosen].long().to(device)
         return cross_entropy(model(varied), targets, label_smoothing=augmentation.label_smoothing)
 
-    yield from optimise(model, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+    yield from optimise(NetworkState(model, learning_rate=learning_rate, seed=seed), loss, steps=steps)
 
 
 def in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tensor]:
@@ -185,53 +172,3 @@ def in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tens
         return chosen.to(images.device)
 
     return indices
-
-
-def optimise(
-    model: nn.Module, loss_of: Callable[[int, torch.Generator], Tensor], *, steps: int, learning_rate: float, seed: int
-) -> Iterator[EncoderStep]:
-    """Minimise a loss over all weights of a network, yielding after each step.
-
-    Args:
-        model: trained in place, on its device.
-        loss_of: (number of the step, counted from 1, rng) -> the loss of its batch.
-        steps: number of optimiser steps.
-        learning_rate: the highest of the schedule, of AdamW.
-        seed: of rng.
-
-    Raises:
-        DivergenceError: if the loss becomes NaN or infinite.
-    """
-    device = device_of(model)
-    rng = torch.Generator(device).manual_seed(seed)
-    parameters: Sequence[Tensor] = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=_WEIGHT_DECAY)
-    first_fault = torch.zeros((), dtype=torch.long, device=device)
-    for number in range(1, steps + 1):
-        model.train()
-        loss = loss_of(number, rng)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, _MAX_GRAD_NORM)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * schedule_factor(number, steps)
-        optimizer.step()
-        first_fault = torch.where((first_fault == 0) & ~loss.detach().isfinite(), number, first_fault)
-        if (number % _CHECK_EVERY == 0 or number == steps) and int(first_fault) > 0:
-            name = type(model).__name__.lower()
-            message = f"the loss of the {name} became NaN or infinite at step {int(first_fault)}"
-            raise DivergenceError(f"{message}: lower the learning rate and start again")
-        yield EncoderStep(number, loss.detach())
-
-
-def schedule_factor(number: int, steps: int) -> float:
-    """Return the learning rate of a step as a share of the highest: linear rise, then half a cosine that ends near 0."""
-    rise = max(1.0, _WARMUP * steps)
-    if number <= rise:
-        return number / rise
-    return 0.5 * (1 + math.cos(math.pi * (number - rise) / (steps + 1 - rise)))
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return where a network is."""
-    return next(module.parameters()).device

@@ -1,9 +1,30 @@
 """How a training is asked to stop: between two steps, with everything saved."""
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+
+class Interrupted(Exception):
+    """Training was stopped from outside; the state is saved. The message says how to go on.
+
+    Args:
+        step: that it stopped after.
+        steps: that there were to be.
+        command: by which it goes on.
+    """
+
+    def __init__(self, step: int, steps: int, command: str) -> None:
+        super().__init__(f"Stopped at step {step} of {steps}; everything is saved. Go on with: {command}")
+
+
+def command_to_go_on(preset: str, folder: Path, processes: int = 1) -> str:
+    """Return the command by which a run of so many processes goes on."""
+    launched = f"torchrun --nproc-per-node {processes} -m " if processes > 1 else ""
+    return f"{launched}drifting train {preset} --save-dir {shlex.quote(str(folder))} --resume"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ affinities and the loss lose nothing. Weights, their gradients and their average
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,15 +25,20 @@ def computed_in(precision: str, function: Callable[..., Any], device: torch.devi
         function: returns a tensor, or a dictionary of them.
         device: where it computes.
     """
-    dtype = _TYPES[precision]
-    if dtype is None:
+    if _TYPES[precision] is None:
         return function
 
     def run(*arguments: Tensor | None) -> Any:
-        with torch.autocast(torch.device(device).type, dtype=dtype):
+        with computing_in(precision, device):
             result = function(*arguments)
         if isinstance(result, Tensor):
             return full_precision(result)
         return {name: full_precision(value) for name, value in result.items()}
 
     return run
+
+
+def computing_in(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
+    """Return the context in which networks compute in a precision, one of `PRECISIONS`, on a device."""
+    dtype = _TYPES[precision]
+    return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype=dtype)

@@ -1,22 +1,87 @@
 """How a run shows that it is alive: a bar on a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from drifting.training.encoder import EncoderStep
+from drifting.training.network import EncoderStep
+
+Batch = TypeVar("Batch", bound=tuple)
 
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
 # Steps between two looks at a loss; looking waits for the device.
 _LOOK_EVERY = 50
 
+Shown = TypeVar("Shown", bound="CountProgress")
 
-class TrainingProgress:
-    """A context that shows steps/s, samples/s, time left and the raw drift norm.
+
+class CountProgress:
+    """A context that shows how far a long work is, its speed and the time left.
+
+    Args:
+        title: what is done.
+        total: how many items there are.
+        unit: what they are.
+        done: how many are behind it already.
+        word: what a line begins with where there is no terminal; the title by default.
+        console: where to write; the terminal by default.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        unit: str = "images",
+        done: int = 0,
+        word: str | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self._total, self._first, self._unit, self._word = total, done, unit, word or title
+        self._console = console or Console()
+        self._started = self._spoken = time.perf_counter()
+        columns = (
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"),
+        )
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task(title, total=total, completed=done, speed="")
+
+    def __enter__(self: Shown) -> Shown:
+        """Start to show."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop showing."""
+        self._bar.stop()
+
+    def advance(self, done: int) -> None:
+        """Tell that so many items are done."""
+        now = time.perf_counter()
+        rate = (done - self._first) / max(now - self._started, 1e-9)
+        speed = self._speed(rate)
+        self._bar.update(self._task, completed=done, speed=speed)
+        if not self._console.is_terminal and (now - self._spoken > _QUIET_SECONDS or done == self._total):
+            self._spoken = now
+            left = (self._total - done) / max(rate, 1e-9)
+            line = f"{self._word} {done}/{self._total}  {speed}  {left:.0f} s left"
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _speed(self, rate: float) -> str:
+        return f"{rate:,.1f} {self._unit}/s"
+
+
+class TrainingProgress(CountProgress):
+    """The same of a training: steps/s, samples/s, time left and the raw drift norm.
 
     Args:
         steps: the last step of the run.
@@ -29,44 +94,33 @@ class TrainingProgress:
     def __init__(
         self, steps: int, done: int, samples_per_step: int, *, what: str = "generator", console: Console | None = None
     ) -> None:
-        self._steps, self._first, self._samples_per_step = steps, done, samples_per_step
-        self._console = console or Console()
-        self._started = self._spoken = time.perf_counter()
+        super().__init__(f"training the {what}", steps, unit="steps", done=done, word="step", console=console)
+        self._samples_per_step = samples_per_step
         self._figure_name = "raw drift norm" if what == "generator" else f"loss of the {what}"
         self._figure = "not read yet"
-        columns = (
-            TextColumn(f"training the {what}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}"),
-        )
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("training", total=steps, completed=done, speed="")
 
-    def __enter__(self) -> "TrainingProgress":
-        """Start to show."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop showing."""
-        self._bar.stop()
-
-    def advance(self, step: int, figure: float | None = None) -> None:
+    def advance(self, done: int, figure: float | None = None) -> None:
         """Tell that a step is done; `figure` (raw drift norm or loss) is given when it was read from the device."""
         self._figure = self._figure if figure is None else f"{figure:.3g}"
-        now = time.perf_counter()
-        rate = (step - self._first) / max(now - self._started, 1e-9)
-        speed = f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  {self._figure_name} {self._figure}"
-        self._bar.update(self._task, completed=step, speed=speed)
-        if not self._console.is_terminal and (now - self._spoken > _QUIET_SECONDS or step == self._steps):
-            self._spoken = now
-            left = (self._steps - step) / rate
-            self._console.print(f"step {step}/{self._steps}  {speed}  {left:.0f} s left", highlight=False, soft_wrap=True)
+        super().advance(done)
+
+    def _speed(self, rate: float) -> str:
+        return f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  {self._figure_name} {self._figure}"
 
 
-def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str) -> None:
+def tell_lines(title: str, *, unit: str = "images") -> Callable[[int, int], None]:
+    """Return a function of (items done, items to do) that tells of a long work by a line now and then, whatever else is shown."""
+    shown: list[CountProgress] = []
+
+    def tell(done: int, total: int) -> None:
+        if not shown:
+            shown.append(CountProgress(title, total, unit=unit, console=Console(force_terminal=False)))
+        shown[0].advance(done)
+
+    return tell
+
+
+def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str, done: int = 0) -> None:
     """Go through the steps of a network's training, and show them.
 
     Args:
@@ -74,8 +128,37 @@ def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, wha
         total: how many there are.
         batch_size: images of a step.
         what: is trained.
+        done: how many are behind it.
     """
-    with TrainingProgress(total, 0, batch_size, what=what) as progress:
+    with TrainingProgress(total, done, batch_size, what=what) as progress:
         for step in steps:
             seen = step.number % _LOOK_EVERY == 0 or step.number == total
             progress.advance(step.number, float(step.loss) if seen else None)
+
+
+def show_images(batches: Iterable[Batch], total: int, *, what: str, console: Console | None = None) -> Iterator[Batch]:
+    """Pass batches of images on, and show how many are done, images/s and time left.
+
+    Args:
+        batches: tuples that begin with the images; none is held once the next one is asked for.
+        total: how many images there are.
+        what: they are.
+        console: where to write; the terminal by default.
+    """
+    console = console or Console()
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
+    started = spoken = time.perf_counter()
+    done = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, speed="")
+        for batch in batches:
+            done += len(batch[0])
+            yield batch
+            del batch
+            now = time.perf_counter()
+            rate = done / max(now - started, 1e-9)
+            bar.update(task, completed=done, speed=f"{rate:,.0f} images/s")
+            if not console.is_terminal and now - spoken > _QUIET_SECONDS:
+                spoken = now
+                left = f"{(total - done) / rate:.0f} s left"
+                console.print(f"{what} {done}/{total}  {rate:,.0f} images/s  {left}", highlight=False, soft_wrap=True)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from drifting.data.pixels import to_signed
 from drifting.encoders.augmentation import Views, augment
-from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
+from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
-from drifting.training.encoder import EncoderStep, device_of, in_order, optimise
+from drifting.training.encoder import in_order
+from drifting.training.masked import MaskedTraining, masked_state, train_masked
+from drifting.training.network import EncoderStep, NetworkState, device_of, optimise
 
 _VIEWS = Views()
 
@@ -54,7 +56,7 @@ def train_simclr(
         batch = to_signed(images[draw(number)].to(device))
         return simclr(augment(batch, views, rng), augment(batch, views, rng))
 
-    yield from optimise(simclr, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+    yield from optimise(NetworkState(simclr, learning_rate=learning_rate, seed=seed), loss, steps=steps)
 
 
 def train_mae(
@@ -68,7 +70,7 @@ def train_mae(
     seed: int,
     classification_weight: float = 0.0,
 ) -> Iterator[EncoderStep]:
-    """Train a masked auto-encoder to fill in what is hidden, yielding after each step.
+    """Train a masked auto-encoder on images in memory by `masked.train_masked`, yielding after each step.
 
     Args:
         autoencoder: trained in place, on its device.
@@ -86,14 +88,13 @@ def train_mae(
     """
     if classification_weight and (labels is None or len(labels) != len(images)):
         raise InputError(f"classification_weight is {classification_weight}: pass one label for every image")
-    draw, device = in_order(images, batch_size, seed), device_of(autoencoder)
+    draw = in_order(images, batch_size, seed)
 
-    def loss(number: int, rng: torch.Generator) -> Tensor:
+    def batches(number: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        del rng
         chosen = draw(number)
-        batch = to_signed(images[chosen].to(device))
-        mask = random_mask(len(batch), autoencoder.grid, rng)
-        reconstruction, logits = autoencoder(batch, mask)
-        named = (logits, labels[chosen].long().to(device)) if labels is not None and classification_weight else (None, None)
-        return mae_loss(reconstruction, autoencoder.patches(batch), mask, *named, classification_weight=classification_weight)
+        return images[chosen], labels[chosen] if labels is not None else None
 
-    yield from optimise(autoencoder, loss, steps=steps, learning_rate=learning_rate, seed=seed)
+    given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    settings = MaskedTraining(classification_weight=classification_weight, **given)
+    yield from train_masked(masked_state(autoencoder, settings, seed), batches, settings)

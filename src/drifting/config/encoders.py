@@ -1,0 +1,67 @@
+"""How the feature spaces of the ImageNet recipes are built: a masked auto-encoder, trained before, and what stands beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting.checkpoint import load_state_dict, load_weights
+from drifting.config.networks import MAEFeaturesConfig
+from drifting.config.schema import AnyConfig, RunConfig
+from drifting.encoders.base import FeatureEncoder, Features, compose
+from drifting.encoders.identity import identity
+from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
+from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
+from drifting.errors import InputError
+
+
+def check_weights(config: AnyConfig) -> None:
+    """Raise InputError if the weights of an encoder that is trained before are not named, or not there."""
+    if not isinstance(config, RunConfig) or not isinstance(config.encoder, MAEFeaturesConfig):
+        return
+    weights, width = config.encoder.weights, config.encoder.width
+    space = "latent" if config.encoder.patch == 1 else "pixel"
+    if weights is None:
+        trained, published = f"drifting train mae-{space}-{width}", f"drifting convert hub:mae_{space}_{width} --out DIR"
+        ways = f"train an encoder by `{trained}`, or convert the authors' by `{published}`"
+        raise InputError(f"encoder_weights is missing: {ways}, and pass --encoder-weights FILE")
+    if not Path(weights).is_file():
+        raise InputError(f"encoder_weights is '{weights}', which is no file: name the encoder.safetensors of a trained encoder")
+
+
+def load_mae(data: Any, encoder: MAEFeaturesConfig) -> MaskedAutoencoder:
+    """Return a trained masked auto-encoder for data of a shape; of its weights those that name classes are not needed.
+
+    Raises:
+        InputError: if the data are no images, or the weights are missing or of another network.
+    """
+    shape = getattr(data, "image_shape", None)
+    if shape is None or encoder.weights is None:
+        missing = "the data are no images of a known shape" if shape is None else "its weights are not named"
+        raise InputError(f"encoder is a masked auto-encoder, but {missing}: pass both")
+    # Without initial values, which of the largest take longer to draw than to read.
+    with torch.device("meta"):
+        network = MaskedAutoencoder(shape, width=encoder.width, patch=encoder.patch, depths=encoder.depths)
+    weights = load_state_dict(Path(encoder.weights))
+    needed = {name: value for name, value in weights.items() if not name.startswith("classify.")}
+    load_weights(network.to_empty(device="cpu"), needed, encoder.weights)
+    return network
+
+
+def recipe_features(settings: MAEFeaturesConfig, network: MaskedAutoencoder, device: str) -> FeatureEncoder:
+    """Return the features of a trained masked auto-encoder, the sample itself as "global" and, if asked for, ConvNeXt-V2's."""
+    parts: dict[str, FeatureEncoder] = {"": _with_sample(MAEFeatures(network, settings.features, every=settings.every))}
+    if settings.convnext is not None:
+        shape = network.image_shape
+        convnext = load_pretrained(settings.convnext, CONVNEXT_FEATURES, image_shape=shape, resize=settings.resize)
+        parts["convnext"] = convnext.to(device)
+    return compose(parts)
+
+
+def _with_sample(encoder: FeatureEncoder) -> FeatureEncoder:
+    def encode(samples: Float[Tensor, "b *sample"]) -> Features:
+        return {**encoder(samples), "global": identity(samples)["sample"]}
+
+    return encode

@@ -1,0 +1,198 @@
+"""Where the real samples of a configuration come from: found and checked, read once in a process, drawn from.
+
+Data sets in memory are read as a whole; `ImageFilesData` and `LatentsData` stay on disk behind a memory bank.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from drifting.config.data import Data, DigitsData, ImageFilesData, ImagesData, LatentsData, PointsData, StreamedData, ToyData
+from drifting.config.networks import TrainedEncoder
+from drifting.config.schema import BankConfig, RunConfig
+from drifting.data.bank import BankSource, MemoryBank
+from drifting.data.digits import load_digits
+from drifting.data.features import FeatureCache
+from drifting.data.image_files import ImageFiles
+from drifting.data.images import ImageSet, LabelError, load_images
+from drifting.data.latents import LatentCache
+from drifting.data.pixels import to_signed
+from drifting.data.points import frame_of, load_points
+from drifting.data.source import InMemorySource, Source, StreamSource
+from drifting.data.streamed import ImageRows, LatentRows, RowBankSource, Rows, RowSource
+from drifting.data.toys import toy
+from drifting.data.vae import VAE, load_vae
+from drifting.encoders.base import FeatureEncoder
+from drifting.errors import InputError
+from drifting.training.positives import Positives
+from drifting.training.progress import tell_lines
+
+AnyData = TypeVar("AnyData", bound=Data)
+
+
+def find_data(data: Data, load: Callable[[ImagesData, str], ImageSet]) -> Data:
+    """Return data with where they are and what they are filled in, found by looking; `load` reads images."""
+    match data:
+        case PointsData(path=path, scale=None):
+            centre, scale = frame_of(load_points(Path(path)), path)
+            return PointsData(path=str(Path(path).resolve()), centre=centre, scale=scale)
+        case ImagesData(image_shape=None):
+            return _found_images(data, load)
+        case ImageFilesData(files=None):
+            data = dataclasses.replace(data, path=_place(data))
+            files = open_files(data)
+            shape, num_classes = (3, data.image_size, data.image_size), _checked_classes(data, files.num_classes)
+            return dataclasses.replace(data, image_shape=shape, num_classes=num_classes, files=files.fingerprint())
+        case LatentsData(files=None):
+            data = dataclasses.replace(data, path=_place(data))
+            cache = open_latents(data)
+            index, num_classes = cache.index, _checked_classes(data, cache.num_classes)
+            of = {"vae": data.vae or index.vae, "vae_fingerprint": index.vae_fingerprint, "files": index.files}
+            return dataclasses.replace(data, image_shape=index.latent_shape, num_classes=num_classes, **of)
+        case _:
+            return data
+
+
+def _found_images(data: ImagesData, load: Callable[[ImagesData, str], ImageSet]) -> ImagesData:
+    path = str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path
+    data = dataclasses.replace(data, path=path)
+    found = load(data, "train")
+    if data.colour and found.image_shape[0] != 3:
+        grey = f"data is '{path or data.name}', whose images have {found.image_shape[0]} channel, not red, green and blue"
+        raise InputError(f"{grey}: pass colour images, or train the preset images on these")
+    known = {"image_shape": found.image_shape, "num_classes": found.num_classes}
+    return dataclasses.replace(data, conditional=found.labels is not None, **known)
+
+
+def _place(data: StreamedData) -> str:
+    if data.path is None:
+        what = "a cache that drifting latents wrote" if isinstance(data, LatentsData) else "a folder of images"
+        raise InputError(f"data is missing: pass --data with {what}")
+    return str(Path(data.path).expanduser().resolve())
+
+
+def _checked_classes(data: StreamedData, found: int | None) -> int | None:
+    if not data.conditional:
+        return None
+    if found is None:
+        raise InputError(f"data is '{data.path}', which has no labels: use one sub-folder per class, or train without labels")
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _load_split(path: str | None, name: str, split: str, options: tuple) -> ImageSet:
+    image_size, channels, labelled = options
+    return load_images(path, name=name, split=split, image_size=image_size, channels=channels, labelled=labelled)
+
+
+def load_split(data: ImagesData, split: str) -> ImageSet:
+    """Return one split of the images of a configuration, read once in a process."""
+    return _load_split(data.path, data.name, split, (data.image_size, data.channels, data.conditional))
+
+
+def load_labelled(data: ImagesData, split: str) -> ImageSet:
+    """Return one split with its labels, whether or not a generator learns them; without where there are none to be used."""
+    try:
+        return load_split(dataclasses.replace(data, conditional=True), split)
+    except LabelError:
+        return load_split(dataclasses.replace(data, conditional=False), split)
+
+
+# Listing a million files takes seconds.
+_list_files = functools.lru_cache(maxsize=2)(ImageFiles)
+_open_cache = functools.lru_cache(maxsize=2)(LatentCache)
+_load_vae = functools.lru_cache(maxsize=1)(load_vae)
+
+
+def open_files(data: ImageFilesData, split: str = "train") -> ImageFiles:
+    """Return the images of a configuration, listed once in a process; raises InputError if they are no longer those of the run."""
+    files = _list_files(data.path or "", image_size=data.image_size, split=split)
+    if data.files is not None and split == "train" and files.fingerprint() != data.files:
+        others = f"whose files are not those that the run began with ({files.fingerprint()}, not {data.files})"
+        raise InputError(f"data is '{data.path}', {others}: bring them back, or train anew")
+    return files
+
+
+def open_latents(data: LatentsData) -> LatentCache:
+    """Return the cache of a configuration, opened once in a process; raises InputError if it is not that of the run."""
+    return _open_cache(data.path or "", vae_fingerprint=data.vae_fingerprint, latent_shape=data.image_shape, files=data.files)
+
+
+def open_vae(data: LatentsData, device: str = "cpu") -> VAE:
+    """Return the auto-encoder that the latents of a configuration were made with; raises InputError if it is another now."""
+    if data.vae is None:
+        raise InputError(f"data is '{data.path}', whose VAE is not known yet: resolve the configuration first")
+    vae = _load_vae(data.vae)
+    found = vae.fingerprint()
+    if data.vae_fingerprint not in (None, found):
+        raise InputError(
+            f"vae is '{data.vae}', not the one that made the latents ({found}, not {data.vae_fingerprint}): bring it back"
+        )
+    return vae.to(device)
+
+
+def build_source(config: RunConfig) -> Source:
+    """Return the real samples a run trains on."""
+    match config.data:
+        case ToyData(dataset=name):
+            return StreamSource(toy(name).draw, (2,))
+        case PointsData(path=path) as data:
+            return InMemorySource(data.frame.standardise(load_points(Path(path))))
+        case DigitsData():
+            split = load_digits()
+            return InMemorySource(split.train, split.train_labels)
+        case ImagesData() as data:
+            images = load_split(data, "train")
+            return InMemorySource(images.images, images.labels, to_signed)
+        case ImageFilesData() | LatentsData() as data:
+            return RowSource(build_rows(data, config.seed))
+
+
+def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:
+    """Return where the features of real samples come from: the whole data set or a bank, encoded anew or looked up.
+
+    Args:
+        config: of the run.
+        encoder: its feature space.
+        folder: where a cache of features goes that is too large for memory.
+    """
+    at_once = config.schedule.micro_batch
+    if isinstance(config.data, ImageFilesData | LatentsData) and config.bank is not None:
+        rows, push = build_rows(config.data, config.seed), config.bank.push_per_step
+        bank = _bank(config.bank, config.data.num_classes, rows.shape, rows.dtype, config.device)
+        tell = tell_lines("reading real samples into the memory bank")
+        return Positives(RowBankSource(rows, bank, push_per_step=push, seed=config.seed, tell=tell), encoder, batch_size=at_once)
+    if not isinstance(config.data, ImagesData):
+        return Positives(build_source(config), encoder, batch_size=at_once)
+    images = load_split(config.data, "train")
+    samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
+    if config.cache_features and isinstance(config.encoder, TrainedEncoder):
+        on_device = functools.partial(_prepare_on, config.device)
+        cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder)
+        samples, prepare, shape, kind = torch.arange(len(samples)), None, (), torch.long
+    if config.bank is None:
+        return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache, batch_size=at_once)
+    bank = _bank(config.bank, images.num_classes, shape, kind, config.device)
+    push = config.bank.push_per_step
+    source = BankSource(samples, images.labels, bank, push_per_step=push, seed=config.seed, prepare=prepare)
+    return Positives(source, encoder, cache, batch_size=at_once)
+
+
+def _bank(sizes: BankConfig, num_classes: int | None, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> MemoryBank:
+    capacities = {"capacity_per_class": sizes.capacity_per_class, "unconditional_capacity": sizes.unconditional_capacity}
+    return MemoryBank(num_classes, sample_shape=shape, device=device, dtype=dtype, **capacities)
+
+
+def build_rows(data: StreamedData, seed: int) -> Rows:
+    """Return data that stay on disk; the seed is of how rows are varied."""
+    varied = {"labelled": data.conditional, "flip": data.flip, "seed": seed}
+    return LatentRows(open_latents(data), **varied) if isinstance(data, LatentsData) else ImageRows(open_files(data), **varied)
+
+
+def _prepare_on(device: str, images: Tensor) -> Tensor:
+    return to_signed(images.to(device))

@@ -1,0 +1,83 @@
+"""A folder of more images than memory holds: listed once, decoded as they are asked for.
+
+Shapes: s images, b of them at once, pixels h = w to a side.
+"""
+
+import hashlib
+from pathlib import Path
+
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from drifting.data.decode import decode
+from drifting.data.readers import folder
+from drifting.data.readers.base import EncodedImage
+from drifting.errors import InputError
+
+
+class ImageFiles:
+    """Images of one split of a folder, in colour, cropped to a centred square and resized.
+
+    Args:
+        path: a folder with a sub-folder for each class, or with train/, val/ or test/ above those.
+        image_size: pixels to a side.
+        split: "train", which is everything where there is no folder of that name; or another that is there.
+
+    Attributes:
+        path: of the folder.
+        image_size: pixels to a side.
+        split: which one.
+        labels: the class of every image; None where no sub-folders tell them.
+        class_names: of each label, sorted; None likewise.
+
+    Raises:
+        InputError: if the folder or the split is not there, or a class is empty. Files are looked at when they are read.
+    """
+
+    def __init__(self, path: str | Path, *, image_size: int, split: str = "train") -> None:
+        self.path, self.image_size, self.split = Path(path).expanduser(), image_size, split
+        if image_size < 1:
+            raise InputError(f"image_size is {image_size}: pass 1 or more")
+        _check_folder(self.path)
+        known = folder.splits(self.path)
+        if split not in known:
+            raise InputError(f"split is '{split}', but data '{path}' has {', '.join(known)}: pass one of those")
+        self._listing = folder.listed(self.path, split)
+        self.labels: Int[Tensor, " s"] | None = self._listing.labels
+        self.class_names = self._listing.class_names
+        self._check_classes()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._listing.names)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None where there are no labels."""
+        return None if self.class_names is None else len(self.class_names)
+
+    def read(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
+        """Return images, decoded by several threads; raises InputError naming the file if one is damaged."""
+        paths = [self._listing.path(index) for index in indices.tolist()]
+        return decode([EncodedImage(path, str(path)) for path in paths], image_size=self.image_size, channels=3)
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that stand for the names of all files, in their order. What is in them is not looked at."""
+        return hashlib.sha256("\n".join((self.split, *self._listing.names)).encode()).hexdigest()[:16]
+
+    def _check_classes(self) -> None:
+        if len(self) == 0:
+            raise InputError(f"data is '{self.path}', whose split '{self.split}' holds no images: add some, or pass another folder")
+        if self.labels is None or self.class_names is None or self.split != "train":
+            return
+        counts = self.labels.bincount(minlength=len(self.class_names))
+        if int(counts.min()) == 0:
+            empty = self.class_names[int(counts.argmin())]
+            raise InputError(f"data is '{self.path}', where class '{empty}' has no images: add some, or remove its folder")
+
+
+def _check_folder(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"data is '{path}', which does not exist: pass a folder of images")
+    if not path.is_dir():
+        raise InputError(f"data is '{path}', which is no folder: pass the folder it lies in")

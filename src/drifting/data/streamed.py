@@ -1,0 +1,255 @@
+"""Samples that stay on disk until they are drawn, and are varied anew each time: mirrored, or drawn from their distribution.
+
+Every row that is taken has a position, a number that is used once; seed and position alone decide how it is varied. So a run does
+not depend on how rows are taken together, and its memory bank can be told by row and position and made again from the disk.
+
+Shapes: s samples, b of them at once, l labels, p positives, m unconditional samples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from drifting.data.bank import BankSource, MemoryBank
+from drifting.data.image_files import ImageFiles
+from drifting.data.latents import LatentCache
+from drifting.data.pixels import to_signed
+from drifting.data.shuffle import shuffled_indices
+from drifting.data.source import ALL, owned
+from drifting.data.vae import draw_latents
+
+# Rows that are read at a time to fill a bank.
+_CHUNK = 256
+# Apart from the streams of shuffled_indices and of the noise of samples, whose seeds are below.
+_STREAM = 2**40
+
+Tell = Callable[[int, int], None]
+
+
+class Rows(Protocol):
+    """A finite data set on disk, in the form in which a memory bank keeps it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a row."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Kind of a row: bytes of an image, which become [-1, 1] when they are drawn, or floats."""
+        ...
+
+    @property
+    def labels(self) -> Int[Tensor, " s"] | None:
+        """The class of every row; None where there are none, or none is to be used."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *row"]:
+        """Return rows, each varied as its position has it."""
+        ...
+
+
+class ImageRows:
+    """Image files as uint8 images.
+
+    Args:
+        files: where they lie.
+        labelled: whether their classes are used.
+        flip: mirror every other image, by chance.
+        seed: of the chance.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, files: ImageFiles, *, labelled: bool, flip: bool, seed: int) -> None:
+        self.shape, self.labels = (3, files.image_size, files.image_size), files.labels if labelled else None
+        self._files, self._flip, self._seed = files, flip, seed
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._files)
+
+    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *row"]:
+        """Return images, each mirrored or not as its position has it."""
+        images = self._files.read(indices)
+        mirrored = _mirrored(_streams(self._seed, positions), self._flip)
+        return torch.where(mirrored[:, None, None, None] == 1, images.flip(-1), images)
+
+
+class LatentRows:
+    """A cache of moments as latents, drawn from the distribution of their image or of its mirror image, by chance.
+
+    Args:
+        cache: where the moments lie.
+        labelled, flip, seed: as for `ImageRows`.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, cache: LatentCache, *, labelled: bool, flip: bool, seed: int) -> None:
+        self.shape, self.labels = cache.index.latent_shape, cache.labels if labelled else None
+        self._cache, self._flip, self._seed = cache, flip, seed
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._cache)
+
+    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *row"]:
+        """Return latents, shifted and scaled."""
+        streams = _streams(self._seed, positions)
+        moments = self._cache.read(indices, _mirrored(streams, self._flip))
+        noise = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in streams])
+        return draw_latents(moments, torch.from_numpy(noise), scale=self._cache.index.scale, shift=self._cache.index.shift)
+
+
+def _streams(seed: int, positions: Int[Tensor, " b"]) -> list[np.random.Generator]:
+    keys = ([_STREAM + seed, position] for position in positions.tolist())
+    return [np.random.Generator(np.random.Philox(key=np.array(key, np.uint64))) for key in keys]
+
+
+def _mirrored(streams: Sequence[np.random.Generator], flip: bool) -> Int[Tensor, " b"]:
+    """Return 0 or 1 for each stream; the number is drawn in any case, so that what follows is the same."""
+    halves = torch.tensor([stream.random() < 0.5 for stream in streams])
+    return (halves & flip).long()
+
+
+class RowSource:
+    """Rows drawn where they lie, each draw read anew: for a few samples. Training draws from a `RowBankSource`.
+
+    Args:
+        rows: on disk; every class has some.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.sample_shape, self._rows = rows.shape, rows
+        self.num_classes = None if rows.labels is None else int(rows.labels.max()) + 1
+        self._order = torch.arange(len(rows)) if rows.labels is None else rows.labels.argsort(stable=True)
+        counts = torch.tensor([len(rows)]) if rows.labels is None else rows.labels.bincount()
+        self._members = self._order.split(counts.tolist())
+
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> Float[Tensor, "l p *sample"]:
+        """Return `count` samples of each label, all different where the class has that many, on the device of rng."""
+        chosen = []
+        for label in [0] if labels is None else labels.tolist():
+            members = self._members[label]
+            order = torch.randperm(len(members), generator=rng, device=rng.device).cpu()
+            chosen.append(members[order[torch.arange(count) % len(members)]])
+        indices = torch.stack(chosen)
+        positions = _positions(indices, rng)
+        return self._taken(owned(indices, labels, own), owned(positions, labels, own), rng.device)
+
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Float[Tensor, "l m *sample"]:
+        """Return sets of samples of any class, each drawn from all rows."""
+        indices = torch.randint(len(self._rows), (sets, count), generator=rng, device=rng.device).cpu()
+        return self._taken(indices[own], _positions(indices, rng)[own], rng.device)
+
+    def _taken(
+        self, indices: Int[Tensor, "l p"], positions: Int[Tensor, "l p"], device: torch.device
+    ) -> Float[Tensor, "l p *sample"]:
+        taken = self._rows.take(indices.flatten(), positions.flatten())
+        return to_signed(taken.to(device)).unflatten(0, indices.shape)
+
+
+def _positions(indices: Int[Tensor, "l p"], rng: torch.Generator) -> Int[Tensor, "l p"]:
+    return torch.randint(2**62, indices.shape, generator=rng, device=rng.device).cpu()
+
+
+class RowBankSource(BankSource):
+    """Rows seen through a memory bank.
+
+    The first draw fills every class to what its buffer, or its data, can hold, and reads no row more. A checkpoint holds row and
+    position of what is in the bank, which `restore` reads again, bit for bit: bytes of images would be many gigabytes.
+
+    Args:
+        rows: on disk.
+        bank: the memory, empty, for rows of this kind.
+        push_per_step: fresh rows before each draw.
+        seed: of the order.
+        tell: is told (rows read, rows to read) while the bank is filled.
+    """
+
+    def __init__(self, rows: Rows, bank: MemoryBank, *, push_per_step: int, seed: int, tell: Tell | None = None) -> None:
+        super().__init__(torch.arange(len(rows)), rows.labels, bank, push_per_step=push_per_step, seed=seed)
+        self._origins = MemoryBank(
+            bank.num_classes,
+            sample_shape=(2,),
+            capacity_per_class=bank.capacity_per_class,
+            unconditional_capacity=bank.unconditional_capacity,
+            dtype=torch.long,
+        )
+        self._rows, self._tell = rows, tell
+
+    def draw(
+        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
+    ) -> Float[Tensor, "l p *sample"]:
+        """Push fresh rows, then return `count` samples of the bank's for each label, on the device of rng."""
+        return to_signed(super().draw(labels, count, rng, own))
+
+    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Float[Tensor, "l m *sample"]:
+        """Return sets of samples of any class out of the bank, pushing nothing."""
+        return to_signed(super().draw_unconditional(sets, count, rng, own))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return row and position of all that the bank holds, and the position of the next."""
+        return {**self._origins.tensors(), "position": torch.tensor(self._position)}
+
+    def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
+        """Read again what `tensors` told; raises InputError if it does not fit."""
+        position = self._position_in(tensors, origin)
+        self._origins.restore(tensors, origin)
+        held = {
+            name: (torch.arange(rings.samples.shape[1]) < rings.filled[:, None]).nonzero()
+            for name, rings in self._origins.rings.items()
+        }
+        done, total = 0, sum(map(len, held.values()))
+        for name, slots in held.items():
+            source, target = self._origins.rings[name], self.bank.rings[name]
+            for part in slots.split(_CHUNK):
+                taken = self._rows.take(*source.samples[part[:, 0], part[:, 1]].unbind(1))
+                ring, slot = part.to(target.samples.device).unbind(1)
+                target.samples[ring, slot] = taken.to(target.samples)
+                done += len(part)
+                self._told(done, total)
+            target.pushed.copy_(source.pushed)
+        self._position = position
+
+    def _fill(self) -> None:
+        chosen, done = self._first(), 0
+        for part in chosen.split(_CHUNK):
+            self._push(part)
+            done += len(part)
+            self._told(done, len(chosen))
+
+    def _first(self) -> Int[Tensor, " b"]:
+        """Return the first rows of each class in the order of the first epoch, as many as its buffer holds.
+
+        Backwards: what is pushed last is in the buffer of all classes together, and the front of the order is of each class in
+        proportion to its rows; its end, past the rows of full classes, is of rare classes alone.
+        """
+        order = shuffled_indices(len(self._rows), 0, len(self._rows), self._seed)
+        classes = torch.zeros_like(order) if self._labels is None else self._labels[order]
+        by_class, counts = classes.argsort(stable=True), classes.bincount()
+        rank = torch.empty_like(order)
+        rank[by_class] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[classes[by_class]]
+        return order[rank < self._enough[classes]].flip(0)
+
+    def _push(self, indices: Int[Tensor, " b"]) -> None:
+        positions = torch.arange(self._position, self._position + len(indices))
+        labels = self._labels_of(indices)
+        self.bank.push(self._rows.take(indices, positions), labels)
+        self._origins.push(torch.stack([indices, positions], 1), labels)
+        self._position += len(indices)
+
+    def _told(self, done: int, total: int) -> None:
+        if self._tell is not None:
+            self._tell(done, total)

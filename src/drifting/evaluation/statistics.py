@@ -1,0 +1,90 @@
+"""Statistics of real images on disk: kept by their fingerprint, written by this library, or published by others.
+
+Ours are safetensors with `mean`, `covariance` and `count`, and `features` where some are kept; published ones are .npz with `mu`
+and `sigma`, as those of ADM and pytorch-fid are, which are read as arrays alone: nothing in them is run.
+"""
+
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from drifting.errors import InputError
+from drifting.evaluation.streaming import Seen
+from drifting.files import check_writable
+from drifting.metrics.frechet import Gaussian, load_gaussian, save_gaussian
+
+SUFFIXES = (".safetensors", ".npz")
+_FIGURES = ("accuracy", "inception_score")
+
+
+def cached_seen(path: Path, fingerprint: str, compute: Callable[[], Seen]) -> Seen:
+    """Return what is kept in a file, or compute and write it if the file is missing, damaged or of another fingerprint.
+
+    Args:
+        path: a .safetensors file.
+        fingerprint: everything that what was seen depends on: images, their order, how many are kept, and the judge.
+        compute: looks at the images.
+
+    Raises:
+        InputError: before it is computed, if it could not be written.
+    """
+    with suppress(InputError):
+        seen, found = load_seen(path)
+        if found == fingerprint:
+            return seen
+    check_writable(path.parent, "path")
+    seen = compute()
+    save_seen(path, seen, fingerprint=fingerprint)
+    return seen
+
+
+def save_seen(path: Path, seen: Seen, *, fingerprint: str = "") -> None:
+    """Write what was seen to one safetensors file, atomically; `metrics.frechet.load_gaussian` reads it as well."""
+    more = {name: torch.tensor(value) for name in _FIGURES if (value := getattr(seen, name)) is not None}
+    more |= {} if seen.features is None else {"features": seen.features.contiguous()}
+    save_gaussian(path, seen.gaussian, fingerprint=fingerprint, more=more)
+
+
+def load_seen(path: Path) -> tuple[Seen, str]:
+    """Return what was seen and its fingerprint; raises InputError if the file is missing, damaged or something else."""
+    gaussian, fingerprint = load_gaussian(path)
+    with safe_open(path, "pt") as file:
+        known = set(file.keys())
+        features = file.get_tensor("features") if "features" in known else None
+        figures = {name: float(file.get_tensor(name)) for name in _FIGURES if name in known}
+    return Seen(gaussian, features, **figures), fingerprint
+
+
+def read_statistics(path: Path) -> Seen:
+    """Return the statistics of a .safetensors or .npz file; raises InputError if it is damaged or holds something else."""
+    if not path.is_file():
+        raise InputError(
+            f"real is '{path}', which is no file: name a folder of images, or statistics of them ({', '.join(SUFFIXES)})"
+        )
+    try:
+        seen = Seen(_published(path)) if path.suffix == ".npz" else load_seen(path)[0]
+    except InputError as error:
+        raise InputError(f"real is '{path}', which holds no statistics ({error}): name another file") from None
+    gaussian = seen.gaussian
+    if gaussian.mean.ndim != 1 or gaussian.covariance.shape != 2 * gaussian.mean.shape:
+        shapes = f"{tuple(gaussian.mean.shape)} and {tuple(gaussian.covariance.shape)}"
+        raise InputError(f"real is '{path}', whose mean and covariance are {shapes}: pass [d] and [d, d]")
+    if not (gaussian.mean.isfinite().all() and gaussian.covariance.isfinite().all()):
+        raise InputError(f"real is '{path}', whose statistics are not finite: fetch or compute them again")
+    return seen
+
+
+def _published(path: Path) -> Gaussian:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, covariance = (torch.from_numpy(np.asarray(file[name], np.float64)) for name in ("mu", "sigma"))
+    except KeyError:
+        raise InputError("no mu and sigma") from None
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(" ".join(str(error).split())) from None
+    return Gaussian(mean, covariance, 0)

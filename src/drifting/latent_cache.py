@@ -1,0 +1,185 @@
+"""How a cache of latents is written: image by image through an auto-encoder, shard by shard onto the disk, resumable.
+
+What is there already is kept if it is of the same cache and its checksum fits; see `data.latents` for the files.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import save_file
+from torch import Tensor
+
+from drifting.checkpoint import save_json
+from drifting.data.image_files import ImageFiles
+from drifting.data.latents import DTYPE, INDEX, CacheIndex, open_shard, read_index, shard_facts, shard_path
+from drifting.data.pixels import to_signed
+from drifting.data.vae import VAE, load_vae
+from drifting.errors import InputError
+from drifting.files import atomic_path, check_writable
+from drifting.inputs import check_counts, check_device
+from drifting.training.progress import CountProgress
+
+_SHARDS = "shard-*.safetensors"
+# Differences that are told first, in words; any other by the name of its fact.
+_WORDS = {"vae_fingerprint": "VAE", "image_size": "image size", "split": "split", "files": "list of files"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """How latents are computed and laid down.
+
+    Attributes:
+        image_size: pixels to a side, after a centre crop to a square.
+        split: of the folder of images: "train", which is everything where there is no such folder, or another.
+        batch_size: images of a pass.
+        device: where the auto-encoder runs.
+        shard_size: images of a file.
+    """
+
+    image_size: int = 256
+    split: str = "train"
+    batch_size: int = 32
+    device: str = "cpu"
+    shard_size: int = 4096
+
+
+def write_latents(
+    data: str | Path, vae: str | Path, out: str | Path, settings: CacheSettings | None = None, *, overwrite: bool = False
+) -> CacheIndex:
+    """Write the latents of a folder of images and of their mirror images into a cache, or what is missing of it.
+
+    Args:
+        data: a folder with a sub-folder for each class, or with train/ and val/ above those.
+        vae: name or folder of the auto-encoder, see `data.vae.load_vae`.
+        out: folder of the cache.
+        settings: of images, files and device.
+        overwrite: delete the cache that is there.
+
+    Raises:
+        InputError: if something cannot work or `out` holds another cache, before any work; if an image is damaged, when it is met.
+    """
+    settings, out = settings or CacheSettings(), Path(out)
+    check_counts({name: getattr(settings, name) for name in ("batch_size", "shard_size")})
+    check_device(settings.device)
+    check_writable(out, "out")
+    files = ImageFiles(data, image_size=settings.image_size, split=settings.split)
+    encoder = load_vae(vae)
+    index = CacheIndex(
+        vae=str(Path(vae).resolve()) if Path(vae).exists() else str(vae),
+        vae_fingerprint=encoder.fingerprint(),
+        scale=encoder.scale,
+        shift=encoder.shift,
+        latent_shape=encoder.latent_shape(settings.image_size),
+        image_size=settings.image_size,
+        split=settings.split,
+        count=len(files),
+        class_names=files.class_names,
+        files=files.fingerprint(),
+        shard_size=settings.shard_size,
+    )
+    _claim(out, index, overwrite=overwrite)
+    missing = _missing(out, index)
+    _check_space(out, index, missing)
+    save_json(out / INDEX, index.to_json())
+    done = index.count - sum(len(index.shards[number]) for number in missing)
+    with CountProgress("writing latents", index.count, done=done) as progress:
+        for number in missing:
+            _write_shard(out, index, number, files, encoder.to(settings.device), settings.batch_size, progress)
+    return index
+
+
+def _claim(out: Path, index: CacheIndex, *, overwrite: bool) -> None:
+    """Make room for the cache, or raise InputError if another is there that may not be deleted."""
+    mend = "pass --overwrite, or name another folder"
+    if overwrite:
+        for path in (out / INDEX, *out.glob(_SHARDS)):
+            path.unlink(missing_ok=True)
+    elif (out / INDEX).exists():
+        found = read_index(out, argument="out", mend=mend)
+        names = [*_WORDS, *(field.name for field in fields(index) if field.name not in (*_WORDS, "vae"))]
+        for name in names:
+            before, now = getattr(found, name), getattr(index, name)
+            if before != now:
+                other = f"which holds latents of another {_WORDS.get(name, name)} ({before}, not {now})"
+                raise InputError(f"out is '{out}', {other}: {mend}")
+    elif next(out.glob(_SHARDS), None) is not None:
+        raise InputError(f"out is '{out}', which holds shards but no {INDEX}: {mend}")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _missing(out: Path, index: CacheIndex) -> list[int]:
+    """Return the shards that are not there whole; what is damaged will be written again."""
+    there = [number for number in range(len(index.shards)) if shard_path(out, number).is_file()]
+    whole = set()
+    with CountProgress("checking latents", len(there), unit="files") as progress:
+        for done, number in enumerate(there, 1):
+            if _is_whole(out, index, number):
+                whole.add(number)
+            progress.advance(done)
+    return [number for number in range(len(index.shards)) if number not in whole]
+
+
+def _is_whole(out: Path, index: CacheIndex, number: int) -> bool:
+    try:
+        shard = open_shard(out, index, number)
+    except InputError:
+        return False
+    return shard_facts(shard)[2:] == [_checksum({name: shard.get_tensor(name) for name in shard.keys()})]  # noqa: SIM118
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _check_space(out: Path, index: CacheIndex, missing: list[int]) -> None:
+    sizes = (torch.Size(index.shard_shape(number)).numel() * DTYPE.itemsize for number in missing)
+    needed, free = sum(sizes), shutil.disk_usage(out).free
+    if needed > free:
+        raise InputError(f"out is '{out}', where {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free: name another disk")
+
+
+def _write_shard(
+    out: Path, index: CacheIndex, number: int, files: ImageFiles, vae: VAE, batch_size: int, progress: CountProgress
+) -> None:
+    rows = index.shards[number]
+    moments = torch.empty(index.shard_shape(number), dtype=DTYPE)
+    done = 0
+    for images in _read_ahead(files, rows, batch_size):
+        moments[done : done + len(images)] = _moments(vae, images)
+        done += len(images)
+        progress.advance(rows.start + done)
+    if not bool(moments.isfinite().all()):
+        raise InputError(f"vae is '{index.vae}', whose moments are NaN or beyond the range of {DTYPE}: name another")
+    tensors = {"moments": moments}
+    if files.labels is not None:
+        tensors["labels"] = files.labels[rows.start : rows.stop].clone()
+    facts = f"{index.fingerprint()} {number} {_checksum(tensors)}"
+    with atomic_path(shard_path(out, number)) as scratch:
+        save_file(tensors, scratch, metadata={"latents": facts})
+
+
+def _read_ahead(files: ImageFiles, rows: range, batch_size: int) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
+    """Yield the images of rows in batches; the next one is decoded while the last is encoded."""
+    batches = torch.arange(rows.start, rows.stop).split(batch_size)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(files.read, batches[0])
+        for following in batches[1:]:
+            images, waiting = waiting.result(), thread.submit(files.read, following)
+            yield images
+        yield waiting.result()
+
+
+def _moments(vae: VAE, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 _ y x"]:
+    device = next(vae.parameters()).device
+    signed = to_signed(images.to(device))
+    return torch.stack([vae.moments(signed), vae.moments(signed.flip(-1))], 1).to("cpu", DTYPE)

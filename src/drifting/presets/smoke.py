@@ -1,0 +1,96 @@
+"""A tiny version of any preset: the same classes, encoder, bank and guidance, in sizes with which two steps take a second or so."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from drifting.config import (
+    AnyConfig,
+    AutoencoderConfig,
+    BankConfig,
+    ClassifierConfig,
+    DecoderMLPConfig,
+    DiTConfig,
+    ImageFilesData,
+    MAEConfig,
+    MAEFeaturesConfig,
+    MLPConfig,
+    ResNetConfig,
+    RunConfig,
+    UNetConfig,
+)
+from drifting.training.schedule import Schedule
+
+STEPS = 2
+# Pixels to a side of images that are read from files: two patches of the generator of pixels, four of its encoder.
+IMAGE_SIZE = 32
+# Of those that latents are made of, by an auto-encoder that halves the side.
+LATENT_IMAGE_SIZE = 16
+
+Config = TypeVar("Config", bound=AnyConfig)
+Part = TypeVar("Part")
+
+# Class -> how large its fields are at most; of several numbers, each of them. Nothing is made larger, and None stays None.
+_AT_MOST: dict[type, dict[str, int]] = {
+    RunConfig: {"log_every": 1, "checkpoint_every": STEPS, "keep": 1, "frames": 1, "frame_samples": 20},
+    Schedule: {
+        "steps": STEPS,
+        "labels_per_step": 2,
+        "generated": 4,
+        "positives": 6,
+        "unconditional": 3,
+        "warmup_steps": 1,
+        "decay_after": 1,
+        "statistics_every": 1,
+    },
+    BankConfig: {"capacity_per_class": 8, "unconditional_capacity": 12, "push_per_step": 4},
+    MLPConfig: {"width": 16},
+    DecoderMLPConfig: {"width": 16, "code_dim": 16, "decoder_width": 8},
+    UNetConfig: {"widths": 8, "heads": 2, "blocks": 1, "cond_dim": 16, "head_width": 4, "num_styles": 3, "style_classes": 4},
+    DiTConfig: {
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "cond_dim": 16,
+        "num_context_tokens": 2,
+        "num_styles": 3,
+        "style_classes": 4,
+    },
+    AutoencoderConfig: {"code_dim": 8, "width": 4, "steps": STEPS, "batch_size": 8},
+    ResNetConfig: {"width": 4, "feature_dims": 8, "steps": STEPS, "batch_size": 8},
+    MAEFeaturesConfig: {"width": 12, "depths": 2, "resize": 32},
+    MAEConfig: {
+        "width": 12,
+        "depths": 2,
+        "steps": STEPS,
+        "batch_size": 8,
+        "micro_batch": 5,
+        "warmup_steps": 1,
+        "classified_steps": 1,
+        "classification_warmup": 1,
+    },
+    ClassifierConfig: {"width": 4, "steps": STEPS, "batch_size": 8},
+    ImageFilesData: {"image_size": IMAGE_SIZE},
+}
+_ALWAYS = {"device": "cpu", "precision": "float32"}
+
+
+def smoke(config: Config) -> Config:
+    """Return a configuration made tiny: networks, batches, bank and all counts; it trains for two steps on a CPU in float32."""
+    parts = {field.name: _shrunk(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return _shrunk(dataclasses.replace(config, **parts))
+
+
+def _shrunk(part: Part) -> Part:
+    """Return a part of a configuration, or the whole without its parts, in its tiny size; what has none is left as it is."""
+    limits = next((limits for kind, limits in _AT_MOST.items() if isinstance(part, kind)), None)
+    if limits is None or not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    small = {name: _at_most(getattr(part, name), limit) for name, limit in limits.items()}
+    fixed = {name: value for name, value in _ALWAYS.items() if hasattr(part, name)}
+    return dataclasses.replace(part, **small, **fixed)
+
+
+def _at_most(value: Any, limit: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(min(number, limit) for number in value)
+    return None if value is None else min(value, limit)

@@ -1,0 +1,158 @@
+"""The evaluation of a run: what its samples are compared with, and through whose eyes, by the kind of its data.
+
+Points, digits and images in memory are compared at once. Images that are too many for that are made, decoded and looked at batch
+after batch, and so are the real ones.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drifting import config as configuration
+from drifting.config import ImageFilesData, ImagesData, LatentsData, RunConfig
+from drifting.errors import InputError
+from drifting.evaluation import Metrics, compare, evaluate_images, frechet_curve, see
+from drifting.evaluation.streaming import Batch
+from drifting.files import check_writable
+from drifting.generators.base import Generator
+from drifting.inputs import check_counts, check_device
+from drifting.judges import load_judge
+from drifting.real_images import real_images
+from drifting.run_folder import STATISTICS
+from drifting.sampling import sample, sample_indices
+from drifting.training.progress import show_images
+
+IN_MEMORY, STREAMED = 10_000, 50_000
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What an evaluation may be asked for.
+
+    Attributes:
+        judge: who sees images, see `judges.load_judge`.
+        real: real images that those of a run are compared with: a folder, or a file of statistics; None for the run's own.
+        count: images to compare; None for 10,000, or 50,000 where they are streamed. Digits have a fixed number.
+        seed: of the samples.
+        guidance_scale: of the samples; None for that of the run.
+        batch_size: samples at a time: bounds memory, and changes nothing else.
+        device: where generator, decoder and judge run.
+    """
+
+    judge: str | None = None
+    real: str | None = None
+    count: int | None = None
+    seed: int = 0
+    guidance_scale: float | None = None
+    batch_size: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value with which nothing could be measured."""
+        if self.count is not None and self.count < 1:
+            raise InputError(f"num_samples is {self.count}: ask for at least 1")
+        check_counts({} if self.batch_size is None else {"batch_size": self.batch_size})
+        check_device(self.device)
+
+
+def evaluate_run(
+    config: RunConfig, generator: Generator, asked: Asked, *, folder: Path, frames: Callable[[], Mapping[int, Tensor]]
+) -> Metrics:
+    """Measure the samples of a run and return the figures, with who judged; see `evaluation`.
+
+    Args:
+        config: of the run.
+        generator: trained; it runs on the device that is asked for, and goes back to where it was.
+        asked: what to do.
+        folder: of the run, where statistics of real images are kept that have no place beside their judge.
+        frames: returns the samples that were set aside during training.
+
+    Raises:
+        InputError: for anything that cannot work, before long work.
+    """
+    scale = config.schedule.scale_of_samples(asked.guidance_scale)
+    check_writable(folder, "run")
+    with _moved(generator, asked.device):
+        if isinstance(config.data, ImageFilesData | LatentsData) or (isinstance(config.data, ImagesData) and asked.real):
+            metrics = _evaluate_streamed(config, generator, asked, scale, folder)
+        elif isinstance(config.data, ImagesData):
+            metrics = _evaluate_in_memory(config, config.data, generator, asked, scale, frames)
+        else:
+            for name, value in (("judge", asked.judge), ("real", asked.real)):
+                if value is not None:
+                    raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
+            metrics = configuration.build_evaluation(config, asked.count or IN_MEMORY)(
+                lambda count, seed: sample(generator, count, seed=seed, guidance_scale=scale)
+            )
+    return metrics if scale is None else {"guidance_scale": scale, **metrics}
+
+
+def _evaluate_in_memory(
+    config: RunConfig,
+    data: ImagesData,
+    generator: Generator,
+    asked: Asked,
+    scale: float | None,
+    frames: Callable[[], Mapping[int, Tensor]],
+) -> Metrics:
+    train, test = (configuration.load_split(data, split) for split in ("train", "test"))
+    told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale}
+    told |= {"batch_size": asked.batch_size} if asked.batch_size else {}
+
+    def draw(number: int, labels: Sequence[int] | None) -> Tensor:
+        return configuration.to_bytes(sample(generator, number, labels=labels, **told))
+
+    judge = load_judge(asked.judge, config, asked.device)
+    metrics = {"judge": judge.name, **evaluate_images(draw, train, test, judge, count=asked.count or IN_MEMORY)}
+    if known := frames():
+        as_bytes = {step: configuration.to_bytes(frame) for step, frame in known.items()}
+        metrics |= frechet_curve(as_bytes, train, test, judge)
+    return metrics
+
+
+def _evaluate_streamed(config: RunConfig, generator: Generator, asked: Asked, scale: float | None, folder: Path) -> Metrics:
+    count, batch_size = asked.count or STREAMED, asked.batch_size or _BATCH
+    judge = load_judge(asked.judge, config, asked.device)
+    decode = configuration.build_decoder(config, asked.device)
+    reference, floor = real_images(config, asked.real, judge, decode, cache=judge.cache or folder / STATISTICS)
+    told = {"seed": asked.seed, "guidance_scale": scale, "batch_size": batch_size}
+    for image, _ in sampled_batches(generator, decode, range(1), **told):
+        judge.embed(image)  # so that what cannot work fails before the real images are looked at
+    samples = sampled_batches(generator, decode, range(count), **told)
+    real = reference.see(count, batch_size, everything=True)
+    others = None if floor is None else floor.see(count, batch_size, everything=False)
+    generated = see(show_images(samples, count, what="samples"), judge)
+    return {"judge": judge.name, "reference": reference.name, **compare(generated, real, others)}
+
+
+def sampled_batches(
+    generator: Generator,
+    decode: configuration.Decoder,
+    indices: Sequence[int],
+    *,
+    seed: int = 0,
+    guidance_scale: float | None = None,
+    batch_size: int = _BATCH,
+) -> Iterator[Batch]:
+    """Make images, batch after batch: those of some indices of a seed, with classes in turn over all of the seed."""
+    classes = generator.num_classes
+    for start in range(0, len(indices), batch_size):
+        chosen = indices[start : start + batch_size]
+        labels = None if classes is None else torch.tensor([index % classes for index in chosen])
+        yield decode(sample_indices(generator, chosen, seed=seed, guidance_scale=guidance_scale)), labels
+
+
+@contextmanager
+def _moved(generator: Generator, device: str) -> Iterator[None]:
+    before = next(generator.parameters()).device
+    generator.to(device)
+    try:
+        yield
+    finally:
+        generator.to(before)

@@ -1,0 +1,151 @@
+"""How the networks that are not generators are optimised: by AdamW, step after step, from a state that can be kept and restored.
+
+All randomness of a training comes from one stream, whose state is part of its own, so that a resumed one goes on bit for bit.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer
+from drifting.ema import exponential_average
+from drifting.training.state import DivergenceError
+
+_WARMUP = 0.2
+# How often the losses are looked at; looking waits for the device.
+_CHECK_EVERY = 25
+
+
+@dataclass(frozen=True)
+class EncoderStep:
+    """What the loops yield after each optimiser step: its number, counted from 1, and the loss of its batch, on the device."""
+
+    number: int
+    loss: Float[Tensor, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How AdamW is kept steady, beside its learning rate; as it stands, for trainings of a few thousand steps.
+
+    Attributes:
+        betas, weight_decay: of AdamW.
+        max_grad_norm: gradients are scaled down to this norm.
+        warmup_steps: steps over which the learning rate rises linearly, to stay there; None for `schedule_factor`.
+        ema_decay: of the average of the weights that the network has in the end, see `ema`; None for the weights themselves.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    warmup_steps: int | None = None
+    ema_decay: float | None = None
+
+    def factor(self, number: int, steps: int) -> float:
+        """Return the learning rate of a step, counted from 1, as a share of the highest."""
+        return schedule_factor(number, steps) if self.warmup_steps is None else min(1.0, number / max(1, self.warmup_steps))
+
+
+class NetworkState:
+    """Everything that changes while a network is trained, and its form on disk.
+
+    Args:
+        model: trained in place, on its device.
+        learning_rate: the highest of the schedule.
+        seed: of the one random stream.
+        settings: of the optimiser.
+    """
+
+    def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimisation = Optimisation()) -> None:
+        self.model, self.learning_rate, self.settings = model, learning_rate, settings
+        given = {"lr": learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+        self.optimizer = torch.optim.AdamW(model.parameters(), **given)
+        self.average = None if settings.ema_decay is None else exponential_average(model, settings.ema_decay)
+        self.rng = torch.Generator(device_of(model)).manual_seed(seed)
+        self.step = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the whole state as named tensors."""
+        parts = {
+            "model": self.model.state_dict(),
+            "average": {} if self.average is None else self.average.state_dict(),
+            "optimizer": flatten_optimizer(self.optimizer),
+            "rng": {"state": self.rng.get_state()},
+        }
+        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
+        """Take over a state returned by `tensors`, of a step; raises InputError if it is of another network."""
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+        load_weights(self.model, part("model"), origin)
+        if self.average is not None:
+            load_weights(self.average, part("average"), origin)
+        restore_optimizer(self.optimizer, part("optimizer"))
+        self.rng.set_state(part("rng")["state"])
+        self.step = step
+
+
+def optimise(
+    state: NetworkState, loss_of: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]], *, steps: int
+) -> Iterator[EncoderStep]:
+    """Minimise a loss over all weights of a network, from the state's step on, yielding after each step.
+
+    Args:
+        state: what is trained; advanced in place. In the end its network is given the averaged weights, where there are any.
+        loss_of: (number of the step, counted from 1, rng) -> the loss of its batch, or the parts that it is the sum of, each of
+            which is let go of before the next is asked for: that bounds memory.
+        steps: number of the last step.
+
+    Raises:
+        DivergenceError: if the loss becomes NaN or infinite.
+    """
+    model, optimizer, settings = state.model, state.optimizer, state.settings
+    first_fault = torch.zeros((), dtype=torch.long, device=device_of(model))
+    for number in range(state.step + 1, steps + 1):
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss = _descend(loss_of(number, state.rng))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = state.learning_rate * settings.factor(number, steps)
+        optimizer.step()
+        if state.average is not None:
+            state.average.update_parameters(model)
+        first_fault = torch.where((first_fault == 0) & ~loss.isfinite(), number, first_fault)
+        if (number % _CHECK_EVERY == 0 or number == steps) and int(first_fault) > 0:
+            name = type(model).__name__.lower()
+            message = f"the loss of the {name} became NaN or infinite at step {int(first_fault)}"
+            raise DivergenceError(f"{message}: lower the learning rate and start again")
+        state.step = number
+        yield EncoderStep(number, loss)
+    if state.average is not None:
+        model.load_state_dict(state.average.module.state_dict())
+
+
+def _descend(loss: Tensor | Iterable[Tensor]) -> Float[Tensor, ""]:
+    """Add the gradient of a loss, part by part, and return its value."""
+    total = torch.zeros(())
+    for part in [loss] if isinstance(loss, Tensor) else loss:
+        part.backward()
+        total = total.to(part.device) + part.detach()
+    return total
+
+
+def schedule_factor(number: int, steps: int) -> float:
+    """Return the learning rate of a step as a share of the highest: linear rise, then half a cosine that ends near 0."""
+    rise = max(1.0, _WARMUP * steps)
+    if number <= rise:
+        return number / rise
+    return 0.5 * (1 + math.cos(math.pi * (number - rise) / (steps + 1 - rise)))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a network is."""
+    return next(module.parameters()).device
