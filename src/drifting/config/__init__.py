@@ -51,6 +51,7 @@ from drifting.config.sources import (
     load_split,
     open_files,
     open_latents,
+    open_rows,
     open_vae,
 )
 from drifting.data.pixels import to_bytes, to_signed
@@ -99,6 +100,7 @@ __all__ = [
     "load_split",
     "open_files",
     "open_latents",
+    "open_rows",
     "open_vae",
     "resolve",
     "to_bytes",

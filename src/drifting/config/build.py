@@ -50,6 +50,7 @@ from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.dit import DiT
 from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
+from drifting.inputs import check_device
 from drifting.loss import DriftingLoss
 from drifting.training.precision import computed_in
 
