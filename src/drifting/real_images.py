@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int, UInt8
@@ -33,6 +33,7 @@ _REFERENCE_STREAM, _FLOOR_STREAM = 10**6, 10**6 + 1
 _HELD_OUT = ("test", "val", "valid", "validation")
 
 
+@runtime_checkable
 class Images(Protocol):
     """Images by position, and their classes where they have any."""
 
@@ -54,6 +55,7 @@ class Images(Protocol):
         ...
 
 
+@runtime_checkable
 class Side(Protocol):
     """Real images of an evaluation, for one side of a comparison; `name` is shown beside the figures."""
 

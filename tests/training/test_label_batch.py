@@ -117,12 +117,12 @@ def test_gradients_are_averaged_over_processes_with_the_last_part_alone():
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 def test_labels_may_be_split_over_processes_too(batch):
-    whole = generator()
+    whole, networks = generator(), [generator(), generator()]
     expected = drifting_step(whole, encode, DriftingLoss(), batch)
     expected.loss.backward()
 
     def step(peers):
-        network, own = generator(), batch.of(slice(3 * peers.rank, 3 * peers.rank + 3))
+        network, own = networks[peers.rank], batch.of(slice(3 * peers.rank, 3 * peers.rank + 3))
         parts = [lambda index=index: own.of(slice(index, index + 1)) for index in range(3)]
         return label_batched_step(network, encode, DriftingLoss(), parts, processes=peers), gradients(network)
 

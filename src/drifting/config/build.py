@@ -113,7 +113,8 @@ def build_network(config: AnyConfig) -> nn.Module | None:
                 return load_mae(data, encoder)
             case RunConfig(encoder=AutoencoderConfig() | ResNetConfig() as encoder):
                 kind = "an auto-encoder" if isinstance(encoder, AutoencoderConfig) else "a ResNet"
-                raise InputError(f"encoder is {kind}, but the data are no images: use the space of the samples")
+                unfit = "stay on disk" if isinstance(config.data, StreamedData) else "are no images"
+                raise InputError(f"encoder is {kind}, but the data {unfit}: use the space of the samples")
             case _:
                 return None
 

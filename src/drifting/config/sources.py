@@ -106,7 +106,12 @@ def load_labelled(data: ImagesData, split: str) -> ImageSet:
 # Listing a million files takes seconds.
 _list_files = functools.lru_cache(maxsize=2)(ImageFiles)
 _open_cache = functools.lru_cache(maxsize=2)(LatentCache)
-_load_vae = functools.lru_cache(maxsize=1)(load_vae)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_vae(name: str) -> tuple[VAE, str]:
+    vae = load_vae(name)
+    return vae, vae.fingerprint()
 
 
 def open_files(data: ImageFilesData, split: str = "train") -> ImageFiles:
@@ -127,12 +132,10 @@ def open_vae(data: LatentsData, device: str = "cpu") -> VAE:
     """Return the auto-encoder that the latents of a configuration were made with; raises InputError if it is another now."""
     if data.vae is None:
         raise InputError(f"data is '{data.path}', whose VAE is not known yet: resolve the configuration first")
-    vae = _load_vae(data.vae)
-    found = vae.fingerprint()
+    vae, found = _load_vae(data.vae)
     if data.vae_fingerprint not in (None, found):
-        raise InputError(
-            f"vae is '{data.vae}', not the one that made the latents ({found}, not {data.vae_fingerprint}): bring it back"
-        )
+        other = f"which is not the one that made the latents ({found}, not {data.vae_fingerprint})"
+        raise InputError(f"vae is '{data.vae}', {other}: bring that back")
     return vae.to(device)
 
 
@@ -185,7 +188,8 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
 
 def _bank(sizes: BankConfig, num_classes: int | None, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> MemoryBank:
     capacities = {"capacity_per_class": sizes.capacity_per_class, "unconditional_capacity": sizes.unconditional_capacity}
-    return MemoryBank(num_classes, sample_shape=shape, device=device, dtype=dtype, **capacities)
+    kept_on = "cpu" if sizes.on_cpu else device
+    return MemoryBank(num_classes, sample_shape=shape, device=kept_on, dtype=dtype, **capacities)
 
 
 def build_rows(data: StreamedData, seed: int) -> Rows:

@@ -77,7 +77,7 @@ class CountProgress:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def _speed(self, rate: float) -> str:
-        return f"{rate:,.1f} {self._unit}/s"
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s"
 
 
 class TrainingProgress(CountProgress):
@@ -145,20 +145,10 @@ def show_images(batches: Iterable[Batch], total: int, *, what: str, console: Con
         what: they are.
         console: where to write; the terminal by default.
     """
-    console = console or Console()
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
-    started = spoken = time.perf_counter()
     done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total, speed="")
+    with CountProgress(what, total, console=console) as progress:
         for batch in batches:
             done += len(batch[0])
             yield batch
             del batch
-            now = time.perf_counter()
-            rate = done / max(now - started, 1e-9)
-            bar.update(task, completed=done, speed=f"{rate:,.0f} images/s")
-            if not console.is_terminal and now - spoken > _QUIET_SECONDS:
-                spoken = now
-                left = f"{(total - done) / rate:.0f} s left"
-                console.print(f"{what} {done}/{total}  {rate:,.0f} images/s  {left}", highlight=False, soft_wrap=True)
+            progress.advance(done)
