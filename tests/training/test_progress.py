@@ -63,6 +63,21 @@ def test_bar_stops_when_training_fails():
     assert shown._bar.live.is_started is False
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_images_are_passed_on_and_counted(monkeypatch, terminal):
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100)
+    batches = [([1, 2, 3], "a"), ([4, 5], "b")]
+    assert list(progress.show_images(iter(batches), 5, what="samples", console=console)) == batches
+    if terminal:
+        assert "5/5" in out.getvalue()
+    else:
+        first, last = out.getvalue().splitlines()
+        assert re.fullmatch(r"samples 3/5  [\d,.]+ images/s  \d+ s left", first)
+        assert last.startswith("samples 5/5 ")
+
+
 def test_counts_begin_behind_what_is_done_already():
     out = io.StringIO()
     with CountProgress("writing", 12, done=10, console=Console(file=out, width=100)) as shown:
@@ -83,18 +98,3 @@ def test_lines_are_told_beside_whatever_else_is_shown(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
     tell(2, 3)
     assert capsys.readouterr().out.startswith("reading 2/3")
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_images_are_passed_on_and_counted(monkeypatch, terminal):
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=100)
-    batches = [([1, 2, 3], "a"), ([4, 5], "b")]
-    assert list(progress.show_images(iter(batches), 5, what="samples", console=console)) == batches
-    if terminal:
-        assert "5/5" in out.getvalue()
-    else:
-        first, last = out.getvalue().splitlines()
-        assert re.fullmatch(r"samples 3/5  [\d,]+ images/s  \d+ s left", first)
-        assert last.startswith("samples 5/5 ")

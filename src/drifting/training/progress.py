@@ -10,14 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from drifting.training.network import EncoderStep
 
-Batch = TypeVar("Batch", bound=tuple)
-
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
 # Steps between two looks at a loss; looking waits for the device.
 _LOOK_EVERY = 50
 
 Shown = TypeVar("Shown", bound="CountProgress")
+Batch = TypeVar("Batch", bound=tuple)
 
 
 class CountProgress:
@@ -137,10 +136,10 @@ def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, wha
 
 
 def show_images(batches: Iterable[Batch], total: int, *, what: str, console: Console | None = None) -> Iterator[Batch]:
-    """Pass batches of images on, and show how many are done, images/s and time left.
+    """Pass batches of images on, and show how many are done; none is held once the next one is asked for.
 
     Args:
-        batches: tuples that begin with the images; none is held once the next one is asked for.
+        batches: tuples that begin with the images.
         total: how many images there are.
         what: they are.
         console: where to write; the terminal by default.
