@@ -11,7 +11,6 @@ from drifting.config import (
     LatentsData,
     LossConfig,
     RunConfig,
-    StreamedData,
     build_decoder,
     build_export,
     exported_shape,
@@ -31,14 +30,8 @@ def vae_folder(tmp_path_factory):
     return write_vae(tmp_path_factory.mktemp("vae"))
 
 
-@pytest.fixture(autouse=True)
-def forget(monkeypatch):
-    exporting._load.cache_clear()
-
-
 def _config(data) -> RunConfig:
-    bank = BankConfig() if isinstance(data, StreamedData) else None
-    return RunConfig(preset="x", data=data, bank=bank, generator=DecoderMLPConfig(), loss=LossConfig(), schedule=SCHEDULE)
+    return RunConfig(preset="x", data=data, bank=BankConfig(), generator=DecoderMLPConfig(), loss=LossConfig(), schedule=SCHEDULE)
 
 
 def _latents(vae, shape=(4, 5, 5)) -> RunConfig:
@@ -55,15 +48,15 @@ def test_latents_are_exported_as_the_images_that_they_stand_for(vae_folder):
     assert exported_shape(_latents(vae_folder)) == (3, 10, 10)
 
 
-def test_auto_encoder_is_loaded_once_and_only_where_it_is_needed(vae_folder, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(exporting, "load_vae", lambda name: loaded.append(name) or load_vae(name))
+def test_auto_encoder_is_opened_only_where_it_is_needed(vae_folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(exporting, "open_vae", lambda data, device=None: opened.append(device) or load_vae(data.vae))
     build_decoder(_config(ImageFilesData(path="x", image_shape=(3, 8, 8))))
-    assert loaded == []
-    for _ in range(2):
-        build_export(_latents(vae_folder))
-        exported_shape(_latents(vae_folder))
-    assert loaded == [str(vae_folder)]
+    assert opened == []
+    build_decoder(_latents(vae_folder), "cpu")
+    # Where its shape alone is asked for, it stays on the device where it is.
+    exported_shape(_latents(vae_folder))
+    assert opened == ["cpu", None]
 
 
 def test_image_files_are_exported_as_they_were():
@@ -82,7 +75,7 @@ def test_wrong_auto_encoders_are_told(vae_folder, tmp_path):
     with pytest.raises(InputError, match=r"vae is '.*', which cannot be loaded"):
         build_decoder(_latents(tmp_path))
     unknown = dataclasses.replace(_latents(vae_folder).data, vae=None)
-    with pytest.raises(InputError, match="data is 'cache', whose auto-encoder is not known yet: resolve the configuration first"):
+    with pytest.raises(InputError, match="data is 'cache', whose VAE is not known yet: resolve the configuration first"):
         build_export(_config(unknown))
 
 

@@ -86,6 +86,7 @@ def test_interrupted_cache_keeps_its_whole_shards_and_ends_bit_for_bit_the_same(
     assert sorted(path.name for path in out.iterdir()) == ["index.json", "shard-00000.safetensors"]
     with pytest.raises(InputError, match=r"lacks shard-00001\.safetensors and so 2 of 3 shards: run drifting latents again, which"):
         LatentCache(out)
+    (out / ".writing-killed").mkdir()
     asked.clear()
     monkeypatch.setattr(ImageFiles, "read", lambda files, indices: asked.append(indices.tolist()) or read(files, indices))
     _write(place, out)

@@ -36,7 +36,7 @@ from pathlib import Path
 from tests.conftest import shrunk
 from tests.image_folders import write_images
 from drifting import comparison, presets, runs
-from drifting.config import BankConfig
+from drifting.config import BankConfig, ImageFilesData, PixelsConfig
 for name in ("toy", "digits"):
     folder = Path(tempfile.mkdtemp()) / name
     runs.train(presets.adjust(shrunk(presets.preset(name)), steps=2), folder)
@@ -45,6 +45,9 @@ for name in ("toy", "digits"):
 place = Path(tempfile.mkdtemp())
 data = str(write_images(place / "grey", {"a": 30, "b": 30, "c": 30}))
 run = presets.adjust(shrunk(presets.preset("images", data=data)), steps=2)
+files = ImageFilesData(path=data, image_size=8)
+runs.train(dataclasses.replace(run, data=files, encoder=PixelsConfig(), bank=BankConfig(capacity_per_class=6)), place / "files")
+runs.load(place / "files").evaluate(judge="pixels", count=20)
 runs.train(run, place / "plain")
 banked = dataclasses.replace(run, bank=BankConfig(capacity_per_class=6), cache_features=False)
 runs.train(banked, place / "bank")

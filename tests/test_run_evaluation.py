@@ -9,11 +9,10 @@ import torch
 
 from drifting import config as configuration
 from drifting import real_images, run_evaluation
-from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, StreamedData, to_bytes
+from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
 from drifting.data.source import InMemorySource
 from drifting.errors import InputError
 from drifting.evaluation import compare, see
-from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.judges import load_judge
 from drifting.metrics.frechet import gaussian_of
 from drifting.run_evaluation import sampled_batches
@@ -28,13 +27,10 @@ SCHEDULE = Schedule(steps=2, generated=4, positives=4, learning_rate=1e-3)
 
 
 def _run(folder, data) -> Run:
-    bank = BankConfig() if isinstance(data, StreamedData) else None
-    config = RunConfig(preset="x", data=data, bank=bank, generator=DecoderMLPConfig(), loss=LossConfig(), schedule=SCHEDULE)
-    torch.manual_seed(0)
-    sizes = {"noise_dim": 4, "width": 16, "depth": 2, "code_dim": 8, "decoder_width": 4}
-    generator = DecoderMLP(sample_shape=data.image_shape, num_classes=3, **sizes)
+    network = DecoderMLPConfig(noise_dim=4, width=16, depth=2, code_dim=8, decoder_width=4)
+    config = RunConfig(preset="x", data=data, bank=BankConfig(), generator=network, loss=LossConfig(), schedule=SCHEDULE)
     folder.mkdir(exist_ok=True)
-    return Run(folder, config, generator.eval())
+    return Run(folder, config, configuration.build_generator(config).eval())
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ SCHEDULE = Schedule(steps=2, generated=4, positives=4, learning_rate=1e-3)
 
 
 def _config(data, frame_samples: int) -> RunConfig:
-    parts = {"generator": DecoderMLPConfig(), "loss": LossConfig(), "schedule": SCHEDULE, "bank": BankConfig()}
+    parts = {"bank": BankConfig(), "generator": DecoderMLPConfig(), "loss": LossConfig(), "schedule": SCHEDULE}
     return RunConfig(preset="x", data=data, frame_samples=frame_samples, **parts)
 
 

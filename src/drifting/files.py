@@ -9,6 +9,9 @@ from pathlib import Path
 
 from drifting.errors import InputError
 
+# What the names of temporary folders begin with.
+SCRATCH = ".writing-"
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -17,7 +20,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, by which writers choose their format. A folder replaces only a missing target.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target.parent))
     try:
         yield scratch / target.name
         os.replace(scratch / target.name, target)

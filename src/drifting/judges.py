@@ -12,7 +12,7 @@ import torch
 
 from drifting import config as configuration
 from drifting.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors
-from drifting.config import ClassifierConfig, ImageFilesData, ImagesData, LatentsData, RunConfig
+from drifting.config import ClassifierConfig, ImagesData, RunConfig, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
@@ -61,7 +61,7 @@ def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Jud
     Raises:
         InputError: if it is not there, or takes other images.
     """
-    data = cast(ImagesData | ImageFilesData | LatentsData, config.data)
+    data = cast(ImagesData | StreamedData, config.data)
     if judge == "pixels":
         return _pixels(data)
     if judge is not None and judge.endswith(".pt"):
@@ -89,7 +89,7 @@ def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Jud
     )
 
 
-def _classifier_folder(judge: str | None, data: ImagesData | ImageFilesData | LatentsData) -> Path:
+def _classifier_folder(judge: str | None, data: ImagesData | StreamedData) -> Path:
     """Return where a trained classifier lies, or raise InputError."""
     name = data.name if isinstance(data, ImagesData) else None
     if judge is None and name is None:
@@ -105,7 +105,7 @@ def _classifier_folder(judge: str | None, data: ImagesData | ImageFilesData | La
     return folder
 
 
-def _pixels(data: ImagesData | ImageFilesData | LatentsData) -> Judge:
+def _pixels(data: ImagesData | StreamedData) -> Judge:
     """Return a judge whose features are the pixels: of large images, which are streamed, means over squares of them."""
     if isinstance(data, ImagesData):
         return Judge("pixels", lambda images: to_signed(images).flatten(1))

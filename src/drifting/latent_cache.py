@@ -16,13 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drifting.checkpoint import save_json
+from drifting.config.build import check_device
 from drifting.data.image_files import ImageFiles
 from drifting.data.latents import DTYPE, INDEX, CacheIndex, open_shard, read_index, shard_facts, shard_path
 from drifting.data.pixels import to_signed
 from drifting.data.vae import VAE, load_vae
 from drifting.errors import InputError
-from drifting.files import atomic_path, check_writable
-from drifting.inputs import check_counts, check_device
+from drifting.files import SCRATCH, atomic_path, check_writable
+from drifting.inputs import check_counts
 from drifting.training.progress import CountProgress
 
 _SHARDS = "shard-*.safetensors"
@@ -111,6 +112,8 @@ def _claim(out: Path, index: CacheIndex, *, overwrite: bool) -> None:
     elif next(out.glob(_SHARDS), None) is not None:
         raise InputError(f"out is '{out}', which holds shards but no {INDEX}: {mend}")
     out.mkdir(parents=True, exist_ok=True)
+    for scratch in out.glob(f"{SCRATCH}*"):  # of a process that was killed
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _missing(out: Path, index: CacheIndex) -> list[int]:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int, UInt8
@@ -33,6 +33,7 @@ _REFERENCE_STREAM, _FLOOR_STREAM = 10**6, 10**6 + 1
 _HELD_OUT = ("test", "val", "valid", "validation")
 
 
+@runtime_checkable
 class Images(Protocol):
     """Images by position, and their classes where they have any."""
 
@@ -54,6 +55,7 @@ class Images(Protocol):
         ...
 
 
+@runtime_checkable
 class Side(Protocol):
     """Real images of an evaluation, for one side of a comparison; `name` is shown beside the figures."""
 
@@ -184,7 +186,10 @@ def real_images(config: RunConfig, real: str | None, judge: Judge, decode: Decod
     held_out = next((split for split in _HELD_OUT if split in known), "train")
 
     def side(split: str) -> Streamed:
-        files = ImageFiles(place, image_size=shape[1], split=split)
+        if own and isinstance(config.data, ImageFilesData):
+            files = configuration.open_files(config.data, split)
+        else:
+            files = ImageFiles(place, image_size=shape[1], split=split)
         return Streamed(f"images {place.name}/{split}", files, str(place.resolve()), judge, cache, labelled=own)
 
     floor = side("train") if held_out != "train" and "train" in known else None
@@ -197,10 +202,10 @@ def _trained_on(config: RunConfig, judge: Judge, cache: Path, apart_from: Path |
         case ImagesData() as data:
             train = configuration.load_split(data, "train")
             return Streamed("training images", _InMemory(train), data.path or data.name, judge, cache, labelled=False)
-        case ImageFilesData(path=str(path), image_size=size):
+        case ImageFilesData(path=str(path)) as data:
             own, other = Path(path).resolve(), None if apart_from is None else apart_from.resolve()
             if not own.is_dir() or (other and (own.is_relative_to(other) or other.is_relative_to(own))):
                 return None
-            return Streamed("training images", ImageFiles(path, image_size=size), str(own), judge, cache, labelled=False)
+            return Streamed("training images", configuration.open_files(data), str(own), judge, cache, labelled=False)
         case _:
             return None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drifting import config as configuration
-from drifting.config import ImageFilesData, ImagesData, LatentsData, RunConfig
+from drifting.config import ImagesData, RunConfig, StreamedData
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, compare, evaluate_images, frechet_curve, see
 from drifting.evaluation.streaming import Batch
@@ -79,7 +79,7 @@ def evaluate_run(
     scale = config.schedule.scale_of_samples(asked.guidance_scale)
     check_writable(folder, "run")
     with _moved(generator, asked.device):
-        if isinstance(config.data, ImageFilesData | LatentsData) or (isinstance(config.data, ImagesData) and asked.real):
+        if isinstance(config.data, StreamedData) or (isinstance(config.data, ImagesData) and asked.real):
             metrics = _evaluate_streamed(config, generator, asked, scale, folder)
         elif isinstance(config.data, ImagesData):
             metrics = _evaluate_in_memory(config, config.data, generator, asked, scale, frames)

@@ -3,6 +3,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from drifting.errors import InputError
+from drifting.metrics import memorisation as memorising
 from drifting.metrics import precision_recall
 from drifting.metrics.memorisation import memorisation, nearest
 
@@ -105,3 +106,55 @@ def test_wrong_sets_are_refused():
         memorisation(features, features, features.index_fill(0, torch.tensor([0]), torch.nan))
     with pytest.raises(InputError, match=r"quantile is 1\.5"):
         memorisation(features, features, features, quantile=1.5)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Search by directions, of few samples in few dimensions."""
+    for name, value in {"_DIRECTIONS": 3, "_MANY_SAMPLES": 1, "_MANY_FEATURES": 1, "_CHOOSING": 20}.items():
+        monkeypatch.setattr(memorising, name, value)
+    monkeypatch.setattr(memorising, "_PAIRS", 7)
+    monkeypatch.setattr(precision_recall, "_CHUNK", 450)
+
+
+def _spread_unevenly(count: int, seed: int) -> torch.Tensor:
+    return _features(count, 12, seed) * torch.logspace(0, -2, 12)
+
+
+@pytest.mark.parametrize("most", [0, 4, 500])
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_change_nothing(few, monkeypatch, most, even, dtype):
+    monkeypatch.setattr(memorising, "_MOST_PAIRS", most)
+    make = (lambda count, seed: _features(count, 12, seed)) if even else _spread_unevenly
+    samples, train = make(40, 0).to(dtype) + 5, make(70, 1).to(dtype) + 5
+    samples[3] = train[20] = train[50]
+    distances, indices = nearest(samples, train)
+    expected, where = memorising._of_candidates(samples, train)
+    assert torch.equal(distances, expected)
+    assert torch.equal(indices, where)
+    assert (distances[3], indices[3]) == (0, 20)
+
+
+def test_directions_leave_few_pairs_where_the_spread_is_uneven(few, monkeypatch):
+    measured = []
+    monkeypatch.setattr(memorising, "_distances", lambda a, b: measured.append(len(a)) or (a.double() - b.double()).norm(dim=1))
+    monkeypatch.setattr(memorising, "_of_candidates", lambda samples, train: pytest.fail("searched all pairs"))
+    nearest(_spread_unevenly(100, 0), _spread_unevenly(1000, 1))
+    assert 100 < sum(measured) < 5000
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-2])
+def test_directions_of_samples_that_are_all_alike(few, scale):
+    train = 1000 + scale * _features(30, 12, 0)
+    distances, indices = nearest(train[5:], train)
+    assert distances.eq(0).all()
+    assert indices.tolist() == (list(range(5, 30)) if scale else [0] * 25)
+
+
+def test_samples_far_away_from_all_training_samples(few):
+    train = _spread_unevenly(60, 0)
+    samples = _spread_unevenly(20, 1) + 1e4
+    distances, _ = nearest(samples, train)
+    expected = (samples[:, None].double() - train.double()).norm(dim=2).amin(1)
+    assert distances.tolist() == pytest.approx(expected.tolist(), rel=1e-12)

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from drifting.training import progress
-from drifting.training.progress import TrainingProgress
+from drifting.training.progress import CountProgress, TrainingProgress, tell_lines
 
 
 def _shown(terminal: bool, steps: int = 3, done: int = 0, norms=(0.5, None, None)) -> str:
@@ -74,5 +74,27 @@ def test_images_are_passed_on_and_counted(monkeypatch, terminal):
         assert "5/5" in out.getvalue()
     else:
         first, last = out.getvalue().splitlines()
-        assert re.fullmatch(r"samples 3/5  [\d,]+ images/s  \d+ s left", first)
+        assert re.fullmatch(r"samples 3/5  [\d,.]+ images/s  \d+ s left", first)
         assert last.startswith("samples 5/5 ")
+
+
+def test_counts_begin_behind_what_is_done_already():
+    out = io.StringIO()
+    with CountProgress("writing", 12, done=10, console=Console(file=out, width=100)) as shown:
+        shown.advance(11)
+        shown.advance(12)
+    (line,) = out.getvalue().splitlines()
+    assert line.startswith("writing 12/12  ")
+    assert line.endswith("images/s  0 s left")
+
+
+def test_lines_are_told_beside_whatever_else_is_shown(monkeypatch, capsys):
+    tell = tell_lines("reading", unit="rows")
+    for done in range(1, 4):
+        tell(done, 3)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("reading 3/3  ")
+    assert "rows/s" in line
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
+    tell(2, 3)
+    assert capsys.readouterr().out.startswith("reading 2/3")

@@ -3,7 +3,6 @@
 Shapes: b samples, c channels, h x w pixels.
 """
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -12,9 +11,12 @@ from torch import Tensor
 
 from drifting.config.data import DigitsData, ImageFilesData, ImagesData, LatentsData, PointsData
 from drifting.config.schema import RunConfig
+from drifting.config.sources import open_vae
 from drifting.data.pixels import to_bytes
-from drifting.data.vae import VAE, load_vae
+from drifting.data.vae import VAE
 from drifting.errors import InputError
+
+_AT_ONCE = 64
 
 Decoder = Callable[[Float[Tensor, "b *sample"]], UInt8[Tensor, "b c h w"]]
 
@@ -31,7 +33,7 @@ def build_export(config: RunConfig) -> Callable[[Tensor], Tensor]:
             return lambda points: points
 
 
-def build_decoder(config: RunConfig, device: str | torch.device = "cpu") -> Decoder:
+def build_decoder(config: RunConfig, device: str = "cpu") -> Decoder:
     """Return the map from samples of a run of images to bytes, which stay on the device of the samples.
 
     Args:
@@ -43,8 +45,9 @@ def build_decoder(config: RunConfig, device: str | torch.device = "cpu") -> Deco
     """
     if not isinstance(config.data, LatentsData):
         return to_bytes
-    vae = _vae_of(config.data).to(device)
-    return lambda latents: to_bytes(vae.decode(latents))
+    vae = _vae_of(config.data, device)
+    # Of many images only the bytes are held together.
+    return lambda latents: torch.cat([to_bytes(vae.decode(part)) for part in latents.split(_AT_ONCE)])
 
 
 def exported_shape(config: RunConfig) -> tuple[int, int, int]:
@@ -61,17 +64,10 @@ def exported_shape(config: RunConfig) -> tuple[int, int, int]:
             raise InputError(f"data is {type(data).__name__}, of no known image shape: resolve the configuration first")
 
 
-def _vae_of(data: LatentsData) -> VAE:
+def _vae_of(data: LatentsData, device: str | None = None) -> VAE:
     """Return the auto-encoder of latents, or raise InputError."""
-    if data.vae is None or data.image_shape is None:
-        raise InputError(f"data is '{data.path}', whose auto-encoder is not known yet: resolve the configuration first")
-    vae = _load(data.vae)
-    if vae.latent_channels != data.image_shape[0]:
+    vae = open_vae(data, device)
+    if data.image_shape is not None and vae.latent_channels != data.image_shape[0]:
         channels = f"decodes latents of {vae.latent_channels} channels, but those of the run have {data.image_shape[0]}"
         raise InputError(f"vae is '{data.vae}', which {channels}: name the one that the latents were made with")
     return vae
-
-
-@functools.lru_cache(maxsize=1)
-def _load(name: str) -> VAE:
-    return load_vae(name)

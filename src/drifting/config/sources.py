@@ -106,7 +106,12 @@ def load_labelled(data: ImagesData, split: str) -> ImageSet:
 # Listing a million files takes seconds.
 _list_files = functools.lru_cache(maxsize=2)(ImageFiles)
 _open_cache = functools.lru_cache(maxsize=2)(LatentCache)
-_load_vae = functools.lru_cache(maxsize=1)(load_vae)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_vae(name: str) -> tuple[VAE, str]:
+    vae = load_vae(name)
+    return vae, vae.fingerprint()
 
 
 def open_files(data: ImageFilesData, split: str = "train") -> ImageFiles:
@@ -123,17 +128,15 @@ def open_latents(data: LatentsData) -> LatentCache:
     return _open_cache(data.path or "", vae_fingerprint=data.vae_fingerprint, latent_shape=data.image_shape, files=data.files)
 
 
-def open_vae(data: LatentsData, device: str = "cpu") -> VAE:
-    """Return the auto-encoder that the latents of a configuration were made with; raises InputError if it is another now."""
+def open_vae(data: LatentsData, device: str | None = None) -> VAE:
+    """Return the auto-encoder that latents were made with, on a device or where it is; raises InputError if it is another now."""
     if data.vae is None:
         raise InputError(f"data is '{data.path}', whose VAE is not known yet: resolve the configuration first")
-    vae = _load_vae(data.vae)
-    found = vae.fingerprint()
+    vae, found = _load_vae(data.vae)
     if data.vae_fingerprint not in (None, found):
-        raise InputError(
-            f"vae is '{data.vae}', not the one that made the latents ({found}, not {data.vae_fingerprint}): bring it back"
-        )
-    return vae.to(device)
+        other = f"which is not the one that made the latents ({found}, not {data.vae_fingerprint})"
+        raise InputError(f"vae is '{data.vae}', {other}: bring that back")
+    return vae if device is None else vae.to(device)
 
 
 def build_source(config: RunConfig) -> Source:
@@ -150,7 +153,7 @@ def build_source(config: RunConfig) -> Source:
             images = load_split(data, "train")
             return InMemorySource(images.images, images.labels, to_signed)
         case ImageFilesData() | LatentsData() as data:
-            return RowSource(build_rows(data, config.seed))
+            return RowSource(open_rows(data, config.seed))
 
 
 def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:
@@ -163,7 +166,7 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
     """
     at_once = config.schedule.micro_batch
     if isinstance(config.data, ImageFilesData | LatentsData) and config.bank is not None:
-        rows, push = build_rows(config.data, config.seed), config.bank.push_per_step
+        rows, push = open_rows(config.data, config.seed), config.bank.push_per_step
         bank = _bank(config.bank, config.data.num_classes, rows.shape, rows.dtype, config.device)
         tell = tell_lines("reading real samples into the memory bank")
         return Positives(RowBankSource(rows, bank, push_per_step=push, seed=config.seed, tell=tell), encoder, batch_size=at_once)
@@ -185,11 +188,12 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
 
 def _bank(sizes: BankConfig, num_classes: int | None, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> MemoryBank:
     capacities = {"capacity_per_class": sizes.capacity_per_class, "unconditional_capacity": sizes.unconditional_capacity}
-    return MemoryBank(num_classes, sample_shape=shape, device=device, dtype=dtype, **capacities)
+    kept_on = "cpu" if sizes.on_cpu else device
+    return MemoryBank(num_classes, sample_shape=shape, device=kept_on, dtype=dtype, **capacities)
 
 
-def build_rows(data: StreamedData, seed: int) -> Rows:
-    """Return data that stay on disk; the seed is of how rows are varied."""
+def open_rows(data: StreamedData, seed: int) -> Rows:
+    """Return data that stay on disk by row, each varied by a stream of the seed whenever it is taken."""
     varied = {"labelled": data.conditional, "flip": data.flip, "seed": seed}
     return LatentRows(open_latents(data), **varied) if isinstance(data, LatentsData) else ImageRows(open_files(data), **varied)
 

@@ -2,7 +2,7 @@
 
     latent = (mean + exp(log_variance / 2) * noise - shift) * scale,    image = decode(latent / scale + shift)
 
-Shapes: b images, c channels of an image, h x w pixels, k channels of a latent, y x x its places.
+Shapes: b images, c channels of an image, h x w pixels, k channels of a latent, m = 2 k of its moments, y x x its places.
 
 Source: the latents of the paper are those of Stable Diffusion's auto-encoder, 4 x 32 x 32 for 256 x 256 pixels.
 """
@@ -25,7 +25,7 @@ _LOG_VARIANCES = (-30.0, 20.0)
 
 Images = Float[Tensor, "b c h w"]
 Latents = Float[Tensor, "b k y x"]
-Moments = Float[Tensor, "b 2k y x"]
+Moments = Float[Tensor, "b m y x"]
 
 
 class VAE(nn.Module):

@@ -6,10 +6,17 @@ Every sample is compared with its nearest training sample, and so is held-out re
 
 with q the 1 % quantile of the same minimum of the test data. Well below the floor, or a share far above it, means copies.
 
+Nearly all of the work is the search for the nearest. A few directions rule out most pairs of many: with P the projection on them,
+
+    |Px - Py|^2 + (r_x - r_y)^2  <=  |x - y|^2,    r_x = |x - Px|,
+
+so pairs whose bound lies above a distance that was found already need not be measured, and the result is exact, whichever
+directions they are. Those in which the training data spread most are best: of CIFAR-10, 256 of 3,072 leave 10 pairs of 50,000.
+
 Source: the nearest-neighbour test of Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative
 models" (2020), reduced to one cell and one quantile.
 
-Shapes: s samples, m training samples, t test samples, d features.
+Shapes: s samples, m training samples, t test samples, d features, r rows of a chunk, k directions.
 """
 
 from dataclasses import dataclass
@@ -19,9 +26,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from drifting.errors import InputError
+from drifting.inputs import full_precision
 from drifting.metrics.precision_recall import check_features, distance_chunks
 
 _CANDIDATES = 4
+# Directions, and from how many samples and features on they are worth it.
+_DIRECTIONS, _MANY_SAMPLES, _MANY_FEATURES = 256, 2000, 512
+# Training samples that directions are chosen by.
+_CHOOSING = 5000
+# Of squared lengths: far more than the rounding of a bound.
+_SLACK = 1e-4
+# Rows of which more pairs are left are searched without directions.
+_MOST_PAIRS = 500
+# Pairs that are measured at a time.
+_PAIRS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +81,9 @@ def memorisation(
     check_features(samples=samples, train=train, test=test)
     if not 0 <= quantile <= 1:
         raise InputError(f"quantile is {quantile}: pass a share of the test data, between 0 and 1")
-    distances, indices = nearest(samples, train)
-    real, _ = nearest(test, train)
+    # Together, for the training samples are prepared once.
+    both, found = _nearest(torch.cat([samples, test]), train)
+    distances, real, indices = both[: len(samples)], both[len(samples) :], found[: len(samples)]
     threshold = real.sort().values[int(quantile * (len(real) - 1))]  # a value that occurs: equal distances stay equal
     return Memorisation(
         distance=float(distances.quantile(0.5)),
@@ -80,18 +99,79 @@ def memorisation(
 def nearest(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"]]:
     """Return the Euclidean distance of every sample to its nearest training sample, in float64, and the index of that one.
 
-    Four candidates are found by a matrix product, whose rounding hides the smallest distances, and measured again by subtraction:
-    the distance to a copy is exactly 0, and of up to four copies the first is named.
+    The distance to a copy is exactly 0, and of up to four copies the first is named.
 
     Raises:
         InputError: if the feature sizes differ, a set is empty or a value is not finite.
     """
     check_features(samples=samples, train=train)
+    return _nearest(samples, train)
+
+
+def _nearest(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"]]:
+    if min(len(samples), len(train)) < _MANY_SAMPLES or samples.shape[1] < _MANY_FEATURES:
+        return _of_candidates(samples, train)
+    distances, indices, left = _by_directions(samples, train)
+    if len(left) > 0:
+        distances[left], indices[left] = _of_candidates(samples[left], train)
+    return distances, indices
+
+
+def _of_candidates(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"]]:
+    """Search by a matrix product, whose rounding hides the smallest distances: the best of it are measured again by subtraction."""
     distances, indices = [], []
     for rows, squared in distance_chunks(samples, train):
         candidates = squared.topk(min(_CANDIDATES, len(train)), largest=False).indices.sort().values
-        exact = torch.stack([(samples[rows].double() - train[column].double()).norm(dim=1) for column in candidates.T], 1)
+        exact = torch.stack([_distances(samples[rows], train[column]) for column in candidates.T], 1)
         best = exact.argmin(1, keepdim=True)
         distances.append(exact.gather(1, best).squeeze(1))
         indices.append(candidates.gather(1, best).squeeze(1))
     return torch.cat(distances), torch.cat(indices)
+
+
+def _by_directions(
+    samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]
+) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"], Int[Tensor, " _"]]:
+    """Search among the pairs that directions leave; the last of the three are samples of which they leave too many."""
+    views, lengths = _projected(samples, train)
+    slack = _SLACK * (lengths[0] + lengths[1].max())
+    distances = samples.new_empty(len(samples), dtype=torch.float64)
+    indices = torch.zeros(len(samples), dtype=torch.long, device=samples.device)
+    left = []
+    for rows, bounds in distance_chunks(*views):
+        some = samples[rows]
+        known = _distances(some, train[bounds.argmin(1)])
+        row, column = (bounds <= (known.square() + slack[rows])[:, None]).nonzero().unbind(1)
+        crowded = row.bincount(minlength=len(some)) > _MOST_PAIRS
+        left.append(rows.start + crowded.nonzero()[:, 0])
+        row, column = row[~crowded[row]], column[~crowded[row]]
+        exact = torch.cat([_distances(some[a], train[b]) for a, b in zip(row.split(_PAIRS), column.split(_PAIRS), strict=True)])
+        distances[rows] = known.scatter_reduce(0, row, exact, "amin")
+        # Of equal distances the first, as pairs come in the order of the training samples.
+        first = torch.where(exact == distances[rows][row], column, len(train))
+        indices[rows] = indices.new_full((len(some),), len(train)).scatter_reduce(0, row, first, "amin")
+    return distances, indices, torch.cat(left)
+
+
+def _projected(
+    samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]
+) -> tuple[list[Float[Tensor, "_ _"]], list[Float[Tensor, " _"]]]:
+    """Return samples and training samples in a few directions, with the length of the rest, and their squared lengths."""
+    train = full_precision(train)
+    centre = train.mean(0)
+    chosen = train[:: -(-len(train) // _CHOOSING)] - centre
+    directions = torch.randn(train.shape[1], _DIRECTIONS, generator=torch.Generator().manual_seed(0)).to(train)
+    for _ in range(3):
+        directions = torch.linalg.qr(chosen.T @ (chosen @ directions)).Q
+    views, lengths = [], []
+    for some in (full_precision(samples), train):
+        centred = some - centre
+        inside = centred @ directions
+        lengths.append(centred.square().sum(1))
+        rest = (lengths[-1] - inside.square().sum(1)).clamp(min=0).sqrt()
+        views.append(torch.cat([inside, rest[:, None]], 1))
+    return views, lengths
+
+
+def _distances(samples: Float[Tensor, "r d"], train: Float[Tensor, "r d"]) -> Float[Tensor, " r"]:
+    return (samples.double() - train.double()).norm(dim=1)

@@ -83,7 +83,7 @@ PRESETS = {
     **{
         f"mae-{name}": Preset(
             functools.partial(imagenet256.mae, name),
-            f"the encoder of those, {settings.width} channels wide",
+            f"the masked auto-encoder of those recipes, {settings.width} channels wide",
             "--data " + ("FOLDER of ImageNet" if name.startswith("pixel") else "CACHE of `drifting latents`"),
             "GPUs: not run",
             "not run",

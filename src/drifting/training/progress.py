@@ -10,14 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from drifting.training.network import EncoderStep
 
-Batch = TypeVar("Batch", bound=tuple)
-
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
 # Steps between two looks at a loss; looking waits for the device.
 _LOOK_EVERY = 50
 
 Shown = TypeVar("Shown", bound="CountProgress")
+Batch = TypeVar("Batch", bound=tuple)
 
 
 class CountProgress:
@@ -77,7 +76,7 @@ class CountProgress:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def _speed(self, rate: float) -> str:
-        return f"{rate:,.1f} {self._unit}/s"
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s"
 
 
 class TrainingProgress(CountProgress):
@@ -137,28 +136,18 @@ def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, wha
 
 
 def show_images(batches: Iterable[Batch], total: int, *, what: str, console: Console | None = None) -> Iterator[Batch]:
-    """Pass batches of images on, and show how many are done, images/s and time left.
+    """Pass batches of images on, and show how many are done; none is held once the next one is asked for.
 
     Args:
-        batches: tuples that begin with the images; none is held once the next one is asked for.
+        batches: tuples that begin with the images.
         total: how many images there are.
         what: they are.
         console: where to write; the terminal by default.
     """
-    console = console or Console()
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
-    started = spoken = time.perf_counter()
     done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total, speed="")
+    with CountProgress(what, total, console=console) as progress:
         for batch in batches:
             done += len(batch[0])
             yield batch
             del batch
-            now = time.perf_counter()
-            rate = done / max(now - started, 1e-9)
-            bar.update(task, completed=done, speed=f"{rate:,.0f} images/s")
-            if not console.is_terminal and now - spoken > _QUIET_SECONDS:
-                spoken = now
-                left = f"{(total - done) / rate:.0f} s left"
-                console.print(f"{what} {done}/{total}  {rate:,.0f} images/s  {left}", highlight=False, soft_wrap=True)
+            progress.advance(done)

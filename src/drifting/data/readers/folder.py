@@ -18,7 +18,7 @@ _SPLITS = ("train", "test", "val", "valid", "validation")
 
 
 class Listing(NamedTuple):
-    """The images of one split, by name: a million take 100 MB."""
+    """The images of one split, by name: a million take 0.1 GB."""
 
     root: Path
     names: list[str]

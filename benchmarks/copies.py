@@ -1,0 +1,48 @@
+"""Time the search for the training image nearest to each of 10,000: by directions, against the product of all pairs.
+
+Command: DRIFTING_DATA=... python benchmarks/copies.py [--data cifar10] [--count 10000]
+
+Both searches are run in turn in one process. The seconds are those of the processor, so that other work beside it matters little;
+both must return the same.
+"""
+
+import argparse
+import time
+
+import torch
+
+from drifting.data.images import load_images
+from drifting.data.pixels import to_signed
+from drifting.metrics import memorisation
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", default="cifar10", help="a data set that is found by name")
+    parser.add_argument("--count", type=int, default=10_000, help="images of the test set to search for")
+    options = parser.parse_args()
+    train, test = (to_signed(load_images(None, name=options.data, split=split).images).flatten(1) for split in ("train", "test"))
+    test = test[: options.count]
+    # Private, for the public search chooses between them.
+    searches = {"all pairs": memorisation._of_candidates, "directions": memorisation._by_directions}
+    found, seconds = {}, {}
+    for name, search in searches.items():
+        started = time.process_time()
+        found[name] = search(test, train)
+        seconds[name] = time.process_time() - started
+    print(f"{len(test)} of {len(train)} images of {train.shape[1]} numbers, {torch.get_num_threads()} threads")
+    print("| search | CPU seconds | times faster | left to all pairs |\n|---|---|---|---|")
+    for name, taken in seconds.items():
+        left = len(found[name][2]) if name == "directions" else len(test)
+        print(f"| {name} | {taken:.1f} | {seconds['all pairs'] / taken:.1f} | {left} |")
+    searched = torch.ones(len(test), dtype=torch.bool)
+    searched[found["directions"][2]] = False
+    same = [
+        torch.equal(first[searched], second[searched])
+        for first, second in zip(*(found[name][:2] for name in searches), strict=True)
+    ]
+    print(f"distances and images are the same: {all(same)}")
+
+
+if __name__ == "__main__":
+    main()
