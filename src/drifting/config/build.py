@@ -70,17 +70,6 @@ def resolve(config: Config) -> Config:
     return config
 
 
-def check_device(name: str) -> None:
-    """Raise InputError unless the machine offers the device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device is '{name}': pass cpu, cuda, cuda:1 or mps") from None
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= present.get(device.type, 0):
-        raise InputError(f"device is '{name}', which this machine does not offer: pass --device cpu")
-
-
 def build_generator(config: RunConfig) -> Generator:
     """Return the generator with its initial weights, which depend on the seed alone, on the CPU."""
     match config.data:
