@@ -17,6 +17,7 @@ from drifting.checkpoint import check_weights, load_json, load_tensors, save_jso
 from drifting.config import DiTConfig, EncoderRunConfig, MAEConfig, ReleasedConfig, RunConfig, SavedConfig
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import DEFAULT, VAE, load_vae
+from drifting.distributed import join
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.files import check_writable
@@ -48,7 +49,7 @@ class ReleasedGenerator:
         self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
     ) -> Tensor:
         """Return samples as uint8 images [n, h, w, c], one pass each; see `sampling.sample`."""
-        told = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}
+        told = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "processes": join()}
         samples = sample(self.generator, count, batch_size=_BATCH_SIZE, **told)
         images = samples if self.vae is None else self.vae.decode(samples)
         return to_bytes(images).movedim(1, -1)
