@@ -64,6 +64,19 @@ def _imported(path: Path) -> set[str]:
     return names
 
 
+def _modules(path: Path) -> set[str]:
+    """Return the modules of two names, such as torch.nn, that a file imports anything from or names as attributes."""
+    found = set()
+    for node in ast.walk(_tree(path)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names = [f"{node.value.id}.{node.attr}"]
+        found |= {".".join(name.split(".")[:2]) for name in names}
+    return found
+
+
 def _public(path: Path) -> Iterator[ast.AST]:
     """Yield the public functions and classes of a file, and the public methods of those."""
     waiting = list(_tree(path).body)
@@ -131,6 +144,11 @@ def test_core_imports_torch_alone(path):
 
 def test_only_the_command_line_knows_tyro():
     assert [path.name for path in SOURCE.rglob("*.py") if "tyro" in _imported(path) and path.parent.name != "cli"] == []
+
+
+def test_one_place_knows_torch_distributed():
+    named = [path for path in SOURCE.rglob("*.py") if "torch.distributed" in _modules(path)]
+    assert {path.parent.name for path in named} == {"distributed"}
 
 
 def test_package_imports_nothing_that_stands_outside_it():

@@ -121,7 +121,8 @@ def save_checkpoint(
     if sharded:
         with processes.leads_the_way():
             if processes.leads:
-                shutil.rmtree(shards, ignore_errors=True)
+                for left in folder.glob(f"{_SHARDS}*"):  # by a run that was killed
+                    shutil.rmtree(left)
                 shards.mkdir(parents=True)
         save_shards(shards, tensors)
         processes.wait()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from drifting import config as configuration
+from drifting.checkpoint import checkpoints
 from drifting.config import RunConfig
 from drifting.distributed import LostProcessError, is_loss, join
 from drifting.encoders.base import FeatureEncoder
@@ -14,7 +15,7 @@ from drifting.training.interruption import Interrupted, command_to_go_on, polite
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
 from drifting.training.progress import TrainingProgress
-from drifting.training.recorder import Recorder, Resources, frame_steps
+from drifting.training.recorder import CHECKPOINTS, Recorder, Resources, frame_steps
 
 
 def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
@@ -64,7 +65,11 @@ def noticing_loss(recorder: Recorder, config: RunConfig) -> Iterator[None]:
     except RuntimeError as error:
         if not is_loss(error):
             raise
+        lost = f"a process of this run was lost at step {recorder.state.step}"
+        saved = checkpoints(recorder.folder / CHECKPOINTS)
+        if not saved:
+            raise LostProcessError(f"{lost}, before its first checkpoint: start again with --overwrite") from error
         raise LostProcessError(
-            f"a process of this run was lost at step {recorder.state.step}; the last checkpoint is kept. "
-            f"Go on with: {command_to_go_on(config.preset, recorder.folder, join().size)}"
+            f"{lost}; its checkpoint {saved[-1].name} is whole. "
+            f"Resume with: {command_to_go_on(config.preset, recorder.folder, join().size)}"
         ) from error

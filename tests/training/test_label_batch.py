@@ -121,8 +121,10 @@ def test_labels_may_be_split_over_processes_too(batch):
     expected = drifting_step(whole, encode, DriftingLoss(), batch)
     expected.loss.backward()
 
+    networks = [generator(), generator()]  # whose weights are drawn from a stream that threads would share
+
     def step(peers):
-        network, own = generator(), batch.of(slice(3 * peers.rank, 3 * peers.rank + 3))
+        network, own = networks[peers.rank], batch.of(slice(3 * peers.rank, 3 * peers.rank + 3))
         parts = [lambda index=index: own.of(slice(index, index + 1)) for index in range(3)]
         return label_batched_step(network, encode, DriftingLoss(), parts, processes=peers), gradients(network)
 

@@ -5,6 +5,7 @@ It parses, calls and prints, no more.
 
 import os
 import sys
+import traceback
 from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
@@ -31,35 +32,48 @@ def main(arguments: list[str] | None = None) -> None:
         app.command(command)
     processes = None
     try:
-        processes = _join(arguments)
+        processes = _join()
+        if processes is not None and arguments and arguments[0] not in _SHARED:
+            size = processes.size
+            raise InputError(f"world size is {size}, but '{arguments[0]}' is done by one process: start it without torchrun")
         with nullcontext() if processes is None or processes.leads else redirect_stdout(open(os.devnull, "w")):
             app.cli(prog="drifting", args=arguments)
         if processes is not None:
-            processes.leave()
+            processes.wait()
     except (Exception, KeyboardInterrupt) as error:
-        reason, status = _told(error)
-        if reason is None:
-            raise
-        if processes is None or processes.is_first_to_say(reason):
-            print(f"drifting: {reason}", file=sys.stderr)
-        if processes is not None:
-            # Whoever still waits for another process in a collective would not leave by itself.
-            sys.stderr.flush()
-            os._exit(status)
-        sys.exit(status)
+        _end(error, processes)
+    if processes is not None:
+        _part(0)
 
 
-def _join(arguments: list[str]) -> "Processes | None":
-    """Return the processes that share the command, or raise InputError if it is one that cannot be shared; None for one alone."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size == "1":
+def _end(error: BaseException, processes: "Processes | None") -> None:
+    """Say what went wrong, once for all processes, and leave with the status of it; raise an error that is not foreseen."""
+    reason, status = _told(error)
+    if reason is None and processes is None:
+        raise error
+    if reason is None:
+        traceback.print_exception(error)
+    elif processes is None or processes.is_first_to_say(reason):
+        print(f"drifting: {reason}", file=sys.stderr)
+    if processes is not None:
+        _part(status)
+    sys.exit(status)
+
+
+def _part(status: int) -> None:
+    """Leave at once: the engine's own threads may still wait for another process, or for one that is gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _join() -> "Processes | None":
+    """Return the processes that share the command, None for one alone, which need not wait for torch."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return None
     from drifting.distributed import join
 
-    processes = join()
-    if arguments and arguments[0] not in _SHARED:
-        raise InputError(f"world size is {size}, but '{arguments[0]}' is done by one process: start it without torchrun")
-    return processes
+    return join()
 
 
 def _told(error: BaseException) -> tuple[str | None, int]:

@@ -18,7 +18,11 @@ def shard(network: nn.Module, size: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # Its words on samples that are views of others, which nobody changes in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(next(network.parameters()).device.type, (size,))
+    for weight in network.parameters():  # in their plain order, the only one that can be split
+        weight.data = weight.data.contiguous()
     for blocks in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
         for block in blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)

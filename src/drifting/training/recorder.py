@@ -24,7 +24,7 @@ from drifting.training.loop import Step
 from drifting.training.positives import Positives
 from drifting.training.state import TrainingState
 
-FRAMES = "frames.safetensors"
+FRAMES, CHECKPOINTS = "frames.safetensors", "checkpoints"
 # Frames show the same samples, of this seed, all through training.
 FRAME_SEED = 0
 
@@ -165,7 +165,7 @@ class Recorder:
         positives = {f"positives.{name}": value for name, value in self._positives.tensors().items()}
         tensors = {**self.state.tensors(), **self._means.tensors(), **positives}
         options = {"keep": self.keep, "processes": self.state.processes}
-        return save_checkpoint(self.folder / "checkpoints", self.state.step, tensors, self.facts, **options)
+        return save_checkpoint(self.folder / CHECKPOINTS, self.state.step, tensors, self.facts, **options)
 
     def _write_frames(self) -> None:
         if self.state.processes.leads:
@@ -173,7 +173,7 @@ class Recorder:
 
     def resume(self, steps: int) -> None:
         """Go back to the newest checkpoint, of a run that is to have `steps` steps in all."""
-        found = checkpoints(self.folder / "checkpoints")
+        found = checkpoints(self.folder / CHECKPOINTS)
         if not found:
             raise InputError(f"save_dir is '{self.folder}', which holds no checkpoint to resume: start again with --overwrite")
         done = int(found[-1].name.removeprefix("step-"))

@@ -1,0 +1,91 @@
+"""Two processes do what one does: the same draws bit for bit, the same loss and gradients to rounding."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.distributed.one_step import GUIDED, Case, drawn, pulled, trained
+from tests.generators import test_every_generator as generators
+
+pytestmark = pytest.mark.distributed
+
+CASES = {
+    "labels": Case(),
+    "one label each": Case(schedule={"labels_per_step": 2}),
+    "guidance": Case(schedule=GUIDED),
+    "one guidance scale": Case(schedule={"guidance_scale": 2.0, "unconditional": 3}),
+    "bank": Case(bank=True, schedule=GUIDED),
+    "independent negatives": Case(schedule={"independent_negatives": True}),
+    "micro-batches": Case(schedule={"micro_batch": 5, **GUIDED}),
+    "clipping": Case(schedule={"max_grad_norm": 1e-3}),
+    "one population": Case(labelled=False),
+    "one population, bank": Case(labelled=False, bank=True),
+    "one population, independent": Case(labelled=False, schedule={"independent_negatives": True}),
+    "one population, micro-batches": Case(labelled=False, schedule={"micro_batch": 2}),
+    "shares of weights": Case(sharded=True, schedule={"max_grad_norm": 1e-3}),
+    "shares, micro-batches": Case(sharded=True, checkpointing=True, schedule={"micro_batch": 5, **GUIDED}),
+    "shares, one population": Case(labelled=False, sharded=True, checkpointing=True),
+    "muon": Case(schedule={"optimizer": "muon"}),
+}
+
+
+def assert_close(found, expected, **tolerance):
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_close(found[name], value, **tolerance)
+    else:
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_step_of_two_processes_is_that_of_one(pair, case):
+    expected = trained(case)
+    assert sum(float(gradient.abs().sum()) for gradient in expected["gradients"].values()) > 0
+    for found in pair(trained, case):
+        assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["guidance", "one population", "shares, micro-batches"])
+def test_step_in_float32_is_the_same_to_a_thousandth(pair, name):
+    case = replace(CASES[name], dtype=torch.float32)
+    expected = trained(case)["gradients"]
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for found in pair(trained, case):
+        errors = [(gradient - expected[name]).norm() for name, gradient in found["gradients"].items()]
+        assert torch.stack(errors).norm() < 1e-3 * norm
+
+
+def test_several_steps_stay_together(pair):
+    case = replace(CASES["guidance"], steps=4)
+    for found in pair(trained, case):
+        assert_close(found, trained(case), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["guidance", "bank", "independent negatives", "one population", "one population, bank"])
+def test_draws_do_not_depend_on_the_number_of_processes(pair, name):
+    first, second = pair(drawn, CASES[name])
+    dim = 0 if CASES[name].labelled else 1
+    for one, *two in zip(drawn(CASES[name]), first, second, strict=True):
+        for key, value in one.items():
+            parts = [part[key] for part in two]
+            if value is None:
+                assert parts == [None, None]
+            elif key == "rng":
+                assert all(torch.equal(part, value) for part in parts)
+            elif isinstance(value, dict):  # of one population each process holds all positives
+                for feature, all_of_it in value.items():
+                    shares = [part[feature] for part in parts]
+                    assert torch.equal(torch.cat(shares) if dim == 0 else shares[1], all_of_it)
+            else:
+                assert torch.equal(torch.cat(parts, dim), value)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["copies", "shares"])
+@pytest.mark.parametrize("num_classes", [None, 3])
+@pytest.mark.parametrize("make", [generators._mlp, generators._decoder_mlp, generators._unet, generators._dit])
+def test_every_generator_learns_from_all_processes(pair, make, num_classes, sharded):
+    expected = pulled(make, num_classes, False)
+    for found in pair(pulled, make, num_classes, sharded):
+        assert_close(found, expected, rtol=1e-4, atol=1e-5)
