@@ -22,6 +22,7 @@ from drifting.checkpoint import (
     save_checkpoint,
     save_json,
     save_tensors,
+    write_tensors,
 )
 from drifting.errors import InputError
 
@@ -36,6 +37,19 @@ class Exploit:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+def test_tensors_written_one_by_one_are_those_of_the_library(tmp_path):
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    tensors = {f"{kind}": torch.randn(3, 5).to(kind).T for kind in kinds} | {"none": torch.empty(0, 2), "one": torch.tensor(2.0)}
+    described, read = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}, []
+    write_tensors(tmp_path / "a.safetensors", described, lambda name: read.append(name) or tensors[name])
+    assert read == list(tensors)
+    found = load_tensors(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
 
 
 def test_tensors_come_back_bit_for_bit_in_their_dtype(tmp_path, assert_same_tensors):

@@ -54,12 +54,12 @@ class WatchedBank(MemoryBank):
         self.pushed.append((samples, labels))
         super().push(samples, labels)
 
-    def draw(self, labels, count, rng):
-        self.drawn["positives"] = super().draw(labels, count, rng)
+    def draw(self, *arguments):
+        self.drawn["positives"] = super().draw(*arguments)
         return self.drawn["positives"]
 
-    def draw_unconditional(self, sets, count, rng):
-        self.drawn["unconditional"] = super().draw_unconditional(sets, count, rng)
+    def draw_unconditional(self, *arguments):
+        self.drawn["unconditional"] = super().draw_unconditional(*arguments)
         return self.drawn["unconditional"]
 
 

@@ -158,6 +158,14 @@ def test_data_that_stay_on_disk_need_a_bank(config):
         dataclasses.replace(config, bank=None)
 
 
+def test_bank_is_on_the_device_of_the_run_or_on_the_cpu(config, monkeypatch):
+    kept_on, make = [], opening.MemoryBank
+    monkeypatch.setattr(opening, "MemoryBank", lambda *given, device, **more: kept_on.append(device) or make(*given, **more))
+    for bank in (config.bank, dataclasses.replace(config.bank, on_cpu=True)):
+        build_positives(dataclasses.replace(resolve(config), bank=bank, device="cuda"), identity)
+    assert kept_on == ["cuda", "cpu"]
+
+
 def test_encoders_that_learn_from_images_in_memory_are_refused(config):
     with pytest.raises(InputError, match="encoder is an auto-encoder, but the data stay on disk: use the space of the samples"):
         build_network(dataclasses.replace(resolve(config), encoder=AutoencoderConfig()))

@@ -112,3 +112,14 @@ def check_learning_rate(value: float, name: str = "learning_rate") -> None:
     """Raise InputError unless an optimiser can work with the learning rate."""
     if not 0 < value <= 1e30:  # beyond, the optimiser itself overflows
         raise InputError(f"{name} is {value}: pass a number above 0, such as 1e-3")
+
+
+def check_device(name: str) -> None:
+    """Raise InputError unless this machine has the device."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device is '{name}': pass cpu, cuda, cuda:1 or mps") from None
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= present.get(device.type, 0):
+        raise InputError(f"device is '{name}', which this machine does not offer: pass --device cpu")

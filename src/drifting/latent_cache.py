@@ -16,14 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drifting.checkpoint import save_json
-from drifting.config.build import check_device
 from drifting.data.image_files import ImageFiles
 from drifting.data.latents import DTYPE, INDEX, CacheIndex, open_shard, read_index, shard_facts, shard_path
 from drifting.data.pixels import to_signed
 from drifting.data.vae import VAE, load_vae
 from drifting.errors import InputError
 from drifting.files import SCRATCH, atomic_path, check_writable
-from drifting.inputs import check_counts
+from drifting.inputs import check_counts, check_device
 from drifting.training.progress import CountProgress
 
 _SHARDS = "shard-*.safetensors"

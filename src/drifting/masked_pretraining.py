@@ -15,11 +15,12 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.errors import InputError
-from drifting.run_folder import CHECKPOINTS, CONFIG
+from drifting.run_folder import CONFIG
 from drifting.training.interruption import Interrupted, command_to_go_on, polite_stop
 from drifting.training.masked import Batches, masked_state, train_masked
 from drifting.training.network import EncoderStep, NetworkState
 from drifting.training.progress import show_steps
+from drifting.training.recorder import CHECKPOINTS
 
 # Rows that the figures are of, at most, and how many of them at once.
 _MEASURED, _AT_ONCE = 2048, 64
@@ -38,7 +39,7 @@ def train_streamed(network: MaskedAutoencoder, config: EncoderRunConfig, folder:
         DivergenceError: if its loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop; the state is saved.
     """
-    settings, rows = cast(MAEConfig, config.encoder), configuration.open_rows(cast(StreamedData, config.data), config.seed)
+    settings, rows = cast(MAEConfig, config.encoder), configuration.build_rows(cast(StreamedData, config.data), config.seed)
     state = masked_state(network, settings, config.seed)
     save_json(folder / CONFIG, configuration.to_json(config))
     if found := checkpoints(folder / CHECKPOINTS):

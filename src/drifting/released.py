@@ -6,14 +6,14 @@ A converted folder holds config.json and generator.safetensors or encoder.safete
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from drifting import config as configuration
 from drifting import runs
-from drifting.checkpoint import check_weights, load_json, load_tensors, load_weights, save_json, write_tensors
+from drifting.checkpoint import check_weights, load_json, load_tensors, save_json, write_tensors
 from drifting.config import DiTConfig, EncoderRunConfig, MAEConfig, ReleasedConfig, RunConfig, SavedConfig
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import DEFAULT, VAE, load_vae
@@ -22,13 +22,12 @@ from drifting.errors import InputError
 from drifting.files import check_writable
 from drifting.generators.dit import DiT
 from drifting.official import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
-from drifting.official.artifact import METADATA, PARAMETERS
+from drifting.official.artifact import METADATA, PARAMETERS, Network, with_weights
 from drifting.official.hub import PREFIX
 from drifting.official.tree import DTYPES
 from drifting.run_folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
 from drifting.sampling import Sampler, check_labels, sample
 
-Network = DiT | MaskedAutoencoder
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
 _WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)
 # Weights that have as many rows as there are classes.
@@ -61,7 +60,7 @@ def convert(origin: str, out: str | Path, *, overwrite: bool = False) -> list[Pa
     Args:
         origin: hub:NAME, the folder of an artifact, one that was converted, or one of a training.
         out: the folder to write.
-        overwrite: replace what an earlier conversion wrote there.
+        overwrite: replace an earlier conversion that is there.
 
     Raises:
         InputError: if there is nothing to convert, the release's format cannot hold it, or `out` cannot be written.
@@ -70,14 +69,18 @@ def convert(origin: str, out: str | Path, *, overwrite: bool = False) -> list[Pa
     if out.resolve() == folder.resolve():
         raise InputError(f"out is '{out}', the folder that is converted: name another")
     check_writable(out, "out")
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise InputError(f"out is '{out}', which is not empty: pass --overwrite, or name another folder")
+    if there := sorted(path.name for path in out.glob("*")):
+        if other := [name for name in there if name not in _WRITTEN]:
+            raise InputError(f"out is '{out}', which holds other files, such as {other[0]}: name another folder")
+        if not overwrite:
+            raise InputError(f"out is '{out}', which holds an earlier conversion: pass --overwrite, or name another folder")
     if not folder.is_dir():
         raise InputError(f"source is '{origin}', which is no folder: name one, or {PREFIX}NAME for published weights")
     write = _to_ours(read_artifact(folder)) if (folder / METADATA).exists() else _to_artifact(folder)
-    for name in _WRITTEN:
-        (out / name).unlink(missing_ok=True)
-    return write(out)
+    files = write(out)
+    for name in {*there} - {file.name for file in files}:
+        (out / name).unlink()
+    return files
 
 
 def load_sampler(origin: str, vae: str | None = None, labels: Sequence[int] | None = None) -> Sampler:
@@ -107,7 +110,7 @@ def load_sampler(origin: str, vae: str | None = None, labels: Sequence[int] | No
     return ReleasedGenerator(network, _decoder_of(network, vae))
 
 
-def write_samples(origin: str, out: Path, count: int, *, vae: str | None = None, overwrite: bool = False, **told) -> None:
+def write_samples(origin: str, out: Path, count: int, *, vae: str | None = None, overwrite: bool = False, **told: Any) -> None:
     """Write samples of whatever makes them as a picture or as numbers; see `load_sampler` and `runs.write_samples`."""
     runs.check_output(out, overwrite=overwrite)
     runs.write_samples(load_sampler(origin, vae, told.get("labels")), out, count, overwrite=overwrite, **told)
@@ -170,9 +173,7 @@ def _network(config: SavedConfig, folder: Path, num_classes: int | None) -> Netw
 
 def _load_converted(folder: Path, config: ReleasedConfig) -> Network:
     weights, like = _opened(folder, config)
-    network = build_network(config.metadata, str(folder), like.num_classes)
-    load_weights(network, weights, str(folder))
-    return network.eval()
+    return with_weights(config.metadata, str(folder), like.num_classes, weights.items())
 
 
 def _config_of(folder: Path) -> SavedConfig:

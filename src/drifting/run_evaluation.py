@@ -15,13 +15,12 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting.config import ImagesData, RunConfig, StreamedData
-from drifting.config.build import check_device
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, compare, evaluate_images, frechet_curve, see
 from drifting.evaluation.streaming import Batch
 from drifting.files import check_writable
 from drifting.generators.base import Generator
-from drifting.inputs import check_counts
+from drifting.inputs import check_counts, check_device
 from drifting.judges import load_judge
 from drifting.real_images import real_images
 from drifting.run_folder import STATISTICS

@@ -64,6 +64,13 @@ def test_latents_have_the_mean_and_spread_that_their_moments_say(spread):
     assert float(correlation.abs().max()) < 0.08
 
 
+def test_threads_change_nothing(spread, monkeypatch):
+    indices, rows = torch.arange(300) % 2, _rows(spread, labelled=False)
+    shared = rows.take(indices, torch.arange(300))
+    monkeypatch.setattr("drifting.data.streamed._AT_ONCE", 300)
+    assert torch.equal(rows.take(indices, torch.arange(300)), shared)
+
+
 def test_every_other_latent_is_of_the_mirror_image(cache):
     taken = _rows(cache).take(torch.full((1000,), 7), torch.arange(1000))[:, 0, 0, 0]
     assert taken.abs().tolist() == pytest.approx([8] * 1000)

@@ -113,6 +113,20 @@ def test_weights_of_any_precision_are_computed_with_in_float32(dtype, tmp_path):
     assert {value[0] for value in read_artifact(tmp_path).described().values()} == {dtype}
 
 
+@pytest.mark.parametrize("kind", ["gen", "mae"])
+def test_tables_of_names_are_read_both_ways(kind, tmp_path):
+    artifact = read_artifact(make_artifact(tmp_path, kind))
+    network = artifact.network()
+    assert artifact.places.keys() == network.state_dict().keys()
+    released = [name for place in artifact.places.values() for name in place.released]
+    assert sorted(released) == sorted(artifact.arrays)
+    for name, weight in network.state_dict().items():
+        place = artifact.places[name]
+        arrays = place.to_release(weight)
+        assert torch.equal(place.to_ours(arrays), weight)
+        assert all(torch.equal(array, artifact.arrays[part].read()) for array, part in zip(arrays, place.released, strict=True))
+
+
 def test_loading_leaves_the_random_stream_alone(tmp_path):
     make_artifact(tmp_path, "gen")
     torch.manual_seed(0)

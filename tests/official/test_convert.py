@@ -162,9 +162,12 @@ def test_folders_are_not_written_over_unasked(tmp_path, command):
     assert command("convert", gen, "--out", out).status == 0
     refused = command("convert", mae, "--out", out)
     assert (refused.status, refused.out) == (2, "")
-    assert refused.err == f"drifting: out is '{out}', which is not empty: pass --overwrite, or name another folder\n"
+    assert refused.err == f"drifting: out is '{out}', which holds an earlier conversion: pass --overwrite, or name another folder\n"
     assert command("convert", mae, "--out", out, "--overwrite").status == 0
     assert {path.name for path in out.iterdir()} == {"config.json", "encoder.safetensors"}
+    (out / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="which holds other files, such as checkpoints: name another folder"):
+        convert(str(gen), out, overwrite=True)
     with pytest.raises(InputError, match="the folder that is converted"):
         convert(str(gen), tmp_path / "out" / ".." / "gen", overwrite=True)
     (tmp_path / "file").touch()

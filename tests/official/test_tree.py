@@ -85,6 +85,9 @@ def test_bits_that_are_no_numbers_are_kept(tmp_path):
         (b"\x81\xa1a\xc1", "is no MessagePack"),
         (b"\x81\xa1a" * 50 + b"\x80", "nests maps more than 32 deep"),
         (b"\xdf\xff\xff\xff\xff\xa1a\x80", "is truncated"),
+        (b"\x81\xa1a\xdd\x7f\xff\xff\xff", "is no MessagePack of maps and arrays .*exceeds"),
+        (b"\x81\xdd\x7f\xff\xff\xff", "is no MessagePack of maps and arrays .*exceeds"),
+        (b"\x81\xa1a\xc9\x7f\xff\xff\xff\x01", "is truncated"),
         (msgpack.packb({"a": packed(ONES)}) + b"\xc0", "has 1 bytes after its end"),
     ],
 )

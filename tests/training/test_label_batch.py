@@ -117,7 +117,7 @@ def test_gradients_are_averaged_over_processes_with_the_last_part_alone():
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 def test_labels_may_be_split_over_processes_too(batch):
-    whole = generator()
+    whole, networks = generator(), [generator(), generator()]
     expected = drifting_step(whole, encode, DriftingLoss(), batch)
     expected.loss.backward()
 

@@ -50,6 +50,7 @@ from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.dit import DiT
 from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
+from drifting.inputs import check_device
 from drifting.loss import DriftingLoss
 from drifting.training.precision import computed_in
 
@@ -67,17 +68,6 @@ def resolve(config: Config) -> Config:
     if isinstance(config, EncoderRunConfig) and config.learns_classes:
         _classes_to_learn(config.data)
     return config
-
-
-def check_device(name: str) -> None:
-    """Raise InputError unless the machine offers the device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device is '{name}': pass cpu, cuda, cuda:1 or mps") from None
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= present.get(device.type, 0):
-        raise InputError(f"device is '{name}', which this machine does not offer: pass --device cpu")
 
 
 def build_generator(config: RunConfig) -> Generator:

@@ -26,11 +26,18 @@ from drifting.training.schedule import Schedule, check_schedule
 
 @dataclass(frozen=True, kw_only=True)
 class BankConfig:
-    """A `data.bank.MemoryBank` that positives are drawn from, in place of the whole data set."""
+    """A `data.bank.MemoryBank` that positives are drawn from, in place of the whole data set.
+
+    Attributes:
+        capacity_per_class, unconditional_capacity: samples that it holds.
+        push_per_step: fresh samples before each draw.
+        on_cpu: keep it in the memory of the CPU, where that of the device is too small.
+    """
 
     capacity_per_class: int = 128
     unconditional_capacity: int = 1000
     push_per_step: int = 64
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +101,7 @@ class RunConfig:
         if self.bank is not None:
             if not isinstance(self.data, ImagesData | StreamedData):
                 raise InputError("bank is set, but the data are no images: leave it out")
-            check_counts({f"bank.{name}": value for name, value in vars(self.bank).items()})
+            check_counts({f"bank.{name}": value for name, value in vars(self.bank).items() if name != "on_cpu"})
         check_seed(self.seed)
         check_temperatures(self.loss.temperatures)
         if self.parallel not in PARALLEL:

@@ -6,7 +6,9 @@ not depend on how rows are taken together, and its memory bank can be told by ro
 Shapes: s samples, b of them at once, l labels, p positives, m unconditional samples.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +26,8 @@ from drifting.data.vae import draw_latents
 
 # Rows that are read at a time to fill a bank.
 _CHUNK = 256
+# Latents that one thread draws.
+_AT_ONCE = 64
 # Apart from the streams of shuffled_indices and of the noise of samples, whose seeds are below.
 _STREAM = 2**40
 
@@ -104,7 +108,13 @@ class LatentRows:
         return len(self._cache)
 
     def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *row"]:
-        """Return latents, shifted and scaled."""
+        """Return latents, shifted and scaled; of large batches by several threads, for numpy draws noise outside Python's lock."""
+        if len(indices) <= _AT_ONCE:
+            return self._taken(indices, positions)
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            return torch.cat(list(pool.map(self._taken, indices.split(_AT_ONCE), positions.split(_AT_ONCE))))
+
+    def _taken(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *row"]:
         streams = _streams(self._seed, positions)
         moments = self._cache.read(indices, _mirrored(streams, self._flip))
         noise = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in streams])

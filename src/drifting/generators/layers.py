@@ -99,10 +99,14 @@ class Attention(nn.Module):
             raise InputError(
                 f"heads is {heads}: pass a number with which width {width} is an even number of channels for each head"
             )
-        self.heads, self.rotary = heads, rotary
+        self.heads, self.channels, self.length, self.rotary = heads, width // heads, length, rotary
         self.qkv, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.norm_queries, self.norm_keys = (RMSNorm(width // heads) if normalised else nn.Identity() for _ in range(2))
-        angles = rotary_angles(length, width // heads)
+        self.set_angles()
+
+    def set_angles(self) -> None:
+        """Compute how far each position turns, which no file of weights holds: once more, where the network was built on meta."""
+        angles = rotary_angles(self.length, self.channels)
         self.register_buffer("cosines", angles.cos().float(), persistent=False)
         self.register_buffer("sines", angles.sin().float(), persistent=False)
 

@@ -5,7 +5,7 @@ Source: files of the authors' release.
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,9 +18,12 @@ from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.files import atomic_path
 from drifting.generators.dit import DiT
+from drifting.generators.layers import Attention
 from drifting.official.model_config import ENCODER, GENERATOR, Metadata, build_network
 from drifting.official.names import Place, places
 from drifting.official.tree import Array, read_tree, write_tree
+
+Network = DiT | MaskedAutoencoder
 
 PARAMETERS, METADATA = "ema_params.msgpack", "metadata.json"
 _CALLED = {GENERATOR: "a generator", ENCODER: "an encoder"}
@@ -58,14 +61,9 @@ class Artifact:
         place = self.places[name]
         return place.to_ours([self.arrays[part].read() for part in place.released])
 
-    @torch.no_grad()
-    def network(self) -> DiT | MaskedAutoencoder:
+    def network(self) -> Network:
         """Return our network with these weights, in float32 and ready to evaluate."""
-        with torch.random.fork_rng(devices=[]):
-            network = build_network(self.metadata, str(self.folder), self.num_classes)
-        for name, parameter in network.named_parameters():
-            parameter.copy_(self.read(name))
-        return network.eval()
+        return with_weights(self.metadata, str(self.folder), self.num_classes, ((name, self.read(name)) for name in self.places))
 
 
 def read_artifact(folder: str | Path) -> Artifact:
@@ -89,7 +87,7 @@ def read_artifact(folder: str | Path) -> Artifact:
     return Artifact(folder, metadata, arrays, found)
 
 
-def write_artifact(folder: Path, metadata: Metadata, network: DiT | MaskedAutoencoder, read: Callable[[str], Tensor]) -> None:
+def write_artifact(folder: Path, metadata: Metadata, network: Network, read: Callable[[str], Tensor]) -> None:
     """Write an artifact of the release, one weight in memory at a time.
 
     Args:
@@ -104,6 +102,18 @@ def write_artifact(folder: Path, metadata: Metadata, network: DiT | MaskedAutoen
     write_tree(folder / PARAMETERS, parts, lambda part: parts[part][0].to_release(kept(parts[part][0].name))[parts[part][1]])
     with atomic_path(folder / METADATA) as scratch:
         scratch.write_text(json.dumps(metadata, indent=1))
+
+
+def with_weights(metadata: Metadata, origin: str, num_classes: int | None, weights: Iterable[tuple[str, Tensor]]) -> Network:
+    """Return the network of an artifact's metadata with weights of ours, in float32 and ready to evaluate; see `build_network`."""
+    # Without memory of its own: initial weights would take longer to draw than these to read.
+    with torch.device("meta"):
+        network = build_network(metadata, origin, num_classes)
+    network.load_state_dict({name: value.float().contiguous() for name, value in weights}, assign=True)
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.set_angles()
+    return network.eval()
 
 
 def load_generator(folder: str | Path) -> DiT:

@@ -7,7 +7,7 @@ Source: the format of flax.serialization.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ARRAY = 1
 # Far more than any file of the release nests.
-_DEEPEST = 32
+_DEEPEST, _LONGEST = 32, 2**16
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_tree(path: Path) -> dict[str, Array]:
             raise _refused(path, f"is no MessagePack of maps and arrays ({str(error)[:80] or type(error).__name__})") from None
 
 
-def write_tree(path: Path, names: Mapping[str, Any], read: Callable[[str], Tensor]) -> None:
+def write_tree(path: Path, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
     """Write arrays as a tree, names in order as flax has them, one array in memory at a time; atomically.
 
     Args:
@@ -142,7 +142,9 @@ class _Walk:
 
     def __init__(self, path: Path, ahead: BinaryIO, here: BinaryIO) -> None:
         self.path, self.here = path, here
-        self.unpacker = msgpack.Unpacker(ahead, ext_hook=_extension, max_buffer_size=0)
+        # Memory is not taken at a file's word: a list of a few bytes may claim billions of values.
+        lengths = {"max_array_len": _LONGEST, "max_map_len": _LONGEST, "max_str_len": _LONGEST}
+        self.unpacker = msgpack.Unpacker(ahead, ext_hook=_extension, max_buffer_size=0, **lengths)
 
     def everything(self) -> dict[str, Array]:
         """Return all arrays, or raise InputError or one of the library's errors."""

@@ -76,7 +76,7 @@ class CountProgress:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def _speed(self, rate: float) -> str:
-        return f"{rate:,.1f} {self._unit}/s"
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s"
 
 
 class TrainingProgress(CountProgress):
