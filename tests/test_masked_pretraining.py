@@ -11,7 +11,7 @@ import torch
 
 from drifting import runs
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import EncoderRunConfig, ImageFilesData, MAEConfig, SimCLRConfig, build_network, build_rows, resolve
+from drifting.config import EncoderRunConfig, ImageFilesData, MAEConfig, SimCLRConfig, build_network, open_rows, resolve
 from drifting.encoders.mae import mae_loss, random_mask
 from drifting.errors import InputError
 from drifting.masked_pretraining import batches_of
@@ -37,7 +37,7 @@ def config(folder) -> EncoderRunConfig:
 
 
 def test_every_image_is_seen_once_in_an_epoch_and_varied_anew_in_the_next(config):
-    rows = build_rows(resolve(config).data, seed=0)
+    rows = open_rows(resolve(config).data, seed=0)
     batches, labels = batches_of(rows, 7, seed=0), rows.labels
     seen, named = zip(*(batches(number, torch.Generator()) for number in range(1, 9)), strict=True)
     images = rows.take(torch.arange(14), torch.zeros(14).long())
@@ -67,7 +67,7 @@ def test_figures_are_of_the_saved_weights(config, tmp_path):
     known = resolve(config)
     network = build_network(known).eval()
     network.load_state_dict(load_tensors(trained.weights))
-    images, labels = batches_of(build_rows(known.data, 0), 64, 0)(1, torch.Generator())
+    images, labels = batches_of(open_rows(known.data, 0), 64, 0)(1, torch.Generator())
     signed = images.float() / 127.5 - 1
     mask = random_mask(64, network.grid, torch.Generator().manual_seed(10**6))
     with torch.no_grad():

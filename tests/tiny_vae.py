@@ -6,8 +6,8 @@ import pytest
 import torch
 
 
-def write_vae(folder: Path, *, seed: int = 0, scale: float = 0.5) -> Path:
-    """Write an auto-encoder that takes half of each side, and gives 4 channels; skip the test where the library is missing."""
+def write_vae(folder: Path, *, seed: int = 0, scale: float = 0.5, latent_channels: int = 4) -> Path:
+    """Write an auto-encoder that takes half of each side, and gives so many channels; skip where the library is missing."""
     diffusers = pytest.importorskip("diffusers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -17,6 +17,7 @@ def write_vae(folder: Path, *, seed: int = 0, scale: float = 0.5) -> Path:
             up_block_types=("UpDecoderBlock2D",) * 2,
             norm_num_groups=4,
             scaling_factor=scale,
+            latent_channels=latent_channels,
         )
     network.save_pretrained(folder)
     return folder

@@ -40,7 +40,7 @@ def train_streamed(network: MaskedAutoencoder, config: EncoderRunConfig, folder:
         DivergenceError: if its loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop; the state is saved.
     """
-    settings, rows = cast(MAEConfig, config.encoder), configuration.build_rows(cast(StreamedData, config.data), config.seed)
+    settings, rows = cast(MAEConfig, config.encoder), configuration.open_rows(cast(StreamedData, config.data), config.seed)
     state = masked_state(network, settings, config.seed)
     save_json(folder / CONFIG, configuration.to_json(config))
     if found := checkpoints(folder / CHECKPOINTS):

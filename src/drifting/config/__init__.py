@@ -46,12 +46,12 @@ from drifting.config.schema import (
 from drifting.config.serial import VERSION, SavedConfig, from_json, to_json
 from drifting.config.sources import (
     build_positives,
-    build_rows,
     build_source,
     load_labelled,
     load_split,
     open_files,
     open_latents,
+    open_rows,
     open_vae,
 )
 from drifting.data.pixels import to_bytes, to_signed
@@ -93,7 +93,6 @@ __all__ = [
     "build_network",
     "build_pictures",
     "build_positives",
-    "build_rows",
     "build_source",
     "exported_shape",
     "from_json",
@@ -101,6 +100,7 @@ __all__ = [
     "load_split",
     "open_files",
     "open_latents",
+    "open_rows",
     "open_vae",
     "resolve",
     "to_bytes",

@@ -5,6 +5,7 @@ Shapes: b samples, c channels, h x w pixels.
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from drifting.config.sources import open_vae
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import VAE
 from drifting.errors import InputError
+
+_AT_ONCE = 64
 
 Decoder = Callable[[Float[Tensor, "b *sample"]], UInt8[Tensor, "b c h w"]]
 
@@ -43,7 +46,8 @@ def build_decoder(config: RunConfig, device: str = "cpu") -> Decoder:
     if not isinstance(config.data, LatentsData):
         return to_bytes
     vae = _vae_of(config.data, device)
-    return lambda latents: to_bytes(vae.decode(latents))
+    # Of many images only the bytes are held together.
+    return lambda latents: torch.cat([to_bytes(vae.decode(part)) for part in latents.split(_AT_ONCE)])
 
 
 def exported_shape(config: RunConfig) -> tuple[int, int, int]:

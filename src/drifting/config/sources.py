@@ -153,7 +153,7 @@ def build_source(config: RunConfig) -> Source:
             images = load_split(data, "train")
             return InMemorySource(images.images, images.labels, to_signed)
         case ImageFilesData() | LatentsData() as data:
-            return RowSource(build_rows(data, config.seed))
+            return RowSource(open_rows(data, config.seed))
 
 
 def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:
@@ -166,7 +166,7 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
     """
     at_once = config.schedule.micro_batch
     if isinstance(config.data, ImageFilesData | LatentsData) and config.bank is not None:
-        rows, push = build_rows(config.data, config.seed), config.bank.push_per_step
+        rows, push = open_rows(config.data, config.seed), config.bank.push_per_step
         bank = _bank(config.bank, config.data.num_classes, rows.shape, rows.dtype, config.device)
         tell = tell_lines("reading real samples into the memory bank")
         return Positives(RowBankSource(rows, bank, push_per_step=push, seed=config.seed, tell=tell), encoder, batch_size=at_once)
@@ -192,8 +192,8 @@ def _bank(sizes: BankConfig, num_classes: int | None, shape: tuple[int, ...], dt
     return MemoryBank(num_classes, sample_shape=shape, device=kept_on, dtype=dtype, **capacities)
 
 
-def build_rows(data: StreamedData, seed: int) -> Rows:
-    """Return data that stay on disk; the seed is of how rows are varied."""
+def open_rows(data: StreamedData, seed: int) -> Rows:
+    """Return data that stay on disk by row, each varied by a stream of the seed whenever it is taken."""
     varied = {"labelled": data.conditional, "flip": data.flip, "seed": seed}
     return LatentRows(open_latents(data), **varied) if isinstance(data, LatentsData) else ImageRows(open_files(data), **varied)
 
