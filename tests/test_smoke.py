@@ -1,6 +1,7 @@
 """The tiny version of every preset: trained, kept, evaluated, in a second or so."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,11 @@ def test_try_leaves_the_random_stream_of_the_process_alone(here, command):
     torch.manual_seed(0)
     assert command("train", "imagenet256-pixel-b", "--smoke").status == 0
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(("name", "library"), [("mae-latent-256", "diffusers"), ("imagenet256-pixel-l", "transformers")])
+def test_library_that_is_missing_is_named(here, command, monkeypatch, name, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    result = command("train", name, "--smoke")
+    assert result.status == 2
+    assert f"smoke is given, which needs the library {library} here: pip install 'drifting[" in result.err
