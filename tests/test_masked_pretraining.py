@@ -16,6 +16,7 @@ from drifting.encoders.mae import mae_loss, random_mask
 from drifting.errors import InputError
 from drifting.masked_pretraining import batches_of
 from drifting.presets import PRESETS
+from drifting.presets.encoders import encoder
 from drifting.training.interruption import Interrupted
 from drifting.training.progress import TrainingProgress
 from tests.image_folders import write_images
@@ -143,3 +144,12 @@ def test_command_line_trains_and_resumes(command, folder, tmp_path, monkeypatch)
 def test_encoders_of_images_on_disk_are_masked_ones(folder):
     with pytest.raises(InputError, match="encoder is SimCLRConfig, which learns from images in memory: pass MAEConfig"):
         EncoderRunConfig(data=ImageFilesData(path=str(folder)), encoder=SimCLRConfig())
+
+
+def test_every_setting_counts_for_images_in_memory_too(folder, tmp_path):
+    settings = {"width": 10, "steps": 4, "batch_size": 6, "learning_rate": 0.1}
+    plain, averaged = (
+        load_tensors(runs.train_encoder(encoder("mae", data=str(folder), **settings, **more), tmp_path / str(len(more))).weights)
+        for more in ({}, {"ema_decay": 0.9})
+    )
+    assert any(not torch.equal(value, averaged[name]) for name, value in plain.items())

@@ -81,6 +81,7 @@ def test_networks_of_the_release(name):
     assert (encoder.depths, encoder.features, encoder.every, encoder.resize) == ((3, 4, 6, 3), None, 2, 224)
     assert (config.data.path, encoder.weights) == ("data", "file")
     pixels = "pixel" in name
+    assert (config.bank.on_cpu, config.parallel) == (pixels, "fsdp" if name.endswith("-l") else "ddp")
     assert config.data == (ImageFilesData(path="data", image_size=256) if pixels else LatentsData(path="data"))
     with torch.device("meta"):
         generator = DiT(sample_shape=PIXEL if pixels else LATENT, size=size, num_classes=1000, guided=True)

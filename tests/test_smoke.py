@@ -1,6 +1,7 @@
 """The tiny version of every preset: trained, kept, evaluated, in a second or so."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from PIL import Image
 
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import ClassifierConfig, EncoderRunConfig, MAEFeaturesConfig, RunConfig, from_json
+from drifting.latent_cache import CacheSettings, write_latents
 from drifting.presets import PRESETS, preset
 from drifting.presets.smoke import smoke
 from drifting.smoke.made import write_images, write_vae
 
+SMALL = CacheSettings(image_size=16)
 # What is measured of runs of each kind of data.
 FIGURES = {"ToyData": "energy_distance", "DigitsData": "logistic_accuracy"}
 
@@ -88,12 +91,13 @@ def test_settings_and_choices_reach_the_tiny_version(here, command, grey_folder)
 
 
 def test_weights_that_are_given_are_used(here, command, assert_same_tensors):
-    assert command("train", "mae-latent-256", "--smoke").status == 0
-    made = here / "runs" / "smoke" / "mae-latent-256"
-    given = ("--data", made / "smoke" / "latents", "--encoder-weights", made / "encoder.safetensors")
+    write_latents(write_images(here / "images", image_size=16, channels=3), write_vae(here / "vae"), here / "cache", SMALL)
+    assert command("train", "mae-latent-256", "--smoke", "--data", "cache", "--save-dir", "mae").status == 0
+    given = ("--data", "cache", "--encoder-weights", here / "mae" / "encoder.safetensors")
     result = command("train", "imagenet256-ablation", "--smoke", *given, "--save-dir", "x")
     assert result.status == 0, result.err
-    assert_same_tensors(*(load_tensors(folder / "encoder.safetensors") for folder in (made, here / "x")))
+    trained, used = (load_tensors(here / name / "encoder.safetensors") for name in ("mae", "x"))
+    assert_same_tensors(used, {name: value for name, value in trained.items() if name.startswith(("stem.", "stages."))})
     assert not (here / "x" / "smoke").exists()
 
 
@@ -134,3 +138,19 @@ def test_try_leaves_the_random_stream_of_the_process_alone(here, command):
     torch.manual_seed(0)
     assert command("train", "imagenet256-pixel-b", "--smoke").status == 0
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("name", ["imagenet256-pixel-b", "imagenet256-latent-b", "mae-pixel-640"])
+def test_half_precision_can_be_tried(here, command, name):
+    result = command("train", name, "--smoke", "--precision", "bfloat16")
+    assert result.status == 0, result.err
+    config = _config(here / "runs" / "smoke" / name)
+    assert getattr(config, "schedule", config.encoder).precision == "bfloat16"
+
+
+@pytest.mark.parametrize(("name", "library"), [("mae-latent-256", "diffusers"), ("imagenet256-pixel-l", "transformers")])
+def test_library_that_is_missing_is_named(here, command, monkeypatch, name, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    result = command("train", name, "--smoke")
+    assert result.status == 2
+    assert f"smoke is given, which needs the library {library} here: pip install 'drifting[" in result.err

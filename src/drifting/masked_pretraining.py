@@ -1,6 +1,7 @@
 """Masked auto-encoders trained on more images, or latents of them, than memory holds: read batch after batch from the disk."""
 
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -15,11 +16,12 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.errors import InputError
-from drifting.run_folder import CHECKPOINTS, CONFIG
+from drifting.run_folder import CONFIG
 from drifting.training.interruption import Interrupted, command_to_go_on, polite_stop
 from drifting.training.masked import Batches, masked_state, train_masked
 from drifting.training.network import EncoderStep, NetworkState
 from drifting.training.progress import show_steps
+from drifting.training.recorder import CHECKPOINTS
 
 # Rows that the figures are of, at most, and how many of them at once.
 _MEASURED, _AT_ONCE = 2048, 64
@@ -43,9 +45,11 @@ def train_streamed(network: MaskedAutoencoder, config: EncoderRunConfig, folder:
     save_json(folder / CONFIG, configuration.to_json(config))
     if found := checkpoints(folder / CHECKPOINTS):
         _restore(state, found[-1], settings.steps)
-    steps = train_masked(state, batches_of(rows, settings.batch_size, config.seed), settings)
-    kept = _kept(steps, state, config, folder)
-    show_steps(kept, settings.steps, settings.batch_size, what="encoder", done=state.step)
+    batches = batches_of(rows, settings.batch_size, config.seed)
+    with ThreadPoolExecutor(1) as thread:
+        steps = train_masked(state, _ahead(batches, settings.steps, thread), settings)
+        kept = _kept(steps, state, config, folder)
+        show_steps(kept, settings.steps, settings.batch_size, what="encoder", done=state.step)
     return {"num_train_images": len(rows), **_figures(network.eval(), rows, config)}
 
 
@@ -60,6 +64,19 @@ def batches_of(rows: Rows, batch_size: int, seed: int) -> Batches:
         return taken, None if rows.labels is None else rows.labels[indices]
 
     return batches
+
+
+def _ahead(batches: Batches, last: int, thread: Executor) -> Batches:
+    """Return the same batches, each read by a thread while the step before it computes."""
+    waiting: dict[int, Future] = {}
+
+    def read(number: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        found = waiting.pop(number).result() if number in waiting else batches(number, rng)
+        if number < last:
+            waiting[number + 1] = thread.submit(batches, number + 1, rng)
+        return found
+
+    return read
 
 
 def _restore(state: NetworkState, checkpoint: Path, steps: int) -> None:

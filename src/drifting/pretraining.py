@@ -1,5 +1,6 @@
 """Encoders that are trained before a generator, into the folder of its run, or on their own: weights, figures, pictures."""
 
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -30,6 +31,7 @@ from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
 from drifting.run_folder import CONFIG, ENCODER_METRICS, ENCODER_WEIGHTS
 from drifting.training.encoder import Augmentation, train_autoencoder, train_supervised
+from drifting.training.masked import MaskedTraining
 from drifting.training.progress import show_steps
 from drifting.training.self_supervised import train_mae, train_simclr
 
@@ -126,8 +128,8 @@ def _train(network: Network, config: RunConfig | EncoderRunConfig, settings: Res
     images = configuration.load_labelled(cast(ImagesData, config.data), "train")
     given = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate")} | {"seed": config.seed}
     if isinstance(settings, MAEConfig):
-        weight = settings.classification_weight
-        steps = train_mae(cast(MaskedAutoencoder, network), images.images, images.labels, classification_weight=weight, **given)
+        training = {field.name: getattr(settings, field.name) for field in fields(MaskedTraining)}
+        steps = train_mae(cast(MaskedAutoencoder, network), images.images, images.labels, seed=config.seed, **training)
     elif isinstance(settings, SimCLRConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

@@ -9,11 +9,11 @@ from drifting import config as configuration
 from drifting.checkpoint import load_json
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, ReleasedConfig, RunConfig
 from drifting.errors import InputError
-from drifting.training.recorder import FRAMES
+from drifting.training.recorder import CHECKPOINTS, FRAMES
 
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"
 ENCODER_WEIGHTS, ENCODER_METRICS = "encoder.safetensors", "encoder.json"
-METRICS, LOG, CHECKPOINTS = "metrics.json", "metrics.jsonl", "checkpoints"
+METRICS, LOG = "metrics.json", "metrics.jsonl"
 STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"
 _LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, "features", STATISTICS)

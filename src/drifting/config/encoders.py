@@ -16,6 +16,9 @@ from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
 
+# A fifth of the weights.
+_DECODER = ("bridge", "climb", "head")
+
 
 def check_weights(config: AnyConfig) -> None:
     """Raise InputError if the weights of an encoder that is trained before are not named, or not there."""
@@ -32,7 +35,7 @@ def check_weights(config: AnyConfig) -> None:
 
 
 def load_mae(data: Any, encoder: MAEFeaturesConfig) -> MaskedAutoencoder:
-    """Return a trained masked auto-encoder for data of a shape; of its weights those that name classes are not needed.
+    """Return a trained masked auto-encoder for data of a shape, without its decoder and logits, which features do not need.
 
     Raises:
         InputError: if the data are no images, or the weights are missing or of another network.
@@ -44,8 +47,10 @@ def load_mae(data: Any, encoder: MAEFeaturesConfig) -> MaskedAutoencoder:
     # Without initial values, which of the largest take longer to draw than to read.
     with torch.device("meta"):
         network = MaskedAutoencoder(shape, width=encoder.width, patch=encoder.patch, depths=encoder.depths)
+    for part in _DECODER:
+        delattr(network, part)
     weights = load_state_dict(Path(encoder.weights))
-    needed = {name: value for name, value in weights.items() if not name.startswith("classify.")}
+    needed = {name: value for name, value in weights.items() if not name.startswith((*_DECODER, "classify"))}
     load_weights(network.to_empty(device="cpu"), needed, encoder.weights)
     return network
 

@@ -176,7 +176,14 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
             ema_decay=0.999,
             **chosen.schedule,
         ),
-        bank=BankConfig(capacity_per_class=128, unconditional_capacity=1000, push_per_step=chosen.push_per_step),
+        # Of pixels the bank takes 25 GB, of latents 2.
+        bank=BankConfig(
+            capacity_per_class=128,
+            unconditional_capacity=1000,
+            push_per_step=chosen.push_per_step,
+            on_cpu=chosen.pixels,
+        ),
+        parallel="fsdp" if chosen.size.startswith("L") else "ddp",
         cache_features=False,
         log_every=100,
         checkpoint_every=2000,

@@ -21,10 +21,9 @@ from drifting.config import (
 from drifting.training.schedule import Schedule
 
 STEPS = 2
-# Pixels to a side of images that are read from files: two patches of the generator of pixels, four of its encoder.
-IMAGE_SIZE = 32
-# Of those that latents are made of, by an auto-encoder that halves the side.
-LATENT_IMAGE_SIZE = 16
+# Pixels to a side of images that are read from files, and of those that latents are made of, by an auto-encoder that halves it.
+# The last maps of a masked auto-encoder then have 2 x 2 places: normalised over one, they have gradients beyond all bounds.
+IMAGE_SIZE, LATENT_IMAGE_SIZE = 128, 32
 
 Config = TypeVar("Config", bound=AnyConfig)
 Part = TypeVar("Part")

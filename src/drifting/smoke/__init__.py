@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from drifting import presets, runs
-from drifting.config import AnyConfig, ClassifierConfig, ImageFilesData, ImagesData, LatentsData, MAEFeaturesConfig, RunConfig
+from drifting.config import ClassifierConfig, ImageFilesData, ImagesData, LatentsData, MAEFeaturesConfig, RunConfig
+from drifting.distributed import join
 from drifting.files import check_writable
 from drifting.latent_cache import CacheSettings, write_latents
 from drifting.presets.imagenet256 import RECIPES, mae
 from drifting.presets.smoke import LATENT_IMAGE_SIZE, smoke
-from drifting.run_folder import make_room
+from drifting.run_folder import ENCODER_WEIGHTS, make_room
 from drifting.smoke.made import write_convnext, write_images, write_vae
 
 # In the folder of the run, what is made for it.
@@ -48,21 +49,25 @@ def try_preset(
     Raises:
         InputError: as the full preset does.
     """
-    folder = Path("runs") / "smoke" / name if save_dir is None else Path(save_dir)
+    folder, processes = Path("runs") / "smoke" / name if save_dir is None else Path(save_dir), join()
     made = folder / MADE
     if _needs_data(name) and "data" not in choices:
         choices = {**choices, "data": str(made / "images")}
-    config = presets.adjust(smoke(presets.preset(name, **choices)), **(settings or {}))
+    given = presets.adjust(smoke(presets.preset(name, **choices)), **(settings or {}))
+    config = _with_names(given, made)
     check_writable(folder, "save_dir")
-    make_room(folder, overwrite=overwrite or save_dir is None)
-    shutil.rmtree(made, ignore_errors=True)
-    config = _with_encoder(_with_data(config, made), made)
+    with processes.leads_the_way():
+        if processes.leads:
+            make_room(folder, overwrite=overwrite or save_dir is None)
+            shutil.rmtree(made, ignore_errors=True)
+            _make(given, config, made)
     trained = runs.start(config, folder, overwrite=True)
-    if isinstance(trained, runs.Run):
+    if isinstance(trained, runs.Run) and processes.leads:
         with warnings.catch_warnings():
             # Of so few samples nothing is reliable.
             warnings.simplefilter("ignore", UserWarning)
             runs.load(folder).evaluate(count=_SAMPLES, **_seen_by(trained.config, made))
+    processes.wait()
     return trained
 
 
@@ -72,35 +77,35 @@ def _needs_data(name: str) -> bool:
     return "data" in parameters and parameters["data"].default is inspect.Parameter.empty
 
 
-def _with_data(config: AnyConfig, made: Path) -> Any:
-    """Return a configuration that names its data, made where they were left to it."""
-    data, images = config.data, made / "images"
-    match data:
-        case ImagesData(path=path, name=name) if path in (None, str(images)):
-            write_images(images, image_size=_SIDES.get(name, 16), channels=3 if data.colour else 1)
-        case ImageFilesData(path=None, image_size=size):
-            write_images(images, image_size=size, channels=3)
-        case LatentsData(path=None):
+def _with_names(config: Any, made: Path) -> Any:
+    """Return a configuration that names its data and what its encoder needs, where they were left to it; `_make` makes them."""
+    if getattr(config.data, "path", "") is None:
+        place = made / ("latents" if isinstance(config.data, LatentsData) else "images")
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(place)))
+    if isinstance(config, RunConfig) and isinstance(config.encoder, MAEFeaturesConfig):
+        weights = config.encoder.weights or str(made / "encoder" / ENCODER_WEIGHTS)
+        convnext = None if config.encoder.convnext is None else str(made / "convnext")
+        config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=weights, convnext=convnext))
+    return config
+
+
+def _make(given: Any, config: Any, made: Path) -> None:
+    """Make what a configuration names and was not given."""
+    images, own = made / "images", getattr(config.data, "path", None) in (str(made / "images"), str(made / "latents"))
+    match config.data:
+        case LatentsData() if own:
             write_images(images, image_size=LATENT_IMAGE_SIZE, channels=3)
             write_latents(images, write_vae(made / "vae"), made / "latents", CacheSettings(image_size=LATENT_IMAGE_SIZE))
-            return dataclasses.replace(config, data=dataclasses.replace(data, path=str(made / "latents")))
-        case _:
-            return config
-    return dataclasses.replace(config, data=dataclasses.replace(data, path=str(images)))
-
-
-def _with_encoder(config: Any, made: Path) -> Any:
-    """Return a configuration that names the weights of its encoder, trained on its own data where they were left to it."""
-    if not isinstance(config, RunConfig) or not isinstance(config.encoder, MAEFeaturesConfig):
-        return config
-    encoder = config.encoder
-    if encoder.weights is None:
-        kind = RECIPES[config.preset.removeprefix("imagenet256-")].encoder
-        alone = dataclasses.replace(smoke(mae(kind)), data=config.data)
-        encoder = dataclasses.replace(encoder, weights=str(runs.train_encoder(alone, made / "encoder").weights))
-    if encoder.convnext is not None:
-        encoder = dataclasses.replace(encoder, convnext=str(write_convnext(made / "convnext")))
-    return dataclasses.replace(config, encoder=encoder)
+        case ImageFilesData(image_size=side) if own:
+            write_images(images, image_size=side, channels=3)
+        case ImagesData(name=name, colour=colour) if own:
+            write_images(images, image_size=_SIDES.get(name, 16), channels=3 if colour else 1)
+    if isinstance(config, RunConfig) and isinstance(config.encoder, MAEFeaturesConfig):
+        if given.encoder.weights is None:
+            kind = RECIPES[config.preset.removeprefix("imagenet256-")].encoder
+            runs.train_encoder(dataclasses.replace(smoke(mae(kind)), data=config.data), made / "encoder")
+        if config.encoder.convnext is not None:
+            write_convnext(Path(config.encoder.convnext))
 
 
 def _seen_by(config: RunConfig, made: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from drifting.errors import InputError
+
 CLASSES = ("bright", "dark", "striped")
 # Of each class.
 _COUNTS = {"train": 8, "test": 6}
@@ -32,7 +34,7 @@ def write_images(folder: Path, *, image_size: int, channels: int) -> Path:
 
 def write_vae(folder: Path) -> Path:
     """Write an untrained auto-encoder with latents of four channels and half the side, and return its folder."""
-    diffusers: Any = importlib.import_module("diffusers")
+    diffusers = _library("diffusers", "vae")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         network = diffusers.AutoencoderKL(
@@ -48,11 +50,17 @@ def write_vae(folder: Path) -> Path:
 
 def write_convnext(folder: Path) -> Path:
     """Write an untrained ConvNeXt-V2 of four stages as a published one lies in its folder, and return that."""
-    import transformers
-
+    transformers = _library("transformers", "encoders")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         sizes = transformers.ConvNextV2Config(depths=[1, 1, 1, 1], hidden_sizes=[4, 8, 16, 32], image_size=32)
         transformers.ConvNextV2Model(sizes).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
     return folder
+
+
+def _library(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"smoke is given, which needs the library {name} here: pip install 'drifting[{extra}]'") from None

@@ -6,6 +6,7 @@ Source: SimCLR, arXiv:2002.05709; the masked auto-encoder is that of the paper, 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
@@ -64,11 +65,8 @@ def train_mae(
     images: Shaped[Tensor, "s c h w"],
     labels: Int[Tensor, " s"] | None = None,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
     seed: int,
-    classification_weight: float = 0.0,
+    **settings: Any,
 ) -> Iterator[EncoderStep]:
     """Train a masked auto-encoder on images in memory by `masked.train_masked`, yielding after each step.
 
@@ -76,25 +74,21 @@ def train_mae(
         autoencoder: trained in place, on its device.
         images: all training images, uint8 in 0..255 or float in [-1, 1].
         labels: their classes, where classification has a weight.
-        steps: number of optimiser steps.
-        batch_size: images of a step.
-        learning_rate: the highest of the schedule, of AdamW.
         seed: of the order and of the masks.
-        classification_weight: w in w * cross-entropy + (1 - w) * reconstruction.
+        settings: of the training, fields of `masked.MaskedTraining`.
 
     Raises:
         InputError: if there is no image, or no label for every image where they are needed.
         DivergenceError: if the loss becomes NaN or infinite.
     """
-    if classification_weight and (labels is None or len(labels) != len(images)):
-        raise InputError(f"classification_weight is {classification_weight}: pass one label for every image")
-    draw = in_order(images, batch_size, seed)
+    training = MaskedTraining(**settings)
+    if training.classification_weight and (labels is None or len(labels) != len(images)):
+        raise InputError(f"classification_weight is {training.classification_weight}: pass one label for every image")
+    draw = in_order(images, training.batch_size, seed)
 
     def batches(number: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         del rng
         chosen = draw(number)
         return images[chosen], labels[chosen] if labels is not None else None
 
-    given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    settings = MaskedTraining(classification_weight=classification_weight, **given)
-    yield from train_masked(masked_state(autoencoder, settings, seed), batches, settings)
+    yield from train_masked(masked_state(autoencoder, training, seed), batches, training)
