@@ -71,10 +71,11 @@ def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") 
 
 def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
     """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
-    # Micro-batches change nothing but memory: a run that ran out of it may go on with smaller ones.
+    # How a step is cut, compiled and shared changes nothing but memory and time: a run that ran out of either may go on otherwise.
     part = "schedule" if isinstance(saved, RunConfig) else "encoder"
     now: Any = getattr(asked, part)
-    free = dataclasses.replace(getattr(saved, part), steps=now.steps, micro_batch=now.micro_batch)
+    changed = [name for name in ("steps", "micro_batch", "labels_per_pass", "compile") if hasattr(now, name)]
+    free = dataclasses.replace(getattr(saved, part), **{name: getattr(now, name) for name in changed})
     kept = [name for name in ("parallel", "device", "keep") if hasattr(saved, name)]
     saved = dataclasses.replace(saved, **{part: free}, **{name: getattr(asked, name) for name in kept})
     if saved == asked:
@@ -83,7 +84,8 @@ def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
     name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
     raise InputError(
         f"{name} is {after.get(name)}, but the run to resume has {before.get(name)}: "
-        "only steps, micro_batch, parallel, device and keep may change; use --overwrite or another --save-dir for a new run"
+        "only steps, micro_batch, labels_per_pass, compile, parallel, device and keep may change; "
+        "use --overwrite or another --save-dir for a new run"
     )
 
 

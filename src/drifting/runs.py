@@ -171,8 +171,8 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     Args:
         config: from a preset, or written by hand.
         save_dir: the run folder.
-        resume: go on from the newest checkpoint of the folder; only steps, micro_batch, parallel, device and keep may differ, and
-            the number of processes.
+        resume: go on from the newest checkpoint of the folder; only what changes no figure may differ, see
+            `run_folder`, and the number of processes.
         overwrite: delete the run that is there first.
 
     Raises:

@@ -25,9 +25,9 @@ def expected(recipe):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("micro_batch", [None, 3])
-def test_first_step_is_that_of_one_process(pair, recipe, expected, parallel, micro_batch):
-    schedule = dataclasses.replace(recipe.schedule, micro_batch=micro_batch)
+@pytest.mark.parametrize("bounds", [{}, {"labels_per_pass": None}, {"labels_per_pass": None, "micro_batch": 3}], ids=str)
+def test_first_step_is_that_of_one_process(pair, recipe, expected, parallel, bounds):
+    schedule = dataclasses.replace(recipe.schedule, **bounds)
     config = dataclasses.replace(recipe, parallel=parallel, schedule=schedule)
     whole = torch.stack([gradient.norm() for gradient in expected["gradients"].values()]).norm()
     assert whole > 0

@@ -166,6 +166,7 @@ def build_encoder(config: RunConfig, network: nn.Module | None = None) -> Featur
         encoder = ResNetFeatures(network, config.encoder.features)
     if isinstance(config.encoder, MAEFeaturesConfig) and isinstance(network, MaskedAutoencoder):
         encoder = recipe_features(config.encoder, network, config.device)
+    encoder = torch.compile(encoder) if config.schedule.compile else encoder
     return computed_in(config.schedule.precision, encoder, config.device)
 
 

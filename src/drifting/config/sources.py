@@ -164,14 +164,14 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
         encoder: its feature space.
         folder: where a cache of features goes that is too large for memory.
     """
-    at_once = config.schedule.micro_batch
+    options = {"batch_size": config.schedule.micro_batch, "later": config.schedule.labels_per_pass is not None}
     if isinstance(config.data, ImageFilesData | LatentsData) and config.bank is not None:
         rows, push = open_rows(config.data, config.seed), config.bank.push_per_step
         bank = _bank(config.bank, config.data.num_classes, rows.shape, rows.dtype, config.device)
         tell = tell_lines("reading real samples into the memory bank")
-        return Positives(RowBankSource(rows, bank, push_per_step=push, seed=config.seed, tell=tell), encoder, batch_size=at_once)
+        return Positives(RowBankSource(rows, bank, push_per_step=push, seed=config.seed, tell=tell), encoder, **options)
     if not isinstance(config.data, ImagesData):
-        return Positives(build_source(config), encoder, batch_size=at_once)
+        return Positives(build_source(config), encoder, **options)
     images = load_split(config.data, "train")
     samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
     if config.cache_features and isinstance(config.encoder, TrainedEncoder):
@@ -179,11 +179,11 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
         cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder)
         samples, prepare, shape, kind = torch.arange(len(samples)), None, (), torch.long
     if config.bank is None:
-        return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache, batch_size=at_once)
+        return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache, **options)
     bank = _bank(config.bank, images.num_classes, shape, kind, config.device)
     push = config.bank.push_per_step
     source = BankSource(samples, images.labels, bank, push_per_step=push, seed=config.seed, prepare=prepare)
-    return Positives(source, encoder, cache, batch_size=at_once)
+    return Positives(source, encoder, cache, **options)
 
 
 def _bank(sizes: BankConfig, num_classes: int | None, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> MemoryBank:

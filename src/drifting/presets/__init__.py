@@ -137,10 +137,11 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
             images of a step of a classifier or an encoder.
         changes: temperatures (bandwidths of the drift field), steps, learning_rate, seed (of weights, noise and data), device
             (where to train), parallel (how several processes hold the weights), keep (how many checkpoints), micro_batch (generated
-            samples of one pass), precision (of the networks in training), optimizer.
+            samples of one pass), labels_per_pass (in place of each other), compile, checkpointing, precision (of the networks in
+            training), optimizer.
 
     Raises:
-        InputError: if a value does not fit, or a classifier or an encoder has no such setting.
+        InputError: if a value does not fit, or there is no such setting.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     if not isinstance(config, RunConfig):
@@ -151,16 +152,24 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
             raise InputError(f"batch_size is {batch_size}: pass at least {labels}, one for each label in a step")
         given["generated"] = batch_size // labels
         given["positives"] = max(1, round(given["generated"] * before.positives / before.generated))
-    parts = {part: _changed(getattr(config, part), given) for part in ("schedule", "loss")}
-    return dataclasses.replace(_changed(config, given), **parts)
+    for one, other in (("micro_batch", "labels_per_pass"), ("labels_per_pass", "micro_batch")):
+        if one in given and other not in given:
+            config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, **{other: None}))
+    parts = {name: getattr(config, name) for name in ("schedule", "loss", "generator")}
+    _check_taken(config, given, *parts.values())
+    return dataclasses.replace(_changed(config, given), **{name: _changed(part, given) for name, part in parts.items()})
+
+
+def _check_taken(config: AnyConfig, given: dict[str, Any], *parts: Any) -> None:
+    """Raise InputError for a value that neither the configuration nor one of the parts has a field for."""
+    for name, value in given.items():
+        if not any(hasattr(part, name) for part in (config, *parts)):
+            raise InputError(f"{name} is {value}, which the preset '{config.preset}' does not take: leave it out")
 
 
 def _adjust_network(config: Config, given: dict[str, Any]) -> Config:
     """Return the configuration of a classifier or an encoder with all of the given values, or raise InputError."""
-    trained = config.encoder if isinstance(config, EncoderRunConfig) else config
-    for name, value in given.items():
-        if not hasattr(config, name) and not hasattr(trained, name):
-            raise InputError(f"{name} is {value}, which the preset '{config.preset}' does not take: leave it out")
+    _check_taken(config, given, *([config.encoder] if isinstance(config, EncoderRunConfig) else []))
     if isinstance(config, EncoderRunConfig):
         config = dataclasses.replace(config, encoder=_changed(config.encoder, given))
     return _changed(config, given)

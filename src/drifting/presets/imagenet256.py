@@ -153,7 +153,7 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
     Source: the authors' release, whose every hyper-parameter it has.
     """
     chosen = RECIPES[name]
-    network = ENCODERS[chosen.encoder]
+    network, large = ENCODERS[chosen.encoder], chosen.size.startswith("L")
     features = MAEFeaturesConfig(
         weights=encoder_weights,
         width=network.width,
@@ -164,7 +164,7 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
     return RunConfig(
         preset=f"imagenet256-{name}",
         data=ImageFilesData(path=data) if chosen.pixels else LatentsData(path=data),
-        generator=DiTConfig(**vars(SIZES[chosen.size]), bounded=False, output_std=0.0),
+        generator=DiTConfig(**vars(SIZES[chosen.size]), bounded=False, output_std=0.0, checkpointing=large),
         encoder=features,
         loss=LossConfig(temperatures=(0.02, 0.05, 0.2), affinity_floor=1e-6),
         schedule=Schedule(
@@ -174,6 +174,8 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
             betas=(0.9, 0.95),
             max_grad_norm=2.0,
             ema_decay=0.999,
+            # Ours: the features of more labels do not fit beside the rest on a device of 80 GB.
+            labels_per_pass=2,
             **chosen.schedule,
         ),
         # Of pixels the bank takes 25 GB, of latents 2.
@@ -183,7 +185,7 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
             push_per_step=chosen.push_per_step,
             on_cpu=chosen.pixels,
         ),
-        parallel="fsdp" if chosen.size.startswith("L") else "ddp",
+        parallel="fsdp" if large else "ddp",
         cache_features=False,
         log_every=100,
         checkpoint_every=2000,

@@ -37,6 +37,7 @@ _AT_MOST: dict[type, dict[str, int]] = {
         "generated": 4,
         "positives": 6,
         "unconditional": 3,
+        "labels_per_pass": 1,
         "warmup_steps": 1,
         "decay_after": 1,
         "statistics_every": 1,

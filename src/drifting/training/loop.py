@@ -9,6 +9,7 @@ their number: their own labels with all samples of those or, where there are non
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from drifting.errors import InputError
 from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.prior import draw_noise
+from drifting.training.label_batch import label_batched_step
 from drifting.training.micro_batch import micro_batched_step
 from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
@@ -60,6 +62,7 @@ def train(
     """
     state.generator.train()
     network, unaveraged = state.processes.copied(state.generator)
+    network = torch.compile(network) if schedule.compile else network
     generator = computed_in(schedule.precision, network, state.device)
     while state.step < schedule.steps:
         batch = draw_batch(state, positives, schedule)
@@ -67,7 +70,7 @@ def train(
         with_statistics = state.step % schedule.statistics_every == 0 or state.step == 1
         state.optimizer.zero_grad(set_to_none=True)
         options = {"statistics": with_statistics, "processes": state.processes}
-        report, stored = _add_gradients((generator, encoder, loss, batch), schedule.micro_batch, unaveraged, options)
+        report, stored = _add_gradients((generator, encoder, loss), batch, schedule, unaveraged, options)
         if schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.generator.parameters(), schedule.max_grad_norm)
         for group in state.optimizer.param_groups:
@@ -81,17 +84,23 @@ def train(
 
 
 def _add_gradients(
-    parts: tuple[Callable[..., Tensor], FeatureEncoder, DriftingLoss, Batch],
-    micro_batch: int | None,
+    networks: tuple[Callable[..., Tensor], FeatureEncoder, DriftingLoss],
+    batch: Batch,
+    schedule: Schedule,
     unaveraged: Callable[[], AbstractContextManager[None]],
     options: Mapping[str, Any],
 ) -> tuple[FeatureLoss, int]:
     """Add the gradient of a batch to that of the weights, at once or in parts; return the report and the bytes that were stored."""
-    if micro_batch is None or micro_batch >= parts[-1].noise.shape[:2].numel():
-        report = drifting_step(*parts, **options)
-        report.loss.backward()
-        return report, 0
-    return micro_batched_step(*parts, size=micro_batch, unaveraged=unaveraged, **options)
+    labels, samples = batch.noise.shape[:2]
+    at_once, micro_batch = schedule.labels_per_pass or labels, schedule.micro_batch or labels * samples
+    if at_once < labels:
+        some = [partial(batch.of, slice(start, start + at_once)) for start in range(0, labels, at_once)]
+        return label_batched_step(*networks, some, unaveraged=unaveraged, **options), 0
+    if micro_batch < labels * samples:
+        return micro_batched_step(*networks, batch, size=micro_batch, unaveraged=unaveraged, **options)
+    report = drifting_step(*networks, batch, **options)
+    report.loss.backward()
+    return report, 0
 
 
 def check_shares(schedule: Schedule, num_classes: int | None, processes: Processes) -> None:
@@ -106,6 +115,9 @@ def check_shares(schedule: Schedule, num_classes: int | None, processes: Process
                 f"world size is {processes.size}, which does not divide the {count} {what} of a step: "
                 f"start as many processes as do, such as {fitting}"
             )
+    own, at_once = next(iter(counts.values())) // processes.size, schedule.labels_per_pass
+    if at_once is not None and own % min(at_once, own):
+        raise InputError(f"labels_per_pass is {at_once}, which does not divide the {own} labels of a step: pass a divisor")
 
 
 def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -> Batch:

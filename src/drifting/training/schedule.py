@@ -21,6 +21,9 @@ class Schedule:
         positives: real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
         micro_batch: generated samples of one forward pass with graph, to bound memory; None for all. See `training.micro_batch`.
+        labels_per_pass: labels whose features are held at a time, to bound memory further; None for all. See
+            `training.label_batch`.
+        compile: let torch.compile fuse generator and encoder, at the cost of minutes before the first step.
         guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all; see `guidance`. Where it
             is drawn, the one that samples are made at unless another is asked for.
         guidance_exponent: draw a scale for each label of a step, from the density scale^-exponent on [1, highest_guidance_scale],
@@ -48,6 +51,8 @@ class Schedule:
     positives: int
     independent_negatives: bool = False
     micro_batch: int | None = None
+    labels_per_pass: int | None = None
+    compile: bool = False
     guidance_scale: float = 1.0
     guidance_exponent: float | None = None
     highest_guidance_scale: float = 4.0
@@ -104,6 +109,7 @@ def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
     _check_guidance(schedule, labelled=labelled)
     if schedule.micro_batch is not None:
         check_counts({"micro_batch": schedule.micro_batch})
+    _check_passes(schedule, labelled=labelled)
     if schedule.precision not in PRECISIONS:
         raise InputError(f"precision is '{schedule.precision}': pass {' or '.join(PRECISIONS)}")
     if schedule.optimizer not in OPTIMIZERS:
@@ -123,6 +129,17 @@ def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
             "batch_size leaves 1 generated sample per label and nothing to repel it: "
             "pass at least 2 per label, or independent negatives"
         )
+
+
+def _check_passes(schedule: Schedule, *, labelled: bool) -> None:
+    at_once = schedule.labels_per_pass
+    if at_once is None:
+        return
+    check_counts({"labels_per_pass": at_once})
+    if not labelled:
+        raise InputError(f"labels_per_pass is {at_once}, but the data have no labels: pass micro_batch in place of it")
+    if schedule.micro_batch is not None:
+        raise InputError(f"labels_per_pass is {at_once} and micro_batch {schedule.micro_batch}: pass one of them")
 
 
 def _check_guidance(schedule: Schedule, *, labelled: bool) -> None:

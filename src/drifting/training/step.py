@@ -14,7 +14,7 @@ from torch import Tensor
 from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
 from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
-from drifting.training.positives import encode_sets
+from drifting.training.positives import Later, encode_sets
 
 SetFeatures = Mapping[str, Float[Tensor, "l n k _"]]
 
@@ -49,6 +49,8 @@ class Batch:
         """Return the part of the batch that is of some of its labels."""
 
         def taken(value: Any) -> Any:
+            if isinstance(value, Later):
+                return value.of(labels)
             if isinstance(value, Mapping):
                 return {name: one[labels] for name, one in value.items()}
             return None if value is None else value[labels]
