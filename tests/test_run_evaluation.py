@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from drifting.metrics.frechet import gaussian_of
 from drifting.run_evaluation import sampled_batches
 from drifting.runs import Run
 from drifting.sampling import sample
+from drifting.training.progress import show_images
 from drifting.training.schedule import Schedule
 from tests.image_folders import write_images
 from tests.tiny_vae import write_vae
@@ -26,7 +28,7 @@ COUNTS = {"a": 20, "b": 20, "c": 20}
 SCHEDULE = Schedule(steps=2, generated=4, positives=4, learning_rate=1e-3)
 
 
-def _run(folder, data) -> Run:
+def untrained(folder, data) -> Run:
     network = DecoderMLPConfig(noise_dim=4, width=16, depth=2, code_dim=8, decoder_width=4)
     config = RunConfig(preset="x", data=data, bank=BankConfig(), generator=network, loss=LossConfig(), schedule=SCHEDULE)
     folder.mkdir(exist_ok=True)
@@ -44,7 +46,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def files_run(images, tmp_path):
-    return _run(tmp_path / "run", ImageFilesData(path=str(images), image_size=8, image_shape=(3, 8, 8), num_classes=3))
+    return untrained(tmp_path / "run", ImageFilesData(path=str(images), image_size=8, image_shape=(3, 8, 8), num_classes=3))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def vae_folder(tmp_path_factory):
 
 @pytest.fixture
 def latents_run(vae_folder, tmp_path):
-    return _run(tmp_path / "run", LatentsData(path="cache", vae=str(vae_folder), image_shape=(4, 4, 4), num_classes=3))
+    return untrained(tmp_path / "run", LatentsData(path="cache", vae=str(vae_folder), image_shape=(4, 4, 4), num_classes=3))
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_batches_change_nothing(files_run):
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_folder_without_another_split_is_its_own_reference_without_a_floor(images, tmp_path):
     place = shutil.copytree(images / "train", tmp_path / "own")
-    run = _run(tmp_path / "run", ImageFilesData(path=str(place), image_size=8, image_shape=(3, 8, 8), num_classes=3))
+    run = untrained(tmp_path / "run", ImageFilesData(path=str(place), image_size=8, image_shape=(3, 8, 8), num_classes=3))
     metrics = run.evaluate(judge="pixels", count=30)
     assert metrics["num_real"] == 60
     assert not [name for name in metrics if name.endswith("_floor")]
@@ -179,6 +181,35 @@ def test_image_i_of_a_seed_is_of_label_i_in_turn_whichever_are_asked_for(files_r
     assert labels.tolist() == [index % 3 for index in range(1, 20, 2)]
     made = torch.cat([images for images, _ in parts]).int()
     assert (made - to_bytes(whole[1::2]).int()).abs().max() <= 1
+
+
+def test_one_batch_of_samples_is_alive_at_a_time(files_run):
+    alive, before = set(), []
+
+    def decode(samples: torch.Tensor) -> torch.Tensor:
+        before.append(len(alive))
+        images = to_bytes(samples)
+        alive.add(len(before))
+        weakref.finalize(images, alive.discard, len(before))
+        return images
+
+    batches = sampled_batches(files_run.generator, decode, range(400), batch_size=10)
+    see(show_images(batches, 400, what="samples"), load_judge("pixels", files_run.config))
+    assert before == [0] * 40
+    assert not alive
+
+
+def test_interrupted_evaluation_keeps_what_it_saw_of_real_images_and_writes_no_figures(files_run, monkeypatch):
+    def stopped(generator, decode, indices, **options):
+        yield to_bytes(torch.zeros(2, 3, 8, 8)), None
+        if len(indices) > 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_evaluation, "sampled_batches", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        files_run.evaluate(judge="pixels", count=30)
+    assert len(_kept(files_run)) == 2
+    assert not (files_run.folder / "metrics.json").exists()
 
 
 def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):

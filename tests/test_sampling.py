@@ -159,3 +159,10 @@ def test_scale_below_1_is_refused(guided, scale):
 def test_scale_is_refused_by_a_generator_that_takes_none():
     with pytest.raises(InputError, match=r"guidance_scale is 1\.5, but this generator takes none: leave it out"):
         sample(_GENERATOR, 3, guidance_scale=1.5)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(4, [4, 8, 10]), (10, [10]), (64, [10])])
+def test_samples_are_counted_after_every_pass(size, expected):
+    counts = []
+    sample(_GENERATOR, 10, batch_size=size, seen=counts.append)
+    assert counts == expected

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from drifting import config as configuration
@@ -17,6 +18,7 @@ from drifting.checkpoint import check_weights, load_json, load_tensors, save_jso
 from drifting.config import DiTConfig, EncoderRunConfig, MAEConfig, ReleasedConfig, RunConfig, SavedConfig
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import DEFAULT, VAE, load_vae
+from drifting.distributed import join
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.files import check_writable
@@ -27,6 +29,7 @@ from drifting.official.hub import PREFIX
 from drifting.official.tree import DTYPES
 from drifting.run_folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
 from drifting.sampling import Sampler, check_labels, sample
+from drifting.training.progress import CountProgress
 
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
 _WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)
@@ -34,7 +37,7 @@ _WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)
 _PER_CLASS = ("condition.classes.weight", "classify.weight")
 _LATENT_CHANNELS, _PIXEL_CHANNELS = 4, (1, 3)
 # Large networks on few cores: more at once would take memory and save no time.
-_BATCH_SIZE = 64
+_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,25 @@ class ReleasedGenerator:
         self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
     ) -> Tensor:
         """Return samples as uint8 images [n, h, w, c], one pass each; see `sampling.sample`."""
-        told = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}
-        samples = sample(self.generator, count, batch_size=_BATCH_SIZE, **told)
-        images = samples if self.vae is None else self.vae.decode(samples)
+        told: dict[str, Any] = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}
+        processes = join()
+        # Not where the command prints the path of its picture.
+        console = Console(stderr=True, quiet=not processes.leads)
+        with CountProgress("sampling", count, unit="samples", console=console) as progress:
+            told |= {"processes": processes, "seen": progress.advance}
+            images = sample(self.generator, count, batch_size=_BATCH_SIZE, **told)
+        if self.vae is not None:
+            images = _decoded(self.vae, images, console)
         return to_bytes(images).movedim(1, -1)
+
+
+def _decoded(vae: VAE, latents: Tensor, console: Console) -> Tensor:
+    images: list[Tensor] = []
+    with CountProgress("decoding", len(latents), console=console) as progress:
+        for part in latents.split(_BATCH_SIZE):
+            images.append(vae.decode(part))
+            progress.advance(sum(map(len, images)))
+    return torch.cat(images)
 
 
 def convert(origin: str, out: str | Path, *, overwrite: bool = False) -> list[Path]:

@@ -1,6 +1,6 @@
 """Sampling: one forward pass per sample, each a function of its own seed only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,6 +23,7 @@ def sample(
     guidance_scale: float | None = None,
     batch_size: int = 4096,
     processes: Processes = ALONE,
+    seen: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "count *sample"]:
     """Return `count` samples on the CPU. Sample i depends on (seed, i), its label and the guidance only, not on its batch.
 
@@ -35,6 +36,7 @@ def sample(
             a generator that takes it.
         batch_size: samples per forward pass; bounds memory and changes nothing else.
         processes: those that share the work; all of them call, and all receive the samples.
+        seen: called after every pass with about how many samples there are.
 
     Raises:
         InputError: if a label is out of range or the guidance scale below 1, or the generator takes none.
@@ -44,10 +46,12 @@ def sample(
     # As many on every process, since one that shares its weights takes part in every pass: the last may make a few too many.
     share = -(-count // processes.size)
     first, end = processes.rank * share, (processes.rank + 1) * share
-    batches = (range(start, min(start + batch_size, end)) for start in range(first, end, batch_size))
-    told = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}
-    samples = torch.cat([sample_indices(generator, indices, **told).cpu() for indices in batches])
-    return processes.gathered({"samples": samples}, 0)["samples"][:count]
+    told, parts = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}, []
+    for start in range(first, end, batch_size):
+        parts.append(sample_indices(generator, range(start, min(start + batch_size, end)), **told).cpu())
+        if seen is not None:
+            seen(min((start + len(parts[-1]) - first) * processes.size, count))
+    return processes.gathered({"samples": torch.cat(parts)}, 0)["samples"][:count]
 
 
 @torch.no_grad()

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
+from drifting import config as configuration
+from drifting.config import RunConfig
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.source import InMemorySource
 from drifting.distributed import join, whole
 from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize
 from drifting.loss import DriftingLoss
-from drifting.training.loop import TrainingState, draw_batch, train
+from drifting.training.loop import Step, TrainingState, draw_batch, train
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
 
@@ -70,6 +72,29 @@ def trained(case: Case) -> dict[str, Any]:
     with _precision(case.dtype):
         state, positives, schedule = case.make()
         *_, step = train(state, positives, encode, DriftingLoss(temperatures=(0.3, 1.0)), schedule)
+    return _left(state, step)
+
+
+def first_step(config: RunConfig) -> dict[str, Any]:
+    """Return the same of the first step of a run whose data and encoder are there."""
+    encoder = configuration.build_encoder(config, configuration.build_network(config))
+    positives = configuration.build_positives(config, encoder)
+    shared = {"processes": join(), "sharded": config.parallel == "fsdp"}
+    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed, **shared)
+    return _left(state, next(train(state, positives, encoder, configuration.build_loss(config), config.schedule)))
+
+
+def assert_close(found: Any, expected: Any, **tolerance: float) -> None:
+    """Compare numbers, tensors and dictionaries of them."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_close(found[name], value, **tolerance)
+    else:
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+def _left(state: TrainingState, step: Step) -> dict[str, Any]:
     return {
         "loss": step.report.loss,
         "norms": {name: torch.stack(list(report.drift_norms.values())) for name, report in step.report.features.items()},

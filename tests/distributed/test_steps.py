@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.distributed.one_step import GUIDED, Case, drawn, pulled, trained
+from tests.distributed.one_step import GUIDED, Case, assert_close, drawn, pulled, trained
 from tests.generators import test_every_generator as generators
 
 pytestmark = pytest.mark.distributed
@@ -28,15 +28,6 @@ CASES = {
     "shares, one population": Case(labelled=False, sharded=True, checkpointing=True),
     "muon": Case(schedule={"optimizer": "muon"}),
 }
-
-
-def assert_close(found, expected, **tolerance):
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert_close(found[name], value, **tolerance)
-    else:
-        torch.testing.assert_close(found, expected, **tolerance)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -10,7 +10,18 @@ from safetensors.torch import load_file
 
 from drifting import config as configuration
 from drifting.checkpoint import save_json, save_tensors
-from drifting.config import DiTConfig, EncoderRunConfig, ImagesData, MAEConfig, MLPConfig, ReleasedConfig, RunConfig
+from drifting.config import (
+    DiTConfig,
+    EncoderRunConfig,
+    ImagesData,
+    MAEConfig,
+    MAEFeaturesConfig,
+    MLPConfig,
+    ReleasedConfig,
+    RunConfig,
+)
+from drifting.config.encoders import load_mae
+from drifting.encoders.mae import MAEFeatures
 from drifting.errors import InputError
 from drifting.official import hub as official_hub
 from drifting.official import load_encoder, load_generator, read_artifact
@@ -120,6 +131,18 @@ def test_trained_masked_autoencoder_becomes_an_artifact(num_classes, tmp_path):
     convert(str(tmp_path / "run"), tmp_path / "theirs")
     assert _same(tmp_path / "made", tmp_path / "theirs")
     assert load_encoder(tmp_path / "theirs").autoencoder.num_classes == num_classes
+
+
+def test_converted_encoder_is_that_of_a_recipe(tmp_path):
+    artifact = make_artifact(tmp_path / "theirs", "mae", input_patch_size=2)
+    convert(str(artifact), tmp_path / "ours")
+    weights = str(tmp_path / "ours" / "encoder.safetensors")
+    found = load_mae(DATA, MAEFeaturesConfig(weights=weights, width=8, patch=2, depths=(1, 2, 1, 1)))
+    images = torch.randn(2, 3, 8, 8)
+    expected = load_encoder(artifact)(images)
+    features = MAEFeatures(found)(images)
+    assert features.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in features.items())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from drifting.official import artifact_folder, load_generator
 from drifting.released import ReleasedGenerator, convert, load_sampler
 from drifting.sampling import Sampler, sample
 from tests.official.artifacts import make_artifact
+from tests.tiny_vae import write_vae
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 PIXELS = {"in_channels": 3, "out_channels": 3}
@@ -19,18 +20,7 @@ PIXELS = {"in_channels": 3, "out_channels": 3}
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
     """The folder of a tiny auto-encoder of latents with 4 channels, half as high and wide as its images."""
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    network = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        scaling_factor=0.5,
-    )
-    path = tmp_path_factory.mktemp("vae")
-    network.save_pretrained(path)
-    return path
+    return write_vae(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture
@@ -81,6 +71,12 @@ def test_latents_are_decoded_by_the_library(latents, vae):
     expected = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().movedim(1, -1)
     assert int((images.int() - expected.int()).abs().max()) <= 1
     assert isinstance(sampler, Sampler)
+
+
+def test_progress_is_told_beside_the_path(latents, vae, tmp_path, command):
+    result = command("sample", latents, "--num-samples", 9, "--vae", vae, "--out", tmp_path / "a.npy")
+    assert result.out == f"{tmp_path / 'a.npy'}\n"
+    assert [line.split("  ")[0] for line in result.err.splitlines()] == ["sampling 9/9", "decoding 9/9"]
 
 
 def test_default_autoencoder_is_the_papers(latents, monkeypatch):
