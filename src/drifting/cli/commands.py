@@ -53,13 +53,10 @@ def train(
 
 
 def _try(name: str, save_dir: Path | None, *, resume: bool, **given: Any) -> None:
-    from drifting.distributed import join
     from drifting.smoke import try_preset
 
     if resume:
         raise InputError("resume is given with smoke, which begins anew: leave one of them out")
-    if (size := join().size) > 1:
-        raise InputError(f"world size is {size}, but smoke tries a preset by one process: start it without torchrun")
     trained = try_preset(name, save_dir, **given)
     print(*trained.summary(), f"{name} works: two steps, a checkpoint and an evaluation are in {trained.folder}", sep="\n")
 
