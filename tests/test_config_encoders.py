@@ -1,12 +1,16 @@
 """The feature space of the recipes: a trained masked auto-encoder, the sample itself, and ConvNeXt-V2."""
 
 import dataclasses
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.config import (
+    LatentsData,
     MAEFeaturesConfig,
     RunConfig,
     build_encoder,
@@ -16,8 +20,11 @@ from drifting.config import (
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
+from drifting.presets import preset
 from drifting.pretraining import check_networks, prepare_encoder
+from drifting.released import convert
 from drifting.smoke.made import write_convnext
+from tests.official.artifacts import REFERENCE, needs_reference
 
 SIZES = {"width": 10, "patch": 2, "depths": (2, 2, 2, 2)}
 
@@ -111,3 +118,23 @@ def test_backbone_that_is_not_there_is_refused_before_anything_is_written(run, t
 def test_points_have_no_such_features(tiny_toy, run):
     with pytest.raises(InputError, match="encoder is a masked auto-encoder, but the data are no images"):
         check_networks(dataclasses.replace(tiny_toy, encoder=run.encoder))
+
+
+@needs_reference
+@pytest.mark.parametrize("case", ["mae_latent", "mae_pixel"])
+def test_converted_encoder_of_the_authors_gives_their_features(tmp_path, case):
+    source = Path(REFERENCE) / case
+    facts = json.loads((source / "metadata.json").read_text())["model_config"]
+    convert(str(source), tmp_path / "ours")
+    expected = {name: torch.from_numpy(value) for name, value in np.load(source / "expected.npz").items()}
+    images = expected["image_nhwc"].movedim(-1, 1)
+    sizes = {"width": facts["base_channels"], "patch": facts["input_patch_size"], "depths": tuple(facts["layers"])}
+    data = LatentsData(path="cache", image_shape=tuple(images.shape[1:]), num_classes=7)
+    encoder = MAEFeaturesConfig(weights=str(tmp_path / "ours" / "encoder.safetensors"), **sizes)
+    config = dataclasses.replace(preset("imagenet256-ablation"), data=data, encoder=encoder)
+    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, precision="float32"))
+    features = build_encoder(config, build_network(config))(images)
+    assert {name for name in features if name != "global"} == {name[4:] for name in expected if name.startswith("act_")}
+    for name, value in features.items():
+        known = images.flatten(1)[:, None] if name == "global" else expected[f"act_{name}"]
+        torch.testing.assert_close(value, known, rtol=0, atol=3e-5)

@@ -206,14 +206,6 @@ def test_commands_of_one_process_refuse_several(second_of_two, capsys):
     )
 
 
-def test_smoke_is_tried_by_one_process(second_of_two, capsys):
-    with pytest.raises(Left, match=r"^2$"):
-        main(["train", "toy", "--smoke"])
-    assert capsys.readouterr().err == (
-        "drifting: world size is 2, but smoke tries a preset by one process: start it without torchrun\n"
-    )
-
-
 def test_first_process_alone_prints(second_of_two, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["drifting", "train"])
     monkeypatch.setattr("drifting.cli._SHARED", ("presets",))

@@ -15,8 +15,10 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     made = tmp_path_factory.mktemp("made")
-    config = presets.smoke.smoke(presets.preset("imagenet256-ablation"))
-    return configuration.resolve(smoke._with_encoder(smoke._with_data(config, made), made))
+    given = presets.smoke.smoke(presets.preset("imagenet256-ablation"))
+    config = smoke._with_names(given, made)
+    smoke._make(given, config, made)
+    return configuration.resolve(config)
 
 
 @pytest.fixture(scope="module")
