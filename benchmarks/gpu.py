@@ -153,7 +153,9 @@ def time_steps(device: str, tiny: bool, steps: int) -> Table:
         except torch.OutOfMemoryError:
             taken = "out of memory"
         count = sum(weight.numel() for weight in generator.parameters()) / 1e6
-        table.add_row(name, f"{count:.1f} M", taken, f"{peak_gigabytes(device):.2f}")
+        row = (name, f"{count:.1f} M", taken, f"{peak_gigabytes(device):.2f}")
+        print(*row, flush=True)
+        table.add_row(*row)
         del generator, network, encoder, positives, state, running
         if device == "cuda":
             torch.cuda.empty_cache()
