@@ -58,7 +58,7 @@ PRESETS = {
             functools.partial(cifar10.system, name, gpu=True),
             f"the same, in the {system.what}, for a GPU",
             "CIFAR-10",
-            "a GPU: not run",
+            "a GPU: not run in full",
             "not run",
         )
         for name, system in cifar10.SYSTEMS.items()

@@ -122,7 +122,8 @@ def system(
         encoder_weights: file of a trained encoder of this size, in place of the training.
         gpu: the size for a GPU.
 
-    Command: drifting train cifar10-NAME. Hardware: two CPU cores, or a GPU. Expected, measured: docs/cifar10.md; not run on a GPU.
+    Command: drifting train cifar10-NAME. Hardware: two CPU cores, or a GPU. Expected, measured: docs/cifar10.md; on a GPU a
+    few hundred steps alone, docs/results.md.
     """
     preset, chosen = f"cifar10-{name}", SYSTEMS[name]
     encoder = dataclasses.replace(chosen.encoder, weights=encoder_weights, **(_GPU_ENCODER if gpu else {}))

@@ -206,7 +206,7 @@ def mae(name: str, data: str | None = None) -> EncoderRunConfig:
     Command: drifting train mae-NAME --data CACHE --device cuda. Hardware: GPUs. Time, expected: not measured. Measured: not run on
     ImageNet.
 
-    Source: paper, appendix A.3 and its 1280 epochs; that 8192 are a batch, and 192 epochs of the narrow one, are read off public ports.
+    Source: paper, appendix A.3, and its 1280 epochs. Batches of 8192, and 192 epochs of the narrow one, are read off public ports.
     """
     kind, settings = ImageFilesData if name.startswith("pixel") else LatentsData, ENCODERS[name]
     source = kind(path=data, conditional=settings.classification_weight > 0)
