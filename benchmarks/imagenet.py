@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from drifting.encoders.base import compose
 from drifting.encoders.identity import identity
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.generators.dit import SIZES, DiT, DiTSize
+from drifting.guidance import unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.label_batch import label_batched_step
 from drifting.training.positives import encode_sets
@@ -116,17 +118,17 @@ def recipe(device: str, tiny: bool, compiled: bool) -> tuple[DiT, Callable[..., 
     return generator, computed_in("bfloat16", call, device), computed_in("bfloat16", encoder, device)
 
 
-def time_step(device: str, tiny: bool, compiled: bool, labels: int, at_once: int, repeats: int) -> list[str]:
-    """Time a training step of the ablation recipe without the optimiser; return a row."""
-    generator, call, encoder = recipe(device, tiny, compiled)
-    count = 4 if tiny else 64
+def parts_of(
+    shape: tuple[int, ...], encoder: Callable[..., dict[str, Tensor]], device: str, sizes: tuple[int, int, int]
+) -> list[Any]:
+    """Return what makes the batch of every few labels of one step; sizes are the labels, those at once, and the samples of one."""
+    labels, at_once, count = sizes
     rng = torch.Generator(device).manual_seed(0)
-    loss, shape = Timed(), generator.sample_shape
 
-    def draw(labels: int, count: int) -> Tensor:
+    def draw(count: int) -> Tensor:
         return torch.randn(labels, count, *shape, generator=rng, device=device)
 
-    noise, real, further = draw(labels, count), draw(labels, count), draw(labels, count // 4)
+    noise, real, further = draw(count), draw(count), draw(count // 4)
     codes = torch.randint(64, (labels, count, 32), generator=rng, device=device)
     scale = 1 + 3 * torch.rand(labels, generator=rng, device=device)
 
@@ -141,10 +143,17 @@ def time_step(device: str, tiny: bool, compiled: bool, labels: int, at_once: int
             guidance_scale=scale[own],
             positives=positives,
             unconditional=unconditional,
-            unconditional_weight=(scale[own] - 1) * 4,
+            unconditional_weight=unconditional_weight(scale[own], count, count // 4),
         )
 
-    parts = [lambda start=start: part(start) for start in range(0, labels, at_once)]
+    return [partial(part, start) for start in range(0, labels, at_once)]
+
+
+def time_step(device: str, tiny: bool, compiled: bool, labels: int, at_once: int, repeats: int) -> list[str]:
+    """Time a training step of the ablation recipe without the optimiser; return a row."""
+    generator, call, encoder = recipe(device, tiny, compiled)
+    loss, count = Timed(), 4 if tiny else 64
+    parts = parts_of(generator.sample_shape, encoder, device, (labels, at_once, count))
 
     def step() -> None:
         generator.zero_grad()
