@@ -1,13 +1,16 @@
 """A step on some labels at a time is the whole step."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
+from drifting.training import loop
 from drifting.training.label_batch import label_batched_step
+from drifting.training.schedule import Schedule
 from drifting.training.step import Batch, drifting_step
 from tests.threads import on_peers
 
@@ -92,6 +95,25 @@ def test_no_more_than_one_part_is_asked_for_at_a_time_and_graphs_end_with_it():
 
     label_batched_step(network, counted, DriftingLoss(), in_parts(PLAIN, 3))
     assert (alive, most) == ([0], [1])
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1] * 6), (2, [2] * 3), (4, [3, 3]), (5, [3, 3]), (6, None), (64, None), (None, None)]
+)
+def test_labels_are_taken_in_equal_parts_of_no_more_than_asked_for(most, sizes, monkeypatch):
+    seen = []
+
+    def note(generator, encoder, loss, parts, **options):
+        seen.extend(len(part().labels) for part in parts)
+        return label_batched_step(generator, encoder, loss, parts, **options)
+
+    monkeypatch.setattr(loop, "label_batched_step", note)
+    whole, network = generator(), generator()
+    drifting_step(whole, encode, DriftingLoss(), PLAIN).loss.backward()
+    schedule = Schedule(steps=1, labels_per_step=LABELS, generated=GENERATED, positives=8, learning_rate=1.0, labels_per_pass=most)
+    loop._add_gradients((network, encode, DriftingLoss()), PLAIN, schedule, nullcontext, {})
+    assert seen == (sizes or [])
+    torch.testing.assert_close(gradients(network), gradients(whole), rtol=1e-10, atol=1e-13)
 
 
 def test_statistics_are_of_the_first_part():
