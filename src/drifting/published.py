@@ -38,7 +38,10 @@ def is_here(origin: str) -> bool:
     if Path(origin).is_dir():
         return True
     hub: Any = importlib.import_module("huggingface_hub")
-    hub.utils.validate_repo_id(origin)
+    try:
+        hub.utils.validate_repo_id(origin)
+    except ValueError:
+        raise FileNotFoundError("there is no such folder") from None
     try:
         hub.get_hf_file_metadata(hub.hf_hub_url(origin, _CONFIG), timeout=_PATIENCE)
     except Exception:  # every layer below raises its own kinds
