@@ -128,6 +128,10 @@ def test_named_folder_is_replaced_only_when_asked(here, command):
     assert command("train", "mnist-classifier", "--smoke", "--save-dir", "x", "--overwrite").status == 0
     resumed = command("train", "mnist-classifier", "--smoke", "--resume")
     assert (resumed.status, "resume is given with smoke" in resumed.err) == (2, True)
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    elsewhere = command("train", "mnist-classifier", "--smoke", "--device", "tpu")
+    assert (elsewhere.status, "device is 'tpu': pass cpu" in elsewhere.err) == (2, True)
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
     unknown = command("train", "mnist", "--smoke")
     assert (unknown.status, "did you mean 'mnist-" in unknown.err) == (2, True)
 

@@ -16,6 +16,7 @@ from drifting import presets, runs
 from drifting.config import ClassifierConfig, ImageFilesData, ImagesData, LatentsData, MAEFeaturesConfig, RunConfig
 from drifting.distributed import join
 from drifting.files import check_writable
+from drifting.inputs import check_device
 from drifting.latent_cache import CacheSettings, write_latents
 from drifting.presets.imagenet256 import RECIPES, mae
 from drifting.presets.smoke import LATENT_IMAGE_SIZE, smoke
@@ -55,6 +56,7 @@ def try_preset(
         choices = {**choices, "data": str(made / "images")}
     given = presets.adjust(smoke(presets.preset(name, **choices)), **(settings or {}))
     config = _with_names(given, made)
+    check_device(given.device)
     check_writable(folder, "save_dir")
     with processes.leads_the_way():
         if processes.leads:
