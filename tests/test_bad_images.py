@@ -146,7 +146,7 @@ def test_classifier_in_place_of_a_generator(refused, judge_folder, verb):
 def test_judge_that_is_not_there(refused, images_run):
     refused(["evaluate", images_run], "judge is 'runs/images-classifier'", "no trained classifier", "--judge pixels")
     refused(["evaluate", images_run, "--judge", "x"], "judge is 'x'", "no trained classifier", "--judge pixels")
-    refused(["evaluate", images_run, "--judge", "x.pt"], "x.pt", "which is no file")
+    refused(["evaluate", images_run, "--judge", "x.pt"], "judge is 'x.pt'", "which is no file: download https", "--judge pixels")
 
 
 def test_judge_of_mnist_that_is_not_there_names_its_command(refused, images_run, tmp_path, monkeypatch):

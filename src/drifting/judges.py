@@ -17,7 +17,7 @@ from drifting.data.pixels import to_signed
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.evaluation.images import Judge, accuracy_of, in_batches
-from drifting.metrics.inception import load_inception
+from drifting.metrics.inception import URL, load_inception
 from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS
 from drifting.training.encoder import train_supervised
 from drifting.training.progress import show_steps
@@ -65,6 +65,8 @@ def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Jud
     if judge == "pixels":
         return _pixels(data)
     if judge is not None and judge.endswith(".pt"):
+        if not Path(judge).is_file():
+            raise InputError(f"judge is '{judge}', which is no file: download {URL} there, or pass --judge pixels")
         inception = load_inception(Path(judge), device=device)
         return Judge("inception", inception, cache=_if_writable(Path(judge).parent), probabilities=inception.probabilities)
     folder = _classifier_folder(judge, data)
