@@ -228,7 +228,8 @@ def presets() -> None:
     """List what can be trained."""
     from drifting.presets import PRESETS
 
-    table = Table(Column("name", no_wrap=True), "what", "data", "minutes on 2 CPU cores", "expected")
+    rest = ("what", "data", "minutes on 2 CPU cores", "expected")
+    table = Table(Column("name", no_wrap=True), *(Column(text, overflow="fold") for text in rest))
     for name, preset in PRESETS.items():
         table.add_row(name, preset.what, preset.data, preset.minutes, preset.expected)
     Console().print(table)

@@ -50,11 +50,11 @@ class Choices:
     dataset: str | None = None
     """Which toy: moons, swiss_roll, checker, circles, spirals, eight_gaussians, pinwheel."""
     data: str | None = None
-    """Your own data: a .npy file of [n, 2] points for the preset toy; a folder of images or a Hub id for the others."""
+    """Your own data: a .npy file of points for toy; what `drifting latents` wrote for latents; a folder of images, or a Hub id."""
     unconditional: bool = False
     """One joint population of images, without labels."""
     encoder_weights: str | None = None
-    """File of a trained encoder, in place of its training in the run: for CIFAR-10, see `drifting train-encoder`."""
+    """A trained encoder, in place of its training in the run: of train-encoder, or for ImageNet of train mae-... or convert."""
     image_size: int | None = None
     """Pixels to a side, for images that are to be cropped and resized."""
     channels: int | None = None
