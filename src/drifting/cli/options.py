@@ -55,6 +55,8 @@ class Choices:
     """One joint population of images, without labels."""
     encoder_weights: str | None = None
     """File of a trained encoder, in place of its training in the run: for CIFAR-10, see `drifting train-encoder`."""
+    vae: str | None = None
+    """Name or folder of the auto-encoder, for a recipe on latents that is given images."""
     image_size: int | None = None
     """Pixels to a side, for images that are to be cropped and resized."""
     channels: int | None = None
