@@ -205,7 +205,8 @@ def mae(name: str, data: str | None = None, vae: str | None = None) -> EncoderRu
 
     Args:
         name: of `ENCODERS`: latent-256, latent-640 or pixel-640.
-        data, vae: as in `recipe`.
+        data: as in `recipe`.
+        vae: likewise.
 
     Command: drifting train mae-NAME --data CACHE --device cuda. Hardware: GPUs. Time, expected: not measured. Measured: not run on
     ImageNet.
