@@ -123,8 +123,10 @@ def test_longer_run_goes_on_from_a_shorter_one_after_pruning(tiny_toy, tmp_path,
 
 
 def test_fewer_steps_than_were_done_are_refused_on_resume(toy_copy, tiny_toy):
-    with pytest.raises(InputError, match="steps is 2"):
+    before = {path: path.read_bytes() for path in toy_copy.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="steps is 2, but the run to resume has done 6: pass at least as many"):
         runs.train(presets.adjust(tiny_toy, steps=2), toy_copy, resume=True)
+    assert {path: path.read_bytes() for path in toy_copy.rglob("*") if path.is_file()} == before
 
 
 def test_finished_run_resumes_to_itself(toy_copy, toy_run, tiny_toy, assert_same_run):

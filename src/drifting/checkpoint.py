@@ -147,6 +147,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
+def steps_done(checkpoint: Path, steps: int) -> int:
+    """Return the step of a checkpoint, or raise InputError if the run that goes on from it is to have fewer steps in all."""
+    done = int(checkpoint.name.removeprefix("step-"))
+    if steps < done:
+        raise InputError(f"steps is {steps}, but the run to resume has done {done}: pass at least as many")
+    return done
+
+
 def load_checkpoint(checkpoint: Path, layout: Callable[[str], Tensor | None] = lambda _: None) -> tuple[dict[str, Tensor], Any]:
     """Return the tensors and the facts of a checkpoint; raises InputError if it is damaged.
 

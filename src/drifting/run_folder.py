@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drifting import config as configuration
-from drifting.checkpoint import load_json
+from drifting.checkpoint import checkpoints, load_json, steps_done
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, ReleasedConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import CHECKPOINTS, FRAMES
@@ -57,6 +57,8 @@ def claim(folder: Path, config: RunConfig | EncoderRunConfig, *, resume: bool, o
         _check_same(saved, config)
     else:
         raise InputError(f"save_dir is '{folder}', which holds no encoder to resume: name another folder")
+    for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
+        steps_done(newest, config.schedule.steps if isinstance(config, RunConfig) else config.encoder.steps)
 
 
 def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> None:
