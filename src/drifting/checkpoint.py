@@ -147,6 +147,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
+def steps_done(checkpoint: Path, steps: int) -> int:
+    """Return the step of a checkpoint, or raise InputError if the run that goes on from it is to have fewer steps in all."""
+    done = int(checkpoint.name.removeprefix("step-"))
+    if steps < done:
+        raise InputError(f"steps is {steps}, but the run to resume has done {done}: pass at least as many")
+    return done
+
+
 def load_checkpoint(checkpoint: Path, layout: Callable[[str], Tensor | None] = lambda _: None) -> tuple[dict[str, Tensor], Any]:
     """Return the tensors and the facts of a checkpoint; raises InputError if it is damaged.
 
@@ -202,3 +210,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         value = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(laid_out(tensor, like)) if same else tensor
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def restore_stream(rng: torch.Generator, state: Tensor, origin: str) -> None:
+    """Give a random stream the state that it had; raises InputError if that is of a stream of another kind of device."""
+    if state.shape != rng.get_state().shape:
+        name = rng.device.type
+        raise InputError(f"device is '{name}', but the random stream of '{origin}' is of another kind of device: resume on that")
+    rng.set_state(state)
