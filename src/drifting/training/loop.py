@@ -59,7 +59,11 @@ def train(
         encoder: the feature space in which samples drift, in the precision that it is to compute in.
         loss: the drifting loss over its features.
         schedule: batch shape and optimiser settings.
+
+    Raises:
+        InputError: if a step cannot be shared equally, see `check_shares`.
     """
+    check_shares(schedule, positives.num_classes, state.processes)
     state.generator.train()
     network, unaveraged = state.processes.copied(state.generator)
     network = torch.compile(network) if schedule.compile else network
@@ -116,8 +120,9 @@ def check_shares(schedule: Schedule, num_classes: int | None, processes: Process
                 f"start as many processes as do, such as {fitting}"
             )
     own, at_once = next(iter(counts.values())) // processes.size, schedule.labels_per_pass
-    if at_once is not None and own % min(at_once, own):
-        raise InputError(f"labels_per_pass is {at_once}, which does not divide the {own} labels of a step: pass a divisor")
+    if num_classes is not None and at_once is not None and own % min(at_once, own):
+        whose = "of a step" if processes.size == 1 else "that each process has of a step"
+        raise InputError(f"labels_per_pass is {at_once}, which does not divide the {own} labels {whose}: pass a divisor")
 
 
 def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -> Batch:
