@@ -33,7 +33,7 @@ class Settings:
     micro_batch: int | None = None
     """Generated samples of one pass: bounds memory, at the price of another forward pass, and changes nothing else."""
     labels_per_pass: int | None = None
-    """Labels whose features are held at a time: bounds memory further, at the price of two more forward passes."""
+    """Labels whose features are held at a time, at most: bounds memory further, at the price of two more forward passes."""
     checkpointing: bool | None = None
     """Compute activations of the generator again in the backward pass: less memory, a third more time."""
     compile: bool | None = None
