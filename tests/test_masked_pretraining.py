@@ -119,9 +119,11 @@ def test_resumption_of_something_else_is_refused(config, folder, tmp_path, image
     wider = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=11))
     with pytest.raises(InputError, match=r"encoder\.width is 11, but the run to resume has 10"):
         runs.start(wider, tmp_path / "x", resume=True)
+    before = (tmp_path / "x" / "config.json").read_text()
     shorter = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, steps=3))
     with pytest.raises(InputError, match="steps is 3, but the run to resume has done 4: pass at least as many"):
         runs.start(shorter, tmp_path / "x", resume=True)
+    assert (tmp_path / "x" / "config.json").read_text() == before
     with pytest.raises(InputError, match="which holds no encoder to resume: name another folder"):
         runs.start(config, images_run, resume=True)
 

@@ -123,8 +123,10 @@ def test_longer_run_goes_on_from_a_shorter_one_after_pruning(tiny_toy, tmp_path,
 
 
 def test_fewer_steps_than_were_done_are_refused_on_resume(toy_copy, tiny_toy):
-    with pytest.raises(InputError, match="steps is 2"):
+    before = {path: path.read_bytes() for path in toy_copy.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="steps is 2, but the run to resume has done 6: pass at least as many"):
         runs.train(presets.adjust(tiny_toy, steps=2), toy_copy, resume=True)
+    assert {path: path.read_bytes() for path in toy_copy.rglob("*") if path.is_file()} == before
 
 
 def test_finished_run_resumes_to_itself(toy_copy, toy_run, tiny_toy, assert_same_run):
@@ -141,7 +143,7 @@ def test_newest_checkpoints_are_kept(tiny_toy, tmp_path, keep):
 def test_resumed_run_may_not_differ_in_what_it_learns(toy_copy, tiny_toy, change):
     before = (toy_copy / "config.json").read_text()
     changed = "generated" if "batch_size" in change else next(iter(change))
-    free = "only steps, micro_batch, labels_per_pass, compile, parallel, device and keep may change"
+    free = "only steps, micro_batch, labels_per_pass, compile, checkpointing, parallel, device and keep may change"
     with pytest.raises(InputError, match=rf"{changed} is .*, but the run to resume has .*: {free}"):
         runs.train(presets.adjust(tiny_toy, **change), toy_copy, resume=True)
     assert (toy_copy / "config.json").read_text() == before

@@ -136,6 +136,25 @@ def test_named_folder_is_replaced_only_when_asked(here, command):
     assert (unknown.status, "did you mean 'mnist-" in unknown.err) == (2, True)
 
 
+def test_folder_of_the_same_name_as_what_is_made_is_left_alone(here, command):
+    """Such as the default folder of quick tries, seen from the folder above it."""
+    notes = here / "runs" / "smoke" / "toy" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    for options in ((), ("--overwrite",)):
+        result = command("train", "toy", "--smoke", "--save-dir", "runs", *options)
+        assert notes.exists()
+        refusal = "save_dir is 'runs', whose folder 'smoke' is not of a quick try: name another"
+        assert (result.status, result.err) == (2, f"drifting: {refusal}\n")
+
+
+def test_what_an_interrupted_try_made_is_replaced_only_when_asked(here, command):
+    write_images(here / "x" / "smoke" / "images", image_size=16, channels=1)
+    refused = command("train", "mnist-classifier", "--smoke", "--save-dir", "x")
+    assert (refused.status, "save_dir is 'x', which already holds a run: pass --overwrite" in refused.err) == (2, True)
+    assert command("train", "mnist-classifier", "--smoke", "--save-dir", "x", "--overwrite").status == 0
+
+
 def test_try_leaves_the_random_stream_of_the_process_alone(here, command):
     torch.manual_seed(0)
     expected = torch.rand(1)

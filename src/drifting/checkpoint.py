@@ -108,7 +108,8 @@ def load_json(path: Path, *, mend: str = "restore it or train again") -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"file is '{path}', which does not exist: name the folder of a finished or interrupted run") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    # Beside what is no JSON: nesting or a number beyond what Python takes.
+    except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"file is '{path}', which is corrupted ({error}): {mend}") from None
 
 
@@ -145,6 +146,14 @@ def save_checkpoint(
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     return sorted(folder.glob("step-*"))
+
+
+def steps_done(checkpoint: Path, steps: int) -> int:
+    """Return the step of a checkpoint, or raise InputError if the run that goes on from it is to have fewer steps in all."""
+    done = int(checkpoint.name.removeprefix("step-"))
+    if steps < done:
+        raise InputError(f"steps is {steps}, but the run to resume has done {done}: pass at least as many")
+    return done
 
 
 def load_checkpoint(checkpoint: Path, layout: Callable[[str], Tensor | None] = lambda _: None) -> tuple[dict[str, Tensor], Any]:
@@ -202,3 +211,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         value = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(laid_out(tensor, like)) if same else tensor
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def restore_stream(rng: torch.Generator, state: Tensor, origin: str) -> None:
+    """Give a random stream the state that it had; raises InputError if that is of a stream of another kind of device."""
+    if state.shape != rng.get_state().shape:
+        name = rng.device.type
+        raise InputError(f"device is '{name}', but the random stream of '{origin}' is of another kind of device: resume on that")
+    rng.set_state(state)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from drifting import config as configuration
-from drifting.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_json
+from drifting.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_json, steps_done
 from drifting.config import EncoderRunConfig, MAEConfig, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
-from drifting.errors import InputError
 from drifting.run_folder import CONFIG
 from drifting.training.interruption import Interrupted, command_to_go_on, polite_stop
 from drifting.training.masked import Batches, masked_state, train_masked
@@ -80,9 +79,7 @@ def _ahead(batches: Batches, last: int, thread: Executor) -> Batches:
 
 
 def _restore(state: NetworkState, checkpoint: Path, steps: int) -> None:
-    done = int(checkpoint.name.removeprefix("step-"))
-    if steps < done:
-        raise InputError(f"steps is {steps}, but the run to resume has done {done}: pass at least as many")
+    done = steps_done(checkpoint, steps)
     state.restore(load_checkpoint(checkpoint)[0], done, str(checkpoint))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drifting import config as configuration
-from drifting.checkpoint import load_json
+from drifting.checkpoint import checkpoints, load_json, steps_done
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, ReleasedConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import CHECKPOINTS, FRAMES
@@ -19,6 +19,9 @@ RECONSTRUCTION = "ae_reconstruction.png"
 _LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, "features", STATISTICS)
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, *_LOGS, *_PICTURES)
+
+# How a step is cut, computed and shared changes nothing but memory and time: a run that ran out of either may go on otherwise.
+_FREE = ("steps", "micro_batch", "labels_per_pass", "compile", "checkpointing", "parallel", "device", "keep")
 
 
 def saved_config(folder: str | Path) -> AnyConfig:
@@ -57,36 +60,45 @@ def claim(folder: Path, config: RunConfig | EncoderRunConfig, *, resume: bool, o
         _check_same(saved, config)
     else:
         raise InputError(f"save_dir is '{folder}', which holds no encoder to resume: name another folder")
+    for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
+        steps_done(newest, config.schedule.steps if isinstance(config, RunConfig) else config.encoder.steps)
 
 
-def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> None:
-    """Make the folder, empty of runs, or raise InputError with the mend if there is one that may not be deleted."""
+def check_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> list[Path]:
+    """Return what a run left in the folder, or raise InputError with the mend if there is some that may not be deleted."""
     own = [folder / name for name in _OWN if (folder / name).exists()]
     if own and not overwrite:
         raise InputError(f"save_dir is '{folder}', which already holds a run: {mend}, or choose another folder")
-    for path in own:
+    return own
+
+
+def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> None:
+    """Make the folder, empty of runs, or raise InputError as `check_room` does."""
+    for path in check_room(folder, overwrite=overwrite, mend=mend):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
     """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
-    # How a step is cut, compiled and shared changes nothing but memory and time: a run that ran out of either may go on otherwise.
-    part = "schedule" if isinstance(saved, RunConfig) else "encoder"
-    now: Any = getattr(asked, part)
-    changed = [name for name in ("steps", "micro_batch", "labels_per_pass", "compile") if hasattr(now, name)]
-    free = dataclasses.replace(getattr(saved, part), **{name: getattr(now, name) for name in changed})
-    kept = [name for name in ("parallel", "device", "keep") if hasattr(saved, name)]
-    saved = dataclasses.replace(saved, **{part: free}, **{name: getattr(asked, name) for name in kept})
+    parts = ("schedule", "generator") if isinstance(saved, RunConfig) else ("encoder",)
+    free = {part: _as_in(getattr(saved, part), getattr(asked, part)) for part in parts}
+    saved = _as_in(dataclasses.replace(saved, **free), asked)
     if saved == asked:
         return
     before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))
     name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
     raise InputError(
         f"{name} is {after.get(name)}, but the run to resume has {before.get(name)}: "
-        "only steps, micro_batch, labels_per_pass, compile, parallel, device and keep may change; "
+        f"only {', '.join(_FREE[:-1])} and {_FREE[-1]} may change; "
         "use --overwrite or another --save-dir for a new run"
     )
+
+
+def _as_in(saved: Any, asked: Any) -> Any:
+    """Return a saved configuration, or a part of it, with what may change as it is asked for."""
+    names = [name for name in _FREE if hasattr(saved, name) and hasattr(asked, name)]
+    return dataclasses.replace(saved, **{name: getattr(asked, name) for name in names})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

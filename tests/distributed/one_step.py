@@ -58,7 +58,8 @@ class Case:
             bank = MemoryBank(CLASSES if self.labelled else None, sample_shape=SHAPE, **sizes)
             source = BankSource(samples, labels, bank, push_per_step=3, seed=5)
         shared = {"processes": join(), "sharded": self.sharded}
-        return TrainingState(generator.to(self.device), schedule, 0, **shared), Positives(source, encode), schedule
+        positives = Positives(source, encode, later=schedule.labels_per_pass is not None)
+        return TrainingState(generator.to(self.device), schedule, 0, **shared), positives, schedule
 
 
 def encode(samples: torch.Tensor) -> dict[str, torch.Tensor]:

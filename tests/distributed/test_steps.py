@@ -18,6 +18,7 @@ CASES = {
     "bank": Case(bank=True, schedule=GUIDED),
     "independent negatives": Case(schedule={"independent_negatives": True}),
     "micro-batches": Case(schedule={"micro_batch": 5, **GUIDED}),
+    "labels one at a time": Case(bank=True, schedule={"labels_per_pass": 1, "independent_negatives": True, **GUIDED}),
     "clipping": Case(schedule={"max_grad_norm": 1e-3}),
     "one population": Case(labelled=False),
     "one population, bank": Case(labelled=False, bank=True),
@@ -25,6 +26,7 @@ CASES = {
     "one population, micro-batches": Case(labelled=False, schedule={"micro_batch": 2}),
     "shares of weights": Case(sharded=True, schedule={"max_grad_norm": 1e-3}),
     "shares, micro-batches": Case(sharded=True, checkpointing=True, schedule={"micro_batch": 5, **GUIDED}),
+    "shares, labels one at a time": Case(sharded=True, checkpointing=True, schedule={"labels_per_pass": 1, **GUIDED}),
     "shares, one population": Case(labelled=False, sharded=True, checkpointing=True),
     "muon": Case(schedule={"optimizer": "muon"}),
 }

@@ -70,13 +70,14 @@ def gradients(network):
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
 def test_parts_make_the_whole_step(count, batch, options):
     loss, whole, network = DriftingLoss(**options), generator(), generator()
-    expected = drifting_step(whole, encode, loss, batch)
+    expected = drifting_step(whole, encode, loss, batch, statistics=True)
     expected.loss.backward()
-    found = label_batched_step(network, encode, loss, in_parts(batch, count))
+    found = label_batched_step(network, encode, loss, in_parts(batch, count), statistics=True)
     torch.testing.assert_close(gradients(network), gradients(whole), rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(found.loss, expected.loss.detach(), rtol=1e-11, atol=0)
     for name, report in expected.features.items():
         one = found.features[name]
+        torch.testing.assert_close(one.statistics, report.statistics, rtol=1e-9, atol=0)
         torch.testing.assert_close(
             (one.loss, one.scale, one.drift_norms), (report.loss.detach(), report.scale, report.drift_norms), rtol=1e-11, atol=1e-14
         )
@@ -95,6 +96,17 @@ def test_no_more_than_one_part_is_asked_for_at_a_time_and_graphs_end_with_it():
 
     label_batched_step(network, counted, DriftingLoss(), in_parts(PLAIN, 3))
     assert (alive, most) == ([0], [1])
+
+
+def test_statistics_come_where_they_are_asked_for_alone():
+    assert label_batched_step(generator(), encode, DriftingLoss(), in_parts(GUIDED, 2)).features["all"].statistics is None
+
+
+def test_weights_in_single_precision_lose_no_digits_of_the_scale():
+    single = dataclasses.replace(GUIDED, unconditional_weight=GUIDED.unconditional_weight.float())
+    expected = drifting_step(generator(), encode, DriftingLoss(), single).features["all"].scale
+    found = label_batched_step(generator(), encode, DriftingLoss(), in_parts(single, 2)).features["all"].scale
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +128,6 @@ def test_labels_are_taken_in_equal_parts_of_no_more_than_asked_for(most, sizes, 
     torch.testing.assert_close(gradients(network), gradients(whole), rtol=1e-10, atol=1e-13)
 
 
-def test_statistics_are_of_the_first_part():
-    loss = DriftingLoss()
-    found = label_batched_step(generator(), encode, loss, in_parts(GUIDED, 2), statistics=True)
-    assert all(feature.statistics is not None for feature in found.features.values())
-    assert label_batched_step(generator(), encode, loss, in_parts(GUIDED, 2)).features["all"].statistics is None
-
-
 def test_gradients_are_averaged_over_processes_with_the_last_part_alone():
     entered, network = [], generator()
 
@@ -140,7 +145,7 @@ def test_gradients_are_averaged_over_processes_with_the_last_part_alone():
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 def test_labels_may_be_split_over_processes_too(batch):
     whole, networks = generator(), [generator(), generator()]
-    expected = drifting_step(whole, encode, DriftingLoss(), batch)
+    expected = drifting_step(whole, encode, DriftingLoss(), batch, statistics=True)
     expected.loss.backward()
 
     networks = [generator(), generator()]  # whose weights are drawn from a stream that threads would share
@@ -148,10 +153,12 @@ def test_labels_may_be_split_over_processes_too(batch):
     def step(peers):
         network, own = networks[peers.rank], batch.of(slice(3 * peers.rank, 3 * peers.rank + 3))
         parts = [lambda index=index: own.of(slice(index, index + 1)) for index in range(3)]
-        return label_batched_step(network, encode, DriftingLoss(), parts, processes=peers), gradients(network)
+        return label_batched_step(network, encode, DriftingLoss(), parts, statistics=True, processes=peers), gradients(network)
 
     (first, second), found = zip(*on_peers(2, step), strict=True)
     torch.testing.assert_close(
         [(one + other) / 2 for one, other in zip(*found, strict=True)], gradients(whole), rtol=1e-10, atol=1e-13
     )
+    for report in (first, second):
+        torch.testing.assert_close(report.features["all"].statistics, expected.features["all"].statistics, rtol=1e-9, atol=0)
     assert float(first.loss + second.loss) / 2 == pytest.approx(float(expected.loss.detach()), rel=1e-11)

@@ -64,6 +64,14 @@ def test_restoring_weights_of_another_network_is_refused(tiny_toy):
         state.restore(_trained(wide).tensors(), 6, "elsewhere")
 
 
+def test_stream_of_another_kind_of_device_is_refused(tiny_toy):
+    """That of CUDA has 16 bytes: seed and offset."""
+    state, _ = _state(tiny_toy)
+    saved = {**_trained(tiny_toy).tensors(), "rng.state": torch.zeros(16, dtype=torch.uint8)}
+    with pytest.raises(InputError, match="device is 'cpu', but the random stream of 'elsewhere' is of another kind of device"):
+        state.restore(saved, 6, "elsewhere")
+
+
 def test_warm_up_raises_the_learning_rate_linearly(tiny_toy):
     state, parts = _state(tiny_toy, warmup_steps=4, learning_rate=0.4)
     rates = [state.optimizer.param_groups[0]["lr"] for _ in train(state, *parts)]

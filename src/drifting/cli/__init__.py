@@ -87,7 +87,8 @@ def _told(error: BaseException) -> tuple[str | None, int]:
     from drifting.training.state import DivergenceError
 
     if _out_of_memory(error):
-        mend = "pass a smaller --batch-size or, for a generator, --micro-batch, also with --resume from the last checkpoint"
+        bounds = "--micro-batch, --labels-per-pass or --checkpointing True, also with --resume from the last checkpoint"
+        mend = f"pass a smaller --batch-size or, for a generator, {bounds}"
         return f"out of memory ({str(error).partition(chr(10))[0]}): {mend}", 1
     if isinstance(error, Interrupted):
         return str(error), 130

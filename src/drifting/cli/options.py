@@ -50,11 +50,13 @@ class Choices:
     dataset: str | None = None
     """Which toy: moons, swiss_roll, checker, circles, spirals, eight_gaussians, pinwheel."""
     data: str | None = None
-    """Your own data: a .npy file of points for toy; what `drifting latents` wrote for latents; a folder of images, or a Hub id."""
+    """Your own data: a .npy file of [n, 2] points for toy; a folder of images, a Hub id, or what `drifting latents` wrote."""
     unconditional: bool = False
     """One joint population of images, without labels."""
     encoder_weights: str | None = None
-    """A trained encoder, in place of its training in the run: of train-encoder, or for ImageNet of train mae-... or convert."""
+    """A trained encoder, in place of its training in the run; for ImageNet a file, a folder of the authors', or hub:NAME."""
+    vae: str | None = None
+    """Name or folder of the auto-encoder, for a recipe on latents that is given images."""
     image_size: int | None = None
     """Pixels to a side, for images that are to be cropped and resized."""
     channels: int | None = None

@@ -15,6 +15,7 @@ from typing import Any
 from drifting import presets, runs
 from drifting.config import ClassifierConfig, ImageFilesData, ImagesData, LatentsData, MAEFeaturesConfig, RunConfig
 from drifting.distributed import join
+from drifting.errors import InputError
 from drifting.files import check_writable
 from drifting.inputs import check_device
 from drifting.latent_cache import CacheSettings, write_latents
@@ -25,6 +26,7 @@ from drifting.smoke.made import write_convnext, write_images, write_vae
 
 # In the folder of the run, what is made for it.
 MADE = "smoke"
+_PARTS = {"images", "vae", "latents", "encoder", "convnext", "judge"}
 _SAMPLES = 16
 # Pixels to a side of images in memory, by the name of their data set.
 _SIDES = {"mnist": 28, "cifar10": 32}
@@ -60,7 +62,9 @@ def try_preset(
     check_writable(folder, "save_dir")
     with processes.leads_the_way():
         if processes.leads:
-            make_room(folder, overwrite=overwrite or save_dir is None)
+            replace = overwrite or save_dir is None
+            _check_made(made, overwrite=replace)
+            make_room(folder, overwrite=replace)
             shutil.rmtree(made, ignore_errors=True)
             _make(given, config, made)
     trained = runs.start(config, folder, overwrite=True)
@@ -77,6 +81,15 @@ def _needs_data(name: str) -> bool:
     """Return whether a preset cannot be had without data."""
     parameters = inspect.signature(presets.PRESETS[name].make).parameters if name in presets.PRESETS else {}
     return "data" in parameters and parameters["data"].default is inspect.Parameter.empty
+
+
+def _check_made(made: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless what a quick try makes may take the place of what is there."""
+    found = {path.name for path in made.iterdir()} if made.is_dir() else set()
+    if found - _PARTS:
+        raise InputError(f"save_dir is '{made.parent}', whose folder '{made.name}' is not of a quick try: name another")
+    if found and not overwrite:
+        raise InputError(f"save_dir is '{made.parent}', which already holds a run: pass --overwrite, or choose another folder")
 
 
 def _with_names(config: Any, made: Path) -> Any:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
+from drifting.fields.diagnostics import KernelStatistics
 from drifting.fields.peers import mean_over
 from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
 from drifting.training.step import Batch, drifting_step
@@ -49,7 +50,7 @@ def label_batched_step(
         encoder: the feature space, likewise.
         loss: over its features.
         parts: each makes the batch of as many of the labels, the same one at every call.
-        statistics: also report how the kernels spread, among the labels of the first part.
+        statistics: also report how the kernels spread.
         processes: those over which the labels are split.
         unaveraged: gives a block in which gradients are not yet averaged over them: all parts but the last.
 
@@ -60,15 +61,21 @@ def label_batched_step(
     known = _measured(networks, loss, parts, processes)
     # Older releases of torch use the weights that autocast cast without graph again, and those pass no gradient on.
     torch.clear_autocast_cache()
-    first, losses = known, []
+    reports: list[Known] = []
     for index, part in enumerate(parts):
         with nullcontext() if index == len(parts) - 1 else unaveraged():
-            report = drifting_step(*networks, loss, part(), statistics=statistics and index == 0, known=known)
+            report = drifting_step(*networks, loss, part(), statistics=statistics, known=known)
             (report.loss / len(parts)).backward()
-        losses.append({name: feature.loss.detach() for name, feature in report.features.items()})
-        first = first if index else report.features
-    features = {name: replace(feature, loss=torch.cat([part[name] for part in losses])) for name, feature in first.items()}
+        reports.append({name: replace(feature, loss=feature.loss.detach()) for name, feature in report.features.items()})
+    features = {name: _joined([part[name] for part in reports], processes) for name in known}
     return FeatureLoss(loss=torch.stack([feature.loss.mean() for feature in features.values()]).sum(), features=features)
+
+
+def _joined(parts: Sequence[DriftLoss], processes: Processes) -> DriftLoss:
+    """Return the report of a feature over all labels: losses side by side, statistics of all processes averaged."""
+    spreads = [torch.stack(part.statistics) for part in parts if part.statistics is not None]
+    spread = KernelStatistics(*mean_over(_peers(processes), torch.stack(spreads).mean(0))) if spreads else None
+    return replace(parts[0], loss=torch.cat([part.loss for part in parts]), statistics=spread)
 
 
 @torch.no_grad()
@@ -108,7 +115,11 @@ def _mean(figures: Iterable[Figures], count: int, processes: Processes) -> Figur
     sums: Figures = {}
     for found in figures:
         sums = {name: value + sums[name] if sums else value for name, value in found.items()}
-    return {name: mean_over(processes if processes.size > 1 else None, total / count) for name, total in sums.items()}
+    return {name: mean_over(_peers(processes), total / count) for name, total in sums.items()}
+
+
+def _peers(processes: Processes) -> Processes | None:
+    return processes if processes.size > 1 else None
 
 
 def _weight(batch: Batch) -> Float[Tensor, ""]:
@@ -119,7 +130,7 @@ def _weight(batch: Batch) -> Float[Tensor, ""]:
     if batch.unconditional is None or weights is None:
         return noise.new_ones(())
     count = next(iter(batch.unconditional.values())).shape[1]
-    return (ones + count * weights.mean()) / (ones + count)
+    return (ones + count * weights.to(noise).mean()) / (ones + count)
 
 
 def _still(generated: Float[Tensor, "g n d"], *sides: Tensor, **options: Any) -> Float[Tensor, "1 g n d"]:

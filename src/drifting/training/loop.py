@@ -59,7 +59,11 @@ def train(
         encoder: the feature space in which samples drift, in the precision that it is to compute in.
         loss: the drifting loss over its features.
         schedule: batch shape and optimiser settings.
+
+    Raises:
+        InputError: if a step cannot be shared equally, see `check_shares`.
     """
+    check_shares(schedule, positives.num_classes, state.processes)
     state.generator.train()
     network, unaveraged = state.processes.copied(state.generator)
     network = torch.compile(network) if schedule.compile else network

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer
+from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer, restore_stream
 from drifting.ema import exponential_average
 from drifting.training.state import DivergenceError
 
@@ -88,7 +88,7 @@ class NetworkState:
         if self.average is not None:
             load_weights(self.average, part("average"), origin)
         restore_optimizer(self.optimizer, part("optimizer"))
-        self.rng.set_state(part("rng")["state"])
+        restore_stream(self.rng, part("rng")["state"], origin)
         self.step = step
 
 

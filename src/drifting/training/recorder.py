@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.checkpoint import checkpoints, load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from drifting.checkpoint import checkpoints, load_checkpoint, load_tensors, save_checkpoint, save_tensors, steps_done
 from drifting.errors import InputError
 from drifting.loss import DriftLoss
 from drifting.metrics.two_sample import energy_distance
@@ -176,9 +176,7 @@ class Recorder:
         found = checkpoints(self.folder / CHECKPOINTS)
         if not found:
             raise InputError(f"save_dir is '{self.folder}', which holds no checkpoint to resume: start again with --overwrite")
-        done = int(found[-1].name.removeprefix("step-"))
-        if steps < done:
-            raise InputError(f"steps is {steps}, but the run to resume has done {done}: pass at least as many")
+        done = steps_done(found[-1], steps)
         tensors, _ = load_checkpoint(found[-1], self.state.layout)
         self.state.restore(tensors, done, str(found[-1]))
         self._means.restore(tensors)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer
+from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer, restore_stream
 from drifting.distributed import ALONE, Processes, local
 from drifting.ema import exponential_average
 from drifting.generators.base import Generator
@@ -108,5 +108,5 @@ class TrainingState:
         for name, average in self._averages_by_name().items():
             load_weights(average, part(name), origin)
         restore_optimizer(self.optimizer, part("optimizer"))
-        self.rng.set_state(part("rng")["state"])
+        restore_stream(self.rng, part("rng")["state"], origin)
         self.step = step
