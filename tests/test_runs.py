@@ -255,3 +255,19 @@ def test_own_points_are_sampled_without_their_file(tiny_toy, tmp_path, own_point
 def test_checkpoint_carries_the_whole_configuration(toy_run):
     facts = json.loads((checkpoints(toy_run / "checkpoints")[-1] / "state.json").read_text())
     assert facts == json.loads((toy_run / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("count", "labels", "num_classes", "columns"),
+    [
+        (64, (3, 7), 10, 8),
+        (64, (95, 22, 88), 1000, 9),
+        (6, (1, 2, 3), 10, 3),
+        (4, (5,), 10, 2),
+        (64, None, 10, 10),
+        (64, None, 1000, 10),
+    ],
+)
+def test_pictures_are_about_square_and_their_columns_of_one_label(count, labels, num_classes, columns):
+    assert runs._columns(count, labels, num_classes) == columns
+    assert columns % len(labels or [1]) == 0

@@ -43,10 +43,11 @@ Network = ResNet | MaskedAutoencoder
 
 
 def check_networks(config: AnyConfig) -> None:
-    """Raise InputError if a network cannot be built, or lacks the images it needs, while nothing is written yet."""
+    """Raise InputError if a network cannot be built or loaded, or lacks the images it needs, while nothing is written yet."""
     network = configuration.build_network(config)
     if isinstance(config, RunConfig):
         configuration.build_encoder(config, network)
+        configuration.build_export(config)
     if network is not None and isinstance(config.data, ImagesData):
         only_probed = isinstance(config, EncoderRunConfig) and not config.learns_classes
         (configuration.load_labelled if only_probed else configuration.load_split)(config.data, "test")

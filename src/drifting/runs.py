@@ -47,7 +47,7 @@ __all__ = ["Interrupted", "Run", "TrainedNetwork", "load", "start", "train", "tr
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
-# Columns of a picture, one a class; of more classes rows of ten.
+# Columns of a picture of all classes, one for each; of more classes, or none, rows of ten.
 _WIDEST = 20
 
 
@@ -273,5 +273,11 @@ def write_samples(
     elif samples.ndim == 2:
         save_image(points_figure(samples), out)
     else:
-        classes = run.generator.num_classes or _WIDEST
-        save_image(image_grid(samples, columns=len(labels or ()) or (classes if classes <= _WIDEST else 10)), out)
+        save_image(image_grid(samples, columns=_columns(len(samples), labels, run.generator.num_classes)), out)
+
+
+def _columns(count: int, labels: Sequence[int] | None, num_classes: int | None) -> int:
+    """Return how many columns a picture has: about as many as rows where labels are named, every column of one of them."""
+    if labels:
+        return len(labels) * max(1, round(count**0.5 / len(labels)))
+    return num_classes if num_classes is not None and num_classes <= _WIDEST else 10
