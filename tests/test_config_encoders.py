@@ -121,16 +121,20 @@ def test_points_have_no_such_features(tiny_toy, run):
 
 
 @needs_reference
+@pytest.mark.parametrize("converted", [True, False])
 @pytest.mark.parametrize("case", ["mae_latent", "mae_pixel"])
-def test_converted_encoder_of_the_authors_gives_their_features(tmp_path, case):
+def test_encoder_of_the_authors_gives_their_features_converted_or_not(tmp_path, case, converted):
     source = Path(REFERENCE) / case
     facts = json.loads((source / "metadata.json").read_text())["model_config"]
-    convert(str(source), tmp_path / "ours")
+    weights = source
+    if converted:
+        convert(str(source), tmp_path / "ours")
+        weights = tmp_path / "ours" / "encoder.safetensors"
     expected = {name: torch.from_numpy(value) for name, value in np.load(source / "expected.npz").items()}
     images = expected["image_nhwc"].movedim(-1, 1)
     sizes = {"width": facts["base_channels"], "patch": facts["input_patch_size"], "depths": tuple(facts["layers"])}
     data = LatentsData(path="cache", image_shape=tuple(images.shape[1:]), num_classes=7)
-    encoder = MAEFeaturesConfig(weights=str(tmp_path / "ours" / "encoder.safetensors"), **sizes)
+    encoder = MAEFeaturesConfig(weights=str(weights), **sizes)
     config = dataclasses.replace(preset("imagenet256-ablation"), data=data, encoder=encoder)
     config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, precision="float32"))
     features = build_encoder(config, build_network(config))(images)

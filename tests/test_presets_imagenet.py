@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from drifting.config import ImageFilesData, LatentsData, resolve
+from drifting.config import ImageFilesData, LatentsData, find_weights, resolve
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.generators.dit import DiT
@@ -117,13 +117,32 @@ def test_recipes_drift_in_the_encoders_that_there_are():
 
 
 @pytest.mark.parametrize(("name", "encoder"), [("ablation", "latent-256"), ("latent-l", "latent-640"), ("pixel-b", "pixel-640")])
-def test_weights_of_the_encoder_are_asked_for_before_the_data_are_looked_at(name, encoder):
-    config = preset(f"imagenet256-{name}", data="nowhere")
-    ways = rf"`drifting train mae-{encoder}`, or convert .* `drifting convert hub:mae_{encoder.replace('-', '_')} --out DIR`"
-    with pytest.raises(InputError, match=rf"encoder_weights is missing: train .* {ways}.* --encoder-weights FILE"):
-        resolve(config)
-    with pytest.raises(InputError, match=r"encoder_weights is 'no/file', which is no file: name the encoder\.safetensors"):
-        resolve(preset(f"imagenet256-{name}", data="nowhere", encoder_weights="no/file"))
+def test_weights_of_the_encoder_are_the_authors_where_none_are_named(name, encoder, monkeypatch):
+    asked, published = [], f"hub:mae_{encoder.replace('-', '_')}"
+    monkeypatch.setattr("drifting.config.encoders.artifact_folder", asked.append)
+    found = find_weights(preset(f"imagenet256-{name}", data="nowhere"))
+    assert (found.encoder.weights, asked) == (published, [published])
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("ablation", "latent-256"), ("latent-l", "latent-640"), ("pixel-b", "pixel-640")])
+def test_weights_of_the_encoder_are_asked_for_before_the_data_are_looked_at(name, encoder, monkeypatch):
+    def missing(origin):
+        raise InputError(f"'{origin}' cannot be downloaded (no network): check the network, or name a downloaded folder")
+
+    monkeypatch.setattr("drifting.config.encoders.artifact_folder", missing)
+    with pytest.raises(InputError) as told:
+        resolve(preset(f"imagenet256-{name}", data="nowhere"))
+    assert str(told.value) == (
+        f"encoder_weights is missing, and the authors' 'hub:mae_{encoder.replace('-', '_')}' cannot be downloaded (no network): "
+        "check the network, or name a downloaded folder; "
+        f"or train an encoder by `drifting train mae-{encoder}`, and pass --encoder-weights FILE"
+    )
+
+
+def test_weights_that_are_not_there_are_told_before_the_data_are_looked_at(tmp_path):
+    for place in ("no/file", str(tmp_path)):
+        with pytest.raises(InputError, match=rf"encoder_weights is '{place}', which is no file: name the encoder\.safetensors"):
+            resolve(preset("imagenet256-ablation", data="nowhere", encoder_weights=place))
 
 
 @pytest.mark.parametrize("name", ["imagenet256-latent-b", "imagenet256-pixel-b", "mae-latent-256", "mae-pixel-640"])

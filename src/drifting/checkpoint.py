@@ -108,7 +108,8 @@ def load_json(path: Path, *, mend: str = "restore it or train again") -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"file is '{path}', which does not exist: name the folder of a finished or interrupted run") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    # Beside what is no JSON: nesting or a number beyond what Python takes.
+    except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"file is '{path}', which is corrupted ({error}): {mend}") from None
 
 

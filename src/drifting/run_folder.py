@@ -64,12 +64,17 @@ def claim(folder: Path, config: RunConfig | EncoderRunConfig, *, resume: bool, o
         steps_done(newest, config.schedule.steps if isinstance(config, RunConfig) else config.encoder.steps)
 
 
-def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> None:
-    """Make the folder, empty of runs, or raise InputError with the mend if there is one that may not be deleted."""
+def check_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> list[Path]:
+    """Return what a run left in the folder, or raise InputError with the mend if there is some that may not be deleted."""
     own = [folder / name for name in _OWN if (folder / name).exists()]
     if own and not overwrite:
         raise InputError(f"save_dir is '{folder}', which already holds a run: {mend}, or choose another folder")
-    for path in own:
+    return own
+
+
+def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> None:
+    """Make the folder, empty of runs, or raise InputError as `check_room` does."""
+    for path in check_room(folder, overwrite=overwrite, mend=mend):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -22,6 +22,7 @@ from drifting.evaluation import Metrics
 from drifting.files import atomic_path, check_writable
 from drifting.generators.base import Generator
 from drifting.judges import train_classifier
+from drifting.own_latents import with_latents
 from drifting.plotting import image_grid, points_figure, save_image
 from drifting.run_evaluation import Asked, evaluate_run
 from drifting.run_folder import (
@@ -151,7 +152,7 @@ def train_encoder(
     if resume and isinstance(config.data, ImagesData):
         raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
     _check_once(resume=resume, overwrite=overwrite)
-    config = configuration.resolve(config)
+    config = configuration.resolve(with_latents(config, folder, join(), overwrite=overwrite))
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
     claim(folder, config, resume=resume, overwrite=overwrite)
@@ -184,7 +185,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     folder, processes = Path(save_dir), join()
     _check_once(resume=resume, overwrite=overwrite)
     check_device(config.device, processes)
-    config = configuration.resolve(config)
+    config = configuration.resolve(with_latents(configuration.find_weights(config), folder, processes, overwrite=overwrite))
     source, generator = configuration.build_source(config), configuration.build_generator(config)
     check_shares(config.schedule, source.num_classes, processes)
     pretraining.check_networks(config)

@@ -165,10 +165,13 @@ def stand_in(monkeypatch):
     report = {"missing_keys": set(), "mismatched_keys": set()}
 
     def make(origin, **options):
-        assert options == {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+        safe = {"trust_remote_code": False, "use_safetensors": True}
+        assert options == {**safe, "output_loading_info": True, "local_files_only": True}
         return _Stages().half(), report
 
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModel=SimpleNamespace(from_pretrained=make)))
+    shown = SimpleNamespace(is_progress_bar_enabled=lambda: False, disable_progress_bar=lambda: None)
+    monkeypatch.setitem(sys.modules, "transformers.utils.logging", shown)
     return report
 
 

@@ -1,13 +1,16 @@
 """A step on some labels at a time is the whole step."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
+from drifting.training import loop
 from drifting.training.label_batch import label_batched_step
+from drifting.training.schedule import Schedule
 from drifting.training.step import Batch, drifting_step
 from tests.threads import on_peers
 
@@ -104,6 +107,25 @@ def test_weights_in_single_precision_lose_no_digits_of_the_scale():
     expected = drifting_step(generator(), encode, DriftingLoss(), single).features["all"].scale
     found = label_batched_step(generator(), encode, DriftingLoss(), in_parts(single, 2)).features["all"].scale
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1] * 6), (2, [2] * 3), (4, [3, 3]), (5, [3, 3]), (6, None), (64, None), (None, None)]
+)
+def test_labels_are_taken_in_equal_parts_of_no_more_than_asked_for(most, sizes, monkeypatch):
+    seen = []
+
+    def note(generator, encoder, loss, parts, **options):
+        seen.extend(len(part().labels) for part in parts)
+        return label_batched_step(generator, encoder, loss, parts, **options)
+
+    monkeypatch.setattr(loop, "label_batched_step", note)
+    whole, network = generator(), generator()
+    drifting_step(whole, encode, DriftingLoss(), PLAIN).loss.backward()
+    schedule = Schedule(steps=1, labels_per_step=LABELS, generated=GENERATED, positives=8, learning_rate=1.0, labels_per_pass=most)
+    loop._add_gradients((network, encode, DriftingLoss()), PLAIN, schedule, nullcontext, {})
+    assert seen == (sizes or [])
+    torch.testing.assert_close(gradients(network), gradients(whole), rtol=1e-10, atol=1e-13)
 
 
 def test_gradients_are_averaged_over_processes_with_the_last_part_alone():

@@ -33,7 +33,7 @@ class Settings:
     micro_batch: int | None = None
     """Generated samples of one pass: bounds memory, at the price of another forward pass, and changes nothing else."""
     labels_per_pass: int | None = None
-    """Labels whose features are held at a time: bounds memory further, at the price of two more forward passes."""
+    """Labels whose features are held at a time, at most: bounds memory further, at the price of two more forward passes."""
     checkpointing: bool | None = None
     """Compute activations of the generator again in the backward pass: less memory, a third more time."""
     compile: bool | None = None
@@ -55,6 +55,8 @@ class Choices:
     """One joint population of images, without labels."""
     encoder_weights: str | None = None
     """File of a trained encoder, in place of its training in the run: for CIFAR-10, see `drifting train-encoder`."""
+    vae: str | None = None
+    """Name or folder of the auto-encoder, for a recipe on latents that is given images."""
     image_size: int | None = None
     """Pixels to a side, for images that are to be cropped and resized."""
     channels: int | None = None

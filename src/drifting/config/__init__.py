@@ -20,6 +20,7 @@ from drifting.config.data import (
     StreamedData,
     ToyData,
 )
+from drifting.config.encoders import find_weights
 from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
 from drifting.config.networks import (
     AutoencoderConfig,
@@ -95,6 +96,7 @@ __all__ = [
     "build_positives",
     "build_source",
     "exported_shape",
+    "find_weights",
     "from_json",
     "load_labelled",
     "load_split",

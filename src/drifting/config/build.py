@@ -18,7 +18,7 @@ from drifting.config.data import (
     LatentsData,
     StreamedData,
 )
-from drifting.config.encoders import check_weights, load_mae, recipe_features
+from drifting.config.encoders import find_weights, load_mae, recipe_features
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
@@ -59,7 +59,7 @@ Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
 
 def resolve(config: Config) -> Config:
     """Return the configuration with everything that depends on the data and the machine filled in and checked."""
-    check_weights(config)
+    config = find_weights(config)
     check_device(config.device)
     data = find_data(config.data, load_labelled if isinstance(config, EncoderRunConfig) else load_split)
     if data == config.data:

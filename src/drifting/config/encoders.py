@@ -1,7 +1,7 @@
 """How the feature spaces of the ImageNet recipes are built: a masked auto-encoder, trained before, and what stands beside it."""
 
-from pathlib import Path
-from typing import Any
+import dataclasses
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,23 +15,37 @@ from drifting.encoders.identity import identity
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
+from drifting.official.artifact import METADATA, load_encoder
+from drifting.official.hub import PREFIX, artifact_folder
 
+Config = TypeVar("Config", bound=AnyConfig)
 # A fifth of the weights.
 _DECODER = ("bridge", "climb", "head")
 
 
-def check_weights(config: AnyConfig) -> None:
-    """Raise InputError if the weights of an encoder that is trained before are not named, or not there."""
+def find_weights(config: Config) -> Config:
+    """Return the configuration with the weights of an encoder that is trained before: the authors', where none are named.
+
+    Raises:
+        InputError: if they are not there, or cannot be downloaded.
+    """
     if not isinstance(config, RunConfig) or not isinstance(config.encoder, MAEFeaturesConfig):
-        return
-    weights, width = config.encoder.weights, config.encoder.width
-    space = "latent" if config.encoder.patch == 1 else "pixel"
+        return config
+    encoder = config.encoder
+    weights = encoder.weights
     if weights is None:
-        trained, published = f"drifting train mae-{space}-{width}", f"drifting convert hub:mae_{space}_{width} --out DIR"
-        ways = f"train an encoder by `{trained}`, or convert the authors' by `{published}`"
-        raise InputError(f"encoder_weights is missing: {ways}, and pass --encoder-weights FILE")
-    if not Path(weights).is_file():
-        raise InputError(f"encoder_weights is '{weights}', which is no file: name the encoder.safetensors of a trained encoder")
+        name = f"{'latent' if encoder.patch == 1 else 'pixel'}-{encoder.width}"
+        published, ways = f"{PREFIX}mae_{name.replace('-', '_')}", f"`drifting train mae-{name}`, and pass --encoder-weights FILE"
+        try:
+            artifact_folder(published)
+        except InputError as error:
+            raise InputError(f"encoder_weights is missing, and the authors' {error}; or train an encoder by {ways}") from None
+        return dataclasses.replace(config, encoder=dataclasses.replace(encoder, weights=published))
+    place = artifact_folder(weights)
+    if not place.is_file() and not (place / METADATA).is_file():
+        kinds = "the encoder.safetensors of a trained encoder, a folder of the authors', or hub:NAME"
+        raise InputError(f"encoder_weights is '{weights}', which is no file: name {kinds}")
+    return config
 
 
 def load_mae(data: Any, encoder: MAEFeaturesConfig) -> MaskedAutoencoder:
@@ -49,7 +63,8 @@ def load_mae(data: Any, encoder: MAEFeaturesConfig) -> MaskedAutoencoder:
         network = MaskedAutoencoder(shape, width=encoder.width, patch=encoder.patch, depths=encoder.depths)
     for part in _DECODER:
         delattr(network, part)
-    weights = load_state_dict(Path(encoder.weights))
+    place = artifact_folder(encoder.weights)
+    weights = load_encoder(place).autoencoder.state_dict() if place.is_dir() else load_state_dict(place)
     needed = {name: value for name, value in weights.items() if not name.startswith((*_DECODER, "classify"))}
     load_weights(network.to_empty(device="cpu"), needed, encoder.weights)
     return network

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from drifting.errors import InputError
 from drifting.inputs import full_precision
+from drifting.published import is_here, quietly
 
 DEFAULT = "stabilityai/sd-vae-ft-mse"
 # Log-variances beyond these are those that the library itself cuts off.
@@ -104,7 +105,9 @@ def load_vae(name_or_folder: str | Path = DEFAULT) -> VAE:
     except ImportError:
         raise InputError(f"vae is '{origin}', which needs the library diffusers: pip install 'drifting[vae]'") from None
     try:
-        network = diffusers.AutoencoderKL.from_pretrained(origin, use_safetensors=True, low_cpu_mem_usage=False)
+        options = {"use_safetensors": True, "low_cpu_mem_usage": False, "local_files_only": is_here(origin)}
+        with quietly("diffusers"):
+            network = diffusers.AutoencoderKL.from_pretrained(origin, **options)
     except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"vae is '{origin}', which cannot be loaded ({reason}): name a Hub id or a folder") from None

@@ -26,6 +26,7 @@ from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale
 from drifting.encoders.standardise import Standardise, Statistics
 from drifting.errors import InputError
 from drifting.inputs import full_precision
+from drifting.published import is_here, quietly
 
 # What the release takes of ConvNeXt-V2, beside the features of the auto-encoder.
 CONVNEXT_FEATURES = (
@@ -175,9 +176,9 @@ def _load_network(origin: str) -> nn.Module:
     except ImportError:
         raise InputError(f"encoder is '{origin}', which needs the library transformers: pip install 'drifting[encoders]'") from None
     try:
-        network, report = transformers.AutoModel.from_pretrained(
-            origin, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
+        options = {"use_safetensors": True, "output_loading_info": True, "local_files_only": is_here(origin)}
+        with quietly("transformers"):
+            network, report = transformers.AutoModel.from_pretrained(origin, trust_remote_code=False, **options)
     except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"encoder is '{origin}', which cannot be loaded ({reason}): name a Hub id or a folder") from None
@@ -206,4 +207,4 @@ def _published_file(origin: str, name: str) -> Path:
         return Path(origin) / name
     import huggingface_hub
 
-    return Path(huggingface_hub.hf_hub_download(origin, name))
+    return Path(huggingface_hub.hf_hub_download(origin, name, local_files_only=is_here(origin)))

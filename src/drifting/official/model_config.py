@@ -6,7 +6,6 @@ a trained network is, and are passed over. A setting that is not known here is r
 Source: keys in the authors' artifacts.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,9 @@ from drifting.inputs import nearest_name
 
 Metadata = dict[str, Any]
 GENERATOR, ENCODER = "gen", "mae"
+
+# No network of the release comes near these; beyond them, building one would overflow or never end.
+_LARGEST, _MOST_LAYERS, _LONGEST_SIDE, _MOST_STYLES = 2**16, 256, 2**13, 2**12
 
 _WITHOUT_EFFECT = {"use_bf16", "attn_fp32", "use_remat", "dropout_prob"}
 # Where the release would build other layers than ours.
@@ -51,12 +53,16 @@ def build_network(metadata: Metadata, origin: str, num_classes: int | None = Non
         InputError: if the metadata is not one of a network that we have.
     """
     kind, values = metadata.get("kind"), metadata.get("model_config")
-    if kind not in (GENERATOR, ENCODER) or not isinstance(values, dict):
-        raise InputError(f"metadata of '{origin}' has kind {kind!r}: pass kind 'gen' or 'mae', and a model_config")
+    if kind not in (GENERATOR, ENCODER):
+        raise InputError(f"metadata of '{origin}' has kind {_shown(kind)}: pass kind 'gen' or 'mae', and a model_config")
+    if not isinstance(values, dict):
+        raise InputError(f"metadata of '{origin}' has no object model_config: pass kind and a model_config")
     known = sorted(_KNOWN[kind] | _WITHOUT_EFFECT)
     for name in values:
         if name not in known:
-            raise InputError(f"model_config of '{origin}' has an unknown '{name}': did you mean '{nearest_name(name, known)}'?")
+            raise InputError(
+                f"model_config of '{origin}' has an unknown {_shown(name)}: did you mean '{nearest_name(name, known)}'?"
+            )
     settings = _Settings(values, origin)
     classes = settings.count("num_classes", 0, default=0) or num_classes or None
     try:
@@ -137,18 +143,20 @@ class _Settings:
     def __init__(self, values: Mapping[str, Any], origin: str) -> None:
         self.values, self.origin = values, origin
 
-    def count(self, name: str, least: int = 1, default: int | None = None) -> int:
+    def count(self, name: str, least: int = 1, default: int | None = None, most: int = _LARGEST) -> int:
         """Return a whole number."""
         value = self._value(name, default)
         if type(value) is not int or value < least:
             raise self._wrong(name, value, f"a whole number of at least {least}")
+        if value > most:
+            raise self._wrong(name, value, f"a whole number of at most {most}")
         return value
 
     def positive(self, name: str, default: float) -> float:
         """Return a number above 0."""
         value = self._value(name, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise self._wrong(name, value, "a number above 0")
+        if type(value) not in (int, float) or not 0 < value <= _LARGEST:
+            raise self._wrong(name, value, f"a number above 0, of at most {_LARGEST}")
         return float(value)
 
     def flag(self, name: str) -> bool:
@@ -161,8 +169,8 @@ class _Settings:
     def counts(self, name: str) -> tuple[int, ...]:
         """Return a list of whole numbers."""
         value = self._value(name, None)
-        if not isinstance(value, list) or not all(type(each) is int for each in value):
-            raise self._wrong(name, value, "a list of whole numbers")
+        if not isinstance(value, list) or not all(type(each) is int and each <= _MOST_LAYERS for each in value):
+            raise self._wrong(name, value, f"a list of whole numbers of at most {_MOST_LAYERS}")
         return tuple(value)
 
     def _value(self, name: str, default: Any) -> Any:
@@ -173,18 +181,25 @@ class _Settings:
         return value
 
     def _wrong(self, name: str, value: Any, wanted: str) -> InputError:
-        return _SettingError(f"{name} is {value!r} in the model_config of '{self.origin}': pass {wanted}")
+        return _SettingError(f"{name} is {_shown(value)} in the model_config of '{self.origin}': pass {wanted}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message shows it, cut where it is long."""
+    # Not repr() of a number that is longer than Python writes out.
+    text = f"about 2^{value.bit_length()}" if isinstance(value, int) and value.bit_length() > 64 else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _generator(settings: _Settings, num_classes: int | None) -> DiT:
     for name, otherwise in _ALWAYS.items():
         if not settings.flag(name):
             raise _SettingError(f"{name} is false in the model_config of '{settings.origin}': {otherwise} are not built here")
-    num_styles = settings.count("noise_coords", 0, default=0)
+    num_styles = settings.count("noise_coords", 0, default=0, most=_MOST_STYLES)
     size = DiTSize(
         patch=settings.count("patch_size"),
         width=settings.count("hidden_size"),
-        depth=settings.count("depth", 0),
+        depth=settings.count("depth", 0, most=_MOST_LAYERS),
         heads=settings.count("num_heads"),
         cond_dim=settings.count("cond_dim"),
         mlp_ratio=settings.positive("mlp_ratio", 4.0),
@@ -194,11 +209,12 @@ def _generator(settings: _Settings, num_classes: int | None) -> DiT:
         normalised=settings.flag("use_qknorm"),
         rotary=settings.flag("use_rope"),
     )
-    side, channels = settings.count("input_size"), settings.count("in_channels")
+    side, channels = settings.count("input_size", most=_LONGEST_SIDE), settings.count("in_channels")
     shape = (settings.count("out_channels", default=channels), side, side)
     return DiT(sample_shape=shape, noise_channels=channels, size=size, num_classes=num_classes)
 
 
 def _encoder(settings: _Settings, num_classes: int | None) -> MaskedAutoencoder:
-    sizes = {"width": settings.count("base_channels"), "patch": settings.count("input_patch_size", default=1)}
+    sizes = {"width": settings.count("base_channels"), "patch": settings.count("input_patch_size", default=1, most=_LONGEST_SIDE)}
+    settings.count("patch_size", default=MASK_SIDE)
     return MaskedAutoencoder((settings.count("in_channels"),), depths=settings.counts("layers"), num_classes=num_classes, **sizes)

@@ -74,7 +74,7 @@ PRESETS = {
         f"imagenet256-{name}": Preset(
             functools.partial(imagenet256.recipe, name),
             f"256 x 256 {'pixels' if recipe.pixels else 'latents'} of ImageNet by class, {recipe.parameters} M parameters",
-            "--data " + ("FOLDER of ImageNet" if recipe.pixels else "CACHE of `drifting latents`"),
+            "--data IMAGENET" + ("" if recipe.pixels else ", or its latents"),
             "GPUs: not run",
             f"FID {recipe.frechet_distance:g} (paper); not run",
         )
@@ -84,7 +84,7 @@ PRESETS = {
         f"mae-{name}": Preset(
             functools.partial(imagenet256.mae, name),
             f"the masked auto-encoder of those recipes, {settings.width} channels wide",
-            "--data " + ("FOLDER of ImageNet" if name.startswith("pixel") else "CACHE of `drifting latents`"),
+            "--data IMAGENET" + ("" if name.startswith("pixel") else ", or its latents"),
             "GPUs: not run",
             "not run",
         )

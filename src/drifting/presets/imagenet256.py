@@ -22,6 +22,7 @@ from drifting.config import (
     MAEFeaturesConfig,
     RunConfig,
 )
+from drifting.errors import InputError
 from drifting.generators.dit import SIZES
 from drifting.training.schedule import Schedule
 
@@ -151,15 +152,18 @@ _OPTIMISATION = {
 }
 
 
-def recipe(name: str, data: str | None = None, encoder_weights: str | None = None) -> RunConfig:
+def recipe(name: str, data: str | None = None, encoder_weights: str | None = None, vae: str | None = None) -> RunConfig:
     """Train a generator of ImageNet's classes that drifts in the features of a masked auto-encoder.
 
     Args:
         name: of `RECIPES`: ablation, latent-b, latent-l, pixel-b or pixel-l.
-        data: the cache of `drifting latents`; for pixels the folder of images, which has `train` and `val`.
-        encoder_weights: the encoder.safetensors of `drifting train mae-...`, or of `drifting convert hub:mae_...`.
+        data: the cache of `drifting latents`, or the folder of images, which has `train` and `val`: their latents are then written
+            first. For pixels the folder.
+        encoder_weights: the encoder.safetensors of `drifting train mae-...`, or the authors' by hub:NAME or in a folder; theirs by
+            default.
+        vae: name or folder of the auto-encoder of latents that are to be written; that of `data.vae` by default.
 
-    Command: drifting train imagenet256-NAME --data CACHE --encoder-weights FILE --device cuda. Hardware: several GPUs. Time: not
+    Command: drifting train imagenet256-NAME --data IMAGENET --device cuda. Hardware: several GPUs. Time: not
     measured. Expected: FID 8.46, 1.75, 1.54, 1.76 and 1.61, in the order above; *paper*. Measured: not run on ImageNet.
 
     Source: the authors' release, whose every hyper-parameter it has.
@@ -175,7 +179,7 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
     )
     return RunConfig(
         preset=f"imagenet256-{name}",
-        data=ImageFilesData(path=data) if chosen.pixels else LatentsData(path=data),
+        data=_data(data, vae, pixels=chosen.pixels),
         generator=DiTConfig(**vars(SIZES[chosen.size]), bounded=False, output_std=0.0, checkpointing=large),
         encoder=features,
         loss=LossConfig(temperatures=(0.02, 0.05, 0.2), affinity_floor=1e-6),
@@ -196,18 +200,27 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
     )
 
 
-def mae(name: str, data: str | None = None) -> EncoderRunConfig:
+def mae(name: str, data: str | None = None, vae: str | None = None) -> EncoderRunConfig:
     """Train one of the masked auto-encoders that the recipes drift in.
 
     Args:
         name: of `ENCODERS`: latent-256, latent-640 or pixel-640.
-        data: the cache of `drifting latents`; for pixels the folder of images, which has `train` and `val`.
+        data: as in `recipe`.
+        vae: likewise.
 
     Command: drifting train mae-NAME --data CACHE --device cuda. Hardware: GPUs. Time, expected: not measured. Measured: not run on
     ImageNet.
 
     Source: paper, appendix A.3, and its 1280 epochs. Batches of 8192, and 192 epochs of the narrow one, are read off public ports.
     """
-    kind, settings = ImageFilesData if name.startswith("pixel") else LatentsData, ENCODERS[name]
-    source = kind(path=data, conditional=settings.classification_weight > 0)
+    settings = ENCODERS[name]
+    source = _data(data, vae, pixels=name.startswith("pixel"), conditional=settings.classification_weight > 0)
     return EncoderRunConfig(preset=f"mae-{name}", data=source, encoder=settings)
+
+
+def _data(path: str | None, vae: str | None, *, pixels: bool, conditional: bool = True) -> ImageFilesData | LatentsData:
+    if not pixels:
+        return LatentsData(path=path, vae=vae, conditional=conditional)
+    if vae is not None:
+        raise InputError(f"vae is '{vae}', but this recipe works on pixels: leave it out")
+    return ImageFilesData(path=path, conditional=conditional)

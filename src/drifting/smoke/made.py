@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from drifting.errors import InputError
+from drifting.published import quietly
 
 CLASSES = ("bright", "dark", "striped")
 # Of each class.
@@ -54,7 +55,8 @@ def write_convnext(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         sizes = transformers.ConvNextV2Config(depths=[1, 1, 1, 1], hidden_sizes=[4, 8, 16, 32], image_size=32)
-        transformers.ConvNextV2Model(sizes).save_pretrained(folder)
+        with quietly("transformers"):
+            transformers.ConvNextV2Model(sizes).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
     return folder
 

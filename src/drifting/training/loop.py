@@ -96,7 +96,10 @@ def _add_gradients(
 ) -> tuple[FeatureLoss, int]:
     """Add the gradient of a batch to that of the weights, at once or in parts; return the report and the bytes that were stored."""
     labels, samples = batch.noise.shape[:2]
-    at_once, micro_batch = schedule.labels_per_pass or labels, schedule.micro_batch or labels * samples
+    micro_batch = schedule.micro_batch or labels * samples
+    # Parts of one size have one weight; the bound of a recipe need not divide the labels of other data, or of a share of them.
+    most = min(schedule.labels_per_pass or labels, labels)
+    at_once = max(size for size in range(1, most + 1) if labels % size == 0)
     if at_once < labels:
         some = [partial(batch.of, slice(start, start + at_once)) for start in range(0, labels, at_once)]
         return label_batched_step(*networks, some, unaveraged=unaveraged, **options), 0
@@ -119,10 +122,6 @@ def check_shares(schedule: Schedule, num_classes: int | None, processes: Process
                 f"world size is {processes.size}, which does not divide the {count} {what} of a step: "
                 f"start as many processes as do, such as {fitting}"
             )
-    own, at_once = next(iter(counts.values())) // processes.size, schedule.labels_per_pass
-    if num_classes is not None and at_once is not None and own % min(at_once, own):
-        whose = "of a step" if processes.size == 1 else "that each process has of a step"
-        raise InputError(f"labels_per_pass is {at_once}, which does not divide the {own} labels {whose}: pass a divisor")
 
 
 def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -> Batch:

@@ -1,0 +1,46 @@
+"""A recipe on latents that is given images: their latents are written first, once, beside the folder of its run."""
+
+import dataclasses
+from pathlib import Path
+from typing import TypeVar
+
+from drifting.config import EncoderRunConfig, LatentsData, RunConfig
+from drifting.data.latents import INDEX
+from drifting.data.vae import DEFAULT
+from drifting.distributed import Processes
+from drifting.files import check_writable
+from drifting.latent_cache import CacheSettings, write_latents
+from drifting.run_folder import check_room
+
+Config = TypeVar("Config", RunConfig, EncoderRunConfig)
+
+
+def with_latents(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> Config:
+    """Return a configuration whose latents are a cache: that of FOLDER/../IMAGES-latents, made here, where images are named.
+
+    Runs beside each other, such as an encoder and the generator that drifts in its features, share it. Stopped on the way it goes
+    on, when the run is started again.
+
+    Args:
+        config: of the run, its weights found.
+        folder: of the run.
+        processes: those that train it, the first of which writes.
+        overwrite: whether a run in the folder would be deleted.
+
+    Raises:
+        InputError: if there is a run in the folder already, or as `latent_cache.write_latents` does.
+    """
+    data = config.data
+    if not isinstance(data, LatentsData) or data.files is not None or data.path is None:
+        return config
+    images = Path(data.path).expanduser().resolve()
+    if not images.is_dir() or (images / INDEX).exists():
+        return config
+    check_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite")
+    check_writable(folder, "save_dir")
+    cache = folder.resolve().parent / f"{images.name}-latents"
+    with processes.leads_the_way():
+        if processes.leads:
+            print(f"{images} holds images: their latents go to {cache} first", flush=True)
+            write_latents(images, data.vae or DEFAULT, cache, CacheSettings(device=config.device))
+    return dataclasses.replace(config, data=dataclasses.replace(data, path=str(cache)))
