@@ -123,3 +123,16 @@ def test_a_second_call_of_another_shape_repeats_the_first():
     first = loss(*batch(labels=3)[:2]).loss
     loss(*batch(labels=1)[:2])
     assert torch.equal(loss(*batch(labels=3)[:2]).loss, first)
+
+
+def test_no_number_is_taken_to_the_device_or_read_from_it(monkeypatch):
+    """Either waits for the device, which on a CPU no figure would show."""
+
+    def refuse(*_, **__):
+        raise AssertionError("waits for the device")
+
+    for name in ("item", "tolist", "new_tensor", "__float__", "__int__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    monkeypatch.setattr(torch, "tensor", refuse)
+    for known in (None, DriftingLoss(temperatures=TEMPERATURES)(*batch()).features):
+        DriftingLoss(temperatures=TEMPERATURES)(*batch(), known=known, statistics=True, weights={"unconditional": torch.ones(2, 3)})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drifting import runs
+from drifting import presets, runs
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import EncoderRunConfig, ImageFilesData, MAEConfig, SimCLRConfig, build_network, open_rows, resolve
 from drifting.encoders.mae import mae_loss, random_mask
@@ -19,6 +19,7 @@ from drifting.presets import PRESETS
 from drifting.presets.encoders import encoder
 from drifting.training.interruption import Interrupted
 from drifting.training.progress import TrainingProgress
+from drifting.training.state import DivergenceError
 from tests.image_folders import write_images
 
 NETWORK = {"width": 10, "patch": 2, "depths": (1, 1, 1, 1)}
@@ -106,6 +107,18 @@ def test_interrupted_training_tells_how_to_go_on_and_does(config, tmp_path, monk
     assert not (tmp_path / "x" / "encoder.safetensors").exists()
     runs.start(config, tmp_path / "x", resume=True)
     assert_same_tensors(*(load_tensors(tmp_path / name / "encoder.safetensors") for name in ("x", "whole")))
+
+
+def test_state_that_is_not_finite_is_not_saved(config, tmp_path, monkeypatch):
+    def poisoned(reconstruction, patches, mask):
+        losses.append(mae_loss(reconstruction, patches, mask))
+        return losses[-1] * (float("nan") if len(losses) == 3 else 1)
+
+    losses, config = [], presets.adjust(config, steps=50)
+    monkeypatch.setattr("drifting.training.masked.mae_loss", poisoned)
+    with pytest.raises(DivergenceError, match="the loss of the maskedautoencoder became NaN or infinite at step 3"):
+        runs.start(config, tmp_path / "x")
+    assert [path.name for path in checkpoints(tmp_path / "x" / "checkpoints")] == ["step-00000002"]
 
 
 def test_resumption_of_something_else_is_refused(config, folder, tmp_path, images_run):

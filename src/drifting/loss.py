@@ -114,7 +114,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     distances = engine.pairwise_distances(fixed, targets, memory=memory)
     feature_scale = _feature_scale(distances, weights, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
-    bandwidths = fixed.new_tensor([float(value) for value in temperatures]) * feature_scale.clamp(min=_SMALLEST_SCALE)
+    bandwidths = _bandwidths(feature_scale, temperatures)
     pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
     pass_on |= {} if population is None else {"peers": peers}
     spread = kernel_statistics(fixed, attracting, negatives, **pass_on, affinity_floor=affinity_floor) if statistics else None
@@ -262,6 +262,12 @@ def _feature_scale(
         return mean_over(peers, distances.mean())
     above, below = mean_over(peers, torch.stack([(distances.mean(1) * weights).mean(), weights.mean()]))
     return above / below.clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float]) -> Float[Tensor, " t"]:
+    """Return the temperatures in the units of the features."""
+    # Not by a tensor of temperatures: to move one to a device is to wait for the device, for every feature.
+    return torch.stack([scale.clamp(min=_SMALLEST_SCALE) * float(temperature) for temperature in temperatures])
 
 
 def _norms(

@@ -84,12 +84,16 @@ def _restore(state: NetworkState, checkpoint: Path, steps: int) -> None:
 
 
 def _kept(steps: Iterator[EncoderStep], state: NetworkState, config: EncoderRunConfig, folder: Path) -> Iterator[EncoderStep]:
-    """Pass steps on; save the state now and then, in the end, and where training is asked to stop, which it then does."""
+    """Pass steps on; save the state now and then, in the end, and where training is asked to stop, which it then does.
+
+    A state that is not finite takes the place of no checkpoint.
+    """
     last, facts = config.encoder.steps, configuration.to_json(config)
     with polite_stop() as stop:
         for step in steps:
             yield step
             if stop or step.number % config.checkpoint_every == 0 or step.number == last:
+                state.check_faults()
                 save_checkpoint(folder / CHECKPOINTS, step.number, state.tensors(), facts, keep=config.keep)
             if stop and step.number < last:
                 raise Interrupted(step.number, last, command_to_go_on(config.preset, folder))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from drifting import presets, runs
+from drifting import cli, presets, runs
 from drifting.cli import main
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.source import InMemorySource, StreamSource
@@ -43,8 +43,11 @@ def several(monkeypatch):
 def test_one_process_shares_with_nobody(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert join() is ALONE
-    monkeypatch.delenv("WORLD_SIZE")
-    assert join() is ALONE
+    assert cli._join() is None
+    for size in ("", None):
+        monkeypatch.setenv("WORLD_SIZE", size) if size is not None else monkeypatch.delenv("WORLD_SIZE")
+        assert join() is ALONE
+        assert cli._join() is None
     value, network = torch.randn(2, 3), nn.Linear(2, 2)
     assert ALONE.leads
     assert ALONE.total(value) is value

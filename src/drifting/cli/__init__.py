@@ -69,7 +69,7 @@ def _part(status: int) -> None:
 
 def _join() -> "Processes | None":
     """Return the processes that share the command, None for one alone, which need not wait for torch."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if (os.environ.get("WORLD_SIZE") or "1") == "1":
         return None
     from drifting.distributed import join
 

@@ -67,6 +67,18 @@ class NetworkState:
         self.average = None if settings.ema_decay is None else exponential_average(model, settings.ema_decay)
         self.rng = torch.Generator(device_of(model)).manual_seed(seed)
         self.step = 0
+        self._first_fault = torch.zeros((), dtype=torch.long, device=device_of(model))
+
+    def note_fault(self, loss: Float[Tensor, ""], number: int) -> None:
+        """Remember on the device at which step the loss first was not finite; nothing is read back here."""
+        self._first_fault = torch.where((self._first_fault == 0) & ~loss.isfinite(), number, self._first_fault)
+
+    def check_faults(self) -> None:
+        """Raise DivergenceError if a loss was not finite. Reads from the device."""
+        if int(self._first_fault) > 0:
+            name = type(self.model).__name__.lower()
+            message = f"the loss of the {name} became NaN or infinite at step {int(self._first_fault)}"
+            raise DivergenceError(f"{message}: lower the learning rate and start again")
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state as named tensors."""
@@ -107,7 +119,6 @@ def optimise(
         DivergenceError: if the loss becomes NaN or infinite.
     """
     model, optimizer, settings = state.model, state.optimizer, state.settings
-    first_fault = torch.zeros((), dtype=torch.long, device=device_of(model))
     for number in range(state.step + 1, steps + 1):
         model.train()
         optimizer.zero_grad(set_to_none=True)
@@ -118,11 +129,9 @@ def optimise(
         optimizer.step()
         if state.average is not None:
             state.average.update_parameters(model)
-        first_fault = torch.where((first_fault == 0) & ~loss.isfinite(), number, first_fault)
-        if (number % _CHECK_EVERY == 0 or number == steps) and int(first_fault) > 0:
-            name = type(model).__name__.lower()
-            message = f"the loss of the {name} became NaN or infinite at step {int(first_fault)}"
-            raise DivergenceError(f"{message}: lower the learning rate and start again")
+        state.note_fault(loss, number)
+        if number % _CHECK_EVERY == 0 or number == steps:
+            state.check_faults()
         state.step = number
         yield EncoderStep(number, loss)
     if state.average is not None:
