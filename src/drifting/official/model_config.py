@@ -6,7 +6,6 @@ a trained network is, and are passed over. A setting that is not known here is r
 Source: keys in the authors' artifacts.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +60,9 @@ def build_network(metadata: Metadata, origin: str, num_classes: int | None = Non
     known = sorted(_KNOWN[kind] | _WITHOUT_EFFECT)
     for name in values:
         if name not in known:
-            raise InputError(f"model_config of '{origin}' has an unknown {_shown(name)}: did you mean '{nearest_name(name, known)}'?")
+            raise InputError(
+                f"model_config of '{origin}' has an unknown {_shown(name)}: did you mean '{nearest_name(name, known)}'?"
+            )
     settings = _Settings(values, origin)
     classes = settings.count("num_classes", 0, default=0) or num_classes or None
     try:
