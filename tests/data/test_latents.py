@@ -110,6 +110,9 @@ BROKEN = {
     f"{SECOND}, whose labels are not one for each image": lambda folder: _rewritten(
         folder, lambda tensors: {**tensors, "labels": tensors["labels"][:4].clone()}
     ),
+    f"{SECOND}, whose checks are not two for each image": lambda folder: _rewritten(
+        folder, lambda tensors: {**tensors, "checks": torch.zeros(5, dtype=torch.long)}
+    ),
     "whose labels do not fit its 3 classes: run drifting latents again": lambda folder: _rewritten(
         folder, lambda tensors: {**tensors, "labels": tensors["labels"] + 1}
     ),
