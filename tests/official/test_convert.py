@@ -242,3 +242,20 @@ def test_weights_that_are_not_finite_are_named(kind, name, value, tmp_path):
         with pytest.raises(InputError, match=f"ema_params.msgpack' are not finite in '{name}'"):
             use(tmp_path / "from")
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("positions", lambda value: value * float("nan"), "are not finite in 'positions': convert or train again"),
+        ("condition.classes.weight", lambda value: value[0, 0], r"condition.classes.weight is \(\), not \(5, 12\)"),
+    ],
+)
+def test_damaged_weights_of_a_converted_folder_are_named(name, change, message, tmp_path):
+    _, weights = convert(str(make_artifact(tmp_path / "from", "gen")), tmp_path / "ours")
+    held = load_file(weights)
+    save_tensors(weights, {**held, name: change(held[name])})
+    for use in (load_sampler, lambda folder: convert(folder, tmp_path / "back")):
+        with pytest.raises(InputError, match=message):
+            use(str(tmp_path / "ours"))
+    assert not list(tmp_path.glob("back/*"))
