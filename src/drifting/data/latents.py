@@ -28,6 +28,8 @@ from drifting.errors import InputError
 VERSION = 1
 INDEX = "index.json"
 DTYPE, _DTYPE_NAME = torch.float16, "F16"
+# Of any size in an index; beyond are damaged ones, whose shards would fill the memory when they are counted.
+_LARGEST = 10**8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ def read_index(folder: Path, *, argument: str = "data", mend: str = "pass a fold
         version, kind = values.pop("version"), values.pop("type")
     except FileNotFoundError:
         raise InputError(f"{argument} is '{folder}', which holds no cache of latents (no {INDEX}): {mend}") from None
-    except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, OSError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged ({type(error).__name__} {error}): {mend}") from None
     if kind != "latents" or not isinstance(version, int) or version > VERSION:
         found = f"is of '{kind}' in version {version}, where version {VERSION} of 'latents' is read"
@@ -96,11 +98,14 @@ def read_index(folder: Path, *, argument: str = "data", mend: str = "pass a fold
     try:
         facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         index = CacheIndex(**facts)
-        sound = min(index.count, index.shard_size, *index.latent_shape) >= 1 and len(index.latent_shape) == 3
+        sizes = (index.count, index.shard_size, index.image_size, *index.latent_shape)
+        sound = min(sizes) >= 1 and len(index.latent_shape) == 3
     except TypeError as error:
         raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged ({error}): {mend}") from None
     if not sound:
         raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged (a size is below 1): {mend}")
+    if not all(type(size) is int and size <= _LARGEST for size in sizes):
+        raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged (a size is no whole number up to {_LARGEST}): {mend}")
     return index
 
 
