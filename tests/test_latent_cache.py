@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from drifting import latent_cache
 from drifting.data.image_files import ImageFiles
@@ -46,6 +47,24 @@ def test_cache_holds_the_moments_of_every_image_and_of_its_mirror_image(place):
         torch.testing.assert_close(found, vae.moments(seen), rtol=2**-11, atol=1e-6)
     assert not torch.equal(cache.read(rows, rows * 0), cache.read(rows, rows * 0 + 1))
     assert (len(cache), cache.num_classes, cache.labels.tolist()) == (7, 2, [0, 0, 0, 0, 1, 1, 1])
+
+
+def test_damage_that_leaves_the_size_is_told_when_the_row_is_read(place, copy):
+    path = copy / "shard-00001.safetensors"
+    content, moments = bytearray(path.read_bytes()), load_file(path)["moments"]
+    # The last value of the mirror image of the second of its images, the fifth of all.
+    content[content.index(moments.numpy().tobytes()) + 2 * moments.nbytes // 3 - 1] ^= 1
+    path.write_bytes(content)
+    cache = LatentCache(copy)
+    cache.read(torch.tensor([4, 3, 5]), torch.tensor([0, 1, 1]))
+    with pytest.raises(
+        InputError, match=r"shard-00001\.safetensors', whose image 1 is damaged: delete it and run drifting latents"
+    ):
+        cache.read(torch.tensor([4]), torch.tensor([1]))
+    path.unlink()
+    _write(place, copy)
+    assert path.read_bytes() == (place / "cache" / path.name).read_bytes()
+    LatentCache(copy).read(torch.tensor([4]), torch.tensor([1]))
 
 
 def test_index_tells_of_what_the_cache_is(place):

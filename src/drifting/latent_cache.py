@@ -17,7 +17,7 @@ from torch import Tensor
 
 from drifting.checkpoint import save_json
 from drifting.data.image_files import ImageFiles
-from drifting.data.latents import DTYPE, INDEX, CacheIndex, open_shard, read_index, shard_facts, shard_path
+from drifting.data.latents import DTYPE, INDEX, CacheIndex, open_shard, read_index, row_checks, shard_facts, shard_path
 from drifting.data.pixels import to_signed
 from drifting.data.vae import VAE, load_vae
 from drifting.errors import InputError
@@ -162,7 +162,7 @@ def _write_shard(
         progress.advance(rows.start + done)
     if not bool(moments.isfinite().all()):
         raise InputError(f"vae is '{index.vae}', whose moments are NaN or beyond the range of {DTYPE}: name another")
-    tensors = {"moments": moments}
+    tensors = {"moments": moments, "checks": row_checks(moments)}
     if files.labels is not None:
         tensors["labels"] = files.labels[rows.start : rows.stop].clone()
     facts = f"{index.fingerprint()} {number} {_checksum(tensors)}"

@@ -1,3 +1,4 @@
+import io
 import os
 
 import numpy as np
@@ -92,3 +93,20 @@ def test_listing_looks_at_no_file(folder, monkeypatch):
     )
     ImageFiles(folder, image_size=8)
     assert [path for path in looked if str(path).endswith(".png")] == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_no_damaged_byte_of_a_tiff_ends_in_another_error(tmp_path):
+    content, read = io.BytesIO(), []
+    Image.fromarray(np.arange(1800, dtype=np.uint32).astype(np.uint8).reshape(20, 30, 3)).save(content, format="TIFF")
+    path, whole, refused = tmp_path / "x.tif", content.getvalue(), []
+    # The header and the types of its tags, whose values the reader trusts.
+    for place in range(8, 140):
+        path.write_bytes(whole[:place] + b"\2" + whole[place + 1 :])
+        try:
+            read.append(ImageFiles(tmp_path, image_size=8).read(torch.tensor([0])).shape)
+        except InputError as error:
+            refused.append(str(error))
+    assert set(read) == {(1, 3, 8, 8)}
+    assert refused
+    assert all("x.tif" in message for message in refused)

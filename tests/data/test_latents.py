@@ -91,6 +91,9 @@ BROKEN = {
     r"whose index\.json is damaged \(.*unexpected keyword argument 'more'": lambda folder: _changed(folder, more=1),
     r"whose index\.json is damaged \(a size is below 1\)": lambda folder: _changed(folder, count=0),
     r"whose index\.json is damaged \('<' not supported": lambda folder: _changed(folder, count="x"),
+    r"index\.json is damaged \(a size is no whole number up to 100000000\): pass": lambda folder: _changed(folder, count=10**15),
+    r"index\.json is damaged \(a size is no whole number up to": lambda folder: _changed(folder, count=12.0),
+    r"index\.json is damaged \(RecursionError": lambda folder: (folder / "index.json").write_text("[" * 100_000),
     "is of 'latents' in version 2, where version 1": lambda folder: _changed(folder, version=2),
     "is of 'images' in version 1": lambda folder: _changed(folder, type="images"),
     r"lacks shard-00001\.safetensors and so 1 of 3 shards": lambda folder: shard_path(folder, 1).unlink(),
@@ -109,6 +112,9 @@ BROKEN = {
     ),
     f"{SECOND}, whose labels are not one for each image": lambda folder: _rewritten(
         folder, lambda tensors: {**tensors, "labels": tensors["labels"][:4].clone()}
+    ),
+    f"{SECOND}, whose checks are not two for each image": lambda folder: _rewritten(
+        folder, lambda tensors: {**tensors, "checks": torch.zeros(5, dtype=torch.long)}
     ),
     "whose labels do not fit its 3 classes: run drifting latents again": lambda folder: _rewritten(
         folder, lambda tensors: {**tensors, "labels": tensors["labels"] + 1}

@@ -181,6 +181,15 @@ def test_classification_is_blended_in():
     assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_any_precision_are_computed_with_in_that_of_the_network(dtype):
+    encoder, images = MAEFeatures(_network()), _images(2, 3, 16, 16).to(dtype)
+    expected = encoder(images.float())
+    for name, value in encoder(images).items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected[name])
+
+
 def test_half_precision_has_losses_and_features_in_float32():
     network, images, mask = _network(), _images(2, 3, 16, 16), random_mask(2, (16, 16), torch.Generator().manual_seed(0))
     exact = mae_loss(network(images, mask)[0], images, mask)
@@ -221,6 +230,7 @@ def test_weights_go_through_a_file(tmp_path):
         (lambda: MAEFeatures(_network(), ["conv1", "conv1"]), "each once"),
         (lambda: MAEFeatures(_network(), []), "at least one"),
         (lambda: MAEFeatures(_network(), every=0), "every is 0"),
+        (lambda: MAEFeatures(_network())(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), r"images are torch\.uint8: pass floats"),
         (lambda: mae_loss(VALUES, VALUES, HIDDEN, classification_weight=1.5), "classification_weight is 1.5"),
         (lambda: mae_loss(VALUES, VALUES, HIDDEN, classification_weight=0.1), "pass logits and labels"),
     ],

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from drifting.checkpoint import load_tensors, save_tensors
 from drifting.errors import InputError
 from drifting.evaluation.statistics import cached_seen, load_seen, read_statistics, save_seen
 from drifting.evaluation.streaming import Seen
@@ -85,12 +86,47 @@ class _Code:
         ),
         ({"mu": np.zeros(4), "sigma": np.eye(3)}, r"whose mean and covariance are \(4,\) and \(3, 3\)"),
         ({"mu": np.zeros(4), "sigma": np.full((4, 4), np.nan)}, "whose statistics are not finite: fetch or compute them again"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"whose mean and covariance are \(0,\) and \(0, 0\)"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1, 0.5], [0, 1]])}, "whose covariance is none, not symmetric"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "whose covariance is none, .* with a negative variance: name another file"),
+        ({"mu": np.zeros(2) + 1j, "sigma": np.eye(2)}, r"which holds no statistics \(mu or sigma is complex\)"),
     ],
 )
 def test_bad_arrays(arrays, told, tmp_path):
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(InputError, match=rf"^real is '.*bad.npz', {told}"):
         read_statistics(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_no_damaged_byte_of_published_statistics_ends_in_another_error(save, tmp_path):
+    save(tmp_path / "real.npz", mu=np.zeros(2), sigma=np.eye(2))
+    whole, refused = (tmp_path / "real.npz").read_bytes(), 0
+    for place in range(0, len(whole)):
+        (tmp_path / "real.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_statistics(tmp_path / "real.npz")
+        except InputError:
+            refused += 1
+    assert refused > len(whole) / 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"count": torch.zeros(2)}, "which holds no statistics"),
+        ({"count": torch.tensor(float("nan"))}, "which holds no statistics"),
+        ({"count": torch.tensor(float("inf"))}, "which holds no statistics"),
+        ({"accuracy": torch.zeros(2)}, "which holds no statistics .*accuracy and inception_score are no single numbers"),
+        ({"features": torch.zeros(5, 3)}, "whose features do not fit its mean or are not finite: compute them again"),
+        ({"features": torch.full((5, 4), float("nan"))}, "whose features do not fit its mean or are not finite"),
+    ],
+)
+def test_bad_statistics_of_ours(changes, told, tmp_path):
+    save_seen(tmp_path / "seen.safetensors", SEEN)
+    save_tensors(tmp_path / "seen.safetensors", {**load_tensors(tmp_path / "seen.safetensors"), **changes})
+    with pytest.raises(InputError, match=f"^real is '.*seen.safetensors', {told}"):
+        read_statistics(tmp_path / "seen.safetensors")
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.safetensors"])

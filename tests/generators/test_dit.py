@@ -231,3 +231,34 @@ def test_inputs_that_do_not_fit_are_refused():
         network(inputs["noise"])
     with pytest.raises(InputError, match=r"style_indices has shape \(4, 3\)"):
         network(**{**inputs, "style_indices": torch.zeros(4, 3, dtype=torch.long)})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("labels", lambda labels: labels[:1], r"labels has shape \(1,\): pass \(4,\)"),
+        ("labels", lambda labels: labels[:, None], r"labels has shape \(4, 1\)"),
+        ("labels", lambda labels: labels - 9, r"labels has -\d: choose from 0 to"),
+        ("labels", lambda labels: labels + 99, r"labels has 1?\d\d: choose from 0 to"),
+        ("labels", lambda labels: labels.float(), r"labels are torch\.float32: pass whole numbers"),
+        # Codes that would be found in the table of the next coordinate.
+        ("style_indices", lambda codes: torch.full_like(codes, TINY.style_classes), f"choose from 0 to {TINY.style_classes - 1}"),
+        ("style_indices", lambda codes: codes - 99, "style_indices has -"),
+        ("guidance_scale", lambda _: torch.ones(3), r"guidance_scale has shape \(3,\): pass one number, or one for each of 4"),
+        ("guidance_scale", lambda _: torch.ones(4, 1), r"guidance_scale has shape \(4, 1\)"),
+        # As many patches, in another arrangement.
+        ("noise", lambda noise: noise.reshape(*noise.shape[:2], noise.shape[2] // 2, -1), r"noise has shape .* for each sample"),
+        ("noise", lambda noise: noise[:, :2], r"noise has shape .* for each sample"),
+    ],
+)
+def test_inputs_that_would_be_taken_for_others_are_refused(name, change, message):
+    network, inputs = _network(), _inputs()
+    with pytest.raises(InputError, match=message):
+        network(**{**inputs, name: change(inputs[name])})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_and_codes_may_be_any_whole_numbers(dtype):
+    network, inputs = _network(), _inputs()
+    others = {name: inputs[name].to(dtype) for name in ("labels", "style_indices")}
+    assert torch.equal(network(**inputs), network(**{**inputs, **others}))

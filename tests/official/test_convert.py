@@ -1,9 +1,11 @@
 """Artifacts as folders of ours, and folders of ours as artifacts."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,7 +30,7 @@ from drifting.official import load_encoder, load_generator, read_artifact
 from drifting.released import convert, load_sampler
 from drifting.run_folder import saved_config
 from drifting.runs import load
-from tests.official.artifacts import REFERENCE, make_artifact, needs_reference, reconfigure
+from tests.official.artifacts import REFERENCE, make_artifact, needs_reference, reconfigure, rewrite, tree_of
 
 FILES = ("ema_params.msgpack", "metadata.json")
 DATA = ImagesData(name="made up", image_shape=(3, 8, 8), num_classes=4)
@@ -221,3 +223,39 @@ def test_names_of_published_weights():
     with pytest.raises(InputError, match="hub name is 'latent_l_sota': did you mean 'latent_L_sota'\\? There are latent_L_sota, "):
         convert("hub:latent_l_sota", "out")
     assert len(official_hub.PUBLISHED) == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("gen", "LightningDiT_0/pos_embed"), ("gen", "noise_embeds_1/embedding"), ("mae", "encoder/gn1/bias")]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(kind, name, value, tmp_path):
+    tree = tree_of(make_artifact(tmp_path / "from", kind))
+    *branches, leaf = name.split("/")
+    branch = functools.reduce(dict.__getitem__, branches, tree)
+    shape, dtype, data = branch[leaf]
+    numbers = np.frombuffer(data, np.float32).copy()
+    numbers[-1] = value
+    branch[leaf] = [shape, dtype, numbers.tobytes()]
+    rewrite(tmp_path / "from", tree)
+    for use in (load_generator if kind == "gen" else load_encoder, lambda folder: convert(str(folder), tmp_path / "out")):
+        with pytest.raises(InputError, match=f"ema_params.msgpack' are not finite in '{name}'"):
+            use(tmp_path / "from")
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("positions", lambda value: value * float("nan"), "are not finite in 'positions': convert or train again"),
+        ("condition.classes.weight", lambda value: value[0, 0], r"condition.classes.weight is \(\), not \(5, 12\)"),
+    ],
+)
+def test_damaged_weights_of_a_converted_folder_are_named(name, change, message, tmp_path):
+    _, weights = convert(str(make_artifact(tmp_path / "from", "gen")), tmp_path / "ours")
+    held = load_file(weights)
+    save_tensors(weights, {**held, name: change(held[name])})
+    for use in (load_sampler, lambda folder: convert(folder, tmp_path / "back")):
+        with pytest.raises(InputError, match=message):
+            use(str(tmp_path / "ours"))
+    assert not list(tmp_path.glob("back/*"))

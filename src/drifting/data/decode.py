@@ -20,6 +20,8 @@ from drifting.errors import InputError
 
 _CHUNK = 256
 _MODES = {1: "L", 3: "RGB"}
+# What the readers of PIL raise where they meet bytes that are none of their format.
+_DAMAGED = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError)
 _GREY = {"1", "L", "LA", "La"}
 
 
@@ -86,7 +88,7 @@ def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: i
             return np.asarray(_fitted(image, image_size, channels))
     except InputError:
         raise
-    except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except _DAMAGED as error:
         raise damaged(item.origin, error) from None
 
 

@@ -2,7 +2,8 @@
 
 The folder holds index.json, which says of what the cache is, and shards of `shard_size` images, `shard-00000.safetensors` and on. A
 shard has `moments` [n, 2, 2k, y, x] (image, mirror image; mean, then log-variance, neither shifted nor scaled) and, where images
-have classes, `labels` [n]. Shards name the cache that they are of. `drifting.latent_cache` writes all this.
+have classes, `labels` [n]; `checks` [n, 2] of each, by which it is checked when it is read.
+Shards name the cache that they are of. `drifting.latent_cache` writes all this.
 
 float16 keeps every number to 0.05 %: a latent of unit spread moves by less than 0.0005 or so, where the bytes of an image are in
 steps of 0.004 of its range; and a log-variance of -20 by 0.008, its standard deviation by 0.4 %.
@@ -12,6 +13,7 @@ Shapes: s images, b of them at once, k channels of a latent, y x x its places.
 
 import hashlib
 import json
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from drifting.errors import InputError
 VERSION = 1
 INDEX = "index.json"
 DTYPE, _DTYPE_NAME = torch.float16, "F16"
+# Of any size in an index; beyond are damaged ones, whose shards would fill the memory when they are counted.
+_LARGEST = 10**8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ def read_index(folder: Path, *, argument: str = "data", mend: str = "pass a fold
         version, kind = values.pop("version"), values.pop("type")
     except FileNotFoundError:
         raise InputError(f"{argument} is '{folder}', which holds no cache of latents (no {INDEX}): {mend}") from None
-    except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, OSError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged ({type(error).__name__} {error}): {mend}") from None
     if kind != "latents" or not isinstance(version, int) or version > VERSION:
         found = f"is of '{kind}' in version {version}, where version {VERSION} of 'latents' is read"
@@ -94,11 +98,14 @@ def read_index(folder: Path, *, argument: str = "data", mend: str = "pass a fold
     try:
         facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         index = CacheIndex(**facts)
-        sound = min(index.count, index.shard_size, *index.latent_shape) >= 1 and len(index.latent_shape) == 3
+        sizes = (index.count, index.shard_size, index.image_size, *index.latent_shape)
+        sound = min(sizes) >= 1 and len(index.latent_shape) == 3
     except TypeError as error:
         raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged ({error}): {mend}") from None
     if not sound:
         raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged (a size is below 1): {mend}")
+    if not all(type(size) is int and size <= _LARGEST for size in sizes):
+        raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged (a size is no whole number up to {_LARGEST}): {mend}")
     return index
 
 
@@ -120,6 +127,9 @@ def open_shard(folder: Path, index: CacheIndex, number: int) -> Any:
             raise InputError(f"data holds '{path}' of moments {found}, not {expected}: {mend}")
         if index.class_names is not None and shard.get_slice("labels").get_shape() != [len(index.shards[number])]:
             raise InputError(f"data holds '{path}', whose labels are not one for each image: {mend}")
+        # Caches of before there were checks have none.
+        if "checks" in shard.keys() and shard.get_slice("checks").get_shape() != [len(index.shards[number]), 2]:  # noqa: SIM118
+            raise InputError(f"data holds '{path}', whose checks are not two for each image: {mend}")
     except (SafetensorError, OSError) as error:
         raise InputError(f"data holds '{path}', which is truncated or corrupted ({error}): {mend}") from None
     return shard
@@ -129,6 +139,15 @@ def shard_facts(shard: Any) -> list[str]:
     """Return what a shard says of itself: the fingerprint of its cache, its number and the checksum of its tensors."""
     # In one line, for the order of several is left to chance, and so would be the bytes of the file.
     return (shard.metadata() or {}).get("latents", "").split()
+
+
+def row_checks(moments: Float[Tensor, "s 2 _ y x"]) -> Int[Tensor, "s 2"]:
+    """Return a checksum of the bytes of every image and of its mirror image."""
+    return torch.tensor([[_check(side) for side in row] for row in moments], dtype=torch.long)
+
+
+def _check(row: Tensor) -> int:
+    return zlib.crc32(row.contiguous().numpy().data)
 
 
 class LatentCache:
@@ -172,6 +191,7 @@ class LatentCache:
             raise InputError(f"data is '{path}', {lacks}: run drifting latents again, which makes the rest")
         self._shards = [open_shard(self.path, self.index, number) for number in numbers]
         self._moments = [shard.get_slice("moments") for shard in self._shards]
+        self._checks = [shard.get_tensor("checks") if "checks" in shard.keys() else None for shard in self._shards]  # noqa: SIM118
         self.labels: Int[Tensor, " s"] | None = None if index.class_names is None else self._read_labels(len(index.class_names))
 
     def __len__(self) -> int:
@@ -184,10 +204,15 @@ class LatentCache:
         return None if self.index.class_names is None else len(self.index.class_names)
 
     def read(self, indices: Int[Tensor, " b"], mirrored: Int[Tensor, " b"]) -> Float[Tensor, "b _ y x"]:
-        """Return the moments of images, or of their mirror images where `mirrored` is 1, in float32."""
-        size, rows = self.index.shard_size, []
+        """Return the moments of images, or of their mirror images where `mirrored` is 1, in float32; InputError for damage."""
+        rows = []
         for index, side in zip(indices.tolist(), mirrored.tolist(), strict=True):
-            rows.append(self._moments[index // size][index % size, side])
+            number, place = divmod(index, self.index.shard_size)
+            rows.append(self._moments[number][place, side])
+            checks = self._checks[number]
+            if checks is not None and _check(rows[-1]) != int(checks[place, side]):
+                damaged = f"'{shard_path(self.path, number)}', whose image {place} is damaged"
+                raise InputError(f"data holds {damaged}: delete it and run drifting latents again")
         return torch.stack(rows).float()
 
     def _read_labels(self, num_classes: int) -> Int[Tensor, " s"]:

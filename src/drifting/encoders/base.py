@@ -66,6 +66,13 @@ def compose(encoders: Mapping[str, FeatureEncoder]) -> FeatureEncoder:
     return encode
 
 
+def floats_for(network: nn.Module, samples: Tensor) -> Tensor:
+    """Return samples in the precision of a network's weights, or raise InputError if they are whole numbers."""
+    if not samples.is_floating_point():
+        raise InputError(f"images are {samples.dtype}: pass floats, pixels in [-1, 1]")
+    return samples.to(next(network.parameters()).dtype)
+
+
 def checked_names(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """Return the names of features, or raise InputError if one is unknown or double, or there is none."""
     for name in names:

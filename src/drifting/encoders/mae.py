@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, relu
 
-from drifting.encoders.base import Features, Frozen, checked_names
+from drifting.encoders.base import Features, Frozen, checked_names, floats_for
 from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x, subsampled
 from drifting.errors import InputError
 from drifting.inputs import full_precision
@@ -157,7 +157,8 @@ class MAEFeatures(Frozen):
         return cast(MaskedAutoencoder, self.module)
 
     def forward(self, samples: Images) -> Features:
-        """Return the chosen features in the order of `names`."""
+        """Return the chosen features in the order of `names`, of images of any precision in that of the network."""
+        samples = floats_for(self.autoencoder, samples)
         features = {"norm_x": norm_x(self.autoencoder.patches(samples))}
         for name, map in self.autoencoder.maps(samples).items():
             features.update(multi_scale(name, map, self._kinds[name]))

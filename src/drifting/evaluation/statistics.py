@@ -4,7 +4,6 @@ Ours are safetensors with `mean`, `covariance` and `count`, and `features` where
 and `sigma`, as those of ADM and pytorch-fid are, which are read as arrays alone: nothing in them is run.
 """
 
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,8 @@ from drifting.metrics.frechet import Gaussian, load_gaussian, save_gaussian
 
 SUFFIXES = (".safetensors", ".npz")
 _FIGURES = ("accuracy", "inception_score")
+# Of a covariance, beside its largest entry: more than rounding leaves.
+_ASYMMETRY = 1e-4
 
 
 def cached_seen(path: Path, fingerprint: str, compute: Callable[[], Seen]) -> Seen:
@@ -56,7 +57,10 @@ def load_seen(path: Path) -> tuple[Seen, str]:
     with safe_open(path, "pt") as file:
         known = set(file.keys())
         features = file.get_tensor("features") if "features" in known else None
-        figures = {name: float(file.get_tensor(name)) for name in _FIGURES if name in known}
+        figures = {name: file.get_tensor(name) for name in _FIGURES if name in known}
+    if any(value.numel() != 1 for value in figures.values()):
+        raise InputError(f"path is '{path}', whose {' and '.join(figures)} are no single numbers: delete it and compute it again")
+    figures = {name: float(value) for name, value in figures.items()}
     return Seen(gaussian, features, **figures), fingerprint
 
 
@@ -71,20 +75,31 @@ def read_statistics(path: Path) -> Seen:
     except InputError as error:
         raise InputError(f"real is '{path}', which holds no statistics ({error}): name another file") from None
     gaussian = seen.gaussian
-    if gaussian.mean.ndim != 1 or gaussian.covariance.shape != 2 * gaussian.mean.shape:
+    if gaussian.mean.ndim != 1 or not len(gaussian.mean) or gaussian.covariance.shape != 2 * gaussian.mean.shape:
         shapes = f"{tuple(gaussian.mean.shape)} and {tuple(gaussian.covariance.shape)}"
         raise InputError(f"real is '{path}', whose mean and covariance are {shapes}: pass [d] and [d, d]")
     if not (gaussian.mean.isfinite().all() and gaussian.covariance.isfinite().all()):
         raise InputError(f"real is '{path}', whose statistics are not finite: fetch or compute them again")
+    covariance, largest = gaussian.covariance, float(gaussian.covariance.abs().max())
+    if float((covariance - covariance.T).abs().max()) > _ASYMMETRY * largest or float(covariance.diagonal().min()) < 0:
+        raise InputError(
+            f"real is '{path}', whose covariance is none, not symmetric or with a negative variance: name another file"
+        )
+    if seen.features is not None and (seen.features.shape[1:] != gaussian.mean.shape or not seen.features.isfinite().all()):
+        raise InputError(f"real is '{path}', whose features do not fit its mean or are not finite: compute them again")
     return seen
 
 
 def _published(path: Path) -> Gaussian:
     try:
         with np.load(path, allow_pickle=False) as file:
-            mean, covariance = (torch.from_numpy(np.asarray(file[name], np.float64)) for name in ("mu", "sigma"))
+            arrays = [file[name] for name in ("mu", "sigma")]
+        if any(np.iscomplexobj(array) for array in arrays):
+            raise InputError("mu or sigma is complex")
+        mean, covariance = (torch.from_numpy(np.asarray(array, np.float64)) for array in arrays)
     except KeyError:
         raise InputError("no mu and sigma") from None
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(" ".join(str(error).split())) from None
+    # Every layer below (zip, its compression, the header of an array, memory) raises its own kinds.
+    except Exception as error:
+        raise InputError(" ".join(str(error).split())[:200] or type(error).__name__) from None
     return Gaussian(mean, covariance, 0)

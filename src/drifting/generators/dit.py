@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.generators.layers import (
     Attention,
@@ -155,6 +156,8 @@ class DiT(Generator):
         style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b c h v"]:
         """Return one image for each noise image, in float32 under autocast too; for the other arguments see `layers.Condition`."""
+        if tuple(noise.shape[1:]) != self.noise_shape:
+            raise InputError(f"noise has shape {tuple(noise.shape)}: pass {self.noise_shape} for each sample")
         condition = self.condition(noise, labels, guidance_scale, style_indices)
         tokens, active = self.embed(patchify(noise, self.size.patch)) + self.positions, silu(condition)
         if self.context is not None and self.context_tokens is not None:

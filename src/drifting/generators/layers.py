@@ -233,16 +233,20 @@ class Condition(nn.Module):
             style_indices: None draws them from the global random stream; not used where there are no styles.
 
         Raises:
-            InputError: if labels are missing, or there are not `num_styles` codes to a sample.
+            InputError: if labels are missing, there are not one label and `num_styles` codes to a sample, or one scale to a sample
+                or to all; on a CPU, where a look at them costs nothing, if labels or codes are out of range.
         """
         condition = full_precision(noise).new_zeros(len(noise), self.width)
         if self.guidance is not None and self.norm is not None:
-            scale = torch.as_tensor(1.0 if guidance_scale is None else guidance_scale).to(condition).expand(len(noise))
+            scale = torch.as_tensor(1.0 if guidance_scale is None else guidance_scale).to(condition)
+            if scale.shape not in ((), (1,), (len(noise),)):
+                raise InputError(f"guidance_scale has shape {tuple(scale.shape)}: pass one number, or one for each of {len(noise)}")
+            scale = scale.expand(len(noise))
             condition = self.std * self.norm(precise(self.guidance, guidance_embedding(scale)))
         if self.classes is not None:
             if labels is None:
                 raise InputError(f"labels is None: pass one for each sample, from 0 to {self.classes.num_embeddings - 1}")
-            condition = condition + self.classes(labels)
+            condition = condition + self.classes(_checked("labels", labels, (len(noise),), self.classes.num_embeddings))
         if self.styles is not None:
             condition = condition + self.styles(self._rows(noise, style_indices))
         return condition
@@ -251,6 +255,20 @@ class Condition(nn.Module):
         shape = (len(noise), self.num_styles)
         if codes is None:
             codes = torch.randint(self.style_classes, shape, device=noise.device)
-        elif codes.shape != shape:
-            raise InputError(f"style_indices has shape {tuple(codes.shape)}: pass {shape}, one row for each sample")
+        else:
+            # Beyond its own table a code would silently be one of the next.
+            codes = _checked("style_indices", codes, shape, self.style_classes)
         return codes + self.style_classes * torch.arange(self.num_styles, device=codes.device)
+
+
+def _checked(name: str, indices: Tensor, shape: tuple[int, ...], end: int) -> Int[Tensor, "*n"]:
+    """Return whole numbers below `end`, or raise InputError."""
+    if tuple(indices.shape) != shape:
+        raise InputError(f"{name} has shape {tuple(indices.shape)}: pass {shape}, one row for each sample")
+    if indices.is_floating_point() or indices.dtype == torch.bool:
+        raise InputError(f"{name} are {indices.dtype}: pass whole numbers from 0 to {end - 1}")
+    if indices.device.type == "cpu" and indices.numel() and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in indices.aminmax())
+        if low < 0 or high >= end:
+            raise InputError(f"{name} has {low if low < 0 else high}: choose from 0 to {end - 1}")
+    return indices.long()

@@ -183,10 +183,11 @@ def load_gaussian(path: Path) -> tuple[Gaussian, str]:
     try:
         with safe_open(path, "pt") as file:
             fingerprint = (file.metadata() or {}).get("fingerprint", "")
-            gaussian = Gaussian(file.get_tensor("mean"), file.get_tensor("covariance"), int(file.get_tensor("count")))
+            moments = (file.get_tensor(name).double() for name in ("mean", "covariance"))
+            gaussian = Gaussian(*moments, int(file.get_tensor("count")))
     except FileNotFoundError:
         raise InputError(f"path is '{path}', which does not exist: compute the Gaussian first") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:  # the last two of a count that is no number
         raise InputError(
             f"path is '{path}', which is no Gaussian that can be read ({error}): delete it and compute it again"
         ) from None

@@ -57,9 +57,15 @@ class Artifact:
         return {name: (self.arrays[place.released[0]].dtype, place.shape) for name, place in self.places.items()}
 
     def read(self, name: str) -> Tensor:
-        """Return one of our weights, as precise as it is in the file."""
+        """Return one of our weights, as precise as it is in the file; raises InputError for numbers that are not finite."""
         place = self.places[name]
-        return place.to_ours([self.arrays[part].read() for part in place.released])
+        parts = {part: self.arrays[part].read() for part in place.released}
+        for part, values in parts.items():
+            if not bool(values.isfinite().all()):
+                raise InputError(
+                    f"weights of '{self.folder / PARAMETERS}' are not finite in '{part}': download or convert them again"
+                )
+        return place.to_ours(list(parts.values()))
 
     def network(self) -> Network:
         """Return our network with these weights, in float32 and ready to evaluate."""
