@@ -161,16 +161,18 @@ def test_latents_are_compared_with_a_folder_of_images(latents_run, images):
     assert metrics["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-5)
 
 
-def test_latents_alone_hold_no_real_images(latents_run, monkeypatch):
+def test_latents_alone_hold_no_real_images(latents_run, monkeypatch, tmp_path):
     class Stand:
         probabilities = None
 
         def __call__(self, images):
             pytest.fail("looked at images")
 
+    judge = tmp_path / "inception.pt"
+    judge.touch()
     monkeypatch.setattr("drifting.judges.load_inception", lambda path, device: Stand())
     with pytest.raises(InputError, match=r"real is not given, and the latents of 'cache' hold no real images: pass --real FOLDER"):
-        latents_run.evaluate(judge="inception.pt")
+        latents_run.evaluate(judge=str(judge))
 
 
 def test_image_i_of_a_seed_is_of_label_i_in_turn_whichever_are_asked_for(files_run):

@@ -183,8 +183,8 @@ def load_gaussian(path: Path) -> tuple[Gaussian, str]:
     try:
         with safe_open(path, "pt") as file:
             fingerprint = (file.metadata() or {}).get("fingerprint", "")
-            moments = (file.get_tensor(name).double() for name in ("mean", "covariance"))
-            gaussian = Gaussian(*moments, int(file.get_tensor("count")))
+            mean, covariance = (file.get_tensor(name).double() for name in ("mean", "covariance"))
+            gaussian = Gaussian(mean, covariance, int(file.get_tensor("count")))
     except FileNotFoundError:
         raise InputError(f"path is '{path}', which does not exist: compute the Gaussian first") from None
     except (SafetensorError, OSError, ValueError, OverflowError) as error:  # the last two of a count that is no number
