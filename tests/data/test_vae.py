@@ -3,23 +3,12 @@ import torch
 
 from drifting.data.vae import VAE, draw_latents, load_vae
 from drifting.errors import InputError
-
-diffusers = pytest.importorskip("diffusers")
+from tests.tiny_vae import write_vae
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("vae")
-    network = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        scaling_factor=0.5,
-    )
-    network.save_pretrained(path)
-    return path
+    return write_vae(tmp_path_factory.mktemp("vae"))
 
 
 def test_latents_go_to_images_and_back_as_the_library_has_it(folder):
