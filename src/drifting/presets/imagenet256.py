@@ -61,7 +61,7 @@ def _schedule(**fields: Any) -> Mapping[str, Any]:
     return MappingProxyType(common | fields)
 
 
-# `guidance_scale` is the one that samples are made at, the best of those that the release tried.
+# `guidance_scale` is the one that samples are made at by default, read off public ports of the release.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "ablation": Recipe(
