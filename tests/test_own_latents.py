@@ -4,7 +4,9 @@ import dataclasses
 import functools
 
 import pytest
+import torch
 
+from drifting.checkpoint import save_tensors
 from drifting.config import EncoderRunConfig, LatentsData, MAEConfig, resolve
 from drifting.data.latents import INDEX, LatentCache
 from drifting.distributed import ALONE, Processes
@@ -61,6 +63,15 @@ def test_nothing_is_written_for_a_run_that_could_not_begin(config, tmp_path):
     assert not (tmp_path / "runs" / "bars-latents").exists()
     with_latents(config, run, ALONE, overwrite=True)
     assert (tmp_path / "runs" / "bars-latents" / INDEX).exists()
+
+
+def test_weights_of_another_network_are_told_before_latents_are_written(config, tmp_path):
+    weights = tmp_path / "encoder.safetensors"
+    save_tensors(weights, {"stem.conv.weight": torch.zeros(1)})
+    recipe = preset("imagenet256-ablation", data=config.data.path, vae=config.data.vae, encoder_weights=str(weights))
+    with pytest.raises(InputError, match=r"weights of '.*' do not fit the configuration"):
+        with_latents(recipe, tmp_path / "runs" / "one", ALONE, overwrite=False)
+    assert not (tmp_path / "runs" / "bars-latents").exists()
 
 
 @pytest.mark.parametrize("path", [None, "nowhere"])

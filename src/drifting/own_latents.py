@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
+from drifting import config as configuration
 from drifting.config import EncoderRunConfig, LatentsData, RunConfig
 from drifting.data.latents import INDEX
-from drifting.data.vae import DEFAULT
+from drifting.data.vae import DEFAULT, load_vae
 from drifting.distributed import Processes
 from drifting.files import check_writable
 from drifting.latent_cache import CacheSettings, write_latents
@@ -28,7 +29,7 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
         overwrite: whether a run in the folder would be deleted.
 
     Raises:
-        InputError: if there is a run in the folder already, or as `latent_cache.write_latents` does.
+        InputError: if there is a run in the folder, or its encoder does not fit; else as `latent_cache.write_latents` does.
     """
     data = config.data
     if not isinstance(data, LatentsData) or data.files is not None or data.path is None:
@@ -39,8 +40,13 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
     check_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite")
     check_writable(folder, "save_dir")
     cache = folder.resolve().parent / f"{images.name}-latents"
+    settings, vae = CacheSettings(device=config.device), data.vae or DEFAULT
     with processes.leads_the_way():
         if processes.leads:
+            if isinstance(config, RunConfig):
+                # Weights that do not fit are told now, not after hours.
+                shape = load_vae(vae).latent_shape(settings.image_size)
+                configuration.build_network(dataclasses.replace(config, data=dataclasses.replace(data, image_shape=shape)))
             print(f"{images} holds images: their latents go to {cache} first", flush=True)
-            write_latents(images, data.vae or DEFAULT, cache, CacheSettings(device=config.device))
+            write_latents(images, vae, cache, settings)
     return dataclasses.replace(config, data=dataclasses.replace(data, path=str(cache)))
