@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from drifting.data.toys import toy
 from drifting.plotting import draw_images, draw_points, image_grid, panels, points_figure, save_image
+from drifting.plotting.images import show_grid
 
 LOG = [{"step": step, "loss": 1.0 / step, "drift_norm/sample/0.1": 0.5 / step, "energy_distance": 0.3 / step} for step in (1, 2, 4)]
 
@@ -119,3 +121,17 @@ def test_steps_shown_include_the_first_and_the_last():
         panels.progress_figure("title", frames, lambda axes, step, shown=shown: shown.append(step), lambda axes: None)
         assert (len(shown), shown[0], shown[-1]) == (7, 10, 9 + count)
         assert shown == sorted(shown)
+
+
+@pytest.mark.parametrize(("side", "shown"), [(28, 28), (48, 48), (256, 43)])
+def test_large_images_are_shrunk_and_keep_the_lines_between_them(side, shown):
+    axes = Figure().subplots()
+    images = -torch.ones(2, 10, 3, side, side)
+    images[:, :, 0] = torch.linspace(-1, 1, side)
+    show_grid(axes, images, "x")
+    sheet = np.asarray(axes.images[0].get_array())
+    assert sheet.shape == (2 * (shown + 2), 10 * (shown + 2), 3)
+    assert (sheet[:, :: shown + 2] == 1).all()
+    cell = sheet[1 : shown + 1, 1 : shown + 1]
+    assert np.abs(cell[0, :-1, 0] - np.linspace(0, 1, shown)[:-1]).max() < 0.03
+    assert (cell[:, :, 1:] == 0).all()

@@ -8,17 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
 
 from drifting.data.pixels import to_signed
 from drifting.plotting.panels import Log, losses_figure, panels, progress_figure, save_figure, save_figures
 
 Images = Float[Tensor, "n c h w"]
+
+# Pixels of a panel's width: of a wider grid some would not be drawn.
+_SHEET = 480
 
 
 def draw_images(
@@ -119,9 +122,14 @@ def image_grid(images: UInt8[Tensor, "n h w c"], columns: int) -> Image.Image:
 
 
 def show_grid(axes: Axes, images: Float[Tensor, "rows columns c h w"], title: str) -> None:
-    """Show images in [-1, 1] as a grid with numbered rows. The title is taken as it is: in a name, $ begins no formula."""
-    rows = len(images)
-    sheet = torch.nn.functional.pad(images.clamp(-1, 1), (1, 1, 1, 1), value=1.0)
+    """Show images in [-1, 1] as a grid with numbered rows, large ones shrunk, so that the lines between them are not lost.
+
+    The title is taken as it is: in a name, $ begins no formula.
+    """
+    rows, columns, width = len(images), images.shape[1], images.shape[4]
+    factor = -(-columns * width // _SHEET)
+    small = avg_pool2d(images.flatten(0, 1), min(factor, images.shape[3]), ceil_mode=True) if factor > 1 else images.flatten(0, 1)
+    sheet = pad(small.unflatten(0, (rows, columns)).clamp(-1, 1), (1, 1, 1, 1), value=1.0)
     sheet = sheet.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).add(1).div(2)
     axes.imshow(sheet.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     height = sheet.shape[0] / rows
