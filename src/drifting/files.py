@@ -3,11 +3,14 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from drifting.errors import InputError
+
+T = TypeVar("T")
 
 # What the names of temporary folders begin with.
 SCRATCH = ".writing-"
@@ -33,3 +36,28 @@ def check_writable(folder: Path, argument: str) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{argument} is '{folder}', where nothing can be written: choose a folder you may write to")
+
+
+def cached(
+    path: Path, fingerprint: str, compute: Callable[[], T], *, load: Callable[[Path], tuple[T, str]], save: Callable[..., None]
+) -> T:
+    """Return what is kept in a file, or compute it and have it saved if the file is missing, damaged or of another fingerprint.
+
+    Args:
+        path: of the file.
+        fingerprint: everything that what is kept depends on.
+        compute: makes it.
+        load: path -> what is kept and its fingerprint; raises InputError where it cannot.
+        save: (path, what is to be kept, fingerprint=) writes it.
+
+    Raises:
+        InputError: before it is computed, if it could not be written.
+    """
+    with suppress(InputError):
+        kept, found = load(path)
+        if found == fingerprint:
+            return kept
+    check_writable(path.parent, "path")
+    kept = compute()
+    save(path, kept, fingerprint=fingerprint)
+    return kept

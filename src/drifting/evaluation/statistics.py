@@ -5,7 +5,6 @@ and `sigma`, as those of ADM and pytorch-fid are, which are read as arrays alone
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from safetensors import safe_open
 
 from drifting.errors import InputError
 from drifting.evaluation.streaming import Seen
-from drifting.files import check_writable
+from drifting.files import cached
 from drifting.metrics.frechet import Gaussian, load_gaussian, save_gaussian
 
 SUFFIXES = (".safetensors", ".npz")
@@ -34,14 +33,7 @@ def cached_seen(path: Path, fingerprint: str, compute: Callable[[], Seen]) -> Se
     Raises:
         InputError: before it is computed, if it could not be written.
     """
-    with suppress(InputError):
-        seen, found = load_seen(path)
-        if found == fingerprint:
-            return seen
-    check_writable(path.parent, "path")
-    seen = compute()
-    save_seen(path, seen, fingerprint=fingerprint)
-    return seen
+    return cached(path, fingerprint, compute, load=load_seen, save=save_seen)
 
 
 def save_seen(path: Path, seen: Seen, *, fingerprint: str = "") -> None:

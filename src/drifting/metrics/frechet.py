@@ -14,7 +14,6 @@ Shapes: n and m samples, d features.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drifting.errors import InputError
-from drifting.files import atomic_path, check_writable
+from drifting.files import atomic_path, cached
 from drifting.metrics.precision_recall import check_features
 
 _CHUNK = 2**23
@@ -205,11 +204,4 @@ def cached_gaussian(path: Path, fingerprint: str, compute: Callable[[], Gaussian
     Raises:
         InputError: before it is computed, if it could not be written.
     """
-    with suppress(InputError):
-        gaussian, found = load_gaussian(path)
-        if found == fingerprint:
-            return gaussian
-    check_writable(path.parent, "path")
-    gaussian = compute()
-    save_gaussian(path, gaussian, fingerprint=fingerprint)
-    return gaussian
+    return cached(path, fingerprint, compute, load=load_gaussian, save=save_gaussian)
