@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from drifting.errors import InputError
+
 _CONFIG = "config.json"
 _PATIENCE = 10  # seconds, for one answer of the Hub
 
@@ -49,3 +51,31 @@ def is_here(origin: str) -> bool:
             return True
         raise
     return False
+
+
+def load_published(argument: str, origin: str, library: str, kind: str, *, extra: str, **options: Any) -> Any:
+    """Return what `from_pretrained` of a library's class makes of weights: safetensors alone, in a folder or on the Hub.
+
+    Args:
+        argument: what errors call it.
+        origin: id on the Hugging Face Hub, or a folder of `save_pretrained`.
+        library: "diffusers" or "transformers".
+        kind: name of the class.
+        extra: of this project, which brings the library.
+        options: further ones of `from_pretrained`.
+
+    Raises:
+        InputError: if the library or the weights are not there.
+    """
+    try:
+        module: Any = importlib.import_module(library)
+    except ImportError:
+        needs = f"which needs the library {library}: pip install 'drifting[{extra}]'"
+        raise InputError(f"{argument} is '{origin}', {needs}") from None
+    try:
+        local = is_here(origin)
+        with quietly(library):
+            return getattr(module, kind).from_pretrained(origin, use_safetensors=True, local_files_only=local, **options)
+    except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{argument} is '{origin}', which cannot be loaded ({reason}): name a Hub id or a folder") from None

@@ -8,7 +8,6 @@ Source: the latents of the paper are those of Stable Diffusion's auto-encoder, 4
 """
 
 import hashlib
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from drifting.errors import InputError
 from drifting.inputs import full_precision
-from drifting.published import is_here, quietly
+from drifting.published import load_published
 
 DEFAULT = "stabilityai/sd-vae-ft-mse"
 # Log-variances beyond these are those that the library itself cuts off.
@@ -99,16 +98,5 @@ def load_vae(name_or_folder: str | Path = DEFAULT) -> VAE:
     Raises:
         InputError: if the library or the weights are not there.
     """
-    origin = str(name_or_folder)
-    try:
-        diffusers: Any = importlib.import_module("diffusers")
-    except ImportError:
-        raise InputError(f"vae is '{origin}', which needs the library diffusers: pip install 'drifting[vae]'") from None
-    try:
-        options = {"use_safetensors": True, "low_cpu_mem_usage": False, "local_files_only": is_here(origin)}
-        with quietly("diffusers"):
-            network = diffusers.AutoencoderKL.from_pretrained(origin, **options)
-    except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"vae is '{origin}', which cannot be loaded ({reason}): name a Hub id or a folder") from None
+    network = load_published("vae", str(name_or_folder), "diffusers", "AutoencoderKL", extra="vae", low_cpu_mem_usage=False)
     return VAE(network.float())

@@ -11,7 +11,6 @@ Shapes: b images, c channels, h x w pixels or places, d features.
 Source: paper, appendix A.5; the normalisation, with the population's variance, is a fact of the authors' release.
 """
 
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale
 from drifting.encoders.standardise import Standardise, Statistics
 from drifting.errors import InputError
 from drifting.inputs import full_precision
-from drifting.published import is_here, quietly
+from drifting.published import load_published
 
 # What the release takes of ConvNeXt-V2, beside the features of the auto-encoder.
 CONVNEXT_FEATURES = (
@@ -171,17 +170,8 @@ def _config(network: nn.Module) -> Any:
 
 
 def _load_network(origin: str) -> nn.Module:
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError:
-        raise InputError(f"encoder is '{origin}', which needs the library transformers: pip install 'drifting[encoders]'") from None
-    try:
-        options = {"use_safetensors": True, "output_loading_info": True, "local_files_only": is_here(origin)}
-        with quietly("transformers"):
-            network, report = transformers.AutoModel.from_pretrained(origin, trust_remote_code=False, **options)
-    except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"encoder is '{origin}', which cannot be loaded ({reason}): name a Hub id or a folder") from None
+    options = {"extra": "encoders", "output_loading_info": True, "trust_remote_code": False}
+    network, report = load_published("encoder", origin, "transformers", "AutoModel", **options)
     # The library would leave them at random values, with no more than a warning.
     wrong = [str(key) for part in ("missing_keys", "mismatched_keys") for key in sorted(report.get(part, ()))]
     if wrong:
