@@ -25,7 +25,7 @@ from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale
 from drifting.encoders.standardise import Standardise, Statistics
 from drifting.errors import InputError
 from drifting.inputs import full_precision
-from drifting.published import load_published
+from drifting.published import is_here, load_published
 
 # What the release takes of ConvNeXt-V2, beside the features of the auto-encoder.
 CONVNEXT_FEATURES = (
