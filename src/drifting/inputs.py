@@ -13,10 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting._vector_math import first_calls
 from drifting.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+first_calls()
 
 
 def constant(function: Callable[P, R]) -> Callable[P, R]:
