@@ -1,8 +1,8 @@
 """Count fresh processes whose first drift field is off: python benchmarks/first_calls.py [--processes 1000] [--bare]
 
-Each process imports the package, computes one field in float32 and compares it with float64, as the relative length of the difference.
-With `--bare` it computes the square root of 5500 numbers instead, without the package: the smallest program that shows the race in
-oneMKL which `drifting._vector_math` avoids. The race has been seen on Intel processors with AMX, with two threads or more.
+Each process imports the package, computes one field in float32 and compares it with float64 by the relative length of the difference.
+With `--bare` it computes the square roots of 5500 numbers without the package instead: the smallest program that shows the race in
+oneMKL which `drifting._vector_math` avoids. The race was seen on Intel processors with AMX, with two threads.
 """
 
 import argparse
