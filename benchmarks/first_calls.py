@@ -1,6 +1,6 @@
 """Count fresh processes whose first drift field is off: python benchmarks/first_calls.py [--processes 1000] [--bare]
 
-Each process imports the package, computes one field in float32 and compares it with float64 by the relative length of the difference.
+Each process imports the package and computes one field in float32; its error is the relative length of the difference from float64.
 With `--bare` it computes the square roots of 5500 numbers without the package instead: the smallest program that shows the race in
 oneMKL which `drifting._vector_math` avoids. The race was seen on Intel processors with AMX, with two threads.
 """
