@@ -160,7 +160,7 @@ def test_toy_samples_are_float32_points(here, command, toy_run):
 def test_own_points_are_sampled_in_their_own_coordinates(here, command, points_run):
     assert command("sample", points_run, "--out", "s.npy").status == 0
     samples = np.load("s.npy")
-    assert (samples.shape, samples.dtype) == ((64, 2), np.float32)
+    assert (samples.shape, samples.dtype) == ((64, 2), np.float64)
     assert np.abs(samples - np.array(CENTRE)).max() < 4 * SCALE
 
 

@@ -38,6 +38,18 @@ def test_pictures_of_points_are_made_and_the_field_is_that_of_the_first_and_the_
     assert [any(torch.equal(one, frames[step]) for one in asked) for step in (0, 2, 4)] == [True, False, True]
 
 
+def test_field_is_asked_for_at_different_places_far_from_the_origin(tmp_path):
+    frames = {step: 1.7e9 + _points(20, step).double() for step in (0, 4)}
+    asked = []
+
+    def drift(places, generated):
+        asked.append(len(places.unique(dim=0)))
+        return torch.ones_like(places)
+
+    draw_points(tmp_path, title="times", real=1.7e9 + _points(60, 9).double(), frames=frames, log=LOG, drift=drift)
+    assert asked == [23 * 23] * 2
+
+
 def test_drift_norms_of_many_features_are_one_curve_a_temperature_and_thin_ones():
     norms = {
         "a/0.1": (4.0, 1.0),

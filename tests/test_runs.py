@@ -13,6 +13,7 @@ import torch
 
 from drifting import presets, runs
 from drifting.checkpoint import checkpoints, load_tensors
+from drifting.config import report
 from drifting.errors import InputError
 from drifting.loss import DriftingLoss
 from drifting.runs import Interrupted
@@ -238,10 +239,32 @@ def test_digits_are_sampled_as_bytes(digits_run):
 def test_own_points_are_sampled_in_their_own_coordinates(points_run, own_points):
     samples = runs.load(points_run).sample(500).numpy()
     real = np.load(own_points)
-    assert samples.dtype == np.float32
+    assert samples.dtype == np.float64
     assert np.abs(samples.mean(0) - real.mean(0)).max() < 0.5 * SCALE
     assert np.abs(samples - np.array(CENTRE)).max() < 4 * SCALE
     assert 0.3 < samples.std() / real.std() < 1.7
+
+
+def test_points_far_from_the_origin_are_sampled_and_drawn_with_their_digits(tiny_toy, tmp_path, own_points, monkeypatch):
+    # Moments of some 20 seconds, in seconds since 1970: float32 has one number for all of them.
+    times = 1.7e9 + 20 * (np.load(own_points) - np.array(CENTRE)) / SCALE
+    np.save(tmp_path / "times.npy", times)
+    drawn = {}
+    monkeypatch.setattr(report, "draw_points", lambda folder, **given: drawn.update(given) or [])
+    run = runs.train(
+        dataclasses.replace(tiny_toy, data=presets.preset("toy", data=str(tmp_path / "times.npy")).data), tmp_path / "run"
+    )
+    samples = run.sample(500)
+    runs.write_samples(run, tmp_path / "s.npy", 500)
+    report.build_pictures(run.config)(tmp_path, frames=run.frames(), log=[])
+    assert np.array_equal(np.load(tmp_path / "s.npy"), samples.numpy())
+    for points in (samples, drawn["real"], *drawn["frames"].values()):
+        assert points.dtype == torch.float64
+        assert len(points.unique(dim=0)) > 0.9 * min(len(points), len(times))
+        assert float((points - times.mean()).abs().max()) < 200
+    places = torch.from_numpy(times[:9])
+    last = drawn["frames"][max(drawn["frames"])]
+    assert len(drawn["drift"](places, last).unique(dim=0)) == 9
 
 
 def test_own_points_are_sampled_without_their_file(tiny_toy, tmp_path, own_points):

@@ -101,10 +101,44 @@ def test_frame_goes_there_and_back():
     frame = Frame((1000.0, -3000.0), 50.0)
     points = torch.tensor([[1.0, 2.0], [950.5, -3100.25]], dtype=torch.float64)
     restored = frame.restore(frame.standardise(points))
-    assert restored.dtype == torch.float32
-    torch.testing.assert_close(restored, points.float(), rtol=1e-6, atol=1e-3)
+    assert restored.dtype == torch.float64
+    torch.testing.assert_close(restored, points, rtol=0, atol=50 * 1e-5)
 
 
-def test_one_point_many_times_is_refused():
+@pytest.mark.parametrize(
+    ("centre", "spread"),
+    [(1.7e9, 20.0), (-1.7e9, 1e-3), (6e6, 1e-4), (0.0, 1e-250), (0.0, 1e250), (1e250, 1e240), (1e-200, 1e-205)],
+)
+def test_points_keep_their_digits_wherever_they_lie(centre, spread):
+    # On a grid of 0.01 of the spread, which float32 could not tell apart around most of the centres.
+    points = centre + spread * 0.01 * torch.randperm(400, generator=torch.Generator().manual_seed(0)).double().view(200, 2)
+    frame = frame_of(points, "x.npy")
+    assert frame.scale == pytest.approx(2 * spread * 0.01 * np.sqrt((400**2 - 1) / 12), rel=0.01)
+    restored = frame.restore(frame.standardise(points))
+    assert float((restored - points).abs().max()) < 1e-5 * spread + 4 * np.spacing(abs(centre))
+    assert len(restored.unique()) == 400
+
+
+def test_points_in_float32_are_standardised_from_the_digits_they_have():
+    centre = 2.0**24
+    points = torch.tensor([[centre + 2, centre + 4]])
+    assert Frame((centre + 1, centre + 1), 2.0).standardise(points).tolist() == [[0.5, 1.5]]
+
+
+@pytest.mark.parametrize("spread", [1e-300, 1e305])
+def test_points_whose_unit_is_at_the_end_of_the_numbers_are_refused(spread):
+    with pytest.raises(InputError, match="choose another unit"):
+        frame_of(spread * torch.tensor([[0.0, 1], [2, 3]], dtype=torch.float64), "x.npy")
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).max == np.finfo(np.float64).max, reason="no extended precision here")
+def test_numbers_too_large_for_float64_are_refused(tmp_path):
+    path = _saved(tmp_path / "a.npy", np.array([[1, 2], [3, 1]]) * np.longdouble("1e400"))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        load_points(path)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, 1.7e9 + 0.1])
+def test_one_point_many_times_is_refused(value):
     with pytest.raises(InputError, match="one point many times"):
-        frame_of(torch.ones(5, 2, dtype=torch.float64), "x.npy")
+        frame_of(torch.full((7, 2), value, dtype=torch.float64), "x.npy")

@@ -136,7 +136,7 @@ def sample(
         labels: classes to cycle through; all of them by default.
         guidance_scale: how strongly a class is set apart from the others, from 1, which is not at all; that of the run by default.
         vae: Hub id or folder of the auto-encoder that decodes latents of an artifact; that of the paper by default.
-        out: a picture (.png), or the numbers (.npy): float32 points in their own coordinates, or uint8 images [n, h, w, c].
+        out: a picture (.png), or the numbers (.npy): points in their own coordinates, or uint8 images [n, h, w, c].
         overwrite: replace the file if it is there.
     """
     from drifting import released

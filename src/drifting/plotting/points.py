@@ -61,7 +61,7 @@ class _Scene:
     def field(self, drift: Callable[[Tensor, Tensor], Tensor]) -> Figure:
         figure, axes = panels(1, 2, size=5.4, title=f"{self.title}: where the drift field points")
         figure.set_figwidth(figure.get_figwidth() + 1.2)  # for the colour bar
-        places = torch.cartesian_prod(*(torch.linspace(low, high, _GRID) for low, high in self.window))
+        places = torch.cartesian_prod(*(torch.linspace(low, high, _GRID, dtype=torch.float64) for low, high in self.window))
         shown = {"before training": self.frames[min(self.frames)], "after training": self.frames[max(self.frames)]}
         arrows = [drift(places, points) for points in shown.values()]
         lengths = [vectors.norm(dim=1).clamp(min=1e-12) for vectors in arrows]
