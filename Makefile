@@ -31,8 +31,9 @@ demo: setup
 	@echo "Done. The pictures:"
 	@ls $(DEMO)/*/*.png $(DEMO)/*/*.gif
 
+# As many tests at a time as there are cores, each with one thread: two busy threads of two processes wait for each other.
 test: setup lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
