@@ -157,6 +157,68 @@ def test_distance_of_disjoint_singular_covariances_has_no_cross_term():
     assert frechet_distance(a, b) == pytest.approx(13, rel=1e-14)
 
 
+def _from_covariances(a: Gaussian, b: Gaussian) -> float:
+    """Return the distance from d x d matrices, with a root by as many eigenvalues as the samples leave above 0."""
+    roots = []
+    for gaussian in (a, b):
+        values, vectors = torch.linalg.eigh(gaussian.covariance)
+        rank = min(gaussian.count - 1, len(values))
+        roots.append(vectors[:, -rank:] * values[-rank:].sqrt())
+    overlap = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
+    return float((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap)
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (3, 30), (40, 20), (30, 40), (39, 41), (100, 25)])
+def test_fewer_samples_than_features_give_the_same_distance_from_small_matrices(counts):
+    basis = _features(40, 40, 5)
+    a, b = (gaussian_of(_features(count, 40, seed) @ basis + seed) for seed, count in enumerate(counts))
+    assert [gaussian.parts()[0] for gaussian in (a, b)] == ["root" if count <= 40 else "covariance" for count in counts]
+    found, expected = frechet_distance(a, b), _from_covariances(a, b)
+    assert found == pytest.approx(expected, rel=1e-9)
+    whole = (Gaussian(gaussian.mean, gaussian.covariance, gaussian.count) for gaussian in (a, b))
+    assert found == pytest.approx(frechet_distance(*whole), rel=1e-9)
+
+
+def test_wide_features_make_no_matrix_of_their_own_size(monkeypatch):
+    """A covariance of 200,000 features would take 320 GB."""
+    x, y = (torch.randn(count, 200_000, generator=torch.Generator().manual_seed(count)) for count in (6, 9))
+    a, b = gaussian_of(x), gaussian_of(y)
+    products = [(values.double() - values.double().mean(0)) for values in (x, y)]
+    overlap = torch.linalg.svdvals(products[0] @ products[1].T).sum() / (5 * 8) ** 0.5
+    spread = products[0].square().sum() / 5 + products[1].square().sum() / 8
+    expected = (x.double().mean(0) - y.double().mean(0)).square().sum() + spread - 2 * overlap
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-10)
+    monkeypatch.setattr(frechet, "LARGEST", 200_000 * 5)
+    with pytest.raises(InputError, match=r"6 samples of 200000 features need 0 GB for their covariance: use at most 5 samples or"):
+        gaussian_of(x)
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (3, 20), (20, 3), (20, 25)])
+def test_parts_that_keep_samples_and_parts_that_do_not_are_merged(sizes):
+    features = _mixed(sum(sizes), 10, 3)
+    first, second = RunningGaussian(), RunningGaussian()
+    for running, part in zip((first, second), features.split(sizes), strict=True):
+        for batch in part.split(2):
+            running.add(batch)
+    first.merge(second)
+    _assert_same(first.gaussian(), gaussian_of(features), 1e-11)
+    assert (second.count, first.count) == (sizes[1], sum(sizes))
+
+
+def test_root_is_kept_in_the_file(tmp_path):
+    gaussian = gaussian_of(_features(5, 30, 0))
+    save_gaussian(tmp_path / "a.safetensors", gaussian)
+    kept, _ = load_gaussian(tmp_path / "a.safetensors")
+    assert torch.equal(kept.root(), gaussian.root())
+    _assert_same(kept, gaussian)
+
+
+def test_covariance_and_root_exclude_each_other():
+    for given in ({}, {"covariance": torch.eye(2), "root": torch.eye(2)}):
+        with pytest.raises(InputError, match="pass one of them"):
+            Gaussian(torch.zeros(2), **given)
+
+
 def test_distance_ignores_rotation_and_a_common_shift_and_scales_with_the_square():
     x, y = _mixed(60, 5, 0), _mixed(70, 5, 1)
     turn, _ = torch.linalg.qr(_features(5, 5, 9))

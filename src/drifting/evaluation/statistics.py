@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors import safe_open
+from torch import Tensor
 
 from drifting.errors import InputError
 from drifting.evaluation.streaming import Seen
@@ -67,19 +69,26 @@ def read_statistics(path: Path) -> Seen:
     except InputError as error:
         raise InputError(f"real is '{path}', which holds no statistics ({error}): name another file") from None
     gaussian = seen.gaussian
-    if gaussian.mean.ndim != 1 or not len(gaussian.mean) or gaussian.covariance.shape != 2 * gaussian.mean.shape:
-        shapes = f"{tuple(gaussian.mean.shape)} and {tuple(gaussian.covariance.shape)}"
-        raise InputError(f"real is '{path}', whose mean and covariance are {shapes}: pass [d] and [d, d]")
-    if not (gaussian.mean.isfinite().all() and gaussian.covariance.isfinite().all()):
+    name, spread = gaussian.parts()
+    size = len(gaussian.mean) if gaussian.mean.ndim == 1 else 0
+    if not size or spread.ndim != 2 or len(spread) != size or (name == "covariance" and spread.shape[1] != size):
+        shapes = f"{tuple(gaussian.mean.shape)} and {tuple(spread.shape)}"
+        raise InputError(f"real is '{path}', whose mean and {name} are {shapes}: pass [d] and [d, d]")
+    if not (gaussian.mean.isfinite().all() and spread.isfinite().all()):
         raise InputError(f"real is '{path}', whose statistics are not finite: fetch or compute them again")
-    covariance, largest = gaussian.covariance, float(gaussian.covariance.abs().max())
-    if float((covariance - covariance.T).abs().max()) > _ASYMMETRY * largest or float(covariance.diagonal().min()) < 0:
-        raise InputError(
-            f"real is '{path}', whose covariance is none, not symmetric or with a negative variance: name another file"
-        )
+    if name == "covariance":
+        _check_covariance(spread, path)
     if seen.features is not None and (seen.features.shape[1:] != gaussian.mean.shape or not seen.features.isfinite().all()):
         raise InputError(f"real is '{path}', whose features do not fit its mean or are not finite: compute them again")
     return seen
+
+
+def _check_covariance(covariance: Float[Tensor, "d d"], path: Path) -> None:
+    asymmetry = float((covariance - covariance.T).abs().max())
+    if asymmetry > _ASYMMETRY * float(covariance.abs().max()) or float(covariance.diagonal().min()) < 0:
+        raise InputError(
+            f"real is '{path}', whose covariance is none, not symmetric or with a negative variance: name another file"
+        )
 
 
 def _published(path: Path) -> Gaussian:

@@ -3,18 +3,19 @@
     frechet = |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)      of the Gaussians with the sets' means m and covariances S
     kernel  = E k(x, x') + E k(y, y') - 2 E k(x, y),  k(x, y) = (x y / d + 1)^3,  over pairs of different samples of a set
 
-The trace of the root is the sum of the singular values of S1^1/2 S2^1/2, which are computed without squaring them, so that small
-and zero ones keep their digits. The Frechet distance of finite sets is too large, by about 1/n: compare only figures of the same
-counts. The kernel distance is unbiased, so it may be negative.
+The trace of the root is the sum of the singular values of R1^T R2, with R R^T = S, which are computed without squaring them, so
+that small and zero ones keep their digits. Any root R gives the same sum: where there are at most as many samples as features, the
+centered samples are one, and no d x d matrix is made. The Frechet distance of finite sets is too large, by about 1/n: compare only
+figures of the same counts. The kernel distance is unbiased, so it may be negative.
 
 Source: Heusel et al., "GANs trained by a two time-scale update rule ..." (2017), eq. 6; Binkowski et al., "Demystifying MMD GANs"
 (2018). The latter averages over random subsets of 1,000; here all pairs are used, so that the figure is reproducible.
 
-Shapes: n and m samples, d features.
+Shapes: n and m samples, d features, r columns of a root.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,51 +29,104 @@ from drifting.files import atomic_path, cached
 from drifting.metrics.precision_recall import check_features
 
 _CHUNK = 2**23
+# Numbers of a covariance, or of its root: 4 GiB.
+LARGEST = 2**29
 
 
-@dataclass(frozen=True, eq=False)
 class Gaussian:
     """Mean and covariance of a set of features, in float64.
 
-    Attributes:
+    Args:
         mean: of all samples.
         covariance: unbiased, with n - 1 in the denominator, as numpy.cov and the releases of FID have it.
         count: how many samples they are of; 0 where a published file does not tell.
+        root: in place of the covariance, a matrix R [d, r] with R R^T = covariance.
     """
 
-    mean: Float[Tensor, " d"]
-    covariance: Float[Tensor, "d d"]
-    count: int
+    def __init__(
+        self,
+        mean: Float[Tensor, " d"],
+        covariance: Float[Tensor, "d d"] | None = None,
+        count: int = 0,
+        *,
+        root: Float[Tensor, "d r"] | None = None,
+    ) -> None:
+        if (covariance is None) == (root is None):
+            raise InputError("covariance and root are both given, or neither: pass one of them")
+        self.mean, self.count, self._covariance, self._root = mean, count, covariance, root
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """The covariance; of a Gaussian that has a root it is made now."""
+        if self._covariance is not None:
+            return self._covariance
+        root = self.root()
+        return root @ root.T
+
+    @property
+    def trace(self) -> Float[Tensor, ""]:
+        """The trace of the covariance."""
+        return self.covariance.trace() if self._root is None else self._root.square().sum()
+
+    def root(self) -> Float[Tensor, "d r"]:
+        """Return R with R R^T = covariance, without the columns that are zero but for rounding."""
+        return _root(self.covariance) if self._root is None else self._root
+
+    def parts(self) -> tuple[str, Tensor]:
+        """Return what is held of the spread, by its name: "covariance" or "root"."""
+        return ("covariance", self.covariance) if self._root is None else ("root", self._root)
 
 
 class RunningGaussian:
     """Mean and covariance of features that come in batches; equal to those of all at once.
 
-    Sums of squares are taken about the mean of each batch and joined by the exact update, so a large offset costs no digits.
+    Up to d samples of d features are kept as they are. For more, sums of squares are taken about the mean of each batch and joined
+    by the exact update, so a large offset costs no digits.
 
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self._rows: list[Tensor] = []
         self._mean: Tensor | None = None
         self._scatter: Tensor | None = None
 
     @torch.no_grad()
     def add(self, features: Float[Tensor, "n d"]) -> None:
-        """Take in a batch of features, of any size and in any order; raises InputError if its feature size is another."""
+        """Take in a batch of features, of any size and in any order.
+
+        Raises:
+            InputError: if its feature size is another, or a covariance of so many samples and features takes too much memory.
+        """
         if features.ndim == 2 and len(features) == 0:
             return
         check_features(features=features)
-        batch = features.double()
-        mean = batch.mean(0)
-        centred = batch - mean
-        self._join(len(batch), mean, centred.T @ centred)
+        size = features.shape[1]
+        before = self._rows[0].shape[1] if self._rows else size if self._mean is None else len(self._mean)
+        if size != before:
+            raise InputError(f"features have {size} columns, those before {before}: use one encoder for all batches")
+        check_covariance(self.count + len(features), size)
+        if self._mean is None and self.count + len(features) <= size:
+            self._rows.append(features.clone())
+            self.count += len(features)
+            return
+        self._release()
+        self._join(len(features), *_scatter(features))
 
     def merge(self, other: "RunningGaussian") -> None:
         """Take in all that another has seen, for example another process; the other stays as it is."""
+        for batch in other._rows:
+            self.add(batch)
         if other._mean is not None and other._scatter is not None:
+            self._release()
             self._join(other.count, other._mean, other._scatter)
+
+    def _release(self) -> None:
+        """Turn the samples that are kept into sums of squares."""
+        if self._rows:
+            kept, self._rows, self.count = torch.cat(self._rows), [], 0
+            self._join(len(kept), *_scatter(kept))
 
     def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         if self._mean is None or self._scatter is None:
@@ -88,9 +142,31 @@ class RunningGaussian:
 
     def gaussian(self) -> Gaussian:
         """Return mean and covariance of all that was taken in; raises InputError before the second sample."""
-        if self._mean is None or self._scatter is None or self.count < 2:
+        if self.count < 2:
             raise InputError(f"features are of {self.count} samples: a covariance needs at least 2")
-        return Gaussian(self._mean.clone(), self._scatter / (self.count - 1), self.count)
+        if self._mean is not None and self._scatter is not None:
+            return Gaussian(self._mean.clone(), self._scatter / (self.count - 1), self.count)
+        rows = torch.cat([batch.double() for batch in self._rows])
+        mean = rows.mean(0)
+        return Gaussian(mean, count=self.count, root=rows.sub_(mean).div_((self.count - 1) ** 0.5).T)
+
+
+def _scatter(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Return the mean, and the sums of squares about it."""
+    batch = features.double()
+    mean = batch.mean(0)
+    centered = batch - mean
+    return mean, centered.T @ centered
+
+
+def check_covariance(count: int, dimensions: int) -> None:
+    """Raise InputError if what is kept of so many samples takes too much memory: min(n, d) x d numbers in float64."""
+    if min(count, dimensions) * dimensions <= LARGEST:
+        return
+    samples, side = LARGEST // dimensions, math.isqrt(LARGEST)
+    fix = f"use at most {samples} samples or {side} features" if samples >= 2 else f"use at most {side} features"
+    size = 8 * min(count, dimensions) * dimensions / 2**30
+    raise InputError(f"{count} samples of {dimensions} features need {size:.0f} GB for their covariance: {fix}")
 
 
 def gaussian_of(features: Float[Tensor, "n d"]) -> Gaussian:
@@ -111,9 +187,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise InputError(f"features have {len(a.mean)} and {len(b.mean)} columns: compute both with the same encoder")
-    mean, covariance = b.mean.to(a.mean), b.covariance.to(a.covariance)
-    overlap = torch.linalg.svdvals(_root(a.covariance).T @ _root(covariance)).sum()
-    squared = (a.mean - mean).square().sum() + a.covariance.trace() + covariance.trace() - 2 * overlap
+    mean, root = b.mean.to(a.mean), b.root().to(a.mean)
+    overlap = torch.linalg.svdvals(a.root().T @ root).sum()
+    squared = (a.mean - mean).square().sum() + a.trace + b.trace.to(a.mean) - 2 * overlap
     return max(0.0, float(squared))
 
 
@@ -167,10 +243,11 @@ def _mean_of_pairs(x: Float[Tensor, "n d"]) -> float:
 
 def save_gaussian(path: Path, gaussian: Gaussian, *, fingerprint: str = "", more: Mapping[str, Tensor] | None = None) -> None:
     """Write a Gaussian, and `more`, to one safetensors file, atomically; the fingerprint, of what it is, goes into its header."""
+    name, spread = gaussian.parts()
     tensors = {
         **(more or {}),
         "mean": gaussian.mean.cpu().contiguous(),
-        "covariance": gaussian.covariance.cpu().contiguous(),
+        name: spread.cpu().contiguous(),
         "count": torch.tensor(gaussian.count),
     }
     with atomic_path(path) as scratch:
@@ -182,8 +259,9 @@ def load_gaussian(path: Path) -> tuple[Gaussian, str]:
     try:
         with safe_open(path, "pt") as file:
             fingerprint = (file.metadata() or {}).get("fingerprint", "")
-            mean, covariance = (file.get_tensor(name).double() for name in ("mean", "covariance"))
-            gaussian = Gaussian(mean, covariance, int(file.get_tensor("count")))
+            name = "root" if "root" in set(file.keys()) else "covariance"
+            mean, spread = (file.get_tensor(part).double() for part in ("mean", name))
+            gaussian = Gaussian(mean, count=int(file.get_tensor("count")), **{name: spread})
     except FileNotFoundError:
         raise InputError(f"path is '{path}', which does not exist: compute the Gaussian first") from None
     except (SafetensorError, OSError, ValueError, OverflowError) as error:  # the last two of a count that is no number
