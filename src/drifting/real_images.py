@@ -30,7 +30,7 @@ from drifting.training.progress import show_images
 _SEED = 0
 # Of latents that stand for real images: streams that training does not use.
 _REFERENCE_STREAM, _FLOOR_STREAM = 10**6, 10**6 + 1
-_HELD_OUT = ("test", "val", "valid", "validation")
+_HELD_OUT = ("test", "val")
 
 
 @runtime_checkable

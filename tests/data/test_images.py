@@ -89,8 +89,8 @@ def test_too_few_images_for_a_tenth_are_refused(tmp_path):
 def test_unknown_split_is_refused(tmp_path):
     numbered(tmp_path, {"train/a": 2, "val/a": 1})
     assert len(load_images(str(tmp_path), split="val").images) == 1
-    with pytest.raises(InputError, match=r"split is 'dev', but data '.*' has train, val: pass"):
-        load_images(str(tmp_path), split="dev")
+    with pytest.raises(InputError, match=r"split is 'extra', but data '.*' has train, val: pass"):
+        load_images(str(tmp_path), split="extra")
 
 
 def test_mixed_sizes_and_oblongs_need_an_image_size(tmp_path):

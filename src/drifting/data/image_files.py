@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drifting.data.decode import decode
 from drifting.data.readers import folder
-from drifting.data.readers.base import EncodedImage
+from drifting.data.readers.base import EncodedImage, split_name
 from drifting.errors import InputError
 
 
@@ -19,32 +19,35 @@ class ImageFiles:
     """Images of one split of a folder, in colour, cropped to a centred square and resized.
 
     Args:
-        path: a folder with a sub-folder for each class, or with train/, val/ or test/ above those.
+        path: a folder with a sub-folder for each class, or with train/, val/ or test/ above those; see `readers.folder`.
         image_size: pixels to a side.
-        split: "train", which is everything where there is no folder of that name; or another that is there.
+        split: "train", which is everything where there are no folders of splits; or another that is there.
 
     Attributes:
         path: of the folder.
         image_size: pixels to a side.
         split: which one.
         labels: the class of every image; None where no sub-folders tell them.
-        class_names: of each label, sorted; None likewise.
+        class_names: of each label, in the order of the numbers in them; None likewise.
+        left_out: what is there and is not used, in a few words each.
+        doubts: sentences on what may not be as its owner means it.
 
     Raises:
         InputError: if the folder or the split is not there, or a class is empty. Files are looked at when they are read.
     """
 
     def __init__(self, path: str | Path, *, image_size: int, split: str = "train") -> None:
-        self.path, self.image_size, self.split = Path(path).expanduser(), image_size, split
+        self.path, self.image_size, self.split = Path(path).expanduser(), image_size, split_name(split) or split
         if image_size < 1:
             raise InputError(f"image_size is {image_size}: pass 1 or more")
         _check_folder(self.path)
         known = folder.splits(self.path)
-        if split not in known:
+        if self.split not in known:
             raise InputError(f"split is '{split}', but data '{path}' has {', '.join(known)}: pass one of those")
-        self._listing = folder.listed(self.path, split)
+        self._listing = folder.listed(self.path, self.split)
         self.labels: Int[Tensor, " s"] | None = self._listing.labels
         self.class_names = self._listing.class_names
+        self.left_out, self.doubts = self._listing.left_out, self._listing.doubts
         self._check_classes()
 
     def __len__(self) -> int:
@@ -62,8 +65,14 @@ class ImageFiles:
         return decode([EncodedImage(path, str(path)) for path in paths], image_size=self.image_size, channels=3)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for the names of all files, in their order. What is in them is not looked at."""
-        return hashlib.sha256("\n".join((self.split, *self._listing.names)).encode()).hexdigest()[:16]
+        """Return 16 hexadecimal digits that stand for the names of all files, in their order, and for their classes.
+
+        What is in the images is not looked at.
+        """
+        facts = [self.split, *self._listing.names]
+        if self._listing.labels_from is not None and self.labels is not None:
+            facts += [*(self.class_names or ()), *map(str, self.labels.tolist())]
+        return hashlib.sha256("\n".join(facts).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def _check_classes(self) -> None:
         if len(self) == 0:

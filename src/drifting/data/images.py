@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drifting.data.decode import decode
 from drifting.data.readers import cifar, folder, hub, idx, parquet
-from drifting.data.readers.base import Reader, Split
+from drifting.data.readers.base import Reader, Split, split_name
 from drifting.errors import InputError
 from drifting.inputs import nearest_name
 
@@ -36,11 +36,15 @@ class ImageSet:
         images: all pixels, 0 to 255.
         labels: 0 to num_classes - 1; None for one unlabelled population.
         class_names: a name for each label, where they are known.
+        left_out: what is in their folder and is not used, in a few words each.
+        doubts: sentences on what may not be as its owner means it.
     """
 
     images: UInt8[Tensor, "s c h w"]
     labels: Int[Tensor, " s"] | None
     class_names: tuple[str, ...] | None
+    left_out: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int | None:
@@ -76,7 +80,8 @@ def load_images(
 ) -> ImageSet:
     """Read, check and decode one split of an image data set.
 
-    Where there is no split "test", a fixed tenth of the split "train" is: of each class alike, and not in "train".
+    Where there is no split "test", the split "val" takes its place, by whatever name. Where there is neither, a fixed tenth of the
+    split "train" does: of each class alike, and not in "train".
 
     Args:
         source: a folder (any layout of `readers`), a Hub id owner/name, or None to find the data set `name`: in the folder
@@ -97,9 +102,8 @@ def load_images(
     if labelled and part.labels is None:
         raise LabelError(f"data is '{path}', which has no labels: use one sub-folder per class, or train without labels")
     images = decode(part.images, image_size=image_size, channels=channels)
-    if labelled is False or part.labels is None:
-        return ImageSet(images, None, None)
-    return ImageSet(images, part.labels, part.class_names)
+    labels, class_names = (None, None) if labelled is False or part.labels is None else (part.labels, part.class_names)
+    return ImageSet(images, labels, class_names, part.left_out, part.doubts)
 
 
 def _locate(source: str | None, name: str | None) -> Path:
@@ -137,8 +141,11 @@ def _reader_of(path: Path) -> Reader:
 def _read(reader: Reader, path: Path, split: str, labelled: bool | None) -> Split:
     """Return a split, still encoded, its labels checked unless they are to be left out; "test" may be a tenth of "train"."""
     known = reader.splits(path)
-    divided = "test" not in known and split in ("train", "test")
-    stored = "train" if divided else split
+    by_usual_name = {usual: name for name in reversed(known) if (usual := split_name(name))}
+    stored = split if split in known else by_usual_name.get(split_name(split) or split, split)
+    if split == "test" and stored not in known:
+        stored = by_usual_name.get("val", "train")
+    divided = split in ("train", "test") and not by_usual_name.keys() & {"test", "val"}
     if stored not in known:
         raise InputError(f"split is '{split}', but data '{path}' has {', '.join(known)}: pass one of those")
     part = reader.read(path, stored)

@@ -1,7 +1,13 @@
-"""Image files in folders: one sub-folder per class, or all in one folder without labels; optionally below train/ and test/."""
+"""Image files in folders: one sub-folder per class, or all in one folder without labels; optionally below train/ and test/.
+
+Where the folder holds nothing but one folder, which holds the classes or the splits, that one is meant. A file of labels, of the
+StyleGAN and EDM tools (dataset.json) or of Hugging Face (metadata.jsonl, metadata.csv), says the classes in place of sub-folders.
+What operating systems, storage devices and notebooks leave behind is skipped at every depth.
+"""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,88 +15,321 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from drifting.data.readers.base import EncodedImage, Split
+from drifting.data.readers import label_files
+from drifting.data.readers.base import EncodedImage, Split, by_number, split_name
 from drifting.errors import InputError
 
 LAYOUT = "image files (CLASS/*.png, optionally below train/ and test/, or *.png without classes)"
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_SPLITS = ("train", "test", "val", "valid", "validation")
+_SYSTEM = {
+    "__macosx",
+    "__pycache__",
+    "$recycle.bin",
+    "#recycle",
+    "#snapshot",
+    "@eadir",
+    "@recycle",
+    "@recently-snapshot",
+    "@tmp",
+    "desktop.ini",
+    "lost+found",
+    "network trash folder",
+    "recycler",
+    "system volume information",
+    "temporary items",
+    "thumbs.db",
+}
+# Of names in a message: at most so many.
+_SHOWN = 3
+
+# Device and number of a folder: the same by whatever path it is reached.
+_Identity = tuple[int, int]
 
 
 class Listing(NamedTuple):
-    """The images of one split, by name: a million take 0.1 GB."""
+    """The images of one split, by name: a million take 0.1 GB.
+
+    Attributes:
+        root: the folder of the split.
+        names: paths below it, sorted by class and path.
+        labels: class of each; None without classes.
+        class_names: of each label; None likewise.
+        left_out: what is there and is not used, in a few words each.
+        doubts: sentences on what may not be as its owner means it.
+        labels_from: name of the file that says the labels; None where folders do.
+    """
 
     root: Path
     names: list[str]
     labels: Int[Tensor, " s"] | None
     class_names: tuple[str, ...] | None
+    left_out: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    labels_from: str | None = None
 
     def path(self, index: int) -> Path:
         """Return where an image lies."""
         return self.root / self.names[index]
 
 
+class _Level(NamedTuple):
+    """What lies directly in a folder."""
+
+    folders: list[str]
+    images: list[str]
+    others: list[str]
+
+
 def matches(folder: Path) -> bool:
     """Return whether there is an image file anywhere below the folder."""
-    return next(_images(folder), None) is not None
+    return folder.is_dir() and _holds_images(folder)
 
 
 def splits(folder: Path) -> list[str]:
-    """Return the splits that have folders; without a folder train/ or test/, everything is the split "train"."""
-    found = [split for split in _SPLITS if (folder / split).is_dir()]
-    return found if {"train", "test"} & set(found) else ["train"]
+    """Return the splits that have folders, by the names train, test and val; without such folders everything is "train"."""
+    return list(_roots(folder)[0])
 
 
 def read(folder: Path, split: str) -> Split:
     """Return the images of one split, in the order of `listed`."""
     found = listed(folder, split)
     images = [EncodedImage(found.path(index), str(found.path(index))) for index in range(len(found.names))]
-    return Split(images, found.labels, found.class_names)
+    return Split(images, found.labels, found.class_names, found.left_out, found.doubts)
 
 
 def listed(folder: Path, split: str) -> Listing:
-    """List the images of one split, sorted by class and path; a class has the same number in every split."""
-    roots = {name: folder / name if (folder / name).is_dir() else folder for name in splits(folder)}
+    """List the images of one split, sorted by class and path; a class has the same number in every split.
+
+    Raises:
+        InputError: if the folder cannot be read, it is not clear which folders are the splits or the classes, or a file of labels
+            is damaged or names an image that is not there.
+    """
+    roots, left_out = _roots(folder)
     root = roots[split]
-    loose = sorted(_images(root, deep=False))
-    classes = _classes(root)
-    if loose and classes:
-        raise InputError(f"data holds '{root / loose[0]}' beside folders of classes: move it into one, or remove those folders")
-    if not classes:
-        return Listing(root, loose, None, None)
-    class_names = sorted(set().union(*map(_classes, roots.values())))
-    members = [sorted(_images(root / name), key=lambda path: path.split("/")) for name in class_names]
-    labels = torch.arange(len(members)).repeat_interleave(torch.tensor([len(paths) for paths in members]))
+    tables = {name: label_files.read(place, folder) for name, place in roots.items()}
+    table = tables[split]
+    if table is not None and table.labels is not None:
+        found = _by_table(root, table, [other for other in tables.values() if other is not None])
+    elif table is not None and table.unlabelled:
+        found = _unlabelled(root, _counted_images(root))
+    else:
+        found = _by_folders(roots, split)
+        if table is not None:
+            found = found._replace(doubts=(table.reason, *found.doubts))
+    return found._replace(left_out=(*left_out, *found.left_out))
+
+
+def _roots(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Return split -> its folder, and what lies beside those; "train" alone where there are no such folders."""
+    place = folder
+    while True:
+        found, beside = _split_folders(place)
+        if found:
+            train = _level(_descended(found["train"])).folders if "train" in found else []
+            roots = {split: _descended(root, known=() if split == "train" else train) for split, root in found.items()}
+            return roots, _words("folder", beside)
+        below = _only_folder(place)
+        if below is None:
+            return {"train": place}, ()
+        place = below
+
+
+def _split_folders(place: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return split -> folder among those directly in a place, and the others that hold images; none where they are classes."""
+    level = _level(place)
+    kinds: dict[str, list[str]] = {}
+    for name in level.folders:
+        if (split := split_name(name)) is not None and _holds_images(place / name):
+            kinds.setdefault(split, []).append(name)
+    if not kinds or level.images:
+        return {}, []
+    named = [name for names in kinds.values() for name in names]
+    beside = [name for name in level.folders if name not in named and _holds_images(place / name)]
+    if len(kinds) == 1 and ("val" in kinds or beside) and not (beside and _has_folders_of_images(place / named[0])):
+        # One folder called "train" among others of images is a class, unless it holds classes itself.
+        return {}, []
+    for split, names in kinds.items():
+        if len(names) > 1:
+            both = " and ".join(f"'{name}'" for name in names)
+            raise InputError(f"data is '{place}', where {both} may both be the split '{split}': rename or remove one of them")
+    return {split: place / kinds[split][0] for split in ("train", "test", "val") if split in kinds}, beside
+
+
+def _descended(root: Path, known: Sequence[str] = ()) -> Path:
+    """Return the folder of a split that holds its images or its classes: below others, where each is all that there is."""
+    while (below := _only_folder(root)) is not None and below.name not in known:
+        root = below
+    return root
+
+
+def _only_folder(place: Path) -> Path | None:
+    """Return the one folder in a place that holds images, if those are again in folders or labelled by a file; else None."""
+    level = _level(place)
+    if level.images or label_files.is_in(place):
+        return None
+    holding = [name for name in level.folders if _holds_images(place / name)]
+    if len(holding) != 1:
+        return None
+    below = place / holding[0]
+    return below if label_files.is_in(below) or _has_folders_of_images(below) else None
+
+
+def _has_folders_of_images(place: Path) -> bool:
+    level = _level(place)
+    return not level.images and any(_holds_images(place / name) for name in level.folders)
+
+
+def _by_folders(roots: dict[str, Path], split: str) -> Listing:
+    """List a split whose folders are its classes, which are those of "train" where there is such a split."""
+    root = roots[split]
+    level = _level(root)
+    class_names = sorted(set(_level(roots.get("train", root)).folders), key=by_number)
+    if level.images:
+        if any(_holds_images(root / name) for name in level.folders):
+            first = root / min(level.images)
+            raise InputError(f"data holds '{first}' beside folders of classes: move it into one, or remove those folders")
+        return _unlabelled(root, (sorted(level.images), _words_of_files(level.others)))
+    unknown = [name for name in level.folders if name not in class_names and _holds_images(root / name)]
+    if unknown and not set(level.folders) & set(class_names):
+        return _unlabelled(root, _counted_images(root))
+    if unknown:
+        raise InputError(f"data holds '{root / unknown[0]}', a class that is not in the split 'train': add it there, or remove it")
+    others, members = list(level.others), dict[str, list[str]]()
+    for name in class_names:
+        found = _images(root / name, others) if name in level.folders else ()
+        members[name] = sorted(found, key=lambda path: path.split("/"))
+    counts = torch.tensor([len(paths) for paths in members.values()], dtype=torch.long)
     return Listing(
         root,
-        [f"{name}/{path}" for name, paths in zip(class_names, members, strict=True) for path in paths],
-        labels,
-        tuple(class_names),
+        [f"{name}/{path}" for name, paths in members.items() for path in paths],
+        torch.arange(len(counts)).repeat_interleave(counts) if class_names else None,
+        tuple(class_names) or None,
+        _words_of_files(others),
+        _doubts(members) if split == "train" else (),
     )
 
 
-def _classes(root: Path) -> set[str]:
-    with os.scandir(root) as entries:
-        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+def _doubts(members: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return a sentence if classes hold several sub-folders and nothing else, and so may be no classes."""
+    inside = {name: {path.partition("/")[0] for path in paths} for name, paths in members.items() if all("/" in p for p in paths)}
+    deep = [name for name, folders in inside.items() if len(folders) > 1]
+    if not deep:
+        return ()
+    below = sorted(set().union(*(inside[name] for name in deep)), key=by_number)
+    hold = f"hold{'s' * (len(deep) == 1)} no images but sub-folders ({_some(below)}), whose images count as one class"
+    advice = "if those are the classes, pass a --data folder in which each class is one folder"
+    return (f"{'class' if len(deep) == 1 else 'classes'} {_some(deep)} {hold}: {advice}",)
 
 
-def _images(folder: Path, *, deep: bool = True) -> Iterator[str]:
-    """Yield the paths of image files from the folder on; the listing itself tells what is a folder, with no look at each file."""
-    waiting = [""]
+def _by_table(root: Path, table: label_files.LabelFile, tables: Sequence[label_files.LabelFile]) -> Listing:
+    """List the images of a split that a file labels; the classes are those of the files of all splits."""
+    others = list[str]()
+    there = set(_images(root, others))
+    labels = table.below(root)
+    if missing := sorted(labels.keys() - there):
+        fix = "bring it back, or take it out of that file"
+        raise InputError(f"data holds '{table.path}', which names '{missing[0]}', but that is no image in '{root}': {fix}")
+    class_names = sorted({value for other in tables for value in (other.labels or {}).values()}, key=by_number)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    names = sorted(labels, key=lambda name: (numbers[labels[name]], name.split("/")))
+    left_out = _words_of_files(others)
+    if unlisted := len(there) - len(labels):
+        left_out += (f"{unlisted} image{'s' * (unlisted > 1)} not in {table.path.name}",)
+    numbered = torch.tensor([numbers[labels[name]] for name in names], dtype=torch.long)
+    return Listing(root, names, numbered, tuple(class_names), left_out, labels_from=table.path.name)
+
+
+def _unlabelled(root: Path, images: tuple[list[str], tuple[str, ...]]) -> Listing:
+    names, left_out = images
+    return Listing(root, names, None, None, left_out)
+
+
+def _counted_images(root: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Return all images below a folder, sorted, and what else is there in words."""
+    others = list[str]()
+    return sorted(_images(root, others), key=lambda path: path.split("/")), _words_of_files(others)
+
+
+def _holds_images(folder: Path) -> bool:
+    return next(_images(folder), None) is not None
+
+
+def _level(place: Path) -> _Level:
+    """Return the names of folders, images and other files directly in a place."""
+    level = _Level([], [], [])
+    for entry, is_folder in _entries(place, _chain(place)):
+        kind = level.folders if is_folder else level.images if _is_image(entry.name) else level.others
+        kind.append(entry.name)
+    return level
+
+
+def _images(folder: Path, others: list[str] | None = None) -> Iterator[str]:
+    """Yield the paths of image files from the folder on; the listing itself tells what is a folder, with no look at each file.
+
+    Args:
+        folder: where to begin.
+        others: takes the names of files that are no images.
+    """
+    waiting = [("", _chain(folder))]
     while waiting:
-        place = waiting.pop()
-        try:
-            entries = os.scandir(folder / place)
-        except OSError:
-            continue
-        with entries:
+        place, chain = waiting.pop()
+        for entry, is_folder in _entries(folder / place, chain):
+            if is_folder:
+                waiting.append((f"{place}{entry.name}/", chain | {_identity(entry)}))
+            elif _is_image(entry.name):
+                yield place + entry.name
+            elif others is not None:
+                others.append(entry.name)
+
+
+def _entries(place: Path, chain: frozenset[_Identity]) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """Yield what is in a folder and whether it is a folder; not what systems leave behind, nor links that lead back or nowhere."""
+    try:
+        with os.scandir(place) as entries:
             for entry in entries:
-                if deep and entry.is_dir():
-                    waiting.append(f"{place}{entry.name}/")
-                elif _is_image(entry):
-                    yield place + entry.name
+                if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
+                    continue
+                try:
+                    is_folder = entry.is_dir()
+                    if (is_folder and _identity(entry) not in chain) or (not is_folder and entry.is_file()):
+                        yield entry, is_folder
+                except OSError:  # a link to itself
+                    continue
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"data holds '{place}', which cannot be read ({reason}): make it readable, or remove it") from None
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    # Hidden files include macOS's "._x.png", which are no images.
-    return os.path.splitext(entry.name)[1].lower() in _SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+def _chain(place: Path) -> frozenset[_Identity]:
+    """Return what stands for a folder and all folders above it, by the path that is given and by the real one."""
+    real = Path(os.path.realpath(place))
+    above = {place.absolute(), *place.absolute().parents, real, *real.parents}
+    return frozenset(_identity(path) for path in above if path.exists())
+
+
+def _identity(place: "os.DirEntry[str] | Path") -> _Identity:
+    found = place.stat()
+    return found.st_dev, found.st_ino
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in _SUFFIXES
+
+
+def _words_of_files(names: Iterable[str]) -> tuple[str, ...]:
+    """Return how many files of which suffixes are no images; files of labels and of words on the data are known."""
+    suffixes = Counter(os.path.splitext(name)[1].lower() for name in names if name not in label_files.NAMES)
+    if not suffixes:
+        return ()
+    kinds = [suffix or "no suffix" for suffix, _ in suffixes.most_common(_SHOWN)]
+    more = ", ..." if len(suffixes) > _SHOWN else ""
+    count = sum(suffixes.values())
+    return (f"{count} file{'s' * (count > 1)} ({', '.join(kinds)}{more})",)
+
+
+def _words(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    return (f"{len(names)} {what}{'s' * (len(names) > 1)} ({_some(sorted(names))})",) if names else ()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

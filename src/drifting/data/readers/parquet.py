@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from drifting.data.readers.base import EncodedImage, Split, damaged
+from drifting.data.readers.base import LABEL_COLUMNS, EncodedImage, Split, damaged
 from drifting.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 LAYOUT = "parquet files (train-*.parquet, also in data/)"
 _NAME = re.compile(r"(\w+)(?:-.+)?\.parquet")
-_LABELS = ("label", "fine_label", "labels")
 
 
 def matches(folder: Path) -> bool:
@@ -44,7 +43,7 @@ def from_tables(tables: "Sequence[tuple[pa.Table, str]]") -> Split:
     """Return the images, still encoded, of Arrow tables (and their origins) whose schema is that of Hugging Face."""
     images = [image for table, origin in tables for image in _images(table, origin)]
     schema = tables[0][0].schema
-    label_column = next((name for name in _LABELS if name in schema.names), None)
+    label_column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
     if label_column is None:
         return Split(images, None, None)
     labels = torch.cat([_labels(table, label_column, origin) for table, origin in tables])
@@ -73,7 +72,7 @@ def _table(path: Path) -> "pa.Table":
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            return file.read([_image_column(schema, str(path)), *(name for name in _LABELS if name in schema.names)])
+            return file.read([_image_column(schema, str(path)), *(name for name in LABEL_COLUMNS if name in schema.names)])
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from None
 
