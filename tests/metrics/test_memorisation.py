@@ -3,8 +3,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from drifting.errors import InputError
+from drifting.metrics import distances as measuring
 from drifting.metrics import memorisation as memorising
-from drifting.metrics import precision_recall
 from drifting.metrics.memorisation import memorisation, nearest
 
 
@@ -14,7 +14,7 @@ def _features(count: int, dimensions: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("count", "total", "d"), [(30, 50, 4), (5, 1, 3), (1, 7, 1), (40, 3, 100)])
 def test_nearest_equals_that_of_scikit_learn(count, total, d, monkeypatch):
-    monkeypatch.setattr(precision_recall, "_CHUNK", 450)
+    monkeypatch.setattr(measuring, "_CHUNK", 450)
     samples, train = _features(count, d, 0), _features(total, d, 1)
     distances, indices = nearest(samples, train)
     expected, where = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train.double()).kneighbors(samples.double())
@@ -113,8 +113,8 @@ def few(monkeypatch):
     """Search by directions, of few samples in few dimensions."""
     for name, value in {"_DIRECTIONS": 3, "_MANY_SAMPLES": 1, "_MANY_FEATURES": 1, "_CHOOSING": 20}.items():
         monkeypatch.setattr(memorising, name, value)
-    monkeypatch.setattr(memorising, "_PAIRS", 7)
-    monkeypatch.setattr(precision_recall, "_CHUNK", 450)
+    monkeypatch.setattr(measuring, "_CPU_CACHE", 84)
+    monkeypatch.setattr(measuring, "_CHUNK", 450)
 
 
 def _spread_unevenly(count: int, seed: int) -> torch.Tensor:
@@ -130,16 +130,16 @@ def test_directions_change_nothing(few, monkeypatch, most, even, dtype):
     samples, train = make(40, 0).to(dtype) + 5, make(70, 1).to(dtype) + 5
     samples[3] = train[20] = train[50]
     distances, indices = nearest(samples, train)
-    expected, where = memorising._of_candidates(samples, train)
+    expected, where = measuring.nearest_pairs(samples, train)
     assert torch.equal(distances, expected)
     assert torch.equal(indices, where)
     assert (distances[3], indices[3]) == (0, 20)
 
 
 def test_directions_leave_few_pairs_where_the_spread_is_uneven(few, monkeypatch):
-    measured = []
-    monkeypatch.setattr(memorising, "_distances", lambda a, b: measured.append(len(a)) or (a.double() - b.double()).norm(dim=1))
-    monkeypatch.setattr(memorising, "_of_candidates", lambda samples, train: pytest.fail("searched all pairs"))
+    measured, kept = [], measuring.Pairs._measured
+    monkeypatch.setattr(measuring.Pairs, "_measured", lambda self, a, b: measured.append(len(a)) or kept(self, a, b))
+    monkeypatch.setattr(memorising, "nearest_pairs", lambda samples, train: pytest.fail("searched all pairs"))
     nearest(_spread_unevenly(100, 0), _spread_unevenly(1000, 1))
     assert 100 < sum(measured) < 5000
 

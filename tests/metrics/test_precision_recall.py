@@ -1,12 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import NearestNeighbors
+from scipy.spatial.distance import cdist
 
 from drifting.errors import InputError
-from drifting.metrics import precision_recall as module
-from drifting.metrics.precision_recall import distance_chunks, precision_recall
+from drifting.metrics import distances as module
+from drifting.metrics.precision_recall import precision_recall
 
 
 def _features(count: int, dimensions: int, seed: int) -> torch.Tensor:
@@ -42,36 +43,76 @@ def test_figures_equal_the_loop(n, m, d, shift):
     assert other != found
 
 
-def test_radii_are_those_of_scikit_learn():
-    features = _features(60, 4, 0)
-    expected = NearestNeighbors(n_neighbors=5).fit(features).kneighbors()[0]  # a point is not its own neighbour
-    narrow, wide = module._squared_radii(features, (3, 5))
-    assert narrow.sqrt().tolist() == pytest.approx(expected[:, 2])
-    assert wide.sqrt().tolist() == pytest.approx(expected[:, 4])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_identical_sets_are_perfect(dtype, offset):
     real = (_features(100, 16, 0) + offset).to(dtype)
     found = precision_recall(real[torch.randperm(100)], real)
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
-    # a ball holds its centre and 5 neighbours; rounding decides over the one on its border
-    assert 1 - 1e-9 <= found.density <= 1.2 + 1e-9
+    assert found.density == pytest.approx(1.2, abs=1e-12)  # a ball holds its centre and 5 neighbours, the last one on its border
+
+
+def _of_scipy(generated, real, k=3, wide=5):
+    """Follow the definitions with the distances of scipy; a tie is what differs by rounding alone."""
+    generated, real = generated.double().numpy(), real.double().numpy()
+
+    def radii(points, count):
+        distances = cdist(points, points)
+        np.fill_diagonal(distances, np.inf)
+        return np.sort(distances, 1)[:, count - 1] * (1 + 1e-13)
+
+    between = cdist(real, generated)
+    inside = between <= radii(real, wide)[:, None]
+    precise, recalled = (between <= radii(real, k)[:, None]).any(0), (between <= radii(generated, k)).any(1)
+    return precise.mean(), recalled.mean(), inside.sum() / (wide * len(generated)), inside.any(1).mean()
+
+
+def _copies(count, d, seed):
+    """Return samples of which many are copies of others."""
+    picked = torch.randint(count // 3, (count,), generator=torch.Generator().manual_seed(seed))
+    return _features(count // 3, d, seed)[picked]
+
+
+def _levels(count, d, seed):
+    return torch.randint(4, (count, d), generator=torch.Generator().manual_seed(seed)).double()
+
+
+TIES = {
+    "levels": lambda count, seed: _levels(count, 3, seed),
+    "tenths": lambda count, seed: _levels(count, 3, seed) / 10,
+    "tenths far away": lambda count, seed: 1000 + _levels(count, 4, seed) / 8,
+    "truths": lambda count, seed: (_levels(count, 64, seed) > 1).double(),
+    "copies": lambda count, seed: _copies(count, 300, seed),
+    "far clusters of copies": lambda count, seed: 1e4 * _levels(count, 2, seed % 2) + 1e-3 * _copies(count, 2, seed),
+    "one point": lambda count, seed: torch.full((count, 50), 0.1, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("chunk", [2**22, 999])
+@pytest.mark.parametrize("many", [1, 10**9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", TIES)
+def test_ties_are_those_of_scipy(monkeypatch, kind, dtype, many, chunk):
+    monkeypatch.setattr(module, "_MANY_PAIRS", many)
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(module, "_BLOCK", 40 * chunk)
+    generated, real = (TIES[kind](count, seed).to(dtype) for count, seed in ((120, 1), (100, 2)))
+    generated[:30] = real[10:40]
+    assert tuple(precision_recall(generated, real)) == pytest.approx(_of_scipy(generated, real), abs=1e-12)
+    assert tuple(precision_recall(real, real)) == pytest.approx(_of_scipy(real, real), abs=1e-12)
+
+
+def test_copies_in_turn_have_the_density_of_their_originals():
+    """Real samples against themselves in another order, among distances that a product in float32 could not tell apart."""
+    real = (_features(400, 200, 0) + 100).float()
+    found = precision_recall(real.flip(0), real)
+    assert found == precision_recall(real, real)
+    assert found.density == pytest.approx(1.2, abs=1e-12)
 
 
 def test_disjoint_sets_share_nothing():
     real = _features(50, 8, 0)
     assert tuple(precision_recall(real + 1000, real)) == (0, 0, 0, 0)
-
-
-def test_far_apart_sets_in_float32_still_have_their_own_radii():
-    """The radii of each set are measured about its own mean, so the other set's distance costs them nothing."""
-    real = _features(80, 8, 0).float()
-    near = module._squared_radii(real.double(), (3,))[0]
-    far = module._squared_radii((real + 4096).float().double(), (3,))[0]
-    torch.testing.assert_close(module._squared_radii((real + 4096).float(), (3,))[0].double(), far, rtol=1e-4, atol=0)
-    torch.testing.assert_close(far, near, rtol=1e-2, atol=0)
 
 
 def test_a_collapsed_generator_is_precise_but_reaches_little():
@@ -120,25 +161,13 @@ def test_figures_do_not_depend_on_the_chunks(monkeypatch):
     expected = precision_recall(generated, real)
     for chunk in (1, 150, 500):
         monkeypatch.setattr(module, "_CHUNK", chunk)
+        monkeypatch.setattr(module, "_BLOCK", chunk)
         assert tuple(precision_recall(generated, real)) == pytest.approx(tuple(expected), abs=1e-12)
 
 
-def test_half_precision_is_measured_in_float32():
+def test_half_precision_is_measured_as_its_numbers_are():
     generated, real = _features(40, 4, 0).half(), _features(40, 4, 1).half()
     assert precision_recall(generated, real) == precision_recall(generated.float(), real.float())
-
-
-def test_chunks_cover_all_rows_with_squared_distances(monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 20)
-    first, second = _features(11, 3, 0) + 100, _features(5, 3, 1) + 100
-    rows, parts = zip(*distance_chunks(first, second), strict=True)
-    assert [part.stop - part.start for part in rows] == [4, 4, 3]
-    torch.testing.assert_close(torch.cat(parts), torch.cdist(first, second).square(), rtol=1e-8, atol=1e-8)
-
-
-def test_squared_distances_of_copies_are_never_negative():
-    features = 1000 * _features(200, 7, 0).float()
-    assert all((squared >= 0).all() for _, squared in distance_chunks(features, features.clone()))
 
 
 def test_wrong_sets_are_refused():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from drifting.data.digits import LabelledSplit
 from drifting.evaluation.base import Metrics, Sampler
+from drifting.metrics.memorisation import nearest
 from drifting.metrics.two_sample import energy_distance
 
 
@@ -43,4 +44,4 @@ def _classifiers() -> dict:
 
 
 def _nearest(samples: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> float:
-    return float(torch.cdist(samples, real).amin(1).median())
+    return float(nearest(samples, real)[0].median())

@@ -69,5 +69,5 @@ def _remaining_drift(sampler: Sampler, real: Sampler, drift: Callable[[Tensor, T
 
 def mode_shares(samples: Float[Tensor, "s 2"], modes: Float[Tensor, "k 2"]) -> Float[Tensor, " k"]:
     """Return the share of samples nearest to each mode, relative to an equal share: 1 is right, 0 a missing mode."""
-    nearest = torch.cdist(samples, modes).argmin(1)
+    nearest = torch.cdist(samples, modes, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
     return torch.bincount(nearest, minlength=len(modes)) * len(modes) / len(samples)

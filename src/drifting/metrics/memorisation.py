@@ -16,7 +16,7 @@ directions they are. Those in which the training data spread most are best: of C
 Source: the nearest-neighbour test of Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative
 models" (2020), reduced to one cell and one quantile.
 
-Shapes: s samples, m training samples, t test samples, d features, r rows of a chunk, k directions.
+Shapes: s samples, m training samples, t test samples, d features.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ from torch import Tensor
 
 from drifting.errors import InputError
 from drifting.inputs import full_precision
-from drifting.metrics.precision_recall import check_features, distance_chunks
+from drifting.metrics.distances import ROUNDING, Pairs, nearest_pairs
+from drifting.metrics.precision_recall import check_features
 
-_CANDIDATES = 4
 # Directions, and from how many samples and features on they are worth it.
 _DIRECTIONS, _MANY_SAMPLES, _MANY_FEATURES = 256, 2000, 512
 # Training samples that directions are chosen by.
@@ -38,8 +38,6 @@ _CHOOSING = 5000
 _SLACK = 1e-4
 # Rows of which more pairs are left are searched without directions.
 _MOST_PAIRS = 500
-# Pairs that are measured at a time.
-_PAIRS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +82,8 @@ def memorisation(
     # Together, for the training samples are prepared once.
     both, found = _nearest(torch.cat([samples, test]), train)
     distances, real, indices = both[: len(samples)], both[len(samples) :], found[: len(samples)]
-    threshold = real.sort().values[int(quantile * (len(real) - 1))]  # a value that occurs: equal distances stay equal
+    # A value that occurs, so that equal distances count.
+    threshold = real.sort().values[int(quantile * (len(real) - 1))] * (1 + ROUNDING)
     return Memorisation(
         distance=float(distances.quantile(0.5)),
         distance_floor=float(real.quantile(0.5)),
@@ -99,7 +98,7 @@ def memorisation(
 def nearest(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"]]:
     """Return the Euclidean distance of every sample to its nearest training sample, in float64, and the index of that one.
 
-    The distance to a copy is exactly 0, and of up to four copies the first is named.
+    The distance to a copy is exactly 0, and among equal distances the first is named.
 
     Raises:
         InputError: if the feature sizes differ, a set is empty or a value is not finite.
@@ -110,23 +109,11 @@ def nearest(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple
 
 def _nearest(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"]]:
     if min(len(samples), len(train)) < _MANY_SAMPLES or samples.shape[1] < _MANY_FEATURES:
-        return _of_candidates(samples, train)
+        return nearest_pairs(samples, train)
     distances, indices, left = _by_directions(samples, train)
     if len(left) > 0:
-        distances[left], indices[left] = _of_candidates(samples[left], train)
+        distances[left], indices[left] = nearest_pairs(samples[left], train)
     return distances, indices
-
-
-def _of_candidates(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"]]:
-    """Search by a matrix product, whose rounding hides the smallest distances: the best of it are measured again by subtraction."""
-    distances, indices = [], []
-    for rows, squared in distance_chunks(samples, train):
-        candidates = squared.topk(min(_CANDIDATES, len(train)), largest=False).indices.sort().values
-        exact = torch.stack([_distances(samples[rows], train[column]) for column in candidates.T], 1)
-        best = exact.argmin(1, keepdim=True)
-        distances.append(exact.gather(1, best).squeeze(1))
-        indices.append(candidates.gather(1, best).squeeze(1))
-    return torch.cat(distances), torch.cat(indices)
 
 
 def _by_directions(
@@ -135,22 +122,21 @@ def _by_directions(
     """Search among the pairs that directions leave; the last of the three are samples of which they leave too many."""
     views, lengths = _projected(samples, train)
     slack = _SLACK * (lengths[0] + lengths[1].max())
-    distances = samples.new_empty(len(samples), dtype=torch.float64)
+    squares = samples.new_empty(len(samples), dtype=torch.float64)
     indices = torch.zeros(len(samples), dtype=torch.long, device=samples.device)
-    left = []
-    for rows, bounds in distance_chunks(*views):
-        some = samples[rows]
-        known = _distances(some, train[bounds.argmin(1)])
-        row, column = (bounds <= (known.square() + slack[rows])[:, None]).nonzero().unbind(1)
-        crowded = row.bincount(minlength=len(some)) > _MOST_PAIRS
+    pairs, left = Pairs(samples, train), []
+    for rows, bounds, _ in Pairs(*views, dtype=views[0].dtype).chunks():
+        known = pairs.measure(torch.arange(rows.start, rows.stop, device=samples.device), bounds.argmin(1))
+        row, column = (bounds <= (known + slack[rows])[:, None]).nonzero().unbind(1)
+        crowded = row.bincount(minlength=len(bounds)) > _MOST_PAIRS
         left.append(rows.start + crowded.nonzero()[:, 0])
         row, column = row[~crowded[row]], column[~crowded[row]]
-        exact = torch.cat([_distances(some[a], train[b]) for a, b in zip(row.split(_PAIRS), column.split(_PAIRS), strict=True)])
-        distances[rows] = known.scatter_reduce(0, row, exact, "amin")
+        exact = pairs.measure(row + rows.start, column)
+        squares[rows] = known.scatter_reduce(0, row, exact, "amin")
         # Of equal distances the first, as pairs come in the order of the training samples.
-        first = torch.where(exact == distances[rows][row], column, len(train))
-        indices[rows] = indices.new_full((len(some),), len(train)).scatter_reduce(0, row, first, "amin")
-    return distances, indices, torch.cat(left)
+        first = torch.where(exact <= squares[rows][row] * (1 + ROUNDING), column, len(train))
+        indices[rows] = indices.new_full((len(bounds),), len(train)).scatter_reduce(0, row, first, "amin")
+    return squares.sqrt(), indices, torch.cat(left)
 
 
 def _projected(
@@ -171,7 +157,3 @@ def _projected(
         rest = (lengths[-1] - inside.square().sum(1)).clamp(min=0).sqrt()
         views.append(torch.cat([inside, rest[:, None]], 1))
     return views, lengths
-
-
-def _distances(samples: Float[Tensor, "r d"], train: Float[Tensor, "r d"]) -> Float[Tensor, " r"]:
-    return (samples.double() - train.double()).norm(dim=1)

@@ -8,17 +8,16 @@ With B_k(x) the closed ball around x that reaches its k-th nearest neighbour wit
 Equal distributions give density 1 and coverage 1 - 2^-5 = 0.97 in expectation; precision and recall have no such constant: compare
 all four with those of held-out real data. All grow or shrink with the counts, so compare only figures of the same counts.
 
-Every pair is looked at, in float32 (float64 for float64 features), as |x|^2 + |y|^2 - 2 xy of centred features. Its error is about
-1e-7 of the squared spread of the features, so pass float64 if clusters are a thousand times farther apart than wide.
+Every pair is looked at, in float64, and rounding does not decide ties: a sample on the border of a ball is inside, and a copy is on
+the border whenever its original is. See `distances`.
 
 Source: Kynkaanniemi et al., "Improved precision and recall metric for assessing generative models" (2019), k = 3; Naeem et al.,
 "Reliable fidelity and diversity metrics for generative models" (2020), section 3, k = 5. The latter's release leaves points on the
 border of a ball out; here they are in, as in the former's, which differs only for repeated points.
 
-Shapes: n generated, m real, d features, r rows of a chunk, x and y any two sets.
+Shapes: n generated, m real, d features.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,9 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting.errors import InputError
-from drifting.inputs import full_precision
-
-_CHUNK = 2**23
+from drifting.metrics.distances import ROUNDING, Pairs, squared_radii
 
 
 class PrecisionRecall(NamedTuple):
@@ -62,15 +59,20 @@ def precision_recall(
     for name, count, least in (("real", len(real), most), ("generated", len(generated), neighbours)):
         if count <= least:
             raise InputError(f"{name} has {count} samples, which have no neighbour number {least}: pass at least {least + 1}")
-    real_radii = _squared_radii(real, (neighbours, density_neighbours))
-    (generated_radii,) = _squared_radii(generated, (neighbours,))
+    narrow, wide = (radii[:, None] * (1 + ROUNDING) for radii in squared_radii(real, (neighbours, density_neighbours)))
+    own = squared_radii(generated, (neighbours,))[0] * (1 + ROUNDING)
     precise = torch.zeros(len(generated), dtype=torch.bool, device=generated.device)
     inside, recalled, covered = 0, 0, 0
-    for rows, squared in distance_chunks(real, generated):
-        narrow, wide = (radii[rows, None] for radii in real_radii)
-        precise |= (squared <= narrow).any(0)
-        recalled += int((squared <= generated_radii).any(1).sum())
-        within = squared <= wide
+    pairs = Pairs(real, generated)
+    for rows, squared, error in pairs.chunks():
+        borders = (narrow[rows], wide[rows], own)
+        unsure = torch.zeros_like(squared, dtype=torch.bool)
+        for border in borders:
+            unsure |= (squared - border).abs_() <= error
+        pairs.measure_(squared, rows, unsure)
+        near, within, recalling = (squared <= border for border in borders)
+        precise |= near.any(0)
+        recalled += int(recalling.any(1).sum())
         inside += int(within.sum())
         covered += int(within.any(1).sum())
     return PrecisionRecall(
@@ -79,32 +81,6 @@ def precision_recall(
         density=inside / (density_neighbours * len(generated)),
         coverage=covered / len(real),
     )
-
-
-def _squared_radii(features: Float[Tensor, "x d"], counts: tuple[int, ...]) -> list[Float[Tensor, " x"]]:
-    """Return the squared distance of every point to its k-th nearest neighbour in its own set, for every k."""
-    smallest = []
-    for rows, squared in distance_chunks(features, features):
-        squared.diagonal(rows.start).fill_(torch.inf)  # by index: rounding leaves the distance to itself above 0
-        smallest.append(squared.topk(max(counts), largest=False).values)
-    nearest = torch.cat(smallest)
-    return [nearest[:, count - 1].contiguous() for count in counts]
-
-
-def distance_chunks(first: Float[Tensor, "x d"], second: Float[Tensor, "y d"]) -> Iterator[tuple[slice, Float[Tensor, "r y"]]]:
-    """Give the squared distances of some rows of `first` to all of `second`, chunk after chunk, with the rows they belong to.
-
-    A caller may overwrite a chunk.
-    """
-    first, second = full_precision(first), full_precision(second)
-    centre = (first.mean(0) + second.mean(0)) / 2  # a common offset would take the digits of the differences
-    first, second = first - centre, second - centre
-    lengths, other_lengths = first.square().sum(1, keepdim=True), second.square().sum(1)
-    count = max(1, _CHUNK // max(second.shape))
-    for start in range(0, len(first), count):
-        rows = slice(start, min(start + count, len(first)))
-        squared = torch.addmm(other_lengths, first[rows], second.T, alpha=-2)
-        yield rows, squared.add_(lengths[rows]).clamp_(min=0)
 
 
 def check_features(**features: Tensor) -> None:

@@ -1,0 +1,121 @@
+"""Squared distances of all pairs of two large sets, exact where they decide.
+
+A matrix product gives |x|^2 + |y|^2 - 2 xy quickly, with an error that does not shrink with the distance. It tells most pairs
+apart. The others are measured again by subtraction, which depends on the two samples alone, not on where they stand in their sets.
+So copies are at distance 0, and equal distances are equal, up to the rounding that `ROUNDING` allows for.
+
+Shapes: x and y samples of two sets, d features, r rows of a chunk, q pairs.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Squared distances that differ by less, relative to the larger one, count as equal: features such as 0.1 and 0.3 are rounded too.
+ROUNDING = 1e-12
+# Entries of a chunk, numbers of the second set that are converted at a time, and numbers that fit the cache of a core.
+_CHUNK, _BLOCK, _CPU_CACHE, _DEVICE_CACHE = 2**23, 2**27, 2**17, 2**24
+# From this many pairs on, those of equal samples are measured once.
+_MANY_PAIRS = 2**12
+
+
+class Pairs:
+    """All pairs of two sets of finite features.
+
+    Args:
+        first, second: the sets, on one device.
+        dtype: of the products; the smaller it is, the more pairs have to be measured.
+    """
+
+    def __init__(self, first: Float[Tensor, "x d"], second: Float[Tensor, "y d"], dtype: torch.dtype = torch.float64) -> None:
+        self.first, self.second, self._dtype = first, second, dtype
+
+    def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "r y"], Float[Tensor, "r 1"]]]:
+        """Give the squared distances of some rows of `first` to all of `second`, and by how much they may be wrong, at most.
+
+        A caller may overwrite a chunk.
+        """
+        first, second, dtype = self.first, self.second, self._dtype
+        # A common offset would take the digits of the differences.
+        centre = (first.mean(0, dtype=dtype) + second.mean(0, dtype=dtype)) / 2
+        height, width = max(1, _CHUNK // len(second)), max(1, _BLOCK // second.shape[1])
+
+        @lru_cache(maxsize=1)
+        def converted(start: int) -> tuple[Tensor, Tensor]:
+            part = second[start : start + width].to(dtype) - centre
+            return part.T, part.square().sum(1)
+
+        longest = torch.stack([converted(start)[1].max() for start in range(0, len(second), width)]).max()
+        rounding = 4 * (second.shape[1] + 8) * torch.finfo(dtype).eps
+        for start in range(0, len(first), height):
+            rows = slice(start, min(start + height, len(first)))
+            part = first[rows].to(dtype) - centre
+            lengths = part.square().sum(1, keepdim=True)
+            squared = part.new_empty(len(part), len(second))
+            for column in range(0, len(second), width):
+                other, other_lengths = converted(column)
+                torch.addmm(other_lengths, part, other, alpha=-2, out=squared[:, column : column + width])
+            yield rows, squared.add_(lengths).clamp_(min=0), rounding * (lengths + longest)
+
+    def measure(self, rows: Int[Tensor, " q"], columns: Int[Tensor, " q"]) -> Float[Tensor, " q"]:
+        """Return the squared distances of some pairs by subtraction, in float64."""
+        if len(rows) < _MANY_PAIRS:
+            return self._measured(rows, columns)
+        # A generator that collapsed, or features of few values: the same pair of samples many times.
+        (same_rows, row_of), (same_columns, column_of) = self._copies
+        keys, place = torch.unique(row_of[rows] * len(same_columns) + column_of[columns], return_inverse=True)
+        return self._measured(same_rows[keys // len(same_columns)], same_columns[keys % len(same_columns)])[place]
+
+    def measure_(self, squared: Float[Tensor, "r y"], rows: slice, unsure: Bool[Tensor, "r y"]) -> None:
+        """Measure some entries of a chunk again, in place."""
+        row, column = unsure.nonzero().unbind(1)
+        squared[row, column] = self.measure(row + rows.start, column).to(squared.dtype)
+
+    @cached_property
+    def _copies(self) -> list[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]:
+        """Return for each set the index of one sample of every kind, and the kind of every sample."""
+        found = []
+        for samples in (self.first, self.second):
+            kind = torch.unique(samples, dim=0, return_inverse=True)[1]
+            one = kind.new_empty(int(kind.max()) + 1)
+            one[kind] = torch.arange(len(kind), device=kind.device)
+            found.append((one, kind))
+        return found
+
+    def _measured(self, rows: Int[Tensor, " q"], columns: Int[Tensor, " q"]) -> Float[Tensor, " q"]:
+        cache = _CPU_CACHE if self.first.device.type == "cpu" else _DEVICE_CACHE
+        pairs = zip(*(part.split(max(1, cache // self.first.shape[1])) for part in (rows, columns)), strict=True)
+        return torch.cat([self.first[a].double().sub_(self.second[b]).square_().sum(1) for a, b in pairs])
+
+
+def nearest_pairs(first: Float[Tensor, "x d"], second: Float[Tensor, "y d"]) -> tuple[Float[Tensor, " x"], Int[Tensor, " x"]]:
+    """Return the distance of every sample of the first set to its nearest of the second, in float64, and which that is.
+
+    Among equal distances it is the first.
+    """
+    pairs, distances, indices = Pairs(first, second), [], []
+    for rows, squared, error in pairs.chunks():
+        known = pairs.measure(torch.arange(rows.start, rows.stop, device=squared.device), squared.argmin(1))[:, None]
+        unsure = squared <= known * (1 + ROUNDING) + error
+        pairs.measure_(squared, rows, unsure)
+        squared.masked_fill_(~unsure, torch.inf)
+        smallest = squared.amin(1, keepdim=True)
+        distances.append(smallest[:, 0].sqrt())
+        indices.append((squared <= smallest * (1 + ROUNDING)).byte().argmax(1))
+    return torch.cat(distances), torch.cat(indices)
+
+
+def squared_radii(features: Float[Tensor, "x d"], counts: tuple[int, ...]) -> list[Float[Tensor, " x"]]:
+    """Return the squared distance of every sample to its k-th nearest neighbour in its own set, for every k, in float64."""
+    pairs, smallest, most = Pairs(features, features), [], max(counts)
+    for rows, squared, error in pairs.chunks():
+        itself = squared.diagonal(rows.start)
+        itself.fill_(torch.inf)
+        unsure = squared <= squared.topk(most, largest=False).values[:, -1:] + 2 * error
+        pairs.measure_(squared, rows, unsure)
+        smallest.append(squared.masked_fill_(~unsure, torch.inf).topk(most, largest=False).values)
+    nearest = torch.cat(smallest)
+    return [nearest[:, count - 1].contiguous() for count in counts]
