@@ -9,10 +9,11 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation import Judge, evaluate_images, frechet_curve
 from drifting.evaluation.images import in_batches
-from drifting.metrics.frechet import frechet_distance, gaussian_of
+from drifting.evaluation.shares import digests
+from drifting.metrics.frechet import Gaussian, frechet_distance, gaussian_of
 from tests.image_folders import bar_set, bars
 
-TRAIN, TEST = bar_set(600), bar_set(500, seed=1)
+TRAIN, TEST = bar_set(600), bar_set(510, seed=1)
 
 
 def _project(images: torch.Tensor) -> torch.Tensor:
@@ -28,7 +29,7 @@ JUDGE = Judge("columns", _project, _name)
 
 
 def _unseen(count: int, labels) -> torch.Tensor:
-    return bars(torch.tensor(labels), seed=5)
+    return bars(torch.as_tensor(labels), seed=5)
 
 
 def _measured(sampler=_unseen, train: ImageSet = TRAIN, judge: Judge = JUDGE, **options) -> dict:
@@ -40,6 +41,7 @@ def test_training_images_passed_off_as_generated_are_at_the_floor():
 
     def again(count, labels):
         assert count == len(labels) == 600
+        assert torch.tensor(labels).bincount().tolist() == [200, 200, 200]
         order = chosen[TRAIN.labels[chosen].argsort(stable=True)]
         return TRAIN.images[order][torch.tensor(labels).argsort(stable=True).argsort()]
 
@@ -89,7 +91,7 @@ def test_constants_have_no_recall_and_are_far_away():
 
 def test_mean_distance_between_images_leaves_out_each_one_itself():
     metrics = _measured(count=60)
-    features = _project(_unseen(60, TRAIN.labels[shuffled_indices(600, 0, 60, 0)].tolist())).double()
+    features = _project(_unseen(60, [index % 3 for index in range(60)])).double()
     between = torch.pdist(features).mean()
     assert metrics["pairwise_distance"] == pytest.approx(float(between), rel=1e-6)
 
@@ -101,7 +103,7 @@ def test_images_that_are_neither_grey_nor_colour_have_no_colours():
 
 
 def test_curve_of_distances_is_of_the_frames_in_the_order_of_their_steps():
-    real, noise = TRAIN.images[:100], torch.randint(256, (100, 1, 8, 8), dtype=torch.uint8)
+    real, noise = TRAIN.images[:99], torch.randint(256, (99, 1, 8, 8), dtype=torch.uint8)
     curve = frechet_curve({20: real, 0: noise}, TRAIN, TEST, JUDGE)
     assert curve["frechet_curve_steps"] == [0, 20]
     first, last = curve["frechet_curve"]
@@ -120,7 +122,7 @@ def test_labels_asked_for_are_those_of_the_images_of_the_floor():
     asked, seen = [], []
     judge = dataclasses.replace(JUDGE, embed=lambda images: seen.append(images) or _project(images))
     _measured(lambda count, labels: asked.append(labels) or _unseen(count, labels), judge=judge, count=50)
-    (labels,), (_, floor, real) = asked, seen
+    (labels,), (_, real, _, floor) = asked, seen
     assert len(labels) == len(floor) == 50
     assert torch.equal(_name(floor), torch.tensor(labels))
     assert torch.equal(real, TEST.images)
@@ -170,7 +172,7 @@ def test_statistics_of_real_images_are_kept_and_found_by_their_fingerprint(tmp_p
 
 def test_kept_statistics_are_those_used(tmp_path):
     judge = dataclasses.replace(JUDGE, cache=tmp_path)
-    other = bar_set(500, classes=2, seed=3)
+    other = bar_set(510, classes=2, seed=3)
     evaluate_images(_unseen, TRAIN, other, judge)
     (path,) = tmp_path.iterdir()
     path.rename(tmp_path / f"columns-{TEST.fingerprint()}.safetensors")
@@ -187,9 +189,9 @@ def test_damaged_statistics_are_computed_anew(tmp_path):
     assert path.read_bytes() != b"broken"
 
 
-@pytest.mark.parametrize("count", [0, -4])
+@pytest.mark.parametrize("count", [1, 0, -4])
 def test_no_images_are_refused(count):
-    with pytest.raises(InputError, match=f"num_samples is {count}: ask for at least 1"):
+    with pytest.raises(InputError, match=f"num_samples is {count}: ask for at least 2"):
         _measured(count=count)
 
 
@@ -202,5 +204,81 @@ def test_images_go_through_a_network_in_batches_as_floats():
         return images.flatten(1)
 
     found = in_batches(network, TEST.images, size=200)
-    assert sizes == [200, 200, 100]
+    assert sizes == [200, 200, 110]
     torch.testing.assert_close(found, TEST.images.flatten(1).float() / 127.5 - 1)
+
+
+def _uneven(frequencies, seed: int) -> ImageSet:
+    labels = torch.arange(len(frequencies)).repeat_interleave(torch.tensor(frequencies))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    return ImageSet(bars(labels, seed=seed), labels, None)
+
+
+@pytest.mark.parametrize("train", [(540, 60), (300, 300), (60, 540)])
+def test_perfect_samples_of_uneven_classes_are_near_however_even_the_training_set_is(train):
+    train, test = _uneven(train, 7), _uneven((450, 50), 8)
+    equal = frechet_distance(gaussian_of(_project(_unseen(400, torch.arange(400) % 2))), gaussian_of(_project(test.images)))
+    metrics = evaluate_images(_unseen, train, test, JUDGE, count=400)
+    frames = {step: bars(torch.arange(400) % 2, seed=20 + step) for step in (0, 10)}
+    curve = frechet_curve(frames, train, test, JUDGE)
+    for distance in (metrics["frechet_distance"], *curve["frechet_curve"]):
+        assert distance < 0.02 * equal
+    for floor in (metrics["frechet_distance_floor"], curve["frechet_curve_floor"]):
+        assert floor < 0.03 * equal
+    assert metrics["accuracy"] == 1
+
+
+def test_curve_of_more_classes_than_samples_looks_at_the_classes_that_it_has():
+    train, test = _uneven((50, 50, 50, 50), 7), _uneven((40, 20, 40, 40), 8)
+    curve = frechet_curve({0: bars(torch.tensor([0, 1]), seed=3)}, train, test, JUDGE)
+    seen = test.images[test.labels < 2]
+    features = _project(bars(torch.tensor([0, 1]), seed=3)).double()
+    mean = (2 * features[0] + features[1]) / 3
+    covariance = (2 / 3 * torch.outer(features[0] - mean, features[0] - mean)) + torch.outer(
+        features[1] - mean, features[1] - mean
+    ) / 3
+    expected = frechet_distance(Gaussian(mean, covariance / (1 - 5 / 9)), gaussian_of(_project(seen)))
+    assert curve["frechet_curve"] == pytest.approx([expected])
+
+
+def test_images_that_the_judge_was_trained_on_make_no_floor():
+    known = torch.arange(600) % 5 > 0
+    judge = dataclasses.replace(JUDGE, trained_on=digests(TRAIN.images[known]))
+    looked = []
+    counting = dataclasses.replace(judge, embed=lambda images: looked.append(images) or _project(images))
+    with pytest.warns(UserWarning, match="the floor is of 120 real images and so too large for 600 samples: .* --num-samples 120"):
+        metrics = _measured(judge=counting)
+    assert (metrics["num_samples"], metrics["num_samples_floor"]) == (600, 120)
+    assert [len(images) for images in looked] == [1, 510, 600, 120]
+    assert not torch.isin(digests(looked[-1]), judge.trained_on).any()
+    looked.clear()
+    frechet_curve({0: TRAIN.images[:60]}, TRAIN, TEST, counting)
+    assert not torch.isin(digests(looked[-1]), judge.trained_on).any()
+
+
+def test_floors_are_left_out_where_the_judge_was_trained_on_all_images():
+    judge = dataclasses.replace(JUDGE, trained_on=digests(TRAIN.images))
+    with pytest.warns(UserWarning, match="the floor, the same figures of other real images, is left out: no further"):
+        metrics = _measured(judge=judge)
+    assert {"frechet_distance", "histogram_distance"} < metrics.keys()
+    assert not {"frechet_distance_floor", "histogram_distance_floor", "num_samples_floor"} & metrics.keys()
+    assert "frechet_curve_floor" not in frechet_curve({0: TRAIN.images[:60]}, TRAIN, TEST, judge)
+
+
+@pytest.mark.filterwarnings("ignore:.*singular covariance")
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 30), (5, 5), (30, 3)])
+def test_few_images_have_all_figures_but_those_of_neighbors(sizes):
+    train, test = (bar_set(size, seed=seed) for seed, size in enumerate(sizes))
+    with pytest.warns(UserWarning, match="too few for precision, recall, density and coverage, which are left out: they need 6"):
+        metrics = evaluate_images(_unseen, train, test, JUDGE)
+    assert {"frechet_distance", "kernel_distance", "pairwise_distance", "nearest_distance"} < metrics.keys()
+    assert "precision" not in metrics
+    numbers = [value for value in metrics.values() if not isinstance(value, list)]
+    assert torch.tensor(numbers).isfinite().all()
+
+
+@pytest.mark.parametrize(("sizes", "split"), [((1, 30), "training"), ((30, 1), "test")])
+def test_single_image_is_told(sizes, split):
+    train, test = (bar_set(size, classes=1, seed=seed) for seed, size in enumerate(sizes))
+    with pytest.raises(InputError, match=f"data has 1 {split} image, too few to compare with: add some"):
+        evaluate_images(lambda *asked: pytest.fail("sampled"), train, test, JUDGE)

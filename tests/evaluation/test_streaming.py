@@ -7,15 +7,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation import Judge, compare, evaluate_images, see
+from drifting.evaluation.shares import images_in_shares
 from drifting.evaluation.streaming import check_feature_size
 from drifting.metrics.frechet import Gaussian, gaussian_of
 from drifting.training.progress import show_images
 from tests.image_folders import bar_set, bars
 
-TRAIN, TEST = bar_set(600), bar_set(500, seed=1)
+TRAIN, TEST = bar_set(600), bar_set(510, seed=1)
 PAIRED = {"kernel_distance", "precision", "recall", "density", "coverage", "pairwise_distance"}
 
 
@@ -46,7 +46,7 @@ def _generated(labels: torch.Tensor) -> torch.Tensor:
 
 
 def test_figures_are_those_of_all_images_at_once():
-    chosen = shuffled_indices(600, 0, 600, 0)
+    chosen = images_in_shares(TRAIN.labels, TEST.labels, 600)
     labels = TRAIN.labels[chosen]
     whole = evaluate_images(lambda count, asked: _generated(torch.tensor(asked)), TRAIN, TEST, JUDGE)
     streamed = compare(
@@ -54,7 +54,7 @@ def test_figures_are_those_of_all_images_at_once():
         see(_batches(TEST.images, TEST.labels, 37), JUDGE),
         see(_batches(TRAIN.images[chosen], labels, 100), JUDGE),
     )
-    assert (streamed["num_samples"], streamed["num_real"], streamed["num_features"]) == (600, 500, 600)
+    assert (streamed["num_samples"], streamed["num_real"], streamed["num_features"]) == (600, 510, 600)
     names = {"frechet_distance", "accuracy", *PAIRED}
     assert streamed.keys() == {"num_samples", "num_real", "num_features", *names, *(f"{name}_floor" for name in names)}
     for name in names:
@@ -98,15 +98,15 @@ def test_features_of_the_first_images_are_kept_and_no_more():
     seen = see(_batches(TEST.images, size=64), JUDGE, keep=100)
     assert torch.equal(seen.features, _project(TEST.images[:100]))
     assert seen.features.untyped_storage().nbytes() == 100 * 8 * 4
-    assert seen.gaussian.count == 500
+    assert seen.gaussian.count == 510
     figures = compare(seen, see(_batches(TRAIN.images), JUDGE, keep=200))
     assert figures["num_features"] == 100
-    assert figures["num_samples"] == 500
+    assert figures["num_samples"] == 510
 
 
 def test_accuracy_is_that_of_all_images_with_a_label():
     wrong = TEST.labels.clone()
-    wrong[:50] = (wrong[:50] + 1) % 3
+    wrong[:51] = (wrong[:51] + 1) % 3
     assert see(_batches(TEST.images, wrong), JUDGE).accuracy == 0.9
     assert see(_batches(TEST.images), JUDGE).accuracy is None
     assert see(_batches(TEST.images, wrong), Judge("columns", _project)).accuracy is None

@@ -17,8 +17,17 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation.base import Metrics
+from drifting.evaluation.shares import digests, images_in_shares, images_of_labels, labels_in_shares, weights_in_shares
 from drifting.metrics.colour import compare_colours
-from drifting.metrics.frechet import Gaussian, cached_gaussian, frechet_distance, gaussian_of, kernel_distance, unreliable
+from drifting.metrics.frechet import (
+    Gaussian,
+    cached_gaussian,
+    check_covariance,
+    frechet_distance,
+    gaussian_of,
+    kernel_distance,
+    unreliable,
+)
 from drifting.metrics.memorisation import memorisation
 from drifting.metrics.precision_recall import precision_recall
 from drifting.metrics.two_sample import mean_distance
@@ -29,6 +38,11 @@ ImageSampler = Callable[[int, Sequence[int] | None], Bytes]
 _FLOOR_SEED = 0
 # Images whose distances from each other are looked at, at most.
 _PAIRED = 2000
+# Images that have a fifth nearest neighbor among them.
+_NEIGHBORS = 6
+# Share of the samples from which on a floor of fewer images serves them all the same.
+_NEARLY = 0.9
+NO_FLOOR = "the floor, the same figures of other real images, is left out"
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class Judge:
         classify: images -> the label of each; None for a judge that knows no labels.
         cache: folder for statistics of real data; None to compute them anew.
         probabilities: images -> those of the classes on which the Inception Score is defined; None for any other judge.
+        trained_on: digests of the images that it was trained on, see `shares.digests`, which make no floor; None for none.
     """
 
     name: str
@@ -48,73 +63,134 @@ class Judge:
     classify: Callable[[Bytes], Int[Tensor, " s"]] | None = None
     cache: Path | None = None
     probabilities: Callable[[Bytes], Float[Tensor, "s k"]] | None = None
+    trained_on: Int[Tensor, " t"] | None = None
 
 
 def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judge: Judge, *, count: int = 10_000) -> Metrics:
     """Compare generated images with the test set, and as many training images with it: the floor.
 
     Args:
-        sampler: draws from the generator; asked for the labels of the training images that make the floor.
+        sampler: draws from the generator; asked for labels in the shares of the test set.
         train: what the generator was trained on.
         test: real images that it was not.
-        judge: the feature space.
-        count: images on each side, as far as the training set reaches.
+        judge: the feature space. Images that it was trained on make no floor.
+        count: images on each side, at least 2, as far as the training set reaches.
 
     Returns:
         Figures, each with its floor: `frechet_distance` and `kernel_distance` to the test set; `precision`, `recall`, `density` and
         `coverage` against it; `pairwise_distance`, the mean between two images; `accuracy`, the share of images that the judge
         names as their label; of grey and colour images `colour_mean`, `colour_std` (of each channel, in [-1, 1]; the floor is the
         test set's) and `histogram_distance`, see `metrics.colour`; `nearest_distance` and `copy_share` in the space of pixels, see
-        `metrics.memorisation`. Warns of those that are unreliable.
+        `metrics.memorisation`. `num_samples_floor` where the floor is of another number of images. Warns of those that are
+        unreliable, and of those that are left out.
     """
-    if count < 1:
-        raise InputError(f"num_samples is {count}: ask for at least 1")
+    if count < 2:
+        raise InputError(f"num_samples is {count}: ask for at least 2")
+    for split, images in (("training", train), ("test", test)):
+        if len(images.images) < 2:
+            raise InputError(f"data has {len(images.images)} {split} image, too few to compare with: add some, at least 2")
     count = min(count, len(train.images))
-    chosen = shuffled_indices(len(train.images), 0, count, _FLOOR_SEED)
-    labels = None if train.labels is None else train.labels[chosen]
+    dimensions = judge.embed(test.images[:1]).shape[1]
+    check_covariance(max(count, len(test.images)), dimensions)
+    labels = None if train.labels is None or test.labels is None else labels_in_shares(test.labels, count)
     generated = sampler(count, None if labels is None else labels.tolist())
-    sets = {"": judge.embed(generated), "_floor": judge.embed(train.images[chosen])}
+    others = train.images[_floor_of(train, test, judge, count)]
     real = judge.embed(test.images)
     reference = _reference(judge, test, lambda: real)
-    if (doubt := unreliable(min(count, len(real)), real.shape[1])) is not None:
+    if (doubt := unreliable(min(count, len(real)), dimensions)) is not None:
         warnings.warn(doubt, stacklevel=2)
-    metrics: Metrics = {"num_samples": count}
-    for kind, features in sets.items():
-        found = {"frechet_distance": frechet_distance(gaussian_of(features), reference), **compare_features(features, real)}
-        metrics |= {f"{name}{kind}": value for name, value in found.items()}
+    metrics: Metrics = {"num_samples": count, **compare_counts(len(others), count)}
+    for kind, images in {"": generated, "_floor": others}.items():
+        if len(images) >= 2:
+            features = judge.embed(images)
+            found = {"frechet_distance": frechet_distance(gaussian_of(features), reference), **compare_features(features, real)}
+            metrics |= {f"{name}{kind}": value for name, value in found.items()}
     if judge.classify is not None and labels is not None and test.labels is not None:
         metrics["accuracy"] = _share(judge.classify(generated) == labels)
         metrics["accuracy_floor"] = _share(judge.classify(test.images) == test.labels)
-    return metrics | _colours(generated, train.images[chosen], test) | _copies(generated, train, test)
+    return metrics | _colours(generated, others, test) | _copies(generated, train, test)
+
+
+def _floor_of(train: ImageSet, test: ImageSet, judge: Judge, count: int) -> Int[Tensor, " f"]:
+    """Return which training images make the floor: none that the judge was trained on, in the shares of the test set."""
+    candidates = _unknown_to(judge, train)
+    if train.labels is None or test.labels is None:
+        return candidates[_by_chance(len(candidates), count)]
+    return candidates[images_in_shares(train.labels[candidates], test.labels, count)]
+
+
+def _by_chance(total: int, count: int) -> Int[Tensor, " f"]:
+    return shuffled_indices(max(1, total), 0, min(count, total), _FLOOR_SEED)
+
+
+def _unknown_to(judge: Judge, images: ImageSet) -> Int[Tensor, " s"]:
+    if judge.trained_on is None:
+        return torch.arange(len(images.images))
+    return (~torch.isin(digests(images.images), judge.trained_on)).nonzero()[:, 0]
+
+
+def compare_counts(floor: int, count: int) -> Metrics:
+    """Return the number of images of a floor where it is not that of the samples, and warn of what it is worth then."""
+    if floor == count:
+        return {}
+    if floor < 2:
+        warnings.warn(f"{NO_FLOOR}: no further real images have the classes of the reference", stacklevel=3)
+        return {}
+    too = f"the floor is of {floor} real images and so too large for {count} samples"
+    warnings.warn(f"{too}: compare with it at --num-samples {floor}", stacklevel=3)
+    return {"num_samples_floor": floor}
 
 
 def compare_features(features: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> dict[str, float]:
-    """Return every figure of features but the Frechet distance, see `evaluate_images`."""
-    return {
-        "kernel_distance": kernel_distance(features, real),
-        **precision_recall(features, real)._asdict(),
-        "pairwise_distance": _spread(features[:_PAIRED]),
-    }
+    """Return every figure of features but the Frechet distance, see `evaluate_images`; those of neighbors need some images."""
+    found = {"kernel_distance": kernel_distance(features, real)}
+    if min(len(features), len(real)) >= _NEIGHBORS:
+        found |= precision_recall(features, real)._asdict()
+    else:
+        few = f"{len(features)} images against {len(real)} are too few for precision, recall, density and coverage"
+        warnings.warn(f"{few}, which are left out: they need {_NEIGHBORS}", stacklevel=3)
+    return {**found, "pairwise_distance": _spread(features[:_PAIRED])}
 
 
 def frechet_curve(frames: Mapping[int, Bytes], train: ImageSet, test: ImageSet, judge: Judge) -> Metrics:
     """Return the Frechet distance to the test set over the training, from samples that were set aside on the way.
 
     Args:
-        frames: step -> samples, of each step as many. Distances fall with their number, so compare them with the floor alone.
+        frames: step -> samples, of each step as many, with the classes of the training set in turn where it has some. Samples of a
+            class together weigh as much as it does in the test set; of more classes than samples, the others are left out of both.
+            Distances fall with the number of samples, so compare them with the floor alone.
         train: real images, of which as many make the floor.
         test: real images.
-        judge: the feature space.
+        judge: the feature space. Images that it was trained on make no floor.
 
     Returns:
-        `frechet_curve_steps`, `frechet_curve`, a distance for each of them, and `frechet_curve_floor`.
+        `frechet_curve_steps`, `frechet_curve`, a distance for each of them, and `frechet_curve_floor`; nothing where there are too
+        few images.
     """
-    reference = _reference(judge, test, lambda: judge.embed(test.images))
     count = min(map(len, frames.values()))
-    chosen = shuffled_indices(len(train.images), 0, min(count, len(train.images)), _FLOOR_SEED)
-    distances = [frechet_distance(gaussian_of(judge.embed(frames[step])), reference) for step in sorted(frames)]
-    floor = frechet_distance(gaussian_of(judge.embed(train.images[chosen])), reference)
-    return {"frechet_curve_steps": sorted(frames), "frechet_curve": distances, "frechet_curve_floor": floor}
+    candidates = _unknown_to(judge, train)
+    if train.labels is None or test.labels is None or train.num_classes is None:
+        labels, shown = None, test
+        chosen = _by_chance(len(candidates), count)
+    else:
+        labels = torch.arange(count) % train.num_classes
+        seen = torch.isin(test.labels, labels)
+        shown = test if bool(seen.all()) else ImageSet(test.images[seen], test.labels[seen], test.class_names)
+        chosen = images_of_labels(train.labels[candidates], labels)
+    if min(count, len(shown.images)) < 2:
+        return {}
+    reference = _reference(judge, shown, lambda: judge.embed(shown.images))
+
+    def distance(images: Bytes, of: Int[Tensor, " s"] | None) -> float:
+        weights = None if of is None or shown.labels is None else weights_in_shares(of, shown.labels)
+        return frechet_distance(gaussian_of(judge.embed(images), weights), reference)
+
+    steps = sorted(frames)
+    metrics: Metrics = {"frechet_curve_steps": steps, "frechet_curve": [distance(frames[step][:count], labels) for step in steps]}
+    others = candidates[chosen]
+    of = None if labels is None or train.labels is None else train.labels[others]
+    complete = of is None or shown.labels is None or bool(torch.isin(shown.labels, of).all())
+    return metrics | ({"frechet_curve_floor": distance(train.images[others], of)} if complete and len(others) >= 2 else {})
 
 
 def _reference(judge: Judge, test: ImageSet, features: Callable[[], Float[Tensor, "r d"]]) -> Gaussian:
@@ -128,15 +204,17 @@ def _reference(judge: Judge, test: ImageSet, features: Callable[[], Float[Tensor
 def _colours(generated: Bytes, real: Bytes, test: ImageSet) -> Metrics:
     if generated.shape[1] not in (1, 3):
         return {}
-    found, floor = (compare_colours(to_signed(images), to_signed(test.images)) for images in (generated, real))
-    return {
+    found = compare_colours(to_signed(generated), to_signed(test.images))
+    metrics: Metrics = {
         "colour_mean": list(found.mean),
         "colour_mean_floor": list(found.real_mean),
         "colour_std": list(found.std),
         "colour_std_floor": list(found.real_std),
         "histogram_distance": found.histogram_distance,
-        "histogram_distance_floor": floor.histogram_distance,
     }
+    if len(real):
+        metrics["histogram_distance_floor"] = compare_colours(to_signed(real), to_signed(test.images)).histogram_distance
+    return metrics
 
 
 def _copies(generated: Bytes, train: ImageSet, test: ImageSet) -> Metrics:

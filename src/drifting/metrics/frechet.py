@@ -169,11 +169,31 @@ def check_covariance(count: int, dimensions: int) -> None:
     raise InputError(f"{count} samples of {dimensions} features need {size:.0f} GB for their covariance: {fix}")
 
 
-def gaussian_of(features: Float[Tensor, "n d"]) -> Gaussian:
-    """Return mean and covariance of features; raises InputError for fewer than 2 samples or values that are not finite."""
-    running = RunningGaussian()
-    running.add(features)
-    return running.gaussian()
+def gaussian_of(features: Float[Tensor, "n d"], weights: Float[Tensor, " n"] | None = None) -> Gaussian:
+    """Return mean and covariance of features.
+
+    Args:
+        features: of at least 2 samples.
+        weights: how much each sample counts, at least 0; equally much by default. Only their ratios matter.
+
+    Raises:
+        InputError: for fewer than 2 samples (of a weight above 0), or values that are not finite.
+    """
+    if weights is None:
+        running = RunningGaussian()
+        running.add(features)
+        return running.gaussian()
+    check_features(features=features)
+    rows, shares = features[weights > 0].double(), weights[weights > 0].to(features.device, torch.float64)
+    if len(rows) < 2:
+        raise InputError(f"features are of {len(rows)} samples: a covariance needs at least 2")
+    check_covariance(*rows.shape)
+    shares = shares / shares.sum()
+    mean = shares @ rows
+    root = ((rows - mean) * (shares / (1 - shares.square().sum())).sqrt()[:, None]).T
+    if len(rows) > rows.shape[1]:
+        return Gaussian(mean, root @ root.T, len(rows))
+    return Gaussian(mean, count=len(rows), root=root)
 
 
 @torch.no_grad()
