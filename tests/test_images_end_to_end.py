@@ -75,7 +75,7 @@ def test_images_without_classes_are_one_population(here, command):
     assert np.load("s.npy").shape == (3, 8, 8, 1)
     result = command("evaluate", "runs/loose", "--judge", "pixels", "--num-samples", 20)
     assert result.status == 0
-    assert "20 images against 2 are too few for precision, recall, density and coverage, which are left out" in result.out
+    assert "20 images against 2 are too few for precision, recall, density and coverage, which are left out" in result.err
 
 
 @no_pictures
