@@ -1,0 +1,55 @@
+"""Run folders of an earlier version (0.1.0, November 2026) still load, sample and resume.
+
+Each folder of `tests/earlier_runs` holds a finished run of 6 steps, its checkpoint of step 4, and samples of it in
+expected.safetensors. The images are those of `tests.image_folders`, drawn from a memory bank and compared in an auto-encoder. The
+runs were made on one processor; another may round differently, so values are compared to the digits that survive six steps.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from drifting import runs
+from drifting.checkpoint import load_tensors
+from drifting.run_folder import saved_config
+from tests.image_folders import write_images
+
+EARLIER = Path(__file__).parent / "earlier_runs"
+NAMES = ("toy", "digits", "images")
+# Grey values of a byte, and points.
+TOLERANCE = {torch.uint8: 1.0, torch.float32: 1e-4}
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.fixture(params=NAMES)
+def earlier_run(request, tmp_path) -> Path:
+    """A copy of a run folder, with its images where its configuration says."""
+    images = write_images(tmp_path / "images", {"a": 30, "b": 30, "c": 30})
+    folder = Path(shutil.copytree(EARLIER / request.param, tmp_path / "run"))
+    for path in folder.rglob("*.json"):
+        path.write_text(path.read_text().replace('"path": "images"', f'"path": "{images}"'))
+    return folder
+
+
+def test_samples_are_those_that_it_made(earlier_run):
+    expected = load_tensors(earlier_run / "expected.safetensors")["samples"]
+    samples = runs.load(earlier_run).sample(len(expected), seed=3)
+    assert samples.dtype == expected.dtype
+    assert float((samples.double() - expected.double()).abs().max()) <= TOLERANCE[expected.dtype]
+
+
+def test_run_resumed_from_the_middle_ends_where_it_did(earlier_run):
+    finished = load_tensors(earlier_run / "generator.safetensors")
+    (earlier_run / "generator.safetensors").unlink()
+    run = runs.train(saved_config(earlier_run), earlier_run, resume=True)
+    resumed = load_tensors(run.folder / "generator.safetensors")
+    assert resumed.keys() == finished.keys()
+    for name, weights in finished.items():
+        torch.testing.assert_close(resumed[name], weights, rtol=1e-3, atol=1e-5)
+
+
+def test_snapshots_are_read(earlier_run):
+    assert max(runs.load(earlier_run).frames()) == 6
