@@ -136,7 +136,10 @@ def test_judge_is_trained_and_judges(here, command, images_run, grey_folder):
     assert metrics["num_samples"] == 60
     assert metrics["accuracy_floor"] == 1
     assert all(name in result.out for name in metrics if not name.endswith("_floor"))
-    assert re.fullmatch(r"drifting: 9 samples of 128 features have a singular covariance, [^\n]*\n", result.err)
+    singular, floor = result.err.splitlines()
+    assert singular.startswith("drifting: 9 samples of 128 features have a singular covariance, ")
+    assert floor.startswith(f"drifting: the floor is of {metrics['num_samples_floor']} real images and so too large for 60 samples")
+    assert metrics["num_samples_floor"] == 15
     assert len(list((here / "judge").glob("classifier-*.safetensors"))) == 1
     again = command("evaluate", run, "--judge", "judge", "--num-samples", 60)
     assert again.out == result.out

@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 
 from drifting import config as configuration
-from drifting import presets, pretraining, runs
+from drifting import judges, presets, pretraining, runs
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.config import PixelsConfig, build_network, load_split, resolve
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.errors import InputError
+from drifting.evaluation.shares import digests
 from drifting.judges import load_judge
 from drifting.pretraining import check_networks, prepare_encoder
+from drifting.training.encoder import train_supervised
 from drifting.training.loop import DivergenceError
 from tests.conftest import shrunk
 from tests.image_folders import bars, write_images
@@ -147,7 +149,7 @@ def test_resumed_run_reuses_its_encoder_and_equals_the_whole_one(config, tmp_pat
 
 
 def test_classifier_is_trained_into_its_folder(judge_folder, grey_folder):
-    files = {"config.json", "classifier.safetensors", "metrics.json"}
+    files = {"config.json", "classifier.safetensors", "metrics.json", "trained_on.safetensors"}
     assert files <= {path.name for path in judge_folder.iterdir()}
     metrics = json.loads((judge_folder / "metrics.json").read_text())
     assert metrics["num_test_images"] == 9
@@ -162,6 +164,42 @@ def test_training_a_judge_tells_its_accuracy_and_is_reproducible(classifier, tmp
     assert trained.figures == {"test_accuracy": 1}
     assert trained.summary() == ["test accuracy 1.0000", str(tmp_path / "judge" / "classifier.safetensors")]
     assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (judge_folder, tmp_path / "judge")))
+
+
+def test_judge_tells_the_images_that_it_was_trained_on_four_in_five_of_every_class(judge_folder, config):
+    train = configuration.load_split(config.data, "train")
+    known = torch.isin(digests(train.images), load_judge(str(judge_folder), config).trained_on)
+    counts = train.labels.bincount()
+    held_out = train.labels[~known].bincount(minlength=len(counts))
+    assert json.loads((judge_folder / "metrics.json").read_text())["num_training_images"] == int(known.sum())
+    assert int(held_out.sum()) == len(train.images) // 5
+    assert ((held_out - counts / 5).abs() < 1).all()
+
+
+def test_judge_learns_nothing_from_images_that_are_held_out(classifier, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(network, images, labels, **options):
+        seen.append((digests(images), labels))
+        return train_supervised(network, images, labels, **options)
+
+    monkeypatch.setattr(judges, "train_supervised", watched)
+    runs.train_judge(classifier, tmp_path / "judge")
+    ((images, labels),) = seen
+    assert torch.equal(images, load_tensors(tmp_path / "judge" / "trained_on.safetensors")["digests"])
+    assert len(images) == len(labels)
+
+
+def test_judge_of_an_earlier_version_is_told_to_be_trained_again(judge_folder, config, tmp_path):
+    copy = Path(shutil.copytree(judge_folder, tmp_path / "copy"))
+    (copy / "trained_on.safetensors").unlink()
+    with pytest.warns(
+        UserWarning, match="does not tell the images that it was trained on: floors may be of those, so train it again"
+    ):
+        assert load_judge(str(copy), config).trained_on is None
+    save_tensors(copy / "trained_on.safetensors", {"digests": torch.zeros(3)})
+    with pytest.raises(InputError, match="holds no digests of images: train it again"):
+        load_judge(str(copy), config)
 
 
 def test_judge_names_classes_and_embeds(judge_folder, config):

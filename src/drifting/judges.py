@@ -1,14 +1,19 @@
 """Classifiers that judge generators of images: how they are trained, and how they are found again.
 
-A classifier's folder holds config.json, classifier.safetensors and metrics.json.
+A classifier's folder holds config.json, classifier.safetensors, metrics.json and trained_on.safetensors: digests of the images that
+it was trained on. One training image in five is held out, of every class alike: floors are made of those, since a classifier sees
+images that it was trained on in another way than new ones.
 """
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import cast
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from drifting import config as configuration
 from drifting.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors
@@ -17,23 +22,29 @@ from drifting.data.pixels import to_signed
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.evaluation.images import Judge, accuracy_of, in_batches
+from drifting.evaluation.shares import digests, images_in_shares
 from drifting.metrics.inception import URL, load_inception
-from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS
+from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS, TRAINED_ON
 from drifting.training.encoder import train_supervised
 from drifting.training.progress import show_steps
 
 # Sides of a large image in the eyes of the judge "pixels": a covariance of all its pixels would fill any memory.
 _PIXELS = 32
+# One training image in so many is held out of the training of a classifier.
+_HELD_OUT = 5
+_DIGESTS = "digests"
 
 
 def train_classifier(config: ClassifierConfig, folder: Path) -> float:
-    """Train a judge into a folder and return its accuracy on the test set."""
+    """Train a judge into a folder, on four images in five, and return its accuracy on the test set."""
     train = configuration.load_split(config.data, "train")
+    labels = cast(Tensor, train.labels)
+    seen = ~_held_out(labels)
     network = cast(Classifier, configuration.build_network(config)).to(config.device)
     steps = train_supervised(
         network,
-        train.images,
-        cast(torch.Tensor, train.labels),
+        train.images[seen],
+        labels[seen],
         steps=config.steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -42,11 +53,32 @@ def train_classifier(config: ClassifierConfig, folder: Path) -> float:
     )
     show_steps(steps, config.steps, config.batch_size, what="classifier")
     test = configuration.load_split(config.data, "test")
-    accuracy = accuracy_of(network.eval(), test.images, cast(torch.Tensor, test.labels))
+    accuracy = accuracy_of(network.eval(), test.images, cast(Tensor, test.labels))
     save_json(folder / CONFIG, configuration.to_json(config))
-    save_json(folder / METRICS, {"test_accuracy": accuracy, "num_test_images": len(test.images)})
+    counts = {"num_training_images": int(seen.sum()), "num_test_images": len(test.images)}
+    save_json(folder / METRICS, {"test_accuracy": accuracy, **counts})
+    save_tensors(folder / TRAINED_ON, {_DIGESTS: digests(train.images[seen])})
     save_tensors(folder / CLASSIFIER_WEIGHTS, network.state_dict())
     return accuracy
+
+
+def _held_out(labels: Int[Tensor, " s"]) -> Bool[Tensor, " s"]:
+    """Return which images are held out, of each class alike; a class's only image is never among them."""
+    chosen = images_in_shares(labels, labels, len(labels) // _HELD_OUT)
+    chosen = chosen[labels.bincount()[labels[chosen]] > 1]
+    return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, chosen, True)
+
+
+def _trained_on(folder: Path) -> Int[Tensor, " t"] | None:
+    """Return the digests of the images that a classifier was trained on; None, with a warning, for one that does not tell."""
+    if not (folder / TRAINED_ON).exists():
+        older = f"judge is '{folder}', which does not tell the images that it was trained on"
+        warnings.warn(f"{older}: floors may be of those, so train it again with this version", stacklevel=3)
+        return None
+    known = load_tensors(folder / TRAINED_ON).get(_DIGESTS)
+    if known is None or known.dtype != torch.long or known.ndim != 1:
+        raise InputError(f"judge is '{folder}', whose {TRAINED_ON} holds no digests of images: train it again")
+    return known
 
 
 def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Judge:
@@ -88,6 +120,7 @@ def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Jud
         lambda images: in_batches(lambda part: network.embed(part.to(device)), images),
         lambda images: in_batches(lambda part: network(part.to(device)).argmax(1), images),
         cache=folder,
+        trained_on=_trained_on(folder),
     )
 
 
@@ -112,7 +145,7 @@ def _pixels(data: ImagesData | StreamedData) -> Judge:
     if isinstance(data, ImagesData):
         return Judge("pixels", lambda images: to_signed(images).flatten(1))
 
-    def embed(images: torch.Tensor) -> torch.Tensor:
+    def embed(images: Tensor) -> Tensor:
         height, width = (min(side, _PIXELS) for side in images.shape[2:])
         return torch.nn.functional.adaptive_avg_pool2d(to_signed(images), (height, width)).flatten(1)
 
@@ -123,7 +156,7 @@ def _if_writable(folder: Path) -> Path | None:
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
-def _fingerprint(weights: dict[str, torch.Tensor]) -> str:
+def _fingerprint(weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())

@@ -116,6 +116,8 @@ class RunConfig:
 class ClassifierConfig:
     """The training of an `encoders.classifier.Classifier`: a judge, for evaluation only.
 
+    It learns from four training images in five; the others make the floors of evaluations.
+
     Attributes:
         preset: the name it was made from.
         data: labelled images.

@@ -42,7 +42,7 @@ def images_in_shares(labels: Int[Tensor, " s"], reference: Int[Tensor, " r"], co
     shares = reference.bincount()
     there, needed = labels.bincount(minlength=len(shares))[: len(shares)], shares > 0
     reached = int((there * len(reference))[needed].div(shares[needed], rounding_mode="floor").min())
-    if (count := min(count, reached)) < 1:
+    if (count := min(count, reached)) < 1 or len(labels) == 0:
         return torch.empty(0, dtype=torch.long)
     return images_of_labels(labels, labels_in_shares(reference, count))
 
