@@ -1,34 +1,43 @@
-"""From encoded images to one uint8 tensor: decoded once, squared and resized if asked.
+"""From encoded images to one uint8 tensor: decoded once, turned upright, squared and resized if asked.
+
+Transparent images are laid on white: what an image hides under its transparent pixels is not what its owner sees.
 
 Shapes: s samples, c channels, h height, w width.
 """
 
+import functools
 import io
+import logging
 import os
-import struct
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from drifting.data.memory import check_memory
 from drifting.data.readers.base import EncodedImage, damaged
 from drifting.errors import InputError
 
 _CHUNK = 256
 _MODES = {1: "L", 3: "RGB"}
-# What the readers of PIL raise where they meet bytes that are none of their format.
-_DAMAGED = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError)
 _GREY = {"1", "L", "LA", "La"}
+# Formats that start other programs on a file (Ghostscript, system libraries), or that PIL names but does not decode.
+_NOT_DECODED = {"EPS", "WMF", "EMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
+# Images of more pixels are decoded one at a time: each of several threads would hold one.
+_LARGE = 2**25
 
 
 def decode(
     images: Sequence[EncodedImage] | UInt8[Tensor, "s c h w"], *, image_size: int | None = None, channels: int | None = None
 ) -> UInt8[Tensor, "s c h w"]:
-    """Return images as one tensor: 1 channel where all are grey, 3 where any is coloured; transparency is dropped.
+    """Return images as one tensor: 1 channel where all are grey, 3 where any is coloured; transparency is laid on white.
 
     Args:
         images: at least one image.
@@ -36,12 +45,16 @@ def decode(
         channels: 1 or 3 to convert; None to keep what is there.
 
     Raises:
-        InputError: if an image is damaged, or if sizes differ or are no squares and `image_size` is None.
+        InputError: if an image is damaged or of a kind that is not decoded, if sizes differ or are no squares and `image_size` is
+            None, or if all images together do not fit into memory.
     """
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}: pass 1 or more")
     if channels not in (None, 1, 3):
         raise InputError(f"channels is {channels}: pass 1 or 3")
+    if image_size is not None:
+        fix = "pass a smaller --image-size"
+        check_memory(_need(len(images), image_size, channels or 1), f"image_size is {image_size}, at which {_some(images)}", fix)
     if not isinstance(images, Tensor):
         return _together(_decode_all(images, image_size, channels))
     _, stored, height, width = images.shape
@@ -51,28 +64,42 @@ def decode(
     return _together(_decode_all(arrays, image_size, channels))
 
 
-def _decode_all(items: Sequence[EncodedImage | np.ndarray], image_size: int | None, channels: int | None) -> list[np.ndarray]:
-    """Return [h w] or [h w 3] of every item, all squares of one size. PIL works outside Python's lock, so threads help."""
-    height, width = _pixels(items[0], image_size, channels).shape[:2]
-    mend = "pass --image-size to crop and resize all images"
-    if height != width:
-        raise InputError(f"data holds '{_origin(items[0])}' of {width} x {height} pixels, which is no square: {mend}")
+def _need(count: int, side: int, channels: int) -> int:
+    """Return bytes: each image is held once on its own and once among all."""
+    return 2 * count * side**2 * channels
 
+
+def _some(images: Sequence[EncodedImage] | Tensor | Sequence[np.ndarray]) -> str:
+    return f"{len(images)} image{'s' * (len(images) > 1)}"
+
+
+def _decode_all(
+    items: Sequence[EncodedImage] | Sequence[np.ndarray], image_size: int | None, channels: int | None
+) -> list[np.ndarray]:
+    """Return [h w] or [h w 3] of every item, all squares of one size. PIL works outside Python's lock, so threads help."""
     threads = min(16, os.cpu_count() or 1)
     chunk = min(_CHUNK, -(-len(items) // threads))
+    with _quiet_pillow():
+        first = _pixels(items[0], image_size, channels)
+        height, width = first.shape[:2]
+        fix = "pass --image-size to crop and resize all images"
+        if height != width:
+            raise InputError(f"data holds '{_origin(items[0])}' of {width} x {height} pixels, which is no square: {fix}")
+        need = _need(len(items), width, channels or first[0, 0].size)
+        check_memory(need, f"data holds '{_origin(items[0])}' of {width} x {width} pixels, of which {_some(items)}", fix)
 
-    def decode_some(start: int) -> list[np.ndarray]:
-        arrays = []
-        for item in items[start : start + chunk]:
-            arrays.append(_pixels(item, image_size, channels))
-            found = arrays[-1].shape[:2]
-            if found != (height, width):
-                sizes = f"{found[1]} x {found[0]} pixels among images of {width} x {height}"
-                raise InputError(f"data holds '{_origin(item)}' of {sizes}: {mend}")
-        return arrays
+        def decode_some(start: int) -> list[np.ndarray]:
+            arrays = []
+            for item in items[start : start + chunk]:
+                arrays.append(_pixels(item, image_size, channels))
+                found = arrays[-1].shape[:2]
+                if found != (height, width):
+                    sizes = f"{found[1]} x {found[0]} pixels among images of {width} x {height}"
+                    raise InputError(f"data holds '{_origin(item)}' of {sizes}: {fix}")
+            return arrays
 
-    with ThreadPoolExecutor(threads) as pool:
-        return [array for part in pool.map(decode_some, range(0, len(items), chunk)) for array in part]
+        with ThreadPoolExecutor(threads) as pool:
+            return [array for part in pool.map(decode_some, range(0, len(items), chunk)) for array in part]
 
 
 def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: int | None) -> np.ndarray:
@@ -80,16 +107,42 @@ def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: i
     if isinstance(item, np.ndarray):
         return np.asarray(_fitted(Image.fromarray(item), image_size, channels))
     try:
-        with Image.open(io.BytesIO(item.content) if isinstance(item.content, bytes) else item.content) as image:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"data holds '{item.origin}' of more than 8 bits to a value: convert it to 8 bits")
-            if image.format != "PNG":
+        content = io.BytesIO(item.content) if isinstance(item.content, bytes) else item.content
+        with Image.open(content, formats=_formats()) as image, _alone(image):
+            image.load()
+            with suppress(Exception):  # a damaged note on the camera is no damage to the image
                 ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_fitted(image, image_size, channels))
-    except InputError:
+            return np.asarray(_fitted(_opaque(image, item.origin), image_size, channels))
+    except (InputError, MemoryError):
         raise
-    except _DAMAGED as error:
+    except UnidentifiedImageError:
+        raise damaged(item.origin, "it is no image of a format that can be decoded") from None
+    except Image.DecompressionBombError:
+        limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,}"
+        raise InputError(f"data holds '{item.origin}', an image of more than {limit} pixels: shrink it, or remove it") from None
+    except Exception as error:  # every format's reader raises its own kinds where bytes are none of its format
         raise damaged(item.origin, error) from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are decoded, the common ones first."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _NOT_DECODED)
+
+
+def _opaque(image: Image.Image, origin: str) -> Image.Image:
+    """Return an image of at most 8 bits to a value and without transparency, or raise InputError."""
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"data holds '{origin}' of more than 8 bits to a value (mode {image.mode}): convert it to 8 bits")
+    if image.mode == "LAB":
+        raise InputError(f"data holds '{origin}' in the color space LAB: convert it to RGB")
+    if not image.has_transparency_data:
+        return image
+    grey = image.mode in _GREY
+    coloured = image.convert("RGBA")
+    laid = Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured)
+    return laid.convert("L" if grey else "RGB")
 
 
 def _fitted(image: Image.Image, image_size: int | None, channels: int | None) -> Image.Image:
@@ -109,7 +162,43 @@ def _origin(item: EncodedImage | np.ndarray) -> str:
 
 def _together(arrays: list[np.ndarray]) -> UInt8[Tensor, "s c h w"]:
     """Stack [h w] and [h w 3]; grey images among coloured ones get three equal channels."""
-    if any(array.ndim == 3 for array in arrays):
-        arrays = [array if array.ndim == 3 else np.broadcast_to(array[..., None], (*array.shape, 3)) for array in arrays]
-    stacked = torch.from_numpy(np.stack(arrays))
-    return stacked[:, None] if stacked.ndim == 3 else stacked.movedim(-1, 1).contiguous()
+    channels = 3 if any(array.ndim == 3 for array in arrays) else 1
+    stacked = torch.empty((len(arrays), channels, *arrays[0].shape[:2]), dtype=torch.uint8)
+    for target, array in zip(stacked.numpy(), arrays, strict=True):
+        target[:] = array if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    return stacked
+
+
+_alone_lock = threading.Lock()
+
+
+def _alone(image: Image.Image) -> "nullcontext[None] | threading.Lock":
+    """Return what a large image is decoded under, so that one at a time is in memory."""
+    return _alone_lock if image.width * image.height > _LARGE else nullcontext()
+
+
+class _Silence:
+    """How many threads decode at present, and what is to be restored after the last of them."""
+
+    lock, count, warned = threading.Lock(), 0, warnings.catch_warnings()
+    handler = logging.NullHandler()
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's warnings and log off the terminal. They are settings of the process, so the last of several threads ends it."""
+    with _Silence.lock:
+        _Silence.count += 1
+        if _Silence.count == 1:
+            _Silence.warned = warnings.catch_warnings()
+            _Silence.warned.__enter__()
+            warnings.simplefilter("ignore")
+            logging.getLogger("PIL").addHandler(_Silence.handler)
+    try:
+        yield
+    finally:
+        with _Silence.lock:
+            _Silence.count -= 1
+            if _Silence.count == 0:
+                logging.getLogger("PIL").removeHandler(_Silence.handler)
+                _Silence.warned.__exit__(None, None, None)

@@ -82,4 +82,5 @@ def by_number(name: str) -> tuple[tuple[int | str, ...], str]:
 
 def damaged(origin: Path | str, reason: object) -> InputError:
     """Return the error for a file that cannot be read."""
-    return InputError(f"data holds '{origin}', which is truncated or corrupted ({reason}): fetch or write that file again")
+    told = " ".join(str(reason).split())[:120]
+    return InputError(f"data holds '{origin}', which is truncated or corrupted ({told}): fetch or write that file again")

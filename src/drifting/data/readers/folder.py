@@ -20,7 +20,10 @@ from drifting.data.readers.base import EncodedImage, Split, by_number, split_nam
 from drifting.errors import InputError
 
 LAYOUT = "image files (CLASS/*.png, optionally below train/ and test/, or *.png without classes)"
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_KINDS = (
+    "apng avif bmp dds dib gif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pgm png pnm ppm qoi sgi tga tif tiff webp"
+)
+_SUFFIXES = {f".{kind}" for kind in _KINDS.split()}
 _SYSTEM = {
     "__macosx",
     "__pycache__",

@@ -69,6 +69,8 @@ def _read(path: Path) -> LabelFile | None:
             return _read_dataset(path)
         rows = _json_lines(path) if path.name == _LINES else _csv_rows(path)
         return _read_rows(path, list(rows))
+    except InputError:  # which is a ValueError
+        raise
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise damaged(path, error) from None
 
