@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from drifting.encoders.base import Features, Frozen, checked_names
-from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x
+from drifting.encoders.pooling import KINDS, feature_name, image_features, image_names, multi_scale, pooled_names
 from drifting.upsampling import Decoder, check_square
 
 Images = Float[Tensor, "b c h h"]
@@ -66,8 +66,8 @@ class AutoencoderFeatures(Frozen):
 
     Args:
         autoencoder: the trained network.
-        names: which features: "code", "pixels" (the flattened image), "norm_x" (root mean square of each channel), and the
-            maps "stage1" and "stage2" in the kinds of `pooling.multi_scale`, such as "stage2" or "stage2_mean".
+        names: which features: "code", and the maps "stage1" and "stage2" in the kinds of `pooling.multi_scale`, such as "stage2" or
+            "stage2_mean". Of the images themselves those of `pooling.image_features`.
 
     Raises:
         InputError: if a name is unknown, double or of windows that do not divide the map, or there is none.
@@ -87,7 +87,7 @@ class AutoencoderFeatures(Frozen):
         """Return the chosen features in the order of `names`."""
         maps = self.autoencoder.maps(samples)
         code = self.autoencoder.to_code(maps["stage2"].flatten(1))
-        features = {"code": code[:, None], "pixels": samples.flatten(1)[:, None], "norm_x": norm_x(samples)}
+        features = {"code": code[:, None], **image_features(samples, self.names)}
         for map, kinds in self._kinds.items():
             features.update(multi_scale(map, maps[map], kinds))
         return {name: features[name] for name in self.names}
@@ -95,7 +95,4 @@ class AutoencoderFeatures(Frozen):
 
 def available_features(autoencoder: Autoencoder) -> tuple[str, ...]:
     """Return the names of all features that an auto-encoder offers."""
-    pooled = [
-        feature_name(name, kind) for name, shape in autoencoder.map_shapes.items() for kind in KINDS if fits(kind, *shape[1:])
-    ]
-    return ("code", "pixels", "norm_x", *pooled)
+    return ("code", *pooled_names(autoencoder.map_shapes), *image_names(autoencoder.image_shape))

@@ -9,7 +9,7 @@ Shapes: b samples, c channels, d channels after a projection, k locations, h x w
 Source: paper, appendix A.5; that windows do not overlap, and the 1e-6, are facts of the authors' release.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,9 @@ from drifting.inputs import full_precision, nearest_name
 _WINDOWS = {"mean": 0, "std": 0, "mean_2": 2, "std_2": 2, "mean_4": 4, "std_4": 4}
 KINDS = ("all", *_WINDOWS)
 _SMALLEST_VARIANCE = 1e-6
+# The maps that are no network's, but the images themselves; the second is of colour images alone.
+_IMAGE, _CHROMA = "image", "chroma"
+_COLOURS = 3
 
 
 def feature_name(name: str, kind: str) -> str:
@@ -68,6 +71,36 @@ def multi_scale(
         # The mean is taken off before squaring: the difference of two large means would lose the digits of a small variance.
         found = projected(mean, projection) if kind.startswith("mean") else _spread(places - mean[:, :, None], projection)
         features[feature_name(name, kind)] = found
+    return features
+
+
+def pooled_names(map_shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Return the names of all features of maps, given the channels, height and width of each: their kinds whose windows fit."""
+    return tuple(feature_name(name, kind) for name, shape in map_shapes.items() for kind in KINDS if fits(kind, *shape[1:]))
+
+
+def image_names(image_shape: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of all features that `image_features` makes of images of this shape."""
+    maps = [_IMAGE] + [_CHROMA] * (image_shape[0] == _COLOURS)
+    # The images as they are have the name "pixels"; as a map, every pixel would be a problem of its own.
+    return (*(name for name in pooled_names(dict.fromkeys(maps, image_shape)) if name not in maps), "pixels", "norm_x")
+
+
+def image_features(images: Float[Tensor, "b c h w"], names: Sequence[str]) -> Features:
+    """Return features of images themselves, which see colours, and leave out names of others.
+
+    "pixels" is the flattened image and "norm_x" the root mean square of each channel. "image" comes in the pooled kinds, such as
+    "image_mean" and "image_std_4"; of colour images "chroma" too, whose spread sees specks of colour that those of the channels
+    do not.
+    """
+    features: Features = {}
+    if "pixels" in names:
+        features["pixels"] = images.flatten(1)[:, None]
+    if "norm_x" in names:
+        features["norm_x"] = norm_x(images)
+    for name, map in ((_IMAGE, lambda: images), (_CHROMA, lambda: chroma(images))):
+        if kinds := [kind for kind in KINDS if feature_name(name, kind) in names]:
+            features.update(multi_scale(name, map(), kinds))
     return features
 
 

@@ -17,13 +17,21 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from drifting.encoders.base import Features, Frozen, checked_names
-from drifting.encoders.pooling import KINDS, chroma, feature_name, fits, multi_scale, norm_x, projected, subsampled
+from drifting.encoders.pooling import (
+    KINDS,
+    feature_name,
+    image_features,
+    image_names,
+    multi_scale,
+    pooled_names,
+    projected,
+    subsampled,
+)
 from drifting.encoders.standardise import IMAGENET, Standardise, Statistics
 from drifting.errors import InputError
 
 # Blocks of each stage, and how many times its width a block gives out: more than once for a bottleneck.
 _ARCHS = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}
-_COLOURS = 3
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 Images = Float[Tensor, "b c h w"]
@@ -167,9 +175,7 @@ class ResNetFeatures(Frozen):
     Args:
         network: the trained network.
         names: which features: the maps of the network in the kinds of `pooling.multi_scale`, such as "stage2" or "stage2_std";
-            "stage4_mean" is the vector of `ResNet.embed`. Of the images themselves "pixels" (flattened), "norm_x" (root mean
-            square of each channel), and "image" in the pooled kinds, such as "image_mean" and "image_std_4", which see colours. Of
-            colour images "chroma" in the same kinds, whose spread sees specks of colours that those of the channels do not.
+            "stage4_mean" is the vector of `ResNet.embed`. Of the images themselves those of `pooling.image_features`.
 
     Raises:
         InputError: if a name is unknown, double or of windows that do not divide the map, or there is none.
@@ -178,9 +184,7 @@ class ResNetFeatures(Frozen):
     def __init__(self, network: ResNet, names: Sequence[str] = ("stage4_mean",)) -> None:
         super().__init__(network)
         self.names = checked_names(names, available_features(network))
-        maps = ("image", "chroma", *network.map_shapes)
-        kinds = {map: [kind for kind in KINDS if feature_name(map, kind) in names] for map in maps}
-        self._image_kinds, self._chroma_kinds = kinds.pop("image"), kinds.pop("chroma")
+        kinds = {map: [kind for kind in KINDS if feature_name(map, kind) in names] for map in network.map_shapes}
         self._kinds = {map: chosen for map, chosen in kinds.items() if chosen}
 
     @property
@@ -192,10 +196,7 @@ class ResNetFeatures(Frozen):
         """Return the chosen features in the order of `names`; those of maps in float32."""
         self.network.standardise.check(samples)
         maps = self.network.maps(samples, tuple(self._kinds)) if self._kinds else {}
-        features = {"pixels": samples.flatten(1)[:, None], "norm_x": norm_x(samples)}
-        features.update(multi_scale("image", samples, self._image_kinds))
-        if self._chroma_kinds:
-            features.update(multi_scale("chroma", chroma(samples), self._chroma_kinds))
+        features = image_features(samples, self.names)
         with torch.autocast(samples.device.type, enabled=False):
             for name, map in maps.items():
                 features.update(multi_scale(name, map, self._kinds[name], self.network.projection(name)))
@@ -204,12 +205,7 @@ class ResNetFeatures(Frozen):
 
 def available_features(network: ResNet) -> tuple[str, ...]:
     """Return the names of all features that a ResNet offers."""
-    shapes = {**network.map_shapes, "image": network.image_shape}
-    if network.image_shape[0] == _COLOURS:
-        shapes["chroma"] = network.image_shape
-    pooled = [feature_name(name, kind) for name, shape in shapes.items() for kind in KINDS if fits(kind, *shape[1:])]
-    # The images as they are have the name "pixels"; as a map, every pixel would be a problem of its own.
-    return (*(name for name in pooled if name not in ("image", "chroma")), "pixels", "norm_x")
+    return (*pooled_names(network.map_shapes), *image_names(network.image_shape))
 
 
 def adapt_weights(network: ResNet, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
