@@ -133,7 +133,7 @@ def test_resuming_other_images(refused, images_run, tmp_path, change):
 
 def test_resuming_a_classifier(refused, judge_folder, grey_folder, tmp_path):
     shutil.copytree(judge_folder, tmp_path / "x")
-    refused("train mnist-classifier --save-dir x --resume", "resume is given", "trains in one go", "--overwrite")
+    refused("train mnist-classifier --save-dir x --resume --steps 61", "steps is 61", "the run to resume has 60")
     refused("train toy --save-dir x --resume", "preset is 'toy'", "has mnist-classifier", "another --save-dir")
     refused(f"train mnist-classifier --data {grey_folder} --save-dir x", "save_dir is 'x'", "already holds a run", "--overwrite")
 

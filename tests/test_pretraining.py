@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,17 @@ from PIL import Image
 from drifting import config as configuration
 from drifting import judges, presets, pretraining, runs
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import PixelsConfig, build_network, load_split, resolve
+from drifting.config import PixelsConfig, ResNetConfig, SimCLRConfig, build_network, load_split, resolve
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.errors import InputError
 from drifting.evaluation.shares import digests
 from drifting.judges import load_judge
 from drifting.pretraining import check_networks, prepare_encoder
 from drifting.training.encoder import train_supervised
+from drifting.training.interruption import Interrupted
 from drifting.training.loop import DivergenceError
+from drifting.training.progress import TrainingProgress
+from drifting.training.recorder import Recorder
 from tests.conftest import shrunk
 from tests.image_folders import bars, write_images
 
@@ -41,7 +46,7 @@ def _training(monkeypatch, name: str = "train_autoencoder") -> list:
 
 def test_encoder_is_trained_into_the_folder_with_its_picture(config, tmp_path, assert_same_tensors):
     network = prepare_encoder(config, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ae_reconstruction.png", "encoder.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ae_reconstruction.png", "config.json", "encoder.safetensors"]
     assert_same_tensors(load_tensors(tmp_path / "encoder.safetensors"), network.state_dict())
     assert network.training is False
     assert not torch.equal(network.to_code.weight, build_network(config).to_code.weight)
@@ -114,18 +119,81 @@ def test_encoder_that_does_not_fit_is_refused_and_left_alone(config, tmp_path):
     assert (tmp_path / "encoder.safetensors").read_bytes() == before
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_stopped_in_the_training_of_its_encoder_the_same_command_starts_again(config, tmp_path, monkeypatch):
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
-        yield
+def _stop_at(monkeypatch, step: int) -> None:
+    """Send an interrupt when a bar shows a step for the first time."""
+    advance, sent = TrainingProgress.advance, []
 
+    def interrupting(self, done, figure=None):
+        if done == step and not sent:
+            sent.append(done)
+            os.kill(os.getpid(), signal.SIGINT)
+        advance(self, done, figure)
+
+    monkeypatch.setattr(TrainingProgress, "advance", interrupting)
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("encoder", [None, ResNetConfig, SimCLRConfig])
+def test_stopped_in_the_training_of_its_encoder_a_run_goes_on_bit_for_bit(
+    config, tmp_path, monkeypatch, capsys, assert_same_tensors, encoder
+):
+    if encoder is not None:
+        config = dataclasses.replace(config, encoder=encoder(width=4, steps=20, batch_size=16))
+    whole = runs.train(config, tmp_path / "whole").folder
+    stages = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Stage")]
+    first = "auto-encoder" if encoder is None else "encoder"
+    assert stages == [f"Stage 1 of 2: the {first}, 20 steps", "Stage 2 of 2: the generator, 6 steps"]
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "train_autoencoder", stopped)
+        _stop_at(patch, 7)
+        with pytest.raises(Interrupted, match=r"Stopped at step 7 of 20; .* drifting train images --save-dir .* --resume"):
+            runs.train(config, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "encoder-checkpoints"]
+    with pytest.raises(InputError, match="already holds a run: pass --resume or --overwrite"):
+        runs.train(config, tmp_path / "run")
+    runs.train(config, tmp_path / "run", resume=True)
+    for name in ("encoder.safetensors", "generator.safetensors"):
+        assert_same_tensors(load_tensors(whole / name), load_tensors(tmp_path / "run" / name))
+    assert not (tmp_path / "run" / "encoder-checkpoints").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_killed_before_the_first_checkpoint_of_its_generator_a_run_goes_on(config, tmp_path, monkeypatch, assert_same_tensors):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    whole = runs.train(config, tmp_path / "whole").folder
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             runs.train(config, tmp_path / "run")
-    runs.train(config, tmp_path / "run")
-    assert (tmp_path / "run" / "generator.safetensors").exists()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text()
+    runs.train(config, tmp_path / "run", resume=True)
+    for name in ("encoder.safetensors", "generator.safetensors"):
+        assert_same_tensors(load_tensors(whole / name), load_tensors(tmp_path / "run" / name))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_stopped_training_of_a_judge_goes_on_bit_for_bit(classifier, tmp_path, monkeypatch, judge_folder, assert_same_tensors):
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 31)
+        with pytest.raises(Interrupted, match=r"Stopped at step 31 of 60; .* drifting train mnist-classifier .* --resume"):
+            runs.start(classifier, tmp_path / "x")
+    runs.start(classifier, tmp_path / "x", resume=True)
+    assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (judge_folder, tmp_path / "x")))
+    with pytest.raises(InputError, match="steps is 61, but the run to resume has 60"):
+        runs.start(dataclasses.replace(classifier, steps=61), tmp_path / "x", resume=True)
+
+
+def test_reconstruction_shows_images_of_every_class(tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "own", {"train/a": 20, "train/b": 20, "train/c": 20})
+    write_images(folder / "test", {"a": 100, "b": 100, "c": 100})
+    shown = []
+    monkeypatch.setattr(pretraining, "draw_reconstruction", lambda folder, images, **rest: shown.append(images))
+    prepare_encoder(resolve(shrunk(presets.preset("images", data=str(folder)))), tmp_path)
+    columns = shown[0].mean((1, 2))[:, 1::2].argmax(1)
+    assert len(columns) == 64
+    assert columns.unique().tolist() == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from drifting.errors import InputError
 from drifting.metrics.linear_probe import linear_probe
 from drifting.presets.encoders import KINDS, encoder
 from drifting.pretraining import prepare_encoder
+from drifting.training.progress import TrainingProgress
 from tests.image_folders import bars, write_images
 from tests.test_bad_input import refused
 
@@ -37,7 +40,7 @@ __all__ = ["refused"]
 
 RESNET = "--width 4 --feature-dims 16 24 --batch-size 16 --steps 4"
 SIZES = {"supervised": RESNET, "simclr": RESNET, "mae": "--width 9 --batch-size 16 --steps 4"}
-FILES = ["config.json", "encoder.json", "encoder.safetensors"]
+FILES = ["checkpoints", "config.json", "encoder.json", "encoder.safetensors"]
 # What ResNet-18 is called in torchvision, and the projections.
 NAMES = r"((conv1|bn1|fc|layer[1-4]\.[01]\.(conv[12]|bn[12]|downsample\.[01]))\.\w+|projections\.stage[34]\.weight)"
 
@@ -249,7 +252,7 @@ def test_bad_data(refused, tmp_path, case):
 def test_encoder_that_is_there_is_replaced_only_when_asked(refused, command, misnamed, folders, tmp_path):
     shutil.copytree(folders["simclr"], tmp_path / "x")
     arguments = f"train-encoder mae --data {misnamed} --save-dir x --width 9 --steps 1"
-    refused(arguments, "save_dir is 'x', which already holds a run: pass --overwrite, or choose another folder")
+    refused(arguments, "save_dir is 'x', which already holds a run: pass --resume or --overwrite, or choose another folder")
     assert command(*arguments.split(), "--overwrite").status == 0
     assert isinstance(_read(tmp_path / "x")[1].encoder, MAEConfig)
     (tmp_path / "file").touch()
@@ -260,18 +263,52 @@ def test_encoder_in_place_of_a_generator(refused, folders):
     folder = folders["mae"]
     for verb in ("sample", "evaluate"):
         refused([verb, folder], f"run is '{folder}', an encoder, not a generator: name the folder of a generator")
-    refused(["train", "toy", "--save-dir", folder, "--resume"], f"save_dir is '{folder}', an encoder", "in one go")
+    refused(["train", "toy", "--save-dir", folder, "--resume"], "preset is 'toy', but the run to resume has train-encoder")
 
 
-def test_interrupted_training_leaves_nothing_in_the_way(command, grey_folder, tmp_path, monkeypatch):
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("kind", SIZES)
+def test_stopped_training_goes_on_bit_for_bit_by_the_command_that_it_names(
+    command, misnamed, folders, tmp_path, monkeypatch, assert_same_tensors, kind
+):
+    advance = TrainingProgress.advance
 
-    arguments = ("train-encoder", "simclr", "--data", grey_folder, "--save-dir", tmp_path / "x", "--steps", 1, "--width", 2)
+    def interrupting(self, done, figure=None):
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        advance(self, done, figure)
+
+    arguments = ("train-encoder", kind, "--data", misnamed, "--save-dir", tmp_path / "x", *SIZES[kind].split())
     with monkeypatch.context() as patch:
-        patch.setattr("drifting.pretraining.train_simclr", stopped)
-        assert command(*arguments).status == 130
-    assert command(*arguments).status == 0
+        patch.setattr(TrainingProgress, "advance", interrupting)
+        stopped = command(*arguments)
+    assert stopped.status != 0
+    assert "Stopped at step 3 of 4; everything is saved" in stopped.err
+    assert not (tmp_path / "x" / "encoder.safetensors").exists()
+    again = stopped.err.split("Go on with: drifting ")[1].split()
+    assert again == ["train-encoder", kind, "--save-dir", str(tmp_path / "x"), "--resume"]
+    assert command(*again).status == 0
+    assert_same_tensors(*(load_tensors(path / "encoder.safetensors") for path in (folders[kind], tmp_path / "x")))
+    assert (tmp_path / "x" / "encoder.json").read_text() == (folders[kind] / "encoder.json").read_text()
+
+
+def test_resumption_of_another_encoder_is_refused(refused, folders, tmp_path):
+    shutil.copytree(folders["simclr"], tmp_path / "x")
+    refused("train-encoder mae --save-dir x --resume", "kind is 'mae', but the run to resume has simclr")
+    refused("train-encoder simclr --save-dir x --resume --width 5", "width is 5, but the run to resume has 4")
+    refused("train-encoder simclr --save-dir x --resume --seed 1", "seed is 1, but the run to resume has 0")
+    refused(
+        "train-encoder simclr --save-dir x --resume --steps 9", "steps is 9, but the run to resume has 4", "device and keep may"
+    )
+    refused("train-encoder simclr --save-dir x --resume --image-size 9", "image_size is '9', but the run to resume has None")
+    refused("train-encoder simclr --save-dir x --resume --data y", "data is 'y', but the run to resume has")
+    refused("train-encoder simclr --save-dir x --resume --overwrite", "resume and overwrite are both given")
+    refused("train-encoder simclr --save-dir y --resume", "save_dir is 'y', which holds no run to resume")
+
+
+def test_diverged_training_leaves_nothing_in_the_way(refused, command, misnamed, tmp_path):
+    arguments = f"train-encoder simclr --data {misnamed} --save-dir x {RESNET}"
+    assert command(*arguments.split(), "--learning-rate", "1e30").status == 1
+    assert list((tmp_path / "x").iterdir()) == []
 
 
 def test_configurations_of_networks_that_are_not_meant_are_refused(tiny_images):

@@ -24,24 +24,30 @@ from drifting.errors import InputError
 from drifting.evaluation.images import Judge, accuracy_of, in_batches
 from drifting.evaluation.shares import digests, images_in_shares
 from drifting.metrics.inception import URL, load_inception
+from drifting.network_run import Saving, follow
 from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS, TRAINED_ON
 from drifting.training.encoder import train_supervised
-from drifting.training.progress import show_steps
+from drifting.training.interruption import command_to_go_on
 
 # Sides of a large image in the eyes of the judge "pixels": a covariance of all its pixels would fill any memory.
 _PIXELS = 32
 # One training image in so many is held out of the training of a classifier.
 _HELD_OUT = 5
 _DIGESTS = "digests"
+# Steps between checkpoints of a classifier in training.
+_CHECKPOINT_EVERY = 500
 
 
 def train_classifier(config: ClassifierConfig, folder: Path) -> float:
-    """Train a judge into a folder, on four images in five, and return its accuracy on the test set."""
+    """Train a judge into a folder, on four images in five, and return its accuracy on the test set.
+
+    Goes on from its newest checkpoint if there is one.
+    """
     train = configuration.load_split(config.data, "train")
     labels = cast(Tensor, train.labels)
     seen = ~_held_out(labels)
     network = cast(Classifier, configuration.build_network(config)).to(config.device)
-    steps = train_supervised(
+    training = train_supervised(
         network,
         train.images[seen],
         labels[seen],
@@ -51,10 +57,12 @@ def train_classifier(config: ClassifierConfig, folder: Path) -> float:
         seed=config.seed,
         augmentation=config.augmentation(),
     )
-    show_steps(steps, config.steps, config.batch_size, what="classifier")
+    facts, command = configuration.to_json(config), command_to_go_on(config.preset, folder)
+    saving = Saving(folder=folder, facts=facts, command=command, every=_CHECKPOINT_EVERY, keep=1)
+    follow(training, saving, what="classifier", batch_size=config.batch_size)
     test = configuration.load_split(config.data, "test")
     accuracy = accuracy_of(network.eval(), test.images, cast(Tensor, test.labels))
-    save_json(folder / CONFIG, configuration.to_json(config))
+    save_json(folder / CONFIG, facts)
     counts = {"num_training_images": int(seen.sum()), "num_test_images": len(test.images)}
     save_json(folder / METRICS, {"test_accuracy": accuracy, **counts})
     save_tensors(folder / TRAINED_ON, {_DIGESTS: digests(train.images[seen])})

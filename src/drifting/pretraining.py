@@ -1,5 +1,6 @@
 """Encoders that are trained before a generator, into the folder of its run, or on their own: weights, figures, pictures."""
 
+import shutil
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,10 @@ from drifting.config import (
     ResNetConfig,
     RunConfig,
     SimCLRConfig,
+    TrainedEncoder,
 )
 from drifting.data.shuffle import shuffled_indices
+from drifting.distributed import join
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.resnet import ResNet
@@ -28,11 +31,13 @@ from drifting.encoders.simclr import SimCLR
 from drifting.evaluation.images import accuracy_of, in_batches
 from drifting.masked_pretraining import train_streamed
 from drifting.metrics.linear_probe import linear_probe
+from drifting.network_run import Saving, follow
 from drifting.plotting import draw_reconstruction
-from drifting.run_folder import CONFIG, ENCODER_METRICS, ENCODER_WEIGHTS
+from drifting.run_folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS
 from drifting.training.encoder import Augmentation, train_autoencoder, train_supervised
+from drifting.training.interruption import command_to_go_on
 from drifting.training.masked import MaskedTraining
-from drifting.training.progress import show_steps
+from drifting.training.progress import tell_stage
 from drifting.training.self_supervised import train_mae, train_simclr
 
 _RECONSTRUCTED = 64
@@ -56,9 +61,12 @@ def check_networks(config: AnyConfig) -> None:
 def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
     """Return the trained network of a run's encoder on the run's device: read from its folder, else trained into it.
 
+    Its training is saved now and then in the folder, and taken up again from there.
+
     Raises:
         InputError: if the weights in the folder do not fit the configuration.
         DivergenceError: if its loss becomes NaN or infinite.
+        Interrupted: if the process was asked to stop in its training; the state is saved.
     """
     network, settings = configuration.build_network(config), config.encoder
     if network is None:
@@ -68,78 +76,92 @@ def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
         load_weights(network, load_tensors(weights), str(weights))
         return network.to(config.device)
     network.to(config.device)
+    if config.trains_encoder:
+        _train_stage(network, config, folder)
     match settings:
         case AutoencoderConfig():
-            _train_autoencoder(cast(Autoencoder, network), config, settings)
             _draw_reconstruction(cast(Autoencoder, network), config, folder)
         case ResNetConfig():
-            if settings.weights is None:
-                _train(cast(ResNet, network), config, settings)
             save_json(folder / ENCODER_METRICS, _figures(cast(ResNet, network).eval(), config))
     network.eval()
     save_tensors(weights, network.state_dict())
+    shutil.rmtree(folder / ENCODER_CHECKPOINTS, ignore_errors=True)
     return network
 
 
 def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, int | float]:
-    """Train an encoder into a folder of its own and return its figures.
+    """Train an encoder into a folder of its own, from its newest checkpoint if there is one, and return its figures.
 
     Raises:
         DivergenceError: if its loss becomes NaN or infinite.
+        Interrupted: if the process was asked to stop; the state is saved.
     """
     network = cast(Network, configuration.build_network(config)).to(config.device)
+    preset, verb = (config.kind, "train-encoder") if config.preset == "train-encoder" else (config.preset, "train")
+    command = command_to_go_on(preset, folder, verb=verb)
+    facts = configuration.to_json(config)
+    saving = Saving(folder=folder, facts=facts, command=command, every=config.checkpoint_every, keep=config.keep)
     if isinstance(config.data, ImagesData):
-        _train(network, config, config.encoder)
+        _train(network, config, config.encoder, saving)
         figures = _figures(network.eval(), config)
     else:
-        figures = train_streamed(cast(MaskedAutoencoder, network), config, folder)
-    save_json(folder / CONFIG, configuration.to_json(config))
+        figures = train_streamed(cast(MaskedAutoencoder, network), config, saving)
+    save_json(folder / CONFIG, facts)
     save_json(folder / ENCODER_METRICS, figures)
     save_tensors(folder / ENCODER_WEIGHTS, network.state_dict())
     return figures
 
 
-def _train_autoencoder(network: Autoencoder, config: RunConfig, settings: AutoencoderConfig) -> None:
-    source = configuration.build_source(config)
-
-    def draw(count: int, rng: torch.Generator) -> torch.Tensor:
-        if source.num_classes is None:
-            return source.draw(None, count, rng)[0]
-        classes = source.num_classes
-        # Of more classes than images every batch has others.
-        some = torch.randperm(classes, generator=rng, device=rng.device)[:count] if classes > count else torch.arange(classes)
-        return source.draw(some.to(rng.device), -(-count // len(some)), rng).flatten(0, 1)[:count]
-
-    given = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate", "noise")}
-    steps = train_autoencoder(network, draw, seed=config.seed, **given)
-    show_steps(steps, settings.steps, settings.batch_size, what="encoder")
+def _train_stage(network: nn.Module, config: RunConfig, folder: Path) -> None:
+    """Train the encoder of a generator's run, the first of its two stages."""
+    settings = cast(TrainedEncoder, config.encoder)
+    tell_stage(1, 2, "auto-encoder" if isinstance(settings, AutoencoderConfig) else "encoder", settings.steps)
+    saving = Saving(
+        folder=folder,
+        facts=configuration.to_json(config),
+        command=command_to_go_on(config.preset, folder, join().size),
+        every=config.checkpoint_every,
+        keep=1,
+        checkpoints=ENCODER_CHECKPOINTS,
+    )
+    _train(network, config, settings, saving)
 
 
 def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) -> None:
     data = cast(ImagesData, config.data)
     network.eval()
-    images = configuration.load_split(data, "test").images[:_RECONSTRUCTED]
+    test = configuration.load_split(data, "test").images
+    # In the order of the files there would be one class alone.
+    images = test[shuffled_indices(len(test), 0, min(_RECONSTRUCTED, len(test)), config.seed)]
     again = in_batches(lambda part: network(part.to(config.device))[0], images)
     title = f"{data.name}: {len(images)} test images through a code of {network.code_dim} numbers"
     draw_reconstruction(folder, title=title, images=configuration.to_signed(images), reconstructed=again)
 
 
-def _train(network: Network, config: RunConfig | EncoderRunConfig, settings: ResNetConfig | MAEConfig) -> None:
-    """Train by the classes of the images, by two views of each, or by what is hidden of them."""
-    images = configuration.load_labelled(cast(ImagesData, config.data), "train")
+def _train(
+    network: nn.Module,
+    config: RunConfig | EncoderRunConfig,
+    settings: AutoencoderConfig | ResNetConfig | MAEConfig,
+    saving: Saving,
+) -> None:
+    """Train by the classes of the images, by two views of each, by what is hidden of them, or by what a code keeps of them."""
+    load = configuration.load_split if isinstance(settings, AutoencoderConfig) else configuration.load_labelled
+    images = load(cast(ImagesData, config.data), "train")
     given = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate")} | {"seed": config.seed}
-    if isinstance(settings, MAEConfig):
-        training = {field.name: getattr(settings, field.name) for field in fields(MaskedTraining)}
-        steps = train_mae(cast(MaskedAutoencoder, network), images.images, images.labels, seed=config.seed, **training)
+    if isinstance(settings, AutoencoderConfig):
+        training = train_autoencoder(network, images.images, noise=settings.noise, **given)
+    elif isinstance(settings, MAEConfig):
+        masked = {field.name: getattr(settings, field.name) for field in fields(MaskedTraining)}
+        training = train_mae(cast(MaskedAutoencoder, network), images.images, images.labels, seed=config.seed, **masked)
     elif isinstance(settings, SimCLRConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             simclr = SimCLR(network, features=cast(ResNet, network).feature_dim, temperature=settings.temperature)
-        steps = train_simclr(simclr.to(config.device), images.images, views=settings.views, **given)
+        training = train_simclr(simclr.to(config.device), images.images, views=settings.views, **given)
     else:
         varied = Augmentation(shift=0, rotation=0.0, scale=0.0, views=settings.views)
-        steps = train_supervised(network, images.images, cast(torch.Tensor, images.labels), augmentation=varied, **given)
-    show_steps(steps, settings.steps, settings.batch_size, what="encoder")
+        training = train_supervised(network, images.images, cast(torch.Tensor, images.labels), augmentation=varied, **given)
+    follow(training, saving, what="encoder", batch_size=settings.batch_size)
 
 
 def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str, int | float]:

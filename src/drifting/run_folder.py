@@ -2,12 +2,13 @@
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from drifting import config as configuration
 from drifting.checkpoint import checkpoints, load_json, steps_done
-from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, ReleasedConfig, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ReleasedConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import CHECKPOINTS, FRAMES
 
@@ -17,7 +18,9 @@ TRAINED_ON = "trained_on.safetensors"
 METRICS, LOG = "metrics.json", "metrics.jsonl"
 STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"
-_LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, "features", STATISTICS)
+# Of the training of an encoder that a generator's run begins with.
+ENCODER_CHECKPOINTS = "encoder-checkpoints"
+_LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, TRAINED_ON, *_LOGS, *_PICTURES)
 
@@ -33,8 +36,6 @@ def saved_config(folder: str | Path) -> AnyConfig:
     config = configuration.from_json(load_json(path), str(path))
     if isinstance(config, ReleasedConfig):
         raise InputError(f"save_dir is '{folder}', a converted artifact, which was not trained here: name another folder")
-    if isinstance(config, EncoderRunConfig) and isinstance(config.data, ImagesData):
-        raise InputError(f"save_dir is '{folder}', an encoder, which is trained in one go: name the folder of another run")
     return config
 
 
@@ -49,20 +50,17 @@ def read_config(path: Path) -> RunConfig:
     return config
 
 
-def claim(folder: Path, config: RunConfig | EncoderRunConfig, *, resume: bool, overwrite: bool) -> None:
+def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> None:
     """Make the folder ready for the training, or raise InputError if another run is in it."""
     if not resume:
-        in_one_go = isinstance(config, EncoderRunConfig) and isinstance(config.data, ImagesData)
-        return make_room(folder, overwrite=overwrite, mend="pass --overwrite" if in_one_go else "pass --resume or --overwrite")
+        return make_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite")
     saved = saved_config(folder)
-    if isinstance(config, RunConfig):
-        _check_same(read_config(folder / CONFIG), config)
-    elif isinstance(saved, EncoderRunConfig):
-        _check_same(saved, config)
-    else:
-        raise InputError(f"save_dir is '{folder}', which holds no encoder to resume: name another folder")
+    if type(saved) is not type(config):
+        kinds = {RunConfig: "generator", ClassifierConfig: "classifier", EncoderRunConfig: "encoder"}
+        raise InputError(f"save_dir is '{folder}', which holds no {kinds[type(config)]} to resume: name another folder")
+    _check_same(saved, config)
     for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
-        steps_done(newest, config.schedule.steps if isinstance(config, RunConfig) else config.encoder.steps)
+        steps_done(newest, _part_trained(config).steps)
 
 
 def check_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> list[Path]:
@@ -80,25 +78,35 @@ def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") 
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def _part_trained(config: AnyConfig) -> Any:
+    """Return the part of a configuration that holds the steps of its training."""
+    if isinstance(config, RunConfig):
+        return config.schedule
+    return config.encoder if isinstance(config, EncoderRunConfig) else config
+
+
 def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
     """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
+    falls = not isinstance(saved, RunConfig) and getattr(_part_trained(saved), "warmup_steps", None) is None
+    # Where the learning rate falls over all steps, with other steps in all those behind would have been others.
+    free = tuple(name for name in _FREE if not (falls and name == "steps"))
     parts = ("schedule", "generator") if isinstance(saved, RunConfig) else ("encoder",)
-    free = {part: _as_in(getattr(saved, part), getattr(asked, part)) for part in parts}
-    saved = _as_in(dataclasses.replace(saved, **free), asked)
+    changed = {part: _as_in(getattr(saved, part), getattr(asked, part), free) for part in parts if hasattr(saved, part)}
+    saved = _as_in(dataclasses.replace(saved, **changed), asked, free)
     if saved == asked:
         return
     before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))
     name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
     raise InputError(
         f"{name} is {after.get(name)}, but the run to resume has {before.get(name)}: "
-        f"only {', '.join(_FREE[:-1])} and {_FREE[-1]} may change; "
+        f"only {', '.join(free[:-1])} and {free[-1]} may change; "
         "use --overwrite or another --save-dir for a new run"
     )
 
 
-def _as_in(saved: Any, asked: Any) -> Any:
+def _as_in(saved: Any, asked: Any, free: Sequence[str]) -> Any:
     """Return a saved configuration, or a part of it, with what may change as it is asked for."""
-    names = [name for name in _FREE if hasattr(saved, name) and hasattr(asked, name)]
+    names = [name for name in free if hasattr(saved, name) and hasattr(asked, name)]
     return dataclasses.replace(saved, **{name: getattr(asked, name) for name in names})
 
 

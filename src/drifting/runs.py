@@ -14,7 +14,7 @@ from torch import Tensor
 from drifting import config as configuration
 from drifting import pretraining
 from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
-from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ImagesData, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data.source import reference_samples
 from drifting.distributed import check_device, join, whole
 from drifting.errors import InputError
@@ -33,13 +33,13 @@ from drifting.run_folder import (
     RECONSTRUCTION,
     WEIGHTS,
     claim,
-    make_room,
     read_config,
 )
 from drifting.run_training import follow, noticing_loss
 from drifting.sampling import Sampler, sample
 from drifting.training.interruption import Interrupted
 from drifting.training.loop import check_shares
+from drifting.training.progress import tell_stage
 from drifting.training.recorder import FRAMES, Recorder
 from drifting.training.state import TrainingState
 
@@ -127,30 +127,25 @@ def start(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, over
         raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
     if isinstance(config, EncoderRunConfig):
         return train_encoder(config, save_dir, resume=resume, overwrite=overwrite)
-    if resume:
-        raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
-    return train_judge(config, save_dir, overwrite=overwrite)
+    return train_judge(config, save_dir, resume=resume, overwrite=overwrite)
 
 
-def train_judge(config: ClassifierConfig, save_dir: str | Path, *, overwrite: bool = False) -> TrainedNetwork:
-    """Train a classifier into a folder, for the evaluation of generators; errors as in `train`."""
-    folder, config = Path(save_dir), configuration.resolve(config)
+def train_judge(config: ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> TrainedNetwork:
+    """Train a classifier into a folder, for the evaluation of generators; arguments and errors as in `train`."""
+    folder = Path(save_dir)
+    _check_once(resume=resume, overwrite=overwrite)
+    config = configuration.resolve(config)
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
-    make_room(folder, overwrite=overwrite)
+    claim(folder, config, resume=resume, overwrite=overwrite)
     return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
 
 
 def train_encoder(
     config: EncoderRunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
 ) -> TrainedNetwork:
-    """Train a feature encoder into a folder, for generators to drift in its features; arguments and errors as in `train`.
-
-    One of images in memory is trained in one go; one of data that stay on disk is saved now and then, and can be resumed.
-    """
+    """Train a feature encoder into a folder, for generators to drift in its features; arguments and errors as in `train`."""
     folder = Path(save_dir)
-    if resume and isinstance(config.data, ImagesData):
-        raise InputError(f"resume is given, but '{config.preset}' trains in one go: pass --overwrite")
     _check_once(resume=resume, overwrite=overwrite)
     config = configuration.resolve(with_latents(config, folder, join(), overwrite=overwrite))
     pretraining.check_networks(config)
@@ -193,7 +188,6 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     with processes.leads_the_way():
         if processes.leads:
             claim(folder, config, resume=resume, overwrite=overwrite)
-        # Stopped before its encoder is trained, a run leaves nothing that would be in the way of starting again.
         encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
         if processes.leads:
             save_json(folder / CONFIG, configuration.to_json(config))
@@ -210,9 +204,12 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
         keep=config.keep,
         guidance_scale=config.schedule.scale_of_samples(),
     )
+    if config.trains_encoder and processes.leads:
+        tell_stage(2, 2, "generator", config.schedule.steps)
     with noticing_loss(recorder, config):
         if resume:
-            recorder.resume(config.schedule.steps)
+            # Stopped in the training of its encoder, or soon after, a run has no checkpoint of its generator yet.
+            recorder.resume(config.schedule.steps, may_begin=config.trains_encoder)
         follow(recorder, config, positives, encoder)
         return _finish(recorder, config)
 

@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
@@ -32,11 +35,6 @@ def _bars(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
-def _draw(count: int, rng: torch.Generator) -> torch.Tensor:
-    images = _bars(64)[0]
-    return images[torch.randint(64, (count,), generator=rng)]
-
-
 def _autoencoder(seed: int = 0) -> Autoencoder:
     torch.manual_seed(seed)
     return Autoencoder((1, 8, 8), code_dim=8, width=8)
@@ -45,7 +43,7 @@ def _autoencoder(seed: int = 0) -> Autoencoder:
 def _reconstruct(seed: int, steps: int = 4, **kwargs) -> tuple[list[float], dict]:
     model = _autoencoder()
     arguments = {"steps": steps, "batch_size": 16, "learning_rate": 3e-3, "seed": seed, **kwargs}
-    return [float(step.loss) for step in train_autoencoder(model, _draw, **arguments)], model.state_dict()
+    return [float(step.loss) for step in train_autoencoder(model, _bars(64)[0], **arguments)], model.state_dict()
 
 
 def _classify(seed: int = 0, steps: int = 4, **kwargs) -> tuple[list[float], Classifier]:
@@ -61,7 +59,7 @@ def test_reconstruction_improves():
 
 
 def test_steps_are_numbered_from_one():
-    steps = list(train_autoencoder(_autoencoder(), _draw, steps=3, batch_size=4, learning_rate=1e-3, seed=0))
+    steps = list(train_autoencoder(_autoencoder(), _bars(64)[0], steps=3, batch_size=4, learning_rate=1e-3, seed=0))
     assert [step.number for step in steps] == [1, 2, 3]
     assert not any(step.loss.requires_grad for step in steps)
 
@@ -92,10 +90,7 @@ def test_noise_is_added_to_the_input_and_not_to_the_target():
 
     images = torch.full((32, 1, 8, 8), 0.5)
     losses = [
-        float(step.loss)
-        for step in train_autoencoder(
-            Spy(), lambda count, rng: images, steps=1, batch_size=32, learning_rate=1e-3, seed=0, noise=0.3
-        )
+        float(step.loss) for step in train_autoencoder(Spy(), images, steps=1, batch_size=32, learning_rate=1e-3, seed=0, noise=0.3)
     ]
     assert losses == [0.25]
     assert float((seen[0] - images).std()) == pytest.approx(0.3, rel=0.1)
@@ -105,23 +100,35 @@ def test_bytes_become_signed_numbers():
     seen = []
     model = _autoencoder()
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    list(train_autoencoder(model, _draw, steps=1, batch_size=4, learning_rate=1e-3, seed=0))
+    list(train_autoencoder(model, _bars(64)[0], steps=1, batch_size=4, learning_rate=1e-3, seed=0))
     assert set(seen[0].unique().tolist()) == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize(("bad", "steps", "seen"), [(3, 100, 24), (30, 100, 49), (2, 6, 5), (6, 6, 5)])
 def test_loss_that_is_not_finite_stops_the_training(bad, steps, seen):
-    number = 0
-
-    def images(count, rng):
-        nonlocal number
-        number += 1
-        return torch.full((count, 1, 8, 8), float("nan") if number == bad else 0.1)
-
+    images = torch.full((2 * steps, 1, 8, 8), 0.1)
+    images[shuffled_indices(len(images), 2 * (bad - 1), 1, seed=0)] = float("nan")
     training = train_autoencoder(_autoencoder(), images, steps=steps, batch_size=2, learning_rate=1e-3, seed=0)
     with pytest.raises(DivergenceError, match=f"NaN or infinite at step {bad}: lower"):
         list(training)
-    assert number - 1 == seen
+    assert training.state.step == seen
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 7, 10, 100])
+@pytest.mark.parametrize("batch_size", [1, 6, 16, 256])
+def test_autoencoder_sees_every_image_of_every_class_equally_often(classes, batch_size):
+    # Two images of each class, told apart by the value of their pixels.
+    images = torch.arange(2 * classes, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 4, 4) / (2 * classes)
+    seen = []
+    model = Autoencoder((1, 4, 4), code_dim=2, width=2)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 0, 0, 0]))
+    steps = 2 * classes // math.gcd(2 * classes, batch_size)
+    list(train_autoencoder(model, images, steps=steps, batch_size=batch_size, learning_rate=1e-3, seed=3))
+    values, counts = torch.cat(seen).unique(return_counts=True)
+    assert torch.equal(values, images[:, 0, 0, 0])
+    assert counts.unique().tolist() == [steps * batch_size // (2 * classes)]
+    # Nor is one seen twice before each has been seen.
+    assert len(torch.cat(seen)[: 2 * classes].unique()) == 2 * classes
 
 
 def test_classifier_learns():
@@ -151,7 +158,7 @@ def test_an_epoch_shows_every_image_once():
 def test_labels_must_be_as_many_as_images():
     images, labels = _bars(8)
     with pytest.raises(InputError, match="8 images and 7 labels"):
-        next(train_supervised(Classifier((1, 8, 8), 2), images, labels[1:], steps=1, batch_size=2, learning_rate=1e-3, seed=0))
+        train_supervised(Classifier((1, 8, 8), 2), images, labels[1:], steps=1, batch_size=2, learning_rate=1e-3, seed=0)
 
 
 def test_every_shift_moves_the_whole_image_and_lets_black_in():

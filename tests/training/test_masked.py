@@ -90,7 +90,7 @@ def test_restored_training_goes_on_bit_for_bit(ema_decay, assert_same_tensors):
     settings = dataclasses.replace(SETTINGS, ema_decay=ema_decay, classification_weight=0.5, classified_steps=1)
     whole, losses = _trained(settings)
     half = masked_state(_network(), settings, seed=5)
-    steps = train_masked(half, _batches, settings)
+    steps = iter(train_masked(half, _batches, settings))
     before = [float(next(steps).loss) for _ in range(2)]
     again = masked_state(_network(num_classes=3), settings, seed=0)
     again.restore({name: value.clone() for name, value in half.tensors().items()}, 2, "here")

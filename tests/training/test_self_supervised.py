@@ -86,11 +86,11 @@ def test_every_image_is_seen_once_in_an_epoch(monkeypatch):
 
 def test_bad_settings_are_refused():
     with pytest.raises(InputError, match="batch_size is 1: pass at least 2"):
-        next(train_simclr(_simclr(), _images(), **{**SETTINGS, "batch_size": 1}))
+        train_simclr(_simclr(), _images(), **{**SETTINGS, "batch_size": 1})
     with pytest.raises(InputError, match="data is empty"):
-        next(train_simclr(_simclr(), _images()[:0], **SETTINGS))
+        train_simclr(_simclr(), _images()[:0], **SETTINGS)
     with pytest.raises(InputError, match=r"classification_weight is 0\.1: pass one label for every image"):
-        next(train_mae(_autoencoder(), _images(), **SETTINGS, classification_weight=0.1))
+        train_mae(_autoencoder(), _images(), **SETTINGS, classification_weight=0.1)
 
 
 def test_divergence_names_the_network():

@@ -69,6 +69,7 @@ def train_encoder(
     data: str | None = None,
     settings: OmitArgPrefixes[EncoderSettings] = AS_KIND,
     save_dir: Path | None = None,
+    resume: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Train a feature encoder on its own and tell how much of the classes a linear classifier finds in its features.
@@ -79,16 +80,20 @@ def train_encoder(
         data: your own images: a folder or a Hub id.
         settings: what may differ from the defaults of the kind.
         save_dir: the folder of the encoder; runs/NAME-KIND by default.
+        resume: go on with the training in the folder.
         overwrite: delete what is in the folder first.
     """
     from drifting import runs
-    from drifting.presets.encoders import encoder
+    from drifting.presets.encoders import called, encoder, resumed_encoder
+    from drifting.run_folder import saved_config
 
     given = {setting: value for setting, value in vars(settings).items() if value is not None}
-    config = encoder(kind, name=name, data=data, **given)
-    trained = runs.train_encoder(
-        config, save_dir or Path("runs") / f"{getattr(config.data, 'name', kind)}-{kind}", overwrite=overwrite
-    )
+    folder = save_dir or Path("runs") / f"{called(name, data)}-{kind}"
+    if resume:
+        config = resumed_encoder(saved_config(folder), kind, name=name, data=data, **given)
+    else:
+        config = encoder(kind, name=name, data=data, **given)
+    trained = runs.train_encoder(config, folder, resume=resume, overwrite=overwrite)
     print(*trained.summary(), sep="\n")
 
 

@@ -32,6 +32,7 @@ from drifting.config.networks import (
     PixelsConfig,
     ResNetConfig,
     SimCLRConfig,
+    TrainedEncoder,
     UNetConfig,
 )
 from drifting.config.released import ReleasedConfig
@@ -84,6 +85,7 @@ __all__ = [
     "SimCLRConfig",
     "StreamedData",
     "ToyData",
+    "TrainedEncoder",
     "UNetConfig",
     "build_decoder",
     "build_encoder",

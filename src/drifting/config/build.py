@@ -101,7 +101,7 @@ def build_network(config: AnyConfig) -> nn.Module | None:
             case ClassifierConfig():
                 return Classifier(_known_shape(config.data), config.data.num_classes or 0, config.width)
             case RunConfig(data=ImagesData() as data, encoder=AutoencoderConfig() as encoder):
-                return Autoencoder(_known_shape(data), code_dim=encoder.code_dim, width=encoder.width)
+                return _build_autoencoder(data, encoder)
             case (
                 RunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder)
                 | EncoderRunConfig(data=ImagesData() as data, encoder=ResNetConfig() as encoder)
@@ -117,6 +117,13 @@ def build_network(config: AnyConfig) -> nn.Module | None:
                 raise InputError(f"encoder is {kind}, but the data {unfit}: use the space of the samples")
             case _:
                 return None
+
+
+def _build_autoencoder(data: ImagesData, encoder: AutoencoderConfig) -> Autoencoder:
+    network = Autoencoder(_known_shape(data), code_dim=encoder.code_dim, width=encoder.width)
+    if encoder.weights is not None:
+        load_weights(network, load_state_dict(Path(encoder.weights)), encoder.weights)
+    return network
 
 
 def _build_resnet(data: ImagesData, encoder: ResNetConfig) -> ResNet:

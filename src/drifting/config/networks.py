@@ -61,12 +61,14 @@ class AutoencoderConfig:
     Attributes:
         code_dim, width: of the network.
         features: which of its features, see `AutoencoderFeatures`.
+        weights: file of a trained one's weights; None to train it.
         steps, batch_size, learning_rate, noise: of its training, see `training.encoder.train_autoencoder`.
     """
 
     code_dim: int = 64
     width: int = 32
     features: tuple[str, ...] = ("code",)
+    weights: str | None = None
     steps: int = 2000
     batch_size: int = 256
     learning_rate: float = 2e-3

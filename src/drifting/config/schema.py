@@ -111,6 +111,11 @@ class RunConfig:
         labelled = isinstance(self.data, DigitsData) or (isinstance(self.data, ImagesData | StreamedData) and self.data.conditional)
         check_schedule(schedule, labelled=labelled)
 
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the run trains an encoder before its generator."""
+        return isinstance(self.encoder, TrainedEncoder) and self.encoder.weights is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
@@ -168,7 +173,7 @@ class EncoderRunConfig:
         encoder: the network and its training: `ResNetConfig` by classes, `SimCLRConfig` or `MAEConfig`.
         seed: of the weights, the order and the augmentation.
         device: where it trains.
-        checkpoint_every, keep: steps between checkpoints, and how many to keep, where the data stay on disk.
+        checkpoint_every, keep: steps between checkpoints, and how many to keep.
     """
 
     preset: str = "train-encoder"
@@ -176,7 +181,7 @@ class EncoderRunConfig:
     encoder: LoneEncoder
     seed: int = 0
     device: str = "cpu"
-    checkpoint_every: int = 2000
+    checkpoint_every: int = 500
     keep: int = 2
 
     def __post_init__(self) -> None:
@@ -188,6 +193,13 @@ class EncoderRunConfig:
             raise InputError(f"weights is '{self.encoder.weights}', but the encoder is to be trained: leave it out")
         if not isinstance(self.data, ImagesData) and not isinstance(self.encoder, MAEConfig):
             raise InputError(f"encoder is {type(self.encoder).__name__}, which learns from images in memory: pass MAEConfig")
+
+    @property
+    def kind(self) -> str:
+        """What `drifting train-encoder` calls it."""
+        if isinstance(self.encoder, MAEConfig):
+            return "mae"
+        return "simclr" if isinstance(self.encoder, SimCLRConfig) else "supervised"
 
     @property
     def learns_classes(self) -> bool:

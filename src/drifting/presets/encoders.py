@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from drifting.config import EncoderRunConfig, ImagesData, MAEConfig, ResNetConfig, SimCLRConfig
+from drifting.config import AnyConfig, EncoderRunConfig, ImagesData, MAEConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.resnet import stage_depths
 from drifting.errors import InputError
 from drifting.inputs import nearest_name
@@ -44,14 +44,49 @@ def encoder(
 
     Command: drifting train-encoder simclr. Hardware, time, expected: not run.
     """
+    settings = _checked(kind, settings)
+    images = ImagesData(name=called(name, data), path=data, image_size=image_size, channels=channels)
+    return EncoderRunConfig(data=images, encoder=KINDS[kind](**settings), seed=seed, device=device)
+
+
+def called(name: str | None, data: str | None) -> str:
+    """Return what images are called that are named so, or are there."""
+    return name or (Path(data).resolve().stem if data else "cifar10")
+
+
+def resumed_encoder(
+    saved: AnyConfig, kind: str, *, name: str | None = None, data: str | None = None, **settings: Any
+) -> EncoderRunConfig:
+    """Return the configuration of an encoder whose training goes on, with the arguments of `encoder` that are given again.
+
+    Raises:
+        InputError: as `encoder`; if the saved one is of something else, or of other images.
+    """
+    images = {key: settings.pop(key) for key in ("image_size", "channels") if key in settings}
+    run = {key: settings.pop(key) for key in ("seed", "device") if key in settings}
+    settings = _checked(kind, settings)
+    found = saved.kind if isinstance(saved, EncoderRunConfig) else saved.preset
+    if not isinstance(saved, EncoderRunConfig) or found != kind:
+        raise InputError(f"kind is '{kind}', but the run to resume has {found}: name another --save-dir")
+    if name is not None:
+        images["name"] = name
+    if data is not None:
+        images["data"] = str(Path(data).resolve()) if Path(data).exists() else data
+    before = {**vars(saved.data), "data": getattr(saved.data, "path", None)}
+    for key, value in images.items():
+        if value != before.get(key):
+            raise InputError(f"{key} is '{value}', but the run to resume has {before.get(key)}: leave it out")
+    return dataclasses.replace(saved, encoder=dataclasses.replace(saved.encoder, **settings), **run)
+
+
+def _checked(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as fields of the kind's configuration, or raise InputError."""
     if kind not in KINDS:
         raise InputError(f"kind is '{kind}': did you mean '{nearest_name(kind, KINDS)}'? There are {', '.join(KINDS)}")
     if kind == "mae" and "arch" in settings:
-        settings = {"depths": stage_depths(settings.pop("arch")), **settings}
+        settings = {"depths": stage_depths(settings["arch"]), **{key: settings[key] for key in settings if key != "arch"}}
     known = {field.name for field in dataclasses.fields(KINDS[kind])}
     for setting, value in settings.items():
         if setting not in known:
             raise InputError(f"{setting} is {value}, which '{kind}' does not take: leave it out")
-    called = name or (Path(data).resolve().stem if data else "cifar10")
-    images = ImagesData(name=called, path=data, image_size=image_size, channels=channels)
-    return EncoderRunConfig(data=images, encoder=KINDS[kind](**settings), seed=seed, device=device)
+    return settings

@@ -1,13 +1,13 @@
 """Pre-training of the networks that are not generators: auto-encoders by reconstruction, classifiers by labels.
 
-Iterators of steps without files or logs, each a function of its arguments and of the network's initial weights alone. The
+Trainings without files or logs, each a function of its arguments and of the network's initial weights alone. The
 learning rate rises linearly over the first fifth of the steps, then falls along half a cosine.
 
 Shapes: b images, c channels, h x w pixels in [-1, 1].
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,11 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.augmentation import Views, augment
 from drifting.errors import InputError
-from drifting.training.network import EncoderStep, NetworkState, device_of, optimise
+from drifting.training.network import NetworkState, NetworkTraining, device_of
 
 _BLACK = -1.0
 
 Images = Float[Tensor, "b c h w"]
-ImageSource = Callable[[int, torch.Generator], Shaped[Tensor, "b c h w"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,37 +88,39 @@ def random_affine(images: Images, rng: torch.Generator, *, rotation: float = 10.
 
 def train_autoencoder(
     autoencoder: nn.Module,
-    images: ImageSource,
+    images: Shaped[Tensor, "s c h w"],
     *,
     steps: int,
     batch_size: int,
     learning_rate: float,
     seed: int,
     noise: float = 0.0,
-) -> Iterator[EncoderStep]:
-    """Train a network (images) -> (reconstruction, code) to minimise the mean squared error, yielding after each step.
+) -> NetworkTraining:
+    """Return the training of a network (images) -> (reconstruction, code) to minimise the mean squared error.
+
+    Every epoch is a new order of all images, so that each is seen as often as any other.
 
     Args:
         autoencoder: trained in place, on its device.
-        images: (count, rng) -> that many images: uint8 in 0..255, or float in [-1, 1].
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
         steps: number of optimiser steps.
         batch_size: images of a step.
         learning_rate: the highest of the schedule, of AdamW.
-        seed: of the batches and of the noise.
+        seed: of the order and of the noise.
         noise: standard deviation of Gaussian noise added to the input and not to the target; 0 for none.
 
     Raises:
-        DivergenceError: if the loss becomes NaN or infinite.
+        InputError: if there is no image.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
-    device = device_of(autoencoder)
+    draw, device = in_order(images, batch_size, seed), device_of(autoencoder)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
-        del number
-        clean = to_signed(images(batch_size, rng).to(device))
+        clean = to_signed(images[draw(number)].to(device))
         draws = noise * torch.randn(clean.shape, generator=rng, device=device) if noise else 0
         return mse_loss(autoencoder(clean + draws)[0], clean)
 
-    yield from optimise(NetworkState(autoencoder, learning_rate=learning_rate, seed=seed), loss, steps=steps)
+    return NetworkTraining(NetworkState(autoencoder, learning_rate=learning_rate, seed=seed), loss, steps=steps)
 
 
 def train_supervised(
@@ -132,8 +133,8 @@ def train_supervised(
     learning_rate: float,
     seed: int,
     augmentation: Augmentation = Augmentation(),
-) -> Iterator[EncoderStep]:
-    """Train a classifier (images) -> logits by cross-entropy, yielding after each step; every epoch is a new order of all images.
+) -> NetworkTraining:
+    """Return the training of a classifier (images) -> logits by cross-entropy; every epoch is a new order of all images.
 
     Args:
         model: trained in place, on its device.
@@ -147,7 +148,7 @@ def train_supervised(
 
     Raises:
         InputError: if there is not one label for every image.
-        DivergenceError: if the loss becomes NaN or infinite.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     if len(images) != len(labels) or len(images) == 0:
         raise InputError(f"data has {len(images)} images and {len(labels)} labels: pass one label for every image")
@@ -159,7 +160,7 @@ def train_supervised(
         targets = labels.to(images.device)[chosen].long().to(device)
         return cross_entropy(model(varied), targets, label_smoothing=augmentation.label_smoothing)
 
-    yield from optimise(NetworkState(model, learning_rate=learning_rate, seed=seed), loss, steps=steps)
+    return NetworkTraining(NetworkState(model, learning_rate=learning_rate, seed=seed), loss, steps=steps)
 
 
 def in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tensor]:

@@ -21,10 +21,10 @@ class Interrupted(Exception):
         super().__init__(f"Stopped at step {step} of {steps}; everything is saved. Go on with: {command}")
 
 
-def command_to_go_on(preset: str, folder: Path, processes: int = 1) -> str:
-    """Return the command by which a run of so many processes goes on."""
+def command_to_go_on(preset: str, folder: Path, processes: int = 1, *, verb: str = "train") -> str:
+    """Return the command by which a run of so many processes goes on; `preset` is the kind of an encoder for train-encoder."""
     launched = f"torchrun --nproc-per-node {processes} -m " if processes > 1 else ""
-    return f"{launched}drifting train {preset} --save-dir {shlex.quote(str(folder))} --resume"
+    return f"{launched}drifting {verb} {preset} --save-dir {shlex.quote(str(folder))} --resume"
 
 
 @contextmanager

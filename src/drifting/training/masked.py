@@ -22,7 +22,7 @@ from drifting.data.pixels import to_signed
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.errors import InputError
 from drifting.inputs import check_counts, check_learning_rate, full_precision
-from drifting.training.network import EncoderStep, NetworkState, Optimisation, device_of, optimise
+from drifting.training.network import NetworkState, NetworkTraining, Optimisation, device_of
 from drifting.training.precision import PRECISIONS, computing_in
 
 # (number of a step, rng) -> its images, uint8 in 0..255, floats in [-1, 1] or latents; and their labels, where there are any.
@@ -77,8 +77,8 @@ def masked_state(autoencoder: MaskedAutoencoder, settings: MaskedTraining, seed:
     return NetworkState(autoencoder, learning_rate=settings.learning_rate, seed=seed, settings=settings)
 
 
-def train_masked(state: NetworkState, batches: Batches, settings: MaskedTraining) -> Iterator[EncoderStep]:
-    """Train a masked auto-encoder to fill in what is hidden, and to name classes where they have a weight; yield after each step.
+def train_masked(state: NetworkState, batches: Batches, settings: MaskedTraining) -> NetworkTraining:
+    """Return the training of a masked auto-encoder to fill in what is hidden, and to name classes where they have a weight.
 
     Args:
         state: of `masked_state`, or one restored; advanced in place.
@@ -86,8 +86,8 @@ def train_masked(state: NetworkState, batches: Batches, settings: MaskedTraining
         settings: of the training.
 
     Raises:
-        InputError: if labels are missing where they are needed.
-        DivergenceError: if the loss becomes NaN or infinite.
+        InputError: if labels are missing where they are needed, those of a step when it is taken.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     autoencoder = cast(MaskedAutoencoder, state.model)
     device = device_of(autoencoder)
@@ -111,4 +111,4 @@ def train_masked(state: NetworkState, batches: Batches, settings: MaskedTraining
                 part = part + weight * cross_entropy(full_precision(cast(Tensor, logits)), named[rows]) * len(rows) / len(batch)
             yield part
 
-    yield from optimise(state, loss, steps=settings.steps)
+    return NetworkTraining(state, loss, steps=settings.steps)

@@ -104,6 +104,27 @@ class NetworkState:
         self.step = step
 
 
+class NetworkTraining:
+    """The steps of a training, taken one after the other by a loop over it, and the state that they advance.
+
+    A loop goes on from where the state is: restored to an earlier state of the same training, it takes the same steps bit for bit.
+
+    Args:
+        state: what is trained; advanced in place.
+        loss_of: the loss of a step, as `optimise` takes it.
+        steps: number of the last step.
+    """
+
+    def __init__(
+        self, state: NetworkState, loss_of: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]], *, steps: int
+    ) -> None:
+        self.state, self.steps, self._loss_of = state, steps, loss_of
+
+    def __iter__(self) -> Iterator[EncoderStep]:
+        """Take the steps that are left; raises as `optimise` does."""
+        return optimise(self.state, self._loss_of, steps=self.steps)
+
+
 def optimise(
     state: NetworkState, loss_of: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]], *, steps: int
 ) -> Iterator[EncoderStep]:

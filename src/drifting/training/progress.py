@@ -107,6 +107,11 @@ class TrainingProgress(CountProgress):
         return f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  {self._figure_name} {self._figure}"
 
 
+def tell_stage(number: int, total: int, what: str, steps: int) -> None:
+    """Say which part of a long work begins: "Stage 1 of 2: the auto-encoder, 2000 steps"."""
+    Console().print(f"Stage {number} of {total}: the {what}, {steps} steps", highlight=False, markup=False, soft_wrap=True)
+
+
 def tell_lines(title: str, *, unit: str = "images") -> Callable[[int, int], None]:
     """Return a function of (items done, items to do) that tells of a long work by a line now and then, whatever else is shown."""
     shown: list[CountProgress] = []

@@ -171,9 +171,13 @@ class Recorder:
         if self.state.processes.leads:
             save_tensors(self.folder / FRAMES, {str(step): frame for step, frame in self.frames.items()})
 
-    def resume(self, steps: int) -> None:
-        """Go back to the newest checkpoint, of a run that is to have `steps` steps in all."""
+    def resume(self, steps: int, *, may_begin: bool = False) -> None:
+        """Go back to the newest checkpoint of a run that is to have `steps` steps, or to the start if there is none and it may."""
         found = checkpoints(self.folder / CHECKPOINTS)
+        if not found and may_begin:
+            if self.state.processes.leads:
+                self.log.wind_back(0)
+            return
         if not found:
             raise InputError(f"save_dir is '{self.folder}', which holds no checkpoint to resume: start again with --overwrite")
         done = steps_done(found[-1], steps)

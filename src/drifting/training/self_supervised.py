@@ -1,11 +1,10 @@
 """Pre-training of encoders without labels: SimCLR on pairs of views, masked auto-encoders on hidden patches.
 
-Iterators of steps as in `training.encoder`, each a function of its arguments and of the network's initial weights alone.
+Trainings as in `training.encoder`, each a function of its arguments and of the network's initial weights alone.
 
 Source: SimCLR, arXiv:2002.05709; the masked auto-encoder is that of the paper, appendix A.3.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
 from drifting.training.encoder import in_order
 from drifting.training.masked import MaskedTraining, masked_state, train_masked
-from drifting.training.network import EncoderStep, NetworkState, device_of, optimise
+from drifting.training.network import NetworkState, NetworkTraining, device_of
 
 _VIEWS = Views()
 
@@ -33,8 +32,8 @@ def train_simclr(
     learning_rate: float,
     seed: int,
     views: Views = _VIEWS,
-) -> Iterator[EncoderStep]:
-    """Train a trunk and its head to know two views of an image among those of all others, yielding after each step.
+) -> NetworkTraining:
+    """Return the training of a trunk and its head to know two views of an image among those of all others.
 
     Args:
         simclr: trained in place, on its device; its trunk is what is kept.
@@ -47,7 +46,7 @@ def train_simclr(
 
     Raises:
         InputError: if there is no image, or fewer than two in a step.
-        DivergenceError: if the loss becomes NaN or infinite.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     if batch_size < 2:
         raise InputError(f"batch_size is {batch_size}: pass at least 2, since a view is known among those of other images")
@@ -57,7 +56,7 @@ def train_simclr(
         batch = to_signed(images[draw(number)].to(device))
         return simclr(augment(batch, views, rng), augment(batch, views, rng))
 
-    yield from optimise(NetworkState(simclr, learning_rate=learning_rate, seed=seed), loss, steps=steps)
+    return NetworkTraining(NetworkState(simclr, learning_rate=learning_rate, seed=seed), loss, steps=steps)
 
 
 def train_mae(
@@ -67,8 +66,8 @@ def train_mae(
     *,
     seed: int,
     **settings: Any,
-) -> Iterator[EncoderStep]:
-    """Train a masked auto-encoder on images in memory by `masked.train_masked`, yielding after each step.
+) -> NetworkTraining:
+    """Return the training of a masked auto-encoder on images in memory by `masked.train_masked`.
 
     Args:
         autoencoder: trained in place, on its device.
@@ -79,7 +78,7 @@ def train_mae(
 
     Raises:
         InputError: if there is no image, or no label for every image where they are needed.
-        DivergenceError: if the loss becomes NaN or infinite.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     training = MaskedTraining(**settings)
     if training.classification_weight and (labels is None or len(labels) != len(images)):
@@ -91,4 +90,4 @@ def train_mae(
         chosen = draw(number)
         return images[chosen], labels[chosen] if labels is not None else None
 
-    yield from train_masked(masked_state(autoencoder, training, seed), batches, training)
+    return train_masked(masked_state(autoencoder, training, seed), batches, training)
