@@ -164,7 +164,9 @@ def test_every_setting_reaches_the_configuration(command, tmp_path, monkeypatch)
     ):
         assert command("train-encoder", kind, *common.split(), *given.split()).status == 0
         saved = from_json(load_json(tmp_path / "runs" / f"own-{kind}" / "config.json"), "here")
-        data = ImagesData(name="own", path=str(tmp_path / "own"), image_size=12, channels=1, image_shape=(1, 12, 12), num_classes=2)
+        found = {"image_shape": (1, 12, 12), "num_classes": 2, "class_names": ("a", "b"), "counts": (11, 11)}
+        found["fingerprint"] = saved.data.fingerprint
+        data = ImagesData(name="own", path=str(tmp_path / "own"), image_size=12, channels=1, **found)
         assert isinstance(saved, EncoderRunConfig)
         assert saved == EncoderRunConfig(data=data, encoder=expected, seed=5, device="cpu")
         assert resolve(saved) == saved
@@ -176,7 +178,9 @@ def test_data_sets_are_found_by_name(monkeypatch, tmp_path):
     assert encoder("simclr", data="me/birds").data == ImagesData(name="birds", path="me/birds")
     monkeypatch.setenv("DRIFTING_DATA", str(tmp_path))
     write_images(tmp_path / "mine", {"a": 3, "b": 4, "c": 5})
-    assert resolve(encoder("simclr", name="mine")).data == ImagesData(name="mine", image_shape=(1, 8, 8), num_classes=3)
+    data = resolve(encoder("simclr", name="mine")).data
+    assert (data.name, data.path, data.image_shape, data.class_names) == ("mine", None, (1, 8, 8), ("a", "b", "c"))
+    assert data.counts == (3, 4, 4)
 
 
 @pytest.mark.parametrize(

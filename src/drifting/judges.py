@@ -120,6 +120,9 @@ def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Jud
         raise InputError(
             f"judge is '{folder}', which names {classes} classes, but the run has {data.num_classes}: name another judge"
         )
+    if data.class_names is not None and saved.data.class_names not in (None, data.class_names):
+        others = f"which names other classes ({', '.join(saved.data.class_names[:3])}) than the run has"
+        raise InputError(f"judge is '{folder}', {others}: name another judge")
     network, weights = cast(Classifier, configuration.build_network(saved)), load_tensors(folder / CLASSIFIER_WEIGHTS)
     load_weights(network, weights, str(folder / CLASSIFIER_WEIGHTS))
     network.to(device).eval()

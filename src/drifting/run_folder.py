@@ -26,6 +26,8 @@ _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, T
 
 # How a step is cut, computed and shared changes nothing but memory and time: a run that ran out of either may go on otherwise.
 _FREE = ("steps", "micro_batch", "labels_per_pass", "compile", "checkpointing", "parallel", "device", "keep")
+# What runs of earlier versions do not know of their data.
+_FOUND_LATER = ("class_names", "counts", "count", "fingerprint")
 
 
 def saved_config(folder: str | Path) -> AnyConfig:
@@ -58,6 +60,8 @@ def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> 
     if type(saved) is not type(config):
         kinds = {RunConfig: "generator", ClassifierConfig: "classifier", EncoderRunConfig: "encoder"}
         raise InputError(f"save_dir is '{folder}', which holds no {kinds[type(config)]} to resume: name another folder")
+    if getattr(saved.data, "path", None) == getattr(config.data, "path", None):
+        configuration.check_data(saved.data)
     _check_same(saved, config)
     for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
         steps_done(newest, _part_trained(config).steps)
@@ -92,7 +96,9 @@ def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
     free = tuple(name for name in _FREE if not (falls and name == "steps"))
     parts = ("schedule", "generator") if isinstance(saved, RunConfig) else ("encoder",)
     changed = {part: _as_in(getattr(saved, part), getattr(asked, part), free) for part in parts if hasattr(saved, part)}
-    saved = _as_in(dataclasses.replace(saved, **changed), asked, free)
+    unknown = [name for name in _FOUND_LATER if getattr(saved.data, name, 0) is None]
+    known = {name: getattr(asked.data, name) for name in unknown if hasattr(asked.data, name)}
+    saved = _as_in(dataclasses.replace(saved, **changed, data=dataclasses.replace(saved.data, **known)), asked, free)
     if saved == asked:
         return
     before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))

@@ -134,6 +134,7 @@ def train_judge(config: ClassifierConfig, save_dir: str | Path, *, resume: bool 
     """Train a classifier into a folder, for the evaluation of generators; arguments and errors as in `train`."""
     folder = Path(save_dir)
     _check_once(resume=resume, overwrite=overwrite)
+    configuration.forget_data()
     config = configuration.resolve(config)
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
@@ -147,6 +148,7 @@ def train_encoder(
     """Train a feature encoder into a folder, for generators to drift in its features; arguments and errors as in `train`."""
     folder = Path(save_dir)
     _check_once(resume=resume, overwrite=overwrite)
+    configuration.forget_data()
     config = configuration.resolve(with_latents(config, folder, join(), overwrite=overwrite))
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
@@ -180,6 +182,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     folder, processes = Path(save_dir), join()
     _check_once(resume=resume, overwrite=overwrite)
     check_device(config.device, processes)
+    configuration.forget_data()
     config = configuration.resolve(with_latents(configuration.find_weights(config), folder, processes, overwrite=overwrite))
     source, generator = configuration.build_source(config), configuration.build_generator(config)
     check_shares(config.schedule, source.num_classes, processes)

@@ -36,7 +36,7 @@ from drifting.config.schema import (
     EncoderRunConfig,
     RunConfig,
 )
-from drifting.config.sources import find_data, load_labelled, load_split
+from drifting.config.sources import find_data, labelled, load_labelled, load_split
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import FeatureEncoder
 from drifting.encoders.classifier import Classifier
@@ -157,7 +157,7 @@ def _build_mae(data: EncoderData, encoder: MAEConfig, num_classes: int | None) -
 def _classes_to_learn(data: EncoderData) -> int:
     """Return the number of classes, or raise InputError if there are no two."""
     in_memory = isinstance(data, ImagesData)
-    classes = load_split(dataclasses.replace(data, conditional=True), "train").num_classes if in_memory else data.num_classes
+    classes = load_split(labelled(data), "train").num_classes if in_memory else data.num_classes
     if classes is None or classes < 2:
         origin = data.path or (data.name if in_memory else None)
         raise InputError(f"data is '{origin}', whose images are all of one class: add another, or learn without classes, by simclr")

@@ -15,11 +15,20 @@ class ToyData:
 
 @dataclass(frozen=True, kw_only=True)
 class PointsData:
-    """A user's own points. `centre` and `scale` are found when the file is first read and kept with the run."""
+    """A user's own points.
+
+    Attributes:
+        path: of their file.
+        centre, scale: where they lie; found when the file is first read and kept with the run.
+        count, fingerprint: how many there are, and what stands for them; found likewise, and checked whenever the file is read
+            again. Runs of earlier versions have neither.
+    """
 
     path: str
     centre: tuple[float, float] | None = None
     scale: float | None = None
+    count: int | None = None
+    fingerprint: str | None = None
 
     @property
     def frame(self) -> Frame:
@@ -47,6 +56,10 @@ class ImagesData:
         conditional: one population for each class, or one for all.
         image_shape: channels, height and width; found when the images are first read and kept with the run.
         num_classes: found likewise; None where there are no labels or they are not used.
+        class_names: of each label, found likewise where they are known.
+        counts: training images of each class, or of all without classes; found likewise.
+        fingerprint: stands for all training images; found likewise. Classes, counts and this are checked whenever the images are
+            read again, as far as they are known: runs of earlier versions have none of the three.
     """
 
     name: str
@@ -57,6 +70,9 @@ class ImagesData:
     conditional: bool = True
     image_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +86,7 @@ class ImageFilesData:
         flip: mirror every other image, by chance.
         image_shape: channels, height and width; found when the folder is first listed and kept with the run.
         num_classes: found likewise; None where labels are not used.
+        class_names, counts: names of the classes and how many images each has; found likewise.
         files: stands for the names of the files; found likewise, and checked whenever the folder is listed again.
     """
 
@@ -79,6 +96,8 @@ class ImageFilesData:
     flip: bool = True
     image_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
     files: str | None = None
 
 
@@ -93,7 +112,7 @@ class LatentsData:
         vae: name or folder of the auto-encoder that decodes samples; found in the cache and kept with the run.
         vae_fingerprint: of the auto-encoder that the cache must have been made with; found likewise.
         image_shape: channels, height and width that latents must have; found likewise.
-        num_classes: found likewise; None where labels are not used.
+        num_classes, class_names: found likewise; None where labels are not used.
         files: stands for the names of the files; found likewise, and checked whenever the cache is opened again.
     """
 
@@ -104,6 +123,7 @@ class LatentsData:
     vae_fingerprint: str | None = None
     image_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
     files: str | None = None
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from drifting.config.data import Data, DigitsData, ImageFilesData, ImagesData, LatentsData, PointsData, StreamedData, ToyData
+from drifting.config.facts import check_files, check_images, check_points, facts_of_files, facts_of_images, facts_of_points
 from drifting.config.networks import TrainedEncoder
 from drifting.config.schema import BankConfig, RunConfig
 from drifting.data.bank import BankSource, MemoryBank
@@ -39,21 +40,22 @@ def find_data(data: Data, load: Callable[[ImagesData, str], ImageSet]) -> Data:
     """Return data with where they are and what they are filled in, found by looking; `load` reads images."""
     match data:
         case PointsData(path=path, scale=None):
-            centre, scale = frame_of(load_points(Path(path)), path)
-            return PointsData(path=str(Path(path).resolve()), centre=centre, scale=scale)
+            points = load_points(Path(path))
+            centre, scale = frame_of(points, path)
+            return PointsData(path=str(Path(path).resolve()), centre=centre, scale=scale, **facts_of_points(points))
         case ImagesData(image_shape=None):
             return _found_images(data, load)
         case ImageFilesData(files=None):
             data = dataclasses.replace(data, path=_place(data))
             files = open_files(data)
-            shape, num_classes = (3, data.image_size, data.image_size), _checked_classes(data, files.num_classes)
-            return dataclasses.replace(data, image_shape=shape, num_classes=num_classes, files=files.fingerprint())
+            return dataclasses.replace(data, **facts_of_files(data, files, _checked_classes(data, files.num_classes)))
         case LatentsData(files=None):
             data = dataclasses.replace(data, path=_place(data))
             cache = open_latents(data)
             index, num_classes = cache.index, _checked_classes(data, cache.num_classes)
             of = {"vae": data.vae or index.vae, "vae_fingerprint": index.vae_fingerprint, "files": index.files}
-            return dataclasses.replace(data, image_shape=index.latent_shape, num_classes=num_classes, **of)
+            of |= {"num_classes": num_classes, "class_names": None if num_classes is None else index.class_names}
+            return dataclasses.replace(data, image_shape=index.latent_shape, **of)
         case _:
             return data
 
@@ -65,8 +67,7 @@ def _found_images(data: ImagesData, load: Callable[[ImagesData, str], ImageSet])
     if data.colour and found.image_shape[0] != 3:
         grey = f"data is '{path or data.name}', whose images have {found.image_shape[0]} channel, not red, green and blue"
         raise InputError(f"{grey}: pass colour images, or train the preset images on these")
-    known = {"image_shape": found.image_shape, "num_classes": found.num_classes}
-    return dataclasses.replace(data, conditional=found.labels is not None, **known)
+    return dataclasses.replace(data, conditional=found.labels is not None, **facts_of_images(found))
 
 
 def _place(data: StreamedData) -> str:
@@ -91,21 +92,57 @@ def _load_split(path: str | None, name: str, split: str, options: tuple) -> Imag
 
 
 def load_split(data: ImagesData, split: str) -> ImageSet:
-    """Return one split of the images of a configuration, read once in a process."""
-    return _load_split(data.path, data.name, split, (data.image_size, data.channels, data.conditional))
+    """Return one split of the images of a configuration, read once; raises InputError if they are no longer those of the run."""
+    images = _load_split(data.path, data.name, split, (data.image_size, data.channels, data.conditional))
+    check_images(data, images, split)
+    return images
 
 
 def load_labelled(data: ImagesData, split: str) -> ImageSet:
     """Return one split with its labels, whether or not a generator learns them; without where there are none to be used."""
     try:
-        return load_split(dataclasses.replace(data, conditional=True), split)
+        return load_split(labelled(data), split)
     except LabelError:
-        return load_split(dataclasses.replace(data, conditional=False), split)
+        return load_split(labelled(data, False), split)
+
+
+def labelled(data: ImagesData, conditional: bool = True) -> ImagesData:
+    """Return data whose labels are used, or not; what was found in them is compared with them only if it was found that way."""
+    return data if data.conditional == conditional else dataclasses.replace(data, conditional=conditional, image_shape=None)
+
+
+def check_data(data: Data) -> None:
+    """Raise InputError if data are no longer those that a run began with, as far as it kept what they were."""
+    match data:
+        case PointsData():
+            open_points(data)
+        case ImagesData():
+            load_split(data, "train")
+        case ImageFilesData():
+            open_files(data)
+        case LatentsData():
+            open_latents(data)
+
+
+def open_points(data: PointsData) -> Tensor:
+    """Return the points of a configuration in float64; raises InputError if they are no longer those of the run."""
+    points = load_points(Path(data.path))
+    check_points(data, points)
+    return points
 
 
 # Listing a million files takes seconds.
 _list_files = functools.lru_cache(maxsize=2)(ImageFiles)
 _open_cache = functools.lru_cache(maxsize=2)(LatentCache)
+
+
+_CACHES = (_load_split, _list_files, _open_cache, facts_of_images)
+
+
+def forget_data() -> None:
+    """Have all data read again when they are next asked for: what lies in a folder may have changed since."""
+    for cache in _CACHES:
+        cache.cache_clear()
 
 
 @functools.lru_cache(maxsize=1)
@@ -117,9 +154,8 @@ def _load_vae(name: str) -> tuple[VAE, str]:
 def open_files(data: ImageFilesData, split: str = "train") -> ImageFiles:
     """Return the images of a configuration, listed once in a process; raises InputError if they are no longer those of the run."""
     files = _list_files(data.path or "", image_size=data.image_size, split=split)
-    if data.files is not None and split == "train" and files.fingerprint() != data.files:
-        others = f"whose files are not those that the run began with ({files.fingerprint()}, not {data.files})"
-        raise InputError(f"data is '{data.path}', {others}: bring them back, or train anew")
+    if split == "train":
+        check_files(data, files)
     return files
 
 
@@ -144,8 +180,8 @@ def build_source(config: RunConfig) -> Source:
     match config.data:
         case ToyData(dataset=name):
             return StreamSource(toy(name).draw, (2,))
-        case PointsData(path=path) as data:
-            return InMemorySource(data.frame.standardise(load_points(Path(path))))
+        case PointsData() as data:
+            return InMemorySource(data.frame.standardise(open_points(data)))
         case DigitsData():
             split = load_digits()
             return InMemorySource(split.train, split.train_labels)

@@ -183,20 +183,22 @@ def _has_folders_of_images(place: Path) -> bool:
 
 
 def _by_folders(roots: dict[str, Path], split: str) -> Listing:
-    """List a split whose folders are its classes, which are those of "train" where there is such a split."""
+    """List a split whose folders are its classes, those of all splits alike; one without any class of "train" has no labels."""
     root = roots[split]
     level = _level(root)
-    class_names = sorted(set(_level(roots.get("train", root)).folders), key=by_number)
     if level.images:
         if any(_holds_images(root / name) for name in level.folders):
             first = root / min(level.images)
             raise InputError(f"data holds '{first}' beside folders of classes: move it into one, or remove those folders")
         return _unlabelled(root, (sorted(level.images), _words_of_files(level.others)))
-    unknown = [name for name in level.folders if name not in class_names and _holds_images(root / name)]
-    if unknown and not set(level.folders) & set(class_names):
-        return _unlabelled(root, _counted_images(root))
-    if unknown:
-        raise InputError(f"data holds '{root / unknown[0]}', a class that is not in the split 'train': add it there, or remove it")
+    classes = set(_level(roots.get("train", root)).folders)
+    for place in roots.values():
+        own = {name for name in _level(place).folders if _holds_images(place / name)}
+        if classes & own:
+            classes |= own
+        elif place == root and own:
+            return _unlabelled(root, _counted_images(root))
+    class_names = sorted(classes, key=by_number)
     others, members = list(level.others), dict[str, list[str]]()
     for name in class_names:
         found = _images(root / name, others) if name in level.folders else ()
