@@ -11,7 +11,6 @@ import torch
 from drifting import config as configuration
 from drifting import real_images, run_evaluation
 from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
-from drifting.data.source import InMemorySource
 from drifting.errors import InputError
 from drifting.evaluation import compare, see
 from drifting.judges import load_judge
@@ -61,9 +60,21 @@ def latents_run(vae_folder, tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Make latents of chance those of the cache."""
-    latents = torch.randn(40, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(configuration, "build_source", lambda config: InMemorySource(latents, torch.arange(40) % 3))
+    """Make latents of chance those of the cache, and return which of them are looked at."""
+    latents, taken = torch.randn(40, 4, 4, 4, generator=torch.Generator().manual_seed(0)), []
+
+    class Rows:
+        labels = torch.tensor([0] * 20 + [1] * 10 + [2] * 10)
+
+        def __len__(self):
+            return len(latents)
+
+        def take(self, indices, positions):
+            taken.extend(indices.tolist())
+            return latents[indices]
+
+    monkeypatch.setattr(configuration, "open_rows", lambda data, seed: Rows())
+    return taken
 
 
 def _kept(run: Run) -> list[str]:
@@ -108,13 +119,14 @@ def test_batches_change_nothing(files_run):
 def test_folder_without_another_split_is_its_own_reference_without_a_floor(images, tmp_path):
     place = shutil.copytree(images / "train", tmp_path / "own")
     run = untrained(tmp_path / "run", ImageFilesData(path=str(place), image_size=8, image_shape=(3, 8, 8), num_classes=3))
-    metrics = run.evaluate(judge="pixels", count=30)
+    with pytest.warns(UserWarning, match="floor.* is left out: .* has no further images: add a folder val/ beside train/"):
+        metrics = run.evaluate(judge="pixels", count=30)
     assert metrics["num_real"] == 60
     assert not [name for name in metrics if name.endswith("_floor")]
 
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
-@pytest.mark.parametrize(("named", "floor"), [("val", False), ("train", False), ("elsewhere", True)])
+@pytest.mark.parametrize(("named", "floor"), [("val", True), ("train", False), ("elsewhere", True)])
 def test_another_folder_is_the_reference_and_training_images_the_floor_if_they_are_others(
     files_run, images, tmp_path, named, floor
 ):
@@ -130,12 +142,12 @@ def test_statistics_of_a_file_are_a_reference(files_run, images, tmp_path):
     judge = load_judge("pixels", files_run.config)
     known = gaussian_of(judge.embed(real_images.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))))
     np.savez(tmp_path / "val.npz", mu=known.mean.numpy(), sigma=known.covariance.numpy())
-    metrics = files_run.evaluate(judge="pixels", count=30, real=str(tmp_path / "val.npz"))
+    with pytest.warns(UserWarning, match="floor.* is left out: the statistics do not tell of which images they are"):
+        metrics = files_run.evaluate(judge="pixels", count=30, real=str(tmp_path / "val.npz"))
     whole = files_run.evaluate(judge="pixels", count=30)
     assert metrics["reference"] == "statistics val.npz"
-    assert not metrics.keys() & {"kernel_distance", "precision", "num_real"}
-    for name in ("frechet_distance", "frechet_distance_floor"):
-        assert metrics[name] == pytest.approx(whole[name], rel=1e-6)
+    assert not metrics.keys() & {"kernel_distance", "precision", "num_real", "frechet_distance_floor"}
+    assert metrics["frechet_distance"] == pytest.approx(whole["frechet_distance"], rel=1e-6)
     np.savez(tmp_path / "small.npz", mu=np.zeros(5), sigma=np.eye(5))
     with pytest.raises(InputError, match=r"whose statistics are of 5 features, but the judge pixels-32 has 192"):
         files_run.evaluate(judge="pixels", real=str(tmp_path / "small.npz"))
@@ -144,14 +156,50 @@ def test_statistics_of_a_file_are_a_reference(files_run, images, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_latents_are_decoded_and_compared_with_decoded_ones_and_told_so(latents_run, drawn):
     metrics = latents_run.evaluate(judge="pixels", count=30, batch_size=8)
-    assert (metrics["reference"], metrics["num_real"], metrics["num_samples"]) == ("decoded latents", 30, 30)
+    # Half of the 40 are the reference, the others the floor.
+    figures = ("reference", "num_real", "num_samples", "num_samples_floor")
+    assert [metrics[name] for name in figures] == ["decoded latents", 20, 30, 20]
+    assert sorted(drawn) == list(range(40))
     assert 0 < metrics["frechet_distance_floor"] < metrics["frechet_distance"]
     assert not (latents_run.folder / "statistics").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
+def test_enough_latents_are_one_reference_and_one_floor_in_their_shares(latents_run, drawn, monkeypatch):
+    asked = []
+    made = run_evaluation.sampled_batches
+    monkeypatch.setattr(run_evaluation, "sampled_batches", lambda *args, **options: asked.append(options) or made(*args, **options))
+    metrics = latents_run.evaluate(judge="pixels", count=8)
+    assert (metrics["num_real"], metrics["num_samples"]) == (8, 8)
+    assert "num_samples_floor" not in metrics
+    assert len(set(drawn)) == len(drawn) == 16
+    for part in (drawn[:8], drawn[8:]):
+        assert torch.tensor([0] * 20 + [1] * 10 + [2] * 10)[part].bincount().tolist() == [4, 2, 2]
+    assert torch.tensor(asked[-1]["labels"]).bincount().tolist() == [4, 2, 2]
+
+
+@pytest.mark.filterwarnings("ignore:.*singular covariance")
+def test_three_latents_are_too_few_for_a_floor(latents_run, monkeypatch):
+    class Rows:
+        labels = None
+
+        def __len__(self):
+            return 3
+
+        def take(self, indices, positions):
+            return torch.randn(len(indices), 4, 4, 4)
+
+    monkeypatch.setattr(configuration, "open_rows", lambda data, seed: Rows())
+    with pytest.warns(UserWarning, match="floor.* is left out: the latents are of 3 images, too few for two sets of them"):
+        metrics = latents_run.evaluate(judge="pixels", count=20)
+    assert metrics["num_real"] == 3
+    assert not [name for name in metrics if name.endswith("_floor")]
+
+
+@pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_latents_are_compared_with_a_folder_of_images(latents_run, images):
-    metrics = latents_run.evaluate(judge="pixels", count=20, real=str(images))
+    with pytest.warns(UserWarning, match="samples are of all classes equally often, for those of the data are not known"):
+        metrics = latents_run.evaluate(judge="pixels", count=20, real=str(images))
     assert (metrics["reference"], metrics["num_real"]) == (f"images {images.name}/val", 30)
     assert "frechet_distance_floor" in metrics
     judge = load_judge("pixels", latents_run.config)
@@ -221,7 +269,8 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
         files_run.evaluate(judge="pixels", seed=4)
     (_, options), (indices, again) = asked
     assert indices == range(50_000)
-    assert options == again == {"seed": 4, "guidance_scale": None, "batch_size": 64}
+    assert options == {"seed": 4, "guidance_scale": None, "batch_size": 64}
+    assert again == {**options, "labels": [index % 3 for index in range(50_000)]}
 
 
 @pytest.mark.parametrize(
@@ -229,6 +278,7 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
     [
         ({}, "judge is not given, and there is none of its own for these images: pass the Inception file, --judge FILE.pt"),
         ({"judge": "pixels", "count": 0}, "num_samples is 0: ask for at least 1"),
+        ({"judge": "pixels", "count": 1}, "num_samples is 1: ask for at least 2"),
         ({"judge": "pixels", "batch_size": 0}, "batch_size is 0: pass at least 1"),
         ({"judge": "pixels", "device": "tpu"}, "device is 'tpu': pass cpu, cuda, cuda:1 or mps"),
         ({"judge": "pixels", "device": "cuda:99"}, "device is 'cuda:99', which this machine does not offer: pass --device cpu"),

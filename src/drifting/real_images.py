@@ -1,12 +1,15 @@
 """Which real images the samples of a run are compared with where both are streamed, and which ones make the floor.
 
 The reference is what is named, or else the run's own folder: its images that were not trained on if there is a split of them, else
-all. The floor is made of training images, where those are others.
+all. The floor is made of other images: of the training split beside the reference, or of the training images of the run. No copy of
+an image of the reference is among them, and none that the judge was trained on; where there are no others, there is no floor.
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -18,18 +21,25 @@ from drifting import config as configuration
 from drifting.config import Decoder, ImageFilesData, ImagesData, LatentsData, RunConfig
 from drifting.data.image_files import ImageFiles
 from drifting.data.images import ImageSet
+from drifting.data.pixels import to_signed
 from drifting.data.readers import folder as folders
 from drifting.data.shuffle import shuffled_indices
-from drifting.data.source import Source
+from drifting.data.streamed import Rows
 from drifting.errors import InputError
 from drifting.evaluation import Judge, see
+from drifting.evaluation.images import NO_FLOOR
+from drifting.evaluation.shares import digests, images_in_shares
 from drifting.evaluation.statistics import SUFFIXES, cached_seen, read_statistics
 from drifting.evaluation.streaming import KEPT, Batch, Seen, check_feature_size
 from drifting.training.progress import show_images
 
 _SEED = 0
-# Of latents that stand for real images: streams that training does not use.
-_REFERENCE_STREAM, _FLOOR_STREAM = 10**6, 10**6 + 1
+# Raised whenever images are decoded, cropped, resized or prepared for an extractor in another way than before.
+_EXTRACTION = 2
+# Rows of a cache that stand for real images: positions that training does not use.
+_POSITIONS = 2**62
+# Images that may make a floor, for each that is wanted: some are copies of the reference, or a classifier was trained on them.
+_CANDIDATES, _CANDIDATES_OF_A_CLASSIFIER = 2, 8
 _HELD_OUT = ("test", "val")
 
 
@@ -50,19 +60,36 @@ class Images(Protocol):
         """Return some of them."""
         ...
 
-    def fingerprint(self) -> str:
-        """Return what stands for them."""
+    def state(self, indices: Int[Tensor, " b"]) -> str:
+        """Return what stands for the contents of some of them."""
         ...
 
 
 @runtime_checkable
-class Side(Protocol):
-    """Real images of an evaluation, for one side of a comparison; `name` is shown beside the figures."""
+class Reference(Protocol):
+    """Real images that samples are compared with."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What is shown beside the figures."""
+        ...
 
-    def see(self, count: int, batch_size: int, *, everything: bool) -> Seen:
-        """Look at `count` images, as far as they reach, or at everything where there is an end to it."""
+    @property
+    def shares(self) -> Int[Tensor, " r"] | None:
+        """Classes of the run, in whose shares samples are made; None where they are not known."""
+        ...
+
+    def see(self, batch_size: int) -> Seen:
+        """Look at them, so many at a time."""
+        ...
+
+
+@runtime_checkable
+class Floor(Protocol):
+    """Other real images."""
+
+    def see(self, batch_size: int, real: Seen) -> Seen | None:
+        """Look at those that are none of a reference; None, with a warning, where there are none."""
         ...
 
 
@@ -72,71 +99,136 @@ class Kept:
 
     name: str
     seen: Seen
+    shares: Int[Tensor, " r"] | None
 
-    def see(self, count: int, batch_size: int, *, everything: bool) -> Seen:
+    def see(self, batch_size: int) -> Seen:
         """Return them."""
         return self.seen
 
 
 @dataclass
+class NoFloor:
+    """Why there is no floor."""
+
+    reason: str
+
+    def see(self, batch_size: int, real: Seen) -> None:
+        """Warn of it."""
+        warnings.warn(f"{NO_FLOOR}: {self.reason}", stacklevel=2)
+
+
+class _NothingLeftError(Exception):
+    """Fewer than two images are none of those to be left out."""
+
+
+@dataclass(kw_only=True)
 class Streamed:
-    """Images that are read as they are looked at, in an order of chance; what was seen is kept.
+    """Images that are read as they are looked at; what was seen is kept.
 
     Attributes:
         name: for the figures.
         images: where they come from.
-        origin: their place, which stands for them together with their fingerprint.
+        origin: their place, which stands for them together with the state of the files.
+        order: which images, in their order.
+        count: how many of those to look at, at most.
         judge: who looks.
         cache: folder of what was seen before.
-        labelled: whether their classes are those of the run.
+        labels: class of every image, where they are those of the run.
+        shares: classes in whose shares samples are to be compared with them.
     """
 
     name: str
     images: Images
     origin: str
+    order: Int[Tensor, " o"]
+    count: int
     judge: Judge
     cache: Path
-    labelled: bool = True
+    labels: Int[Tensor, " s"] | None = None
+    shares: Int[Tensor, " r"] | None = None
 
-    def see(self, count: int, batch_size: int, *, everything: bool) -> Seen:
-        """Look at the first of the order, or find what was seen before."""
-        total = len(self.images) if everything else min(count, len(self.images))
-        facts = (self.origin, self.images.fingerprint(), total, KEPT, self.labelled, _SEED, self.judge.name)
-        digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-        batches = show_images(self._batches(total, batch_size), total, what=self.name)
-        return cached_seen(self.cache / f"{self.judge.name}-{digest}.safetensors", digest, lambda: see(batches, self.judge))
+    def see(self, batch_size: int, known: Int[Tensor, " k"] | None = None) -> Seen:
+        """Look at the first of the order, copies of known images left out, or find what was seen before.
 
-    def _batches(self, total: int, batch_size: int) -> Iterator[Batch]:
-        labels = self.images.labels if self.labelled else None
-        for part in shuffled_indices(len(self.images), 0, total, _SEED).split(batch_size):
-            yield self.images.read(part), None if labels is None else labels[part]
+        Raises:
+            _NothingLeftError: if fewer than two are left.
+        """
+        order = self.order[: self.count] if known is None else self.order
+        facts = (
+            *(_EXTRACTION, self.judge.name, self.judge.classify is None, self.judge.probabilities is None, KEPT, self.count),
+            *(self.origin, self.images.state(order), _digest(self.labels), _digest(None if known is None else known.unique())),
+        )
+        digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape")).hexdigest()[:16]
+        batches = show_images(self._batches(order, batch_size, known), min(self.count, len(order)), what=self.name)
+        path = self.cache / f"{self.judge.name}-{digest}.safetensors"
+        return cached_seen(path, digest, lambda: see(batches, self.judge, remember=True))
+
+    def _batches(self, order: Int[Tensor, " o"], batch_size: int, known: Int[Tensor, " k"] | None) -> Iterator[Batch]:
+        left = self.count
+        for part in order.split(batch_size):
+            images, labels = self.images.read(part), None if self.labels is None else self.labels[part]
+            if known is not None:
+                fresh = (~torch.isin(digests(images), known)).nonzero()[:left, 0]
+                images, labels = images[fresh], None if labels is None else labels[fresh]
+            left -= len(images)
+            if len(images):
+                yield images, labels
+            del images
+            if left == 0:
+                return
+        if known is not None and self.count - left < 2:
+            raise _NothingLeftError
+
+
+@dataclass
+class OtherImages:
+    """Images that make a floor."""
+
+    images: Streamed
+
+    def see(self, batch_size: int, real: Seen) -> Seen | None:
+        """Look at those that are none of the reference, and that the judge was not trained on."""
+        if real.digests is None:
+            return NoFloor("the statistics do not tell of which images they are, so they may be the same").see(batch_size, real)
+        trained_on = self.images.judge.trained_on
+        try:
+            return self.images.see(batch_size, real.digests if trained_on is None else torch.cat([real.digests, trained_on]))
+        except _NothingLeftError:
+            return NoFloor(f"all {self.images.name} are among those of the reference, or the judge was trained on them").see(
+                batch_size, real
+            )
 
 
 @dataclass
 class DecodedLatents:
-    """Real latents as an auto-encoder decodes them, which are no real images, drawn with repetition."""
+    """Some real latents as an auto-encoder decodes them, which are no real images."""
 
-    source: Source
+    rows: Rows
+    indices: Int[Tensor, " r"]
     decode: Decoder
     judge: Judge
-    stream: int
+    device: str
     name: str = "decoded latents"
 
-    def see(self, count: int, batch_size: int, *, everything: bool) -> Seen:
-        """Look at `count` of them."""
-        return see(show_images(self._batches(count, batch_size), count, what=self.name), self.judge)
+    @property
+    def shares(self) -> Int[Tensor, " r"] | None:
+        """Class of each."""
+        return None if self.rows.labels is None else self.rows.labels[self.indices]
 
-    def _batches(self, count: int, batch_size: int) -> Iterator[Batch]:
-        rng = torch.Generator().manual_seed(self.stream)
-        for start in range(0, count, batch_size):
-            yield self.decode(self.source.draw_unconditional(1, min(batch_size, count - start), rng)[0]), None
+    def see(self, batch_size: int, real: Seen | None = None) -> Seen:
+        """Look at them."""
+        return see(show_images(self._batches(batch_size), len(self.indices), what=self.name), self.judge)
+
+    def _batches(self, batch_size: int) -> Iterator[Batch]:
+        for part in self.indices.split(batch_size):
+            yield self.decode(to_signed(self.rows.take(part, _POSITIONS + part).to(self.device))), None
 
 
 class _InMemory:
     """Images in memory, read as those of files are."""
 
     def __init__(self, images: ImageSet) -> None:
-        self._images, self.labels, self.fingerprint = images.images, images.labels, images.fingerprint
+        self._images, self.labels, self._fingerprint = images.images, images.labels, images.fingerprint
 
     def __len__(self) -> int:
         return len(self._images)
@@ -144,68 +236,165 @@ class _InMemory:
     def read(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
         return self._images[indices]
 
+    def state(self, indices: Int[Tensor, " b"]) -> str:
+        return f"{self._fingerprint()} {_digest(indices)}"
 
-def real_images(config: RunConfig, real: str | None, judge: Judge, decode: Decoder, *, cache: Path) -> tuple[Side, Side | None]:
-    """Return the reference of an evaluation, and what makes its floor; None where there are no other real images.
+
+def _digest(numbers: Int[Tensor, " n"] | None) -> str | None:
+    return None if numbers is None else hashlib.sha256(numbers.contiguous().numpy().data).hexdigest()
+
+
+def real_images(
+    config: RunConfig, real: str | None, judge: Judge, decode: Decoder, *, count: int, cache: Path
+) -> tuple[Reference, Floor]:
+    """Return the reference of an evaluation, and what makes its floor.
 
     Args:
         config: of a run of images.
         real: folder of images, or file of statistics; None for the run's own.
         judge: who looks.
         decode: samples -> bytes.
+        count: how many images a floor has, as far as there are.
         cache: folder for what was seen.
 
     Raises:
         InputError: if there are no real images, or they are not such as the run makes.
     """
-    shape = configuration.exported_shape(config)
     if real is None and isinstance(config.data, LatentsData):
-        if not judge.name.startswith("pixels"):
-            without = f"real is not given, and the latents of '{config.data.path}' hold no real images"
+        return _decoded_latents(config, config.data, judge, decode, count)
+    return _Sides(config, judge, count, cache).find(real)
+
+
+def _decoded_latents(config: RunConfig, data: LatentsData, judge: Judge, decode: Decoder, count: int) -> tuple[Reference, Floor]:
+    if not judge.name.startswith("pixels"):
+        without = f"real is not given, and the latents of '{data.path}' hold no real images"
+        raise InputError(f"{without}: pass --real FOLDER or a file of statistics, or look at decoded latents with --judge pixels")
+    rows = configuration.open_rows(data, config.seed)
+    # Half of them on each side, where there are not enough for both.
+    each = min(count, len(rows) // 2)
+    if rows.labels is None:
+        order = shuffled_indices(len(rows), 0, len(rows), _SEED)
+    else:
+        order = images_in_shares(rows.labels, rows.labels, max(2 * each, 2))
+    if each < 2:
+        few = f"the latents are of {len(rows)} images, too few for two sets of them"
+        return DecodedLatents(rows, order, decode, judge, config.device), NoFloor(few)
+    parts = (DecodedLatents(rows, part, decode, judge, config.device) for part in (order[:each], order[each : 2 * each]))
+    reference, floor = parts
+    return reference, floor
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Finds both sides in files."""
+
+    config: RunConfig
+    judge: Judge
+    count: int
+    cache: Path
+
+    def find(self, real: str | None) -> tuple[Reference, Floor]:
+        """Return the reference and the floor; arguments and errors as in `real_images`."""
+        shape, data = configuration.exported_shape(self.config), self.config.data
+        if real is not None and Path(real).suffix in SUFFIXES:
+            seen = read_statistics(Path(real))
+            check_feature_size(self.judge, shape, seen, real)
+            shares, _ = self._classes()
+            return Kept(f"statistics {Path(real).name}", seen, shares), self._trained_on(shares)
+        place = Path(real or getattr(data, "path", None) or "").expanduser()
+        if shape[0] != 3 or shape[1] != shape[2]:
             raise InputError(
-                f"{without}: pass --real FOLDER or a file of statistics, or look at decoded latents with --judge pixels"
+                f"real is '{place}', whose images are read as squares in colour, but the run makes {shape}: name statistics"
             )
-        source = configuration.build_source(config)
-        reference, floor = (DecodedLatents(source, decode, judge, stream) for stream in (_REFERENCE_STREAM, _FLOOR_STREAM))
-        return reference, floor
-    if real is not None and Path(real).suffix in SUFFIXES:
-        seen = read_statistics(Path(real))
-        check_feature_size(judge, shape, seen, real)
-        return Kept(f"statistics {Path(real).name}", seen), _trained_on(config, judge, cache)
-    own = real is None
-    place = Path(real or getattr(config.data, "path", None) or "").expanduser()
-    if shape[0] != 3 or shape[1] != shape[2]:
-        raise InputError(
-            f"real is '{place}', whose images are read as squares in colour, but the run makes {shape}: name statistics"
-        )
-    if not own and not place.is_dir():
-        raise InputError(
-            f"real is '{place}', which is no folder: name one of images, or statistics of them ({', '.join(SUFFIXES)})"
-        )
-    known = folders.splits(place) if place.is_dir() else []
-    held_out = next((split for split in _HELD_OUT if split in known), "train")
+        if real is not None and not place.is_dir():
+            raise InputError(
+                f"real is '{place}', which is no folder: name one of images, or statistics of them ({', '.join(SUFFIXES)})"
+            )
+        return self._in_folder(place, shape[1], own=real is None)
 
-    def side(split: str) -> Streamed:
-        if own and isinstance(config.data, ImageFilesData):
-            files = configuration.open_files(config.data, split)
+    def _in_folder(self, place: Path, image_size: int, *, own: bool) -> tuple[Reference, Floor]:
+        data, known = self.config.data, folders.splits(place) if place.is_dir() else []
+        held_out = next((split for split in _HELD_OUT if split in known), "train")
+
+        def files(split: str) -> ImageFiles:
+            if own and isinstance(data, ImageFilesData):
+                return configuration.open_files(data, split)
+            return ImageFiles(place, image_size=image_size, split=split)
+
+        images = files(held_out)
+        training, names = self._classes()
+        labels = _as_of_run(images, names)
+        reference = Streamed(
+            name=f"images {place.name}/{held_out}",
+            images=images,
+            origin=str(place.resolve()),
+            order=shuffled_indices(len(images), 0, len(images), _SEED),
+            count=len(images),
+            judge=self.judge,
+            cache=self.cache,
+            labels=labels,
+            shares=training if labels is None else labels,
+        )
+        if held_out != "train" and "train" in known:
+            others = files("train")
+            return reference, self._floor(f"images {place.name}/train", others, _as_of_run(others, names), labels, reference.origin)
+        if own:
+            return reference, NoFloor(f"'{place}' has no further images: add a folder val/ beside train/")
+        return reference, self._trained_on(labels, apart_from=images.root)
+
+    def _floor(self, name: str, images: Images, labels: Tensor | None, shares: Tensor | None, origin: str) -> Floor:
+        """Return images in the shares of the reference, where classes of both are known, else by chance."""
+        more = _CANDIDATES if self.judge.trained_on is None else _CANDIDATES_OF_A_CLASSIFIER
+        wanted = min(more * self.count, len(images))
+        if labels is None or shares is None:
+            order = shuffled_indices(len(images), 0, wanted, _SEED)
         else:
-            files = ImageFiles(place, image_size=shape[1], split=split)
-        return Streamed(f"images {place.name}/{split}", files, str(place.resolve()), judge, cache, labelled=own)
+            order = images_in_shares(labels, shares, wanted)
+        files = partial(Streamed, judge=self.judge, cache=self.cache, origin=origin)
+        return OtherImages(files(name=name, images=images, order=order, count=self.count, labels=labels))
 
-    floor = side("train") if held_out != "train" and "train" in known else None
-    return side(held_out), floor if floor or own else _trained_on(config, judge, cache, apart_from=place)
+    def _trained_on(self, shares: Tensor | None, apart_from: Path | None = None) -> Floor:
+        """Return the training images of the run, where it has any that do not lie in the folder of the reference."""
+        name = "training images"
+        match self.config.data:
+            case ImagesData() as data:
+                train = configuration.load_split(data, "train")
+                return self._floor(name, _InMemory(train), train.labels, shares, data.path or data.name)
+            case ImageFilesData(path=str(path)) as data:
+                if not Path(path).is_dir():
+                    return NoFloor(f"the training images, '{path}', are not there")
+                train = configuration.open_files(data)
+                own, other = train.root.resolve(), None if apart_from is None else apart_from.resolve()
+                if other and (own.is_relative_to(other) or other.is_relative_to(own)):
+                    return NoFloor(f"the training images, '{own}', are those of the reference")
+                return self._floor(name, train, train.labels if data.conditional else None, shares, str(own))
+            case _:
+                return NoFloor("the run has no other real images")
+
+    def _classes(self) -> tuple[Tensor | None, tuple[str, ...] | None]:
+        """Return the class of every training image and the names of the classes; None where there are none, or no data."""
+        data = self.config.data
+        if not getattr(data, "conditional", False):
+            return None, None
+        try:
+            match data:
+                case ImagesData():
+                    train = configuration.load_split(data, "train")
+                    return train.labels, train.class_names
+                case ImageFilesData():
+                    files = configuration.open_files(data)
+                    return files.labels, files.class_names
+                case LatentsData():
+                    cache = configuration.open_latents(data)
+                    return cache.labels, cache.index.class_names
+        except InputError as error:
+            warnings.warn(f"samples are of all classes equally often, for those of the data are not known ({error})", stacklevel=2)
+        return None, None
 
 
-def _trained_on(config: RunConfig, judge: Judge, cache: Path, apart_from: Path | None = None) -> Streamed | None:
-    """Return the training images of a run, None where it knows none, or none apart from those of a folder."""
-    match config.data:
-        case ImagesData() as data:
-            train = configuration.load_split(data, "train")
-            return Streamed("training images", _InMemory(train), data.path or data.name, judge, cache, labelled=False)
-        case ImageFilesData(path=str(path)) as data:
-            own, other = Path(path).resolve(), None if apart_from is None else apart_from.resolve()
-            if not own.is_dir() or (other and (own.is_relative_to(other) or other.is_relative_to(own))):
-                return None
-            return Streamed("training images", configuration.open_files(data), str(own), judge, cache, labelled=False)
-        case _:
-            return None
+def _as_of_run(images: ImageFiles, names: tuple[str, ...] | None) -> Int[Tensor, " s"] | None:
+    """Return the labels of images as a run numbers its classes; None where one has a name that the run does not know."""
+    if images.labels is None or images.class_names is None or not set(images.class_names) <= set(names or ()):
+        return None
+    numbers = {name: number for number, name in enumerate(names or ())}
+    return torch.tensor([numbers[name] for name in images.class_names])[images.labels]

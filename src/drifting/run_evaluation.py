@@ -17,11 +17,13 @@ from drifting import config as configuration
 from drifting.config import ImagesData, RunConfig, StreamedData
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, compare, evaluate_images, frechet_curve, see
+from drifting.evaluation.shares import labels_in_shares
 from drifting.evaluation.streaming import Batch
 from drifting.files import check_writable
 from drifting.generators.base import Generator
 from drifting.inputs import check_counts, check_device
 from drifting.judges import load_judge
+from drifting.metrics.frechet import check_covariance
 from drifting.real_images import real_images
 from drifting.run_folder import STATISTICS
 from drifting.sampling import sample, sample_indices
@@ -118,15 +120,21 @@ def _evaluate_in_memory(
 
 def _evaluate_streamed(config: RunConfig, generator: Generator, asked: Asked, scale: float | None, folder: Path) -> Metrics:
     count, batch_size = asked.count or STREAMED, asked.batch_size or _BATCH
+    if count < 2:
+        raise InputError(f"num_samples is {count}: ask for at least 2")
     judge = load_judge(asked.judge, config, asked.device)
     decode = configuration.build_decoder(config, asked.device)
-    reference, floor = real_images(config, asked.real, judge, decode, cache=judge.cache or folder / STATISTICS)
-    told = {"seed": asked.seed, "guidance_scale": scale, "batch_size": batch_size}
+    cache = judge.cache or folder / STATISTICS
+    reference, floor = real_images(config, asked.real, judge, decode, count=count, cache=cache)
+    told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale, "batch_size": batch_size}
     for image, _ in sampled_batches(generator, decode, range(1), **told):
-        judge.embed(image)  # so that what cannot work fails before the real images are looked at
+        # What cannot work fails before the real images are looked at.
+        check_covariance(count, judge.embed(image).shape[1])
+    if generator.num_classes is not None and reference.shares is not None:
+        told["labels"] = labels_in_shares(reference.shares, count).tolist()
     samples = sampled_batches(generator, decode, range(count), **told)
-    real = reference.see(count, batch_size, everything=True)
-    others = None if floor is None else floor.see(count, batch_size, everything=False)
+    real = reference.see(batch_size)
+    others = floor.see(batch_size, real)
     generated = see(show_images(samples, count, what="samples"), judge)
     return {"judge": judge.name, "reference": reference.name, **compare(generated, real, others)}
 
@@ -136,16 +144,28 @@ def sampled_batches(
     decode: configuration.Decoder,
     indices: Sequence[int],
     *,
+    labels: Sequence[int] | None = None,
     seed: int = 0,
     guidance_scale: float | None = None,
     batch_size: int = _BATCH,
 ) -> Iterator[Batch]:
-    """Make images, batch after batch: those of some indices of a seed, with classes in turn over all of the seed."""
-    classes = generator.num_classes
+    """Make images, batch after batch: those of some indices of a seed.
+
+    Args:
+        generator: the network.
+        decode: its samples -> bytes.
+        indices: which images of the seed.
+        labels: the class of every image of the seed, from the first one on, and over again; all classes in turn by default.
+        seed: which set of images.
+        guidance_scale: as in `sampling.sample`.
+        batch_size: images at a time.
+    """
+    classes = None if generator.num_classes is None else labels or range(generator.num_classes)
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
-        labels = None if classes is None else torch.tensor([index % classes for index in chosen])
-        yield decode(sample_indices(generator, chosen, seed=seed, guidance_scale=guidance_scale)), labels
+        images = decode(sample_indices(generator, chosen, seed=seed, labels=labels, guidance_scale=guidance_scale))
+        yield images, None if classes is None else torch.tensor([classes[index % len(classes)] for index in chosen])
+        del images
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Shapes: s images, b of them at once, pixels h = w to a side.
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 from jaxtyping import Int, UInt8
@@ -73,6 +74,26 @@ class ImageFiles:
         if self._listing.labels_from is not None and self.labels is not None:
             facts += [*(self.class_names or ()), *map(str, self.labels.tolist())]
         return hashlib.sha256("\n".join(facts).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds the images of the split."""
+        return self._listing.root
+
+    def state(self, indices: Int[Tensor, " b"]) -> str:
+        """Return 16 hexadecimal digits that stand for the contents of some images, in their order, and for how they are read.
+
+        The contents are known by names, sizes and times of change: another file in the place of one has others.
+        """
+        digest = hashlib.sha256(f"{self.image_size} pixels, 3 channels, center crop, bicubic".encode())
+        for index in indices.tolist():
+            try:
+                found = os.stat(self._listing.path(index))
+                facts = (found.st_size, found.st_mtime_ns)
+            except OSError:
+                facts = (-1, -1)
+            digest.update(f"{self._listing.names[index]} {facts}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
 
     def _check_classes(self) -> None:
         if len(self) == 0:

@@ -201,7 +201,7 @@ def _reference(judge: Judge, test: ImageSet, features: Callable[[], Float[Tensor
     return cached_gaussian(judge.cache / f"{judge.name}-{fingerprint}.safetensors", fingerprint, lambda: gaussian_of(features()))
 
 
-def _colours(generated: Bytes, real: Bytes, test: ImageSet) -> Metrics:
+def _colours(generated: Bytes, real: UInt8[Tensor, "f c h w"], test: ImageSet) -> Metrics:
     if generated.shape[1] not in (1, 3):
         return {}
     found = compare_colours(to_signed(generated), to_signed(test.images))

@@ -3,7 +3,7 @@
 A set of images with other shares of its classes is far from a reference however good each image is, so both sides of a comparison
 have the shares of the reference. What stands for an image is a checksum of its pixels, by which copies are found.
 
-Shapes: r real images of the reference, s images to choose from, n labels, c channels, h x w pixels.
+Shapes: r real images of the reference, s images to choose from, f chosen ones, n labels, c channels, h x w pixels.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def images_in_shares(labels: Int[Tensor, " s"], reference: Int[Tensor, " r"], co
     return images_of_labels(labels, labels_in_shares(reference, count))
 
 
-def images_of_labels(labels: Int[Tensor, " s"], wanted: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+def images_of_labels(labels: Int[Tensor, " s"], wanted: Int[Tensor, " n"]) -> Int[Tensor, " f"]:
     """Return for each wanted label the index of another image of its class, by chance; fewer where a class runs out."""
     if len(labels) == 0:
         return torch.empty(0, dtype=torch.long)

@@ -1,7 +1,7 @@
 """Statistics of real images on disk: kept by their fingerprint, written by this library, or published by others.
 
-Ours are safetensors with `mean`, `covariance` and `count`, and `features` where some are kept; published ones are .npz with `mu`
-and `sigma`, as those of ADM and pytorch-fid are, which are read as arrays alone: nothing in them is run.
+Ours are safetensors with `mean`, `covariance` (or `root`) and `count`, and `features` and `digests` where some are kept; published
+ones are .npz with `mu` and `sigma`, as those of ADM and pytorch-fid are, which are read as arrays alone: nothing in them is run.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from drifting.files import cached
 from drifting.metrics.frechet import Gaussian, load_gaussian, save_gaussian
 
 SUFFIXES = (".safetensors", ".npz")
+_KEPT = ("features", "digests")
 _FIGURES = ("accuracy", "inception_score")
 # Of a covariance, beside its largest entry: more than rounding leaves.
 _ASYMMETRY = 1e-4
@@ -41,7 +42,7 @@ def cached_seen(path: Path, fingerprint: str, compute: Callable[[], Seen]) -> Se
 def save_seen(path: Path, seen: Seen, *, fingerprint: str = "") -> None:
     """Write what was seen to one safetensors file, atomically; `metrics.frechet.load_gaussian` reads it as well."""
     more = {name: torch.tensor(value) for name in _FIGURES if (value := getattr(seen, name)) is not None}
-    more |= {} if seen.features is None else {"features": seen.features.contiguous()}
+    more |= {name: kept.contiguous() for name in _KEPT if (kept := getattr(seen, name)) is not None}
     save_gaussian(path, seen.gaussian, fingerprint=fingerprint, more=more)
 
 
@@ -50,12 +51,12 @@ def load_seen(path: Path) -> tuple[Seen, str]:
     gaussian, fingerprint = load_gaussian(path)
     with safe_open(path, "pt") as file:
         known = set(file.keys())
-        features = file.get_tensor("features") if "features" in known else None
+        kept = {name: file.get_tensor(name) for name in _KEPT if name in known}
         figures = {name: file.get_tensor(name) for name in _FIGURES if name in known}
     if any(value.numel() != 1 for value in figures.values()):
         raise InputError(f"path is '{path}', whose {' and '.join(figures)} are no single numbers: delete it and compute it again")
-    figures = {name: float(value) for name, value in figures.items()}
-    return Seen(gaussian, features, **figures), fingerprint
+    accuracy, score = (float(figures[name]) if name in figures else None for name in _FIGURES)
+    return Seen(gaussian, kept.get("features"), accuracy, score, kept.get("digests")), fingerprint
 
 
 def read_statistics(path: Path) -> Seen:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from drifting.errors import InputError
 from drifting.evaluation.base import Metrics
-from drifting.evaluation.images import Bytes, Judge, compare_features
+from drifting.evaluation.images import Bytes, Judge, compare_counts, compare_features
+from drifting.evaluation.shares import digests
 from drifting.metrics.frechet import Gaussian, RunningGaussian, frechet_distance, unreliable
 from drifting.metrics.inception_score import RunningInceptionScore
 
@@ -36,27 +37,30 @@ class Seen:
         features: of the first ones; None where only statistics are known.
         accuracy: share that the judge names as their label; None where there are no labels or it knows none.
         inception_score: of all, see `metrics.inception_score`; None for a judge that has none.
+        digests: of all, see `shares.digests`; None where they were not asked for or are not known.
     """
 
     gaussian: Gaussian
     features: Float[Tensor, "f d"] | None = None
     accuracy: float | None = None
     inception_score: float | None = None
+    digests: Int[Tensor, " s"] | None = None
 
 
-def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT) -> Seen:
+def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT, remember: bool = False) -> Seen:
     """Look at images batch after batch, none of which is held when the next one is asked for.
 
     Args:
         batches: of any sizes, together at least two images.
         judge: the feature space.
         keep: how many features are kept.
+        remember: keep digests of the images, by which copies of them are found.
 
     Raises:
         InputError: for fewer than two images, or features that are not finite.
     """
     gaussian, score, kept = RunningGaussian(), RunningInceptionScore(), list[Tensor]()
-    block, hits, labelled = list[Tensor](), 0, 0
+    block, known, hits, labelled = list[Tensor](), list[Tensor](), 0, 0
     for images, labels in batches:
         features = judge.embed(images).cpu()
         block.append(features)
@@ -65,6 +69,8 @@ def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT) -> Seen:
             block.clear()
         if (wanted := keep - sum(map(len, kept))) > 0:
             kept.append(features[:wanted].clone())
+        if remember:
+            known.append(digests(images))
         if judge.probabilities is not None:
             score.add(judge.probabilities(images))
         if judge.classify is not None and labels is not None:
@@ -78,6 +84,7 @@ def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT) -> Seen:
         torch.cat(kept) if kept else None,
         accuracy=hits / labelled if labelled else None,
         inception_score=None if judge.probabilities is None else score.score(),
+        digests=torch.cat(known) if known else None,
     )
 
 
@@ -87,7 +94,7 @@ def compare(generated: Seen, real: Seen, floor: Seen | None = None) -> Metrics:
     Args:
         generated: samples.
         real: what they are compared with.
-        floor: other real images, as many as there are samples; None where there are none.
+        floor: other real images, as many as there are samples; None where there are none. `num_samples_floor` tells another number.
 
     Returns:
         Figures by the names and meanings of `evaluate_images`, each with its floor, but none of colours and copies. Where
@@ -95,6 +102,7 @@ def compare(generated: Seen, real: Seen, floor: Seen | None = None) -> Metrics:
         count the images behind the Frechet distance and behind comparisons of pairs. Warns of what is unreliable.
     """
     metrics: Metrics = {"num_samples": generated.gaussian.count}
+    metrics |= {} if floor is None else compare_counts(floor.gaussian.count, generated.gaussian.count)
     metrics |= {"num_real": real.gaussian.count} if real.gaussian.count else {}
     metrics |= {"num_features": len(generated.features)} if generated.features is not None else {}
     counts = [seen.gaussian.count for seen in (generated, real) if seen.gaussian.count]
