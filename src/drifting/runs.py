@@ -139,6 +139,7 @@ def train_judge(config: ClassifierConfig, save_dir: str | Path, *, resume: bool 
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
     claim(folder, config, resume=resume, overwrite=overwrite)
+    _tell_found(config)
     return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
 
 
@@ -153,9 +154,15 @@ def train_encoder(
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
     claim(folder, config, resume=resume, overwrite=overwrite)
+    _tell_found(config)
     figures = pretraining.train_encoder(config, folder)
     shown = {name: value for name, value in figures.items() if name.endswith(("accuracy", "error"))}
     return TrainedNetwork(folder / ENCODER_WEIGHTS, shown)
+
+
+def _tell_found(config: AnyConfig) -> None:
+    if lines := configuration.found_lines(config.data):
+        print(*lines, sep="\n", flush=True)
 
 
 def _check_once(*, resume: bool, overwrite: bool) -> None:
@@ -191,6 +198,7 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     with processes.leads_the_way():
         if processes.leads:
             claim(folder, config, resume=resume, overwrite=overwrite)
+            _tell_found(config)
         encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
         if processes.leads:
             save_json(folder / CONFIG, configuration.to_json(config))

@@ -22,6 +22,7 @@ from drifting.config.data import (
 )
 from drifting.config.encoders import find_weights
 from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
+from drifting.config.found import found_lines
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
@@ -103,6 +104,7 @@ __all__ = [
     "exported_shape",
     "find_weights",
     "forget_data",
+    "found_lines",
     "from_json",
     "load_labelled",
     "load_split",

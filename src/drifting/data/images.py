@@ -106,6 +106,12 @@ def load_images(
     return ImageSet(images, labels, class_names, part.left_out, part.doubts)
 
 
+def stored_split(source: str | None, name: str | None, split: str, *, labelled: bool | None = None) -> Split:
+    """Return a split without decoding its images; arguments and errors as in `load_images`."""
+    path = _locate(source, name)
+    return _read(_reader_of(path), path, split, labelled)
+
+
 def _locate(source: str | None, name: str | None) -> Path:
     """Return the folder, or the Hub id as a path."""
     if source:

@@ -72,6 +72,12 @@ def split_name(name: str) -> str | None:
     return next((split for split, words in _SPLITS.items() if re.fullmatch(f"({words}){_PART_OF_A_SPLIT}", name.lower())), None)
 
 
+def shown_name(name: str) -> str:
+    """Return a name of a file or class as any terminal, file and picture can show it: without bytes or signs that are no text."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
 def by_number(name: str) -> tuple[tuple[int | str, ...], str]:
     """Return a key that sorts names as people count: "2" before "10", "class 9" before "class 10"."""
     if re.fullmatch(r"-\d+", name):
