@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from drifting.errors import InputError
 from drifting.fields import engine
-from drifting.fields.diagnostics import KernelStatistics, kernel_statistics
-from drifting.fields.mean_shift import Field, MeanShift
+from drifting.fields.mean_shift import Field, MeanShift, Statistics
 from drifting.fields.peers import Peers, mean_over
 from drifting.inputs import check_feature_maps, check_shapes, check_temperatures, full_precision, join_weights
 
@@ -42,13 +41,14 @@ class DriftLoss:
         loss: one value per group, with gradient.
         scale: the feature scale, the weighted mean distance of the call (1 where features are not normalised).
         drift_norms: temperature -> mean square of the raw drift over all groups, samples and channels.
-        statistics: spread of the kernel, where it was asked for.
+        statistics: what the field tells of its kernel, a number for each temperature and name, where it was asked for and the
+            field tells something.
     """
 
     loss: Float[Tensor, " g"]
     scale: Float[Tensor, ""]
     drift_norms: dict[float, Float[Tensor, ""]]
-    statistics: KernelStatistics | None = None
+    statistics: Statistics | None = None
 
 
 def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the method
@@ -90,7 +90,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
         scale: the feature scale where it was computed elsewhere (micro-batches, several devices).
         drift_norms: the raw mean squares where they were computed elsewhere; they normalise the drift and are returned.
-        statistics: also return how the kernel spreads, at the cost of a second pass.
+        statistics: also return how the kernel spreads, at the cost of a second pass, if the field tells.
         memory: where to put the distances; one object kept between calls makes them faster on a CPU.
         peers: the processes over which the groups of a step are split, the same number to each: scale, drift norms and statistics
             are those of all, `loss` is of the groups here, and the loss of the step is its mean over processes.
@@ -117,8 +117,10 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     bandwidths = _bandwidths(feature_scale, temperatures)
     pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
     pass_on |= {} if population is None else {"peers": peers}
-    spread = kernel_statistics(fixed, attracting, negatives, **pass_on, affinity_floor=affinity_floor) if statistics else None
-    drift = (field or MeanShift(affinity_floor))(fixed, attracting, negatives, **pass_on, distances=distances)
+    field = field or MeanShift(affinity_floor)
+    measure = getattr(field, "statistics", None) if statistics else None
+    spread = None if measure is None else measure(fixed, attracting, negatives, **pass_on)
+    drift = field(fixed, attracting, negatives, **pass_on, distances=distances)
     norms = _norms(drift, unit, temperatures, drift_norms, peers)
     # x - stopgrad(x) is 0 with the gradient of x: the residual is the drift itself, with no digits lost.
     residual = (features - fixed).sub_(_total(drift, norms if normalize_drift else None))
@@ -164,6 +166,11 @@ class DriftingLoss(nn.Module):
             "normalize_drift": normalize_drift,
             "memory": engine.Memory(),
         }
+
+    @property
+    def field(self) -> Field:
+        """The drift field that trains."""
+        return self.settings["field"] or MeanShift(self.settings["affinity_floor"])
 
     def forward(
         self,
@@ -284,8 +291,8 @@ def _norms(
     return {float(temperature): torch.as_tensor(known[float(temperature)]).to(drift).detach() for temperature in temperatures}
 
 
-def _spread_of_all(spread: KernelStatistics | None, peers: Peers | None) -> KernelStatistics | None:
-    return None if spread is None else KernelStatistics(*mean_over(peers, torch.stack(spread)))
+def _spread_of_all(spread: Statistics | None, peers: Peers | None) -> Statistics | None:
+    return None if spread is None else type(spread)(*mean_over(peers, torch.stack(tuple(spread))))
 
 
 def _total(drift: Float[Tensor, "t g n d"], norms: Mapping[float, Tensor] | None) -> Float[Tensor, "g n d"]:

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from drifting.config.build import build_loss
 from drifting.config.data import (
     DigitsData,
     ImagesData,
@@ -17,10 +19,7 @@ from drifting.config.data import (
     ToyData,
 )
 from drifting.config.export import build_decoder
-from drifting.config.schema import (
-    LossConfig,
-    RunConfig,
-)
+from drifting.config.schema import RunConfig
 from drifting.config.sources import build_source, load_split
 from drifting.data.digits import load_digits
 from drifting.data.pixels import to_bytes, to_signed
@@ -28,8 +27,7 @@ from drifting.data.points import Frame
 from drifting.data.source import InMemorySource, Source, reference_samples
 from drifting.data.toys import toy
 from drifting.evaluation import Metrics, Sampler, evaluate_digits, evaluate_points
-from drifting.fields.diagnostics import mean_shift_at
-from drifting.fields.mean_shift import mean_shift
+from drifting.loss import DriftingLoss, drifting_loss
 from drifting.metrics.memorisation import nearest
 from drifting.metrics.two_sample import energy_distance
 from drifting.plotting import draw_comparison, draw_images, draw_points
@@ -54,7 +52,7 @@ def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sample
         evaluate_points,
         real=lambda total, seed: reference_samples(source, total, _EVALUATION_STREAM + seed),
         count=count,
-        drift=lambda generated, positives: _summed(config.loss, mean_shift, generated, positives),
+        drift=partial(_training_drift, build_loss(config)),
         batch=min(config.schedule.generated, count),
         endless=not isinstance(source, InMemorySource),
         modes=modes,
@@ -128,18 +126,48 @@ def _point_pictures(config: RunConfig, source: Source) -> Pictures:
     title = Path(config.data.path).stem if isinstance(config.data, PointsData) else getattr(config.data, "dataset", "")
     floor = energy_distance(real, other)
 
-    def drift(places: Tensor, generated: Tensor) -> Tensor:
+    loss = build_loss(config)
+    at: Callable[..., Tensor] | None = getattr(loss.field, "at", None)
+
+    def drift(at: Callable[..., Tensor], places: Tensor, generated: Tensor) -> Tensor:
         seen = (frame.standardise(places), frame.standardise(generated), real)
-        return frame.scale * _summed(config.loss, mean_shift_at, *seen)
+        temperatures, _ = _bandwidths(loss, *seen[1:])
+        return frame.scale * torch.stack([at(*seen, temperature=value) for value in temperatures]).sum(0)
 
     def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
         restored = {step: frame.restore(points) for step, points in frames.items()}
-        return draw_points(folder, title=title, real=frame.restore(real), frames=restored, log=log, drift=drift, floor=floor)
+        return draw_points(
+            folder,
+            title=title,
+            real=frame.restore(real),
+            frames=restored,
+            log=log,
+            drift=None if at is None else partial(drift, at),
+            floor=floor,
+        )
 
     return draw
 
 
-def _summed(loss: LossConfig, field: Callable[..., Tensor], *samples: Tensor) -> Tensor:
-    """Return the drift of all temperatures of a loss together."""
-    parts = [field(*samples, temperature=value, affinity_floor=loss.affinity_floor) for value in loss.temperatures]
-    return torch.stack(parts).sum(0)
+def _training_drift(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> Float[Tensor, "n d"]:
+    """Return the raw drift by the field that trains, of all temperatures together, in the units of the norms that training logs."""
+    temperatures, unit = _bandwidths(loss, generated, positives)
+    moved, real = generated[None], positives[None]
+    drift = loss.field(
+        moved,
+        real,
+        moved,
+        temperatures=generated.new_tensor(temperatures),
+        weights=None,
+        num_self=len(generated),
+        distances=None,
+    )
+    return drift.sum(0)[0] / unit
+
+
+def _bandwidths(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> tuple[list[float], float]:
+    """Return the temperatures in the units of samples, and the unit of the drift that training has for these samples."""
+    if not loss.settings["normalize_features"]:
+        return list(loss.temperatures), 1.0
+    scale = float(drifting_loss(generated[None], positives[None], **loss.settings).scale)
+    return [scale * temperature for temperature in loss.temperatures], scale / generated.shape[1] ** 0.5

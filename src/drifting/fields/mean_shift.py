@@ -14,8 +14,9 @@ Source: paper, Algorithm 2 and section 3.3. The release clamps the squared affin
 which the paper does not mention: a weak uniform pull, harmful on low-dimensional data of several modes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,10 +28,25 @@ from drifting.inputs import check_shapes, check_temperature, constant, full_prec
 
 
 @runtime_checkable
+class Statistics(Protocol):
+    """What a field tells of itself: a NamedTuple of numbers for each temperature."""
+
+    def _asdict(self) -> dict[str, Float[Tensor, " t"]]: ...
+
+    def __iter__(self) -> Iterator[Float[Tensor, " t"]]: ...
+
+
+@runtime_checkable
 class Field(Protocol):
     """What the loss asks of a drift field: the drift at every temperature from one pass over the distances.
 
     A field that can be split takes `peers` as well, see `MeanShift`; it is passed only where rows are split over processes.
+    A field may also have
+
+    - `statistics`, called with the same arguments but `distances`: a NamedTuple of numbers for each temperature, for the log;
+    - `at(points, generated, positives, temperature=)`: the drift at any points [q, d] among samples [n, d], for pictures.
+
+    What a field does not have is left out of logs and pictures.
     """
 
     def __call__(
@@ -156,6 +172,18 @@ class MeanShift:
         for index, groups, rows, affinity in engine.affinity_tiles(distances, temperatures, self.affinity_floor, peers):
             targets.drift(affinity, groups, out=drift[index, groups, rows])
         return drift
+
+    def statistics(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Statistics:
+        """Return how the kernel spreads, see `diagnostics.kernel_statistics`."""
+        from drifting.fields.diagnostics import kernel_statistics  # which is built on this module
+
+        return kernel_statistics(generated, positives, negatives, **options, affinity_floor=self.affinity_floor)
+
+    def at(self, points: Tensor, generated: Tensor, positives: Tensor, *, temperature: float) -> Float[Tensor, "q d"]:
+        """Return the drift at any points, see `diagnostics.mean_shift_at`."""
+        from drifting.fields.diagnostics import mean_shift_at
+
+        return mean_shift_at(points, generated, positives, temperature=temperature, affinity_floor=self.affinity_floor)
 
 
 class Targets:

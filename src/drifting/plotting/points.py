@@ -91,7 +91,7 @@ def draw_points(
     real: Float[Tensor, "r 2"],
     frames: Mapping[int, Float[Tensor, "n 2"]],
     log: Log,
-    drift: Callable[[Tensor, Tensor], Tensor],
+    drift: Callable[[Tensor, Tensor], Tensor] | None = None,
     floor: float | None = None,
 ) -> list[Path]:
     """Draw samples.png, progress.png, drift_field.png, losses.png and training.gif of points in the plane.
@@ -102,14 +102,14 @@ def draw_points(
         real: real points.
         frames: step -> generated points, the start (0) and the end among them.
         log: the lines of metrics.jsonl.
-        drift: (places, generated) -> the field at those places, towards `real` and away from `generated`.
+        drift: (places, generated) -> the field at those places, towards `real` and away from `generated`; None leaves it out.
         floor: squared energy distance of two real samples of this size.
     """
     scene = _Scene(title, real, frames)
     figures = {
         "samples": scene.samples(),
         "progress": scene.progress(),
-        "drift_field": scene.field(drift),
+        **({} if drift is None else {"drift_field": scene.field(drift)}),
         "losses": losses_figure(title, log, floor),
     }
     return save_figures(folder, figures, map(scene.moment, sorted(frames)))

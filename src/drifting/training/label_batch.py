@@ -24,7 +24,6 @@ from torch import Tensor
 
 from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
-from drifting.fields.diagnostics import KernelStatistics
 from drifting.fields.peers import mean_over
 from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
 from drifting.training.step import Batch, drifting_step
@@ -73,8 +72,9 @@ def label_batched_step(
 
 def _joined(parts: Sequence[DriftLoss], processes: Processes) -> DriftLoss:
     """Return the report of a feature over all labels: losses side by side, statistics of all processes averaged."""
-    spreads = [torch.stack(part.statistics) for part in parts if part.statistics is not None]
-    spread = KernelStatistics(*mean_over(_peers(processes), torch.stack(spreads).mean(0))) if spreads else None
+    told = [part.statistics for part in parts if part.statistics is not None]
+    mean = mean_over(_peers(processes), torch.stack([torch.stack(tuple(spread)) for spread in told]).mean(0)) if told else ()
+    spread = type(told[0])(*mean) if told else None
     return replace(parts[0], loss=torch.cat([part.loss for part in parts]), statistics=spread)
 
 

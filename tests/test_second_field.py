@@ -1,0 +1,114 @@
+"""A run whose field is not the mean shift: what its log, its evaluation and its pictures say is of the field that trains."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from drifting import DriftingLoss, drifting_loss
+from drifting import config as configuration
+from drifting.config import LossConfig, RunConfig, report
+from drifting.fields.mean_shift import MeanShift
+from drifting.sampling import sample
+from drifting.training.loop import TrainingState, train
+
+
+class Constant:
+    """The drift is (3, 4) times the temperature, wherever the samples are."""
+
+    def __call__(self, generated, positives, negatives, *, temperatures, weights, num_self, distances):
+        vector = generated.new_tensor([3.0, 4.0])
+        return temperatures[:, None, None, None] * vector.expand_as(generated)
+
+
+class Told(NamedTuple):
+    """What a field may tell of itself."""
+
+    temperature: torch.Tensor
+    targets: torch.Tensor
+
+
+class Telling(Constant):
+    """A field with all that a field may have."""
+
+    def statistics(self, generated, positives, negatives, *, temperatures, weights, num_self):
+        return Told(temperatures, torch.full_like(temperatures, float(positives.shape[1] + negatives.shape[1])))
+
+    def at(self, points, generated, positives, *, temperature):
+        return points * 0 + temperature
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithField(LossConfig):
+    """A loss with a field."""
+
+    field: Any = None
+
+
+def _config(tiny_toy: RunConfig, field: Any, **changes: Any) -> RunConfig:
+    given = {**vars(tiny_toy.loss), "temperatures": (0.5, 2.0), **changes}
+    return dataclasses.replace(tiny_toy, loss=WithField(**given, field=field))
+
+
+def _last_report(config: RunConfig) -> dict:
+    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
+    encoder = configuration.build_encoder(config)
+    schedule = dataclasses.replace(config.schedule, steps=1)
+    (step,) = train(state, configuration.build_positives(config, encoder), encoder, configuration.build_loss(config), schedule)
+    return step.report.features["sample"]
+
+
+def _measured(config: RunConfig) -> dict:
+    generator = configuration.build_generator(config)
+    return configuration.build_evaluation(config, 50)(lambda count, seed: sample(generator, count, seed=seed))
+
+
+@pytest.mark.parametrize("field", [Constant(), Telling()])
+def test_log_and_evaluation_agree_on_the_field_that_trains(tiny_toy, field):
+    config = _config(tiny_toy, field)
+    logged, measured = _last_report(config), _measured(config)
+    assert [float(norm) for norm in logged.drift_norms.values()] == pytest.approx([0.25 * 12.5, 4 * 12.5])
+    # Of all temperatures together the drift is 2.5 times the vector.
+    for kind in ("", "_floor"):
+        assert measured[f"drift_norm{kind}"] == pytest.approx(6.25 * 12.5)
+        assert measured[f"drift_length{kind}"] == pytest.approx(2.5 * 5)
+
+
+def test_field_tells_its_own_statistics_or_none(tiny_toy):
+    assert _last_report(_config(tiny_toy, Constant())).statistics is None
+    told = _last_report(_config(tiny_toy, Telling())).statistics
+    schedule = tiny_toy.schedule
+    assert isinstance(told, Told)
+    assert told.temperature.tolist() == [0.5, 2.0]
+    assert told.targets.tolist() == [schedule.generated + schedule.positives] * 2
+    mean_shift = _last_report(_config(tiny_toy, None)).statistics
+    assert set(mean_shift._asdict()) == {"positive_neighbours", "negative_neighbours", "positive_share"}
+
+
+def test_picture_of_the_field_is_of_the_field_that_trains_or_left_out(tiny_toy, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "draw_points", lambda folder, **given: drawn.append(given["drift"]) or [])
+    for field in (Constant(), Telling(), None):
+        configuration.build_pictures(_config(tiny_toy, field))(tmp_path, frames={0: torch.zeros(40, 2)}, log=[])
+    without, own, mean_shift = drawn
+    places, generated = torch.randn(7, 2), torch.randn(30, 2)
+    assert without is None
+    assert torch.equal(own(places, generated), torch.full((7, 2), 2.5))
+    assert mean_shift(places, generated).shape == (7, 2)
+
+
+def test_evaluation_has_the_bandwidths_of_training_where_features_are_normalized(tiny_toy):
+    """The mean square of the drift at one temperature is what the loss reports for the same samples."""
+    config = _config(tiny_toy, None, temperatures=(0.3,), normalize_features=True)
+    evaluate = configuration.build_evaluation(config, 60).keywords["drift"]
+    generated, positives = (torch.randn(40, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    settings = {**configuration.build_loss(config).settings, "memory": None}
+    expected = drifting_loss(generated[None], positives[None], **settings).drift_norms[0.3]
+    assert float(evaluate(generated, positives).square().mean()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_loss_names_its_field():
+    assert DriftingLoss(affinity_floor=0.25).field == MeanShift(0.25)
+    field = Constant()
+    assert DriftingLoss(field=field).field is field
