@@ -122,9 +122,9 @@ def test_missing_shard_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"), [(["a"] * 20, "is string"), ([None] + [0] * 19, "1 gaps"), ([0.5] * 20, "is double")]
+    ("labels", "message"), [(["a", None] * 10, "is string with 10 gaps"), ([None] + [0] * 19, "1 gaps"), ([0.5] * 20, "is double")]
 )
-def test_labels_that_are_no_integers_are_refused(tmp_path, labels, message):
+def test_labels_that_are_no_classes_are_refused(tmp_path, labels, message):
     write_parquet(tmp_path / "train-0.parquet", pixels(20, 4, 4), labels)
     with pytest.raises(InputError, match=f"column 'label' .*{message}.*store integers"):
         load_images(str(tmp_path))

@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from drifting.data.decode import decode
-from drifting.data.readers import folder
+from drifting.data.readers import folder, listings
 from drifting.data.readers.base import EncodedImage, split_name
 from drifting.errors import InputError
 
@@ -42,10 +42,11 @@ class ImageFiles:
         if image_size < 1:
             raise InputError(f"image_size is {image_size}: pass 1 or more")
         _check_folder(self.path)
-        known = folder.splits(self.path)
+        reader = listings if listings.matches(self.path) else folder
+        known = reader.splits(self.path)
         if self.split not in known:
             raise InputError(f"split is '{split}', but data '{path}' has {', '.join(known)}: pass one of those")
-        self._listing = folder.listed(self.path, self.split)
+        self._listing = reader.listed(self.path, self.split)
         self.labels: Int[Tensor, " s"] | None = self._listing.labels
         self.class_names = self._listing.class_names
         self.left_out, self.doubts = self._listing.left_out, self._listing.doubts
@@ -110,4 +111,6 @@ def _check_folder(path: Path) -> None:
     if not path.exists():
         raise InputError(f"data is '{path}', which does not exist: pass a folder of images")
     if not path.is_dir():
-        raise InputError(f"data is '{path}', which is no folder: pass the folder it lies in")
+        raise InputError(
+            f"data is '{path}', which is no folder: pass a folder of image files, an unpacked one if this is an archive"
+        )

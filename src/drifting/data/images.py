@@ -7,20 +7,25 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from drifting.data.decode import decode
-from drifting.data.readers import cifar, folder, hub, idx, parquet
 from drifting.data.readers.base import Reader, Split, split_name
+from drifting.data.readers.find import find_reader
+from drifting.data.readers.saved import Given
 from drifting.errors import InputError
 from drifting.inputs import nearest_name
 
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 HUB_IDS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
-# Loose image files come last of the folders: they may lie about beside any other layout.
-READERS: tuple[Reader, ...] = (parquet, idx, cifar, folder, hub)
+# Of labels without names of classes: more classes than anyone has images of.
+_MOST_CLASSES = 10**6
 _HELD_OUT = 10  # one image in so many
 
 
@@ -70,7 +75,7 @@ class ImageSet:
 
 
 def load_images(
-    source: str | None,
+    source: "str | os.PathLike[str] | Dataset | DatasetDict | None",
     *,
     name: str | None = None,
     split: str = "train",
@@ -84,8 +89,8 @@ def load_images(
     split "train" does: of each class alike, and not in "train".
 
     Args:
-        source: a folder (any layout of `readers`), a Hub id owner/name, or None to find the data set `name`: in the folder
-            $DRIFTING_DATA/name, else on the Hub.
+        source: a folder or file (any layout of docs/data.md), a Hub id owner/name, a data set of the `datasets` library, or None to
+            find the data set `name`: in the folder $DRIFTING_DATA/name, else on the Hub.
         name: one of HUB_IDS, or a folder in $DRIFTING_DATA; unused where `source` is given.
         split: "train", "test", or another one that the source has.
         image_size: pixels to a side, cropped to a centred square and resized; None to keep squares of one size.
@@ -96,8 +101,11 @@ def load_images(
         InputError: if the source is missing, empty, damaged or of no known layout; if sizes differ and `image_size` is None.
         LabelError: if they are demanded and missing; if one is below 0 or beyond the class names, or a class has no images.
     """
-    path = _locate(source, name)
-    reader = _reader_of(path)
+    if source is None or isinstance(source, str | os.PathLike):
+        reader, path = find_reader(_locate(None if source is None else os.fspath(source), name))
+    else:
+        reader = Given(source)
+        path = reader.name
     part = _read(reader, path, split, labelled)
     if labelled and part.labels is None:
         raise LabelError(f"data is '{path}', which has no labels: use one sub-folder per class, or train without labels")
@@ -127,21 +135,6 @@ def _locate(source: str | None, name: str | None) -> Path:
             f"dataset is '{name}': did you mean '{nearest_name(name, HUB_IDS)}'? There are {known}; or pass --data FOLDER"
         )
     return Path(HUB_IDS[name])
-
-
-def _reader_of(path: Path) -> Reader:
-    """Return the first reader whose layout the path has."""
-    for reader in READERS:
-        if reader.matches(path):
-            return reader
-    if not path.exists():
-        raise InputError(f"data is '{path}', which does not exist: pass a folder, or a Hub id like ylecun/mnist")
-    if not path.is_dir():
-        raise InputError(f"data is '{path}', which is no folder: pass the folder it lies in")
-    if not any(path.iterdir()):
-        raise InputError(f"data is '{path}', which is an empty folder: put images there, or pass another folder")
-    layouts = "; ".join(reader.LAYOUT for reader in READERS)
-    raise InputError(f"data is '{path}', whose layout is unknown: make it one of: {layouts}")
 
 
 def _read(reader: Reader, path: Path, split: str, labelled: bool | None) -> Split:
@@ -176,9 +169,11 @@ def _check_labels(part: Split, path: Path, *, complete: bool) -> None:
         raise LabelError(f"data is '{path}', which has the label {lowest}: number the classes 0 to k-1, or train without labels")
     if names and highest >= len(names):
         raise LabelError(f"data is '{path}', which has the label {highest} but {len(names)} class names: mend the labels")
-    counts = torch.bincount(part.labels, minlength=len(names or ()))
-    if complete and int(counts.min()) == 0:
-        label = int(counts.argmin())
+    if not names and highest >= _MOST_CLASSES:
+        raise LabelError(f"data is '{path}', which has the label {highest}: number the classes 0 to k-1, or train without labels")
+    present = part.labels.unique().tolist()
+    label = next((number for number, found in enumerate(present) if number != found), len(present))
+    if complete and label < (len(names) if names else highest + 1):
         known_as = f" ('{names[label]}')" if names else ""
         raise LabelError(
             f"data is '{path}', where class {label}{known_as} has no images: add some, or number the other classes 0 to k-1"

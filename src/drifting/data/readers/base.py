@@ -4,10 +4,12 @@ Shapes: s samples, c channels, h height, w width.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
@@ -16,8 +18,12 @@ from drifting.errors import InputError
 # Usual names of splits and of their folders, in any case, such as Training, test_set or val-images.
 _SPLITS = {"train": "train|training", "test": "test|testing", "val": "val|valid|validation|dev"}
 _PART_OF_A_SPLIT = "[ _-]?(set|data|images|imgs|split)?"
-# Names of the column of classes in tables, the first of which is taken.
-LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "category", "coarse_label")
+# Names of the column of classes in tables, in any case; the first of these is taken.
+LABEL_COLUMNS = (
+    *("label", "fine_label", "labels", "class", "category", "target", "targets", "class_label", "class_name", "label_name"),
+    *("y", "coarse_label"),
+)
+_LFS_POINTER = b"version https://git-lfs"
 
 
 class EncodedImage(NamedTuple):
@@ -86,7 +92,50 @@ def by_number(name: str) -> tuple[tuple[int | str, ...], str]:
     return tuple(int(part) if index % 2 else part for index, part in enumerate(parts)), name
 
 
+def files_below(bases: Sequence[Path]) -> Callable[[str, str], Path]:
+    """Return (name, origin) -> the file that data name at a place of theirs, relative to the first of some folders.
+
+    Data from elsewhere may name any file of this machine, so that function raises InputError unless it is a regular file in one of
+    the folders or below, links followed.
+    """
+    real = [base.resolve() for base in bases]
+
+    def find(name: str, origin: str) -> Path:
+        with suppress(OSError, ValueError, RuntimeError):  # a loop of links, a null character
+            path = (bases[0] / name).resolve()
+            if any(path.is_relative_to(base) for base in real) and path.is_file():
+                return path
+        fix = "copy the images there and name them from there"
+        raise InputError(f"data holds '{origin}', which names '{name[:60]}', no regular file below '{bases[0]}': {fix}")
+
+    return find
+
+
+def folders_in(place: Path) -> list[Path]:
+    """Return the folders directly in a place, in order, but hidden ones and those of macOS; none where there is no such place."""
+    with suppress(OSError):
+        return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    return []
+
+
+def label_column(names: Iterable[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the column that tells the classes, None where there is none, and in words which others might have."""
+    known = {name.lower(): name for name in reversed(list(names))}
+    taken, *others = [known[name] for name in LABEL_COLUMNS if name in known] or [None]
+    return taken, tuple(f"the column '{name}' (classes are those of '{taken}')" for name in others)
+
+
+def numbered(values: Iterable[str], everywhere: Iterable[str]) -> tuple[Int[Tensor, " s"], tuple[str, ...]]:
+    """Return classes told by name as labels and their names in order, those of all splits."""
+    names = tuple(sorted(set(everywhere), key=by_number))
+    numbers = {name: number for number, name in enumerate(names)}
+    return torch.tensor([numbers[value] for value in values], dtype=torch.long), names
+
+
 def damaged(origin: Path | str, reason: object) -> InputError:
     """Return the error for a file that cannot be read."""
+    with suppress(OSError, ValueError), Path(origin).open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return InputError(f"data holds '{origin}', which only points to a file of Git LFS: run git lfs pull in its repository")
     told = " ".join(str(reason).split())[:120]
     return InputError(f"data holds '{origin}', which is truncated or corrupted ({told}): fetch or write that file again")

@@ -95,9 +95,13 @@ def splits(folder: Path) -> list[str]:
 
 def read(folder: Path, split: str) -> Split:
     """Return the images of one split, in the order of `listed`."""
-    found = listed(folder, split)
-    images = [EncodedImage(found.path(index), str(found.path(index))) for index in range(len(found.names))]
-    return Split(images, found.labels, found.class_names, found.left_out, found.doubts)
+    return split_of(listed(folder, split))
+
+
+def split_of(listing: Listing) -> Split:
+    """Return listed images as a split."""
+    images = [EncodedImage(listing.path(index), str(listing.path(index))) for index in range(len(listing.names))]
+    return Split(images, listing.labels, listing.class_names, listing.left_out, listing.doubts)
 
 
 def listed(folder: Path, split: str) -> Listing:

@@ -15,11 +15,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from drifting.data.memory import check_memory
 from drifting.data.readers.base import Split, damaged
 from drifting.errors import InputError
 
 LAYOUT = "IDX files (train-images-idx3-ubyte[.gz])"
 _STEMS = {"train": "train", "test": "t10k"}
+# gzip makes a file at most so many times smaller.
+_MOST_RATIO = 1032
 
 
 def matches(folder: Path) -> bool:
@@ -54,16 +57,23 @@ def _find(folder: Path, split: str, part: str, axes: int) -> Path | None:
 
 
 def _array(path: Path, axes: int) -> UInt8[Tensor, "..."]:
-    """Return the unsigned bytes of a file of that many axes."""
+    """Return the unsigned bytes of a file of that many axes; no more is read, or unpacked, than its head declares."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        *magic, found = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{axes}I", content, 4)
-    except (OSError, EOFError, zlib.error, struct.error) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4 + 4 * axes)
+            *magic, found = struct.unpack_from(">HBB", head)
+            shape = struct.unpack_from(f">{axes}I", head, 4)
+            if magic != [0, 8] or found != axes:
+                raise damaged(path, f"it does not begin as unsigned bytes in {axes} axes")
+            size = math.prod(shape)
+            if size > _MOST_RATIO * path.stat().st_size:
+                raise damaged(path, f"its head declares {size:,} values, more than a file of this length can hold")
+            check_memory(size, f"data holds '{path}', whose {size:,} values", "keep fewer images")
+            body = np.frombuffer(file.read(size + 1), np.uint8)
+    except InputError:  # which is a ValueError
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, struct.error) as error:
         raise damaged(path, error) from None
-    if magic != [0, 8] or found != axes:
-        raise damaged(path, f"it does not begin as unsigned bytes in {axes} axes")
-    body = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    if len(body) != math.prod(shape):
-        raise damaged(path, f"{len(body)} values where its head says {math.prod(shape)}")
+    if len(body) != size:
+        raise damaged(path, f"{len(body)}{' or more' * (len(body) > size)} values where its head says {size}")
     return torch.from_numpy(body.reshape(shape).copy())

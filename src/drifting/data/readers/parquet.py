@@ -1,69 +1,78 @@
-"""Parquet files as Hugging Face writes them: `<split>-00000-of-00001.parquet`, an image column of encoded files, integer labels."""
+"""Parquet files as Hugging Face writes them: `<split>-00000-of-00001.parquet`, in folders of splits, or one file of any name."""
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from drifting.data.readers.base import LABEL_COLUMNS, EncodedImage, Split, damaged
+from drifting.data.memory import check_memory
+from drifting.data.readers.base import Split, damaged, files_below, folders_in, split_name
+from drifting.data.readers.tables import Table, from_tables, needed_columns
 from drifting.errors import InputError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-LAYOUT = "parquet files (train-*.parquet, also in data/)"
-_NAME = re.compile(r"(\w+)(?:-.+)?\.parquet")
+LAYOUT = "parquet files (train-*.parquet, train/*.parquet, or one file)"
+_SUFFIX = ".parquet"
+# Describes image files beside it.
+_METADATA = "metadata.parquet"
+# Of a row as Python holds it, without the image.
+_BYTES_PER_ROW = 200
 
 
 def matches(folder: Path) -> bool:
-    """Return whether the folder, or its sub-folder data, holds parquet files."""
+    """Return whether this is a parquet file, or a folder that holds some, directly or in folders of splits."""
     return bool(_files(folder))
 
 
 def splits(folder: Path) -> list[str]:
-    """Return the splits that the files' names begin with."""
-    return list(_files(folder))
+    """Return the splits that the names of files or folders tell."""
+    return list(_by_split(folder))
 
 
 def read(folder: Path, split: str) -> Split:
     """Read one split, its files in the order of their names."""
-    files = _files(folder)[split]
+    by_split = _by_split(folder)
+    files = by_split[split]
     total = re.search(r"-of-(\d+)\.parquet", files[0].name)
-    if total and len(files) != int(total[1]):
+    if total and not folder.is_file() and len(files) != int(total[1]):
         raise InputError(f"data holds {len(files)} of the {int(total[1])} files like '{files[0]}': fetch the others too")
-    return from_tables([(_table(path), str(path)) for path in files])
+
+    def everywhere(column: str) -> Iterator[Table]:
+        for paths in by_split.values():
+            yield from (_table(path, [column]) for path in paths)
+
+    base = folder.parent if folder.is_file() else folder
+    return from_tables([_table(path) for path in files], find=files_below([base]), everywhere=everywhere)
 
 
-def from_tables(tables: "Sequence[tuple[pa.Table, str]]") -> Split:
-    """Return the images, still encoded, of Arrow tables (and their origins) whose schema is that of Hugging Face."""
-    images = [image for table, origin in tables for image in _images(table, origin)]
-    schema = tables[0][0].schema
-    label_column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
-    if label_column is None:
-        return Split(images, None, None)
-    labels = torch.cat([_labels(table, label_column, origin) for table, origin in tables])
-    return Split(images, labels, _class_names(schema, label_column))
+def _files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder] if folder.suffix == _SUFFIX else []
+    places = [folder, *(place for place in folders_in(folder) if split_name(place.name))]
+    found = (path for place in places for path in sorted(place.glob(f"*{_SUFFIX}")))
+    return [path for path in found if path.name != _METADATA and not path.name.startswith(".") and path.is_file()]
 
 
-def _files(folder: Path) -> dict[str, list[Path]]:
-    """Return split -> files, of the folder itself or else of its sub-folder data."""
-    for place in (folder, folder / "data"):
-        found: dict[str, list[Path]] = {}
-        for path in sorted(place.glob("*.parquet")):
-            if match := _NAME.fullmatch(path.name):
-                found.setdefault(match[1], []).append(path)
-        if found:
-            return found
-    return {}
+def _by_split(folder: Path) -> dict[str, list[Path]]:
+    """Return split -> files; files whose names tell none are "train", if they are parts of one table."""
+    found: dict[str, list[Path]] = {}
+    for path in _files(folder):
+        found.setdefault(path.parent.name if path.parent != folder and folder.is_dir() else _key(path.stem), []).append(path)
+    if folder.is_file() or (len(found) == 1 and not any(map(split_name, found))):
+        return {"train": [path for paths in found.values() for path in paths]}
+    if not any(map(split_name, found)):
+        names = " and ".join(f"'{paths[0].name}'" for paths in list(found.values())[:2])
+        fix = f"name them train-0{_SUFFIX}, test-0{_SUFFIX} and so on, or pass one of them as --data"
+        raise InputError(f"data is '{folder}', where {names} do not tell which split they are: {fix}")
+    return found
 
 
-def _table(path: Path) -> "pa.Table":
-    """Read the image and label columns of a file."""
+def _key(stem: str) -> str:
+    """Return the split that is a word of a name, or else what stands before the number of a part."""
+    words = [word for word in re.split(r"[-_. ]+", stem) if split_name(word)]
+    return words[0] if len(words) == 1 else re.sub(r"[-_.]?\d*$", "", stem.split("-", maxsplit=1)[0])
+
+
+def _table(path: Path, columns: list[str] | None = None) -> Table:
+    """Read the columns of images and classes of a file, or others."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -71,61 +80,18 @@ def _table(path: Path) -> "pa.Table":
         raise InputError(f"data holds '{path}', which needs pyarrow: pip install 'drifting[images]'") from None
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            return file.read([_image_column(schema, str(path)), *(name for name in LABEL_COLUMNS if name in schema.names)])
-    except (pa.ArrowException, OSError) as error:
+            taken = needed_columns(file.schema_arrow, str(path)) if columns is None else columns
+            _check_size(file.metadata, path)
+            return Table(file.read(taken), str(path))
+    except InputError:  # which is a ValueError
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise damaged(path, error) from None
 
 
-def _image_column(schema: "pa.Schema", origin: str) -> str:
-    """Return the column of images: `image`, `img`, or the only one that holds bytes."""
-    import pyarrow as pa
-
-    def holds_bytes(kind: "pa.DataType") -> bool:
-        if pa.types.is_struct(kind):
-            return any(field.name == "bytes" for field in kind)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-    candidates = [field.name for field in schema if holds_bytes(field.type)]
-    preferred = [name for name in ("image", "img") if name in candidates] or candidates
-    if len(preferred) == 1 or preferred[:1] == ["image"]:
-        return preferred[0]
-    raise InputError(f"data holds '{origin}', whose columns are {', '.join(schema.names)}: name the one of encoded images 'image'")
-
-
-def _images(table: "pa.Table", origin: str) -> list[EncodedImage]:
-    rows = table.column(_image_column(table.schema, origin)).to_pylist()
-    return [_encoded(row, f"{origin}, row {index}") for index, row in enumerate(rows)]
-
-
-def _encoded(row: object, origin: str) -> EncodedImage:
-    """Return a row's image: its bytes, or the file that stands for them."""
-    content, path = (row.get("bytes"), row.get("path")) if isinstance(row, dict) else (row, None)
-    if isinstance(content, bytes):
-        return EncodedImage(content, origin)
-    if path is None:
-        raise InputError(f"data holds '{origin}', which has no image: remove that row")
-    return EncodedImage(Path(path), origin)
-
-
-def _labels(table: "pa.Table", column: str, origin: str) -> Int[Tensor, " s"]:
-    import pyarrow as pa
-
-    if column not in table.column_names:
-        raise InputError(f"data holds '{origin}', which has no column '{column}' while another file has: fetch it again")
-    values = table.column(column)
-    if not pa.types.is_integer(values.type) or values.null_count:
-        raise InputError(
-            f"data holds '{origin}', whose column '{column}' is {values.type} with {values.null_count} gaps: "
-            "store integers 0 to k-1, one for every image"
-        )
-    return torch.tensor(values.to_pylist(), dtype=torch.long)
-
-
-def _class_names(schema: "pa.Schema", column: str) -> tuple[str, ...] | None:
-    """Return the names in the schema's metadata, where the `datasets` library describes its features as JSON."""
-    try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return tuple(map(str, names)) or None if isinstance(names, list) else None
+def _check_size(metadata: "object", path: Path) -> None:
+    """Raise InputError unless there is memory for what the head of the file declares."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]  # pyright: ignore[reportAttributeAccessIssue]
+    rows = sum(group.num_rows for group in groups)
+    need = sum(group.total_byte_size for group in groups) + _BYTES_PER_ROW * rows
+    check_memory(need, f"data holds '{path}', whose {rows:,} rows", "keep fewer rows")
