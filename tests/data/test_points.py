@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +81,7 @@ def test_pickled_objects_are_refused(tmp_path):
 def test_missing_file_and_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist: pass the path"):
         load_points(tmp_path / "none.npy")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no regular file"):
         load_points(tmp_path)
 
 
@@ -142,3 +145,61 @@ def test_numbers_too_large_for_float64_are_refused(tmp_path):
 def test_one_point_many_times_is_refused(value):
     with pytest.raises(InputError, match="one point many times"):
         frame_of(torch.full((7, 2), value, dtype=torch.float64), "x.npy")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,2\n3,4\n5,7\n",
+        "x,y\n1,2\n3,4\n5,7",
+        "\ufefflongitude;latitude\r\n1;2\r\n3;4\r\n5;7\r\n",
+        "1\t2\n3\t4\n\n5\t7\n",
+        "# of numpy.savetxt\n1.0 2e0\n 3  4\n5 7\n",
+        ",x,y\n0,1,2\n1,3,4\n2,5,7\n",
+        '"name","Y","X"\n"a",2,1\n"b","4","3"\n"c",7,5\n',
+        "1, 2\n3, 4\n5, 7\n",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "TXT", "tsv"])
+def test_tables_of_text_are_read(tmp_path, text, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(text.encode())
+    assert load_points(path).tolist() == [[1, 2], [3, 4], [5, 7]]
+    assert load_points(path).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds 0 points"),
+        (b"x,y\n", "holds 0 points"),
+        (b"1,2\n", "holds 1 points"),
+        (b"1,2,3\n4,5,6\n", "a table of 3 columns: keep two columns, or name two of them x and y in a header"),
+        (b"a,b,c\n4,5,6\n", "a table of columns a, b, c: keep two"),
+        (b"1\n2\n", "a table of 1 columns"),
+        (b"1,2\n3\n", "line 2 has 1 columns where others have 2"),
+        (b"x,y\n1,2\n3,four\n", "line 3 holds 'four', which is no number"),
+        (b"1,5;2,5\n3,5;4,5\n", "line 2 holds '3,5', which is no number: write it like 1.5"),
+        (b"1,2\n3,\n", "line 2 holds '', which is no number"),
+        (b"1,2\nnan,4\n", "NaN or infinite values"),
+        (b"\xff\xfe1,2", "cannot be read as text .*: save it as UTF-8"),
+    ],
+)
+def test_tables_that_are_no_points_are_refused(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_points(tmp_path / "a.csv")
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")  # opening it would wait for ever
+    for path in (tmp_path / "pipe.csv", tmp_path, Path("/dev/zero")):
+        with pytest.raises(InputError, match="which is no regular file: pass the path of a"):
+            load_points(path)
+
+
+def test_heads_that_declare_more_than_there_is_are_refused(tmp_path):
+    whole = _saved(tmp_path / "a.npy", np.zeros((10, 2))).read_bytes()
+    (tmp_path / "a.npy").write_bytes(whole.replace(b"(10, 2), }" + b" " * 12, b"(1000000000000, 2), }".ljust(22)))
+    with pytest.raises(InputError, match=r"cannot be read as \.npy"):
+        load_points(tmp_path / "a.npy")

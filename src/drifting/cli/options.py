@@ -50,7 +50,7 @@ class Choices:
     dataset: str | None = None
     """Which toy: moons, swiss_roll, checker, circles, spirals, eight_gaussians, pinwheel."""
     data: str | None = None
-    """Your own data: a .npy file of [n, 2] points for toy; a folder of images, a Hub id, or what `drifting latents` wrote."""
+    """Your data: points in a .csv or .npy file for toy; a folder or file of images, a Hub id; or what `drifting latents` wrote."""
     unconditional: bool = False
     """One joint population of images, without labels."""
     encoder_weights: str | None = None

@@ -8,10 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting.data.memory import check_memory
 from drifting.errors import InputError
 
 # Units beyond these are too near to the ends of float64 to calculate and to draw with.
 _LEAST_SCALE, _MOST_SCALE = 1e-290, 1e290
+_TEXTS = {".csv", ".tsv", ".txt"}
+# Of a table as text, its words and its numbers as Python holds them.
+_BYTES_PER_CHARACTER = 40
 
 
 class Frame(NamedTuple):
@@ -30,14 +34,19 @@ class Frame(NamedTuple):
 
 
 def load_points(path: Path) -> Float[Tensor, "n 2"]:
-    """Return the points of a .npy file in float64; raises InputError unless it holds a finite numeric [n, 2] array."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"data is '{path}', which does not exist: pass the path of a .npy file") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"data is '{path}', which cannot be read as .npy ({error}): save it with numpy.save") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":
+    """Return points in float64, of a .npy file or of a table of numbers in text (.csv, .tsv, .txt), with a header or without.
+
+    Raises:
+        InputError: unless the file holds a finite numeric [n, 2] array; or, as text, two numbers in each line, or two columns that
+            a header calls x and y.
+    """
+    kinds = ".npy or .csv file"
+    if not path.exists():
+        raise InputError(f"data is '{path}', which does not exist: pass the path of a {kinds}")
+    if not path.is_file():  # a named pipe would be waited for
+        raise InputError(f"data is '{path}', which is no regular file: pass the path of a {kinds}")
+    array = _text_array(path) if path.suffix.lower() in _TEXTS else _npy_array(path)
+    if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":
         raise InputError(f"data is '{path}', an array of shape {np.shape(array)}: pass numbers of shape [n, 2]")
     if len(array) < 2:
         raise InputError(f"data is '{path}', which holds {len(array)} points: pass at least 2")
@@ -46,6 +55,54 @@ def load_points(path: Path) -> Float[Tensor, "n 2"]:
     if not np.isfinite(array).all():
         raise InputError(f"data is '{path}', which holds NaN or infinite values: remove those points")
     return torch.from_numpy(array)
+
+
+def _npy_array(path: Path) -> np.ndarray:
+    try:
+        # Mapped first: numpy asks for the memory that a head declares before it looks whether the file has as much.
+        array = np.array(np.load(path, allow_pickle=False, mmap_mode="r"))
+    except (ValueError, OSError, EOFError, OverflowError, SyntaxError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"data is '{path}', which cannot be read as .npy ({reason}): save it with numpy.save") from None
+    return array
+
+
+def _text_array(path: Path) -> Float[np.ndarray, "n 2"]:
+    """Return the two columns of a table; its lines are split at tabs, semicolons, commas or else spaces."""
+    check_memory(_BYTES_PER_CHARACTER * path.stat().st_size, f"data is '{path}', whose numbers", "keep fewer points")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data is '{path}', which cannot be read as text ({error}): save it as UTF-8") from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    separator = next((mark for mark in "\t;," if lines and mark in lines[0][1]), None)
+    rows = [(number, [word.strip().strip("\"'") for word in line.split(separator)]) for number, line in lines]
+    header = rows.pop(0)[1] if rows and not any(map(_is_number, rows[0][1])) else []
+    width = len(rows[0][1]) if rows else 2
+    names = [name.lower() for name in header]
+    if width != 2 and not (names.count("x") == names.count("y") == 1):
+        columns = f"columns {', '.join(header)}"[:100] if header else f"{width} columns"
+        raise InputError(f"data is '{path}', a table of {columns}: keep two columns, or name two of them x and y in a header")
+    places = [names.index("x"), names.index("y")] if width != 2 else [0, 1]
+    return np.array([_numbers(path, number, words, places, width) for number, words in rows], np.float64).reshape(-1, 2)
+
+
+def _numbers(path: Path, number: int, words: list[str], places: list[int], width: int) -> list[float]:
+    if len(words) != width:
+        raise InputError(f"data is '{path}', whose line {number} has {len(words)} columns where others have {width}: fix that line")
+    wrong = next((words[place] for place in places if not _is_number(words[place])), None)
+    if wrong is not None:
+        raise InputError(f"data is '{path}', whose line {number} holds '{wrong[:40]}', which is no number: write it like 1.5")
+    return [float(words[place]) for place in places]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def frame_of(points: Float[Tensor, "n 2"], origin: str) -> Frame:

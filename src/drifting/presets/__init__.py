@@ -30,7 +30,7 @@ class Preset:
 
 
 PRESETS = {
-    "toy": Preset(toy, "points in the plane", "seven toys, or --data points.npy", "2 to 4", "energy distance as real data's"),
+    "toy": Preset(toy, "points in the plane", "seven toys, or --data points.csv", "2 to 4", "energy distance as real data's"),
     "digits": Preset(digits, "8 x 8 handwritten digits by class", "embedded in scikit-learn", "1", "97 % named right, new ones"),
     "mnist-pixel": Preset(
         mnist.mnist_pixel,

@@ -16,7 +16,7 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
 
     Args:
         dataset: one of `data.toys.TOYS`; moons by default.
-        data: path of a .npy file of shape [n, 2], instead of a toy.
+        data: path of a .npy file of shape [n, 2] or of a table in text, instead of a toy.
 
     Command: drifting train toy --dataset moons. Hardware: two CPU cores. Time: two minutes, four for other sets than the anchors.
     Expected: energy distance of 10,000 samples to the data at most 1.5 times that of real points.
