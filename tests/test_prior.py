@@ -4,6 +4,11 @@ import torch
 from drifting.prior import draw_noise, seeded_noise
 
 
+def test_noise_of_a_seed_is_this_very_one():
+    expected = [[0.0599110350, 0.0155596342, -1.1644384861], [0.9716, 1.5016, 0.0916]]
+    torch.testing.assert_close(seeded_noise([0, 7], (3,), 0), torch.tensor(expected), rtol=0, atol=5e-5)
+
+
 @pytest.mark.parametrize("size", [1, 3, 7, 20])
 def test_noise_of_a_sample_is_bit_equal_in_any_batch(size):
     whole = seeded_noise(range(20), (5,), seed=3)

@@ -14,12 +14,11 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.network_run import Saving, follow
+from drifting.seeds import stream_seed
 from drifting.training.masked import Batches, masked_state, train_masked
 
 # Rows that the figures are of, at most, and how many of them at once.
 _MEASURED, _AT_ONCE = 2048, 64
-# Seeds of masks that training does not draw.
-_FIGURES_STREAM = 10**6
 
 
 def train_streamed(network: MaskedAutoencoder, config: EncoderRunConfig, saving: Saving) -> dict[str, int | float]:
@@ -54,7 +53,7 @@ def batches_of(rows: Rows, batch_size: int, seed: int) -> Batches:
 
 def _taken(rows: Rows, first: int, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """Return the rows at places of the training's order, and their labels where they have any."""
-    indices = shuffled_indices(len(rows), first, count, seed)
+    indices = shuffled_indices(len(rows), first, count, stream_seed(seed, "encoder batches"))
     images = rows.take(indices, torch.arange(first, first + count))
     return images, None if rows.labels is None else rows.labels[indices]
 
@@ -74,7 +73,7 @@ def _ahead(batches: Batches, last: int, thread: Executor) -> Batches:
 
 @torch.no_grad()
 def _figures(network: MaskedAutoencoder, rows: Rows, config: EncoderRunConfig) -> dict[str, float]:
-    rng = torch.Generator(config.device).manual_seed(_FIGURES_STREAM + config.seed)
+    rng = torch.Generator(config.device).manual_seed(stream_seed(config.seed, "masks of figures"))
     errors, hidden, hits = list[Tensor](), list[Tensor](), list[Tensor]()
     for images, labels in _measured(rows, config.seed):
         batch = to_signed(images.to(config.device))

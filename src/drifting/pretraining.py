@@ -34,6 +34,7 @@ from drifting.metrics.linear_probe import linear_probe
 from drifting.network_run import Saving, follow
 from drifting.plotting import draw_reconstruction
 from drifting.run_folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS
+from drifting.seeds import initial_weights, stream_seed
 from drifting.training.encoder import Augmentation, train_autoencoder, train_supervised
 from drifting.training.interruption import command_to_go_on
 from drifting.training.masked import MaskedTraining
@@ -132,7 +133,7 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
     network.eval()
     test = configuration.load_split(data, "test").images
     # In the order of the files there would be one class alone.
-    images = test[shuffled_indices(len(test), 0, min(_RECONSTRUCTED, len(test)), config.seed)]
+    images = test[shuffled_indices(len(test), 0, min(_RECONSTRUCTED, len(test)), stream_seed(config.seed, "reconstruction"))]
     again = in_batches(lambda part: network(part.to(config.device))[0], images)
     title = f"{data.name}: {len(images)} test images through a code of {network.code_dim} numbers"
     draw_reconstruction(folder, title=title, images=configuration.to_signed(images), reconstructed=again)
@@ -154,8 +155,7 @@ def _train(
         masked = {field.name: getattr(settings, field.name) for field in fields(MaskedTraining)}
         training = train_mae(cast(MaskedAutoencoder, network), images.images, images.labels, seed=config.seed, **masked)
     elif isinstance(settings, SimCLRConfig):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with initial_weights(config.seed, "projection"):
             simclr = SimCLR(network, features=cast(ResNet, network).feature_dim, temperature=settings.temperature)
         training = train_simclr(simclr.to(config.device), images.images, views=settings.views, **given)
     else:
@@ -173,7 +173,7 @@ def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str
     figures: dict[str, int | float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
     if train.labels is None or test.labels is None:
         return figures
-    some = shuffled_indices(len(train.images), 0, min(_PROBED, len(train.images)), config.seed)
+    some = shuffled_indices(len(train.images), 0, min(_PROBED, len(train.images)), stream_seed(config.seed, "linear probe"))
     if len(train.labels[some].unique()) < 2:
         return figures
     embed = partial(in_batches, lambda part: network.embed(part.to(config.device)))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
+from drifting.seeds import stream_seed
 
 
 def _rng(seed: int = 0) -> torch.Generator:
@@ -54,11 +55,39 @@ def test_bank_holds_what_deques_hold(per_class, unconditional, pushes):
             assert sorted(bank.draw_unconditional(1, len(naive.all), _rng())[0].tolist()) == sorted(naive.all)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    per_class=st.integers(1, 5),
+    unconditional=st.integers(1, 7),
+    pushes=st.lists(st.lists(st.integers(0, 8), max_size=12), min_size=1, max_size=6),
+)
+def test_bank_holds_the_latest_samples_of_different_numbers(per_class, unconditional, pushes):
+    """Sample n is of class n % 3; what is kept of it says when it was pushed."""
+    bank, kept = _bank(3, per_class, unconditional), {name: {} for name in (0, 1, 2, "all")}
+    sizes, time = {0: per_class, 1: per_class, 2: per_class, "all": unconditional}, 0
+    for numbers in pushes:
+        times = torch.arange(time, time + len(numbers))
+        bank.push(times.float(), torch.tensor(numbers).long() % 3, torch.tensor(numbers).long())
+        for number in numbers:
+            for name in (number % 3, "all"):
+                kept[name].pop(number, None)
+                kept[name][number] = float(time)
+                if len(kept[name]) > sizes[name]:
+                    kept[name].pop(next(iter(kept[name])))
+            time += 1
+        assert bank.filled.tolist() == [len(kept[label]) for label in range(3)]
+        found = [bank.rings["classes"].samples[label, : len(kept[label])].tolist() for label in range(3)]
+        assert [sorted(samples) for samples in found] == [sorted(kept[label].values()) for label in range(3)]
+        assert sorted(bank.rings["unconditional"].samples[0, : bank.unconditional_filled].tolist()) == sorted(kept["all"].values())
+
+
 def test_slots_are_those_of_a_ring():
     bank = _bank(2, 3, 2)
     bank.push(torch.arange(5.0), torch.tensor([0, 1, 0, 0, 0]))
-    assert bank.tensors()["classes.samples"].tolist() == [[4.0, 2.0, 3.0], [1.0, 0.0, 0.0]]
-    assert bank.tensors()["unconditional.samples"].tolist() == [[4.0, 3.0]]
+    assert bank.tensors()["classes.samples"].tolist() == [[2.0, 3.0, 4.0], [1.0, 0.0, 0.0]]
+    assert bank.tensors()["unconditional.samples"].tolist() == [[3.0, 4.0]]
+    bank.push(torch.arange(5.0, 7.0), torch.tensor([0, 0]))
+    assert bank.tensors()["classes.samples"][0].tolist() == [5.0, 6.0, 4.0]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -133,6 +162,8 @@ def test_state_comes_back_bit_for_bit():
         (lambda bank: bank.push(torch.zeros(2), torch.tensor([0])), "labels has 1 entries for 2"),
         (lambda bank: bank.push(torch.zeros(1, 2), torch.tensor([0])), r"samples have shape \(2,\)"),
         (lambda bank: bank.push(torch.zeros(1)), "labels is missing"),
+        (lambda bank: bank.push(torch.zeros(1), torch.tensor([0]), torch.tensor([0, 1])), "numbers has 2 entries for 1"),
+        (lambda bank: bank.push(torch.zeros(1), torch.tensor([0]), torch.tensor([-1])), "from 0 on"),
         (lambda bank: bank.restore(_bank(per_class=9).tensors(), "there"), r"'there' has classes.samples of shape \(3, 9\)"),
         (lambda bank: bank.restore({}, "there"), "of shape None"),
         (lambda bank: _bank(per_class=0), "capacity_per_class is 0"),
@@ -158,7 +189,8 @@ def test_first_draw_fills_every_class():
     source = _source()
     drawn = source.draw(torch.tensor([1, 2]), 4, _rng())
     assert drawn[..., 0].tolist() == [[1.0] * 4, [2.0] * 4]
-    assert source.bank.filled.tolist() == [4, 4, 4]
+    assert sorted(drawn[0, :, 1].tolist()) == [6.0, 6.0, 7.0, 7.0]
+    assert source.bank.filled.tolist() == [4, 2, 4]
     assert (source.sample_shape, source.num_classes) == ((2,), 3)
     assert source.draw_unconditional(2, 3, _rng()).shape == (2, 3, 2)
 
@@ -169,7 +201,7 @@ def test_every_draw_pushes_the_next_of_the_order():
     start = int(source.tensors()["position"])
     for step in range(12):
         source.draw(torch.tensor([0]), 1, _rng())
-        latest = shuffled_indices(48, start + 5 * step, 5, 3)
+        latest = shuffled_indices(48, start + 5 * step, 5, stream_seed(3, "memory bank"))
         assert int(source.tensors()["position"]) == start + 5 * (step + 1)
         assert sorted(source.draw_unconditional(1, 5, _rng())[0, :, 1].tolist()) == sorted(latest.tolist())
 
@@ -180,6 +212,64 @@ def test_warm_up_ends_with_classes_smaller_than_their_buffer(monkeypatch):
     source.draw(torch.arange(3), 2, _rng())
     assert source.bank.filled[1] == 2
     assert int(source.tensors()["position"]) <= 48
+
+
+@pytest.mark.parametrize("push_per_step", [1, 7, 64])
+def test_samples_of_a_small_class_are_drawn_equally_often(push_per_step):
+    """A draw of 20 from a class of 10 in a ring of 32 has each twice, and so it stays over many epochs."""
+    samples, labels = torch.arange(40.0), torch.tensor([0] * 10 + [1] * 30)
+    source = BankSource(samples, labels, _bank(2, 32, 64), push_per_step=push_per_step, seed=0)
+    for _ in range(60):
+        drawn = source.draw(torch.tensor([0, 1]), 20, _rng()).long()
+        assert drawn[0].bincount().tolist() == [2] * 10
+        assert len(set(drawn[1].tolist())) == 20
+        assert len(set(source.draw_unconditional(1, 40, _rng())[0].tolist())) == 40
+        assert source.draw(torch.tensor([0]), 23, _rng())[0].long().bincount().sort().values.tolist() == [2] * 7 + [3] * 3
+
+
+def test_samples_of_a_class_that_fills_its_ring_are_all_different_between_two_epochs():
+    source = BankSource(torch.arange(9.0), None, _bank(None, 8, 8), push_per_step=3, seed=0)
+    counts = torch.zeros(9)
+    for _ in range(300):
+        drawn = source.draw(None, 8, _rng())[0].long()
+        assert len(set(drawn.tolist())) == 8
+        counts[drawn] += 1
+    assert float(counts.min()) > 0.8 * float(counts.max())
+
+
+class EarlierRing:
+    """The ring of version 0.1.0: a slot for every push, whatever is pushed."""
+
+    def __init__(self, capacity):
+        self.slots, self.pushed = [None] * capacity, 0
+
+    def push(self, samples):
+        for sample in samples:
+            self.slots[self.pushed % len(self.slots)] = sample
+            self.pushed += 1
+
+
+@pytest.mark.parametrize("pushed", [3, 8, 13, 16])
+def test_bank_of_an_earlier_version_goes_on_as_it_would_have(pushed):
+    samples, ring = torch.arange(5.0), EarlierRing(8)
+    ring.push(shuffled_indices(5, 0, pushed, 3).tolist())
+    held = torch.tensor([[float(sample or 0) for sample in ring.slots]])
+    saved = {
+        f"{name}.{part}": value
+        for name in ("classes", "unconditional")
+        for part, value in (("samples", held), ("pushed", torch.tensor([pushed])))
+    }
+    source = BankSource(samples, None, _bank(None, 8, 8), push_per_step=2, seed=3)
+    source.restore({**saved, "position": torch.tensor(pushed)})
+    for step in range(6):
+        source.draw(None, 1, _rng())
+        ring.push(shuffled_indices(5, pushed + 2 * step, 2, 3).tolist())
+        kept = source.bank.rings["classes"]
+        assert kept.samples[0, : int(kept.filled)].tolist() == [slot for slot in ring.slots if slot is not None]
+        if step == 2:  # saved and resumed by this version, it still goes on as there
+            again = BankSource(samples, None, _bank(None, 8, 8), push_per_step=2, seed=3)
+            again.restore(source.tensors())
+            source = again
 
 
 def test_rows_are_prepared_before_they_are_kept():

@@ -5,6 +5,7 @@ from drifting.data.bank import MemoryBank
 from drifting.data.image_files import ImageFiles
 from drifting.data.latents import LatentCache
 from drifting.data.pixels import to_signed
+from drifting.data.shuffle import shuffled_indices
 from drifting.data.source import reference_samples
 from drifting.data.streamed import ImageRows, LatentRows, RowBankSource, RowSource
 from drifting.errors import InputError
@@ -145,6 +146,36 @@ def test_bank_is_filled_class_by_class_and_reads_no_row_more(cache):
     assert int(source.tensors()["position"]) == 15
 
 
+@pytest.mark.parametrize("push", [1, 5, 48, 100])
+def test_every_epoch_has_each_row_once(cache, push):
+    taken, rows = [], _rows(cache)
+    kept = rows.take
+    rows.take = lambda indices, positions: taken.append((indices, positions)) or kept(indices, positions)
+    source = _source(rows, push=push)
+    for _ in range(-(-96 // push) + 1):
+        source.draw(torch.tensor([0]), 1, _rng())
+    indices, positions = (torch.cat(part) for part in zip(*taken, strict=True))
+    assert positions.tolist() == list(range(len(positions)))
+    first, second = indices[:48], indices[48:96]
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(48))
+    assert first.tolist() != second.tolist()
+
+
+def test_bank_of_an_earlier_version_takes_the_rows_that_it_would_have_taken(cache):
+    one = _source(_rows(cache))
+    one.draw(torch.arange(3), 4, _rng())
+    saved = {name: value for name, value in one.tensors().items() if not name.endswith(("turns", "numbers"))}
+    taken, rows = [], _rows(cache)
+    two = _source(rows)
+    two.restore(saved)
+    assert all(torch.equal(two.bank.rings[name].samples, rings.samples) for name, rings in one.bank.rings.items())
+    kept = rows.take
+    rows.take = lambda indices, positions: taken.append((indices, positions)) or kept(indices, positions)
+    two.draw(torch.arange(3), 4, _rng())
+    assert torch.equal(taken[0][0], shuffled_indices(48, 10, 5, 3))
+    assert taken[0][1].tolist() == [10, 11, 12, 13, 14]
+
+
 def test_first_unconditional_samples_are_of_a_class_as_often_as_its_rows(tmp_path):
     labels = torch.cat([torch.zeros(300), torch.ones(100)]).long()
     write_cache(tmp_path / "cache", told_apart(400), labels, shard_size=100)
@@ -183,7 +214,7 @@ def test_resumed_source_goes_on_bit_for_bit(spread, cache, files, kind, labelled
         "unconditional.samples": (5, 2),
     }
     two.restore(saved)
-    assert told[-1][0] == told[-1][1] == int(one.bank.filled.sum()) + 5
+    assert told[-1][0] == told[-1][1] == int(one.bank.filled.sum()) + one.bank.unconditional_filled
     for name, rings in one.bank.rings.items():
         assert torch.equal(two.bank.rings[name].samples, rings.samples)
     other = _rng()

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.training.encoder import (
     Augmentation,
+    in_order,
     random_affine,
     random_shift,
     train_autoencoder,
@@ -107,7 +107,7 @@ def test_bytes_become_signed_numbers():
 @pytest.mark.parametrize(("bad", "steps", "seen"), [(3, 100, 24), (30, 100, 49), (2, 6, 5), (6, 6, 5)])
 def test_loss_that_is_not_finite_stops_the_training(bad, steps, seen):
     images = torch.full((2 * steps, 1, 8, 8), 0.1)
-    images[shuffled_indices(len(images), 2 * (bad - 1), 1, seed=0)] = float("nan")
+    images[in_order(images, 2, seed=0)(bad)[0]] = float("nan")
     training = train_autoencoder(_autoencoder(), images, steps=steps, batch_size=2, learning_rate=1e-3, seed=0)
     with pytest.raises(DivergenceError, match=f"NaN or infinite at step {bad}: lower"):
         list(training)

@@ -54,8 +54,7 @@ def test_classes_have_a_share_at_the_end_alone():
 def test_loss_of_a_step_is_that_of_its_definition():
     settings = dataclasses.replace(SETTINGS, steps=1, classification_weight=0.25)
     network = _network()
-    rng = torch.Generator().manual_seed(5)
-    mask = random_mask(6, network.grid, rng)
+    mask = random_mask(6, network.grid, masked_state(network, settings, seed=5).rng)
     reconstruction, logits = network(IMAGES[:6], mask)
     error = mae_loss(reconstruction, network.patches(IMAGES[:6]), mask)
     expected = 0.75 * error + 0.25 * cross_entropy(logits, LABELS[:6])

@@ -125,7 +125,11 @@ def test_n_and_n_steps_with_a_bank_equal_2n_bit_for_bit(config, cache, encoder, 
     whole = _trained(config, 6)
     assert {name for name in whole if name.startswith("positives.")} == {
         "positives.position",
-        *(f"positives.{ring}.{part}" for ring in ("classes", "unconditional") for part in ("samples", "pushed")),
+        *(
+            f"positives.{ring}.{part}"
+            for ring in ("classes", "unconditional")
+            for part in ("samples", "pushed", "turns", "numbers")
+        ),
     }
     assert_same_tensors(halves, whole)
 

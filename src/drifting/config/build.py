@@ -1,8 +1,6 @@
 """How everything is built from a configuration: with `report`, the only file that knows every class."""
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +50,7 @@ from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
 from drifting.inputs import check_device
 from drifting.loss import DriftingLoss
+from drifting.seeds import initial_weights
 from drifting.training.precision import computed_in
 
 Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
@@ -80,7 +79,7 @@ def build_generator(config: RunConfig) -> Generator:
         case _:
             shape, num_classes = (2,), None
     given = {"sample_shape": shape, "num_classes": num_classes, "guided": config.schedule.draws_guidance}
-    with _seeded(config.seed):
+    with initial_weights(config.seed, "generator"):
         match config.generator:
             case MLPConfig() as settings:
                 return MLP(**given, **vars(settings))
@@ -96,7 +95,8 @@ def build_generator(config: RunConfig) -> Generator:
 
 def build_network(config: AnyConfig) -> nn.Module | None:
     """Return the network that is trained before or in place of a generator, on the CPU; None where there is none."""
-    with _seeded(config.seed):
+    # A judge must not start from the weights of an encoder that it is to judge.
+    with initial_weights(config.seed, "classifier" if isinstance(config, ClassifierConfig) else "encoder"):
         match config:
             case ClassifierConfig():
                 return Classifier(_known_shape(config.data), config.data.num_classes or 0, config.width)
@@ -187,11 +187,3 @@ def _known_shape(data: ImagesData | StreamedData) -> tuple[int, int, int]:
         origin = data.path or getattr(data, "name", None)
         raise InputError(f"data is '{origin}', whose shape is not known yet: resolve the configuration first")
     return data.image_shape
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw initial weights from a seed, leaving the process's own random stream alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -32,6 +32,7 @@ from drifting.metrics.memorisation import nearest
 from drifting.metrics.two_sample import energy_distance
 from drifting.plotting import draw_comparison, draw_images, draw_points
 from drifting.plotting.panels import Log
+from drifting.seeds import stream_seed
 
 # Seeds of real points that no picture, frame or training draws.
 _EVALUATION_STREAM = 10**6
@@ -102,7 +103,7 @@ def _streamed_pictures(config: RunConfig, data: StreamedData, source: Source) ->
     title = Path(data.path or "").name + (", decoded latents" if isinstance(data, LatentsData) else "")
 
     def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
-        anything = source.draw_unconditional(1, count, torch.Generator().manual_seed(0))[0]
+        anything = source.draw_unconditional(1, count, torch.Generator().manual_seed(stream_seed(0, "pictures")))[0]
         real = decode(reference_samples(source, count, 0) if labelled else anything)
         in_rows = to_signed(real).unflatten(0, (columns, rows)).transpose(0, 1)
         # As bytes: they are large images, at every stage of the training.

@@ -11,14 +11,17 @@ Source: the sample queue of the paper: 128 samples of each class, 1000 unconditi
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.source import ALL, owned
 from drifting.errors import InputError
+from drifting.seeds import stream_seed
 
 _WARMUP_CHUNK = 1024
+# What a ring is made of.
+_PARTS = ("samples", "pushed", "turns", "numbers")
 
 
 class Rings:
@@ -36,24 +39,45 @@ class Rings:
     ) -> None:
         self.samples: Shaped[Tensor, "r k *sample"] = torch.zeros((rings, capacity, *sample_shape), dtype=dtype, device=device)
         self.pushed: Int[Tensor, " r"] = torch.zeros(rings, dtype=torch.long, device=device)
+        # The count of pushes at which a slot was written, and the number of its sample in the data set; -1 for none.
+        self.turns: Int[Tensor, "r k"] = torch.full((rings, capacity), -1, device=device)
+        self.numbers: Int[Tensor, "r k"] = torch.full((rings, capacity), -1, device=device)
 
     @property
     def filled(self) -> Int[Tensor, " r"]:
-        """Samples held by each ring."""
-        return self.pushed.clamp(max=self.samples.shape[1])
+        """Samples held by each ring, in its first slots."""
+        return (self.turns >= 0).sum(1)
 
-    def push(self, samples: Shaped[Tensor, "b *sample"], rings: Int[Tensor, " b"]) -> None:
-        """Append every sample to its ring, in their order; each ring forgets its oldest where it is full."""
+    def push(
+        self, samples: Shaped[Tensor, "b *sample"], rings: Int[Tensor, " b"], numbers: Int[Tensor, " b"] | None = None
+    ) -> None:
+        """Append every sample to its ring, in their order; each ring forgets its oldest where it is full.
+
+        A sample takes the place of the one with the same number, where its ring holds it, so that none is held twice.
+        """
         capacity = self.samples.shape[1]
-        counts = torch.bincount(rings, minlength=len(self.pushed))
-        order = rings.argsort(stable=True)
-        ordered = rings[order]
-        rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[ordered]
+        turns = self.pushed[rings] + ranks(rings)
+        self.pushed += torch.bincount(rings, minlength=len(self.pushed))
+        places = torch.arange(len(rings), device=rings.device)
+        if numbers is None or len(numbers) == 0:
+            numbers = torch.full_like(rings, -1)
+        else:
+            numbers = numbers.to(rings)
+            places = places[ranks((rings * (numbers.max() + 1) + numbers).flip(0)).flip(0) == 0]
         # Of a push that is longer than the ring only its end stays, so that no slot is written twice.
-        last = rank >= (counts - capacity)[ordered]
-        ordered, rank = ordered[last], rank[last]
-        self.samples[ordered, (self.pushed[ordered] + rank) % capacity] = samples[order[last]].to(self.samples)
-        self.pushed += counts
+        places = places[ranks(rings[places].flip(0)).flip(0) < capacity]
+        samples, rings, numbers, turns = samples[places], rings[places], numbers[places], turns[places]
+        held = (self.numbers[rings] == numbers[:, None]) & (numbers >= 0)[:, None]
+        again = held.any(1)
+        self._write(again, held[again].byte().argmax(1), samples, rings, numbers, turns)
+        several, of_several = rings[~again].unique(return_inverse=True)
+        oldest = self.turns[several].argsort(dim=1, stable=True)
+        self._write(~again, oldest[of_several, ranks(of_several)], samples, rings, numbers, turns)
+
+    def _write(self, some: Bool[Tensor, " b"], slots: Tensor, samples: Tensor, rings: Tensor, *told: Tensor) -> None:
+        rings = rings[some]
+        self.samples[rings, slots] = samples[some].to(self.samples)
+        self.numbers[rings, slots], self.turns[rings, slots] = (value[some] for value in told)
 
     def draw(self, rings: Int[Tensor, " l"], count: int, rng: torch.Generator) -> Int[Tensor, "l p"]:
         """Return `count` slots for each row of `rings`, all different where the ring holds that many, on the device of rng."""
@@ -67,6 +91,14 @@ class Rings:
         """Return the samples in some slots of every ring, on the device of `slots`."""
         device = self.samples.device
         return self.samples[rings.to(device)[:, None], slots.to(device)].to(slots.device)
+
+
+def ranks(kinds: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """Return how many of the same kind stand before each."""
+    order = kinds.argsort(stable=True)
+    _, counts = kinds[order].unique_consecutive(return_counts=True)
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device) - first)
 
 
 class MemoryBank:
@@ -124,16 +156,32 @@ class MemoryBank:
         """The buffers by name: one for each class, and one for all."""
         return {"classes": self._classes, "unconditional": self._unconditional}
 
-    def push(self, samples: Shaped[Tensor, "b *sample"], labels: Int[Tensor, " b"] | None = None) -> None:
-        """Add samples, the oldest of a full buffer leaving; raises InputError if shapes or labels do not fit."""
+    def push(
+        self,
+        samples: Shaped[Tensor, "b *sample"],
+        labels: Int[Tensor, " b"] | None = None,
+        numbers: Int[Tensor, " b"] | None = None,
+    ) -> None:
+        """Add samples, the oldest of a full buffer leaving.
+
+        Args:
+            samples: what is kept.
+            labels: their classes, where there are any.
+            numbers: which samples of their data set they are, from 0 on. One that is held already is replaced, never held twice.
+
+        Raises:
+            InputError: if shapes, labels or numbers do not fit.
+        """
         if tuple(samples.shape[1:]) != self.sample_shape:
             raise InputError(f"samples have shape {tuple(samples.shape[1:])}: this bank keeps {self.sample_shape}")
         rows = self._rows(labels, len(samples))
         if len(rows) != len(samples):
             raise InputError(f"labels has {len(rows)} entries for {len(samples)} samples: pass one for each")
+        if numbers is not None and (len(numbers) != len(samples) or bool((numbers < 0).any())):
+            raise InputError(f"numbers has {len(numbers)} entries for {len(samples)} samples: pass one for each, from 0 on")
         samples = samples.to(self._classes.samples.device)
-        self._classes.push(samples, rows)
-        self._unconditional.push(samples, torch.zeros_like(rows))
+        self._classes.push(samples, rows, numbers)
+        self._unconditional.push(samples, torch.zeros_like(rows), numbers)
 
     def draw(
         self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
@@ -161,18 +209,30 @@ class MemoryBank:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything the bank holds as named tensors, copied."""
-        parts = ("samples", "pushed")
-        return {f"{name}.{part}": getattr(rings, part).clone() for name, rings in self.rings.items() for part in parts}
+        return {f"{name}.{part}": getattr(rings, part).clone() for name, rings in self.rings.items() for part in _PARTS}
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
         """Take over what `tensors` returned; raises InputError if it is of a bank of another size."""
+        tensors = {**self._missing(tensors), **tensors}
         for name, value in self.tensors().items():
             found = tuple(tensors[name].shape) if name in tensors else None
             if found != tuple(value.shape):
                 raise InputError(f"memory bank of '{origin}' has {name} of shape {found}, not {tuple(value.shape)}: use its sizes")
         for name, rings in self.rings.items():
-            rings.samples.copy_(tensors[f"{name}.samples"])
-            rings.pushed.copy_(tensors[f"{name}.pushed"])
+            for part in _PARTS:
+                getattr(rings, part).copy_(tensors[f"{name}.{part}"])
+
+    def _missing(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what an earlier version did not save: turns by the place in the ring, and no numbers."""
+        found = {}
+        for name, rings in self.rings.items():
+            if f"{name}.pushed" in tensors and f"{name}.turns" not in tensors:
+                last = tensors[f"{name}.pushed"][:, None].to(rings.pushed.device) - 1
+                capacity = rings.samples.shape[1]
+                slots = torch.arange(capacity, device=last.device)
+                found[f"{name}.turns"] = (last - (last - slots) % capacity).clamp(min=-1)
+                found[f"{name}.numbers"] = torch.full_like(rings.numbers, -1)
+        return found
 
     def _rows(self, labels: Tensor | None, count: int) -> Int[Tensor, " l"]:
         """Return the ring of every label, on the device of the bank."""
@@ -192,7 +252,7 @@ class BankSource:
     """A finite data set seen through a memory bank: every draw first pushes fresh samples, in a new order each epoch.
 
     The first draw fills the bank: it pushes until every class has as many samples as its buffer, or its data, can hold,
-    which takes an epoch at most.
+    which takes an epoch at most. No sample is in a buffer twice, so those of a small class are drawn equally often.
 
     Args:
         samples: all real samples, on any device.
@@ -230,17 +290,19 @@ class BankSource:
         if int(counts.min()) == 0:
             raise InputError(f"data has no sample of class {int(counts.argmin())}: number the classes 0 to {len(counts) - 1}")
         self._enough = counts.clamp(max=bank.capacity_per_class)
-        self._push_per_step, self._seed, self._prepare = push_per_step, seed, prepare
-        self._position = 0
+        self._push_per_step, self._prepare = push_per_step, prepare
+        self._seed, self._seed_of_earlier_version = stream_seed(seed, "memory bank"), seed
+        self._position, self._full, self._numbered = 0, False, True
 
     def draw(
         self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
     ) -> Shaped[Tensor, "l p *sample"]:
         """Push fresh samples, then return `count` of the bank's for each label, on the device of rng."""
-        if self._position == 0:
-            self._fill()
-        else:
+        if self._full:
             self._push(self._next(self._push_per_step))
+        else:
+            self._fill()
+            self._full = True
         return self.bank.draw(labels, count, rng, own)
 
     def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Shaped[Tensor, "l m *sample"]:
@@ -252,20 +314,29 @@ class BankSource:
         return {**self.bank.tensors(), "position": torch.tensor(self._position)}
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
-        """Take over what `tensors` returned; raises InputError if it does not fit."""
-        position = self._position_in(tensors, origin)
-        self.bank.restore(tensors, origin)
-        self._position = position
+        """Take over what `tensors` returned; raises InputError if it does not fit.
 
-    @staticmethod
-    def _position_in(tensors: Mapping[str, Tensor], origin: str) -> int:
+        A run of an earlier version, which did not number samples, goes on as it would have there.
+        """
         if "position" not in tensors:
             raise InputError(f"memory bank of '{origin}' has no position: resume from a checkpoint of this run")
-        return int(tensors["position"])
+        self._restore(tensors, origin)
+        self._position = int(tensors["position"])
+        self._full = self._position > 0
+        self._numbered = not self._full or bool((self._numbers >= 0).any())
+        if not self._numbered:
+            self._seed = self._seed_of_earlier_version
+
+    @property
+    def _numbers(self) -> Int[Tensor, "r k"]:
+        return self.bank.rings["unconditional"].numbers
+
+    def _restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        self.bank.restore(tensors, origin)
 
     def _fill(self) -> None:
         while bool((self.bank.filled.cpu() < self._enough).any()):
-            self._push(self._next(max(_WARMUP_CHUNK, self._push_per_step)))
+            self._push(self._next(min(_WARMUP_CHUNK, len(self._samples))))
 
     def _next(self, count: int) -> Int[Tensor, " b"]:
         return shuffled_indices(len(self._samples), self._position, count, self._seed)
@@ -273,7 +344,7 @@ class BankSource:
     def _push(self, indices: Int[Tensor, " b"]) -> None:
         fresh = self._samples[indices.to(self._samples.device)]
         fresh = fresh if self._prepare is None else self._prepare(fresh)
-        self.bank.push(fresh, self._labels_of(indices))
+        self.bank.push(fresh, self._labels_of(indices), indices if self._numbered else None)
         self._position += len(indices)
 
     def _labels_of(self, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"] | None:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from drifting.errors import InputError
+from drifting.seeds import stream_seed
 
 # The share of a process that is alone.
 ALL = slice(None)
@@ -124,7 +125,7 @@ def reference_samples(source: Source, count: int, seed: int, *, limit: bool = Fa
 
     Of more classes than that there is one sample each or, with a limit, there are the first ones alone, as in so many samples.
     """
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(stream_seed(seed, "reference"))
     if source.num_classes is None:
         return source.draw(None, count, rng)[0]
     per_class = max(1, count // source.num_classes)

@@ -6,6 +6,7 @@ not depend on how rows are taken together, and its memory bank can be told by ro
 Shapes: s samples, b of them at once, l labels, p positives, m unconditional samples.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from drifting.data.bank import BankSource, MemoryBank
+from drifting.data.bank import BankSource, MemoryBank, ranks
 from drifting.data.image_files import ImageFiles
 from drifting.data.latents import LatentCache
 from drifting.data.pixels import to_signed
@@ -178,7 +179,8 @@ def _positions(indices: Int[Tensor, "l p"], rng: torch.Generator) -> Int[Tensor,
 class RowBankSource(BankSource):
     """Rows seen through a memory bank.
 
-    The first draw fills every class to what its buffer, or its data, can hold, and reads no row more. A checkpoint holds row and
+    The first draw fills every class to what its buffer, or its data, can hold, and reads no row more; each row comes once in every
+    epoch all the same. A checkpoint holds row and
     position of what is in the bank, which `restore` reads again, bit for bit: bytes of images would be many gigabytes.
 
     Args:
@@ -214,9 +216,8 @@ class RowBankSource(BankSource):
         """Return row and position of all that the bank holds, and the position of the next."""
         return {**self._origins.tensors(), "position": torch.tensor(self._position)}
 
-    def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
-        """Read again what `tensors` told; raises InputError if it does not fit."""
-        position = self._position_in(tensors, origin)
+    def _restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Read again what `tensors` told."""
         self._origins.restore(tensors, origin)
         held = {
             name: (torch.arange(rings.samples.shape[1]) < rings.filled[:, None]).nonzero()
@@ -231,34 +232,46 @@ class RowBankSource(BankSource):
                 target.samples[ring, slot] = taken.to(target.samples)
                 done += len(part)
                 self._told(done, total)
-            target.pushed.copy_(source.pushed)
-        self._position = position
+            for part in ("pushed", "turns", "numbers"):
+                getattr(target, part).copy_(getattr(source, part))
 
     def _fill(self) -> None:
-        chosen, done = self._first(), 0
+        chosen, done = self._first_epoch[: self._count_to_fill], 0
         for part in chosen.split(_CHUNK):
             self._push(part)
             done += len(part)
             self._told(done, len(chosen))
 
-    def _first(self) -> Int[Tensor, " b"]:
-        """Return the first rows of each class in the order of the first epoch, as many as its buffer holds.
+    @property
+    def _count_to_fill(self) -> int:
+        """How many rows the first draw reads: as many of each class as its buffer, or its data, can hold."""
+        return int(self._enough.sum())
 
-        Backwards: what is pushed last is in the buffer of all classes together, and the front of the order is of each class in
-        proportion to its rows; its end, past the rows of full classes, is of rare classes alone.
+    @functools.cached_property
+    def _first_epoch(self) -> Int[Tensor, " s"]:
+        """The order of the first epoch: the rows that fill the bank, then the others.
+
+        Those that fill it stand backwards: what is pushed last is in the buffer of all classes together, and the front of the order
+        is of each class in proportion to its rows; its end, past the rows of full classes, is of rare classes alone.
         """
         order = shuffled_indices(len(self._rows), 0, len(self._rows), self._seed)
         classes = torch.zeros_like(order) if self._labels is None else self._labels[order]
-        by_class, counts = classes.argsort(stable=True), classes.bincount()
-        rank = torch.empty_like(order)
-        rank[by_class] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[classes[by_class]]
-        return order[rank < self._enough[classes]].flip(0)
+        first = ranks(classes) < self._enough[classes]
+        return torch.cat([order[first].flip(0), order[~first]])
+
+    def _next(self, count: int) -> Int[Tensor, " b"]:
+        if not self._numbered:
+            return super()._next(count)
+        start, rows = self._position, len(self._rows)
+        rest = max(start + count - max(start, rows), 0)
+        return torch.cat([self._first_epoch[start : start + count], shuffled_indices(rows, max(start, rows), rest, self._seed)])
 
     def _push(self, indices: Int[Tensor, " b"]) -> None:
         positions = torch.arange(self._position, self._position + len(indices))
         labels = self._labels_of(indices)
-        self.bank.push(self._rows.take(indices, positions), labels)
-        self._origins.push(torch.stack([indices, positions], 1), labels)
+        numbers = indices if self._numbered else None
+        self.bank.push(self._rows.take(indices, positions), labels, numbers)
+        self._origins.push(torch.stack([indices, positions], 1), labels, numbers)
         self._position += len(indices)
 
     def _told(self, done: int, total: int) -> None:

@@ -31,11 +31,12 @@ from drifting.metrics.frechet import (
 from drifting.metrics.memorisation import memorisation
 from drifting.metrics.precision_recall import precision_recall
 from drifting.metrics.two_sample import mean_distance
+from drifting.seeds import stream_seed
 
 Bytes = UInt8[Tensor, "s c h w"]
 # (count, labels) -> that many images, one for each label where there are any
 ImageSampler = Callable[[int, Sequence[int] | None], Bytes]
-_FLOOR_SEED = 0
+_FLOOR_SEED = stream_seed(0, "floor")
 # Images whose distances from each other are looked at, at most.
 _PAIRED = 2000
 # Images that have a fifth nearest neighbor among them.

@@ -13,8 +13,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from drifting.data.shuffle import shuffled_indices
+from drifting.seeds import stream_seed
 
-_SEED = 0
+_SEED = stream_seed(0, "shares")
 # Its multiples, modulo 1, fill the unit interval evenly.
 _GOLDEN = (5**0.5 - 1) / 2
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from drifting.errors import InputError
 from drifting.published import quietly
+from drifting.seeds import initial_weights
 
 CLASSES = ("bright", "dark", "striped")
 # Of each class.
@@ -36,8 +36,7 @@ def write_images(folder: Path, *, image_size: int, channels: int) -> Path:
 def write_vae(folder: Path) -> Path:
     """Write an untrained auto-encoder with latents of four channels and half the side, and return its folder."""
     diffusers = _library("diffusers", "vae")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+    with initial_weights(_SEED, "smoke auto-encoder"):
         network = diffusers.AutoencoderKL(
             block_out_channels=(4, 8),
             down_block_types=("DownEncoderBlock2D",) * 2,
@@ -52,8 +51,7 @@ def write_vae(folder: Path) -> Path:
 def write_convnext(folder: Path) -> Path:
     """Write an untrained ConvNeXt-V2 of four stages as a published one lies in its folder, and return that."""
     transformers = _library("transformers", "encoders")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+    with initial_weights(_SEED, "smoke backbone"):
         sizes = transformers.ConvNextV2Config(depths=[1, 1, 1, 1], hidden_sizes=[4, 8, 16, 32], image_size=32)
         with quietly("transformers"):
             transformers.ConvNextV2Model(sizes).save_pretrained(folder)

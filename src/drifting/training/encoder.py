@@ -19,6 +19,7 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.augmentation import Views, augment
 from drifting.errors import InputError
+from drifting.seeds import stream_seed
 from drifting.training.network import NetworkState, NetworkTraining, device_of
 
 _BLACK = -1.0
@@ -168,8 +169,10 @@ def in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tens
     if len(images) == 0:
         raise InputError("data is empty: pass at least one image")
 
+    order = stream_seed(seed, "encoder batches")
+
     def indices(number: int) -> Tensor:
-        chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, seed))
+        chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, order))
         return chosen.to(images.device)
 
     return indices

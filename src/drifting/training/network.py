@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer, restore_stream
 from drifting.ema import exponential_average
+from drifting.seeds import stream_seed
 from drifting.training.state import DivergenceError
 
 _WARMUP = 0.2
@@ -65,7 +66,7 @@ class NetworkState:
         given = {"lr": learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
         self.optimizer = torch.optim.AdamW(model.parameters(), **given)
         self.average = None if settings.ema_decay is None else exponential_average(model, settings.ema_decay)
-        self.rng = torch.Generator(device_of(model)).manual_seed(seed)
+        self.rng = torch.Generator(device_of(model)).manual_seed(stream_seed(seed, "encoder training"))
         self.step = 0
         self._first_fault = torch.zeros((), dtype=torch.long, device=device_of(model))
 

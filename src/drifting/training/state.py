@@ -11,11 +11,9 @@ from drifting.distributed import ALONE, Processes, local
 from drifting.ema import exponential_average
 from drifting.generators.base import Generator
 from drifting.loss import FeatureLoss
+from drifting.seeds import stream_seed
 from drifting.training.optimizer import build_optimizer
 from drifting.training.schedule import Schedule
-
-# Seeds of a CPU stream count modulo 2^32; weights are drawn with the seed itself.
-_TRAINING_STREAM = 2**31
 
 
 class DivergenceError(RuntimeError):
@@ -44,7 +42,7 @@ class TrainingState:
         self.chosen = schedule.ema_decay
         self.optimizer = build_optimizer(generator, schedule)
         self.device = next(generator.parameters()).device
-        self.rng = torch.Generator(self.device).manual_seed(_TRAINING_STREAM + seed)
+        self.rng = torch.Generator(self.device).manual_seed(stream_seed(seed, "training"))
         self.step = 0
         self._faults: dict[tuple[str, float], Tensor] = {}
 
