@@ -3,6 +3,7 @@ import itertools
 import statistics
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from drifting import config as configuration
 from drifting.config import PointsData, RunConfig, ToyData, resolve
 from drifting.data.digits import load_digits
 from drifting.data.toys import toy
+from drifting.errors import InputError
 from drifting.evaluation import evaluate_digits, evaluate_points, mode_shares
 from drifting.metrics.two_sample import energy_distance
 
@@ -64,6 +66,20 @@ def test_own_points_are_measured_in_two_halves(tiny_toy, own_points):
     metrics = measure(lambda count, seed: source.draw(None, count, torch.Generator().manual_seed(seed))[0])
     assert metrics["num_samples"] == 60
     assert metrics["energy_distance"] < 4 * metrics["energy_distance_floor"]
+
+
+@pytest.mark.parametrize("count", [1, 0])
+def test_single_point_has_no_drift_to_be_measured(tiny_toy, count):
+    with pytest.raises(InputError, match=f"num_samples is {count}: ask for at least 2"):
+        configuration.build_evaluation(tiny_toy, count)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_own_points_are_refused_in_a_sentence(tiny_toy, tmp_path, count):
+    np.save(tmp_path / "few.npy", np.arange(2 * count).reshape(count, 2) ** 2.0)
+    config = resolve(dataclasses.replace(tiny_toy, data=PointsData(path=str(tmp_path / "few.npy"))))
+    with pytest.raises(InputError, match=f"of {count} points, of which one half is compared with the other: .* at least 4"):
+        configuration.build_evaluation(config)
 
 
 def test_distances_are_medians_over_all_pairs_of_draws():

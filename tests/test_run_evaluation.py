@@ -1,5 +1,6 @@
 """The evaluation of runs on image files and on latents: what they are compared with, what is kept, what is refused."""
 
+import dataclasses
 import json
 import shutil
 import weakref
@@ -207,6 +208,19 @@ def test_latents_are_compared_with_a_folder_of_images(latents_run, images):
     val = real_images.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))
     expected = compare(see([(exported, None)], judge), see([(val, None)], judge))
     assert metrics["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*singular covariance")
+def test_classes_of_data_that_are_not_here_are_known_from_the_configuration(files_run, images, tmp_path, monkeypatch):
+    data = dataclasses.replace(files_run.config.data, path=str(tmp_path / "gone"), class_names=("b", "c", "a"), counts=(30, 10, 20))
+    run = dataclasses.replace(files_run, config=dataclasses.replace(files_run.config, data=data))
+    asked, made = [], run_evaluation.sampled_batches
+    monkeypatch.setattr(run_evaluation, "sampled_batches", lambda *args, **options: asked.append(options) or made(*args, **options))
+    write_images(tmp_path / "named", {"b": 8, "a": 4}, channels=3)
+    write_images(tmp_path / "others", {"x": 8, "a": 4}, channels=3)
+    for real, shares in (("named", [20, 0, 10]), ("others", [15, 5, 10])):
+        run.evaluate(judge="pixels", count=30, real=str(tmp_path / real))
+        assert torch.tensor(asked[-1]["labels"]).bincount().tolist() == shares
 
 
 def test_latents_alone_hold_no_real_images(latents_run, monkeypatch, tmp_path):

@@ -194,9 +194,7 @@ class OtherImages:
         try:
             return self.images.see(batch_size, real.digests if trained_on is None else torch.cat([real.digests, trained_on]))
         except _NothingLeftError:
-            return NoFloor(f"all {self.images.name} are among those of the reference, or the judge was trained on them").see(
-                batch_size, real
-            )
+            return NoFloor(f"all {self.images.name} are in the reference, or trained the judge").see(batch_size, real)
 
 
 @dataclass
@@ -374,22 +372,24 @@ class _Sides:
     def _classes(self) -> tuple[Tensor | None, tuple[str, ...] | None]:
         """Return the class of every training image and the names of the classes; None where there are none, or no data."""
         data = self.config.data
+        counts, names = getattr(data, "counts", None), getattr(data, "class_names", None)
         if not getattr(data, "conditional", False):
             return None, None
+        if counts and names:
+            return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), names
         try:
             match data:
-                case ImagesData():
-                    train = configuration.load_split(data, "train")
-                    return train.labels, train.class_names
-                case ImageFilesData():
-                    files = configuration.open_files(data)
-                    return files.labels, files.class_names
                 case LatentsData():
                     cache = configuration.open_latents(data)
                     return cache.labels, cache.index.class_names
+                case ImagesData() | ImageFilesData():
+                    train = (
+                        configuration.load_split(data, "train") if isinstance(data, ImagesData) else configuration.open_files(data)
+                    )
+                    return train.labels, train.class_names
         except InputError as error:
             warnings.warn(f"samples are of all classes equally often, for those of the data are not known ({error})", stacklevel=2)
-        return None, None
+        return None, names
 
 
 def _as_of_run(images: ImageFiles, names: tuple[str, ...] | None) -> Int[Tensor, " s"] | None:

@@ -26,6 +26,7 @@ from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.points import Frame
 from drifting.data.source import InMemorySource, Source, reference_samples
 from drifting.data.toys import toy
+from drifting.errors import InputError
 from drifting.evaluation import Metrics, Sampler, evaluate_digits, evaluate_points
 from drifting.loss import DriftingLoss, drifting_loss
 from drifting.metrics.memorisation import nearest
@@ -43,11 +44,22 @@ Pictures = Callable[..., list[Path]]
 
 
 def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sampler], Metrics]:
-    """Return the function that measures a sampler against the real data of a run: so many points, or digits, which are all used."""
+    """Return the function that measures a sampler against the real data of a run: so many points, or digits, which are all used.
+
+    Raises:
+        InputError: for fewer than 2 points, of a sampler or in each half of a data set.
+    """
     if isinstance(config.data, DigitsData):
         return partial(evaluate_digits, split=load_digits())
     source = build_source(config)
-    count = min(count, len(source.samples) // 2) if isinstance(source, InMemorySource) else count
+    if count < 2:
+        raise InputError(f"num_samples is {count}: ask for at least 2")
+    if isinstance(source, InMemorySource):
+        count = min(count, len(source.samples) // 2)
+        if count < 2:
+            origin = getattr(config.data, "path", None)
+            few = f"data is '{origin}' of {len(source.samples)} points, of which one half is compared with the other"
+            raise InputError(f"{few}: evaluate a run of at least 4")
     modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
     return partial(
         evaluate_points,
