@@ -51,7 +51,7 @@ def load_seen(path: Path) -> tuple[Seen, str]:
     gaussian, fingerprint = load_gaussian(path)
     with safe_open(path, "pt") as file:
         known = set(file.keys())
-        kept = {name: file.get_tensor(name) for name in _KEPT if name in known}
+        kept = {name: file.get_tensor(name).clone() for name in _KEPT if name in known}
         figures = {name: file.get_tensor(name) for name in _FIGURES if name in known}
     if any(value.numel() != 1 for value in figures.values()):
         raise InputError(f"path is '{path}', whose {' and '.join(figures)} are no single numbers: delete it and compute it again")

@@ -148,7 +148,7 @@ class RunningGaussian:
             return Gaussian(self._mean.clone(), self._scatter / (self.count - 1), self.count)
         rows = torch.cat([batch.double() for batch in self._rows])
         mean = rows.mean(0)
-        return Gaussian(mean, count=self.count, root=rows.sub_(mean).div_((self.count - 1) ** 0.5).T)
+        return Gaussian(mean, count=self.count, root=rows.sub_(mean).div_((self.count - 1) ** 0.5).T.contiguous())
 
 
 def _scatter(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
@@ -280,7 +280,8 @@ def load_gaussian(path: Path) -> tuple[Gaussian, str]:
         with safe_open(path, "pt") as file:
             fingerprint = (file.metadata() or {}).get("fingerprint", "")
             name = "root" if "root" in set(file.keys()) else "covariance"
-            mean, spread = (file.get_tensor(part).double() for part in ("mean", name))
+            # Cloned, for products of a matrix may round in another way where it lies otherwise in memory than when it was made.
+            mean, spread = (file.get_tensor(part).double().clone() for part in ("mean", name))
             gaussian = Gaussian(mean, count=int(file.get_tensor("count")), **{name: spread})
     except FileNotFoundError:
         raise InputError(f"path is '{path}', which does not exist: compute the Gaussian first") from None
