@@ -9,7 +9,6 @@ from drifting.config.data import Data, ImageFilesData, ImagesData, LatentsData, 
 from drifting.config.facts import counts_of
 from drifting.config.sources import load_split, open_files, open_latents
 from drifting.data.images import stored_split
-from drifting.data.readers import folder
 from drifting.data.readers.base import shown_name
 from drifting.errors import InputError
 
@@ -62,7 +61,7 @@ def _of_images(data: ImagesData) -> list[str]:
 def _of_files(data: ImageFilesData) -> list[str]:
     files = open_files(data)
     classes, doubts = _classes(files.labels if data.conditional else None, files.class_names, len(files))
-    held_out = next((split for split in ("test", "val") if split in folder.splits(files.path)), None)
+    held_out = next((split for split in ("test", "val") if split in files.splits), None)
     test = 0 if held_out is None else len(open_files(data, held_out))
     line = _images(len(files), test, (3, data.image_size, data.image_size), classes, files.left_out)
     return [line, *_notes([*files.doubts, *doubts])]

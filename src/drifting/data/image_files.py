@@ -28,6 +28,7 @@ class ImageFiles:
         path: of the folder.
         image_size: pixels to a side.
         split: which one.
+        splits: all that are there.
         labels: the class of every image; None where no sub-folders tell them.
         class_names: of each label, in the order of the numbers in them; None likewise.
         left_out: what is there and is not used, in a few words each.
@@ -43,9 +44,9 @@ class ImageFiles:
             raise InputError(f"image_size is {image_size}: pass 1 or more")
         _check_folder(self.path)
         reader = listings if listings.matches(self.path) else folder
-        known = reader.splits(self.path)
-        if self.split not in known:
-            raise InputError(f"split is '{split}', but data '{path}' has {', '.join(known)}: pass one of those")
+        self.splits = tuple(reader.splits(self.path))
+        if self.split not in self.splits:
+            raise InputError(f"split is '{split}', but data '{path}' has {', '.join(self.splits)}: pass one of those")
         self._listing = reader.listed(self.path, self.split)
         self.labels: Int[Tensor, " s"] | None = self._listing.labels
         self.class_names = self._listing.class_names

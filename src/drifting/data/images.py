@@ -101,11 +101,7 @@ def load_images(
         InputError: if the source is missing, empty, damaged or of no known layout; if sizes differ and `image_size` is None.
         LabelError: if they are demanded and missing; if one is below 0 or beyond the class names, or a class has no images.
     """
-    if source is None or isinstance(source, str | os.PathLike):
-        reader, path = find_reader(_locate(None if source is None else os.fspath(source), name))
-    else:
-        reader = Given(source)
-        path = reader.name
+    reader, path = _found(source, name)
     part = _read(reader, path, split, labelled)
     if labelled and part.labels is None:
         raise LabelError(f"data is '{path}', which has no labels: use one sub-folder per class, or train without labels")
@@ -116,8 +112,15 @@ def load_images(
 
 def stored_split(source: str | None, name: str | None, split: str, *, labelled: bool | None = None) -> Split:
     """Return a split without decoding its images; arguments and errors as in `load_images`."""
-    path = _locate(source, name)
-    return _read(_reader_of(path), path, split, labelled)
+    return _read(*_found(source, name), split, labelled)
+
+
+def _found(source: "str | os.PathLike[str] | Dataset | DatasetDict | None", name: str | None) -> tuple[Reader, Path]:
+    """Return who reads the source, and its place, or its name where it is an object."""
+    if source is None or isinstance(source, str | os.PathLike):
+        return find_reader(_locate(None if source is None else os.fspath(source), name))
+    reader = Given(source)
+    return reader, reader.name
 
 
 def _locate(source: str | None, name: str | None) -> Path:
