@@ -28,7 +28,7 @@ from drifting.official.artifact import METADATA, PARAMETERS, Network, with_weigh
 from drifting.official.hub import PREFIX
 from drifting.official.tree import DTYPES
 from drifting.run_folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
-from drifting.sampling import Sampler, check_labels, sample
+from drifting.sampling import Sampler, check_labels, label_numbers, sample
 from drifting.training.progress import CountProgress
 
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
@@ -46,12 +46,14 @@ class ReleasedGenerator:
 
     generator: DiT
     vae: VAE | None = None
+    class_names: None = None
 
     def sample(
-        self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
+        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
     ) -> Tensor:
         """Return samples as uint8 images [n, h, w, c], one pass each; see `sampling.sample`."""
-        told: dict[str, Any] = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}
+        numbers = label_numbers(labels, self.class_names)
+        told: dict[str, Any] = {"seed": seed, "labels": numbers, "guidance_scale": guidance_scale}
         processes = join()
         # Not where the command prints the path of its picture.
         console = Console(stderr=True, quiet=not processes.leads)
@@ -101,7 +103,7 @@ def convert(origin: str, out: str | Path, *, overwrite: bool = False) -> list[Pa
     return files
 
 
-def load_sampler(origin: str, vae: str | None = None, labels: Sequence[int] | None = None) -> Sampler:
+def load_sampler(origin: str, vae: str | None = None, labels: Sequence[int | str] | None = None) -> Sampler:
     """Return what makes samples: a generator of the release, converted or not, or the generator of a run.
 
     Args:
@@ -124,7 +126,7 @@ def load_sampler(origin: str, vae: str | None = None, labels: Sequence[int] | No
         return runs.load(folder)
     if not isinstance(network, DiT):
         raise InputError(f"run is '{origin}', an encoder, not a generator: name the folder of a generator")
-    check_labels(labels, network.num_classes)
+    check_labels(label_numbers(labels, None), network.num_classes)
     return ReleasedGenerator(network, _decoder_of(network, vae))
 
 

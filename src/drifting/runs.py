@@ -36,7 +36,7 @@ from drifting.run_folder import (
     read_config,
 )
 from drifting.run_training import follow, noticing_loss
-from drifting.sampling import Sampler, sample
+from drifting.sampling import Sampler, label_numbers, sample
 from drifting.training.interruption import Interrupted
 from drifting.training.loop import check_shares
 from drifting.training.progress import tell_stage
@@ -60,13 +60,22 @@ class Run:
     generator: Generator
     pictures: tuple[Path, ...] = ()
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of each label; None where they are not known, or there are none."""
+        return getattr(self.config.data, "class_names", None)
+
     def sample(
-        self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
+        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
     ) -> Tensor:
-        """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each."""
+        """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each.
+
+        Labels are numbers of classes, or their names; see `sampling.label_numbers`.
+        """
+        numbers = label_numbers(labels, self.class_names)
         scale = self.config.schedule.scale_of_samples(guidance_scale)
         export = configuration.build_export(self.config)
-        return export(sample(self.generator, count, seed=seed, labels=labels, guidance_scale=scale, processes=join()))
+        return export(sample(self.generator, count, seed=seed, labels=numbers, guidance_scale=scale, processes=join()))
 
     def frames(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
@@ -198,8 +207,13 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     with processes.leads_the_way():
         if processes.leads:
             claim(folder, config, resume=resume, overwrite=overwrite)
+        # An encoder that is there may turn out not to fit; one that is not is trained first.
+        has_encoder = (folder / ENCODER_WEIGHTS).exists()
+        if processes.leads and not has_encoder:
             _tell_found(config)
         encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
+        if processes.leads and has_encoder:
+            _tell_found(config)
         if processes.leads:
             save_json(folder / CONFIG, configuration.to_json(config))
         positives = configuration.build_positives(config, encoder, folder / "features")
@@ -266,11 +280,11 @@ def write_samples(
     count: int,
     *,
     seed: int = 0,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     guidance_scale: float | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError."""
+    """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError; classes are named above a picture."""
     check_output(out, overwrite=overwrite)
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
     if not join().leads:
@@ -281,10 +295,19 @@ def write_samples(
     elif samples.ndim == 2:
         save_image(points_figure(samples), out)
     else:
-        save_image(image_grid(samples, columns=_columns(len(samples), labels, run.generator.num_classes)), out)
+        columns = _columns(len(samples), labels, run.generator.num_classes)
+        save_image(image_grid(samples, columns=columns, names=_headings(run, labels, columns)), out)
 
 
-def _columns(count: int, labels: Sequence[int] | None, num_classes: int | None) -> int:
+def _headings(run: Sampler, labels: Sequence[int | str] | None, columns: int) -> list[str] | None:
+    """Return the name of the class of each column; None where they are not known, or a column has several."""
+    if run.class_names is None or run.generator.num_classes is None:
+        return None
+    cycle = label_numbers(labels, run.class_names) or range(run.generator.num_classes)
+    return [run.class_names[cycle[column % len(cycle)]] for column in range(columns)] if columns % len(cycle) == 0 else None
+
+
+def _columns(count: int, labels: Sequence[int | str] | None, num_classes: int | None) -> int:
     """Return how many columns a picture has: about as many as rows where labels are named, every column of one of them."""
     if labels:
         return len(labels) * max(1, round(count**0.5 / len(labels)))

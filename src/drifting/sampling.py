@@ -1,5 +1,6 @@
 """Sampling: one forward pass per sample, each a function of its own seed only."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +12,12 @@ from drifting.distributed import ALONE, Processes
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.guidance import check_guidance_scale
+from drifting.inputs import nearest_name
 from drifting.prior import seeded_codes, seeded_noise
+
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+# Names of classes in a message, at most.
+_SHOWN = 8
 
 
 def sample(
@@ -90,6 +96,40 @@ def check_labels(labels: Sequence[int] | None, num_classes: int | None) -> list[
     return chosen
 
 
+def label_numbers(labels: Sequence[int | str] | None, class_names: Sequence[str] | None) -> list[int] | None:
+    """Return labels as numbers.
+
+    A text is the name of a class, or else its number. But where a class is called by a whole number, as folders 1, 2 and 3 are,
+    whole numbers in texts are names alone: "1" is the class "1", whose number is 0. An integer is always a number.
+
+    Args:
+        labels: numbers, or texts as they come from a command line; None for all.
+        class_names: of each number, where they are known.
+
+    Raises:
+        InputError: for a text that is neither.
+    """
+    if labels is None:
+        return None
+    names = list(class_names or ())
+    return [_number_of(label, names) if isinstance(label, str) else label for label in labels]
+
+
+def _number_of(label: str, names: list[str]) -> int:
+    if label in names:
+        return names.index(label)
+    by_value = {int(name): number for number, name in reversed(list(enumerate(names))) if _WHOLE_NUMBER.fullmatch(name)}
+    if _WHOLE_NUMBER.fullmatch(label):
+        if not by_value:
+            return int(label)
+        if int(label) in by_value:
+            return by_value[int(label)]
+    if not names:
+        raise InputError(f"labels has '{label}', but the names of the classes are not known here: pass their numbers")
+    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN]) + (f", ... '{names[-1]}'" if len(names) > _SHOWN else "")
+    raise InputError(f"labels has '{label}': did you mean '{nearest_name(label, names)}'? The classes are {shown}")
+
+
 def _told(guidance_scale: float | None, generator: Generator) -> float | None:
     """Return the guidance scale that the generator is told, None for one that takes none."""
     if guidance_scale is not None:
@@ -108,8 +148,13 @@ class Sampler(Protocol):
         """The network."""
         ...
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of each label, where they are known."""
+        ...
+
     def sample(
-        self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
+        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
     ) -> Tensor:
         """Return points [n, 2], or uint8 images [n, h, w, c]."""
         ...

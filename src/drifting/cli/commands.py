@@ -126,7 +126,7 @@ def sample(
     *,
     num_samples: int = 64,
     seed: int = 0,
-    labels: tuple[int, ...] | None = None,
+    labels: tuple[str, ...] | None = None,
     guidance_scale: float | None = None,
     vae: str | None = None,
     out: Path = Path("samples.png"),
@@ -138,7 +138,8 @@ def sample(
         run: the run folder, one of the authors' artifacts, converted or not, or hub:NAME for one that they published.
         num_samples: how many.
         seed: which ones; sample i of a seed is always the same.
-        labels: classes to cycle through; all of them by default.
+        labels: classes to cycle through, by name or number, as training tells them first; all of them by default. Where classes are
+            called by whole numbers, such as folders 1, 2 and 3, a number is a name.
         guidance_scale: how strongly a class is set apart from the others, from 1, which is not at all; that of the run by default.
         vae: Hub id or folder of the auto-encoder that decodes latents of an artifact; that of the paper by default.
         out: a picture (.png), or the numbers (.npy): points in their own coordinates, or uint8 images [n, h, w, c].

@@ -87,6 +87,7 @@ def _image_pictures(config: RunConfig, source: Source) -> Pictures:
     classes = source.num_classes or _COLUMNS
     columns = max(1, min(_COLUMNS, config.frame_samples // classes))
     rows = min(classes, config.frame_samples, _ROWS)
+    names = getattr(config.data, "class_names", None)
 
     def grid(samples: Tensor) -> Tensor:
         """Return samples of the first classes, one class a row; they come with all classes in turn."""
@@ -101,8 +102,10 @@ def _image_pictures(config: RunConfig, source: Source) -> Pictures:
         _, indices = nearest(last.flatten(0, 1).flatten(1), to_signed(train).flatten(1))
         near = to_signed(train[indices]).unflatten(0, (rows, columns))
         in_turn = {step: samples.transpose(0, 1).flatten(0, 1) for step, samples in shown.items()}
-        pictures = draw_images(folder, title=title, real=real, frames=in_turn, log=log, labelled=source.num_classes is not None)
-        return [*pictures, draw_comparison(folder, title=title, real=real, generated=last, nearest=near)]
+        pictures = draw_images(
+            folder, title=title, real=real, frames=in_turn, log=log, labelled=source.num_classes is not None, names=names
+        )
+        return [*pictures, draw_comparison(folder, title=title, real=real, generated=last, nearest=near, names=names)]
 
     return draw
 
@@ -120,7 +123,15 @@ def _streamed_pictures(config: RunConfig, data: StreamedData, source: Source) ->
         in_rows = to_signed(real).unflatten(0, (columns, rows)).transpose(0, 1)
         # As bytes: they are large images, at every stage of the training.
         shown = {step: decode(samples[:count]) for step, samples in frames.items()}
-        return draw_images(folder, title=title, real=in_rows, frames=shown, log=log, labelled=labelled)
+        return draw_images(
+            folder,
+            title=title,
+            real=in_rows,
+            frames=shown,
+            log=log,
+            labelled=labelled,
+            names=data.class_names if labelled else None,
+        )
 
     return draw
 

@@ -4,21 +4,26 @@ Shapes: n samples, c channels, h height, w width.
 """
 
 import math
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from drifting.data.pixels import to_signed
+from drifting.data.readers.base import shown_name
 from drifting.plotting.panels import Log, losses_figure, panels, progress_figure, save_figure, save_figures
 
 Images = Float[Tensor, "n c h w"]
+
+# Pixels of a letter of the font that comes with PIL, at most, and how many letters are worth to be drawn; letters of a row's name.
+_LETTER, _FEWEST_LETTERS, _ROW_LETTERS = (7, 14), 4, 14
 
 # Pixels of a panel's width: of a wider grid some would not be drawn.
 _SHEET = 480
@@ -33,6 +38,7 @@ def draw_images(
     log: Log,
     floor: float | None = None,
     labelled: bool = True,
+    names: Sequence[str] | None = None,
 ) -> list[Path]:
     """Draw samples.png (real beside generated, one row a class), progress.png, losses.png and training.gif of small images.
 
@@ -44,12 +50,13 @@ def draw_images(
         log: the lines of metrics.jsonl.
         floor: squared energy distance of two real samples of this size.
         labelled: whether rows are classes.
+        names: of the classes, where they are known.
     """
     classes, columns = real.shape[:2]
 
     def show(axes: Axes, step: int) -> None:
         samples = to_signed(frames[step][: classes * columns])
-        show_grid(axes, samples.unflatten(0, (columns, classes)).transpose(0, 1), f"step {step}")
+        show_grid(axes, samples.unflatten(0, (columns, classes)).transpose(0, 1), f"step {step}", names)
 
     def moment(step: int) -> Figure:
         figure, (axes,) = panels(1, 1, size=4.0, title=title)
@@ -58,11 +65,11 @@ def draw_images(
 
     rows = ", one class a row" if labelled else ""
     samples, (left, right) = panels(1, 2, size=5.0, title=f"{title}: real data and samples made in one pass{rows}")
-    show_grid(left, real, "data")
+    show_grid(left, real, "data", names)
     show(right, max(frames))
     figures = {
         "samples": samples,
-        "progress": progress_figure(title, frames, show, lambda axes: show_grid(axes, real, "data")),
+        "progress": progress_figure(title, frames, show, lambda axes: show_grid(axes, real, "data", names)),
         "losses": losses_figure(title, log, floor),
     }
     return save_figures(folder, figures, map(moment, sorted(frames)))
@@ -75,6 +82,7 @@ def draw_comparison(
     real: Float[Tensor, "rows columns c h w"],
     generated: Float[Tensor, "rows columns c h w"],
     nearest: Float[Tensor, "rows columns c h w"],
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Draw comparison.png: real images, generated ones, and of each of those the training image nearest to it in pixels.
 
@@ -84,11 +92,12 @@ def draw_comparison(
         real: real images in [-1, 1].
         generated: samples.
         nearest: the training image nearest to the sample in the same place.
+        names: of the classes, one a row, where they are known.
     """
     figure, (left, middle, right) = panels(1, 3, size=5.6, title=f"{title}: real, generated in one pass, and the nearest real ones")
-    show_grid(left, real, "real")
-    show_grid(middle, generated, "generated")
-    show_grid(right, nearest, "the training image nearest to each generated one")
+    show_grid(left, real, "real", names)
+    show_grid(middle, generated, "generated", names)
+    show_grid(right, nearest, "the training image nearest to each generated one", names)
     return save_figure(figure, folder / "comparison.png")
 
 
@@ -108,8 +117,14 @@ def draw_reconstruction(folder: Path, *, title: str, images: Images, reconstruct
     return save_figure(figure, folder / "ae_reconstruction.png")
 
 
-def image_grid(images: UInt8[Tensor, "n h w c"], columns: int) -> Image.Image:
-    """Return uint8 images side by side, a pixel apart, small ones enlarged without smoothing."""
+def image_grid(images: UInt8[Tensor, "n h w c"], columns: int, names: Sequence[str] | None = None) -> Image.Image:
+    """Return uint8 images side by side, a pixel apart, small ones enlarged without smoothing.
+
+    Args:
+        images: in rows.
+        columns: how many there are in a row.
+        names: to stand above the columns, shortened to their width, if a few letters fit there.
+    """
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 255, np.uint8)
@@ -118,11 +133,32 @@ def image_grid(images: UInt8[Tensor, "n h w c"], columns: int) -> Image.Image:
         sheet[top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
     factor = max(1, 64 // height)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    letters = (width + 1) * factor // _LETTER[0] - 1
+    return picture if names is None or letters < _FEWEST_LETTERS else _with_names(picture, names, (width + 1) * factor, letters)
 
 
-def show_grid(axes: Axes, images: Float[Tensor, "rows columns c h w"], title: str) -> None:
-    """Show images in [-1, 1] as a grid with numbered rows, large ones shrunk, so that the lines between them are not lost.
+def _with_names(picture: Image.Image, names: Sequence[str], width: int, letters: int) -> Image.Image:
+    """Return a picture below a line of names, one for each column of so many pixels and letters."""
+    sheet = Image.new(picture.mode, (picture.width, picture.height + _LETTER[1]), "white")
+    sheet.paste(picture, (0, _LETTER[1]))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for column, name in enumerate(names):
+        draw.text((column * width + 2, 1), short_name(name, letters), fill="black", font=font)
+    return sheet
+
+
+def short_name(name: str, letters: int) -> str:
+    """Return a name in plain letters, with dots in place of what is too long; nothing if it has no letters that every font has."""
+    parts = unicodedata.normalize("NFKD", shown_name(name))
+    text = "".join(sign if sign.isascii() else "?" for sign in parts if not unicodedata.combining(sign))
+    if not text.strip("? "):
+        return ""
+    return text if len(text) <= letters else f"{text[: letters - 2]}.."
+
+
+def show_grid(axes: Axes, images: Float[Tensor, "rows columns c h w"], title: str, names: Sequence[str] | None = None) -> None:
+    """Show images in [-1, 1] as a grid with named or numbered rows, large ones shrunk, so that the lines between them are not lost.
 
     The title is taken as it is: in a name, $ begins no formula.
     """
@@ -135,4 +171,5 @@ def show_grid(axes: Axes, images: Float[Tensor, "rows columns c h w"], title: st
     height = sheet.shape[0] / rows
     axes.set_title(title, parse_math=False)
     axes.set_xticks([])
-    axes.set_yticks([(row + 0.5) * height for row in range(rows)], [str(row) for row in range(rows)])
+    called = [(names is not None and short_name(names[row], _ROW_LETTERS)) or str(row) for row in range(rows)]
+    axes.set_yticks([(row + 0.5) * height for row in range(rows)], called, parse_math=False)
