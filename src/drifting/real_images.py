@@ -19,10 +19,9 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting.config import Decoder, ImageFilesData, ImagesData, LatentsData, RunConfig
-from drifting.data.image_files import ImageFiles
+from drifting.data.image_files import ImageFiles, splits_of
 from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
-from drifting.data.readers import folder as folders
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.errors import InputError
@@ -311,7 +310,7 @@ class _Sides:
         return self._in_folder(place, shape[1], own=real is None)
 
     def _in_folder(self, place: Path, image_size: int, *, own: bool) -> tuple[Reference, Floor]:
-        data, known = self.config.data, folders.splits(place) if place.is_dir() else []
+        data, known = self.config.data, splits_of(place)
         held_out = next((split for split in _HELD_OUT if split in known), "train")
 
         def files(split: str) -> ImageFiles:

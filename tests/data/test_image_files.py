@@ -110,3 +110,10 @@ def test_no_damaged_byte_of_a_tiff_ends_in_another_error(tmp_path):
     assert set(read) == {(1, 3, 8, 8)}
     assert refused
     assert all("x.tif" in message for message in refused)
+
+
+def test_sizes_that_no_memory_holds_are_refused_before_anything_is_listed(tmp_path):
+    with pytest.raises(
+        InputError, match=r"image_size is 10000000, at which one image need .* GiB of memory, .* smaller --image-size"
+    ):
+        ImageFiles(tmp_path / "never listed", image_size=10**7)

@@ -91,7 +91,7 @@ def test_data_that_is_not_finite_is_refused(value):
 
 
 def test_missing_class_is_named():
-    with pytest.raises(InputError, match="data has no sample of class 1: number the classes 0 to 2"):
+    with pytest.raises(InputError, match="data has no sample of class 1, but of 2: number the classes 0 to 1"):
         InMemorySource(SAMPLES[LABELS != 1], LABELS[LABELS != 1])
 
 
@@ -125,3 +125,9 @@ def test_reference_samples_take_classes_in_turn():
 @pytest.mark.parametrize(("count", "classes"), [(1, [0.0]), (2, [0.0, 1.0]), (3, [0.0, 1.0, 2.0]), (7, 2 * [0.0, 1.0, 2.0])])
 def test_reference_samples_with_a_limit_are_of_the_first_classes(count, classes):
     assert reference_samples(InMemorySource(SAMPLES, LABELS), count, 0, limit=True)[:, 0].tolist() == classes
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 10**12], [0, 2, 3], [-1, 0, 1]])
+def test_labels_with_gaps_are_refused_before_they_are_counted(labels):
+    with pytest.raises(InputError, match=r"no sample of class \d+, but of \d+: number the classes 0 to 2"):
+        InMemorySource(torch.zeros(3, 2), torch.tensor(labels))

@@ -284,9 +284,9 @@ class BankSource:
         self.sample_shape, self.num_classes, self.bank = bank.sample_shape, bank.num_classes, bank
         self._samples, self._labels = samples, None if labels is None else labels.long().cpu()
         classes = torch.zeros(len(samples), dtype=torch.long) if self._labels is None else self._labels
+        if int(classes.max()) >= (bank.num_classes or 1):
+            raise InputError(f"data has class {int(classes.max())}, but the bank {bank.num_classes} classes: make it that large")
         counts = torch.bincount(classes, minlength=bank.num_classes or 1)
-        if len(counts) > (bank.num_classes or 1):
-            raise InputError(f"data has class {len(counts) - 1}, but the bank {bank.num_classes} classes: make it that large")
         if int(counts.min()) == 0:
             raise InputError(f"data has no sample of class {int(counts.argmin())}: number the classes 0 to {len(counts) - 1}")
         self._enough = counts.clamp(max=bank.capacity_per_class)

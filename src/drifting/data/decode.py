@@ -54,7 +54,9 @@ def decode(
         raise InputError(f"channels is {channels}: pass 1 or 3")
     if image_size is not None:
         fix = "pass a smaller --image-size"
-        check_memory(_need(len(images), image_size, channels or 1), f"image_size is {image_size}, at which {_some(images)}", fix)
+        check_memory(
+            decoded_bytes(len(images), image_size, channels or 1), f"image_size is {image_size}, at which {_some(images)}", fix
+        )
     if not isinstance(images, Tensor):
         return _together(_decode_all(images, image_size, channels))
     _, stored, height, width = images.shape
@@ -64,8 +66,8 @@ def decode(
     return _together(_decode_all(arrays, image_size, channels))
 
 
-def _need(count: int, side: int, channels: int) -> int:
-    """Return bytes: each image is held once on its own and once among all."""
+def decoded_bytes(count: int, side: int, channels: int) -> int:
+    """Return the memory that squares take while they are decoded: each is held once on its own and once among all."""
     return 2 * count * side**2 * channels
 
 
@@ -85,7 +87,7 @@ def _decode_all(
         fix = "pass --image-size to crop and resize all images"
         if height != width:
             raise InputError(f"data holds '{_origin(items[0])}' of {width} x {height} pixels, which is no square: {fix}")
-        need = _need(len(items), width, channels or first[0, 0].size)
+        need = decoded_bytes(len(items), width, channels or first[0, 0].size)
         check_memory(need, f"data holds '{_origin(items[0])}' of {width} x {width} pixels, of which {_some(items)}", fix)
 
         def decode_some(start: int) -> list[np.ndarray]:

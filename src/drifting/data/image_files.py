@@ -6,11 +6,13 @@ Shapes: s images, b of them at once, pixels h = w to a side.
 import hashlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from drifting.data.decode import decode
+from drifting.data.decode import decode, decoded_bytes
+from drifting.data.memory import check_memory
 from drifting.data.readers import folder, listings
 from drifting.data.readers.base import EncodedImage, split_name
 from drifting.errors import InputError
@@ -42,8 +44,11 @@ class ImageFiles:
         self.path, self.image_size, self.split = Path(path).expanduser(), image_size, split_name(split) or split
         if image_size < 1:
             raise InputError(f"image_size is {image_size}: pass 1 or more")
+        check_memory(
+            decoded_bytes(1, image_size, 3), f"image_size is {image_size}, at which one image", "pass a smaller --image-size"
+        )
         _check_folder(self.path)
-        reader = listings if listings.matches(self.path) else folder
+        reader = _reader_of(self.path)
         self.splits = tuple(reader.splits(self.path))
         if self.split not in self.splits:
             raise InputError(f"split is '{split}', but data '{path}' has {', '.join(self.splits)}: pass one of those")
@@ -106,6 +111,15 @@ class ImageFiles:
         if int(counts.min()) == 0:
             empty = self.class_names[int(counts.argmin())]
             raise InputError(f"data is '{self.path}', where class '{empty}' has no images: add some, or remove its folder")
+
+
+def splits_of(path: Path) -> tuple[str, ...]:
+    """Return the splits of a folder of image files; none where there is no folder."""
+    return tuple(_reader_of(path).splits(path)) if path.is_dir() else ()
+
+
+def _reader_of(path: Path) -> ModuleType:
+    return listings if listings.matches(path) else folder
 
 
 def _check_folder(path: Path) -> None:

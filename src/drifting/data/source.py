@@ -91,10 +91,13 @@ class InMemorySource:
         self.samples, self.sample_shape, self._prepare = samples, tuple(samples.shape[1:]), prepare
         self.num_classes = None if labels is None else int(labels.max()) + 1
         classes = torch.zeros(len(samples), dtype=torch.long) if labels is None else labels.long().cpu()
-        counts = torch.bincount(classes)
-        if int(counts.min()) == 0:
-            raise InputError(f"data has no sample of class {int(counts.argmin())}: number the classes 0 to {len(counts) - 1}")
-        members = [torch.nonzero(classes == label)[:, 0] for label in range(len(counts))]
+        present = classes.unique().tolist()  # not their counts: a table up to a label of 10^12 needs terabytes
+        absent = next((label for label, found in enumerate(present) if label != found), None)
+        if absent is not None:
+            raise InputError(
+                f"data has no sample of class {absent}, but of {present[-1]}: number the classes 0 to {len(present) - 1}"
+            )
+        members = [torch.nonzero(classes == label)[:, 0] for label in present]
         # Row c lists the samples of class c, padded with -1.
         self._members = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
 
