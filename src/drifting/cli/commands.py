@@ -184,7 +184,7 @@ def evaluate(
         judge: in whose features images are compared: the folder of a trained classifier (runs/NAME-classifier by default), a
             TorchScript Inception file (.pt), or pixels.
         real: what images are compared with: a folder of images, or statistics of them (.safetensors or .npz); the run's own by
-            default.
+            default. Figures of other real images beside them, the floors, hold none of these.
         num_samples: images to compare; 10,000 by default, and 50,000 of runs whose data are not held in memory.
         seed: which images.
         guidance_scale: of the samples, as in `drifting sample`.
