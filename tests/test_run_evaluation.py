@@ -223,6 +223,23 @@ def test_classes_of_data_that_are_not_here_are_known_from_the_configuration(file
         assert torch.tensor(asked[-1]["labels"]).bincount().tolist() == shares
 
 
+@pytest.mark.filterwarnings("ignore:.*singular covariance")
+def test_labels_of_many_samples_are_listed_once_and_taken_over_again(latents_run, drawn, monkeypatch):
+    monkeypatch.setattr(run_evaluation, "_PERIOD", 8)
+    asked, made = [], run_evaluation.sampled_batches
+
+    def watched(*arguments, **options):
+        for images, labels in made(*arguments, **options):
+            asked.append(labels)
+            yield images, labels
+
+    monkeypatch.setattr(run_evaluation, "sampled_batches", watched)
+    latents_run.evaluate(judge="pixels", count=20, batch_size=5)
+    labels = torch.cat(asked[1:])
+    assert torch.equal(labels[:8], labels[8:16])
+    assert labels[:16].bincount().tolist() == [8, 4, 4]
+
+
 def test_latents_alone_hold_no_real_images(latents_run, monkeypatch, tmp_path):
     class Stand:
         probabilities = None

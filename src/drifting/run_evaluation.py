@@ -31,6 +31,8 @@ from drifting.training.progress import show_images
 
 IN_MEMORY, STREAMED = 10_000, 50_000
 _BATCH = 64
+# Labels of samples are listed for so many, and over again for more: memory does not grow with their number.
+_PERIOD = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,7 @@ def _evaluate_streamed(config: RunConfig, generator: Generator, asked: Asked, sc
         # What cannot work fails before the real images are looked at.
         check_covariance(count, judge.embed(image).shape[1])
     if generator.num_classes is not None and reference.shares is not None:
-        told["labels"] = labels_in_shares(reference.shares, count).tolist()
+        told["labels"] = labels_in_shares(reference.shares, min(count, _PERIOD)).tolist()
     samples = sampled_batches(generator, decode, range(count), **told)
     real = reference.see(batch_size)
     others = floor.see(batch_size, real)
