@@ -177,6 +177,7 @@ def test_tables_of_text_are_read(tmp_path, text, suffix):
         (b"1,2,3\n4,5,6\n", "a table of 3 columns: keep two columns, or name two of them x and y in a header"),
         (b"a,b,c\n4,5,6\n", "a table of columns a, b, c: keep two"),
         (b"1\n2\n", "a table of 1 columns"),
+        (b"a,b,x,y\n1,2\n", "line 2 has 2 columns where others have 4"),
         (b"1,2\n3\n", "line 2 has 1 columns where others have 2"),
         (b"x,y\n1,2\n3,four\n", "line 3 holds 'four', which is no number"),
         (b"1,5;2,5\n3,5;4,5\n", "line 2 holds '3,5', which is no number: write it like 1.5"),
@@ -203,3 +204,7 @@ def test_heads_that_declare_more_than_there_is_are_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(whole.replace(b"(10, 2), }" + b" " * 12, b"(1000000000000, 2), }".ljust(22)))
     with pytest.raises(InputError, match=r"cannot be read as \.npy"):
         load_points(tmp_path / "a.npy")
+    for wrong in (whole.replace(b"(10, 2), }", b"(10, 2\x09, }"), whole.replace(b"'shape'", b"\xffshape'")):
+        (tmp_path / "a.npy").write_bytes(wrong)
+        with pytest.raises(InputError, match=r"cannot be read as \.npy"):
+            load_points(tmp_path / "a.npy")

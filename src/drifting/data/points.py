@@ -61,7 +61,9 @@ def _npy_array(path: Path) -> np.ndarray:
     try:
         # Mapped first: numpy asks for the memory that a head declares before it looks whether the file has as much.
         array = np.array(np.load(path, allow_pickle=False, mmap_mode="r"))
-    except (ValueError, OSError, EOFError, OverflowError, SyntaxError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of a head that is parsed as Python, a damaged one can raise nearly anything
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"data is '{path}', which cannot be read as .npy ({reason}): save it with numpy.save") from None
     return array
@@ -79,7 +81,7 @@ def _text_array(path: Path) -> Float[np.ndarray, "n 2"]:
     separator = next((mark for mark in "\t;," if lines and mark in lines[0][1]), None)
     rows = [(number, [word.strip().strip("\"'") for word in line.split(separator)]) for number, line in lines]
     header = rows.pop(0)[1] if rows and not any(map(_is_number, rows[0][1])) else []
-    width = len(rows[0][1]) if rows else 2
+    width = len(header or rows[0][1]) if rows else 2
     names = [name.lower() for name in header]
     if width != 2 and not (names.count("x") == names.count("y") == 1):
         columns = f"columns {', '.join(header)}"[:100] if header else f"{width} columns"

@@ -3,7 +3,6 @@
 import stat
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -71,7 +70,9 @@ def _laid_out(path: Path) -> Iterator[_Tree]:
                 yield tree._replace(reader=reader)
         except InputError as error:  # of a reader that saw the folder
             raise type(error)(str(error).replace(str(root), str(path))) from None
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged directory can raise nearly anything
             raise damaged(path, error) from None
 
 
@@ -99,5 +100,7 @@ def _content(tree: _Tree, path: Path, name: str) -> bytes:
     check_memory(member.file_size, f"data holds '{path}, {name}', whose {member.file_size:,} bytes", "remove it from the archive")
     try:
         return tree.packed.read(member)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of the archive, or of its compression
         raise damaged(f"{path}, {name}", error) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from drifting.data.memory import check_memory
 from drifting.data.readers.base import Split, damaged, files_below, folders_in, split_name
-from drifting.data.readers.tables import Table, from_tables, needed_columns
+from drifting.data.readers.tables import Table, checked_table, from_tables, needed_columns
 from drifting.errors import InputError
 
 LAYOUT = "parquet files (train-*.parquet, train/*.parquet, or one file)"
@@ -82,7 +82,7 @@ def _table(path: Path, columns: list[str] | None = None) -> Table:
         with pq.ParquetFile(path) as file:
             taken = needed_columns(file.schema_arrow, str(path)) if columns is None else columns
             _check_size(file.metadata, path)
-            return Table(file.read(taken), str(path))
+            return checked_table(file.read(taken), str(path))
     except InputError:  # which is a ValueError
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from drifting.data.memory import check_memory
 from drifting.data.readers.base import Split, damaged, files_below
-from drifting.data.readers.tables import Table, from_tables
+from drifting.data.readers.tables import Table, checked_table, from_tables
 from drifting.errors import InputError
 
 LAYOUT = "a folder of datasets.save_to_disk"
@@ -49,7 +50,7 @@ def _places(folder: Path) -> dict[str, Path]:
 
 
 def _tables(place: Path) -> list[Table]:
-    """Return the tables of one data set, mapped from its files."""
+    """Return the tables of one data set, read from its files."""
     try:
         import pyarrow as pa
     except ImportError:
@@ -62,9 +63,12 @@ def _tables(place: Path) -> list[Table]:
         name = entry.get("filename") if isinstance(entry, dict) else None
         path = find(str(name), str(place / _STATE))
         try:
-            with pa.memory_map(str(path)) as file:
-                tables.append(Table(pa.ipc.open_stream(file).read_all(), str(path)))
-        except (pa.ArrowException, OSError) as error:
+            check_memory(2 * path.stat().st_size, f"data holds '{path}', whose rows", "keep fewer rows")
+            with pa.OSFile(str(path)) as file:
+                tables.append(checked_table(pa.ipc.open_stream(file).read_all(), str(path)))
+        except InputError:  # which is a ValueError
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise damaged(path, error) from None
     return tables
 

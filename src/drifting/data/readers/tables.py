@@ -24,6 +24,16 @@ class Table(NamedTuple):
     origin: str
 
 
+def checked_table(rows: "pa.Table", origin: str) -> Table:
+    """Return rows whose every offset and text was checked: Arrow itself would follow a damaged one to any place in memory.
+
+    Raises:
+        pyarrow.ArrowException: if one is wrong.
+    """
+    rows.validate(full=True)
+    return Table(rows, origin)
+
+
 def from_tables(
     tables: Sequence[Table], *, find: Callable[[str, str], "Path"], everywhere: Callable[[str], Iterable[Table]]
 ) -> Split:
