@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,9 +27,20 @@ def atomic_path(target: Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target.parent))
     try:
         yield scratch / target.name
+        _open_to_others(scratch, target.name)
         os.replace(scratch / target.name, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _open_to_others(scratch: Path, name: str) -> None:
+    """Give what was written the permissions of the umask: some libraries write for the owner alone."""
+    plain = scratch / f"{name}.mode"
+    plain.touch()
+    mode = stat.S_IMODE(plain.stat().st_mode)
+    for path in (scratch / name, *(scratch / name).rglob("*")):
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
 
 
 def check_writable(folder: Path, argument: str) -> None:
@@ -58,6 +70,8 @@ def cached(
         if found == fingerprint:
             return kept
     check_writable(path.parent, "path")
+    if path.is_dir():
+        raise InputError(f"path is '{path}', a folder where a file belongs: delete it")
     kept = compute()
     save(path, kept, fingerprint=fingerprint)
     return kept
