@@ -6,19 +6,22 @@ one file of shards from each; it appears whole or not at all, and any number of 
 
 import json
 import math
+import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drifting.distributed import ALONE, Processes, laid_out, load_shards, save_shards
-from drifting.errors import InputError
+from drifting._json import parse_json
+from drifting.distributed import ALONE, Processes, laid_out, load_shards, local, save_shards
+from drifting.errors import InputError, reason
 from drifting.files import atomic_path
 
 # Names of dtypes in a safetensors file, whose header is padded so that tensors are aligned.
@@ -26,6 +29,16 @@ _DTYPES, _ALIGNMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 # Where shards are written to, before the checkpoint appears.
 _SHARDS = ".shards-"
+# What weights come in; a network takes them in its own precision.
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Numbers whose root is taken: below 0 they would make NaN of everything.
+_SQUARES = ("exp_avg_sq", "running_var")
+# Whole numbers of a memory bank that are -1 where there is none.
+_NONE_IS_MINUS_ONE = (".turns", ".numbers")
+# A random stream of the CPU: its bytes, where the count of numbers left (int32) and the place of the next (int64) lie, its block.
+_CPU_STREAM, _LEFT, _NEXT, _BLOCK = 5056, 2, 2, 624
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -62,7 +75,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"checkpoint is '{path}', which does not exist: train first, or name another run") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint is '{path}', which is corrupted or truncated ({error}): delete it and resume") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"checkpoint is '{path}', which is corrupted or truncated ({reason(error)}): delete it and resume")
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -105,12 +122,11 @@ def save_json(path: Path, facts: Any) -> None:
 def load_json(path: Path, *, mend: str = "restore it or train again") -> Any:
     """Read JSON; raises InputError if it is missing, or damaged, which `mend` tells what to do about."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except FileNotFoundError:
         raise InputError(f"file is '{path}', which does not exist: name the folder of a finished or interrupted run") from None
-    # Beside what is no JSON: nesting or a number beyond what Python takes.
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(f"file is '{path}', which is corrupted ({error}): {mend}") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"file is '{path}', which is corrupted ({reason(error)}): {mend}") from None
 
 
 def save_checkpoint(
@@ -144,13 +160,18 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step-*"))
+    """Return the checkpoints of a run, oldest first; folders of other names, such as a copy that somebody kept, are none."""
+    named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-(\d{8}|[1-9]\d{8,17})", path.name, re.ASCII)]
+    return sorted((path for path in named if path.is_dir()), key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def steps_done(checkpoint: Path, steps: int) -> int:
     """Return the step of a checkpoint, or raise InputError if the run that goes on from it is to have fewer steps in all."""
-    done = int(checkpoint.name.removeprefix("step-"))
+    done = _step_of(checkpoint)
     if steps < done:
         raise InputError(f"steps is {steps}, but the run to resume has done {done}: pass at least as many")
     return done
@@ -170,21 +191,114 @@ def load_checkpoint(checkpoint: Path, layout: Callable[[str], Tensor | None] = l
         return load_shards(checkpoint, layout), facts
     # What the reader meets in a damaged file, it raises in many kinds.
     except Exception as error:
-        raise InputError(f"checkpoint is '{checkpoint}', which is corrupted or truncated ({error}): delete it and resume") from None
+        raise _damaged(checkpoint, error) from None
+
+
+def check_state(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str, *, step: int | None = None) -> None:
+    """Raise InputError unless a state that was saved can take the place of the one that is there, before any of it is used.
+
+    Args:
+        tensors: the state from a checkpoint.
+        expected: the state that is there, as it would be saved: its names, shapes and dtypes are those that are asked for.
+        origin: of the checkpoint.
+        step: of the checkpoint, which counts of updates of averages must be, and those of optimizers must not exceed.
+    """
+    wrong = [f"{name} is missing" for name in expected if name not in tensors]
+    wrong += [f"{name} is unknown" for name in tensors if name not in expected]
+    for name, like in expected.items():
+        if name in tensors and (tensors[name].shape, tensors[name].dtype) != (like.shape, like.dtype):
+            wrong.append(f"{name} is {_described(tensors[name])}, not {_described(like)}")
+    wrong = wrong or [f"{name} {fault}" for name in expected if (fault := _fault(name, tensors[name], step)) is not None]
+    if wrong:
+        raise InputError(f"checkpoint is '{origin}', which does not fit this run ({'; '.join(wrong[:2])}): delete it and resume")
+
+
+def _fault(name: str, tensor: Tensor, step: int | None) -> str | None:
+    """Return what cannot be in an entry of a state, whatever the run."""
+    values = local(tensor)
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        return "is not finite"
+    # Whole numbers in a state count something.
+    least = -1 if name.endswith(_NONE_IS_MINUS_ONE) else 0
+    if (not values.is_floating_point() or name.endswith(_SQUARES)) and bool((values < least).any()):
+        return f"is below {least}"
+    if step is not None and name.endswith(".n_averaged") and int(values) != step:
+        return f"is {int(values)}, not the step {step}"
+    if step is not None and name.startswith("optimizer.") and name.endswith(".step") and not 0 <= float(values) <= step:
+        return f"is {float(values):g}, beyond the step {step}"
+    return None
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def check_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Raise InputError naming the first three weights of a module that are missing, unknown or of another shape."""
+    """Raise InputError naming the first three weights of a module that are missing, unknown or of another shape, or not finite."""
     expected = module.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in weights]
     wrong += [f"{name} is unknown" for name in weights if name not in expected]
-    wrong += [
-        f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
+    for name, value in expected.items():
+        if name in weights and weights[name].shape != value.shape:
+            wrong.append(f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}")
+        elif name in weights and (weights[name].dtype in _FLOATS) != (value.dtype in _FLOATS):
+            wrong.append(f"{name} is {_described(weights[name])}, not {_described(value)}")
     if wrong:
         raise InputError(f"weights of '{origin}' do not fit the configuration ({'; '.join(wrong[:3])}): use those of this network")
+    check_finite(((name, weights[name].to(value.dtype)) for name, value in expected.items()), origin)
+
+
+def check_finite(weights: Iterable[tuple[str, Tensor]], origin: str) -> None:
+    """Raise InputError naming the first weight with a number that is NaN, infinite, or negative where a root is taken of it."""
+    for name, value in weights:
+        if (fault := _fault(name, value, None)) is not None:
+            fault = fault.replace("is not", "are not").replace("is below", "are below")
+            raise InputError(f"weights of '{origin}' {fault} in '{name}': restore them, or train or download them again")
+
+
+def load_network(build: Callable[[], Network], path: Path) -> Network:
+    """Return a network of a configuration with the weights of a file, none of which is used before all fit.
+
+    The configuration may ask for a network that no memory holds, so a network without numbers is compared with the file first.
+
+    Raises:
+        InputError: if the file is missing or damaged, or there is no such network, or it has other weights.
+    """
+    weights = load_tensors(path)
+    try:
+        with torch.device("meta"), _at_most(len(weights)):
+            like = build()
+    except Exception as error:  # every layer has its own kind for a size beyond all bounds, or none
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"configuration of '{path}' is of no network ({reason(error)}): restore it or train again") from None
+    check_weights(like, weights, str(path))
+    network = build()
+    load_weights(network, weights, str(path))
+    return network
+
+
+@contextmanager
+def _at_most(weights: int) -> Iterator[None]:
+    """Raise ValueError once far more layers are built than so many weights belong to."""
+    # Networks replace some layers while they are built, and layers hold layers.
+    left = 16 * weights + 1000
+
+    def count(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has many more than the {weights} weights of the file")
+
+    hooks = [
+        torch.nn.modules.module.register_module_module_registration_hook(count),
+        torch.nn.modules.module.register_module_parameter_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
@@ -199,23 +313,55 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{key}": torch.as_tensor(value) for index, state in states.items() for key, value in state.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give back what `flatten_optimizer` took; the hyper-parameters stay those of the configuration."""
-    states: dict[int, dict[str, Tensor]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        like = parameters[int(index)]
-        # In the order of the parameter in memory, which a fused step takes for granted.
-        same = tensor.shape == like.shape
-        value = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(laid_out(tensor, like)) if same else tensor
-        states.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+def start_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Give every weight of AdamW the state that its first step would, where it has none: what is to be saved is known before."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if not optimizer.state[weight]:
+                counted_on = weight.device if group["fused"] or group["capturable"] else "cpu"
+                optimizer.state[weight]["step"] = torch.zeros((), dtype=torch.float32, device=counted_on)
+                for name in ("exp_avg", "exp_avg_sq"):
+                    optimizer.state[weight][name] = torch.zeros_like(weight, requires_grad=False)
 
 
-def restore_stream(rng: torch.Generator, state: Tensor, origin: str) -> None:
-    """Give a random stream the state that it had; raises InputError if that is of a stream of another kind of device."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
+    """Give back what `flatten_optimizer` took; the hyper-parameters stay those of the configuration.
+
+    Raises:
+        InputError: if it is not complete, or of other weights.
+    """
+    start_optimizer(optimizer)
+    own = flatten_optimizer(optimizer)
+    check_state(tensors, own, origin)
+    # In place, and so in the order of the weights in memory, which a fused step takes for granted.
+    for name, value in own.items():
+        value.copy_(laid_out(tensors[name], value))
+
+
+def check_stream(rng: torch.Generator, state: Tensor | None, origin: str) -> None:
+    """Raise InputError unless a random stream can be given a state; the stream stays as it is."""
+    if state is None or state.dtype != torch.uint8 or state.ndim != 1:
+        found = "missing" if state is None else _described(state)
+        raise InputError(f"checkpoint is '{origin}', whose random stream is {found}: delete it and resume")
     if state.shape != rng.get_state().shape:
         name = rng.device.type
         raise InputError(f"device is '{name}', but the random stream of '{origin}' is of another kind of device: resume on that")
-    rng.set_state(state)
+    try:
+        torch.Generator(rng.device).set_state(state)
+        sound = len(state) != _CPU_STREAM or _has_numbers(state)
+    except RuntimeError:
+        sound = False
+    if not sound:
+        raise InputError(f"checkpoint is '{origin}', whose random stream is in no state that there is: delete it and resume")
+
+
+def _has_numbers(state: Tensor) -> bool:
+    """Return whether a stream of the CPU goes on inside its block of numbers; torch itself would read beyond it."""
+    left, place = int(state.view(torch.int32)[_LEFT]), int(state.view(torch.int64)[_NEXT])
+    return (left, place) == (1, 0) or (left >= 1 and left + place == _BLOCK + 1)
+
+
+def restore_stream(rng: torch.Generator, state: Tensor | None, origin: str) -> None:
+    """Give a random stream the state that it had; raises InputError as `check_stream` does."""
+    check_stream(rng, state, origin)
+    rng.set_state(state)  # pyright: ignore[reportArgumentType] - checked

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from drifting import config as configuration
-from drifting.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors
+from drifting.checkpoint import load_json, load_network, load_tensors, save_json, save_tensors
 from drifting.config import ClassifierConfig, ImagesData, RunConfig, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.encoders.classifier import Classifier
@@ -123,11 +123,11 @@ def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Jud
     if data.class_names is not None and saved.data.class_names not in (None, data.class_names):
         others = f"which names other classes ({', '.join(saved.data.class_names[:3])}) than the run has"
         raise InputError(f"judge is '{folder}', {others}: name another judge")
-    network, weights = cast(Classifier, configuration.build_network(saved)), load_tensors(folder / CLASSIFIER_WEIGHTS)
-    load_weights(network, weights, str(folder / CLASSIFIER_WEIGHTS))
+    network = load_network(lambda: cast(Classifier, configuration.build_network(saved)), folder / CLASSIFIER_WEIGHTS)
+    name = f"classifier-{_fingerprint(network.state_dict())}"
     network.to(device).eval()
     return Judge(
-        f"classifier-{_fingerprint(weights)}",
+        name,
         lambda images: in_batches(lambda part: network.embed(part.to(device)), images),
         lambda images: in_batches(lambda part: network(part.to(device)).argmax(1), images),
         cache=folder,

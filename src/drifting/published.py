@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drifting.errors import InputError
+from drifting.errors import InputError, reason
 
 _CONFIG = "config.json"
 _PATIENCE = 10  # seconds, for one answer of the Hub
@@ -77,5 +77,4 @@ def load_published(argument: str, origin: str, library: str, kind: str, *, extra
         with quietly(library):
             return getattr(module, kind).from_pretrained(origin, use_safetensors=True, local_files_only=local, **options)
     except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{argument} is '{origin}', which cannot be loaded ({reason}): name a Hub id or a folder") from None
+        raise InputError(f"{argument} is '{origin}', which cannot be loaded ({reason(error)}): name a Hub id or a folder") from None

@@ -174,12 +174,9 @@ def _opened(folder: Path, config: SavedConfig) -> tuple[dict[str, Tensor], Netwo
     classes = next((len(weights[name]) for name in _PER_CLASS if name in weights and weights[name].ndim), None)
     with torch.device("meta"):
         network = _network(config, folder, classes)
-    check_weights(network, weights, str(folder / file))
     if odd := {value.dtype for value in weights.values()} - set(DTYPES.values()):
         raise InputError(f"weights of '{folder / file}' are {odd.pop()}, which the release's format cannot hold: convert others")
-    for name, value in weights.items():
-        if not bool(value.isfinite().all()):
-            raise InputError(f"weights of '{folder / file}' are not finite in '{name}': convert or train again")
+    check_weights(network, weights, str(folder / file))
     return weights, network
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting import pretraining
-from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
+from drifting.checkpoint import load_network, load_weights, save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data.source import reference_samples
 from drifting.distributed import check_device, join, whole
@@ -40,7 +40,7 @@ from drifting.sampling import Sampler, label_numbers, sample
 from drifting.training.interruption import Interrupted
 from drifting.training.loop import check_shares
 from drifting.training.progress import tell_stage
-from drifting.training.recorder import FRAMES, Recorder
+from drifting.training.recorder import FRAMES, Recorder, read_frames
 from drifting.training.state import TrainingState
 
 __all__ = ["Interrupted", "Run", "TrainedNetwork", "load", "start", "train", "train_encoder", "train_judge", "write_samples"]
@@ -80,7 +80,7 @@ class Run:
     def frames(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
         path = self.folder / FRAMES
-        return {int(step): frame for step, frame in load_tensors(path).items()} if path.exists() else {}
+        return read_frames(path, (self.config.frame_samples, *self.generator.sample_shape)) if path.exists() else {}
 
     def summary(self) -> list[str]:
         """Return the paths of its pictures."""
@@ -260,8 +260,7 @@ def load(folder: str | Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"run is '{folder}', which is not a folder: name the --save-dir of a training")
     config = read_config(folder / CONFIG)
-    generator = configuration.build_generator(config)
-    load_weights(generator, load_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    generator = load_network(lambda: configuration.build_generator(config), folder / WEIGHTS)
     return Run(folder, config, generator.eval())
 
 

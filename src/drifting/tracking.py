@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from drifting.errors import InputError
+from drifting._json import parse_json
+from drifting.errors import InputError, reason
 from drifting.files import atomic_path
+
+# Name of a drift norm: this, the feature, the temperature, with a slash between.
+DRIFT_NORM = "drift_norm"
 
 
 class MetricsLog:
@@ -27,11 +31,23 @@ class MetricsLog:
         """Return all lines, but for a last one cut off by a crash; raises InputError if another is damaged."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text().splitlines(keepends=True)
         try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except json.JSONDecodeError as error:
-            raise InputError(f"log is '{self.path}', which has a damaged line ({error}): mend or delete it") from None
+            *lines, _ = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise InputError(f"log is '{self.path}', which cannot be read ({reason(error)}): delete it") from None
+        return [self._parsed(line, number) for number, line in enumerate(lines, 1)]
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            values = parse_json(line.decode(), finite=False)
+            if not isinstance(values, dict) or type(values.get("step")) is not int:
+                raise ValueError("it has no step")
+            for name, value in values.items():
+                if type(value) not in (int, float) or (name.startswith(f"{DRIFT_NORM}/") and name.count("/") < 2):
+                    raise ValueError(f"{name} is no figure")
+        except ValueError as error:
+            raise InputError(f"log is '{self.path}', whose line {number} is damaged ({reason(error)}): delete that line") from None
+        return values
 
     def wind_back(self, step: int) -> None:
         """Drop every line after `step`, as if the run had been stopped there."""

@@ -164,8 +164,11 @@ def test_state_comes_back_bit_for_bit():
         (lambda bank: bank.push(torch.zeros(1)), "labels is missing"),
         (lambda bank: bank.push(torch.zeros(1), torch.tensor([0]), torch.tensor([0, 1])), "numbers has 2 entries for 1"),
         (lambda bank: bank.push(torch.zeros(1), torch.tensor([0]), torch.tensor([-1])), "from 0 on"),
-        (lambda bank: bank.restore(_bank(per_class=9).tensors(), "there"), r"'there' has classes.samples of shape \(3, 9\)"),
-        (lambda bank: bank.restore({}, "there"), "of shape None"),
+        (
+            lambda bank: bank.restore(_bank(per_class=9).tensors(), "there"),
+            r"'there', .*is \(3, 9\) of",
+        ),
+        (lambda bank: bank.restore({}, "there"), "classes.samples is missing"),
         (lambda bank: _bank(per_class=0), "capacity_per_class is 0"),
         (lambda bank: _bank().draw_unconditional(1, 1, _rng()), "no sample at all"),
     ],
@@ -303,7 +306,7 @@ def test_unlabelled_source():
         (lambda: BankSource(SAMPLES, None, _bank(shape=(2,)), push_per_step=1, seed=0), "data has no labels"),
         (lambda: BankSource(SAMPLES, LABELS, _bank(4, shape=(2,)), push_per_step=1, seed=0), "no sample of class 3"),
         (lambda: BankSource(SAMPLES, LABELS + 1, _bank(shape=(2,)), push_per_step=1, seed=0), "class 3, but the bank"),
-        (lambda: _source().restore({}, "there"), "'there' has no position"),
+        (lambda: _source().restore({}, "there"), r"'there', .*position is missing"),
     ],
 )
 def test_sources_that_cannot_work_are_refused(make, message):

@@ -176,7 +176,7 @@ def test_other_networks_are_refused(tmp_path, tiny_images, judge_folder):
     refused(tmp_path / "run", "of MLPConfig, which the release does not have: name a DiT or an MAE")
     refused(judge_folder, "of ClassifierConfig, which the release does not have")
     save_json(tmp_path / "run" / "config.json", {"version": 1, "type": "ReleasedConfig", "metadata": 3})
-    refused(tmp_path / "run", "metadata is 3: convert the artifact again")
+    refused(tmp_path / "run", "metadata is 3, not an object")
     refused(tmp_path, r"file is '.*config\.json', which does not exist")
     refused(tmp_path / "none", "source is '.*none', which is no folder: name one, or hub:NAME")
 
@@ -247,7 +247,7 @@ def test_weights_that_are_not_finite_are_named(kind, name, value, tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("positions", lambda value: value * float("nan"), "are not finite in 'positions': convert or train again"),
+        ("positions", lambda value: value * float("nan"), "are not finite in 'positions': restore them, or train"),
         ("condition.classes.weight", lambda value: value[0, 0], r"condition.classes.weight is \(\), not \(5, 12\)"),
     ],
 )

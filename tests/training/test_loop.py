@@ -60,7 +60,7 @@ def test_same_seed_gives_the_same_training_and_another_seed_another(tiny_toy, as
 def test_restoring_weights_of_another_network_is_refused(tiny_toy):
     wide = dataclasses.replace(tiny_toy, generator=dataclasses.replace(tiny_toy.generator, width=8))
     state, _ = _state(tiny_toy)
-    with pytest.raises(InputError, match="weights of 'elsewhere' do not fit"):
+    with pytest.raises(InputError, match=r"checkpoint is 'elsewhere', which does not fit .*: delete it"):
         state.restore(_trained(wide).tensors(), 6, "elsewhere")
 
 

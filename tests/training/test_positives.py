@@ -53,7 +53,7 @@ def _trained(config, steps: int, state: dict | None = None, done: int = 0) -> di
     positives = build_positives(config, encoder)
     training = TrainingState(build_generator(config), config.schedule, config.seed)
     if state is not None:
-        training.restore(state, done, "here")
+        training.restore({name: value for name, value in state.items() if "positives." not in name}, done, "here")
         positives.restore({name.removeprefix("positives."): value for name, value in state.items() if "positives." in name}, "here")
     for _ in train(training, positives, encoder, build_loss(config), dataclasses.replace(config.schedule, steps=steps)):
         pass
@@ -164,14 +164,16 @@ def test_bank_holds_only_what_it_was_given(config):
 def test_whole_data_set_has_no_state(config):
     positives = _positives(config)
     assert positives.tensors() == {}
-    positives.restore({"position": torch.tensor(3)}, "here")
+    positives.restore({}, "here")
+    with pytest.raises(InputError, match="'position' of real samples, of which this run keeps none"):
+        positives.restore({"position": torch.tensor(3)}, "here")
     assert not isinstance(build_source(config), Stateful)
 
 
 def test_state_of_no_bank_is_refused(config):
     positives = _positives(dataclasses.replace(config, bank=BANK))
     assert isinstance(positives._source, Stateful)
-    with pytest.raises(InputError, match="memory bank of 'here' has no position"):
+    with pytest.raises(InputError, match=r"checkpoint is 'here', .*position is missing"):
         positives.restore({}, "here")
 
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from drifting.errors import InputError
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedConfig:
@@ -15,8 +13,3 @@ class ReleasedConfig:
     """
 
     metadata: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        """Raise InputError unless there is metadata."""
-        if not isinstance(self.metadata, dict):
-            raise InputError(f"metadata is {self.metadata!r}: convert the artifact again")

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from drifting.checkpoint import check_state
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.source import ALL, owned
 from drifting.errors import InputError
@@ -211,13 +212,25 @@ class MemoryBank:
         """Return everything the bank holds as named tensors, copied."""
         return {f"{name}.{part}": getattr(rings, part).clone() for name, rings in self.rings.items() for part in _PARTS}
 
+    def check(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Raise InputError unless `tensors` of a bank of this size and kind returned this; nothing is changed."""
+        check_state(
+            tensors, {f"{name}.{part}": getattr(rings, part) for name, rings in self.rings.items() for part in _PARTS}, origin
+        )
+        wrong = f"checkpoint is '{origin}', whose bank"
+        for name in self.rings:
+            turns, pushed = tensors[f"{name}.turns"], tensors[f"{name}.pushed"]
+            held = turns >= 0
+            if bool((held != (torch.arange(turns.shape[1]) < held.sum(1, keepdim=True))).any() or (turns >= pushed[:, None]).any()):
+                raise InputError(f"{wrong} holds samples in '{name}' that it was not given: delete it and resume")
+        counts = {name: int(tensors[f"{name}.pushed"].sum()) for name in self.rings}
+        if len(set(counts.values())) > 1:
+            raise InputError(f"{wrong} was given {counts} samples, not as many: delete it and resume")
+
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
         """Take over what `tensors` returned; raises InputError if it is of a bank of another size."""
         tensors = {**self._missing(tensors), **tensors}
-        for name, value in self.tensors().items():
-            found = tuple(tensors[name].shape) if name in tensors else None
-            if found != tuple(value.shape):
-                raise InputError(f"memory bank of '{origin}' has {name} of shape {found}, not {tuple(value.shape)}: use its sizes")
+        self.check(tensors, origin)
         for name, rings in self.rings.items():
             for part in _PARTS:
                 getattr(rings, part).copy_(tensors[f"{name}.{part}"])
@@ -226,7 +239,8 @@ class MemoryBank:
         """Return what an earlier version did not save: turns by the place in the ring, and no numbers."""
         found = {}
         for name, rings in self.rings.items():
-            if f"{name}.pushed" in tensors and f"{name}.turns" not in tensors:
+            pushed = tensors.get(f"{name}.pushed")
+            if f"{name}.turns" not in tensors and pushed is not None and pushed.shape == rings.pushed.shape:
                 last = tensors[f"{name}.pushed"][:, None].to(rings.pushed.device) - 1
                 capacity = rings.samples.shape[1]
                 slots = torch.arange(capacity, device=last.device)
@@ -318,10 +332,12 @@ class BankSource:
 
         A run of an earlier version, which did not number samples, goes on as it would have there.
         """
-        if "position" not in tensors:
-            raise InputError(f"memory bank of '{origin}' has no position: resume from a checkpoint of this run")
-        self._restore(tensors, origin)
-        self._position = int(tensors["position"])
+        check_state({name: tensors[name] for name in {"position"} & tensors.keys()}, {"position": torch.tensor(0)}, origin)
+        self._restore({name: value for name, value in tensors.items() if name != "position"}, origin)
+        position, pushed = int(tensors["position"]), int(self.bank.rings["unconditional"].pushed)
+        if position != pushed:
+            raise InputError(f"checkpoint is '{origin}', at position {position} after {pushed} samples: delete it and resume")
+        self._position = position
         self._full = self._position > 0
         self._numbered = not self._full or bool((self._numbers >= 0).any())
         if not self._numbered:

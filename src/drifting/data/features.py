@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from drifting.errors import InputError
+from drifting.errors import InputError, reason
 from drifting.files import atomic_path
 
 # What encoders.base calls a FeatureEncoder.
@@ -77,7 +77,7 @@ class FeatureCache:
         self.path = folder / f"features-{_fingerprint(samples, probe, batch_size)}"
         if not self.path.exists():
             _write(self.path, shapes, batches(batch_size))
-        self._arrays = {name: np.load(self.path / f"{index}.npy", mmap_mode="r") for index, name in enumerate(sorted(shapes))}
+        self._arrays = {name: _mapped(self.path, index, shapes[name]) for index, name in enumerate(sorted(shapes))}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,6 +111,18 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], batches: Iterator[
         _fill(arrays, batches)
         for array in arrays.values():
             array.flush()
+
+
+def _mapped(path: Path, index: int, shape: tuple[int, ...]) -> Any:
+    """Return the features of one name, mapped into memory, or raise InputError if they are not what was written."""
+    file = path / f"{index}.npy"
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if array.shape != shape or array.dtype != np.float32:
+            raise ValueError(f"it has {array.shape} of {array.dtype}")
+    except Exception as error:  # numpy parses the header by several means, each with kinds of its own
+        raise InputError(f"features are in '{file}', which is damaged ({reason(error)}): delete the folder '{path}'") from None
+    return array
 
 
 def _fingerprint(samples: Tensor, probe: Mapping[str, Tensor], batch_size: int) -> str:

@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from drifting.errors import InputError
+from drifting._json import parse_json, read_dataclass
+from drifting.errors import InputError, one_line, reason
 
 VERSION = 1
 INDEX = "index.json"
@@ -86,26 +87,25 @@ def read_index(folder: Path, *, argument: str = "data", mend: str = "pass a fold
     """Return what a cache is of; raises InputError if there is none in the folder, it is damaged or of a newer version."""
     path = folder / INDEX
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         version, kind = values.pop("version"), values.pop("type")
     except FileNotFoundError:
         raise InputError(f"{argument} is '{folder}', which holds no cache of latents (no {INDEX}): {mend}") from None
-    except (ValueError, OSError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged ({type(error).__name__} {error}): {mend}") from None
-    if kind != "latents" or not isinstance(version, int) or version > VERSION:
-        found = f"is of '{kind}' in version {version}, where version {VERSION} of 'latents' is read"
+    except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+        found = f"is damaged ({type(error).__name__} {reason(error)})"
+        raise InputError(f"{argument} is '{folder}', whose {INDEX} {found}: {mend}") from None
+    if kind != "latents" or type(version) is not int or version > VERSION:
+        named = one_line(f"is of '{kind}' in version {version}", 60)
+        found = f"{named}, where version {VERSION} of 'latents' is read"
         raise InputError(f"{argument} is '{folder}', whose {INDEX} {found}: update drifting, or {mend}")
     try:
-        facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        index = CacheIndex(**facts)
-        sizes = (index.count, index.shard_size, index.image_size, *index.latent_shape)
-        sound = min(sizes) >= 1 and len(index.latent_shape) == 3
-    except TypeError as error:
+        index = read_dataclass(CacheIndex, values)
+        sizes = {name: getattr(index, name) for name in ("count", "shard_size", "image_size")}
+        for name, size in {**sizes, **{f"latent_shape[{axis}]": side for axis, side in enumerate(index.latent_shape)}}.items():
+            if not 1 <= size <= _LARGEST:
+                raise InputError(f"{name} is {size}, not a size from 1 to {_LARGEST}")
+    except InputError as error:
         raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged ({error}): {mend}") from None
-    if not sound:
-        raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged (a size is below 1): {mend}")
-    if not all(type(size) is int and size <= _LARGEST for size in sizes):
-        raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged (a size is no whole number up to {_LARGEST}): {mend}")
     return index
 
 
@@ -131,7 +131,7 @@ def open_shard(folder: Path, index: CacheIndex, number: int) -> Any:
         if "checks" in shard.keys() and shard.get_slice("checks").get_shape() != [len(index.shards[number]), 2]:  # noqa: SIM118
             raise InputError(f"data holds '{path}', whose checks are not two for each image: {mend}")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"data holds '{path}', which is truncated or corrupted ({error}): {mend}") from None
+        raise InputError(f"data holds '{path}', which is truncated or corrupted ({reason(error)}): {mend}") from None
     return shard
 
 

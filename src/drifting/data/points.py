@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting.data.memory import check_memory
-from drifting.errors import InputError
+from drifting.errors import InputError, reason
 
 # Units beyond these are too near to the ends of float64 to calculate and to draw with.
 _LEAST_SCALE, _MOST_SCALE = 1e-290, 1e290
@@ -75,7 +75,7 @@ def _text_array(path: Path) -> Float[np.ndarray, "n 2"]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data is '{path}', which cannot be read as text ({error}): save it as UTF-8") from None
+        raise InputError(f"data is '{path}', which cannot be read as text ({reason(error)}): save it as UTF-8") from None
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     separator = next((mark for mark in "\t;," if lines and mark in lines[0][1]), None)

@@ -223,6 +223,10 @@ class RowBankSource(BankSource):
             name: (torch.arange(rings.samples.shape[1]) < rings.filled[:, None]).nonzero()
             for name, rings in self._origins.rings.items()
         }
+        for name, slots in held.items():
+            rows = self._origins.rings[name].samples[slots[:, 0], slots[:, 1], 0]
+            if len(rows) and int(rows.max()) >= len(self._rows):
+                raise InputError(f"checkpoint is '{origin}', with row {int(rows.max())} of {len(self._rows)}: delete it and resume")
         done, total = 0, sum(map(len, held.values()))
         for name, slots in held.items():
             source, target = self._origins.rings[name], self.bank.rings[name]

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from drifting.checkpoint import check_finite
 from drifting.errors import InputError
 from drifting.inputs import full_precision
 from drifting.published import load_published
@@ -99,4 +100,5 @@ def load_vae(name_or_folder: str | Path = DEFAULT) -> VAE:
         InputError: if the library or the weights are not there.
     """
     network = load_published("vae", str(name_or_folder), "diffusers", "AutoencoderKL", extra="vae", low_cpu_mem_usage=False)
+    check_finite(network.state_dict().items(), str(name_or_folder))
     return VAE(network.float())

@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from drifting.checkpoint import check_finite
 from drifting.encoders.base import Features, Frozen, checked_names
 from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale
 from drifting.encoders.standardise import Standardise, Statistics
-from drifting.errors import InputError
+from drifting.errors import InputError, reason
 from drifting.inputs import full_precision
 from drifting.published import is_here, load_published
 
@@ -176,6 +177,7 @@ def _load_network(origin: str) -> nn.Module:
     wrong = [str(key) for part in ("missing_keys", "mismatched_keys") for key in sorted(report.get(part, ()))]
     if wrong:
         raise InputError(f"encoder is '{origin}', whose weights lack {', '.join(wrong[:3])}: name weights of the whole backbone")
+    check_finite(network.state_dict().items(), origin)
     return network.float()
 
 
@@ -188,8 +190,7 @@ def _published_statistics(origin: str) -> Statistics:
             return (0.0,) * 3, (1.0,) * 3
         return tuple(facts["image_mean"]), tuple(facts["image_std"])
     except Exception as error:  # of the Hub, of the file, of JSON, or a key that is not there
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"statistics is None, and '{origin}' has none in {_PROCESSOR} ({reason}): {mend}") from None
+        raise InputError(f"statistics is None, and '{origin}' has none in {_PROCESSOR} ({reason(error)}): {mend}") from None
 
 
 def _published_file(origin: str, name: str) -> Path:

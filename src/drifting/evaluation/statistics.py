@@ -13,7 +13,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from drifting.errors import InputError
+from drifting.errors import InputError, reason
 from drifting.evaluation.streaming import Seen
 from drifting.files import cached
 from drifting.metrics.frechet import Gaussian, load_gaussian, save_gaussian
@@ -48,6 +48,12 @@ def save_seen(path: Path, seen: Seen, *, fingerprint: str = "") -> None:
 
 def load_seen(path: Path) -> tuple[Seen, str]:
     """Return what was seen and its fingerprint; raises InputError if the file is missing, damaged or something else."""
+    seen, fingerprint = _load(path)
+    _check(seen, f"path is '{path}'")
+    return seen, fingerprint
+
+
+def _load(path: Path) -> tuple[Seen, str]:
     gaussian, fingerprint = load_gaussian(path)
     with safe_open(path, "pt") as file:
         known = set(file.keys())
@@ -66,30 +72,33 @@ def read_statistics(path: Path) -> Seen:
             f"real is '{path}', which is no file: name a folder of images, or statistics of them ({', '.join(SUFFIXES)})"
         )
     try:
-        seen = Seen(_published(path)) if path.suffix == ".npz" else load_seen(path)[0]
+        seen = Seen(_published(path)) if path.suffix == ".npz" else _load(path)[0]
     except InputError as error:
         raise InputError(f"real is '{path}', which holds no statistics ({error}): name another file") from None
+    _check(seen, f"real is '{path}'")
+    return seen
+
+
+def _check_covariance(covariance: Float[Tensor, "d d"], called: str) -> None:
+    asymmetry = float((covariance - covariance.T).abs().max())
+    if asymmetry > _ASYMMETRY * float(covariance.abs().max()) or float(covariance.diagonal().min()) < 0:
+        raise InputError(f"{called}, whose covariance is none, not symmetric or with a negative variance: name another file")
+
+
+def _check(seen: Seen, called: str) -> None:
+    """Raise InputError unless these are statistics of anything."""
     gaussian = seen.gaussian
     name, spread = gaussian.parts()
     size = len(gaussian.mean) if gaussian.mean.ndim == 1 else 0
     if not size or spread.ndim != 2 or len(spread) != size or (name == "covariance" and spread.shape[1] != size):
         shapes = f"{tuple(gaussian.mean.shape)} and {tuple(spread.shape)}"
-        raise InputError(f"real is '{path}', whose mean and {name} are {shapes}: pass [d] and [d, d]")
+        raise InputError(f"{called}, whose mean and {name} are {shapes}: pass [d] and [d, d]")
     if not (gaussian.mean.isfinite().all() and spread.isfinite().all()):
-        raise InputError(f"real is '{path}', whose statistics are not finite: fetch or compute them again")
+        raise InputError(f"{called}, whose statistics are not finite: fetch or compute them again")
     if name == "covariance":
-        _check_covariance(spread, path)
+        _check_covariance(spread, called)
     if seen.features is not None and (seen.features.shape[1:] != gaussian.mean.shape or not seen.features.isfinite().all()):
-        raise InputError(f"real is '{path}', whose features do not fit its mean or are not finite: compute them again")
-    return seen
-
-
-def _check_covariance(covariance: Float[Tensor, "d d"], path: Path) -> None:
-    asymmetry = float((covariance - covariance.T).abs().max())
-    if asymmetry > _ASYMMETRY * float(covariance.abs().max()) or float(covariance.diagonal().min()) < 0:
-        raise InputError(
-            f"real is '{path}', whose covariance is none, not symmetric or with a negative variance: name another file"
-        )
+        raise InputError(f"{called}, whose features do not fit its mean or are not finite: compute them again")
 
 
 def _published(path: Path) -> Gaussian:
@@ -103,5 +112,5 @@ def _published(path: Path) -> Gaussian:
         raise InputError("no mu and sigma") from None
     # Every layer below (zip, its compression, the header of an array, memory) raises its own kinds.
     except Exception as error:
-        raise InputError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+        raise InputError(reason(error)) from None
     return Gaussian(mean, covariance, 0)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drifting.errors import InputError
+from drifting.errors import InputError, reason
 from drifting.files import atomic_path, cached
 from drifting.metrics.precision_recall import check_features
 
@@ -285,9 +285,10 @@ def load_gaussian(path: Path) -> tuple[Gaussian, str]:
             gaussian = Gaussian(mean, count=int(file.get_tensor("count")), **{name: spread})
     except FileNotFoundError:
         raise InputError(f"path is '{path}', which does not exist: compute the Gaussian first") from None
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:  # the last two of a count that is no number
+    # The last four of a count that is no number.
+    except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"path is '{path}', which is no Gaussian that can be read ({error}): delete it and compute it again"
+            f"path is '{path}', which is no Gaussian that can be read ({reason(error)}): delete it and compute it again"
         ) from None
     return gaussian, fingerprint
 
@@ -303,4 +304,15 @@ def cached_gaussian(path: Path, fingerprint: str, compute: Callable[[], Gaussian
     Raises:
         InputError: before it is computed, if it could not be written.
     """
-    return cached(path, fingerprint, compute, load=load_gaussian, save=save_gaussian)
+
+    def load(path: Path) -> tuple[Gaussian, str]:
+        gaussian, found = load_gaussian(path)
+        name, spread = gaussian.parts()
+        square = gaussian.mean.ndim == 1 and spread.shape[:1] == gaussian.mean.shape and spread.ndim == 2
+        if not square or (name == "covariance" and spread.shape[1] != len(spread)):
+            raise InputError(f"path is '{path}', whose mean and {name} do not fit each other: delete it and compute it again")
+        if not bool(gaussian.mean.isfinite().all() and spread.isfinite().all()):
+            raise InputError(f"path is '{path}', whose statistics are not finite: delete it and compute it again")
+        return gaussian, found
+
+    return cached(path, fingerprint, compute, load=load, save=save_gaussian)

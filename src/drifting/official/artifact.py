@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from drifting.checkpoint import load_json
+from drifting.checkpoint import check_finite, load_json
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.files import atomic_path
@@ -115,7 +115,9 @@ def with_weights(metadata: Metadata, origin: str, num_classes: int | None, weigh
     # Without memory of its own: initial weights would take longer to draw than these to read.
     with torch.device("meta"):
         network = build_network(metadata, origin, num_classes)
-    network.load_state_dict({name: value.float().contiguous() for name, value in weights}, assign=True)
+    loaded = {name: value.float().contiguous() for name, value in weights}
+    check_finite(loaded.items(), origin)
+    network.load_state_dict(loaded, assign=True)
     for module in network.modules():
         if isinstance(module, Attention):
             module.set_angles()
@@ -156,7 +158,7 @@ def _classes_of(kind: object, arrays: Mapping[str, Array]) -> int | None:
 
 
 def _check_arrays(path: Path, arrays: Mapping[str, Array], found: Mapping[str, Place]) -> None:
-    """Raise InputError naming the first three arrays that are missing, unknown or of another shape."""
+    """Raise InputError naming the first two arrays that are missing, unknown or of another shape."""
     expected = {name: shape for place in found.values() for name, shape in place.released_shapes().items()}
     wrong = [f"{name} is missing" for name in expected if name not in arrays]
     wrong += [f"{name} is unknown" for name in arrays if name not in expected]
@@ -169,5 +171,5 @@ def _check_arrays(path: Path, arrays: Mapping[str, Array], found: Mapping[str, P
         if len({arrays[name].dtype for name in place.released if name in arrays}) > 1:
             wrong.append(f"{place.released[0]} and the like differ in precision")
     if wrong:
-        more = f"; {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"weights of '{path}' do not fit its {METADATA} ({'; '.join(wrong[:3])}{more}): use those of this network")
+        more = f"; {len(wrong) - 2} more" if len(wrong) > 2 else ""
+        raise InputError(f"weights of '{path}' do not fit its {METADATA} ({'; '.join(wrong[:2])}{more}): use those of this network")

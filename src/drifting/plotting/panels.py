@@ -1,6 +1,7 @@
 """What all pictures share: colours, panels, the curves of training, and files."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -49,10 +50,10 @@ def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
     """Return the curves of a training: loss, raw drift norms, and the two-sample distance beside its floor."""
     figure, (left, middle, right) = panels(1, 3, size=4.2, title=f"{title}: what is measured during training")
     steps = [line["step"] for line in log]
-    losses = [line["loss"] for line in log]
+    losses = [line.get("loss", math.nan) for line in log]
     left.plot(steps, losses, color=LINES[0])
     left.set(title="loss", xlabel="step", ylabel="mean square of the drift that is regressed")
-    if max(losses) > 20 * min(losses) > 0:
+    if losses and max(losses) > 20 * min(losses) > 0:
         left.set_yscale("log")
     _draw_drift_norms(middle, log)
     measured = [line for line in log if "energy_distance" in line]
@@ -70,8 +71,8 @@ def _draw_drift_norms(axes: Axes, log: Log) -> None:
     norms = sorted({name for line in log for name in line if name.startswith("drift_norm/")})
     steps, by_temperature = [line["step"] for line in log], defaultdict(list)
     for name in norms:
-        by_temperature[name.split("/")[2]].append([line[name] for line in log])
-    count = max(map(len, by_temperature.values()))
+        by_temperature[name.split("/")[2]].append([line.get(name, math.nan) for line in log])
+    count = max(map(len, by_temperature.values()), default=0)
     for colour, (temperature, curves) in zip(itertools.cycle(LINES), by_temperature.items(), strict=False):
         if count > 1:
             axes.plot(steps, np.transpose(curves), color=colour, linewidth=0.6, alpha=0.35)
@@ -80,7 +81,8 @@ def _draw_drift_norms(axes: Axes, log: Log) -> None:
         axes.plot(steps, middle, color=colour, label=f"temperature {temperature}")
     title = f"raw drift norm of {count} features" if count > 1 else "raw drift norm, per temperature"
     axes.set(title=title, xlabel="step", ylabel="mean square of the raw drift", yscale="log")
-    axes.legend(fontsize="small")
+    if by_temperature:
+        axes.legend(fontsize="small")
 
 
 def pixels(figure: Figure) -> Image.Image:

@@ -11,7 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer, restore_stream
+from drifting.checkpoint import (
+    check_state,
+    check_stream,
+    flatten_optimizer,
+    load_weights,
+    restore_optimizer,
+    restore_stream,
+    start_optimizer,
+)
 from drifting.ema import exponential_average
 from drifting.seeds import stream_seed
 from drifting.training.state import DivergenceError
@@ -65,6 +73,7 @@ class NetworkState:
         self.model, self.learning_rate, self.settings = model, learning_rate, settings
         given = {"lr": learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
         self.optimizer = torch.optim.AdamW(model.parameters(), **given)
+        start_optimizer(self.optimizer)
         self.average = None if settings.ema_decay is None else exponential_average(model, settings.ema_decay)
         self.rng = torch.Generator(device_of(model)).manual_seed(stream_seed(seed, "encoder training"))
         self.step = 0
@@ -92,7 +101,9 @@ class NetworkState:
         return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
-        """Take over a state returned by `tensors`, of a step; raises InputError if it is of another network."""
+        """Take over a state returned by `tensors`, of a step; raises InputError, before anything changes, if it does not fit."""
+        check_stream(self.rng, tensors.get("rng.state"), origin)
+        check_state(tensors, self.tensors(), origin, step=step)
 
         def part(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
@@ -100,8 +111,8 @@ class NetworkState:
         load_weights(self.model, part("model"), origin)
         if self.average is not None:
             load_weights(self.average, part("average"), origin)
-        restore_optimizer(self.optimizer, part("optimizer"))
-        restore_stream(self.rng, part("rng")["state"], origin)
+        restore_optimizer(self.optimizer, part("optimizer"), origin)
+        restore_stream(self.rng, tensors["rng.state"], origin)
         self.step = step
 
 

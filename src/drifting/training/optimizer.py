@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from drifting.checkpoint import start_optimizer
 from drifting.inputs import constant, full_precision
 from drifting.training.schedule import Schedule
 
@@ -30,11 +31,14 @@ _STEP_OF_ADAMW = 0.2
 
 
 def build_optimizer(generator: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Return the optimiser that a schedule asks for, over all weights of a generator."""
+    """Return the optimiser that a schedule asks for, over all weights of a generator, with its state from the start."""
     settings: dict[str, Any] = {"lr": schedule.learning_rate, "betas": schedule.betas, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "muon":
-        return Muon(generator, **settings)
-    return torch.optim.AdamW(generator.parameters(), fused=True, **settings)
+        optimizer = Muon(generator, **settings)
+    else:
+        optimizer = torch.optim.AdamW(generator.parameters(), fused=True, **settings)
+    start_optimizer(optimizer)
+    return optimizer
 
 
 class Muon(torch.optim.Optimizer):
@@ -53,6 +57,8 @@ class Muon(torch.optim.Optimizer):
         others = [parameter for parameter in model.parameters() if id(parameter) not in matrices]
         adamw = torch.optim.AdamW([{"params": others}], lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         super().__init__([{"params": list(matrices.values())}, {"params": others}], adamw.defaults)
+        for weight in matrices.values():
+            self.state[weight]["momentum"] = torch.zeros_like(weight, requires_grad=False)
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - no closure
@@ -67,10 +73,7 @@ class Muon(torch.optim.Optimizer):
         adamw.step()
 
     def _move(self, weight: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
-        state = self.state[weight]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(weight)
-        momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+        momentum = self.state[weight]["momentum"].lerp_(gradient, 1 - _MOMENTUM)
         direction = gradient.lerp(momentum, _MOMENTUM).flatten(1)
         factor = _STEP_OF_ADAMW * max(direction.shape) ** 0.5
         weight.mul_(1 - rate * decay).sub_(orthogonalised(direction).view_as(weight), alpha=rate * factor)

@@ -14,6 +14,7 @@ from torch import Tensor
 from drifting.data.features import FeatureCache
 from drifting.data.source import ALL, Source
 from drifting.encoders.base import FeatureEncoder
+from drifting.errors import InputError
 
 
 @runtime_checkable
@@ -112,9 +113,12 @@ class Positives:
         return self._source.tensors() if isinstance(self._source, Stateful) else {}
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Take over what `tensors` returned."""
+        """Take over what `tensors` returned; raises InputError if it is of another source."""
         if isinstance(self._source, Stateful):
             self._source.restore(tensors, origin)
+        elif tensors:
+            name = next(iter(tensors))
+            raise InputError(f"checkpoint is '{origin}', with '{name}' of real samples, of which this run keeps none: delete it")
 
 
 def encode_sets(

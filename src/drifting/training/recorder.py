@@ -4,9 +4,10 @@ The run folder holds metrics.jsonl, frames.safetensors and checkpoints/; this fi
 several processes all do everything alike, and the first alone writes.
 """
 
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.checkpoint import checkpoints, load_checkpoint, load_tensors, save_checkpoint, save_tensors, steps_done
+from drifting.checkpoint import (
+    check_state,
+    checkpoints,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    save_tensors,
+    steps_done,
+)
 from drifting.errors import InputError
 from drifting.loss import DriftLoss
 from drifting.metrics.two_sample import energy_distance
@@ -35,9 +44,14 @@ class RunningMean:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
+        self._origin: str | None = None
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Add one observation of every value."""
+        """Add one observation of every value; raises InputError if those that were restored are of others."""
+        if self._origin is not None and self._count and self._sums.keys() != values.keys():
+            other = sorted(self._sums.keys() ^ values.keys())[0]
+            raise InputError(f"checkpoint is '{self._origin}', whose means do not fit this run ('{other}'): delete it and resume")
+        self._origin = None
         self._sums = {name: self._sums[name] + value if self._count else value.clone() for name, value in values.items()}
         self._count += 1
 
@@ -51,9 +65,17 @@ class RunningMean:
         """Return what was added since the means were last taken, for a checkpoint."""
         return {"means.count": torch.tensor(self._count), **{f"means.sum.{name}": value for name, value in self._sums.items()}}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` returned."""
-        self._count = int(tensors["means.count"])
+    def check(self, tensors: Mapping[str, Tensor], origin: str, step: int) -> None:
+        """Raise InputError unless `tensors` returned this, up to a step; the names of the values show when the next are added."""
+        sums = {name: torch.zeros(()) for name in tensors if name.startswith("means.sum.")}
+        check_state(tensors, {"means.count": torch.tensor(0), **sums}, origin)
+        count = int(tensors["means.count"])
+        if count > step or (count > 0) != bool(sums):
+            raise InputError(f"checkpoint is '{origin}', with means of {count} steps at step {step}: delete it and resume")
+
+    def restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Take over what `tensors` returned, and `check` has passed."""
+        self._count, self._origin = int(tensors["means.count"]), origin
         sums = {name: value for name, value in tensors.items() if name.startswith("means.sum.")}
         self._sums = {name.removeprefix("means.sum."): value for name, value in sums.items()}
 
@@ -181,22 +203,47 @@ class Recorder:
         if not found:
             raise InputError(f"save_dir is '{self.folder}', which holds no checkpoint to resume: start again with --overwrite")
         done = steps_done(found[-1], steps)
-        tensors, _ = load_checkpoint(found[-1], self.state.layout)
-        self.state.restore(tensors, done, str(found[-1]))
-        self._means.restore(tensors)
-        positives = {name: value for name, value in tensors.items() if name.startswith("positives.")}
-        self._positives.restore({name.removeprefix("positives."): value for name, value in positives.items()}, str(found[-1]))
+        self._restore(found[-1], done)
+        frames = self.folder / FRAMES
+        shape = (self._frame_samples, *self.state.generator.sample_shape)
+        stored = read_frames(frames, shape) if frames.exists() else {}
         if self.state.processes.leads:
             self.log.wind_back(done)
-        frames = self.folder / FRAMES
-        stored = load_tensors(frames) if frames.exists() else {}
-        self.frames = {int(step): frame for step, frame in stored.items() if int(step) <= done}
+        self.frames = {step: frame for step, frame in stored.items() if step <= done}
         # A checkpoint that was to be one of many may be taken for the last one.
         if not self.frames or (done == steps and done not in self.frames):
             self.take_frame()
         if done == steps:
             self.choose_average()
             self._write_frames()
+
+    def _restore(self, checkpoint: Path, step: int) -> None:
+        """Take over a checkpoint of a step; nothing of it before all of it fits."""
+        tensors, _ = load_checkpoint(checkpoint, self.state.layout)
+        origin, parts = str(checkpoint), dict[str, dict[str, Tensor]]()
+        for name, value in tensors.items():
+            kind = name.partition(".")[0]
+            parts.setdefault(kind if kind in ("means", "positives") else "state", {})[name] = value
+        means = parts.get("means", {})
+        self._means.check(means, origin, step)
+        self.state.check(parts.get("state", {}), step, origin)
+        positives = {name.removeprefix("positives."): value for name, value in parts.get("positives", {}).items()}
+        self._positives.restore(positives, origin)
+        self.state.restore(parts["state"], step, origin)
+        self._means.restore(means, origin)
+
+
+def read_frames(path: Path, shape: Sequence[int]) -> dict[int, Float[Tensor, "n *sample"]]:
+    """Return the samples that were set aside during a training, step -> samples of this shape; raises InputError for damage."""
+    frames = load_tensors(path)
+    for name, frame in frames.items():
+        if not re.fullmatch("0|[1-9][0-9]{0,17}", name):
+            raise InputError(f"file is '{path}', with samples of step '{name}', which is no number: delete the file")
+        if frame.shape != tuple(shape) or frame.dtype != torch.float32 or not bool(frame.isfinite().all()):
+            found = f"{tuple(frame.shape)} of {str(frame.dtype).removeprefix('torch.')}"
+            wanted = f"{tuple(shape)} of float32, all finite"
+            raise InputError(f"file is '{path}', whose samples of step {name} are {found}, not {wanted}: delete the file")
+    return {int(name): frame for name, frame in frames.items()}
 
 
 def frame_steps(steps: int, count: int) -> set[int]:

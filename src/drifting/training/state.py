@@ -1,12 +1,13 @@
 """What changes during training: weights, their averages, the optimiser and the one random stream; and its form on disk."""
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from drifting.checkpoint import flatten_optimizer, load_weights, restore_optimizer, restore_stream
+from drifting.checkpoint import check_state, check_stream, flatten_optimizer, load_weights, restore_optimizer, restore_stream
 from drifting.distributed import ALONE, Processes, local
 from drifting.ema import exponential_average
 from drifting.generators.base import Generator
@@ -96,8 +97,14 @@ class TrainingState:
         own = name.partition(".module.")[2] or name.removeprefix("generator.")
         return dict(self.generator.named_parameters()).get(own)
 
-    def restore(self, tensors: dict[str, Tensor], step: int, origin: str) -> None:
-        """Take over a state returned by `tensors`."""
+    def check(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
+        """Raise InputError unless a state is one that `tensors` returned at a step of this training; nothing is changed."""
+        check_stream(self.rng, tensors.get("rng.state"), origin)
+        check_state(tensors, self.tensors(), origin, step=step)
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
+        """Take over a state returned by `tensors`; raises InputError, before anything is taken over, as `check` does."""
+        self.check(tensors, step, origin)
 
         def part(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
@@ -105,6 +112,6 @@ class TrainingState:
         load_weights(self.generator, part("generator"), origin)
         for name, average in self._averages_by_name().items():
             load_weights(average, part(name), origin)
-        restore_optimizer(self.optimizer, part("optimizer"))
-        restore_stream(self.rng, part("rng")["state"], origin)
+        restore_optimizer(self.optimizer, part("optimizer"), origin)
+        restore_stream(self.rng, tensors["rng.state"], origin)
         self.step = step

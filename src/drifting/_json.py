@@ -1,0 +1,146 @@
+"""JSON of our own files, read with suspicion: numbers that fit, names that stand once, fields of the types they should have.
+
+A dataclass is an object whose field "type" names its class where several may stand in its place, see `config.serial`.
+"""
+
+import dataclasses
+import json
+import types
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from drifting.errors import InputError, one_line
+
+T = TypeVar("T")
+
+# Whole numbers are those of 64 bits, of which everything is made that is counted.
+_LARGEST = 2**63 - 1
+# Of a name of a file, in bytes; longer ones no system takes.
+_LONGEST_NAME = 255
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def parse_json(text: str, *, finite: bool = True) -> Any:
+    """Return the values of a JSON text.
+
+    Args:
+        text: of one value.
+        finite: refuse NaN and infinity too, which Python would write.
+
+    Raises:
+        ValueError: if it is no JSON, a name stands twice in one object, a number is beyond 64 bits, or it is nested too deeply.
+    """
+    kinds: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
+    try:
+        return json.loads(text, parse_int=_whole, object_pairs_hook=_object, **kinds)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    # Not int() of digits without end.
+    if len(text) > 20 or abs(int(text)) > _LARGEST:
+        raise ValueError(f"{text[:20]}{'...' * (len(text) > 20)} is too large")
+    return int(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice[:40]}' stands twice")
+    return values
+
+
+def read_dataclass(kind: Callable[..., T], values: Any, name: str = "") -> T:
+    """Return a dataclass of JSON values whose fields are as its annotations say; lists become tuples.
+
+    Args:
+        kind: the dataclass; fields that are not there have their defaults.
+        values: an object; "type" among them is passed over.
+        name: of the field that it is of, for messages.
+
+    Raises:
+        InputError: naming the first field that is unknown, missing, or of another type.
+    """
+    type_name = getattr(kind, "__name__", "")
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name or type_name} is {_shown(values)}, not an object of {type_name}")
+    prefix, hints = f"{name}." if name else "", get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    given = {key: value for key, value in values.items() if key != "type"}
+    for key in given:
+        if key not in fields:
+            raise InputError(f"{prefix}{one_line(key, 60)} is unknown to {type_name}")
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and key not in given:
+            raise InputError(f"{prefix}{key} is missing")
+    return kind(**{key: read_value(hints[key], value, prefix + key) for key, value in given.items()})
+
+
+def read_value(kind: Any, value: Any, name: str) -> Any:
+    """Return a JSON value as an annotation says, or raise InputError naming the field; see `read_dataclass`."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _read_one_of(parts, value, name)
+    if dataclasses.is_dataclass(kind):
+        return _read_one_of((kind,), value, name)
+    if origin is tuple:
+        return _read_tuple(parts, value, name)
+    if origin is dict:
+        if isinstance(value, dict):
+            return value
+    elif type(value) is kind or (kind is float and type(value) is int):
+        if isinstance(value, str) and not _is_text(value):
+            raise InputError(f"{name} is {_shown(value)}, which can name nothing")
+        return value
+    raise InputError(f"{name} is {_shown(value)}, not {_WORDS.get(kind, 'an object')}")
+
+
+def _read_one_of(kinds: Sequence[Any], value: Any, name: str) -> Any:
+    by_name: dict[str, Any] = {kind.__name__: kind for kind in kinds if dataclasses.is_dataclass(kind)}  # pyright: ignore
+    if isinstance(value, dict) and by_name:
+        found = value.get("type")
+        if not isinstance(found, str) or found not in by_name:
+            raise InputError(f"{name}.type is {_shown(found)}, not {' or '.join(by_name)}".lstrip("."))
+        return read_dataclass(by_name[found], value, name)
+    others = [kind for kind in kinds if not dataclasses.is_dataclass(kind)]
+    for kind in others:
+        with suppress(InputError):
+            return read_value(kind, value, name)
+    wanted = [*by_name, *(_WORDS.get(kind, "a list") for kind in others)]
+    raise InputError(f"{name} is {_shown(value)}, not {' or '.join(wanted)}")
+
+
+def _read_tuple(parts: Sequence[Any], value: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{name} is {_shown(value)}, not a list")
+    kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
+    if len(kinds) != len(value):
+        raise InputError(f"{name} has {len(value)} entries, not {len(kinds)}")
+    return tuple(read_value(kind, each, f"{name}[{index}]") for index, (kind, each) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _is_text(value: str) -> bool:
+    """Return whether text could be a name, a path or an address of something."""
+    try:
+        parts = value.encode().split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value and all(len(part) <= _LONGEST_NAME for part in parts)
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), 60)
