@@ -26,7 +26,7 @@ from drifting.errors import InputError
 
 
 def _every_config() -> list[RunConfig]:
-    made = [presets.preset(name, **{"data": "x"} if name == "images" else {}) for name in presets.PRESETS]
+    made = [presets.preset(name, **{"data": "x"} if name.startswith("images") else {}) for name in presets.PRESETS]
     made += [presets.preset("toy", dataset=name) for name in TOYS]
     points = presets.preset("toy", data="points.npy")
     known = dataclasses.replace(points, data=PointsData(path="points.npy", centre=(0.1, -1e300), scale=1 / 3))

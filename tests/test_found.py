@@ -19,11 +19,17 @@ def said(result, word="images of"):
     return lines[:end]
 
 
+def few(count):
+    """Return the note on test images that are too few to evaluate on."""
+    needed = "precision, recall, density and coverage, which need 6: add a folder test/ with more to evaluate on"
+    return f"note: {count} test images are too few for {needed}"
+
+
 def test_own_images_are_told_before_training(command, tmp_path):
     folder = write_images(tmp_path / "own", {"cats": 20, "dogs": 20}, channels=3)
     for name in ("a.xyz", "b.xyz", "c.xyz"):
         (folder / "cats" / name).write_text("no image")
-    expected = ["36 train and 4 test images of 3 x 8 x 8, 2 classes: 0 cats (18), 1 dogs (18); left out: 3 files (.xyz)"]
+    expected = ["36 train and 4 test images of 3 x 8 x 8, 2 classes: 0 cats (18), 1 dogs (18); left out: 3 files (.xyz)", few(4)]
     run = ("--data", folder, "--save-dir", tmp_path / "run")
     assert said(command("train", "images", *run)) == expected
     assert said(command("train", "images", "--save-dir", tmp_path / "run", "--resume", "--steps", 8)) == expected
@@ -55,8 +61,8 @@ def test_many_classes_are_shortened(command, tmp_path):
 
 def test_unconditional_images_are_told_without_classes(command, tmp_path):
     folder = write_images(tmp_path / "own", {".": 20})
-    (line,) = said(command("train", "images", "--data", folder, "--unconditional", "--save-dir", tmp_path / "run"))
-    assert line == "18 train and 2 test images of 1 x 8 x 8, not by class"
+    lines = said(command("train", "images", "--data", folder, "--unconditional", "--save-dir", tmp_path / "run"))
+    assert lines == ["18 train and 2 test images of 1 x 8 x 8, not by class", few(2)]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +89,8 @@ def test_names_that_are_no_text_are_shown(command, tmp_path):
     folder = tmp_path / "own"
     write_images(folder / "caf\udce9", {".": 10})
     write_images(folder / "li\nne", {".": 10}, seed=1)
-    (line,) = said(command("train", "images", "--data", folder, "--save-dir", tmp_path / "run"))
-    assert line == "18 train and 2 test images of 1 x 8 x 8, 2 classes: 0 caf\ufffd (9), 1 li\ufffdne (9)"
+    lines = said(command("train", "images", "--data", folder, "--save-dir", tmp_path / "run"))
+    assert lines == ["18 train and 2 test images of 1 x 8 x 8, 2 classes: 0 caf\ufffd (9), 1 li\ufffdne (9)", few(2)]
 
 
 def test_few_points_are_doubted(command, tmp_path):

@@ -12,6 +12,8 @@ class Settings:
 
     steps: Annotated[int | None, arg(aliases=["--drift-steps"])] = None
     """Optimiser steps."""
+    encoder_steps: int | None = None
+    """Optimiser steps of the encoder that a run trains before its generator."""
     batch_size: int | None = None
     """Generated samples of a step, over all its labels; real ones follow in proportion."""
     learning_rate: float | None = None
@@ -54,7 +56,7 @@ class Choices:
     unconditional: bool = False
     """One joint population of images, without labels."""
     encoder_weights: str | None = None
-    """A trained encoder, in place of its training in the run; for ImageNet a file, a folder of the authors', or hub:NAME."""
+    """A trained encoder: the folder of train-encoder or its file, which brings its settings; for ImageNet also hub:NAME."""
     vae: str | None = None
     """Name or folder of the auto-encoder, for a recipe on latents that is given images."""
     image_size: int | None = None

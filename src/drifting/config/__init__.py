@@ -20,13 +20,14 @@ from drifting.config.data import (
     StreamedData,
     ToyData,
 )
-from drifting.config.encoders import find_weights
+from drifting.config.encoders import find_weights, with_weights
 from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
 from drifting.config.found import found_lines
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
     DiTConfig,
+    Encoder,
     MAEConfig,
     MAEFeaturesConfig,
     MLPConfig,
@@ -51,6 +52,7 @@ from drifting.config.sources import (
     build_positives,
     build_source,
     check_data,
+    find_images,
     forget_data,
     load_labelled,
     load_split,
@@ -71,6 +73,7 @@ __all__ = [
     "DecoderMLPConfig",
     "DiTConfig",
     "DigitsData",
+    "Encoder",
     "EncoderRunConfig",
     "ImageFilesData",
     "ImagesData",
@@ -102,6 +105,7 @@ __all__ = [
     "build_source",
     "check_data",
     "exported_shape",
+    "find_images",
     "find_weights",
     "forget_data",
     "found_lines",
@@ -116,4 +120,5 @@ __all__ = [
     "to_bytes",
     "to_json",
     "to_signed",
+    "with_weights",
 ]

@@ -16,7 +16,7 @@ from drifting.config.data import (
     LatentsData,
     StreamedData,
 )
-from drifting.config.encoders import find_weights, load_mae, recipe_features
+from drifting.config.encoders import check_images, find_weights, load_mae, recipe_features
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
@@ -64,6 +64,7 @@ def resolve(config: Config) -> Config:
     if data == config.data:
         return config
     config = dataclasses.replace(config, data=data)
+    check_images(config)
     if isinstance(config, EncoderRunConfig) and config.learns_classes:
         _classes_to_learn(config.data)
     return config

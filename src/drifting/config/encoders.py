@@ -1,15 +1,16 @@
-"""How the feature spaces of the ImageNet recipes are built: a masked auto-encoder, trained before, and what stands beside it."""
+"""Encoders that were trained before: where their weights are, what settings these bring, how masked auto-encoders are built."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.checkpoint import load_state_dict, load_weights
-from drifting.config.networks import MAEFeaturesConfig
-from drifting.config.schema import AnyConfig, RunConfig
+from drifting.checkpoint import load_json, load_state_dict, load_weights
+from drifting.config.networks import Encoder, MAEConfig, MAEFeaturesConfig, ResNetConfig, TrainedEncoder
+from drifting.config.schema import AnyConfig, EncoderRunConfig, RunConfig
 from drifting.encoders.base import FeatureEncoder, Features, compose
 from drifting.encoders.identity import identity
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
@@ -21,6 +22,71 @@ from drifting.official.hub import PREFIX, artifact_folder
 Config = TypeVar("Config", bound=AnyConfig)
 # A fifth of the weights.
 _DECODER = ("bridge", "climb", "head")
+
+
+# What `run_folder` calls the files of a trained encoder.
+_SETTINGS, _WEIGHTS = "config.json", "encoder.safetensors"
+
+
+def with_weights(encoder: Encoder, weights: str) -> tuple[Encoder, tuple[int, int, int] | None]:
+    """Return the configuration of an encoder that is trained already, and the shape of the images that it knows.
+
+    Weights that `drifting train-encoder` or a generator's run left bring the settings of their network, from the file beside them;
+    other files are taken for weights of the network that the encoder has, for images of an unknown shape.
+
+    Args:
+        encoder: what it takes the place of.
+        weights: the file, or the folder that it lies in.
+
+    Raises:
+        InputError: if there is no such file, or what lies beside it is not the configuration of an encoder.
+    """
+    place = Path(weights).expanduser().resolve()
+    file = place / _WEIGHTS if place.is_dir() else place
+    if not file.is_file():
+        kinds = f"the folder of a trained encoder, its {_WEIGHTS}, or another file of weights"
+        raise InputError(f"encoder_weights is '{weights}', where there are none: name {kinds}")
+    settings = file.parent / _SETTINGS
+    if file.name != _WEIGHTS or not settings.is_file():
+        return dataclasses.replace(encoder, weights=str(file)), None
+    saved = _saved_run(settings)
+    shape = getattr(saved.data, "image_shape", None)
+    if isinstance(saved.encoder, MAEConfig):
+        sizes = {name: getattr(saved.encoder, name) for name in ("width", "patch", "depths")}
+        own = encoder if isinstance(encoder, MAEFeaturesConfig) else MAEFeaturesConfig()
+        return dataclasses.replace(own, weights=str(file), **sizes), shape
+    if not isinstance(saved.encoder, TrainedEncoder):
+        raise InputError(f"encoder_weights is '{weights}', a run that trains no encoder: name the folder of a trained encoder")
+    return dataclasses.replace(saved.encoder, weights=str(file)), shape
+
+
+def check_images(config: AnyConfig) -> None:
+    """Raise InputError unless a trained encoder was trained on images of the shape that the run's have, as far as that is known."""
+    if not isinstance(config, RunConfig):
+        return
+    weights = getattr(config.encoder, "weights", None)
+    settings = Path(weights or "").parent / _SETTINGS
+    if weights is None or Path(weights).name != _WEIGHTS or not settings.is_file():
+        return
+    trained, own = (getattr(run.data, "image_shape", None) for run in (_saved_run(settings), config))
+    if trained is None or own is None:
+        return
+    # The maps of a ResNet have any size.
+    fixed = 1 if isinstance(config.encoder, ResNetConfig) else 3
+    if tuple(trained)[:fixed] != tuple(own)[:fixed]:
+        shapes = [" x ".join(map(str, shape)) for shape in (trained, own)]
+        mend = "train another by drifting train-encoder, or convert the images with --image-size and --channels"
+        raise InputError(f"encoder_weights is '{weights}', an encoder of {shapes[0]} images, but the data are {shapes[1]}: {mend}")
+
+
+def _saved_run(settings: Path) -> RunConfig | EncoderRunConfig:
+    """Return the configuration of a run that trained an encoder, or raise InputError."""
+    from drifting.config.serial import from_json  # which knows all configurations, and so those that this file builds
+
+    saved = from_json(load_json(settings), str(settings))
+    if not isinstance(saved, RunConfig | EncoderRunConfig):
+        raise InputError(f"encoder_weights lie beside '{settings}', which is of no encoder: name the folder of a trained encoder")
+    return saved
 
 
 def find_weights(config: Config) -> Config:

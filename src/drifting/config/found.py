@@ -11,6 +11,7 @@ from drifting.config.sources import load_split, open_files, open_latents
 from drifting.data.images import stored_split
 from drifting.data.readers.base import shown_name
 from drifting.errors import InputError
+from drifting.evaluation.images import NEIGHBORS
 
 # Classes that are told one by one, at most; of more the first ones and the last.
 _ALL, _FIRST = 10, 3
@@ -52,6 +53,9 @@ def _of_images(data: ImagesData) -> list[str]:
         count = len(test.images)
         if data.conditional and test.labels is None:
             doubts.append("the test images have no classes, and figures by class cannot be measured: sort them as the others are")
+        if 0 < count < NEIGHBORS:
+            few = f"{count} test image{'s are' if count > 1 else ' is'} too few for precision, recall, density and coverage"
+            doubts.append(f"{few}, which need {NEIGHBORS}: add a folder test/ with more to evaluate on")
     except InputError as error:
         doubts.append(f"no test images: {error}")
     line = _images(len(train.images), count, train.image_shape, classes, train.left_out)

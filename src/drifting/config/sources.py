@@ -44,7 +44,7 @@ def find_data(data: Data, load: Callable[[ImagesData, str], ImageSet]) -> Data:
             centre, scale = frame_of(points, path)
             return PointsData(path=str(Path(path).resolve()), centre=centre, scale=scale, **facts_of_points(points))
         case ImagesData(image_shape=None):
-            return _found_images(data, load)
+            return find_images(data, load)
         case ImageFilesData(files=None):
             data = dataclasses.replace(data, path=_place(data))
             files = open_files(data)
@@ -60,10 +60,11 @@ def find_data(data: Data, load: Callable[[ImagesData, str], ImageSet]) -> Data:
             return data
 
 
-def _found_images(data: ImagesData, load: Callable[[ImagesData, str], ImageSet]) -> ImagesData:
+def find_images(data: ImagesData, load: Callable[[ImagesData, str], ImageSet] | None = None) -> ImagesData:
+    """Return images in memory with their place, shape and classes, found by reading them, by `load_split` if not by `load`."""
     path = str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path
     data = dataclasses.replace(data, path=path)
-    found = load(data, "train")
+    found = (load or load_split)(data, "train")
     if data.colour and found.image_shape[0] != 3:
         grey = f"data is '{path or data.name}', whose images have {found.image_shape[0]} channel, not red, green and blue"
         raise InputError(f"{grey}: pass colour images, or train the preset images on these")

@@ -40,7 +40,7 @@ _FLOOR_SEED = stream_seed(0, "floor")
 # Images whose distances from each other are looked at, at most.
 _PAIRED = 2000
 # Images that have a fifth nearest neighbor among them.
-_NEIGHBORS = 6
+NEIGHBORS = 6
 # Share of the samples from which on a floor of fewer images serves them all the same.
 _NEARLY = 0.9
 NO_FLOOR = "the floor, the same figures of other real images, is left out"
@@ -145,11 +145,11 @@ def compare_counts(floor: int, count: int) -> Metrics:
 def compare_features(features: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> dict[str, float]:
     """Return every figure of features but the Frechet distance, see `evaluate_images`; those of neighbors need some images."""
     found = {"kernel_distance": kernel_distance(features, real)}
-    if min(len(features), len(real)) >= _NEIGHBORS:
+    if min(len(features), len(real)) >= NEIGHBORS:
         found |= precision_recall(features, real)._asdict()
     else:
         few = f"{len(features)} images against {len(real)} are too few for precision, recall, density and coverage"
-        warnings.warn(f"{few}, which are left out: they need {_NEIGHBORS}", stacklevel=3)
+        warnings.warn(f"{few}, which are left out: they need {NEIGHBORS}", stacklevel=3)
     return {**found, "pairwise_distance": _spread(features[:_PAIRED])}
 
 

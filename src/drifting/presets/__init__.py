@@ -13,9 +13,12 @@ from drifting.errors import InputError
 from drifting.inputs import nearest_name
 from drifting.presets import cifar10, imagenet256, mnist
 from drifting.presets.digits import digits
+from drifting.presets.encoders import with_encoder
+from drifting.presets.images import images, images_classifier
 from drifting.presets.toys import toy
 
 Config = TypeVar("Config", bound=AnyConfig)
+_OPTIONAL = inspect.Parameter("data", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,10 @@ PRESETS = {
         )
         for name, settings in imagenet256.ENCODERS.items()
     },
-    "images": Preset(mnist.images, "your own small images", "--data FOLDER or Hub id", "not measured", "not measured"),
+    "images": Preset(images, "your own small images", "--data FOLDER or Hub id", "under 15", "docs/results.md"),
+    "images-classifier": Preset(
+        images_classifier, "the judge of those generators", "--data FOLDER or Hub id, with classes", "1 to 5", "docs/results.md"
+    ),
 }
 
 
@@ -108,19 +114,25 @@ def preset(name: str, **choices: Any) -> AnyConfig:
         raise InputError(f"preset is '{name}': did you mean '{nearest_name(name, PRESETS)}'? There are {', '.join(PRESETS)}")
     make = PRESETS[name].make
     accepted = inspect.signature(make).parameters
+    weights = None if "encoder_weights" in accepted else choices.pop("encoder_weights", None)
     for choice, value in choices.items():
         if choice not in accepted:
             raise InputError(f"{choice} is '{value}', which the preset '{name}' does not take: leave it out")
-    if name == "images" and "data" not in choices:
+    if "data" not in choices and accepted.get("data", _OPTIONAL).default is inspect.Parameter.empty:
         raise InputError("data is missing: pass --data FOLDER, or a Hub id such as owner/name")
-    return make(**choices)
+    config = make(**choices)
+    return config if weights is None else with_encoder(config, weights)
 
 
 def check_choices(config: AnyConfig, name: str, **choices: Any) -> None:
     """Raise InputError unless a saved configuration is of the preset and the choices that are asked for."""
     asked = {"preset": name, **choices}
     saved = {"preset": config.preset, **vars(config.data), "data": getattr(config.data, "path", None)}
-    saved["encoder_weights"] = getattr(getattr(config, "encoder", None), "weights", None)
+    saved["encoder_weights"] = weights = getattr(getattr(config, "encoder", None), "weights", None)
+    if weights is not None and choices.get("encoder_weights") is not None:
+        given = Path(choices["encoder_weights"]).expanduser().resolve()
+        if weights in (str(given), str(given / Path(weights).name)):
+            asked["encoder_weights"] = weights
     saved["unconditional"] = not getattr(config.data, "conditional", True)
     for key, value in asked.items():
         before = saved.get(key)
@@ -128,13 +140,14 @@ def check_choices(config: AnyConfig, name: str, **choices: Any) -> None:
             raise InputError(f"{key} is '{value}', but the run to resume has {before}: leave it out, or name another --save-dir")
 
 
-def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> Config:
+def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int | None = None, **changes: Any) -> Config:
     """Return a configuration with some settings changed; None leaves one as it is.
 
     Args:
         config: what to start from.
         batch_size: generated samples of a step over all its labels, each given as many (the positives follow in proportion), or
             images of a step of a classifier or an encoder.
+        encoder_steps: optimiser steps of the encoder that a run trains before its generator.
         changes: temperatures (bandwidths of the drift field), steps, learning_rate, seed (of weights, noise and data), device
             (where to train), parallel (how several processes hold the weights), keep (how many checkpoints), micro_batch (generated
             samples of one pass), labels_per_pass (in place of each other), compile, checkpointing, precision (of the networks in
@@ -144,6 +157,10 @@ def adjust(config: Config, *, batch_size: int | None = None, **changes: Any) -> 
         InputError: if a value does not fit, or there is no such setting.
     """
     given = {name: value for name, value in changes.items() if value is not None}
+    if encoder_steps is not None:
+        if not isinstance(config, RunConfig) or not config.trains_encoder:
+            raise InputError(f"encoder_steps is {encoder_steps}, but no encoder is trained before a generator: leave it out")
+        config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, steps=encoder_steps))
     if not isinstance(config, RunConfig):
         return _adjust_network(config, given | ({} if batch_size is None else {"batch_size": batch_size}))
     if batch_size is not None:

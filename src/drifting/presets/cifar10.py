@@ -25,10 +25,11 @@ from drifting.training.schedule import Schedule
 _COLOURS = ("image_mean_4", "image_std_4", "chroma_std_4")
 _TEXTURE = ("stage1_mean", "stage1_std", "stage2_mean", "stage2_std")
 _ONE = ("stage4_mean", "stage4_std", "stage4_mean_2", *_TEXTURE, *_COLOURS)
-_FOUR = (*_ONE, "stage3_mean", "stage3_std", "stage3_mean_4")
+# What suits any ResNet.
+FOUR = (*_ONE, "stage3_mean", "stage3_std", "stage3_mean_4")
 _PLACES = ("stage2_mean_4", "stage2_std_4")
 # The last stage of a narrow ResNet-50 is projected to 2048; places and spreads are those of the block before, which is not.
-_LONG = tuple({"stage4_std": "stage4_block2_std", "stage4_mean_2": "stage4_block2_mean_2"}.get(name, name) for name in _FOUR)
+_LONG = tuple({"stage4_std": "stage4_block2_std", "stage4_mean_2": "stage4_block2_mean_2"}.get(name, name) for name in FOUR)
 _ALL_DIMS = (64, 128, 256, 512)
 
 
@@ -68,14 +69,14 @@ SYSTEMS = {
         what="64 + 128 + 256 + 512 features of a ResNet-18",
         minutes="19 on one core, its encoder 4 on two",
         frechet_distance=2.0,
-        encoder=ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=_FOUR, steps=2400),
+        encoder=ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=FOUR, steps=2400),
     ),
     "simclr": System(
         what="512 features of SimCLR, without labels",
         minutes="20 on one core, its encoder 25",
         frechet_distance=5.9,
         # Without labels the last stage knows less: the third one, as wide as its maps are, and places of the second help it.
-        encoder=SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=(*_FOUR, *_PLACES), steps=3600),
+        encoder=SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=(*FOUR, *_PLACES), steps=3600),
         guidance_scale=1.3,
     ),
 }
@@ -109,9 +110,7 @@ _GPU_SCHEDULE = dataclasses.replace(
 )
 
 
-def system(
-    name: str, data: str | None = None, unconditional: bool = False, encoder_weights: str | None = None, *, gpu: bool = False
-) -> RunConfig:
+def system(name: str, data: str | None = None, unconditional: bool = False, *, gpu: bool = False) -> RunConfig:
     """Train a generator of CIFAR-10 that drifts in the features of an encoder, which the run trains first.
 
     Args:
@@ -119,14 +118,13 @@ def system(
             first, 64 + 128 + 256 + 512), simclr (512 features, learnt without labels).
         data: folder or Hub id; $DRIFTING_DATA/cifar10, else the Hub, by default.
         unconditional: one joint population in place of one for each class.
-        encoder_weights: file of a trained encoder of this size, in place of the training.
         gpu: the size for a GPU.
 
     Command: drifting train cifar10-NAME. Hardware: two CPU cores, or a GPU. Expected, measured: docs/cifar10.md; on a GPU a
     few hundred steps alone, docs/results.md.
     """
     preset, chosen = f"cifar10-{name}", SYSTEMS[name]
-    encoder = dataclasses.replace(chosen.encoder, weights=encoder_weights, **(_GPU_ENCODER if gpu else {}))
+    encoder = dataclasses.replace(chosen.encoder, **(_GPU_ENCODER if gpu else {}))
     config = RunConfig(
         preset=f"{preset}-gpu" if gpu else preset,
         data=ImagesData(name="cifar10", path=data, colour=True),

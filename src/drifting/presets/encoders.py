@@ -4,16 +4,57 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from drifting.config import AnyConfig, EncoderRunConfig, ImagesData, MAEConfig, ResNetConfig, SimCLRConfig
-from drifting.encoders.resnet import stage_depths
+import torch
+
+from drifting import config as configuration
+from drifting.config import (
+    AnyConfig,
+    AutoencoderConfig,
+    Encoder,
+    EncoderRunConfig,
+    ImagesData,
+    MAEConfig,
+    PixelsConfig,
+    ResNetConfig,
+    RunConfig,
+    SimCLRConfig,
+)
+from drifting.encoders.resnet import ResNet, available_features, stage_depths
 from drifting.errors import InputError
 from drifting.inputs import nearest_name
+from drifting.presets.cifar10 import FOUR
+from drifting.presets.images import features_of
 
 KINDS: dict[str, type[ResNetConfig | SimCLRConfig | MAEConfig]] = {
     "supervised": ResNetConfig,
     "simclr": SimCLRConfig,
     "mae": MAEConfig,
 }
+
+
+def with_encoder(config: AnyConfig, weights: str) -> RunConfig:
+    """Return a run in the features of an encoder that is trained already, see `config.with_weights`.
+
+    Raises:
+        InputError: if the weights are not there, or the run is none of a generator in the features of an encoder.
+    """
+    if not isinstance(config, RunConfig) or isinstance(config.encoder, PixelsConfig):
+        raise InputError(f"encoder_weights is '{weights}', but '{config.preset}' has no encoder: leave it out")
+    trained, shape = configuration.with_weights(config.encoder, weights)
+    if isinstance(trained, AutoencoderConfig | ResNetConfig) and shape is not None:
+        trained = dataclasses.replace(trained, features=_features(config.encoder, trained, shape))
+    return dataclasses.replace(config, encoder=trained)
+
+
+def _features(before: Encoder, trained: AutoencoderConfig | ResNetConfig, shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return what a run drifts in: the features that it had, or those of the presets, as far as the trained network has them."""
+    if isinstance(trained, AutoencoderConfig):
+        return before.features if isinstance(before, AutoencoderConfig) else features_of(shape)
+    halves = (0.5,) * shape[0]
+    with torch.device("meta"):
+        sizes = {"small_stem": trained.small_stem, "statistics": (halves, halves)}
+        known = available_features(ResNet(trained.arch, shape, num_classes=None, width=1, **sizes))
+    return tuple(name for name in (before.features if isinstance(before, ResNetConfig) else FOUR) if name in known)
 
 
 def encoder(

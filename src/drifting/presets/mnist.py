@@ -1,4 +1,4 @@
-"""Images on a CPU: MNIST in its pixels and in the space of a small auto-encoder, a judge for it, and the user's own images."""
+"""MNIST on a CPU: in its pixels and in the space of a small auto-encoder, and the classifier that judges it."""
 
 import dataclasses
 
@@ -73,20 +73,3 @@ def mnist_classifier(data: str | None = None) -> ClassifierConfig:
     Measured: docs/results.md, 2026-11-25.
     """
     return ClassifierConfig(preset="mnist-classifier", data=ImagesData(name="mnist", path=data, channels=1))
-
-
-def images(
-    data: str, unconditional: bool = False, image_size: int | None = None, channels: int | None = None, name: str = "images"
-) -> RunConfig:
-    """Train on the user's own images, with one population for each class, or for all together.
-
-    Args:
-        data: folder or Hub id.
-        unconditional: one joint population; for images without labels.
-        image_size: pixels to a side; they are cropped and resized.
-        channels: 1 or 3 to convert.
-        name: what to call them.
-    """
-    config = mnist_encoder(data, unconditional)
-    source = ImagesData(name=name, path=data, image_size=image_size, channels=channels, conditional=not unconditional)
-    return dataclasses.replace(config, preset="images", data=source)

@@ -1,0 +1,44 @@
+"""Make folders of small pictures, such as people have, from a large data set: to measure `drifting train images` on.
+
+Command: python benchmarks/own_images.py OUT --data cifar10 --train 300 --test 300 --classes 3 --size 32
+
+OUT holds train/CLASS and test/CLASS with PNG files, as many of each class as of any other, resized to the size asked for.
+"""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from drifting.data.images import ImageSet, load_images
+
+
+def write_split(images: ImageSet, folder: Path, *, count: int, classes: int, size: int) -> None:
+    """Write the first images of the first classes, count of them in all, as PNG files in a sub-folder for each class."""
+    assert images.labels is not None
+    for label in range(classes):
+        name = images.class_names[label] if images.class_names else str(label)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in (images.labels == label).nonzero()[: count // classes, 0].tolist():
+            pixels = images.images[index].movedim(0, -1).numpy()
+            Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC).save(folder / name / f"{index:05d}.png")
+
+
+def main() -> None:
+    """Read the command line and write the folders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", default="cifar10", help="a name, a folder or a Hub id of colour images")
+    parser.add_argument("--train", type=int, default=300, help="training images in all")
+    parser.add_argument("--test", type=int, default=300, help="test images in all")
+    parser.add_argument("--classes", type=int, default=3)
+    parser.add_argument("--size", type=int, default=32, help="pixels to a side")
+    asked = parser.parse_args()
+    for split, count in (("train", asked.train), ("test", asked.test)):
+        images = load_images(None, name=asked.data, split=split)
+        write_split(images, asked.out / split, count=count, classes=asked.classes, size=asked.size)
+        print(f"{asked.out / split}: {count} images of {asked.classes} classes, {asked.size} x {asked.size} pixels")
+
+
+if __name__ == "__main__":
+    main()
