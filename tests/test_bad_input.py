@@ -62,8 +62,8 @@ TRAINING = {
     "train toy --device tpu": ("device is 'tpu'", "pass cpu, cuda"),
     "train toy --device meta": ("device is 'meta'", "--device cpu"),
     "train toy --seed 99999999999999999999999": ("seed is 99999999999999999999999", "pass"),
-    "train toy --data missing.npy": ("data is 'missing.npy'", "pass the path of a .npy file"),
-    "train toy --data .": ("data is '.'", "numpy.save"),
+    "train toy --data missing.npy": ("data is 'missing.npy'", "pass the path of a .npy or .csv file"),
+    "train toy --data .": ("data is '.'", "pass the path of a .npy or .csv file"),
     "train toy --save-dir none --resume": ("save_dir is 'none'", "leave out --resume"),
 }
 
