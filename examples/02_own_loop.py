@@ -18,13 +18,13 @@ def main(steps=300, n=512):
     )
     for step in range(1, steps + 1):
         generated, positives = generator(torch.randn(n, 32)), toy("moons").draw(n, rng)
-        # One label, one location: features are [labels, samples, locations, channels]. An encoder would be applied to both here.
-        report = loss_of({"point": generated[None, :, None]}, {"point": positives[None, :, None]}, statistics=step % 100 == 0)
+        # Points are features as they are. An encoder would be applied to both here.
+        report = loss_of(generated, positives, statistics=step % 100 == 0)
         optimizer.zero_grad()
         report.loss.backward()
         optimizer.step()
         if step % 100 == 0:
-            feature = report.features["point"]
+            feature = report.features["sample"]
             norms = {temperature: f"{float(norm):.1e}" for temperature, norm in feature.drift_norms.items()}
             print(f"step {step}: raw drift norms {norms}, {feature.statistics}")
 

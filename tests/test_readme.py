@@ -52,7 +52,7 @@ def test_experiments_answer_from_the_root(script):
     assert "--save-dir" in result.stdout
 
 
-@pytest.mark.parametrize("script", ["00_one_file", "02_own_loop"])
+@pytest.mark.parametrize("script", ["00_one_file", "02_own_loop", "03_labelled_batches"])
 def test_examples_run(script):
     code = f"import runpy; runpy.run_path({str(ROOT / 'examples' / script)!r} + '.py')['main'](steps=100, n=128)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -7,10 +7,10 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from drifting._vector_math import first_calls
@@ -18,6 +18,8 @@ from drifting.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# [n, d], [l, n, d], or by name.
+Features = Tensor | Mapping[str, Tensor]
 
 first_calls()
 
@@ -32,6 +34,11 @@ def constant(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return run
+
+
+def not_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function as it is inside of what `torch.compile` compiles: with tiles and memory of its own it would only be slower."""
+    return cast(Callable[P, R], torch.compiler.disable(function))
 
 
 def check_shapes(generated: Tensor, *targets: Tensor) -> None:
@@ -66,6 +73,49 @@ def check_feature_maps(generated: Mapping[str, Tensor], *others: Mapping[str, An
             raise InputError(f"feature '{name}' has shape {tuple(features.shape)}: pass [labels, samples, locations, channels]")
 
 
+def _named(features: Features) -> Mapping[str, Tensor]:
+    return {"sample": features} if isinstance(features, Tensor) else features
+
+
+def feature_maps(features: Features) -> Mapping[str, Tensor]:
+    """Return features by name as [labels, samples, locations, channels], where they are [n, d] or [l, n, d]."""
+    shaped = {2: lambda value: value[None, :, None], 3: lambda value: value[:, :, None]}
+    return {name: shaped.get(value.ndim, lambda value: value)(value) for name, value in _named(features).items()}
+
+
+def flat_feature_maps(features: Features, labels: Tensor, what: str) -> dict[str, Float[Tensor, "b k _"]]:
+    """Return a flat batch by name as [samples, locations, channels], or raise InputError unless there is a label for each."""
+    maps = {name: value[:, None] if value.ndim == 2 else value for name, value in _named(features).items()}
+    for name, value in maps.items():
+        if value.ndim != 3 or labels.shape != (len(value),):
+            shapes = f"labels of shape {tuple(labels.shape)} for features '{name}' of shape {tuple(value.shape)}"
+            raise InputError(f"{what} samples have {shapes}: pass features [b, d] or [b, k, d], and one label for each")
+    return maps
+
+
+def groups_of_labels(labels: Tensor, positive_labels: Tensor) -> list[tuple[Int[Tensor, "g n"], Int[Tensor, "g p"]]]:
+    """Return which generated samples and positives are of each class, those of classes with equal counts together."""
+    rows: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
+    for label in labels.unique().tolist():
+        ours, theirs = ((all_labels == label).nonzero()[:, 0] for all_labels in (labels, positive_labels))
+        if len(theirs) == 0:
+            raise InputError(f"labels has class {label}, but the positives have none of it: pass at least one of each")
+        found = rows.setdefault((len(ours), len(theirs)), ([], []))
+        found[0].append(ours)
+        found[1].append(theirs)
+    return [(torch.stack(ours), torch.stack(theirs)) for ours, theirs in rows.values()]
+
+
+def one_group(value: Tensor | None) -> Tensor | None:
+    """Return samples of one problem, or their weights, as those of one group."""
+    return None if value is None else value[None]
+
+
+def weighted_mean(values: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+    """Return the mean of values, each with a weight."""
+    return torch.stack([value * (weight / sum(weights)) for value, weight in zip(values, weights, strict=True)]).sum(0)
+
+
 def check_temperatures(temperatures: Sequence[float]) -> None:
     """Raise InputError unless there is a temperature, each is positive and finite, and none stands twice."""
     values = tuple(float(temperature) for temperature in temperatures)
@@ -89,9 +139,21 @@ def join_weights(*parts: tuple[Float[Tensor, "*g _ d"], Tensor | None]) -> Float
     for samples, weights in parts:
         if weights is not None and weights.shape != samples.shape[:-1]:
             raise InputError(f"weights have shape {tuple(weights.shape)}: pass {tuple(samples.shape[:-1])}, one per sample")
+        check_weights(weights)
         ones = full_precision(samples).new_ones(samples.shape[:-1])
-        joined.append(ones if weights is None else weights.to(ones))
+        # Negative ones that are not read are seen in the result, which is NaN.
+        joined.append(ones if weights is None else torch.where(weights >= 0, weights.to(ones), torch.nan))
     return torch.cat(joined, -1)
+
+
+def check_weights(weights: Tensor | None) -> None:
+    """Raise InputError unless weights on a CPU are finite and none is negative; to read others would wait for their device."""
+    if weights is None or weights.device.type != "cpu" or weights.numel() == 0:
+        return
+    lowest, highest = (float(value) for value in weights.detach().aminmax())
+    if not 0 <= lowest <= highest < math.inf:
+        wrong = lowest if not lowest >= 0 else highest
+        raise InputError(f"weights has {wrong:g}: pass numbers from 0 on; a sample of the other sign belongs to the other set")
 
 
 def full_precision(tensor: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ Source: paper, Algorithm 1 and appendix A.6; the constants are those of the auth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,20 @@ from drifting.errors import InputError
 from drifting.fields import engine
 from drifting.fields.mean_shift import Field, MeanShift, Statistics
 from drifting.fields.peers import Peers, mean_over
-from drifting.inputs import check_feature_maps, check_shapes, check_temperatures, full_precision, join_weights
+from drifting.inputs import (
+    Features,
+    check_feature_maps,
+    check_shapes,
+    check_temperatures,
+    feature_maps,
+    flat_feature_maps,
+    full_precision,
+    groups_of_labels,
+    join_weights,
+    not_compiled,
+    one_group,
+    weighted_mean,
+)
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 _SMALLEST_DISTANCE = 1e-4
@@ -51,18 +64,19 @@ class DriftLoss:
     statistics: Statistics | None = None
 
 
+@not_compiled
 def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the method
-    generated: Float[Tensor, "g n d"],
-    positives: Float[Tensor, "g p d"],
-    unconditional: Float[Tensor, "g m d"] | None = None,
+    generated: Float[Tensor, "*g n d"],
+    positives: Float[Tensor, "*g p d"],
+    unconditional: Float[Tensor, "*g m d"] | None = None,
     *,
-    generated_weights: Float[Tensor, "g n"] | None = None,
-    positive_weights: Float[Tensor, "g p"] | None = None,
-    unconditional_weights: Float[Tensor, "g m"] | None = None,
+    generated_weights: Float[Tensor, "*g _"] | None = None,
+    positive_weights: Float[Tensor, "*g p"] | None = None,
+    unconditional_weights: Float[Tensor, "*g m"] | None = None,
     temperatures: Sequence[float] = TEMPERATURES,
     affinity_floor: float = 1e-6,
     field: Field | None = None,
-    generated_negatives: Float[Tensor, "g r d"] | None = None,
+    generated_negatives: Float[Tensor, "*g r d"] | None = None,
     normalize_features: bool = True,
     normalize_drift: bool = True,
     scale: Tensor | float | None = None,
@@ -70,12 +84,12 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     statistics: bool = False,
     memory: engine.Memory | None = None,
     peers: Peers | None = None,
-    population: Float[Tensor, "g N d"] | None = None,
+    population: Float[Tensor, "*g N d"] | None = None,
 ) -> DriftLoss:
     """Return the drifting loss of one feature map.
 
     Args:
-        generated: features of the generated samples; the gradient flows into them.
+        generated: features of the generated samples, [g, n, d], or [n, d] for one group; the gradient flows into them.
         positives: features of real samples of the group, which attract.
         unconditional: features of real samples of any class, further negatives: guidance.
         generated_weights: weight of each generated sample (or of each of `generated_negatives`) as a negative; ones by default.
@@ -105,6 +119,11 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     groups of a call; unlike it, features are centred before distances, and a sample is masked exactly from itself.
     """
     check_temperatures(temperatures)
+    if generated.ndim == 2:
+        generated, positives = generated[None], positives[None]
+        unconditional, generated_negatives, population = map(one_group, (unconditional, generated_negatives, population))
+        weights = (generated_weights, positive_weights, unconditional_weights)
+        generated_weights, positive_weights, unconditional_weights = map(one_group, weights)
     features = full_precision(generated)
     fixed = features.detach()
     everyone = _population(fixed, population, peers)
@@ -136,7 +155,7 @@ class FeatureLoss:
 
 
 class DriftingLoss(nn.Module):
-    """The drifting loss over named feature maps: the sum over features of the mean over groups.
+    """The drifting loss over one tensor or over named feature maps: the sum over features of the mean over groups.
 
     Every location of a map is a group of its own: locations are never mixed.
 
@@ -172,24 +191,53 @@ class DriftingLoss(nn.Module):
         """The drift field that trains."""
         return self.settings["field"] or MeanShift(self.settings["affinity_floor"])
 
+    if TYPE_CHECKING:
+
+        def __call__(  # noqa: D102 - see forward
+            self,
+            generated: Features,
+            positives: Features,
+            unconditional: Features | None = None,
+            *,
+            labels: Tensor | tuple[Tensor, Tensor] | None = None,
+            generated_negatives: Features | None = None,
+            weights: Mapping[str, Tensor] | None = None,
+            known: Mapping[str, DriftLoss] | None = None,
+            population: Features | None = None,
+            **options: Any,
+        ) -> FeatureLoss: ...
+
+    @not_compiled
     def forward(
         self,
-        generated: Mapping[str, Float[Tensor, "l n k _"]],
-        positives: Mapping[str, Float[Tensor, "l p k _"]],
-        unconditional: Mapping[str, Float[Tensor, "l m k _"]] | None = None,
+        generated: Features,
+        positives: Features,
+        unconditional: Features | None = None,
         *,
-        generated_negatives: Mapping[str, Float[Tensor, "l r k _"]] | None = None,
-        weights: Mapping[str, Float[Tensor, "l _"]] | None = None,
+        labels: Tensor | tuple[Tensor, Tensor] | None = None,
+        generated_negatives: Features | None = None,
+        weights: Mapping[str, Float[Tensor, "..."]] | None = None,
         known: Mapping[str, DriftLoss] | None = None,
-        population: Mapping[str, Float[Tensor, "l N k _"]] | None = None,
+        population: Features | None = None,
         **options: Any,
     ) -> FeatureLoss:
         """Return the loss over all features, with a report for each.
 
+        Features are a tensor, [n, d] for one population or [l, n, d] for one of each label, or such tensors by name, where
+        [l, n, k, d] has k locations. A tensor without a name is called "sample" in the report.
+
+        A labelled batch is flat, [b, d] or by name [b, k, d], and comes with `labels`; every class is then a population. Classes
+        may have different numbers of samples: scale and drift norms are means over all of them, and every generated sample counts
+        once. A class with a single generated sample has nothing that repels, and its drift is 0.
+
+        `torch.compile` runs this loss as it is: a step that is compiled as a whole, with `fullgraph=True`, must leave it out.
+
         Args:
-            generated: name -> features of the generated samples of each label.
-            positives: the same names for real samples of the label.
+            generated: features of the generated samples of each label.
+            positives: the same for real samples of the label.
             unconditional: the same for real samples of any label: guidance.
+            labels: classes of a flat batch, or a pair of those of the generated samples and of the positives, where they differ.
+                Positives of classes that were not generated are left out.
             generated_negatives: the same for an independent generated batch that repels in place of `generated`.
             weights: any of "generated", "positive" and "unconditional" -> weight of each sample, as in `drifting_loss`.
             known: reports of the whole batch, whose `scale` and `drift_norms`, if any, are used instead of those of this part.
@@ -197,23 +245,32 @@ class DriftingLoss(nn.Module):
             options: `statistics` and `peers`, as in `drifting_loss`. The loss of a step is then the mean over processes.
 
         Raises:
-            InputError: if the names of the features differ or shapes disagree.
+            InputError: if the names of the features differ, shapes disagree, or a class has no positive.
         """
-        check_feature_maps(generated, positives, unconditional, generated_negatives, known, population)
-        unknown = set(weights or ()) - {"generated", "positive", "unconditional"}
-        if unknown:
+        if labels is not None:
+            rest = (unconditional, generated_negatives, weights, known, population)
+            if any(value is not None for value in rest) or options:
+                raise InputError("labels are of generated and positives alone: for other arguments pass features [labels, n, d]")
+            return self._of_labels(generated, positives, *((labels, labels) if isinstance(labels, Tensor) else labels))
+        ours, real = feature_maps(generated), feature_maps(positives)
+        others = (unconditional, generated_negatives, population)
+        further, independent, everyone = (None if value is None else feature_maps(value) for value in others)
+        check_feature_maps(ours, real, further, independent, known, everyone)
+        if unknown := set(weights or ()) - {"generated", "positive", "unconditional"}:
             raise InputError(f"weights are named {sorted(unknown)}: name them generated, positive and unconditional")
         reports = {}
-        for name, features in generated.items():
+        for name, features in ours.items():
             locations = features.shape[2]
-            per_group = {f"{key}_weights": value.repeat_interleave(locations, 0) for key, value in (weights or {}).items()}
+            per_group = {
+                f"{key}_weights": torch.atleast_2d(value).repeat_interleave(locations, 0) for key, value in (weights or {}).items()
+            }
             elsewhere = {} if known is None else {"scale": known[name].scale, "drift_norms": known[name].drift_norms or None}
             reports[name] = drifting_loss(
                 _as_groups(features),
-                _as_groups(positives[name]),
-                None if unconditional is None else _as_groups(unconditional[name]),
-                generated_negatives=None if generated_negatives is None else _as_groups(generated_negatives[name]),
-                population=None if population is None else _as_groups(population[name]),
+                _as_groups(real[name]),
+                None if further is None else _as_groups(further[name]),
+                generated_negatives=None if independent is None else _as_groups(independent[name]),
+                population=None if everyone is None else _as_groups(everyone[name]),
                 **options,
                 **self.settings,
                 **per_group,
@@ -221,6 +278,32 @@ class DriftingLoss(nn.Module):
             )
         total = torch.stack([report.loss.mean() for report in reports.values()]).sum()
         return FeatureLoss(loss=total, features=reports)
+
+    def _of_labels(self, generated: Features, positives: Features, labels: Tensor, positive_labels: Tensor) -> FeatureLoss:
+        """Return the loss of a flat batch, each class a group: those of equal counts together."""
+        made, real = flat_feature_maps(generated, labels, "generated"), flat_feature_maps(positives, positive_labels, "positive")
+        parts = [
+            ({name: value[rows] for name, value in made.items()}, {name: value[others] for name, value in real.items()})
+            for rows, others in groups_of_labels(labels, positive_labels)
+        ]
+        if len(parts) == 1:
+            return self(*parts[0])
+        samples, pairs = [], []
+        for ours, theirs in parts:
+            groups, count = next(iter(ours.values())).shape[:2]
+            samples.append(groups * count)
+            pairs.append(groups * count * (count + next(iter(theirs.values())).shape[1]))
+        with torch.no_grad():
+            reports = [self(*part).features for part in parts]
+            scales = {name: weighted_mean([report[name].scale for report in reports], pairs) for name in made}
+            known = {name: DriftLoss(scale, scale, {}) for name, scale in scales.items()}
+            reports = [self(*part, known=known).features for part in parts]
+        for name, scale in scales.items():
+            norms = [report[name].drift_norms for report in reports]
+            known[name] = DriftLoss(scale, scale, {key: weighted_mean([one[key] for one in norms], samples) for key in norms[0]})
+        losses = [self(*part, known=known) for part in parts]
+        features = {name: replace(known[name], loss=torch.cat([loss.features[name].loss for loss in losses])) for name in known}
+        return FeatureLoss(loss=weighted_mean([loss.loss for loss in losses], samples), features=features)
 
 
 def _population(fixed: Float[Tensor, "g n d"], population: Tensor | None, peers: Peers | None) -> Float[Tensor, "g N d"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from drifting.fields import engine
 from drifting.fields.mean_shift import Targets
 from drifting.fields.peers import Peers
-from drifting.inputs import check_shapes, check_temperature, constant, full_precision
+from drifting.inputs import check_shapes, check_temperature, check_weights, constant, full_precision
 
 
 class KernelStatistics(NamedTuple):
@@ -83,6 +83,7 @@ def kernel_statistics(
     With peers the kernel is that of all rows, and the averages are over the rows of this process: their mean over processes is
     what the undivided call returns.
     """
+    check_weights(weights)
     targets = Targets(positives, negatives, weights)
     distances = engine.pairwise_distances(generated, targets.coordinates)
     engine.mask_self(distances, num_self, peers)

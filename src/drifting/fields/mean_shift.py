@@ -24,7 +24,7 @@ from torch import Tensor
 
 from drifting.fields import engine
 from drifting.fields.peers import Peers
-from drifting.inputs import check_shapes, check_temperature, constant, full_precision, join_weights
+from drifting.inputs import check_shapes, check_temperature, check_weights, constant, full_precision, join_weights
 
 
 @runtime_checkable
@@ -164,6 +164,7 @@ class MeanShift:
         `peers` are the processes over which the rows are split: then the leading negatives are the rows of all of them in turn,
         and the first `num_self` rows here find themselves from negative rank * n on.
         """
+        check_weights(weights)
         targets = Targets(positives, negatives, weights)
         if distances is None:
             distances = engine.pairwise_distances(generated, targets.coordinates)
