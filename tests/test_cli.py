@@ -136,7 +136,7 @@ def test_running_out_of_memory_names_the_flag_that_lowers_it(here, command, monk
     monkeypatch.setattr(runs, "start", grow)
     result = command("train", "toy", "--save-dir", "x")
     assert result.status == 1
-    bounds = "--micro-batch, --labels-per-pass or --checkpointing True, also with --resume from the last checkpoint"
+    bounds = "--micro-batch, --labels-per-pass or --checkpointing True"
     flags = f"pass a smaller --batch-size or, for a generator, {bounds}"
     assert re.fullmatch(rf"drifting: out of memory \(.*\): {flags}\n", result.err)
 

@@ -37,3 +37,7 @@ def reason(error: BaseException) -> str:
     """Return what another library says of its error, short enough for a sentence of ours; its kind if it says nothing."""
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return one_line(" ".join(words.split()), 120) or type(error).__name__
+
+
+class StorageError(OSError):
+    """A disk that is full, gone or refuses: one sentence that says what is safe and how to go on; the command line exits with 1."""

@@ -1,6 +1,8 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and what a disk can refuse is said in a sentence."""
 
+import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -9,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from drifting.errors import InputError
+from drifting.errors import InputError, StorageError
 
 T = TypeVar("T")
 
@@ -21,14 +23,17 @@ SCRATCH = ".writing-"
 def atomic_path(target: Path) -> Iterator[Path]:
     """Give a temporary path beside `target` to write a file or folder to; it takes the target's place when the block succeeds.
 
-    The temporary name keeps the suffix, by which writers choose their format. A folder replaces only a missing target.
+    The temporary name keeps the suffix, by which writers choose their format. A folder replaces only a missing target. What is
+    written is on the disk before it takes the place, so that a machine that loses its power keeps the old or the new.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target.parent))
     try:
         yield scratch / target.name
         _open_to_others(scratch, target.name)
+        _flush(scratch / target.name)
         os.replace(scratch / target.name, target)
+        _flush_one(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -43,11 +48,94 @@ def _open_to_others(scratch: Path, name: str) -> None:
             path.chmod(mode)
 
 
+def _flush(path: Path) -> None:
+    """Bring a file, or a folder with all that is in it, onto the disk."""
+    if path.is_dir():
+        for below in path.iterdir():
+            _flush(below)
+    _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    if os.name != "posix":  # where folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what writers that were killed left half-written in a folder; only for who alone works there."""
+    for scratch in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def check_writable(folder: Path, argument: str) -> None:
-    """Raise InputError unless `folder` can be made and written to; leaves nothing behind."""
+    """Raise InputError unless `folder` can be made and written to, with files of the usual names; leaves nothing behind.
+
+    Raises:
+        StorageError: if the disk is full.
+    """
+    where = f"{argument} is '{folder}', where nothing can be written"
+    try:
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir():
+            raise InputError(f"{where}: choose a folder you may write to")
+        (folder / f"{SCRATCH}12345678" / "generator.safetensors").exists()
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=existing) as probe:
+            os.access(probe, os.W_OK)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise StorageError(f"{storage_fault(error)}: make room, or choose another {argument}") from None
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{where} ({reason}): choose a folder you may write to") from None
+
+
+def check_space(folder: Path, needed: int, argument: str) -> None:
+    """Raise StorageError unless so many bytes are free where a folder is or will be."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{argument} is '{folder}', where nothing can be written: choose a folder you may write to")
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        sizes = f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB free"
+        raise StorageError(f"{argument} is '{folder}', where {sizes}: make room, or name another disk")
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _number(error: BaseException) -> int | None:
+    """Return the number by which a system names its fault; some libraries hand it on in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))
+    return int(found[1] or found[2]) if found else None
+
+
+def storage_fault(error: BaseException) -> str | None:
+    """Return what to say of a file system that refuses, None for an error of another kind."""
+    number = _number(error)
+    written_in_part = isinstance(error, OSError) and number is None
+    if (number is None and not written_in_part) or isinstance(error, ConnectionError | TimeoutError):
+        return None
+    said = str(error) if number is None else os.strerror(number)
+    name = getattr(error, "filename", None)
+    at = "" if not isinstance(name, str | Path) else f" at '{name}'"
+    return f"a file cannot be written or read ({said.lower() if number else said}{at})"
+
+
+def remedy(error: BaseException) -> str:
+    """Return what helps where a file system refuses, as the beginning of a sentence."""
+    number = _number(error)
+    if number in _FULL or number is None:
+        return "Make room"
+    return "Bring the folder back" if number in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR) else "Make it writable"
 
 
 def cached(

@@ -5,7 +5,6 @@ Shapes: g groups (independent problems), n generated, k targets, d coordinates.
 
 import difflib
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -15,6 +14,9 @@ from torch import Tensor
 
 from drifting._vector_math import first_calls
 from drifting.errors import InputError
+
+# Temperatures between which float32 divides distances without overflow.
+_COLDEST, _HOTTEST = 1e-30, 1e30
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -117,18 +119,18 @@ def weighted_mean(values: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
 
 
 def check_temperatures(temperatures: Sequence[float]) -> None:
-    """Raise InputError unless there is a temperature, each is positive and finite, and none stands twice."""
+    """Raise InputError unless there is a temperature, float32 can divide by each, and none stands twice."""
     values = tuple(float(temperature) for temperature in temperatures)
-    if not values or not all(0 < value < math.inf for value in values):
-        raise InputError(f"temperatures is {values}: pass at least one, each above 0 and finite")
+    if not values or not all(_COLDEST <= value <= _HOTTEST for value in values):
+        raise InputError(f"temperatures is {values}: pass at least one, each above 0, from {_COLDEST:g} to {_HOTTEST:g}")
     if len(set(values)) < len(values):
         raise InputError(f"temperatures is {values}: name each once")
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise InputError unless the temperature is positive and finite."""
-    if not 0 < temperature < math.inf:
-        raise InputError(f"temperature is {temperature}: pass a number above 0")
+    """Raise InputError unless float32 can divide by the temperature."""
+    if not _COLDEST <= temperature <= _HOTTEST:
+        raise InputError(f"temperature is {temperature}: pass a number above 0, from {_COLDEST:g} to {_HOTTEST:g}")
 
 
 def join_weights(*parts: tuple[Float[Tensor, "*g _ d"], Tensor | None]) -> Float[Tensor, "*g total"] | None:

@@ -4,24 +4,26 @@ What is there already is kept if it is of the same cache and its checksum fits; 
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from drifting._lock import hold
 from drifting.checkpoint import save_json
 from drifting.data.image_files import ImageFiles
 from drifting.data.latents import DTYPE, INDEX, CacheIndex, open_shard, read_index, row_checks, shard_facts, shard_path
 from drifting.data.pixels import to_signed
 from drifting.data.vae import VAE, load_vae
-from drifting.errors import InputError
-from drifting.files import SCRATCH, atomic_path, check_writable
+from drifting.errors import InputError, StorageError
+from drifting.files import atomic_path, check_space, check_writable, clear_scratch, remedy, storage_fault
 from drifting.inputs import check_counts, check_device
 from drifting.training.progress import CountProgress
 
@@ -83,15 +85,28 @@ def write_latents(
         files=files.fingerprint(),
         shard_size=settings.shard_size,
     )
-    _claim(out, index, overwrite=overwrite)
-    missing = _missing(out, index)
-    _check_space(out, index, missing)
-    save_json(out / INDEX, index.to_json())
-    done = index.count - sum(len(index.shards[number]) for number in missing)
-    with CountProgress("writing latents", index.count, done=done) as progress:
-        for number in missing:
-            _write_shard(out, index, number, files, encoder.to(settings.device), settings.batch_size, progress)
+    with hold(out, "out"):
+        _claim(out, index, overwrite=overwrite)
+        missing = _missing(out, index)
+        _check_space(out, index, missing)
+        save_json(out / INDEX, index.to_json())
+        done = index.count - sum(len(index.shards[number]) for number in missing)
+        with _told_to_start_again(out), CountProgress("writing latents", index.count, done=done) as progress:
+            for number in missing:
+                _write_shard(out, index, number, files, encoder.to(settings.device), settings.batch_size, progress)
     return index
+
+
+@contextmanager
+def _told_to_start_again(out: Path) -> Iterator[None]:
+    """Say of a disk that refuses that what is written is kept."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if (fault := storage_fault(error)) is None:
+            raise
+        kept = f"what is written in '{out}' is kept" if out.is_dir() else f"the folder '{out}' is gone"
+        raise StorageError(f"{fault}; {kept}. {remedy(error)}, then start the same command again") from error
 
 
 def _claim(out: Path, index: CacheIndex, *, overwrite: bool) -> None:
@@ -111,8 +126,7 @@ def _claim(out: Path, index: CacheIndex, *, overwrite: bool) -> None:
     elif next(out.glob(_SHARDS), None) is not None:
         raise InputError(f"out is '{out}', which holds shards but no {INDEX}: {mend}")
     out.mkdir(parents=True, exist_ok=True)
-    for scratch in out.glob(f"{SCRATCH}*"):  # of a process that was killed
-        shutil.rmtree(scratch, ignore_errors=True)
+    clear_scratch(out)
 
 
 def _missing(out: Path, index: CacheIndex) -> list[int]:
@@ -145,9 +159,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 def _check_space(out: Path, index: CacheIndex, missing: list[int]) -> None:
     sizes = (torch.Size(index.shard_shape(number)).numel() * DTYPE.itemsize for number in missing)
-    needed, free = sum(sizes), shutil.disk_usage(out).free
-    if needed > free:
-        raise InputError(f"out is '{out}', where {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free: name another disk")
+    check_space(out, sum(sizes), "out")
 
 
 def _write_shard(

@@ -98,10 +98,8 @@ def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, int | flo
         Interrupted: if the process was asked to stop; the state is saved.
     """
     network = cast(Network, configuration.build_network(config)).to(config.device)
-    preset, verb = (config.kind, "train-encoder") if config.preset == "train-encoder" else (config.preset, "train")
-    command = command_to_go_on(preset, folder, verb=verb)
     facts = configuration.to_json(config)
-    saving = Saving(folder=folder, facts=facts, command=command, every=config.checkpoint_every, keep=config.keep)
+    saving = Saving(folder=folder, facts=facts, command=command_of(config, folder), every=config.checkpoint_every, keep=config.keep)
     if isinstance(config.data, ImagesData):
         _train(network, config, config.encoder, saving)
         figures = _figures(network.eval(), config)
@@ -111,6 +109,12 @@ def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, int | flo
     save_json(folder / ENCODER_METRICS, figures)
     save_tensors(folder / ENCODER_WEIGHTS, network.state_dict())
     return figures
+
+
+def command_of(config: EncoderRunConfig, folder: Path) -> str:
+    """Return the command by which the training of an encoder goes on."""
+    preset, verb = (config.kind, "train-encoder") if config.preset == "train-encoder" else (config.preset, "train")
+    return command_to_go_on(preset, folder, verb=verb)
 
 
 def _train_stage(network: nn.Module, config: RunConfig, folder: Path) -> None:

@@ -10,6 +10,7 @@ from drifting import config as configuration
 from drifting.checkpoint import checkpoints, load_json, steps_done
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ReleasedConfig, RunConfig
 from drifting.errors import InputError
+from drifting.files import clear_scratch
 from drifting.training.recorder import CHECKPOINTS, FRAMES
 
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"
@@ -22,6 +23,8 @@ RECONSTRUCTION = "ae_reconstruction.png"
 ENCODER_CHECKPOINTS = "encoder-checkpoints"
 _LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
+# What a run has that came to something.
+_RESULTS = (WEIGHTS, CLASSIFIER_WEIGHTS, METRICS)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, TRAINED_ON, *_LOGS, *_PICTURES)
 
 # How a step is cut, computed and shared changes nothing but memory and time: a run that ran out of either may go on otherwise.
@@ -55,7 +58,7 @@ def read_config(path: Path) -> RunConfig:
 def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> None:
     """Make the folder ready for the training, or raise InputError if another run is in it."""
     if not resume:
-        return make_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite")
+        return make_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite", config=config)
     saved = saved_config(folder)
     if type(saved) is not type(config):
         kinds = {RunConfig: "generator", ClassifierConfig: "classifier", EncoderRunConfig: "encoder"}
@@ -65,21 +68,74 @@ def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> 
     _check_same(saved, config)
     for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
         steps_done(newest, _part_trained(config).steps)
+    clear_writers(folder)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint of the run in a folder, be it of the generator or of its encoder; None if there is none."""
+    saved = [*checkpoints(folder / ENCODER_CHECKPOINTS), *checkpoints(folder / CHECKPOINTS)]
+    return saved[-1] if saved else None
+
+
+def unstarted(folder: Path) -> AnyConfig | None:
+    """Return the configuration of a run that ended before its first checkpoint, None if there is none in the folder."""
+    if newest_checkpoint(folder) is not None or any((folder / name).exists() for name in _RESULTS):
+        return None
+    try:
+        config = configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
+    except InputError:  # no run's, or damaged
+        return None
+    if isinstance(config, ReleasedConfig) or ((folder / ENCODER_WEIGHTS).exists() and not isinstance(config, RunConfig)):
+        return None
+    return config
+
+
+def clear_unstarted(folder: Path, config: AnyConfig) -> None:
+    """Delete what a run left that ended before its first checkpoint, but for an encoder that `config` would train alike."""
+    saved = unstarted(folder)
+    if saved is None:
+        return
+    alike = isinstance(saved, RunConfig) and isinstance(config, RunConfig)
+    parts = ("preset", "data", "encoder", "seed")
+    own = [LOG, FRAMES, CHECKPOINTS, "features"]
+    alike = alike and all(getattr(saved, part) == getattr(config, part) for part in parts)
+    if not alike or not (folder / ENCODER_WEIGHTS).exists():
+        own += [CONFIG, ENCODER_WEIGHTS, ENCODER_METRICS, RECONSTRUCTION]
+    for name in own:
+        _delete(folder / name)
 
 
 def check_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> list[Path]:
     """Return what a run left in the folder, or raise InputError with the mend if there is some that may not be deleted."""
     own = [folder / name for name in _OWN if (folder / name).exists()]
-    if own and not overwrite:
+    if own and not overwrite and unstarted(folder) is None:
         raise InputError(f"save_dir is '{folder}', which already holds a run: {mend}, or choose another folder")
     return own
 
 
-def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> None:
-    """Make the folder, empty of runs, or raise InputError as `check_room` does."""
-    for path in check_room(folder, overwrite=overwrite, mend=mend):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite", config: AnyConfig | None = None) -> None:
+    """Make the folder, empty of runs, or raise InputError as `check_room` does; see `clear_unstarted` for `config`."""
+    own = check_room(folder, overwrite=overwrite, mend=mend)
+    if overwrite or config is None:
+        for path in own:
+            _delete(path)
+    else:
+        clear_unstarted(folder, config)
+    clear_writers(folder)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def clear_writers(folder: Path) -> None:
+    """Remove what writers that were killed left half-written in the folder of a run; only for who alone works there."""
+    for place in (folder, *(folder / name for name in (CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS))):
+        clear_scratch(place)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _part_trained(config: AnyConfig) -> Any:

@@ -1,21 +1,17 @@
 """A training as it runs: what is shown, logged, set aside and saved between its steps, and how it stops."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
 
 from drifting import config as configuration
-from drifting.checkpoint import checkpoints
 from drifting.config import RunConfig
-from drifting.distributed import LostProcessError, is_loss, join
 from drifting.encoders.base import FeatureEncoder
 from drifting.training.interruption import Interrupted, command_to_go_on, polite_stop
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
 from drifting.training.progress import TrainingProgress
-from drifting.training.recorder import CHECKPOINTS, Recorder, Resources, frame_steps
+from drifting.training.recorder import Recorder, Resources, frame_steps
 
 
 def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
@@ -55,21 +51,3 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
                 recorder.save()
             if stopped and step.number < schedule.steps:
                 raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
-
-
-@contextmanager
-def noticing_loss(recorder: Recorder, config: RunConfig) -> Iterator[None]:
-    """Turn the errors by which a lost process shows into one LostProcessError, which names the step and how to go on."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_loss(error):
-            raise
-        lost = f"a process of this run was lost at step {recorder.state.step}"
-        saved = checkpoints(recorder.folder / CHECKPOINTS)
-        if not saved:
-            raise LostProcessError(f"{lost}, before its first checkpoint: start again with --overwrite") from error
-        raise LostProcessError(
-            f"{lost}; its checkpoint {saved[-1].name} is whole. "
-            f"Resume with: {command_to_go_on(config.preset, recorder.folder, join().size)}"
-        ) from error

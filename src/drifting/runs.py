@@ -5,6 +5,7 @@ pictures; `load(folder)` needs the first and third alone.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting import pretraining
+from drifting._endings import ending
+from drifting._lock import hold
 from drifting.checkpoint import load_network, load_weights, save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data.source import reference_samples
-from drifting.distributed import check_device, join, whole
+from drifting.distributed import Processes, check_device, join, whole
+from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
 from drifting.evaluation import Metrics
-from drifting.files import atomic_path, check_writable
+from drifting.files import atomic_path, check_space, check_writable
 from drifting.generators.base import Generator
 from drifting.judges import train_classifier
 from drifting.own_latents import with_latents
@@ -35,9 +39,9 @@ from drifting.run_folder import (
     claim,
     read_config,
 )
-from drifting.run_training import follow, noticing_loss
+from drifting.run_training import follow
 from drifting.sampling import Sampler, label_numbers, sample
-from drifting.training.interruption import Interrupted
+from drifting.training.interruption import Interrupted, command_to_go_on
 from drifting.training.loop import check_shares
 from drifting.training.progress import tell_stage
 from drifting.training.recorder import FRAMES, Recorder, read_frames
@@ -100,8 +104,10 @@ class Run:
         """Measure the run against real data and keep the figures in metrics.json; arguments as of `run_evaluation.Asked`."""
         told = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
         asked = Asked(judge=judge, real=real, count=count, **told)
-        metrics = evaluate_run(self.config, self.generator, asked, folder=self.folder, frames=self.frames)
-        save_json(self.folder / METRICS, metrics)
+        check_writable(self.folder, "run")
+        with hold(self.folder, "run"):
+            metrics = evaluate_run(self.config, self.generator, asked, folder=self.folder, frames=self.frames)
+            save_json(self.folder / METRICS, metrics)
         return metrics
 
 
@@ -147,9 +153,11 @@ def train_judge(config: ClassifierConfig, save_dir: str | Path, *, resume: bool 
     config = configuration.resolve(config)
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
-    claim(folder, config, resume=resume, overwrite=overwrite)
-    _tell_found(config)
-    return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
+    with hold(folder, "save_dir"):
+        claim(folder, config, resume=resume, overwrite=overwrite)
+        _tell_found(config)
+        with ending(folder, config, join(), command=command_to_go_on(config.preset, folder), resume=resume):
+            return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
 
 
 def train_encoder(
@@ -162,9 +170,11 @@ def train_encoder(
     config = configuration.resolve(with_latents(config, folder, join(), overwrite=overwrite))
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
-    claim(folder, config, resume=resume, overwrite=overwrite)
-    _tell_found(config)
-    figures = pretraining.train_encoder(config, folder)
+    with hold(folder, "save_dir"):
+        claim(folder, config, resume=resume, overwrite=overwrite)
+        _tell_found(config)
+        with ending(folder, config, join(), command=pretraining.command_of(config, folder), resume=resume):
+            figures = pretraining.train_encoder(config, folder)
     shown = {name: value for name, value in figures.items() if name.endswith(("accuracy", "error"))}
     return TrainedNetwork(folder / ENCODER_WEIGHTS, shown)
 
@@ -204,39 +214,60 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     check_shares(config.schedule, source.num_classes, processes)
     pretraining.check_networks(config)
     check_writable(folder, "save_dir")
-    with processes.leads_the_way():
-        if processes.leads:
-            claim(folder, config, resume=resume, overwrite=overwrite)
-        # An encoder that is there may turn out not to fit; one that is not is trained first.
-        has_encoder = (folder / ENCODER_WEIGHTS).exists()
-        if processes.leads and not has_encoder:
-            _tell_found(config)
-        encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
-        if processes.leads and has_encoder:
-            _tell_found(config)
-        if processes.leads:
-            save_json(folder / CONFIG, configuration.to_json(config))
-        positives = configuration.build_positives(config, encoder, folder / "features")
-    shared = {"processes": processes, "sharded": config.parallel == "fsdp"}
-    state = TrainingState(generator.to(config.device), config.schedule, config.seed, **shared)
-    recorder = Recorder(
-        folder,
-        state,
-        positives,
-        facts=configuration.to_json(config),
-        reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED, limit=True),
-        frame_samples=config.frame_samples,
-        keep=config.keep,
-        guidance_scale=config.schedule.scale_of_samples(),
-    )
-    if config.trains_encoder and processes.leads:
-        tell_stage(2, 2, "generator", config.schedule.steps)
-    with noticing_loss(recorder, config):
+    _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
+    command = command_to_go_on(config.preset, folder, processes.size)
+    with ExitStack() as held:
+        with processes.leads_the_way():
+            if processes.leads:
+                held.enter_context(hold(folder, "save_dir"))
+                claim(folder, config, resume=resume, overwrite=overwrite)
+            held.enter_context(ending(folder, config, processes, command=command, resume=resume))
+            encoder = _prepare(config, folder, processes)
+            positives = configuration.build_positives(config, encoder, folder / "features")
+        shared = {"processes": processes, "sharded": config.parallel == "fsdp"}
+        state = TrainingState(generator.to(config.device), config.schedule, config.seed, **shared)
+        recorder = Recorder(
+            folder,
+            state,
+            positives,
+            facts=configuration.to_json(config),
+            reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED, limit=True),
+            frame_samples=config.frame_samples,
+            keep=config.keep,
+            guidance_scale=config.schedule.scale_of_samples(),
+        )
+        if config.trains_encoder and processes.leads:
+            tell_stage(2, 2, "generator", config.schedule.steps)
         if resume:
             # Stopped in the training of its encoder, or soon after, a run has no checkpoint of its generator yet.
             recorder.resume(config.schedule.steps, may_begin=config.trains_encoder)
+        if state.step == config.schedule.steps and processes.leads:
+            print(f"{folder} is finished, with all {state.step} steps: pass a higher --steps to train it further", flush=True)
         follow(recorder, config, positives, encoder)
         return _finish(recorder, config)
+
+
+def _prepare(config: RunConfig, folder: Path, processes: Processes) -> FeatureEncoder:
+    """Tell what was found, return the encoder, trained if it is not yet, and write the configuration."""
+    # An encoder that is there may turn out not to fit; one that is not is trained first.
+    has_encoder = (folder / ENCODER_WEIGHTS).exists()
+    if processes.leads and not has_encoder:
+        _tell_found(config)
+    encoder = configuration.build_encoder(config, pretraining.prepare_encoder(config, folder))
+    if processes.leads and has_encoder:
+        _tell_found(config)
+    if processes.leads:
+        save_json(folder / CONFIG, configuration.to_json(config))
+    return encoder
+
+
+def _check_space(folder: Path, config: RunConfig, generator: Generator, *, resume: bool, overwrite: bool) -> None:
+    """Raise StorageError unless two checkpoints fit on the disk, or one more where the run is resumed."""
+    weights = sum(value.numel() * value.element_size() for value in generator.state_dict().values())
+    # The weights, their averages, and two moments of each.
+    checkpoint = weights * (2 + len(config.schedule.other_ema_decays) + 2)
+    deleted = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if overwrite else []
+    check_space(folder, checkpoint * (1 if resume else 2) - sum(deleted), "save_dir")
 
 
 def _finish(recorder: Recorder, config: RunConfig) -> Run:

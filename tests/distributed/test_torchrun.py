@@ -68,14 +68,12 @@ def test_lost_process_ends_the_run_which_is_gone_on_with_and_stopped_politely(tm
     assert status == 1
     (line,) = said(text)
     again = rf"torchrun --nproc-per-node 2 -m drifting train digits --save-dir {folder} --resume"
-    found = re.fullmatch(
-        rf"drifting: a process of this run was lost at step (\d+); its checkpoint (\S+) is whole\. Resume with: {again}", line
-    )
+    found = re.fullmatch(rf"drifting: a process of this run was lost; its checkpoint (\S+) is whole\. Go on with: {again}", line)
     assert found, line
     newest = checkpoints(folder / "checkpoints")[-1]
-    assert newest.name == found[2]
-    lost, saved = int(found[1]), int(newest.name.removeprefix("step-"))
-    assert 5 <= saved <= lost
+    assert newest.name == found[1]
+    saved = int(newest.name.removeprefix("step-"))
+    assert saved >= 5
     assert re.search(r"exitcode  : 1 ", text)
 
     run = Launched(tmp_path / "log", "train", "digits", "--save-dir", folder, "--resume")

@@ -1,70 +1,104 @@
 """The command line: drifting {train, train-encoder, latents, sample, convert, evaluate, compare, presets}.
 
-It parses, calls and prints, no more.
+It parses, calls and prints, no more. Whatever ends a command says so in one sentence; nothing heavy is imported before that holds.
 """
 
+import errno
 import os
 import sys
 import traceback
+import warnings
 from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
-import tyro
-
-from drifting.cli import commands
-from drifting.errors import InputError
+from drifting.cli._output import steady_output
+from drifting.cli._stop import STOPPED, stopped_by_signals
+from drifting.errors import InputError, StorageError
+from drifting.files import remedy, storage_fault
+from drifting.version import __version__
 
 if TYPE_CHECKING:
     from drifting.distributed import Processes
 
 # Commands whose work several processes can share.
 _SHARED = ("train", "sample")
+# What bounds the memory of a command.
+_SMALLER = {
+    "sample": "pass a smaller --num-samples",
+    "evaluate": "pass a smaller --batch-size or --num-samples",
+    "latents": "pass a smaller --batch-size",
+    "convert": "use a machine with more of it",
+    "compare": "use a machine with more of it",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 2 on bad input, 130 if it was stopped, 1 if training diverged or ran out of memory.
+    """Run the command line; exit with 2 on bad input, 130 if it was stopped, 1 if training diverged or the machine cannot go on.
 
     Started by torchrun it does its share of the work; the first process alone prints, and a process that is lost ends all with 1.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    app = tyro.extras.SubcommandApp()
-    for command in commands.ALL:
-        app.command(command)
+    with stopped_by_signals(), steady_output() as output:
+        status, together = _run(arguments)
+        if (lost := output.complaint()) is not None:
+            _say(lost)
+            status = status or 1
+        if together:
+            # At once: the engine's own threads may still wait for another process, or for one that is gone.
+            sys.stderr.flush()
+            os._exit(status)
+    if status:
+        sys.exit(status)
+
+
+def _run(arguments: list[str]) -> tuple[int, bool]:
+    """Do what is asked for and return the status, and whether several processes do it."""
     processes = None
     try:
+        if arguments in (["--version"], ["-V"]):
+            print(f"drifting {__version__}")
+            return 0, False
+        from drifting.cli import commands
+        from drifting.cli._parse import parse
+
         processes = _join()
-        if processes is not None and arguments and arguments[0] not in _SHARED:
+        command = parse(commands.ALL, arguments)
+        if processes is not None and arguments[0] not in _SHARED:
             size = processes.size
             raise InputError(f"world size is {size}, but '{arguments[0]}' is done by one process: start it without torchrun")
-        with nullcontext() if processes is None or processes.leads else redirect_stdout(open(os.devnull, "w")):
-            app.cli(prog="drifting", args=arguments)
+        speaks = processes is None or processes.leads
+        with nullcontext() if speaks else redirect_stdout(open(os.devnull, "w")), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            command()
         if processes is not None:
             processes.wait()
+        return 0, processes is not None
     except (Exception, KeyboardInterrupt) as error:
-        _end(error, processes)
-    if processes is not None:
-        _part(0)
+        return _end(error, processes, arguments), processes is not None
 
 
-def _end(error: BaseException, processes: "Processes | None") -> None:
-    """Say what went wrong, once for all processes, and leave with the status of it; raise an error that is not foreseen."""
-    reason, status = _told(error)
+def _end(error: BaseException, processes: "Processes | None", arguments: list[str]) -> int:
+    """Say what went wrong, once for all processes, and return the status of it; raise an error that is not foreseen."""
+    reason, status = _told(error, arguments)
     if reason is None and processes is None:
         raise error
     if reason is None:
         traceback.print_exception(error)
     elif processes is None or processes.is_first_to_say(reason):
-        print(f"drifting: {reason}", file=sys.stderr)
-    if processes is not None:
-        _part(status)
-    sys.exit(status)
+        _say(reason)
+    return status
 
 
-def _part(status: int) -> None:
-    """Leave at once: the engine's own threads may still wait for another process, or for one that is gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def _say(reason: str) -> None:
+    print(f"drifting: {reason}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
+    """Show a warning of ours as a sentence, and one of a library as usual."""
+    if f"{os.sep}drifting{os.sep}" in filename:
+        _say(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _join() -> "Processes | None":
@@ -76,29 +110,26 @@ def _join() -> "Processes | None":
     return join()
 
 
-def _told(error: BaseException) -> tuple[str | None, int]:
+def _told(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
     """Return what to say of an error and the status to leave with, or None for one that is not foreseen."""
-    if isinstance(error, InputError):
-        return str(error), 2
-    if isinstance(error, KeyboardInterrupt):
-        return "Stopped; nothing of this step is kept. Start the same command again.", 130
+    if type(error) is KeyboardInterrupt:
+        return "Stopped; nothing of this step is kept. Start the same command again.", STOPPED
+    if isinstance(error, InputError | StorageError):
+        return str(error), 2 if isinstance(error, InputError) else 1
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"the name '{error.filename}' is too long for the file system: choose a shorter one", 2
+    from drifting._endings import LESS_MEMORY, OutOfMemoryError, out_of_memory
     from drifting.distributed import LostProcessError, is_loss
-    from drifting.runs import Interrupted
+    from drifting.training.interruption import Interrupted
     from drifting.training.state import DivergenceError
 
-    if _out_of_memory(error):
-        bounds = "--micro-batch, --labels-per-pass or --checkpointing True, also with --resume from the last checkpoint"
-        mend = f"pass a smaller --batch-size or, for a generator, {bounds}"
-        return f"out of memory ({str(error).partition(chr(10))[0]}): {mend}", 1
-    if isinstance(error, Interrupted):
-        return str(error), 130
-    if isinstance(error, DivergenceError | LostProcessError):
-        return str(error), 1
-    return ("a process was lost: start the same command again", 1) if is_loss(error) else (None, 1)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    # On a CPU torch has no class of its own for it.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    told: str | None = None
+    if isinstance(error, Interrupted | DivergenceError | LostProcessError | OutOfMemoryError):
+        told = str(error)
+    elif (lack := out_of_memory(error)) is not None:
+        told = f"{lack}: {_SMALLER.get(arguments[0], LESS_MEMORY)}"
+    elif is_loss(error):
+        told = "a process was lost: start the same command again"
+    elif (fault := storage_fault(error)) is not None:
+        told = f"{fault}; what was there before is whole. {remedy(error)}, then start the same command again"
+    return told, STOPPED if isinstance(error, Interrupted) else 1

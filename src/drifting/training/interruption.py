@@ -27,9 +27,20 @@ def command_to_go_on(preset: str, folder: Path, processes: int = 1, *, verb: str
     return f"{launched}drifting {verb} {preset} --save-dir {shlex.quote(str(folder))} --resume"
 
 
+def stopping_signals() -> list[int]:
+    """Return the signals by which a process is asked to stop."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return [int(number) for number in numbers]
+
+
 @contextmanager
 def polite_stop() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C (or termination) into a filled list that the loop looks at between steps; the second acts as usual."""
+    """Turn the first Ctrl-C (or termination, or hang-up) into a filled list that the loop looks at between steps.
+
+    The second acts as usual. A hang-up that is ignored, as nohup asks for, stays so.
+    """
     received: list[int] = []
     previous: dict[int, Any] = {}
 
@@ -38,7 +49,7 @@ def polite_stop() -> Iterator[list[int]]:
         signal.signal(number, previous[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stopping_signals():
             previous[number] = signal.signal(number, note)
     except ValueError:  # not in the main thread: signals belong to somebody else
         pass

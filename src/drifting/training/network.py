@@ -88,7 +88,7 @@ class NetworkState:
         if int(self._first_fault) > 0:
             name = type(self.model).__name__.lower()
             message = f"the loss of the {name} became NaN or infinite at step {int(self._first_fault)}"
-            raise DivergenceError(f"{message}: lower the learning rate and start again")
+            raise DivergenceError(f"{message}: lower the learning rate")
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state as named tensors."""

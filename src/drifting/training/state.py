@@ -70,13 +70,12 @@ class TrainingState:
             step, name, temperature = min(found)
             raise DivergenceError(
                 f"the loss became NaN or infinite at step {step}, in feature '{name}' at temperature {temperature:g}: "
-                "lower the learning rate or lengthen the warm-up, and resume from the last checkpoint"
+                "lower the learning rate or lengthen the warm-up"
             )
         finite = torch.stack([local(weight).isfinite().all() for weight in self.generator.parameters()]).all()
         if self.processes.any(not bool(finite)):
             raise DivergenceError(
-                f"the weights became NaN or infinite at step {self.step}: "
-                "lower the learning rate or lengthen the warm-up, and resume from the last checkpoint"
+                f"the weights became NaN or infinite at step {self.step}: lower the learning rate or lengthen the warm-up"
             )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,0 +1,78 @@
+"""Words of a command line that fit no command: one sentence, status 2, nothing written."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from drifting.cli._parse import parse
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+WORDS = {
+    "train toy --lr 3": "option '--lr' does not exist: did you mean --learning-rate? Else see drifting train --help",
+    "train toy -lr 3": "option '-lr' does not exist: did you mean --learning-rate? Else see drifting train --help",
+    "train toy --step 3": "option '--step' does not exist: did you mean --steps? Else see drifting train --help",
+    "train toy --steps many": "steps is 'many': pass a whole number",
+    "train toy --steps": "steps has no value: name one after --steps, or leave that out",
+    "train toy --temperatures 0.1 x": "temperatures is '0.1 x': pass a number",
+    "train toy --compile maybe": "compile is 'maybe': pass False or True",
+    "train toy more": "argument is 'more', which belongs to no flag: leave it out, or see drifting train --help",
+    "train": "preset is missing: see drifting train --help",
+    "latents": "--data and --out are missing: see drifting latents --help",
+    "evalute x": "command is 'evalute': did you mean 'evaluate'? There are train, ",
+    "": "the command is missing: there are train, ",
+    "train toy --dataset=": "dataset is '': name something, or leave it out",
+}
+
+
+@pytest.mark.parametrize("arguments", WORDS)
+def test_words_that_fit_no_command_are_named(here, command, arguments):
+    result = command(*arguments.split())
+    assert result.status == 2
+    assert result.err.startswith(f"drifting: {WORDS[arguments]}")
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "name"), [(["train", "toy", "--save-dir", ""], "save_dir"), (["sample", ""], "an argument")])
+def test_empty_words_are_refused(here, command, arguments, name):
+    result = command(*arguments)
+    assert (result.status, result.err) == (2, f"drifting: {name} is '': name something, or leave it out\n")
+    assert list(here.iterdir()) == []
+
+
+def test_version_is_told(command):
+    result = command("--version")
+    assert result.status == 0
+    assert re.fullmatch(r"drifting \d+\.\d+\.\d+\n", result.out)
+
+
+def test_parsing_calls_nothing():
+    called = []
+
+    def greet(name: str) -> None:
+        """Greet."""
+        called.append(name)
+
+    def part() -> None:
+        """Part."""
+
+    call = parse([greet, part], ["greet", "--name", "you"])
+    assert called == []
+    call()
+    assert called == ["you"]
+
+
+def test_terminal_of_ascii_gets_the_same_sentence():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    arguments = [sys.executable, "-m", "drifting", "train", "\u2022", "more"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert result.returncode == 2
+    assert result.stderr == "drifting: argument is 'more', which belongs to no flag: leave it out, or see drifting train --help\n"
