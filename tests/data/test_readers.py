@@ -155,7 +155,9 @@ def test_idx_without_labels_is_unlabelled(tmp_path):
     assert load_images(str(tmp_path)).labels is None
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", gzip.compress(b"\0\0", mtime=0), gzip.compress(b"\0\0\x08\x01" + b"\0" * 40, mtime=0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", gzip.compress(b"\0\0", mtime=0), gzip.compress(b"\0\0\x08\x01" + b"\0" * 40, mtime=0)]
+)
 def test_damaged_idx_is_named(tmp_path, content):
     path = write_mnist(tmp_path) / "train-images-idx3-ubyte.gz"
     whole = path.read_bytes()
