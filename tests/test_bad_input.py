@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from drifting import runs
 from drifting.checkpoint import checkpoints
 from drifting.config import VERSION
+from drifting.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")
 
@@ -180,6 +182,8 @@ def test_sampling_a_run_that_is_not_whole(refused, toy_copy, name):
 SAMPLING = {
     "--num-samples 0": ("num_samples is 0", "at least 1"),
     "--num-samples -3": ("num_samples is -3", "at least 1"),
+    "--seed -1": ("seed is -1", "pass a whole number from 0 to 2147483647"),
+    "--seed 2147483648": ("seed is 2147483648", "pass a whole number from 0 to 2147483647"),
     "--out s.jpg": ("out is 's.jpg'", "name a .png picture or a .npy array"),
     "--out s": ("out is 's'", "name a .png picture or a .npy array"),
     "--labels 10": ("labels is [10]", "choose from 0 to 9"),
@@ -193,6 +197,21 @@ SAMPLING = {
 @pytest.mark.parametrize("arguments", SAMPLING)
 def test_bad_sampling_argument(refused, digits_run, arguments):
     refused(["sample", digits_run, *arguments.split()], *SAMPLING[arguments])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_bad_seed_of_an_evaluation(refused, toy_run, digits_run, images_run, seed):
+    sentence = f"seed is {seed}: pass a whole number from 0 to 2147483647"
+    for folder in (toy_run, digits_run, images_run):
+        refused(["evaluate", folder, "--seed", seed], sentence)
+        with pytest.raises(InputError, match=sentence):
+            runs.load(folder).evaluate(seed=seed)
+        with pytest.raises(InputError, match=sentence):
+            runs.load(folder).sample(4, seed=seed)
+
+
+def test_bad_seed_is_told_before_a_download(refused):
+    refused(["sample", "hub:latent_B_sota", "--seed", -1], "seed is -1")
 
 
 def test_labels_for_a_run_without_labels(refused, toy_run):

@@ -175,6 +175,12 @@ def check_counts(counts: Mapping[str, int]) -> None:
             raise InputError(f"{name} is {value}: pass at least 1")
 
 
+def check_seed(seed: int) -> None:
+    """Raise InputError unless the seed fits every random stream."""
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed is {seed}: pass a whole number from 0 to {2**31 - 1}")
+
+
 def check_learning_rate(value: float, name: str = "learning_rate") -> None:
     """Raise InputError unless an optimiser can work with the learning rate."""
     if not 0 < value <= 1e30:  # beyond, the optimiser itself overflows

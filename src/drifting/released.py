@@ -28,7 +28,7 @@ from drifting.official.artifact import METADATA, PARAMETERS, Network, with_weigh
 from drifting.official.hub import PREFIX
 from drifting.official.tree import DTYPES
 from drifting.run_folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
-from drifting.sampling import Sampler, check_labels, label_numbers, sample
+from drifting.sampling import Sampler, check_labels, check_request, label_numbers, sample
 from drifting.training.progress import CountProgress
 
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
@@ -133,6 +133,7 @@ def load_sampler(origin: str, vae: str | None = None, labels: Sequence[int | str
 def write_samples(origin: str, out: Path, count: int, *, vae: str | None = None, overwrite: bool = False, **told: Any) -> None:
     """Write samples of whatever makes them as a picture or as numbers; see `load_sampler` and `runs.write_samples`."""
     runs.check_output(out, overwrite=overwrite)
+    check_request(count, told.get("seed", 0))
     runs.write_samples(load_sampler(origin, vae, told.get("labels")), out, count, overwrite=overwrite, **told)
 
 

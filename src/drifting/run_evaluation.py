@@ -26,7 +26,7 @@ from drifting.judges import load_judge
 from drifting.metrics.frechet import check_covariance
 from drifting.real_images import real_images
 from drifting.run_folder import STATISTICS
-from drifting.sampling import sample, sample_indices
+from drifting.sampling import check_request, sample, sample_indices
 from drifting.training.progress import show_images
 
 IN_MEMORY, STREAMED = 10_000, 50_000
@@ -59,8 +59,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value with which nothing could be measured."""
-        if self.count is not None and self.count < 1:
-            raise InputError(f"num_samples is {self.count}: ask for at least 1")
+        check_request(1 if self.count is None else self.count, self.seed)
         check_counts({} if self.batch_size is None else {"batch_size": self.batch_size})
         check_device(self.device)
 

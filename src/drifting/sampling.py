@@ -12,7 +12,7 @@ from drifting.distributed import ALONE, Processes
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.guidance import check_guidance_scale
-from drifting.inputs import nearest_name
+from drifting.inputs import check_seed, nearest_name
 from drifting.prior import seeded_codes, seeded_noise
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
@@ -45,10 +45,9 @@ def sample(
         seen: called after every pass with about how many samples there are.
 
     Raises:
-        InputError: if a label is out of range or the guidance scale below 1, or the generator takes none.
+        InputError: if the count, the seed or a label is out of range or the guidance scale below 1, or the generator takes none.
     """
-    if count < 1:
-        raise InputError(f"num_samples is {count}: ask for at least 1")
+    check_request(count, seed)
     # As many on every process, since one that shares its weights takes part in every pass: the last may make a few too many.
     share = -(-count // processes.size)
     first, end = processes.rank * share, (processes.rank + 1) * share
@@ -70,6 +69,7 @@ def sample_indices(
     guidance_scale: float | None = None,
 ) -> Float[Tensor, "b *sample"]:
     """Return some of the samples of a seed, in one pass, on the device of the generator; arguments and errors as in `sample`."""
+    check_seed(seed)
     cycle = check_labels(labels, generator.num_classes)
     scale, styles = _told(guidance_scale, generator), generator.num_styles
     device = next(generator.parameters()).device
@@ -81,6 +81,13 @@ def sample_indices(
     samples = generator.eval()(noise, chosen, told, *codes)
     generator.train(was_training)
     return samples
+
+
+def check_request(count: int, seed: int) -> None:
+    """Raise InputError unless so many samples of a seed can be asked for, whatever makes them."""
+    if not 1 <= count < 2**31:
+        raise InputError(f"num_samples is {count}: ask for {'at least 1' if count < 1 else f'at most {2**31 - 1}'}")
+    check_seed(seed)
 
 
 def check_labels(labels: Sequence[int] | None, num_classes: int | None) -> list[int] | None:

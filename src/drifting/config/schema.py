@@ -17,7 +17,7 @@ from drifting.distributed import PARALLEL
 from drifting.encoders.augmentation import Views
 from drifting.encoders.resnet import stage_depths
 from drifting.errors import InputError
-from drifting.inputs import check_counts, check_learning_rate, check_temperature, check_temperatures
+from drifting.inputs import check_counts, check_learning_rate, check_seed, check_temperature, check_temperatures
 from drifting.loss import TEMPERATURES
 from drifting.training.encoder import Augmentation
 from drifting.training.masked import check_masked_training
@@ -231,9 +231,3 @@ def _check_encoder(encoder: TrainedEncoder | LoneEncoder, prefix: str = "") -> N
 def _check_normalised(batch_size: int, prefix: str = "") -> None:
     if batch_size == 1:
         raise InputError(f"{prefix}batch_size is 1, too few to normalise over: pass at least 2")
-
-
-def check_seed(seed: int) -> None:
-    """Raise InputError unless the seed fits every random stream."""
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed is {seed}: pass a whole number from 0 to {2**31 - 1}")
