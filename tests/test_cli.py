@@ -13,7 +13,7 @@ from PIL import Image
 from drifting import config as configuration
 from drifting import runs
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.presets import PRESETS
+from drifting.presets import GROUPS, PRESETS
 from drifting.training.progress import TrainingProgress
 from drifting.version import __version__
 from tests.conftest import CENTRE, SCALE
@@ -219,10 +219,20 @@ def test_evaluation_prints_a_table_and_writes_it(here, command, kind, request):
             assert shown == "" if measured is None else float(shown) == pytest.approx(measured, rel=1e-4)
 
 
-def test_presets_are_all_listed(command):
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_presets_are_all_listed_in_groups_of_whole_words(command, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
     result = command("presets")
     assert result.status == 0
-    assert all(name in result.out for name in PRESETS)
+    lines = result.out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert [line.strip() for line in lines if line and not line.startswith(" ")][-len(GROUPS) :] == list(GROUPS)
+    named = [found[1] for line in lines if (found := re.match(r"  (\S+):", line))]
+    assert named == list(PRESETS)
+    said = " ".join(result.out.split())
+    for name, preset in PRESETS.items():
+        facts = f"data: {preset.data}; minutes: {preset.minutes}; expected: {preset.expected}"
+        assert f"{name}: {preset.what} {facts}" in said
 
 
 def test_module_can_be_run_and_answers_quickly_when_asked_for_help():

@@ -1,6 +1,8 @@
 """The commands: each parses by its signature, calls the library and prints."""
 
+import shutil
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -232,13 +234,23 @@ def compare(runs: Positional[tuple[Path, ...]], /, *, out: Path = Path("runs/com
 
 def presets() -> None:
     """List what can be trained."""
-    from drifting.presets import PRESETS
+    from drifting.presets import GROUPS, PRESETS
 
-    rest = ("what", "data", "minutes on 2 CPU cores", "expected")
-    table = Table(Column("name", no_wrap=True), *(Column(text, overflow="fold") for text in rest))
-    for name, preset in PRESETS.items():
-        table.add_row(name, preset.what, preset.data, preset.minutes, preset.expected)
-    Console().print(table)
+    print(_wrapped("Minutes are those of 2 CPU cores. Train one with: drifting train NAME", 0))
+    for heading, names in GROUPS.items():
+        print(f"\n{heading}")
+        for name in names:
+            preset = PRESETS[name]
+            facts = f"data: {preset.data}; minutes: {preset.minutes}; expected: {preset.expected}"
+            print(_wrapped(f"{name}: {preset.what}", 2, hanging=4), _wrapped(facts, 6), sep="\n")
+
+
+def _wrapped(text: str, indent: int, *, hanging: int | None = None) -> str:
+    """Return a text in lines as wide as the terminal, whole words each."""
+    width = max(40, shutil.get_terminal_size().columns)
+    rest = " " * (indent if hanging is None else hanging)
+    wrapper = textwrap.TextWrapper(width, " " * indent, rest, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(text)
 
 
 ALL = (train, train_encoder, latents, sample, convert, evaluate, compare, presets)

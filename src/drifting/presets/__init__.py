@@ -23,7 +23,7 @@ _OPTIONAL = inspect.Parameter("data", inspect.Parameter.KEYWORD_ONLY, default=No
 
 @dataclass(frozen=True)
 class Preset:
-    """A line of `drifting presets`: what it makes, from which data, how long it takes, what to expect."""
+    """An entry of `drifting presets`: what it makes, from which data, how long it takes, what to expect."""
 
     make: Callable[..., AnyConfig]
     what: str
@@ -32,72 +32,77 @@ class Preset:
     expected: str
 
 
-PRESETS = {
-    "toy": Preset(toy, "points in the plane", "seven toys, or --data points.csv", "2 to 4", "energy distance as real data's"),
-    "digits": Preset(digits, "8 x 8 handwritten digits by class", "embedded in scikit-learn", "1", "97 % named right, new ones"),
-    "mnist-pixel": Preset(
-        mnist.mnist_pixel,
-        "28 x 28 digits by class, in their pixels",
-        "MNIST",
-        "10",
-        "3 times real data's distance, 98 % named right",
-    ),
-    "mnist-encoder": Preset(mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "10", "3.4 times, 97 %"),
-    "mnist-classifier": Preset(
-        mnist.mnist_classifier, "the judge of MNIST generators", "MNIST", "3", "99.6 % of the test set named right"
-    ),
-    **{
-        f"cifar10-{name}": Preset(
-            functools.partial(cifar10.system, name),
-            f"32 x 32 colour images by class, in the {system.what}",
+# What they are about -> name -> preset.
+GROUPS = {
+    "Toys and digits": {
+        "toy": Preset(toy, "points in the plane", "seven toys, or --data points.csv", "2 to 4", "energy distance as real data's"),
+        "digits": Preset(
+            digits, "8 x 8 handwritten digits by class", "embedded in scikit-learn", "1", "97 % named right, new ones"
+        ),
+    },
+    "MNIST": {
+        "mnist-pixel": Preset(
+            mnist.mnist_pixel,
+            "28 x 28 digits by class, in their pixels",
+            "MNIST",
+            "10",
+            "3 times real data's distance, 98 % named right",
+        ),
+        "mnist-encoder": Preset(
+            mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "10", "3.4 times, 97 %"
+        ),
+    },
+    "CIFAR-10": {
+        f"cifar10-{name}{'-gpu' if gpu else ''}": Preset(
+            functools.partial(cifar10.system, name, gpu=True) if gpu else functools.partial(cifar10.system, name),
+            f"the same, in the {system.what}, for a GPU" if gpu else f"32 x 32 color images by class, in the {system.what}",
             "CIFAR-10",
-            system.minutes,
-            f"Frechet distance {system.frechet_distance:g}",
+            "not run in full, needs a GPU" if gpu else system.minutes,
+            "not run" if gpu else f"Frechet distance {system.frechet_distance:g}",
         )
+        for gpu in (False, True)
         for name, system in cifar10.SYSTEMS.items()
     },
-    **{
-        f"cifar10-{name}-gpu": Preset(
-            functools.partial(cifar10.system, name, gpu=True),
-            f"the same, in the {system.what}, for a GPU",
-            "CIFAR-10",
-            "a GPU: not run in full",
-            "not run",
-        )
-        for name, system in cifar10.SYSTEMS.items()
+    "Your own images": {
+        "images": Preset(images, "your own small images", "--data FOLDER or Hub id", "under 15", "see docs/results.md"),
     },
-    "cifar10-classifier": Preset(
-        cifar10.classifier,
-        "the judge of CIFAR-10 generators",
-        "CIFAR-10",
-        "2",
-        "79 % of the test set named right",
-    ),
-    **{
+    "ImageNet": {
         f"imagenet256-{name}": Preset(
             functools.partial(imagenet256.recipe, name),
             f"256 x 256 {'pixels' if recipe.pixels else 'latents'} of ImageNet by class, {recipe.parameters} M parameters",
             "--data IMAGENET" + ("" if recipe.pixels else ", or its latents"),
-            "GPUs: not run",
-            f"FID {recipe.frechet_distance:g} (paper); not run",
+            "not run, needs GPUs",
+            f"FID {recipe.frechet_distance:g} (paper), not run",
         )
         for name, recipe in imagenet256.RECIPES.items()
     },
-    **{
+    "Classifiers for evaluation": {
+        "mnist-classifier": Preset(
+            mnist.mnist_classifier, "the judge of MNIST generators", "MNIST", "3", "99.6 % of the test set named right"
+        ),
+        "cifar10-classifier": Preset(
+            cifar10.classifier, "the judge of CIFAR-10 generators", "CIFAR-10", "2", "79 % of the test set named right"
+        ),
+        "images-classifier": Preset(
+            images_classifier,
+            "the judge of generators of your own images",
+            "--data FOLDER or Hub id, with classes",
+            "1 to 5",
+            "see docs/results.md",
+        ),
+    },
+    "Encoders": {
         f"mae-{name}": Preset(
             functools.partial(imagenet256.mae, name),
-            f"the masked auto-encoder of those recipes, {settings.width} channels wide",
+            f"the masked auto-encoder of the ImageNet recipes, {settings.width} channels wide",
             "--data IMAGENET" + ("" if name.startswith("pixel") else ", or its latents"),
-            "GPUs: not run",
+            "not run, needs GPUs",
             "not run",
         )
         for name, settings in imagenet256.ENCODERS.items()
     },
-    "images": Preset(images, "your own small images", "--data FOLDER or Hub id", "under 15", "docs/results.md"),
-    "images-classifier": Preset(
-        images_classifier, "the judge of those generators", "--data FOLDER or Hub id, with classes", "1 to 5", "docs/results.md"
-    ),
 }
+PRESETS = {name: preset for group in GROUPS.values() for name, preset in group.items()}
 
 
 def preset(name: str, **choices: Any) -> AnyConfig:
