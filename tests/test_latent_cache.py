@@ -1,10 +1,12 @@
 """A folder of images into a cache of latents: what is in it, that it is resumed, and what is refused."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from drifting import latent_cache
 from drifting.data.image_files import ImageFiles
@@ -73,12 +75,33 @@ def test_index_tells_of_what_the_cache_is(place):
     assert (index.vae, index.vae_fingerprint) == (str(place / "vae"), vae.fingerprint())
     assert (index.scale, index.shift, index.latent_shape, index.image_size) == (0.5, 0.0, (4, 4, 4), 8)
     assert (index.split, index.count, index.class_names, index.shard_size) == ("train", 7, ("a", "b"), 3)
-    assert index.files == ImageFiles(place / "images", image_size=8).fingerprint()
+    assert index.files == ImageFiles(place / "images", image_size=8).names_fingerprint()
     assert sorted(path.name for path in (place / "cache").iterdir()) == [
         "index.json",
         *(f"shard-0000{number}.safetensors" for number in range(3)),
     ]
     assert [len(shard) for shard in index.shards] == [3, 3, 1]
+
+
+def test_shards_of_images_that_were_replaced_are_written_again(place, tmp_path, monkeypatch):
+    images, out, read, asked = Path(shutil.copytree(place / "images", tmp_path / "images")), tmp_path / "cache", ImageFiles.read, []
+    write_latents(images, place / "vae", out, SETTINGS)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    shutil.copy(place / "images" / "val" / "a" / "000.png", images / "train" / "a" / "003.png")
+    (images / "train" / "a" / "003.png").open("ab").write(b"another size")
+    monkeypatch.setattr(ImageFiles, "read", lambda files, indices: asked.extend(indices.tolist()) or read(files, indices))
+    write_latents(images, place / "vae", out, SETTINGS)
+    assert asked == [3, 4, 5]
+    assert {name for name, content in before.items() if (out / name).read_bytes() != content} == {"shard-00001.safetensors"}
+
+
+def test_shards_of_an_earlier_version_are_kept(place, copy, monkeypatch):
+    for path in copy.glob("shard-*"):
+        with safe_open(path, "pt") as shard:
+            facts, tensors = shard.metadata()["latents"], load_file(path)
+        save_file(tensors, path, metadata={"latents": " ".join(facts.split()[:3])})
+    monkeypatch.setattr(ImageFiles, "read", lambda files, indices: pytest.fail("an image was read"))
+    _write(place, copy)
 
 
 def test_other_splits_and_images_without_classes(place, tmp_path):

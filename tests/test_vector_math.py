@@ -1,4 +1,4 @@
-"""The first call of every vectorized function is made by one thread, when the package is imported."""
+"""The first call of every vectorized function is made by one thread, when the core is imported."""
 
 import subprocess
 import sys
@@ -20,6 +20,8 @@ class Record(TorchDispatchMode):
 
 with Record():
     import drifting
+
+    drifting.mean_shift
 """
 
 

@@ -5,6 +5,7 @@ Shapes: g groups (independent problems), n generated, k targets, d coordinates.
 
 import difflib
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 

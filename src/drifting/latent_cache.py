@@ -82,12 +82,12 @@ def write_latents(
         split=settings.split,
         count=len(files),
         class_names=files.class_names,
-        files=files.fingerprint(),
+        files=files.names_fingerprint(),
         shard_size=settings.shard_size,
     )
     with hold(out, "out"):
         _claim(out, index, overwrite=overwrite)
-        missing = _missing(out, index)
+        missing = _missing(out, index, files)
         _check_space(out, index, missing)
         save_json(out / INDEX, index.to_json())
         done = index.count - sum(len(index.shards[number]) for number in missing)
@@ -129,24 +129,28 @@ def _claim(out: Path, index: CacheIndex, *, overwrite: bool) -> None:
     clear_scratch(out)
 
 
-def _missing(out: Path, index: CacheIndex) -> list[int]:
-    """Return the shards that are not there whole; what is damaged will be written again."""
+def _missing(out: Path, index: CacheIndex, files: ImageFiles) -> list[int]:
+    """Return the shards that are not there whole, or of images that were replaced since; those will be written again."""
     there = [number for number in range(len(index.shards)) if shard_path(out, number).is_file()]
     whole = set()
     with CountProgress("checking latents", len(there), unit="files") as progress:
         for done, number in enumerate(there, 1):
-            if _is_whole(out, index, number):
+            if _is_whole(out, index, number, files):
                 whole.add(number)
             progress.advance(done)
     return [number for number in range(len(index.shards)) if number not in whole]
 
 
-def _is_whole(out: Path, index: CacheIndex, number: int) -> bool:
+def _is_whole(out: Path, index: CacheIndex, number: int, files: ImageFiles) -> bool:
     try:
         shard = open_shard(out, index, number)
     except InputError:
         return False
-    return shard_facts(shard)[2:] == [_checksum({name: shard.get_tensor(name) for name in shard.keys()})]  # noqa: SIM118
+    checksum, *sizes = shard_facts(shard)[2:] or [""]
+    # Shards of earlier versions do not tell the sizes of their images.
+    if sizes and sizes != [files.sizes_fingerprint(index.shards[number])]:
+        return False
+    return checksum == _checksum({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -177,7 +181,7 @@ def _write_shard(
     tensors = {"moments": moments, "checks": row_checks(moments)}
     if files.labels is not None:
         tensors["labels"] = files.labels[rows.start : rows.stop].clone()
-    facts = f"{index.fingerprint()} {number} {_checksum(tensors)}"
+    facts = f"{index.fingerprint()} {number} {_checksum(tensors)} {files.sizes_fingerprint(rows)}"
     with atomic_path(shard_path(out, number)) as scratch:
         save_file(tensors, scratch, metadata={"latents": facts})
 

@@ -19,7 +19,7 @@ def draw_noise(shape: Sequence[int], rng: torch.Generator) -> Tensor:
     return torch.randn(tuple(shape), generator=rng, device=rng.device)
 
 
-def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Float[Tensor, "b *shape"]:
+def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Float[Tensor, "b *sample"]:
     """Return standard normal noise on the CPU, one row per index, each a function of (seed, index) alone.
 
     Args:

@@ -30,7 +30,7 @@ def sample(
     batch_size: int = 4096,
     processes: Processes = ALONE,
     seen: Callable[[int], None] | None = None,
-) -> Float[Tensor, "count *sample"]:
+) -> Float[Tensor, "s *sample"]:
     """Return `count` samples on the CPU. Sample i depends on (seed, i), its label and the guidance only, not on its batch.
 
     Args:

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 
@@ -54,10 +55,23 @@ def test_centre_of_an_oblong_image_is_kept(tmp_path):
     assert ImageFiles(tmp_path, image_size=2).read(torch.tensor([0])).unique().tolist() == [200]
 
 
-def test_fingerprint_is_of_the_names(folder):
+def test_fingerprint_is_of_names_and_sizes(folder):
     before = ImageFiles(folder, image_size=8).fingerprint()
-    (folder / "train" / "n01" / "000.png").rename(folder / "train" / "n01" / "first.png")
-    assert ImageFiles(folder, image_size=8).fingerprint() != before
+    first = folder / "train" / "n01" / "000.png"
+    os.utime(first, (0, 0))
+    assert ImageFiles(folder, image_size=8).fingerprint() == before
+    first.rename(folder / "train" / "n01" / "first.png")
+    renamed = ImageFiles(folder, image_size=8).fingerprint()
+    with (folder / "train" / "n01" / "first.png").open("ab") as file:
+        file.write(b"more")
+    assert len({before, renamed, ImageFiles(folder, image_size=8).fingerprint()}) == 3
+
+
+def test_fingerprint_of_earlier_versions_is_of_the_names(folder):
+    files = ImageFiles(folder, image_size=8)
+    names = ["train", *(f"n0{label}/{name:03d}.png" for label, count in ((1, 2), (2, 3), (3, 1)) for name in range(count))]
+    earlier = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    assert files.names_fingerprint() == earlier != files.fingerprint()
 
 
 def test_no_image_is_opened_before_it_is_read_and_a_damaged_one_is_named(folder):

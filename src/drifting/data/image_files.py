@@ -3,6 +3,7 @@
 Shapes: s images, b of them at once, pixels h = w to a side.
 """
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -73,14 +74,30 @@ class ImageFiles:
         return decode([EncodedImage(path, str(path)) for path in paths], image_size=self.image_size, channels=3)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for the names of all files, in their order, and for their classes.
+        """Return 16 hexadecimal digits that stand for the names and sizes of all files, in their order, and for their classes.
 
-        What is in the images is not looked at.
+        What is in the images is not looked at, nor when they were written: a copy of the folder has the same.
         """
+        return _digest(*self._names, *map(str, self._sizes))
+
+    def names_fingerprint(self) -> str:
+        """Return the same without the sizes, as `fingerprint` did in earlier versions."""
+        return _digest(*self._names)
+
+    def sizes_fingerprint(self, rows: range) -> str:
+        """Return 16 hexadecimal digits that stand for the sizes of some files, in their order."""
+        return _digest(*map(str, self._sizes[rows.start : rows.stop]))
+
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        return [_written(self._listing.path(index))[0] for index in range(len(self))]
+
+    @property
+    def _names(self) -> list[str]:
         facts = [self.split, *self._listing.names]
         if self._listing.labels_from is not None and self.labels is not None:
             facts += [*(self.class_names or ()), *map(str, self.labels.tolist())]
-        return hashlib.sha256("\n".join(facts).encode(errors="surrogateescape")).hexdigest()[:16]
+        return facts
 
     @property
     def root(self) -> Path:
@@ -94,11 +111,7 @@ class ImageFiles:
         """
         digest = hashlib.sha256(f"{self.image_size} pixels, 3 channels, center crop, bicubic".encode())
         for index in indices.tolist():
-            try:
-                found = os.stat(self._listing.path(index))
-                facts = (found.st_size, found.st_mtime_ns)
-            except OSError:
-                facts = (-1, -1)
+            facts = _written(self._listing.path(index))
             digest.update(f"{self._listing.names[index]} {facts}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
@@ -111,6 +124,19 @@ class ImageFiles:
         if int(counts.min()) == 0:
             empty = self.class_names[int(counts.argmin())]
             raise InputError(f"data is '{self.path}', where class '{empty}' has no images: add some, or remove its folder")
+
+
+def _digest(*facts: str) -> str:
+    return hashlib.sha256("\n".join(facts).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _written(path: Path) -> tuple[int, int]:
+    """Return the size of a file and when it was last written; -1 for one that is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def splits_of(path: Path) -> tuple[str, ...]:

@@ -136,7 +136,7 @@ def open_shard(folder: Path, index: CacheIndex, number: int) -> Any:
 
 
 def shard_facts(shard: Any) -> list[str]:
-    """Return what a shard says of itself: the fingerprint of its cache, its number and the checksum of its tensors."""
+    """Return what a shard tells: the fingerprint of its cache, its number, the checksum of its tensors, the sizes of its images."""
     # In one line, for the order of several is left to chance, and so would be the bytes of the file.
     return (shard.metadata() or {}).get("latents", "").split()
 

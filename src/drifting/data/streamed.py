@@ -24,6 +24,7 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.source import ALL, owned
 from drifting.data.vae import draw_latents
+from drifting.errors import InputError
 
 # Rows that are read at a time to fill a bank.
 _CHUNK = 256
@@ -58,7 +59,7 @@ class Rows(Protocol):
         """Return the number of rows."""
         ...
 
-    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *row"]:
+    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *sample"]:
         """Return rows, each varied as its position has it."""
         ...
 
@@ -83,7 +84,7 @@ class ImageRows:
         """Return the number of images."""
         return len(self._files)
 
-    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *row"]:
+    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *sample"]:
         """Return images, each mirrored or not as its position has it."""
         images = self._files.read(indices)
         mirrored = _mirrored(_streams(self._seed, positions), self._flip)
@@ -108,14 +109,14 @@ class LatentRows:
         """Return the number of images."""
         return len(self._cache)
 
-    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *row"]:
+    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *sample"]:
         """Return latents, shifted and scaled; of large batches by several threads, for numpy draws noise outside Python's lock."""
         if len(indices) <= _AT_ONCE:
             return self._taken(indices, positions)
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             return torch.cat(list(pool.map(self._taken, indices.split(_AT_ONCE), positions.split(_AT_ONCE))))
 
-    def _taken(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *row"]:
+    def _taken(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *sample"]:
         streams = _streams(self._seed, positions)
         moments = self._cache.read(indices, _mirrored(streams, self._flip))
         noise = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in streams])

@@ -140,7 +140,7 @@ class Recorder:
         self.folder, self.state, self.facts, self.keep = folder, state, facts, keep
         self._positives = positives
         self.log = MetricsLog(folder / "metrics.jsonl")
-        self.frames: dict[int, Float[Tensor, "n *sample"]] = {}
+        self.frames: dict[int, Float[Tensor, "s *sample"]] = {}
         self._reference, self._frame_samples = reference, frame_samples
         self._guidance_scale = guidance_scale
         self._means = RunningMean()
@@ -233,7 +233,7 @@ class Recorder:
         self._means.restore(means, origin)
 
 
-def read_frames(path: Path, shape: Sequence[int]) -> dict[int, Float[Tensor, "n *sample"]]:
+def read_frames(path: Path, shape: Sequence[int]) -> dict[int, Float[Tensor, "s *sample"]]:
     """Return the samples that were set aside during a training, step -> samples of this shape; raises InputError for damage."""
     frames = load_tensors(path)
     for name, frame in frames.items():
