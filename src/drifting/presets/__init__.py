@@ -64,7 +64,9 @@ GROUPS = {
         for name, system in cifar10.SYSTEMS.items()
     },
     "Your own images": {
-        "images": Preset(images, "your own small images", "--data FOLDER or Hub id", "under 15", "see docs/results.md"),
+        "images": Preset(
+            images, "your own small images", "--data FOLDER or Hub id", "7 on one core", "1.2 times real data's distance"
+        ),
     },
     "ImageNet": {
         f"imagenet256-{name}": Preset(
