@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -233,6 +234,19 @@ def test_presets_are_all_listed_in_groups_of_whole_words(command, monkeypatch, w
     for name, preset in PRESETS.items():
         facts = f"data: {preset.data}; minutes: {preset.minutes}; expected: {preset.expected}"
         assert f"{name}: {preset.what} {facts}" in said
+
+
+_NAMES = ("[red]x[/red]", "[/bold]", ":smile:", "{task}", "$a$ b$")
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_names_of_runs_are_printed_as_they_are(here, command, monkeypatch, toy_run, name):
+    monkeypatch.setenv("COLUMNS", "200")
+    (here / name.partition("/")[0]).mkdir()
+    shutil.copytree(toy_run, here / name, dirs_exist_ok=True)
+    result = command("evaluate", name)
+    assert (result.status, result.err) == (0, "")
+    assert name in result.out
 
 
 def test_module_can_be_run_and_answers_quickly_when_asked_for_help():

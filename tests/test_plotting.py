@@ -147,3 +147,11 @@ def test_large_images_are_shrunk_and_keep_the_lines_between_them(side, shown):
     cell = sheet[1 : shown + 1, 1 : shown + 1]
     assert np.abs(cell[0, :-1, 0] - np.linspace(0, 1, shown)[:-1]).max() < 0.03
     assert (cell[:, :, 1:] == 0).all()
+
+
+def test_dollars_in_names_begin_no_formula(tmp_path):
+    name = r"$\x$ and $_^{"
+    frames = {0: _points(9, 1), 1: _points(9, 2)}
+    assert len(draw_points(tmp_path, title=name, real=_points(9, 9), frames=frames, log=LOG)) > 2
+    grids = {step: torch.zeros(4, 1, 4, 4) for step in (0, 1)}
+    assert len(draw_images(tmp_path, title=name, real=torch.zeros(2, 2, 1, 4, 4), frames=grids, log=LOG)) > 2

@@ -98,3 +98,12 @@ def test_lines_are_told_beside_whatever_else_is_shown(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
     tell(2, 3)
     assert capsys.readouterr().out.startswith("reading 2/3")
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "[/bold]", ":smile:", "{task}", "{"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_are_shown_as_they_are(name, terminal):
+    out = io.StringIO()
+    with CountProgress(name, 2, console=Console(file=out, force_terminal=terminal, width=100)) as shown:
+        shown.advance(2)
+    assert name in out.getvalue()

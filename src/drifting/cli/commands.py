@@ -4,12 +4,13 @@ import shutil
 import sys
 import textwrap
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional
 
 from drifting.cli.options import AS_KIND, AS_PRESET, AS_USUAL, DEFAULT, Choices, EncoderSettings, LatentSettings, Settings
@@ -200,12 +201,12 @@ def evaluate(
         warnings.simplefilter("always", UserWarning)
         given = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
         metrics = runs.load(run).evaluate(judge=judge, real=real, count=num_samples, **given)
-    table = Table("metric", "value", "real against real", title=str(run))
+    rows = []
     for name, value in metrics.items():
         if not name.endswith("_floor"):
             floor = metrics.get(f"{name}_floor")
-            table.add_row(name, as_text(value), "" if floor is None else as_text(floor))
-    Console().print(table)
+            rows.append((name, as_text(value), "" if floor is None else as_text(floor)))
+    _print_table(("metric", "value", "real against real"), rows, title=str(run))
     for doubt in doubts:
         print(f"drifting: {doubt.message}", file=sys.stderr)
 
@@ -222,11 +223,8 @@ def compare(runs: Positional[tuple[Path, ...]], /, *, out: Path = Path("runs/com
 
     compared, files = write_comparison(runs, out, overwrite=overwrite)
     # Turned, for a terminal is seldom as wide as all figures of a run.
-    (corner, *figures), *columns = zip(compared.columns, *compared.rows, strict=True)
-    table = Table(Column(corner, no_wrap=True), *map(escape, figures), title=escape(str(out)))
-    for column in columns:
-        table.add_row(*map(escape, column))
-    Console().print(table)
+    figures, *columns = zip(compared.columns, *compared.rows, strict=True)
+    _print_table(figures, columns, title=str(out))
     print(*files, sep="\n")
     for doubt in compared.doubts:
         print(f"drifting: {doubt}", file=sys.stderr)
@@ -243,6 +241,15 @@ def presets() -> None:
             preset = PRESETS[name]
             facts = f"data: {preset.data}; minutes: {preset.minutes}; expected: {preset.expected}"
             print(_wrapped(f"{name}: {preset.what}", 2, hanging=4), _wrapped(facts, 6), sep="\n")
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str) -> None:
+    """Print a table of plain text, in which no name is read as markup; its first column is not wrapped."""
+    headers = [Column(Text(column), no_wrap=index == 0) for index, column in enumerate(columns)]
+    table = Table(*headers, title=Text(title, style="table.title"))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
 
 
 def _wrapped(text: str, indent: int, *, hanging: int | None = None) -> str:

@@ -52,7 +52,7 @@ def runs_figure(columns: Sequence[RunColumn], title: str) -> Figure:
     height = _TITLES + width * max(down / across for down, across in sizes)
     heights = [height, _CURVES] if curves else [height]
     figure = Figure(figsize=(width * len(columns), sum(heights)), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     places = figure.add_gridspec(len(heights), len(columns), height_ratios=heights)
     for index, column in enumerate(columns):
         show_grid(figure.add_subplot(places[0, index]), column.images, "\n".join(_lines(column.name) + _lines(column.title)))

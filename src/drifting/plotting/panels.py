@@ -27,10 +27,10 @@ Log = Sequence[Mapping[str, Any]]
 
 
 def panels(rows: int, columns: int, *, size: float, title: str) -> tuple[Figure, list[Axes]]:
-    """Return a figure of equal panels, `size` inches each, and its axes row by row."""
+    """Return a figure of equal panels, `size` inches each, and its axes row by row; in its title, $ begins no formula."""
     figure = Figure(figsize=(size * columns, size * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure, list(axes.flat)
 
 

@@ -40,7 +40,8 @@ class _Scene:
         x, y = points[:_MOST_POINTS].T.numpy()
         axes.scatter(x, y, s=3, color=colour, alpha=0.5, linewidths=0)
         horizontal, vertical = self.window
-        axes.set(xlim=horizontal, ylim=vertical, aspect="equal", title=title, xlabel="x", ylabel="y")
+        axes.set(xlim=horizontal, ylim=vertical, aspect="equal", xlabel="x", ylabel="y")
+        axes.set_title(title, parse_math=False)
         axes.locator_params(nbins=5)
 
     def samples(self) -> Figure:

@@ -45,11 +45,12 @@ class CountProgress:
         self._console = console or Console()
         self._started = self._spoken = time.perf_counter()
         columns = (
-            TextColumn(title),
+            # Titles are names too: nothing in them is markup, nor a place to fill.
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[speed]}", markup=False),
         )
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task(title, total=total, completed=done, speed="")
@@ -73,7 +74,7 @@ class CountProgress:
             self._spoken = now
             left = (self._total - done) / max(rate, 1e-9)
             line = f"{self._word} {done}/{self._total}  {speed}  {left:.0f} s left"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _speed(self, rate: float) -> str:
         return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s"
