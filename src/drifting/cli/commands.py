@@ -34,23 +34,25 @@ def train(
         preset: see `drifting presets`.
         choices: what to train on.
         settings: what may differ from the preset.
-        save_dir: the run folder; runs/PRESET or runs/DATASET by default.
+        save_dir: the run folder; runs/PRESET, runs/DATASET or, of your own points or images, runs/NAME by default.
         resume: go on with the run in the folder.
         overwrite: delete the run in the folder first.
         smoke: try a tiny version, with data of its own where none are given: two steps, a checkpoint, an evaluation; by default in
             runs/smoke/PRESET, where it replaces what is there.
     """
     from drifting import presets, runs
+    from drifting.presets.folders import check_default
     from drifting.run_folder import saved_config
 
     given = choices.given()
     if smoke:
         return _try(preset, save_dir, resume=resume, overwrite=overwrite, settings=vars(settings), **given)
-    own = Path(choices.data).resolve().stem if choices.data and preset in ("toy", "images") else preset
-    folder = save_dir or Path("runs") / (choices.dataset or own)
+    folder = save_dir or presets.default_folder(preset, **given)
     config = saved_config(folder) if resume else presets.preset(preset, **given)
     if resume:
         presets.check_choices(config, preset, **given)
+    elif save_dir is None:
+        check_default(folder, config)
     trained = runs.start(presets.adjust(config, **vars(settings)), folder, resume=resume, overwrite=overwrite)
     print(*trained.summary(), sep="\n")
 
@@ -82,20 +84,24 @@ def train_encoder(
         name: which data set, of those that are found by name: cifar10 by default.
         data: your own images: a folder or a Hub id.
         settings: what may differ from the defaults of the kind.
-        save_dir: the folder of the encoder; runs/NAME-KIND by default.
+        save_dir: the folder of the encoder; runs/NAME-KIND by default, or runs/encoder-NAME-KIND where a preset is called so.
         resume: go on with the training in the folder.
         overwrite: delete what is in the folder first.
     """
     from drifting import runs
+    from drifting.presets import PRESETS
     from drifting.presets.encoders import called, encoder, resumed_encoder
+    from drifting.presets.folders import check_default, folder_of_data
     from drifting.run_folder import saved_config
 
     given = {setting: value for setting, value in vars(settings).items() if value is not None}
-    folder = save_dir or Path("runs") / f"{called(name, data)}-{kind}"
+    folder = save_dir or folder_of_data(f"{called(name, data)}-{kind}", "encoder", PRESETS)
     if resume:
         config = resumed_encoder(saved_config(folder), kind, name=name, data=data, **given)
     else:
         config = encoder(kind, name=name, data=data, **given)
+        if save_dir is None:
+            check_default(folder, config)
     trained = runs.train_encoder(config, folder, resume=resume, overwrite=overwrite)
     print(*trained.summary(), sep="\n")
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from drifting.config import AnyConfig, EncoderRunConfig, RunConfig
+from drifting.data.toys import TOYS
 from drifting.errors import InputError
 from drifting.inputs import nearest_name
 from drifting.presets import cifar10, imagenet256, mnist
 from drifting.presets.digits import digits
 from drifting.presets.encoders import with_encoder
+from drifting.presets.folders import folder_of_data
 from drifting.presets.images import images, images_classifier
 from drifting.presets.toys import toy
 
@@ -129,6 +131,13 @@ def preset(name: str, **choices: Any) -> AnyConfig:
         raise InputError("data is missing: pass --data FOLDER, or a Hub id such as owner/name")
     config = make(**choices)
     return config if weights is None else with_encoder(config, weights)
+
+
+def default_folder(name: str, **choices: Any) -> Path:
+    """Return where a preset is trained if no folder is named: by its name, that of a toy, or that of one's own points or images."""
+    if choices.get("data") and name in ("toy", "images"):
+        return folder_of_data(Path(choices["data"]).resolve().stem, name, {*PRESETS, *TOYS})
+    return Path("runs") / (choices.get("dataset") or name)
 
 
 def check_choices(config: AnyConfig, name: str, **choices: Any) -> None:
