@@ -1,3 +1,8 @@
+import importlib.util
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -155,3 +160,27 @@ def test_dollars_in_names_begin_no_formula(tmp_path):
     assert len(draw_points(tmp_path, title=name, real=_points(9, 9), frames=frames, log=LOG)) > 2
     grids = {step: torch.zeros(4, 1, 4, 4) for step in (0, 1)}
     assert len(draw_images(tmp_path, title=name, real=torch.zeros(2, 2, 1, 4, 4), frames=grids, log=LOG)) > 2
+
+
+_SHOWS = """
+import os, sys
+import drifting.plotting, matplotlib
+print(os.environ["MPLBACKEND"], matplotlib.rcParams._get_backend_or_none())
+from drifting.cli import main
+main(["sample", sys.argv[1], "--out", "x.png"])
+"""
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "svg"])
+def test_pictures_are_drawn_whatever_backend_is_asked_for(toy_run, tmp_path, backend):
+    environment = {**os.environ, "MPLBACKEND": backend}
+    arguments = [sys.executable, "-c", _SHOWS, str(toy_run)]
+    ran = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120, env=environment, cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    variable, used = ran.stdout.splitlines()[0].split(" ")
+    assert variable == backend
+    assert used == backend or importlib.util.find_spec("matplotlib_inline") is None
+    assert backend != "svg" or used == "svg"
+    assert ran.stdout.splitlines()[1:] == ["x.png"]
+    with Image.open(tmp_path / "x.png") as picture:
+        picture.verify()
