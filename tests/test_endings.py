@@ -28,7 +28,14 @@ from drifting.training.interruption import stopping_signals
 from drifting.training.recorder import Recorder
 from drifting.training.state import DivergenceError
 
-SMALL = """
+# Signals that the tests themselves are told to ignore, such as by nohup, would be ignored by what they start.
+HEEDING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
+SMALL = f"""
+{HEEDING}
 import sys
 from drifting import config as configuration, presets
 from drifting.cli import main
@@ -346,15 +353,19 @@ def test_signals_stop_a_run_that_then_goes_on(tmp_path, number):
         while not log.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(number)
-        _, said = process.communicate(timeout=120)
+        try:
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert re.fullmatch(r"drifting: Stopped at step \d+ of 1000000; everything is saved. Go on with: .* --resume\n", said)
     assert len(checkpoints(tmp_path / "x" / "checkpoints")) == 1
 
 
 def test_stop_during_imports_is_a_sentence():
-    code = """
-import os, signal, sys
+    code = f"""
+{HEEDING}
+import os, sys
 class Stop:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
