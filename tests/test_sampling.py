@@ -5,7 +5,7 @@ from torch import nn
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
-from drifting.sampling import check_labels, sample
+from drifting.sampling import batch_of, check_labels, sample
 
 
 class Recording(Generator):
@@ -166,3 +166,7 @@ def test_samples_are_counted_after_every_pass(size, expected):
     counts = []
     sample(_GENERATOR, 10, batch_size=size, seen=counts.append)
     assert counts == expected
+
+
+def test_passes_are_smaller_for_larger_samples():
+    assert [batch_of(shape) for shape in ((2,), (1, 28, 28), (4, 32, 32), (3, 256, 256))] == [4096, 1337, 256, 8]

@@ -60,16 +60,16 @@ class ReleasedGenerator:
         with CountProgress("sampling", count, unit="samples", console=console) as progress:
             told |= {"processes": processes, "seen": progress.advance}
             images = sample(self.generator, count, batch_size=_BATCH_SIZE, **told)
-        if self.vae is not None:
-            images = _decoded(self.vae, images, console)
-        return to_bytes(images).movedim(1, -1)
+        decoded = to_bytes(images) if self.vae is None else _decoded(self.vae, images, console)
+        return decoded.movedim(1, -1)
 
 
 def _decoded(vae: VAE, latents: Tensor, console: Console) -> Tensor:
+    """Return images as bytes, of which many fit into memory."""
     images: list[Tensor] = []
     with CountProgress("decoding", len(latents), console=console) as progress:
         for part in latents.split(_BATCH_SIZE):
-            images.append(vae.decode(part))
+            images.append(to_bytes(vae.decode(part)))
             progress.advance(sum(map(len, images)))
     return torch.cat(images)
 

@@ -27,7 +27,7 @@ from drifting.metrics.frechet import check_covariance
 from drifting.real_images import real_images
 from drifting.run_folder import STATISTICS
 from drifting.sampling import check_request, sample, sample_indices
-from drifting.training.progress import show_images
+from drifting.training.progress import show_images, show_sampling
 
 IN_MEMORY, STREAMED = 10_000, 50_000
 _BATCH = 64
@@ -109,7 +109,8 @@ def _evaluate_in_memory(
     told |= {"batch_size": asked.batch_size} if asked.batch_size else {}
 
     def draw(number: int, labels: Sequence[int] | None) -> Tensor:
-        return configuration.to_bytes(sample(generator, number, labels=labels, **told))
+        with show_sampling(number) as progress:
+            return configuration.to_bytes(sample(generator, number, labels=labels, seen=progress.advance, **told))
 
     judge = load_judge(asked.judge, config, asked.device)
     metrics = {"judge": judge.name, **evaluate_images(draw, train, test, judge, count=asked.count or IN_MEMORY)}

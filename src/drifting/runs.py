@@ -4,10 +4,12 @@ The folder holds config.json, metrics.jsonl, generator.safetensors (averaged wei
 pictures; `load(folder)` needs the first and third alone.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +19,7 @@ from drifting import pretraining
 from drifting._endings import ending
 from drifting._lock import hold
 from drifting.checkpoint import load_network, load_weights, save_json, save_tensors
-from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, LatentsData, RunConfig
 from drifting.data.source import reference_samples
 from drifting.distributed import Processes, check_device, join, whole
 from drifting.encoders.base import FeatureEncoder
@@ -27,7 +29,7 @@ from drifting.files import atomic_path, check_space, check_writable
 from drifting.generators.base import Generator
 from drifting.judges import train_classifier
 from drifting.own_latents import with_latents
-from drifting.plotting import image_grid, points_figure, save_image
+from drifting.plotting import image_grid, pixels_in_grid, points_figure, save_image
 from drifting.run_evaluation import Asked, evaluate_run
 from drifting.run_folder import (
     CLASSIFIER_WEIGHTS,
@@ -40,10 +42,10 @@ from drifting.run_folder import (
     read_config,
 )
 from drifting.run_training import follow
-from drifting.sampling import Sampler, label_numbers, sample
+from drifting.sampling import Sampler, batch_of, check_fits, label_numbers, sample
 from drifting.training.interruption import Interrupted, command_to_go_on
 from drifting.training.loop import check_shares
-from drifting.training.progress import tell_stage
+from drifting.training.progress import show_sampling, tell_stage
 from drifting.training.recorder import FRAMES, Recorder, read_frames
 from drifting.training.state import TrainingState
 
@@ -51,6 +53,10 @@ __all__ = ["Interrupted", "Run", "TrainedNetwork", "load", "start", "train", "tr
 
 # Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
+# Of images as bytes: those of a batch, and all.
+_COPIES = 2
+# Of pictures: more points hide each other, and more pixels are shown by few programs; so few images always fit.
+_MOST_POINTS, _MOST_PIXELS, _SMALL_PICTURE = 100_000, 2**26, 64
 # Columns of a picture of all classes, one for each; of more classes, or none, rows of ten.
 _WIDEST = 20
 
@@ -78,8 +84,14 @@ class Run:
         """
         numbers = label_numbers(labels, self.class_names)
         scale = self.config.schedule.scale_of_samples(guidance_scale)
-        export = configuration.build_export(self.config)
-        return export(sample(self.generator, count, seed=seed, labels=numbers, guidance_scale=scale, processes=join()))
+        export, processes = configuration.build_export(self.config), join()
+        told: dict[str, Any] = {"seed": seed, "labels": numbers, "guidance_scale": scale, "processes": processes}
+        if isinstance(self.config.data, LatentsData):
+            check_fits(count, _COPIES * math.prod(configuration.exported_shape(self.config)))
+        with show_sampling(max(1, count), quiet=not processes.leads) as progress:
+            batch_size = batch_of(self.generator.sample_shape)
+            samples = sample(self.generator, count, batch_size=batch_size, seen=progress.advance, **told)
+        return export(samples)
 
     def frames(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
@@ -316,6 +328,8 @@ def write_samples(
 ) -> None:
     """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError; classes are named above a picture."""
     check_output(out, overwrite=overwrite)
+    if out.suffix == ".png" and count > _SMALL_PICTURE:
+        _check_picture(run.sample(1, labels=labels, guidance_scale=guidance_scale).shape[1:], count)
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
     if not join().leads:
         return
@@ -327,6 +341,13 @@ def write_samples(
     else:
         columns = _columns(len(samples), labels, run.generator.num_classes)
         save_image(image_grid(samples, columns=columns, names=_headings(run, labels, columns)), out)
+
+
+def _check_picture(shape: Sequence[int], count: int) -> None:
+    """Raise InputError unless a picture can show so many points [2] or images [h, w, c]."""
+    most = _MOST_POINTS if len(shape) == 1 else _MOST_PIXELS // pixels_in_grid(*shape[:2])
+    if count > most:
+        raise InputError(f"num_samples is {count}, too many for a picture: ask for at most {most}, or name a .npy file")
 
 
 def _headings(run: Sampler, labels: Sequence[int | str] | None, columns: int) -> list[str] | None:

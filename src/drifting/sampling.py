@@ -1,5 +1,6 @@
 """Sampling: one forward pass per sample, each a function of its own seed only."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting.data.memory import check_memory
 from drifting.distributed import ALONE, Processes
 from drifting.errors import InputError
 from drifting.generators.base import Generator
@@ -16,6 +18,10 @@ from drifting.inputs import check_seed, nearest_name
 from drifting.prior import seeded_codes, seeded_noise
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+# Bytes of a value of a sample: in a batch, among all, and in the form of its user, which may be double.
+_COPIES = 16
+# Samples of a pass, and values of them.
+_FEWEST_AT_ONCE, _MOST_AT_ONCE, _VALUES_AT_ONCE = 8, 4096, 2**20
 # Names of classes in a message, at most.
 _SHOWN = 8
 
@@ -45,9 +51,11 @@ def sample(
         seen: called after every pass with about how many samples there are.
 
     Raises:
-        InputError: if the count, the seed or a label is out of range or the guidance scale below 1, or the generator takes none.
+        InputError: if the count, the seed or a label is out of range or the guidance scale below 1, or the generator takes none; if
+            the samples do not fit into memory.
     """
     check_request(count, seed)
+    check_fits(count, _COPIES * math.prod(generator.sample_shape))
     # As many on every process, since one that shares its weights takes part in every pass: the last may make a few too many.
     share = -(-count // processes.size)
     first, end = processes.rank * share, (processes.rank + 1) * share
@@ -88,6 +96,16 @@ def check_request(count: int, seed: int) -> None:
     if not 1 <= count < 2**31:
         raise InputError(f"num_samples is {count}: ask for {'at least 1' if count < 1 else f'at most {2**31 - 1}'}")
     check_seed(seed)
+
+
+def check_fits(count: int, size: int) -> None:
+    """Raise InputError unless so many samples fit into memory, each of so many bytes."""
+    check_memory(count * size, f"num_samples is {count}, which", "ask for fewer, and for others by another seed")
+
+
+def batch_of(shape: Sequence[int]) -> int:
+    """Return how many samples of a shape, such as [channels, h, w], are made in one pass, so that layers fit into memory."""
+    return max(_FEWEST_AT_ONCE, min(_MOST_AT_ONCE, _VALUES_AT_ONCE // math.prod(shape)))
 
 
 def check_labels(labels: Sequence[int] | None, num_classes: int | None) -> list[int] | None:

@@ -107,3 +107,16 @@ def test_names_are_shown_as_they_are(name, terminal):
     with CountProgress(name, 2, console=Console(file=out, force_terminal=terminal, width=100)) as shown:
         shown.advance(2)
     assert name in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("seconds", [1.0, 5.0])
+def test_nothing_is_shown_of_short_work(monkeypatch, terminal, seconds):
+    clock = iter([0.0, *[seconds] * 20])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    out = io.StringIO()
+    with CountProgress("x", 2, console=Console(file=out, force_terminal=terminal, width=100), patience=3.0) as shown:
+        for done in (1, 2):
+            shown.advance(done)
+    assert ("2/2" in out.getvalue()) == (seconds > 3)
+    assert seconds > 3 or out.getvalue() == ""

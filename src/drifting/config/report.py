@@ -37,6 +37,8 @@ from drifting.seeds import stream_seed
 
 # Seeds of real points that no picture, frame or training draws.
 _EVALUATION_STREAM = 10**6
+# Of an evaluation: with ten times as many it takes a hundred times as long.
+_MOST_POINTS = 100_000
 # Of pictures of images: at most so many.
 _COLUMNS, _ROWS = 10, 20
 
@@ -60,6 +62,8 @@ def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sample
             origin = getattr(config.data, "path", None)
             few = f"data is '{origin}' of {len(source.samples)} points, of which one half is compared with the other"
             raise InputError(f"{few}: evaluate a run of at least 4")
+    if count > _MOST_POINTS:
+        raise InputError(f"num_samples is {count}, all pairs of which are compared, for hours: ask for at most {_MOST_POINTS}")
     modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
     return partial(
         evaluate_points,

@@ -2,7 +2,7 @@
 
 from drifting.plotting import _backend  # noqa: F401  (before anything that imports matplotlib)
 from drifting.plotting.comparison import RunColumn, draw_runs, runs_figure
-from drifting.plotting.images import draw_comparison, draw_images, draw_reconstruction, image_grid
+from drifting.plotting.images import draw_comparison, draw_images, draw_reconstruction, image_grid, pixels_in_grid
 from drifting.plotting.panels import save_image
 from drifting.plotting.points import draw_points, points_figure
 
@@ -14,6 +14,7 @@ __all__ = [
     "draw_reconstruction",
     "draw_runs",
     "image_grid",
+    "pixels_in_grid",
     "points_figure",
     "runs_figure",
     "save_image",

@@ -132,10 +132,19 @@ def image_grid(images: UInt8[Tensor, "n h w c"], columns: int, names: Sequence[s
         top, left = 1 + index // columns * (height + 1), 1 + index % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
-    factor = max(1, 64 // height)
+    factor = _enlarged(height)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     letters = (width + 1) * factor // _LETTER[0] - 1
     return picture if names is None or letters < _FEWEST_LETTERS else _with_names(picture, names, (width + 1) * factor, letters)
+
+
+def pixels_in_grid(height: int, width: int) -> int:
+    """Return how many pixels of an `image_grid` an image of this size takes, with the line beside it."""
+    return (height + 1) * (width + 1) * _enlarged(height) ** 2
+
+
+def _enlarged(height: int) -> int:
+    return max(1, 64 // height)
 
 
 def _with_names(picture: Image.Image, names: Sequence[str], width: int, letters: int) -> Image.Image:

@@ -12,6 +12,8 @@ from drifting.training.network import EncoderStep
 
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
+# Seconds of work of which nothing need be shown.
+_SHORT = 3.0
 # Steps between two looks at a loss; looking waits for the device.
 _LOOK_EVERY = 50
 
@@ -29,6 +31,7 @@ class CountProgress:
         done: how many are behind it already.
         word: what a line begins with where there is no terminal; the title by default.
         console: where to write; the terminal by default.
+        patience: seconds of which nothing is shown: what ends before is no long work.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class CountProgress:
         done: int = 0,
         word: str | None = None,
         console: Console | None = None,
+        patience: float = 0.0,
     ) -> None:
+        self._patience = patience
         self._total, self._first, self._unit, self._word = total, done, unit, word or title
         self._console = console or Console()
         self._started = self._spoken = time.perf_counter()
@@ -57,16 +62,21 @@ class CountProgress:
 
     def __enter__(self: Shown) -> Shown:
         """Start to show."""
-        self._bar.start()
+        if not self._patience:
+            self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop showing."""
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def advance(self, done: int) -> None:
         """Tell that so many items are done."""
         now = time.perf_counter()
+        if now - self._started < self._patience:
+            return
+        self._bar.start()
         rate = (done - self._first) / max(now - self._started, 1e-9)
         speed = self._speed(rate)
         self._bar.update(self._task, completed=done, speed=speed)
@@ -111,6 +121,11 @@ class TrainingProgress(CountProgress):
 def tell_stage(number: int, total: int, what: str, steps: int) -> None:
     """Say which part of a long work begins: "Stage 1 of 2: the auto-encoder, 2000 steps"."""
     Console().print(f"Stage {number} of {total}: the {what}, {steps} steps", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_sampling(count: int, *, quiet: bool = False) -> CountProgress:
+    """Return a context that shows how many samples there are, where that takes long; not where a command prints its results."""
+    return CountProgress("sampling", count, unit="samples", console=Console(stderr=True, quiet=quiet), patience=_SHORT)
 
 
 def tell_lines(title: str, *, unit: str = "images") -> Callable[[int, int], None]:
