@@ -12,6 +12,7 @@ from drifting import runs
 from drifting.checkpoint import checkpoints
 from drifting.config import VERSION
 from drifting.errors import InputError
+from tests.bad_commands import bad_commands
 
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")
 
@@ -33,6 +34,7 @@ def refused(command, tmp_path, monkeypatch):
         assert result.status == 2, result
         assert re.fullmatch(r"drifting: [^\n]+\n", result.err), result.err
         assert "Traceback" not in result.err
+        assert len(result.err) <= len("drifting: \n") + 300
         assert [word for word in words if word not in result.err] == []
         assert result.out == ""
         assert _files(tmp_path) == before
@@ -246,3 +248,12 @@ def test_misspelt_command_exits_2(command, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     assert command(*arguments.split()).status == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", bad_commands(60), ids=" ".join)
+def test_command_lines_that_cannot_work(refused, digits_run, grey_folder, tmp_path, words):
+    (tmp_path / "taken").write_text("mine")
+    places = {"RUN": str(digits_run), "IMAGES": str(grey_folder)}
+    before = _files(digits_run)
+    refused([places.get(word, word.replace("FILE", "taken")) for word in words])
+    assert _files(digits_run) == before
