@@ -348,7 +348,7 @@ def _ending(use: Callable[[], None]) -> tuple[str, str]:
     except Hang:
         return "fault", f"more than {_SECONDS} s"
     except Exception as error:
-        told, _ = _told(error)
+        told, _ = _told(error, ["train"])
         if told is None or "\n" in told:
             return "fault", "".join(traceback.format_exception(error)[-3:])
         return "memory" if told.startswith("out of memory") else "diverged", told

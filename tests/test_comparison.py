@@ -101,7 +101,7 @@ def test_encoder_steps_and_minutes_are_those_of_the_files(three, tiny_images):
     Path("d/metrics.jsonl").write_text('{"step": 2, "mean_steps_per_second": 9}\n{"step": 6, "mean_steps_per_second": 0.02}\n')
     comparing.write_comparison(["a", "d"], "out")
     table = _table()
-    assert table["a"]["encoder"] == "Autoencoder, 2 features"
+    assert table["a"]["encoder"] == "Autoencoder, 7 features"
     assert table["d"]["encoder"] == "ResNet resnet18, 2 features, linear probe 0.875"
     assert [table[name]["steps"] for name in "ad"] == ["6", "6"]
     assert [table[name]["minutes"] for name in "ad"] == ["-", "5.0"]

@@ -334,9 +334,10 @@ def test_reader_that_leaves_is_no_fault(capfd):
 
 
 def test_hang_up_is_a_signal_to_stop_unless_it_is_ignored():
-    assert signal.SIGHUP in stopping_signals()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        assert signal.SIGHUP in stopping_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert signal.SIGHUP not in stopping_signals()
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -50,9 +50,9 @@ class WatchedBank(MemoryBank):
         super().__init__(*sizes, **options)
         self.pushed, self.drawn = [], {}
 
-    def push(self, samples, labels=None):
+    def push(self, samples, labels=None, numbers=None):
         self.pushed.append((samples, labels))
-        super().push(samples, labels)
+        super().push(samples, labels, numbers)
 
     def draw(self, *arguments):
         self.drawn["positives"] = super().draw(*arguments)

@@ -96,7 +96,7 @@ class Run:
     def frames(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
         path = self.folder / FRAMES
-        return read_frames(path, (self.config.frame_samples, *self.generator.sample_shape)) if path.exists() else {}
+        return read_frames(path, self.generator.sample_shape) if path.exists() else {}
 
     def summary(self) -> list[str]:
         """Return the paths of its pictures."""
@@ -225,12 +225,12 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     source, generator = configuration.build_source(config), configuration.build_generator(config)
     check_shares(config.schedule, source.num_classes, processes)
     pretraining.check_networks(config)
-    check_writable(folder, "save_dir")
-    _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
     command = command_to_go_on(config.preset, folder, processes.size)
     with ExitStack() as held:
         with processes.leads_the_way():
             if processes.leads:
+                check_writable(folder, "save_dir")
+                _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
                 held.enter_context(hold(folder, "save_dir"))
                 claim(folder, config, resume=resume, overwrite=overwrite)
             held.enter_context(ending(folder, config, processes, command=command, resume=resume))

@@ -77,7 +77,7 @@ def test_a_file_of_another_hash_is_refused_before_it_is_loaded(network_file, mon
     monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: pytest.fail("the code of an unknown file was run"))
     with pytest.raises(InputError, match="check_hash=False") as caught:
         load_inception(network_file)
-    assert hashlib.sha256(network_file.read_bytes()).hexdigest() in str(caught.value)
+    assert hashlib.sha256(network_file.read_bytes()).hexdigest()[:16] in str(caught.value)
     assert str(network_file) in str(caught.value)
 
 

@@ -229,7 +229,7 @@ def test_settings_that_do_not_fit_are_named(kind, changes, message, tmp_path):
     reconfigure(tmp_path, **changes)
     with pytest.raises(InputError, match=message) as refusal:
         read_artifact(tmp_path)
-    assert str(tmp_path) in str(refusal.value)
+    assert tmp_path.name in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,9 @@ def test_cached_features_are_of_the_same_samples_as_those_encoded_anew(config, b
 
 @pytest.mark.parametrize("bank", [None, BANK])
 def test_run_on_cached_features_equals_one_that_encodes_anew_bit_for_bit(config, bank, monkeypatch, assert_same_tensors):
-    config = dataclasses.replace(config, bank=bank, encoder=dataclasses.replace(config.encoder, features=("pixels", "norm_x")))
+    encoder = dataclasses.replace(config.encoder, features=("pixels", "norm_x"))
+    guided = dataclasses.replace(config.schedule, guidance_scale=1.12)
+    config = dataclasses.replace(config, bank=bank, encoder=encoder, schedule=guided)
     made = []
     monkeypatch.setattr(FeatureCache, "lookup", lambda self, rows, lookup=FeatureCache.lookup: made.append(1) or lookup(self, rows))
     cached = _trained(config, 6)

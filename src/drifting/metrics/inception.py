@@ -96,8 +96,8 @@ def _check(file: Path, told: str) -> None:
             digest.update(block)
     if digest.hexdigest() != SHA256:
         raise InputError(
-            f"{told}: its sha256 is {digest.hexdigest()}, not the published {SHA256}; download {URL} again, "
-            "or pass its path with check_hash=False if you trust it (loading runs its code) and need no comparable figures"
+            f"{told}: its sha256 is {digest.hexdigest()[:16]}..., not the published {SHA256[:16]}...; download {URL} again, "
+            "or pass check_hash=False if you trust it: loading runs its code"
         )
 
 

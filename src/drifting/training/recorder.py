@@ -205,8 +205,7 @@ class Recorder:
         done = steps_done(found[-1], steps)
         self._restore(found[-1], done)
         frames = self.folder / FRAMES
-        shape = (self._frame_samples, *self.state.generator.sample_shape)
-        stored = read_frames(frames, shape) if frames.exists() else {}
+        stored = read_frames(frames, self.state.generator.sample_shape) if frames.exists() else {}
         if self.state.processes.leads:
             self.log.wind_back(done)
         self.frames = {step: frame for step, frame in stored.items() if step <= done}
@@ -234,14 +233,25 @@ class Recorder:
 
 
 def read_frames(path: Path, shape: Sequence[int]) -> dict[int, Float[Tensor, "s *sample"]]:
-    """Return the samples that were set aside during a training, step -> samples of this shape; raises InputError for damage."""
+    """Return the samples that were set aside during a training, step -> samples of this shape, as many at every step.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
     frames = load_tensors(path)
+    counts = {len(frame) for frame in frames.values() if frame.ndim}
     for name, frame in frames.items():
         if not re.fullmatch("0|[1-9][0-9]{0,17}", name):
             raise InputError(f"file is '{path}', with samples of step '{name}', which is no number: delete the file")
-        if frame.shape != tuple(shape) or frame.dtype != torch.float32 or not bool(frame.isfinite().all()):
+        if (
+            frame.shape[1:] != tuple(shape)
+            or len(counts) != 1
+            or frame.numel() == 0
+            or frame.dtype != torch.float32
+            or not bool(frame.isfinite().all())
+        ):
             found = f"{tuple(frame.shape)} of {str(frame.dtype).removeprefix('torch.')}"
-            wanted = f"{tuple(shape)} of float32, all finite"
+            wanted = f"samples {tuple(shape)} of float32, all finite and as many as at other steps"
             raise InputError(f"file is '{path}', whose samples of step {name} are {found}, not {wanted}: delete the file")
     return {int(name): frame for name, frame in frames.items()}
 
