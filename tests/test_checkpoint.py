@@ -2,6 +2,8 @@ import json
 import os
 import pickle
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from drifting.checkpoint import (
     write_tensors,
 )
 from drifting.errors import InputError
+from drifting.files import clear_scratch, discard
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "empty": torch.empty(0, 2)}
 
@@ -212,6 +215,76 @@ def test_writing_a_step_again_replaces_it(tmp_path):
     for value in (1, 2):
         save_checkpoint(tmp_path, 7, TENSORS, {"value": value}, keep=2)
     assert load_json(tmp_path / "step-00000007" / "state.json") == {"value": 2}
+
+
+class Killed(BaseException):
+    """The process ends: nothing that follows is done."""
+
+
+class Killer:
+    """Ends a block at one of its operations on files, before it is done; what follows, such as cleaning up, is not done either."""
+
+    def __init__(self) -> None:
+        self.left = -1
+        sys.addaudithook(self._look)
+
+    def _look(self, event: str, _: object) -> None:
+        if self.left >= 0 and event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"):
+            self.left = max(0, self.left - 1)
+            if self.left == 0:
+                raise Killed
+
+    def dies(self, at: int, block: Callable[[], object]) -> bool:
+        """Return whether a block ends at its operation of this number, from 1; False where it has fewer."""
+        self.left = at
+        try:
+            block()
+        except Killed:
+            return True
+        finally:
+            self.left = -1
+        return False
+
+
+def test_checkpoint_of_a_step_is_whole_whenever_a_writer_of_the_same_step_is_killed(tmp_path):
+    killer, at, versions = Killer(), 0, set()
+
+    def save(value: int) -> None:
+        save_checkpoint(tmp_path, 7, {"value": torch.tensor(value)}, {"value": value}, keep=1)
+
+    save(0)
+    while True:
+        at += 1
+        killed = killer.dies(at, lambda: save(at))  # noqa: B023 - called at once
+        (found,) = checkpoints(tmp_path)
+        tensors, facts = load_checkpoint(found)
+        assert int(tensors["value"]) == facts["value"]
+        assert facts["value"] in (at, at - 1)
+        versions.add((killed, facts["value"] == at, found.name))
+        if not killed:
+            break
+        if at % 2:  # what is left by a kill is in the way of no other writer, whether it was cleared or not
+            clear_scratch(tmp_path)
+            assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+        save(at)
+    name = "step-00000007"
+    assert versions == {(True, False, name), (True, False, f".replaced-{name}"), (True, True, name), (False, True, name)}
+    clear_scratch(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_older_checkpoints_are_whole_or_gone_whenever_their_deletion_is_killed(tmp_path):
+    killer, at, killed = Killer(), 0, True
+    while killed:
+        at += 1
+        for step in (1, 2):
+            save_checkpoint(tmp_path, step, TENSORS, {}, keep=2)
+        killed = killer.dies(at, lambda: save_checkpoint(tmp_path, 3, TENSORS, {}, keep=1))
+        for path in checkpoints(tmp_path):
+            assert load_checkpoint(path)[0].keys() == TENSORS.keys()
+        for path in checkpoints(tmp_path):
+            discard(path)
+    assert at > 10
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

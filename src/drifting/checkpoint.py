@@ -22,7 +22,7 @@ from torch import Tensor
 from drifting._json import parse_json
 from drifting.distributed import ALONE, Processes, laid_out, load_shards, local, save_shards
 from drifting.errors import InputError, reason
-from drifting.files import atomic_path
+from drifting.files import atomic_path, current, discard, named
 
 # Names of dtypes in a safetensors file, whose header is padded so that tensors are aligned.
 _DTYPES, _ALIGNMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}, 8
@@ -144,8 +144,6 @@ def save_checkpoint(
         save_shards(shards, tensors)
         processes.wait()
     if processes.leads:
-        if target.exists():
-            shutil.rmtree(target)
         with atomic_path(target) as scratch:
             if sharded:
                 shards.rename(scratch)
@@ -154,19 +152,19 @@ def save_checkpoint(
                 save_tensors(scratch / _TENSORS, tensors)
             save_json(scratch / _FACTS, facts)
         for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            discard(old)
     processes.wait()
     return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first; folders of other names, such as a copy that somebody kept, are none."""
-    named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-(\d{8}|[1-9]\d{8,17})", path.name, re.ASCII)]
-    return sorted((path for path in named if path.is_dir()), key=_step_of)
+    found = [path for path in current(folder, "step-*") if re.fullmatch(r"step-(\d{8}|[1-9]\d{8,17})", named(path), re.ASCII)]
+    return sorted(found, key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+    return int(named(checkpoint).removeprefix("step-"))
 
 
 def steps_done(checkpoint: Path, steps: int) -> int:

@@ -15,16 +15,16 @@ from drifting.errors import InputError, StorageError
 
 T = TypeVar("T")
 
-# What the names of temporary folders begin with.
-SCRATCH = ".writing-"
+# What the names of temporary folders begin with, and of a folder that is whole, and whose place another is about to take.
+SCRATCH, REPLACED = ".writing-", ".replaced-"
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Give a temporary path beside `target` to write a file or folder to; it takes the target's place when the block succeeds.
 
-    The temporary name keeps the suffix, by which writers choose their format. A folder replaces only a missing target. What is
-    written is on the disk before it takes the place, so that a machine that loses its power keeps the old or the new.
+    The temporary name keeps the suffix, by which writers choose their format. What is written is on the disk before it takes the
+    place, so that a machine that loses its power keeps the old or the new. An old folder is renamed first, see `current`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target.parent))
@@ -32,10 +32,49 @@ def atomic_path(target: Path) -> Iterator[Path]:
         yield scratch / target.name
         _open_to_others(scratch, target.name)
         _flush(scratch / target.name)
-        os.replace(scratch / target.name, target)
+        _take_place(scratch / target.name, target)
         _flush_one(target.parent)
+        _set_aside(_replaced(target), scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _take_place(written: Path, target: Path) -> None:
+    if written.is_dir() and target.is_dir():
+        _set_aside(_replaced(target), written.parent)
+        os.replace(target, _replaced(target))
+    os.replace(written, target)
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f"{REPLACED}{target.name}")
+
+
+def current(folder: Path, pattern: str) -> list[Path]:
+    """Return the folders of a name in a folder; where a writer was killed while it replaced one, that is its whole old one."""
+    renamed = [path for path in folder.glob(f"{REPLACED}{pattern}") if not path.with_name(named(path)).exists()]
+    return [path for path in (*folder.glob(pattern), *renamed) if path.is_dir()]
+
+
+def named(path: Path) -> str:
+    """Return the name of a folder of `current` without what says that it is an old one."""
+    return path.name.removeprefix(REPLACED)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, which is whole or gone at every moment."""
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder.parent))
+    try:
+        for path in (_replaced(folder), folder):
+            _set_aside(path, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _set_aside(path: Path, scratch: Path) -> None:
+    """Move what is to be deleted into a scratch folder, if it is there."""
+    if path.exists():
+        os.replace(path, Path(tempfile.mkdtemp(dir=scratch)) / path.name)
 
 
 def _open_to_others(scratch: Path, name: str) -> None:
@@ -73,6 +112,11 @@ def clear_scratch(folder: Path) -> None:
     """Remove what writers that were killed left half-written in a folder; only for who alone works there."""
     for scratch in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(scratch, ignore_errors=True)
+    for old in folder.glob(f"{REPLACED}*"):
+        if old.with_name(named(old)).exists():
+            discard(old)
+        else:
+            os.replace(old, old.with_name(named(old)))
 
 
 def check_writable(folder: Path, argument: str) -> None:
