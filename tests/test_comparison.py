@@ -162,6 +162,20 @@ def test_picture_shows_the_samples_of_every_run_one_class_a_row(tmp_path, tiny_i
     assert ("one class a row" in drawn[0].get_suptitle()) == (classes is not None)
 
 
+def test_rows_of_the_picture_bear_the_names_that_each_run_keeps(tmp_path, tiny_images, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparing, "draw_runs", lambda path, columns, title: drawn.append(runs_figure(columns, title)))
+    data = {"image_shape": (1, 8, 8), "num_classes": 3}
+    folders = [
+        _made(tmp_path / "own", tiny_images, **data, class_names=("ant", "$b$", "cat")),
+        _made(tmp_path / "unknown", tiny_images, **data, class_names=None),
+        _made(tmp_path / "joint", tiny_images, **(data | {"num_classes": None}), class_names=("ant", "$b$", "cat")),
+    ]
+    comparing.write_comparison(folders, tmp_path / "out")
+    shown = [[text.get_text() for text in axes.get_yticklabels()] for axes in drawn[0].axes]
+    assert shown == [["ant", "$b$", "cat"], ["0", "1", "2"], [str(row) for row in range(10)]]
+
+
 def test_picture_is_as_wide_as_its_runs_and_grows_by_the_curves(three, command):
     sizes = {}
     for names in (["a"], three):

@@ -264,7 +264,8 @@ def _column(entry: Entry, run: runs.Run) -> RunColumn:
     title = "" if distance is None else f"Frechet distance {as_text(distance)}"
     known = entry.metrics.get(_CURVE_FLOOR)
     floor = known if isinstance(known, int | float) else None
-    return RunColumn(entry.name, title, _grid(run), _list(entry.metrics, _STEPS), _list(entry.metrics, _CURVE), floor)
+    names = None if run.generator.num_classes is None else run.class_names
+    return RunColumn(entry.name, title, _grid(run), _list(entry.metrics, _STEPS), _list(entry.metrics, _CURVE), floor, names)
 
 
 def _grid(run: runs.Run) -> Float[Tensor, "rows columns c h w"]:

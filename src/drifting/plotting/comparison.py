@@ -33,6 +33,7 @@ class RunColumn:
         images: samples in [-1, 1].
         steps, distances: the curve of its Frechet distance; empty where it was not measured.
         floor: the same distance of real images; None where it is not known.
+        names: of the classes, one a row, where they are known.
     """
 
     name: str
@@ -41,6 +42,7 @@ class RunColumn:
     steps: Sequence[int | float] = ()
     distances: Sequence[int | float] = ()
     floor: int | float | None = None
+    names: Sequence[str] | None = None
 
 
 def runs_figure(columns: Sequence[RunColumn], title: str) -> Figure:
@@ -55,7 +57,8 @@ def runs_figure(columns: Sequence[RunColumn], title: str) -> Figure:
     figure.suptitle(title, parse_math=False)
     places = figure.add_gridspec(len(heights), len(columns), height_ratios=heights)
     for index, column in enumerate(columns):
-        show_grid(figure.add_subplot(places[0, index]), column.images, "\n".join(_lines(column.name) + _lines(column.title)))
+        title = "\n".join(_lines(column.name) + _lines(column.title))
+        show_grid(figure.add_subplot(places[0, index]), column.images, title, column.names)
     if curves:
         _draw_curves(figure.add_subplot(places[1, :]), curves)
     return figure
