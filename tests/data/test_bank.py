@@ -275,6 +275,14 @@ def test_bank_of_an_earlier_version_goes_on_as_it_would_have(pushed):
             source = again
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float32, torch.int32], ids=str)
+def test_counts_of_another_type_in_a_bank_of_an_earlier_version_are_refused(dtype):
+    bank = _bank(None, 8, 8)
+    saved = {name: value for name, value in bank.tensors().items() if name.endswith((".samples", ".pushed"))}
+    with pytest.raises(InputError, match=r"pushed is \(1,\) of .*, not \(1,\) of int64|turns is missing"):
+        bank.restore(saved | {"classes.pushed": torch.zeros(1, dtype=dtype)})
+
+
 def test_rows_are_prepared_before_they_are_kept():
     source = _source(prepare=lambda rows: -rows)
     assert float(source.draw(torch.tensor([2]), 4, _rng())[..., 1].max()) < 0

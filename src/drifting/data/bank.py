@@ -239,8 +239,8 @@ class MemoryBank:
         """Return what an earlier version did not save: turns by the place in the ring, and no numbers."""
         found = {}
         for name, rings in self.rings.items():
-            pushed = tensors.get(f"{name}.pushed")
-            if f"{name}.turns" not in tensors and pushed is not None and pushed.shape == rings.pushed.shape:
+            pushed, like = tensors.get(f"{name}.pushed"), rings.pushed
+            if f"{name}.turns" not in tensors and pushed is not None and (pushed.shape, pushed.dtype) == (like.shape, like.dtype):
                 last = tensors[f"{name}.pushed"][:, None].to(rings.pushed.device) - 1
                 capacity = rings.samples.shape[1]
                 slots = torch.arange(capacity, device=last.device)
