@@ -1,7 +1,8 @@
 """Damage the files of finished runs, one at a time, and use them: python -m tests.fuzz COUNT SEED prints what came of it.
 
-The runs are those of `tests/earlier_runs`: a toy, digits, and images in an auto-encoder with a memory bank; beside them are a cache
-of latents, features, and statistics. Every mutant is loaded, sampled from, resumed or evaluated, whatever reads the file. It must
+The runs are those of `tests/earlier_runs`: a toy, digits, and images in an auto-encoder with a memory bank; of the digits every
+file of tensors is written anew, with its checksum, which those runs did not have yet. Beside them are a cache of latents, features,
+and statistics. Every mutant is loaded, sampled from, resumed or evaluated, whatever reads the file. It must
 work, or end in an InputError of one line of at most 300 characters, or in another of the endings that the command line has
 a sentence for: a training that diverges from absurd weights, or a memory that is too small.
 """
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from drifting import config as configuration
 from drifting import runs
+from drifting.checkpoint import load_tensors, save_tensors
 from drifting.cli import _told
 from drifting.comparison import read_entry
 from drifting.config import RunConfig
@@ -47,6 +49,8 @@ from tests.latent_caches import told_apart, write_cache
 
 EARLIER = Path(__file__).parent / "earlier_runs"
 STATE = "checkpoints/step-00000004"
+# The run whose files have checksums; numbers of it that were changed are refused, however sound they look.
+SEALED = "digits"
 # Beside what the process takes already, for one mutant.
 _MEMORY, _SECONDS = 4 * 2**30, 60
 _DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
@@ -217,6 +221,8 @@ class Fuzz:
             config = saved_config(source)
             assert isinstance(config, RunConfig)
             self.configs[name] = config
+            for path in source.rglob("*.safetensors") if name == SEALED else ():
+                save_tensors(path, load_tensors(path))
             (source / "encoder.json").write_text('{"linear_probe_accuracy": 0.5, "num_train_images": 60}')
             (source / "metrics.json").write_text('{"judge": "pixels", "frechet_distance": 2.5, "recall": 0.5}')
         stored = self.sources["stored"] = folder / "source-stored"
@@ -302,12 +308,16 @@ class Fuzz:
         target = self.folder / f"run-{seed}"
         shutil.copytree(self.sources[run], target)
         path = target / name
+        sealed, changed = path.read_bytes() if run == SEALED and path.suffix == ".safetensors" else None, False
         try:
             damage = self._damage(path, rng)
+            changed = sealed is not None and path.is_file() and path.read_bytes() != sealed
             self.current.write_text(f"{seed} {run} {name} {damage}")
             ending, told = _ending(lambda: use(target, run))
         finally:
             shutil.rmtree(target, ignore_errors=True)
+        if sealed is not None and damage in TENSORS and changed and ending != "refused":
+            ending, told = "fault", f"{ending}, where the checksum differs"
         table.counts[kind, damage, ending] += 1
         if ending == "fault":
             table.faults.append(f"seed {seed}: {run} {name} {damage}: {told}")

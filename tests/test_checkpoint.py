@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import drifting
 from drifting import checkpoint as checkpointing
 from drifting.checkpoint import (
     checkpoints,
+    checksum,
     flatten_optimizer,
     load_checkpoint,
     load_json,
@@ -70,6 +72,44 @@ def test_truncated_tensors_are_refused(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"x\.safetensors.*corrupted or truncated"):
         load_tensors(path)
+
+
+def test_every_changed_bit_is_found(tmp_path):
+    path = tmp_path / "x.safetensors"
+    tensors = {**TENSORS, "a2": torch.ones(2, 3), "half": torch.ones(3).bfloat16(), "flags": torch.tensor([True, False])}
+    save_tensors(path, tensors)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (0, 3, 6, 7):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                found = load_tensors(path)
+            except InputError as error:
+                assert re.search(r"x\.safetensors', which is corrupted or truncated .*: delete it and resume$", str(error))  # noqa: PT017
+            else:  # in the name of the checksum, or of what it is part of
+                assert 8 < place < whole.index(b":", whole.index(b"crc32"))
+                assert checksum(found) == checksum(tensors)
+
+
+def test_file_without_a_checksum_is_read(tmp_path, assert_same_tensors):
+    save_file(TENSORS, tmp_path / "x.safetensors")
+    assert_same_tensors(load_tensors(tmp_path / "x.safetensors"), TENSORS)
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+def test_damaged_checkpoint_tells_which_one_is_before_it(tmp_path, file):
+    ways = {2: "start again with --overwrite", 3: "resume from 'step-00000002'", 10: "resume from 'step-00000003'"}
+    for step in ways:
+        save_checkpoint(tmp_path, step, TENSORS, {}, keep=3)
+    for step, way in ways.items():
+        path = tmp_path / f"step-{step:08d}" / file
+        path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+        with pytest.raises(InputError) as caught:
+            load_checkpoint(path.parent)
+        assert f"'{path}', which is corrupted" in str(caught.value)
+        assert str(caught.value).endswith(f": delete the folder '{path.parent.name}' and {way}")
 
 
 @pytest.mark.parametrize("content", [b"\xff" * 64, b"{}" * 40, b"\x10\0\0\0\0\0\0\0" + b"x" * 40])
@@ -193,7 +233,7 @@ def test_newest_checkpoints_are_kept(tmp_path, keep):
 def test_crash_while_writing_leaves_the_older_checkpoints_and_nothing_else(tmp_path, monkeypatch, assert_same_tensors, place):
     save_checkpoint(tmp_path, 1, TENSORS, {}, keep=1)
 
-    def crash(first, second, *_):
+    def crash(first, second, *_, **__):
         target = first if isinstance(first, Path) else second
         target.write_bytes(b"half")
         raise OSError("no space left on device")
