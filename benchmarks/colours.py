@@ -19,8 +19,8 @@ from drifting import config as configuration
 from drifting import runs
 from drifting.comparison import write_comparison
 from drifting.config import DecoderMLPConfig, ResNetConfig, RunConfig
-from drifting.encoders.augmentation import Views, augment
-from drifting.fields.engine import pairwise_distances
+from drifting.data.augmentation import Views, augment
+from drifting.fields.pairwise import pairwise_distances
 from drifting.presets import adjust, preset
 from drifting.presets.cifar10 import SYSTEMS
 from drifting.pretraining import prepare_encoder

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import drifting
-from drifting.fields.engine import Memory
+from drifting.fields.pairwise import Memory
 
 TOY_TEMPERATURES = (0.05,)
 TEMPERATURES = (0.02, 0.05, 0.2)

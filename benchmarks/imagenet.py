@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from drifting.encoders.base import compose
-from drifting.encoders.identity import identity
+from drifting.encoders.base import compose, identity
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.generators.dit import SIZES, DiT, DiTSize
 from drifting.guidance import unconditional_weight

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "drifting"
 FOLDERS = ("src", "tests", "benchmarks", "examples", "experiments")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-CORE = sorted([SOURCE / "loss.py", SOURCE / "guidance.py", SOURCE / "inputs.py", *(SOURCE / "fields").glob("*.py")])
+CORE = sorted([SOURCE / "loss.py", SOURCE / "guidance.py", SOURCE / "_checks.py", *(SOURCE / "fields").glob("*.py")])
 
 FILE_LINES, FUNCTION_LINES, LOOP_LINES, ARGUMENTS, CORE_LINES, EXPERIMENT_LINES = 400, 60, 100, 8, 700, 15
 # The training loop, and the loop over it.

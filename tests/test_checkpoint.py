@@ -13,6 +13,7 @@ from torch import nn
 
 import drifting
 from drifting import checkpoint as checkpointing
+from drifting._files import clear_scratch, discard
 from drifting.checkpoint import (
     checkpoints,
     checksum,
@@ -29,7 +30,6 @@ from drifting.checkpoint import (
     write_tensors,
 )
 from drifting.errors import InputError
-from drifting.files import clear_scratch, discard
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "empty": torch.empty(0, 2)}
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from drifting import __version__, runs
 from drifting import config as configuration
-from drifting import runs
+from drifting._progress import TrainingProgress
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.presets import GROUPS, PRESETS
-from drifting.training.progress import TrainingProgress
-from drifting.version import __version__
 from tests.conftest import CENTRE, SCALE
 
 

@@ -17,13 +17,13 @@ from drifting.config import (
     build_network,
     resolve,
 )
+from drifting.data.synthetic import write_convnext
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
 from drifting.presets import preset
 from drifting.pretraining import check_networks, prepare_encoder
 from drifting.released import convert
-from drifting.smoke.made import write_convnext
 from tests.official.artifacts import REFERENCE, needs_reference
 
 SIZES = {"width": 10, "patch": 2, "depths": (2, 2, 2, 2)}

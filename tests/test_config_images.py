@@ -22,8 +22,8 @@ from drifting.config import (
     to_json,
 )
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
+from drifting.encoders.base import identity
 from drifting.encoders.classifier import Classifier
-from drifting.encoders.identity import identity
 from drifting.errors import InputError
 from tests.image_folders import write_images
 

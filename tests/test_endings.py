@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from drifting import files, runs
-from drifting._lock import LOCK, hold
+from drifting import _files, runs
+from drifting._files import LOCK, atomic_path, check_space, clear_scratch, hold
 from drifting.checkpoint import checkpoints, load_tensors, save_tensors
 from drifting.cli._output import SteadyStream
 from drifting.errors import InputError, StorageError
-from drifting.files import atomic_path, check_space, clear_scratch
 from drifting.run_folder import claim
 from drifting.tracking import MetricsLog
 from drifting.training.interruption import stopping_signals
@@ -247,9 +246,9 @@ def test_fault_inside_safetensors_is_one_of_the_disk(tmp_path):
             save_tensors(tmp_path / "a", {"a": torch.zeros(5000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "file too large" in str(files.storage_fault(caught.value))
-    assert files.storage_fault(ValueError("no")) is None
-    assert files.storage_fault(ConnectionResetError(errno.ECONNRESET, "gone")) is None
+    assert "file too large" in str(_files.storage_fault(caught.value))
+    assert _files.storage_fault(ValueError("no")) is None
+    assert _files.storage_fault(ConnectionResetError(errno.ECONNRESET, "gone")) is None
 
 
 @small

@@ -13,7 +13,7 @@ from drifting import config as configuration
 from drifting.checkpoint import save_tensors
 from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, ImagesData, LossConfig, RunConfig
 from drifting.config.sources import _list_files, _load_split
-from drifting.data.image_files import ImageFiles
+from drifting.data.image_folder import ImageFiles
 from drifting.evaluation import Judge
 from drifting.evaluation.shares import digests
 from drifting.generators.base import Generator

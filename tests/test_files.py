@@ -1,7 +1,7 @@
 import pytest
 
+from drifting._files import atomic_path, check_writable
 from drifting.errors import InputError
-from drifting.files import atomic_path, check_writable
 
 
 def test_file_appears_with_its_content_and_nothing_beside_it(tmp_path):

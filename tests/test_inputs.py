@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from drifting import DriftingLoss, InputError, drifting_loss, mean_shift
-from drifting.inputs import check_shapes, constant, full_precision, join_weights, nearest_name
+from drifting._checks import check_shapes, constant, full_precision, join_weights, nearest_name
 
 ODD_SHAPES = [
     ((4, 2), (5, 3), "feature size"),

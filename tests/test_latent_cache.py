@@ -8,13 +8,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from drifting import latent_cache
-from drifting.data.image_files import ImageFiles
+from drifting.data import latents_writer
+from drifting.data.image_folder import ImageFiles
 from drifting.data.latents import LatentCache
+from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.pixels import to_signed
 from drifting.data.vae import load_vae
 from drifting.errors import InputError, StorageError
-from drifting.latent_cache import CacheSettings, write_latents
 from tests.image_folders import write_images
 from tests.tiny_vae import write_vae
 
@@ -167,7 +167,7 @@ def test_another_cache_is_refused_before_any_work_unless_it_may_be_overwritten(p
     other = write_vae(tmp_path / "vae", seed=1)
     more = shutil.copytree(place / "images", tmp_path / "more")
     write_images(more / "train" / "c", {".": 1}, channels=3)
-    monkeypatch.setattr(latent_cache, "_moments", None)
+    monkeypatch.setattr(latents_writer, "_moments", None)
     for arguments, words in {
         (place / "images", other, SETTINGS): r"latents of another VAE \(\w+, not \w+\)",
         (place / "images", place / "vae", CacheSettings(image_size=16, shard_size=3)): r"another image size \(8, not 16\)",
@@ -233,7 +233,7 @@ def test_damaged_image_ends_it_and_what_is_done_stays(place, tmp_path):
 
 
 def test_moments_beyond_float16_are_refused(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(latent_cache, "_moments", lambda vae, images: torch.full((len(images), 2, 8, 4, 4), 1e9))
+    monkeypatch.setattr(latents_writer, "_moments", lambda vae, images: torch.full((len(images), 2, 8, 4, 4), 1e9))
     with pytest.raises(InputError, match=r"vae is '.*vae', whose moments are NaN or beyond the range of torch\.float16"):
         _write(place, tmp_path / "cache")
 

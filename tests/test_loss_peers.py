@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from drifting import DriftingLoss, InputError, drifting_loss
+from drifting.fields.base import Peers
 from drifting.fields.mean_shift import MeanShift
-from drifting.fields.peers import Peers
 from tests.oracle import drifting_oracle as oracle
 from tests.threads import ThreadPeers, on_peers
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from drifting import presets, runs
+from drifting._progress import TrainingProgress
+from drifting._seeds import stream_seed
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import EncoderRunConfig, ImageFilesData, MAEConfig, SimCLRConfig, build_network, open_rows, resolve
 from drifting.encoders.mae import mae_loss, random_mask
@@ -17,9 +19,7 @@ from drifting.errors import InputError
 from drifting.masked_pretraining import batches_of
 from drifting.presets import PRESETS
 from drifting.presets.encoders import encoder
-from drifting.seeds import stream_seed
 from drifting.training.interruption import Interrupted
-from drifting.training.progress import TrainingProgress
 from drifting.training.state import DivergenceError
 from tests.image_folders import write_images
 

@@ -9,9 +9,9 @@ import torch
 from drifting.checkpoint import save_tensors
 from drifting.config import EncoderRunConfig, LatentsData, MAEConfig, resolve
 from drifting.data.latents import INDEX, LatentCache
+from drifting.data.latents_writer import CacheSettings
 from drifting.distributed import ALONE, Processes
 from drifting.errors import InputError
-from drifting.latent_cache import CacheSettings
 from drifting.own_latents import with_latents
 from drifting.presets import preset
 from drifting.runs import train_encoder

@@ -11,6 +11,7 @@ from PIL import Image
 
 from drifting import config as configuration
 from drifting import judges, presets, pretraining, runs
+from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.config import PixelsConfig, ResNetConfig, SimCLRConfig, build_network, load_split, resolve
 from drifting.encoders.autoencoder import Autoencoder
@@ -21,7 +22,6 @@ from drifting.pretraining import check_networks, prepare_encoder
 from drifting.training.encoder import train_supervised
 from drifting.training.interruption import Interrupted
 from drifting.training.loop import DivergenceError
-from drifting.training.progress import TrainingProgress
 from drifting.training.recorder import Recorder
 from tests.conftest import shrunk
 from tests.image_folders import bars, write_images

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from drifting.prior import draw_noise, seeded_noise
+from drifting.generators.base import draw_noise, seeded_noise
 
 
 def test_noise_of_a_seed_is_this_very_one():

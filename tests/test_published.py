@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 
+from drifting._pretrained import is_here, quietly
 from drifting.data.vae import load_vae
 from drifting.errors import InputError
-from drifting.published import is_here, quietly
 
 hub = pytest.importorskip("huggingface_hub")
 

@@ -11,6 +11,7 @@ import torch
 
 from drifting import config as configuration
 from drifting import real_images, run_evaluation
+from drifting._progress import show_images
 from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
 from drifting.errors import InputError
 from drifting.evaluation import compare, see
@@ -19,7 +20,6 @@ from drifting.metrics.frechet import gaussian_of
 from drifting.run_evaluation import sampled_batches
 from drifting.runs import Run
 from drifting.sampling import sample
-from drifting.training.progress import show_images
 from drifting.training.schedule import Schedule
 from tests.image_folders import write_images
 from tests.tiny_vae import write_vae

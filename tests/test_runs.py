@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from drifting import presets, runs
+from drifting._progress import TrainingProgress
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import report
 from drifting.errors import InputError
 from drifting.loss import DriftingLoss
 from drifting.runs import Interrupted
 from drifting.training.loop import DivergenceError
-from drifting.training.progress import TrainingProgress
 from tests.conftest import CENTRE, SCALE
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

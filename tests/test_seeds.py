@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from drifting import presets
+from drifting._seeds import initial_weights, stream_seed
 from drifting.config import (
     AutoencoderConfig,
     ClassifierConfig,
@@ -15,10 +16,9 @@ from drifting.config import (
     build_network,
 )
 from drifting.data.bank import BankSource, MemoryBank
+from drifting.data.dataset import InMemorySource, reference_samples
 from drifting.data.shuffle import shuffled_indices
-from drifting.data.source import InMemorySource, reference_samples
 from drifting.encoders.mae import random_mask
-from drifting.seeds import initial_weights, stream_seed
 from drifting.training.encoder import in_order
 from drifting.training.masked import MaskedTraining, masked_state
 from drifting.training.network import NetworkState
@@ -79,7 +79,7 @@ def test_first_mask_of_a_masked_autoencoder_knows_nothing_of_its_weights():
 def test_streams_of_a_run_are_all_different(monkeypatch, seed):
     """All seeds of torch's streams that a run, its encoder and its pictures use."""
     used = []
-    monkeypatch.setattr("drifting.data.source.stream_seed", lambda *told: used.append(stream_seed(*told)) or used[-1])
+    monkeypatch.setattr("drifting.data.dataset.stream_seed", lambda *told: used.append(stream_seed(*told)) or used[-1])
     weights = torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda value: used.append(value) or weights(value))
     run = dataclasses.replace(presets.preset("mnist-encoder"), data=IMAGES, seed=seed)

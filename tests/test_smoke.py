@@ -10,10 +10,10 @@ from PIL import Image
 
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import ClassifierConfig, EncoderRunConfig, MAEFeaturesConfig, RunConfig, from_json
-from drifting.latent_cache import CacheSettings, write_latents
+from drifting.data.latents_writer import CacheSettings, write_latents
+from drifting.data.synthetic import write_images, write_vae
 from drifting.presets import PRESETS, preset
 from drifting.presets.smoke import smoke
-from drifting.smoke.made import write_images, write_vae
 
 SMALL = CacheSettings(image_size=16)
 # What is measured of runs of each kind of data.

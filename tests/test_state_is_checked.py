@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from drifting import runs
+from drifting._files import atomic_path
 from drifting._json import parse_json, read_dataclass
 from drifting.checkpoint import checkpoints, load_json, load_tensors, save_json, save_tensors
 from drifting.data.latents import CacheIndex
 from drifting.errors import MOST_CHARACTERS, InputError
-from drifting.files import atomic_path
 
 
 @pytest.fixture(params=["adamw", "muon"])

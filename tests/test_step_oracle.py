@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from drifting.data.bank import BankSource, MemoryBank
-from drifting.encoders.base import compose
-from drifting.encoders.identity import identity
+from drifting.encoders.base import compose, identity
 from drifting.encoders.mae import MaskedAutoencoder
+from drifting.hub import load_encoder, load_generator
 from drifting.loss import DriftingLoss, FeatureLoss
-from drifting.official import load_encoder, load_generator
 from drifting.training import loop
 from drifting.training.loop import TrainingState
 from drifting.training.positives import Positives

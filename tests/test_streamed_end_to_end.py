@@ -12,8 +12,8 @@ from PIL import Image
 
 from drifting import presets, runs
 from drifting.config import BankConfig, ImageFilesData, LatentsData, to_bytes
+from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.vae import load_vae
-from drifting.latent_cache import CacheSettings, write_latents
 from drifting.sampling import sample
 from tests.conftest import shrunk
 from tests.image_folders import write_images

@@ -8,7 +8,7 @@ from PIL import Image
 
 from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, report, to_bytes
 from drifting.config.report import _layout, build_pictures
-from drifting.data.source import InMemorySource
+from drifting.data.dataset import InMemorySource
 from drifting.data.vae import load_vae
 from drifting.training.schedule import Schedule
 from tests.tiny_vae import write_vae

@@ -27,12 +27,12 @@ from drifting.config import (
     to_json,
 )
 from drifting.config import sources as opening
-from drifting.data.image_files import ImageFiles
+from drifting.data.image_folder import ImageFiles
+from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.pixels import to_signed
 from drifting.data.vae import load_vae
-from drifting.encoders.identity import identity
+from drifting.encoders.base import identity
 from drifting.errors import InputError
-from drifting.latent_cache import CacheSettings, write_latents
 from drifting.training.schedule import Schedule
 from tests.image_folders import write_images
 from tests.tiny_vae import write_vae

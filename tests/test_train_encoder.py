@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_json, load_tensors
 from drifting.cli import main
 from drifting.config import (
@@ -32,7 +33,6 @@ from drifting.errors import InputError
 from drifting.metrics.linear_probe import linear_probe
 from drifting.presets.encoders import KINDS, encoder
 from drifting.pretraining import prepare_encoder
-from drifting.training.progress import TrainingProgress
 from tests.image_folders import bars, write_images
 from tests.test_bad_input import refused
 

@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import conv2d, pixel_shuffle, silu
 
 from drifting.errors import InputError
-from drifting.upsampling import Decoder, double, smoothed
+from drifting.nn.upsampling import Decoder, double, smoothed
 
 
 def test_every_place_makes_the_four_that_it_stands_for():

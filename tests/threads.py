@@ -12,7 +12,7 @@ _PATIENCE = 20.0  # seconds
 
 
 class ThreadPeers:
-    """One of several threads of a group, see `drifting.fields.peers.Peers`; it counts what it was asked for."""
+    """One of several threads of a group, see `drifting.fields.base.Peers`; it counts what it was asked for."""
 
     def __init__(self, rank: int, values: list, barrier: threading.Barrier) -> None:
         self.rank, self.size, self.calls = rank, len(values), 0

@@ -11,11 +11,11 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from drifting.errors import InputError
-from drifting.version import __version__
 
 if TYPE_CHECKING:
+    from drifting.fields.base import Field
     from drifting.fields.diagnostics import KernelStatistics, kernel_statistics, mean_shift_at
-    from drifting.fields.mean_shift import Field, mean_shift, mean_shift_field
+    from drifting.fields.mean_shift import mean_shift, mean_shift_field
     from drifting.guidance import draw_guidance_scale, unconditional_weight
     from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss, drifting_loss
     from drifting.metrics.two_sample import energy_distance
@@ -38,10 +38,13 @@ __all__ = [
     "unconditional_weight",
 ]
 
+__version__ = "0.1.0"
+
 # Loaded when they are first used: torch takes seconds, in which a command could not yet be stopped in a sentence.
 _MODULES = {
     "drifting.fields.diagnostics": ("KernelStatistics", "kernel_statistics", "mean_shift_at"),
-    "drifting.fields.mean_shift": ("Field", "mean_shift", "mean_shift_field"),
+    "drifting.fields.base": ("Field",),
+    "drifting.fields.mean_shift": ("mean_shift", "mean_shift_field"),
     "drifting.guidance": ("draw_guidance_scale", "unconditional_weight"),
     "drifting.loss": ("DriftLoss", "DriftingLoss", "FeatureLoss", "drifting_loss"),
     "drifting.metrics.two_sample": ("energy_distance",),

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from drifting._files import remedy, storage_fault
 from drifting.config import AnyConfig
 from drifting.distributed import LostProcessError, Processes, is_loss
 from drifting.errors import InputError, StorageError
-from drifting.files import remedy, storage_fault
 from drifting.run_folder import clear_unstarted, newest_checkpoint
 from drifting.training.interruption import Interrupted
 from drifting.training.state import DivergenceError

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from drifting._files import atomic_path, current, discard, named
 from drifting._json import parse_json
 from drifting.distributed import ALONE, Processes, laid_out, load_shards, local, save_shards
 from drifting.errors import InputError, reason
-from drifting.files import atomic_path, current, discard, named
 
 # Names of dtypes in a safetensors file, whose header is padded so that tensors are aligned.
 _DTYPES, _ALIGNMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}, 8

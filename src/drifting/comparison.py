@@ -17,11 +17,11 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting import runs
+from drifting._files import atomic_path, check_writable
 from drifting.checkpoint import load_json
 from drifting.config import RunConfig
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, as_text
-from drifting.files import atomic_path, check_writable
 from drifting.plotting import RunColumn, draw_runs
 from drifting.run_folder import ENCODER_METRICS, LOG, METRICS
 from drifting.tracking import MetricsLog

@@ -21,11 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from drifting.errors import InputError
-from drifting.fields import engine
-from drifting.fields.mean_shift import Field, MeanShift, Statistics
-from drifting.fields.peers import Peers, mean_over
-from drifting.inputs import (
+from drifting._checks import (
     Features,
     check_feature_maps,
     check_shapes,
@@ -39,6 +35,10 @@ from drifting.inputs import (
     one_group,
     weighted_mean,
 )
+from drifting.errors import InputError
+from drifting.fields import pairwise
+from drifting.fields.base import Field, Peers, Statistics, mean_over
+from drifting.fields.mean_shift import MeanShift
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 _SMALLEST_DISTANCE = 1e-4
@@ -82,7 +82,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     scale: Tensor | float | None = None,
     drift_norms: Mapping[float, Tensor] | None = None,
     statistics: bool = False,
-    memory: engine.Memory | None = None,
+    memory: pairwise.Memory | None = None,
     peers: Peers | None = None,
     population: Float[Tensor, "*g N d"] | None = None,
 ) -> DriftLoss:
@@ -130,7 +130,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     repelling = (everyone if generated_negatives is None else generated_negatives, generated_weights)
     further, real = (unconditional, unconditional_weights), (positives, positive_weights)
     targets, negatives, attracting, weights = _targets(fixed, repelling, further, real)
-    distances = engine.pairwise_distances(fixed, targets, memory=memory)
+    distances = pairwise.pairwise_distances(fixed, targets, memory=memory)
     feature_scale = _feature_scale(distances, weights, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
     bandwidths = _bandwidths(feature_scale, temperatures)
@@ -183,7 +183,7 @@ class DriftingLoss(nn.Module):
             "field": field,
             "normalize_features": normalize_features,
             "normalize_drift": normalize_drift,
-            "memory": engine.Memory(),
+            "memory": pairwise.Memory(),
         }
 
     @property

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from drifting import config as configuration
+from drifting._seeds import stream_seed
 from drifting.config import EncoderRunConfig, MAEConfig, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.network_run import Saving, follow
-from drifting.seeds import stream_seed
 from drifting.training.masked import Batches, masked_state, train_masked
 
 # Rows that the figures are of, at most, and how many of them at once.

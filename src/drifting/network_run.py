@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drifting._progress import show_steps
 from drifting.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_json, steps_done
 from drifting.run_folder import CONFIG
 from drifting.training.interruption import Interrupted, polite_stop
 from drifting.training.network import EncoderStep, NetworkTraining
-from drifting.training.progress import show_steps
 from drifting.training.recorder import CHECKPOINTS
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from drifting import config as configuration
+from drifting._files import check_writable
 from drifting.config import EncoderRunConfig, LatentsData, RunConfig
 from drifting.data.latents import INDEX
+from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.vae import DEFAULT, load_vae
 from drifting.distributed import Processes
-from drifting.files import check_writable
-from drifting.latent_cache import CacheSettings, write_latents
 from drifting.run_folder import check_room
 
 Config = TypeVar("Config", RunConfig, EncoderRunConfig)
@@ -29,7 +29,7 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
         overwrite: whether a run in the folder would be deleted.
 
     Raises:
-        InputError: if there is a run in the folder, or its encoder does not fit; else as `latent_cache.write_latents` does.
+        InputError: if there is a run in the folder, or its encoder does not fit; else as `latents_writer.write_latents` does.
     """
     data = config.data
     if not isinstance(data, LatentsData) or data.files is not None or data.path is None:

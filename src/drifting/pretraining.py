@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from drifting import config as configuration
+from drifting._progress import tell_stage
+from drifting._seeds import initial_weights, stream_seed
 from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
 from drifting.config import (
     AnyConfig,
@@ -34,11 +36,9 @@ from drifting.metrics.linear_probe import linear_probe
 from drifting.network_run import Saving, follow
 from drifting.plotting import draw_reconstruction
 from drifting.run_folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS
-from drifting.seeds import initial_weights, stream_seed
 from drifting.training.encoder import Augmentation, train_autoencoder, train_supervised
 from drifting.training.interruption import command_to_go_on
 from drifting.training.masked import MaskedTraining
-from drifting.training.progress import tell_stage
 from drifting.training.self_supervised import train_mae, train_simclr
 
 _RECONSTRUCTED = 64

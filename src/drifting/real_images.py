@@ -18,8 +18,10 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from drifting import config as configuration
+from drifting._progress import show_images
+from drifting._seeds import stream_seed
 from drifting.config import Decoder, ImageFilesData, ImagesData, LatentsData, RunConfig
-from drifting.data.image_files import ImageFiles, splits_of
+from drifting.data.image_folder import ImageFiles, splits_of
 from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
@@ -30,8 +32,6 @@ from drifting.evaluation.images import NO_FLOOR
 from drifting.evaluation.shares import digests, images_in_shares
 from drifting.evaluation.statistics import SUFFIXES, cached_seen, read_statistics
 from drifting.evaluation.streaming import KEPT, Batch, Seen, check_feature_size
-from drifting.seeds import stream_seed
-from drifting.training.progress import show_images
 
 _SEED = stream_seed(0, "real images")
 # Raised whenever images are decoded, cropped, resized or prepared for an extractor in another way than before.

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting import runs
+from drifting._files import check_writable
+from drifting._progress import CountProgress
 from drifting.checkpoint import check_weights, load_json, load_tensors, save_json, write_tensors
 from drifting.config import DiTConfig, EncoderRunConfig, MAEConfig, ReleasedConfig, RunConfig, SavedConfig
 from drifting.data.pixels import to_bytes
@@ -21,15 +23,13 @@ from drifting.data.vae import DEFAULT, VAE, load_vae
 from drifting.distributed import join
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
-from drifting.files import check_writable
 from drifting.generators.dit import DiT
-from drifting.official import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
-from drifting.official.artifact import METADATA, PARAMETERS, Network, with_weights
-from drifting.official.hub import PREFIX
-from drifting.official.tree import DTYPES
+from drifting.hub import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
+from drifting.hub.artifact import METADATA, PARAMETERS, Network, with_weights
+from drifting.hub.download import PREFIX
+from drifting.hub.msgpack_tree import DTYPES
 from drifting.run_folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
 from drifting.sampling import Sampler, check_labels, check_request, label_numbers, sample
-from drifting.training.progress import CountProgress
 
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
 _WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)

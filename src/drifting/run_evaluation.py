@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from drifting import config as configuration
+from drifting._checks import check_counts, check_device
+from drifting._files import check_writable
+from drifting._progress import show_images, show_sampling
 from drifting.config import ImagesData, RunConfig, StreamedData
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, compare, evaluate_images, frechet_curve, see
 from drifting.evaluation.shares import labels_in_shares
 from drifting.evaluation.streaming import Batch
-from drifting.files import check_writable
 from drifting.generators.base import Generator
-from drifting.inputs import check_counts, check_device
 from drifting.judges import load_judge
 from drifting.metrics.frechet import check_covariance
 from drifting.real_images import real_images
 from drifting.run_folder import STATISTICS
 from drifting.sampling import check_request, sample, sample_indices
-from drifting.training.progress import show_images, show_sampling
 
 IN_MEMORY, STREAMED = 10_000, 50_000
 _BATCH = 64

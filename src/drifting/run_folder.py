@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from drifting import config as configuration
+from drifting._files import clear_scratch
 from drifting.checkpoint import checkpoints, load_json, steps_done
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ReleasedConfig, RunConfig
 from drifting.errors import InputError
-from drifting.files import clear_scratch
 from drifting.training.recorder import CHECKPOINTS, FRAMES
 
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"

@@ -5,12 +5,12 @@ import time
 from rich.console import Console
 
 from drifting import config as configuration
+from drifting._progress import TrainingProgress
 from drifting.config import RunConfig
 from drifting.encoders.base import FeatureEncoder
 from drifting.training.interruption import Interrupted, command_to_go_on, polite_stop
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
-from drifting.training.progress import TrainingProgress
 from drifting.training.recorder import Recorder, Resources, frame_steps
 
 

@@ -17,15 +17,15 @@ from torch import Tensor
 from drifting import config as configuration
 from drifting import pretraining
 from drifting._endings import ending
-from drifting._lock import hold
+from drifting._files import atomic_path, check_space, check_writable, hold
+from drifting._progress import show_sampling, tell_stage
 from drifting.checkpoint import load_network, load_weights, save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, LatentsData, RunConfig
-from drifting.data.source import reference_samples
+from drifting.data.dataset import reference_samples
 from drifting.distributed import Processes, check_device, join, whole
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
 from drifting.evaluation import Metrics
-from drifting.files import atomic_path, check_space, check_writable
 from drifting.generators.base import Generator
 from drifting.judges import train_classifier
 from drifting.own_latents import with_latents
@@ -45,7 +45,6 @@ from drifting.run_training import follow
 from drifting.sampling import Sampler, batch_of, check_fits, label_numbers, sample
 from drifting.training.interruption import Interrupted, command_to_go_on
 from drifting.training.loop import check_shares
-from drifting.training.progress import show_sampling, tell_stage
 from drifting.training.recorder import FRAMES, Recorder, read_frames
 from drifting.training.state import TrainingState
 

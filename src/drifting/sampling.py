@@ -9,13 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.data.memory import check_memory
+from drifting._checks import check_memory, check_seed, nearest_name
 from drifting.distributed import ALONE, Processes
 from drifting.errors import InputError
-from drifting.generators.base import Generator
+from drifting.generators.base import Generator, seeded_codes, seeded_noise
 from drifting.guidance import check_guidance_scale
-from drifting.inputs import check_seed, nearest_name
-from drifting.prior import seeded_codes, seeded_noise
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 # Bytes of a value of a sample: in a batch, among all, and in the form of its user, which may be double.

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from drifting._files import atomic_path
 from drifting._json import parse_json
 from drifting.errors import InputError, reason
-from drifting.files import atomic_path
 
 # Name of a drift norm: this, the feature, the temperature, with a slash between.
 DRIFT_NORM = "drift_norm"

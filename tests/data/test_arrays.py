@@ -194,7 +194,7 @@ def test_damaged_arrays_are_named_before_memory_is_asked_for(tmp_path, content):
 def test_arrays_larger_than_memory_are_refused_by_what_they_declare(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros((500, 100, 100), np.uint8))
     assert (tmp_path / "bomb.npz").stat().st_size < 10_000
-    monkeypatch.setattr("drifting.data.memory.available_memory", lambda: 10**6)
+    monkeypatch.setattr("drifting._checks.available_memory", lambda: 10**6)
     with pytest.raises(InputError, match=r"images\.npy', whose 5,000,000 bytes need .*: save fewer images"):
         load_images(str(tmp_path / "bomb.npz"))
 

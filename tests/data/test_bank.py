@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drifting._seeds import stream_seed
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
-from drifting.seeds import stream_seed
 
 
 def _rng(seed: int = 0) -> torch.Generator:

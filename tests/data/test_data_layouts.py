@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from drifting.data.image_files import ImageFiles
+from drifting.data.image_folder import ImageFiles
 from drifting.data.images import load_images
 from drifting.data.readers import hub
 from drifting.errors import InputError
@@ -200,7 +200,7 @@ def test_archives_of_more_than_fits_into_memory_are_refused_by_what_they_declare
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a/0.png", b"\0" * 10**7)
-    monkeypatch.setattr("drifting.data.memory.available_memory", lambda: 10**6)
+    monkeypatch.setattr("drifting._checks.available_memory", lambda: 10**6)
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
     with pytest.raises(InputError, match=r"bomb\.zip', whose 1 images need .*: unpack it"):
         load_images(str(path))

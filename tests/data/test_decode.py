@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting.data import memory
+from drifting import _checks
 from drifting.data.decode import decode
 from drifting.data.images import load_images
 from drifting.data.readers.base import EncodedImage
@@ -179,7 +179,7 @@ def test_programs_of_a_print_format_are_not_started():
 
 @pytest.mark.parametrize("size", [100_000, 10**9])
 def test_images_that_do_not_fit_into_memory_are_refused_before_decoding(monkeypatch, size):
-    monkeypatch.setattr(memory, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(_checks, "available_memory", lambda: 2**30)
     images = [EncodedImage(b"never looked at", "x")] * 40
     with pytest.raises(
         InputError, match=rf"image_size is {size}, at which 40 images need .* GiB of memory, .* smaller --image-size"
@@ -188,7 +188,7 @@ def test_images_that_do_not_fit_into_memory_are_refused_before_decoding(monkeypa
 
 
 def test_stored_sizes_that_do_not_fit_into_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(_checks, "available_memory", lambda: 10_000)
     images = [encoded(Image.new("RGB", (64, 64)))] * 2
     with pytest.raises(InputError, match=r"of 64 x 64 pixels, of which 2 images need .*: pass --image-size"):
         decode(images)
@@ -196,7 +196,7 @@ def test_stored_sizes_that_do_not_fit_into_memory_are_refused(monkeypatch):
 
 
 def test_memory_is_told_by_this_system():
-    assert 2**20 < memory.available_memory() < 2**50
+    assert 2**20 < _checks.available_memory() < 2**50
 
 
 def test_warnings_of_the_decoder_stay_off_the_terminal_and_settings_are_restored(monkeypatch, capfd):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting.data.image_files import ImageFiles
+from drifting.data.image_folder import ImageFiles
 from drifting.data.images import load_images
 from drifting.data.readers import folder as reader
 from drifting.errors import InputError

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from drifting.data.source import InMemorySource, StreamSource, reference_samples
+from drifting.data.dataset import InMemorySource, StreamSource, reference_samples
 from drifting.errors import InputError
 
 LABELS = torch.tensor([0, 2, 1, 2, 2, 0, 1, 2, 2])

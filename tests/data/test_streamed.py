@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from drifting.data.bank import MemoryBank
-from drifting.data.image_files import ImageFiles
+from drifting.data.dataset import reference_samples
+from drifting.data.image_folder import ImageFiles
 from drifting.data.latents import LatentCache
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
-from drifting.data.source import reference_samples
 from drifting.data.streamed import ImageRows, LatentRows, RowBankSource, RowSource
 from drifting.errors import InputError
 from tests.image_folders import write_images

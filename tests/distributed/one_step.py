@@ -9,7 +9,7 @@ import torch
 from drifting import config as configuration
 from drifting.config import RunConfig
 from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.source import InMemorySource
+from drifting.data.dataset import InMemorySource
 from drifting.distributed import join, whole
 from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize

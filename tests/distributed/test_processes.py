@@ -10,7 +10,7 @@ from torch import nn
 from drifting import cli, presets, runs
 from drifting.cli import main
 from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.source import InMemorySource, StreamSource
+from drifting.data.dataset import InMemorySource, StreamSource
 from drifting.distributed import (
     ALONE,
     LostProcessError,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from drifting.encoders import augmentation
-from drifting.encoders.augmentation import Views, augment, draw_boxes
+from drifting.data import augmentation
+from drifting.data.augmentation import Views, augment, draw_boxes
 from drifting.errors import InputError
 
 OFF = dict.fromkeys(("crop", "stretch", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur"), 0.0)

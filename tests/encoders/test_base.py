@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from drifting.encoders.base import Frozen, compose
-from drifting.encoders.identity import identity
+from drifting.encoders.base import Frozen, compose, identity
 from drifting.errors import InputError
 
 

@@ -10,7 +10,7 @@ from drifting.checkpoint import load_tensors, load_weights, save_tensors
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder, available_features, mae_loss, random_mask
 from drifting.encoders.pooling import multi_scale, norm_x
 from drifting.errors import InputError
-from drifting.official import read_artifact
+from drifting.hub import read_artifact
 
 VALUES, HIDDEN = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4, dtype=torch.bool)
 

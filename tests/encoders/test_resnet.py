@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from drifting.checkpoint import load_state_dict, load_weights
+from drifting.encoders.normalize import IMAGENET
 from drifting.encoders.pooling import multi_scale
 from drifting.encoders.resnet import (
     STAGES,
@@ -16,7 +17,6 @@ from drifting.encoders.resnet import (
     adapt_weights,
     available_features,
 )
-from drifting.encoders.standardise import IMAGENET
 from drifting.errors import InputError
 
 SHAPE = (3, 16, 16)

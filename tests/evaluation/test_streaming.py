@@ -7,12 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from drifting._progress import show_images
 from drifting.errors import InputError
 from drifting.evaluation import Judge, compare, evaluate_images, see
 from drifting.evaluation.shares import images_in_shares
 from drifting.evaluation.streaming import check_feature_size
 from drifting.metrics.frechet import Gaussian, gaussian_of
-from drifting.training.progress import show_images
 from tests.image_folders import bar_set, bars
 
 TRAIN, TEST = bar_set(600), bar_set(510, seed=1)

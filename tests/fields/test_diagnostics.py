@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drifting import drifting_loss, kernel_statistics, mean_shift, mean_shift_at
-from drifting.fields import engine
+from drifting.fields import pairwise
 from tests.oracle import drifting_oracle as oracle
 
 properties = settings(max_examples=25, deadline=None)
@@ -131,7 +131,7 @@ def test_points_asked_for_together_do_not_change_each_other(monkeypatch):
     whole = mean_shift_at(points, generated, positives, temperature=0.3)
     alone = [mean_shift_at(point[None], generated, positives, temperature=0.3)[0] for point in points]
     torch.testing.assert_close(torch.stack(alone), whole, rtol=1e-12, atol=1e-12)
-    monkeypatch.setattr(engine, "_CPU_TILE", 20)
+    monkeypatch.setattr(pairwise, "_CPU_TILE", 20)
     torch.testing.assert_close(mean_shift_at(points, generated, positives, temperature=0.3), whole, rtol=1e-12, atol=1e-12)
 
 

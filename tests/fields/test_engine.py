@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drifting import drifting_loss, kernel_statistics, mean_shift_field
-from drifting.fields import engine
+from drifting.fields import pairwise
 from tests.oracle import drifting_oracle as oracle
 
 SIZES = st.integers(1, 7)
@@ -26,8 +26,8 @@ def problem(dimension=3, dtype=torch.float64):
 @given(SIZES, SIZES, SIZES, st.integers(1, 60))
 def test_tiles_cover_every_row_once_within_the_budget(groups, rows, columns, budget):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_CPU_TILE", budget)
-        tiles = list(engine.tiles((groups, rows, columns), torch.device("cpu")))
+        patch.setattr(pairwise, "_CPU_TILE", budget)
+        tiles = list(pairwise.tiles((groups, rows, columns), torch.device("cpu")))
     seen = torch.zeros(groups, rows, columns)
     for group, row in tiles:
         seen[group, row] += 1
@@ -56,8 +56,8 @@ def test_results_do_not_depend_on_the_size_of_tiles(monkeypatch, budget, dimensi
         ]
 
     whole = results()
-    monkeypatch.setattr(engine, "_CPU_TILE", budget)
-    assert len(list(engine.tiles((3, 5, 15), torch.device("cpu")))) > 1
+    monkeypatch.setattr(pairwise, "_CPU_TILE", budget)
+    assert len(list(pairwise.tiles((3, 5, 15), torch.device("cpu")))) > 1
     torch.testing.assert_close(results(), whole, rtol=1e-12, atol=1e-12)
 
 
@@ -66,7 +66,9 @@ def test_results_do_not_depend_on_the_size_of_tiles(monkeypatch, budget, dimensi
 def test_distances_are_those_of_a_loop(seed, groups, rows, columns, dimension):
     x, y = draw(seed, (groups, rows, dimension), (groups, columns, dimension))
     expected = [oracle.pairwise(x[group].tolist(), y[group].tolist()) for group in range(groups)]
-    torch.testing.assert_close(engine.pairwise_distances(x, y), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        pairwise.pairwise_distances(x, y), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dimension", [2, 64])
@@ -74,26 +76,26 @@ def test_distances_are_those_of_a_loop(seed, groups, rows, columns, dimension):
 def test_float32_distances_keep_their_digits_far_from_the_origin(dimension, spread):
     x, y = (1e3 + spread * samples for samples in draw(2, (1, 9, dimension), (1, 9, dimension), dtype=torch.float32))
     expected = torch.tensor(oracle.pairwise(x[0].tolist(), y[0].tolist()))
-    torch.testing.assert_close(engine.pairwise_distances(x, y)[0], expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(pairwise.pairwise_distances(x, y)[0], expected, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("dimension", [2, 64])
 def test_a_sample_is_close_to_itself(dimension):
     (x,) = draw(3, (2, 9, dimension), dtype=torch.float32)
-    distances = engine.pairwise_distances(x, x)
+    distances = pairwise.pairwise_distances(x, x)
     assert distances.diagonal(dim1=1, dim2=2).abs().max() < 1e-6
     assert not distances.isnan().any()
 
 
 def test_distances_have_the_dtype_of_the_rows_and_no_gradient():
     x, y = draw(4, (1, 3, 2), (1, 4, 2))
-    assert engine.pairwise_distances(x.requires_grad_(), y).dtype == torch.float64
-    assert not engine.pairwise_distances(x, y).requires_grad
-    assert engine.pairwise_distances(x.detach().float(), y.float()).dtype == torch.float32
+    assert pairwise.pairwise_distances(x.requires_grad_(), y).dtype == torch.float64
+    assert not pairwise.pairwise_distances(x, y).requires_grad
+    assert pairwise.pairwise_distances(x.detach().float(), y.float()).dtype == torch.float32
 
 
 def test_memory_is_the_same_while_it_is_large_enough():
-    memory, like = engine.Memory(), torch.empty(0)
+    memory, like = pairwise.Memory(), torch.empty(0)
     large = memory.matrix((2, 3, 4), like)
     small = memory.matrix((1, 5), like)
     assert large.shape == (2, 3, 4)
@@ -104,7 +106,7 @@ def test_memory_is_the_same_while_it_is_large_enough():
 
 @pytest.mark.parametrize("dimension", [3, 12])
 def test_kept_memory_changes_no_result_whatever_the_order_of_shapes(dimension):
-    memory = engine.Memory()
+    memory = pairwise.Memory()
     shapes = [(2, 6, 5), (1, 3, 2), (3, 7, 9), (1, 1, 1), (2, 6, 5)]
     for seed, (groups, rows, columns) in enumerate(shapes):
         dtype = torch.float32 if seed == 1 else torch.float64
@@ -119,22 +121,22 @@ def test_kept_memory_changes_no_result_whatever_the_order_of_shapes(dimension):
 
 def test_mask_hides_the_leading_diagonal_alone():
     distances = torch.zeros(2, 3, 5)
-    engine.mask_self(distances, 3)
+    pairwise.mask_self(distances, 3)
     assert distances.isinf().sum() == 6
     assert distances.diagonal(dim1=1, dim2=2).isinf().all()
-    engine.mask_self(unmasked := torch.zeros(2, 3, 5), 0)
+    pairwise.mask_self(unmasked := torch.zeros(2, 3, 5), 0)
     assert not unmasked.any()
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 30.0])
 def test_potentials_are_half_the_negative_log_sums_of_the_kernel(temperature):
     x, y = draw(5, (2, 4, 3), (2, 5, 3))
-    distances = engine.pairwise_distances(x, y)
-    engine.mask_self(distances, 3)
-    scale = engine.kernel_scale(torch.tensor([temperature], dtype=torch.float64))[0]
+    distances = pairwise.pairwise_distances(x, y)
+    pairwise.mask_self(distances, 3)
+    scale = pairwise.kernel_scale(torch.tensor([temperature], dtype=torch.float64))[0]
     logits = -distances / temperature
-    row = engine.row_potential(distances, distances.amin(2, keepdim=True), scale)
-    column = engine.column_potential(distances, distances.amin(1, keepdim=True), scale)
+    row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale)
+    column = pairwise.column_potential(distances, distances.amin(1, keepdim=True), scale)
     torch.testing.assert_close(row, -logits.logsumexp(2, keepdim=True) / 2)
     torch.testing.assert_close(column, -logits.logsumexp(1, keepdim=True) / 2)
 
@@ -143,9 +145,9 @@ def test_potentials_are_half_the_negative_log_sums_of_the_kernel(temperature):
 @pytest.mark.parametrize("num_self", [0, 4])
 def test_affinity_is_the_root_of_both_softmaxes_bounded_by_the_floor(floor, num_self):
     x, y = draw(6, (1, 4, 3), (1, 6, 3))
-    distances = engine.pairwise_distances(x, y)
-    engine.mask_self(distances, num_self)
-    ((index, groups, rows, tile),) = engine.affinity_tiles(distances, torch.tensor([0.4], dtype=torch.float64), floor)
+    distances = pairwise.pairwise_distances(x, y)
+    pairwise.mask_self(distances, num_self)
+    ((index, groups, rows, tile),) = pairwise.affinity_tiles(distances, torch.tensor([0.4], dtype=torch.float64), floor)
     expected = oracle.affinities(oracle.pairwise(x[0].tolist(), y[0].tolist()), 0.4, num_self=num_self, floor=floor)
     assert (index, groups, rows) == (0, slice(0, 1), slice(0, 4))
     torch.testing.assert_close(tile[0], torch.tensor(expected, dtype=torch.float64))
@@ -153,12 +155,12 @@ def test_affinity_is_the_root_of_both_softmaxes_bounded_by_the_floor(floor, num_
 
 def test_a_column_masked_for_every_row_has_no_affinity():
     distances = torch.tensor([[[torch.inf, 1.0]]])
-    ((_, _, _, tile),) = engine.affinity_tiles(distances, torch.tensor([0.5]), 0.0)
+    ((_, _, _, tile),) = pairwise.affinity_tiles(distances, torch.tensor([0.5]), 0.0)
     assert tile.tolist() == [[[0.0, 1.0]]]
 
 
 def test_kernel_scale_is_finite_for_any_positive_temperature():
     temperatures = torch.tensor([1e-45, 1e-8, 0.5, 1e8])
-    scale = engine.kernel_scale(temperatures)
+    scale = pairwise.kernel_scale(temperatures)
     assert scale.isfinite().all()
     torch.testing.assert_close(scale[1:], torch.tensor([-1e8, -2.0, -1e-8]))

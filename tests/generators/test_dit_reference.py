@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from drifting.generators.dit import DiT
-from drifting.official import load_generator
+from drifting.hub import load_generator
 
 FOLDER = os.environ.get("DRIFTING_REFERENCE")
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from drifting.errors import InputError
-from drifting.generators import layers
-from drifting.generators.layers import Attention, Condition, RMSNorm, SwiGLU
+from drifting.nn import layers
+from drifting.nn.layers import Attention, Condition, RMSNorm, SwiGLU
 
 
 def _random(*shape: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from drifting.official import build_network, write_artifact
+from drifting.hub import build_network, write_artifact
 
 REFERENCE = os.environ.get("DRIFTING_REFERENCE")
 needs_reference = pytest.mark.skipif(REFERENCE is None, reason="DRIFTING_REFERENCE names no folder with outputs of the release")

@@ -9,7 +9,7 @@ import torch
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.generators.dit import DiT, DiTSize
-from drifting.official import load_encoder, load_generator, metadata_of, read_artifact
+from drifting.hub import load_encoder, load_generator, metadata_of, read_artifact
 from tests.official.artifacts import make_artifact, reconfigure, rewrite, tree_of
 
 GENERATORS = [

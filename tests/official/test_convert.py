@@ -25,8 +25,8 @@ from drifting.config import (
 from drifting.config.encoders import load_mae
 from drifting.encoders.mae import MAEFeatures
 from drifting.errors import InputError
-from drifting.official import hub as official_hub
-from drifting.official import load_encoder, load_generator, read_artifact
+from drifting.hub import download as official_hub
+from drifting.hub import load_encoder, load_generator, read_artifact
 from drifting.released import convert, load_sampler
 from drifting.run_folder import saved_config
 from drifting.runs import load

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from drifting.generators.dit import SIZES, DiT
-from drifting.official import write_artifact
-from drifting.official.model_config import metadata_of
+from drifting.hub import write_artifact
+from drifting.hub.model_config import metadata_of
 
 # Runs the command and tells the highest memory of its process, in kilobytes.
 CONVERT = """

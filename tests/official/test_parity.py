@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from drifting.official import load_encoder, load_generator, read_artifact, write_artifact
-from drifting.official.model_config import build_network, metadata_of
+from drifting.hub import load_encoder, load_generator, read_artifact, write_artifact
+from drifting.hub.model_config import build_network, metadata_of
 from drifting.sampling import sample
 from tests.official.artifacts import REFERENCE, expected, needs_reference
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from drifting import released, runs
 from drifting.errors import InputError
-from drifting.official import artifact_folder, load_generator
+from drifting.hub import artifact_folder, load_generator
 from drifting.released import ReleasedGenerator, convert, load_sampler
 from drifting.sampling import Sampler, sample
 from tests.official.artifacts import make_artifact

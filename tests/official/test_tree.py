@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drifting.errors import InputError
-from drifting.official.tree import DTYPES, read_tree, write_tree
+from drifting.hub.msgpack_tree import DTYPES, read_tree, write_tree
 from tests.official.artifacts import packed
 
 ONES = np.ones((2, 3), np.float32)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from drifting.config import RunConfig, build_encoder, build_generator, build_loss, build_positives
-from drifting.data.source import InMemorySource
-from drifting.encoders.identity import identity
+from drifting.data.dataset import InMemorySource
+from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss

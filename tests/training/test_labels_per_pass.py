@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.source import InMemorySource
+from drifting.data.dataset import InMemorySource
 from drifting.distributed import Processes
 from drifting.errors import InputError
 from drifting.generators.mlp import MLP

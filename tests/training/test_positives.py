@@ -19,7 +19,7 @@ from drifting.config import (
     to_signed,
 )
 from drifting.data.features import FeatureCache
-from drifting.encoders.identity import identity
+from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.training.loop import TrainingState, train
 from drifting.training.positives import Positives, Stateful, encode_sets

@@ -4,8 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from drifting.training import progress
-from drifting.training.progress import CountProgress, TrainingProgress, tell_lines
+from drifting import _progress
+from drifting._progress import CountProgress, TrainingProgress, tell_lines
 
 
 def _shown(terminal: bool, steps: int = 3, done: int = 0, norms=(0.5, None, None)) -> str:
@@ -29,7 +29,7 @@ def test_lines_without_a_terminal_hold_no_control_characters():
 
 
 def test_lines_come_again_after_a_while(monkeypatch):
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(_progress, "_QUIET_SECONDS", -1.0)
     assert [line.split()[1] for line in _shown(terminal=False).splitlines()] == ["1/3", "2/3", "3/3"]
 
 
@@ -42,7 +42,7 @@ def test_terminal_gets_a_bar():
 
 def test_speed_of_a_resumed_run_counts_from_where_it_began(monkeypatch):
     clock = iter([0.0, *[2.0] * 20])
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(_progress.time, "perf_counter", lambda: next(clock))
     assert "0.5 steps/s  5 samples/s" in _shown(terminal=False, steps=101, done=100)
 
 
@@ -65,11 +65,11 @@ def test_bar_stops_when_training_fails():
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_images_are_passed_on_and_counted(monkeypatch, terminal):
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(_progress, "_QUIET_SECONDS", 0.0)
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=100)
     batches = [([1, 2, 3], "a"), ([4, 5], "b")]
-    assert list(progress.show_images(iter(batches), 5, what="samples", console=console)) == batches
+    assert list(_progress.show_images(iter(batches), 5, what="samples", console=console)) == batches
     if terminal:
         assert "5/5" in out.getvalue()
     else:
@@ -95,7 +95,7 @@ def test_lines_are_told_beside_whatever_else_is_shown(monkeypatch, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("reading 3/3  ")
     assert "rows/s" in line
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(_progress, "_QUIET_SECONDS", -1.0)
     tell(2, 3)
     assert capsys.readouterr().out.startswith("reading 2/3")
 
@@ -113,7 +113,7 @@ def test_names_are_shown_as_they_are(name, terminal):
 @pytest.mark.parametrize("seconds", [1.0, 5.0])
 def test_nothing_is_shown_of_short_work(monkeypatch, terminal, seconds):
     clock = iter([0.0, *[seconds] * 20])
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(_progress.time, "perf_counter", lambda: next(clock))
     out = io.StringIO()
     with CountProgress("x", 2, console=Console(file=out, force_terminal=terminal, width=100), patience=3.0) as shown:
         for done in (1, 2):

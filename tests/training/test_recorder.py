@@ -11,7 +11,7 @@ import torch
 from drifting import config as configuration
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import RunConfig
-from drifting.data.source import reference_samples
+from drifting.data.dataset import reference_samples
 from drifting.errors import InputError
 from drifting.metrics.two_sample import energy_distance
 from drifting.sampling import sample

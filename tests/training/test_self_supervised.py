@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from drifting.encoders.augmentation import Views
+from drifting.data.augmentation import Views
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.resnet import ResNet
 from drifting.encoders.simclr import SimCLR

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from drifting.encoders.identity import identity
+from drifting.encoders.base import identity
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss

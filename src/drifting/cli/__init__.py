@@ -11,11 +11,11 @@ import warnings
 from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
+from drifting import __version__
+from drifting._files import remedy, storage_fault
 from drifting.cli._output import steady_output
 from drifting.cli._stop import STOPPED, stopped_by_signals
 from drifting.errors import InputError, StorageError
-from drifting.files import remedy, storage_fault
-from drifting.version import __version__
 
 if TYPE_CHECKING:
     from drifting.distributed import Processes

@@ -13,8 +13,8 @@ from typing import Any
 
 import tyro
 
+from drifting._checks import nearest_name
 from drifting.errors import InputError
-from drifting.inputs import nearest_name
 
 # What people call a flag elsewhere -> what it is called here.
 _ELSEWHERE = {

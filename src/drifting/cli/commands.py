@@ -123,7 +123,7 @@ def latents(
         settings: of images, files and device.
         overwrite: delete the cache that is there.
     """
-    from drifting.latent_cache import CacheSettings, write_latents
+    from drifting.data.latents_writer import CacheSettings, write_latents
 
     index = write_latents(data, vae, out, CacheSettings(**vars(settings)), overwrite=overwrite)
     print(f"{index.count} images, latents {index.latent_shape}", out, sep="\n")

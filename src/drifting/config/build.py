@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from drifting._checks import check_device
+from drifting._seeds import initial_weights
 from drifting.checkpoint import load_state_dict, load_weights
 from drifting.config.data import (
     DigitsData,
@@ -36,21 +38,18 @@ from drifting.config.schema import (
 )
 from drifting.config.sources import find_data, labelled, load_labelled, load_split
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
-from drifting.encoders.base import FeatureEncoder
+from drifting.encoders.base import FeatureEncoder, identity
 from drifting.encoders.classifier import Classifier
-from drifting.encoders.identity import identity
 from drifting.encoders.mae import MASK_SIDE, MAX_GROUPS, MaskedAutoencoder
+from drifting.encoders.normalize import IMAGENET
 from drifting.encoders.resnet import ResNet, ResNetFeatures, adapt_weights
-from drifting.encoders.standardise import IMAGENET
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.dit import DiT
 from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet
-from drifting.inputs import check_device
 from drifting.loss import DriftingLoss
-from drifting.seeds import initial_weights
 from drifting.training.precision import computed_in
 
 Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)

@@ -77,7 +77,7 @@ class ImagesData:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFilesData:
-    """Images of a folder that are too many for memory: decoded, cropped and resized as they are drawn, see `data.image_files`.
+    """Images of a folder that are too many for memory: decoded, cropped and resized as they are drawn, see `data.image_folder`.
 
     Attributes:
         path: folder with one sub-folder for each class, or with `train` and `val` above those; None where it is not known yet.

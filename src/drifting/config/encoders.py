@@ -11,13 +11,12 @@ from torch import Tensor
 from drifting.checkpoint import load_json, load_state_dict, load_weights
 from drifting.config.networks import Encoder, MAEConfig, MAEFeaturesConfig, ResNetConfig, TrainedEncoder
 from drifting.config.schema import AnyConfig, EncoderRunConfig, RunConfig
-from drifting.encoders.base import FeatureEncoder, Features, compose
-from drifting.encoders.identity import identity
+from drifting.encoders.base import FeatureEncoder, Features, compose, identity
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
-from drifting.official.artifact import METADATA, load_encoder
-from drifting.official.hub import PREFIX, artifact_folder
+from drifting.hub.artifact import METADATA, load_encoder
+from drifting.hub.download import PREFIX, artifact_folder
 
 Config = TypeVar("Config", bound=AnyConfig)
 # A fifth of the weights.

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from drifting.config.data import ImageFilesData, ImagesData, PointsData
-from drifting.data.image_files import ImageFiles
+from drifting.data.image_folder import ImageFiles
 from drifting.data.images import ImageSet
 from drifting.data.readers.base import by_number
 from drifting.errors import InputError

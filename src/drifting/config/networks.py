@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from drifting.encoders.augmentation import Views
+from drifting.data.augmentation import Views
 from drifting.generators.dit import DiTSize
 from drifting.generators.unet import UNetSize
 from drifting.training.masked import MaskedTraining
@@ -51,7 +51,7 @@ class DiTConfig(DiTSize):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelsConfig:
-    """Drifting in the space of the samples themselves: `encoders.identity`."""
+    """Drifting in the space of the samples themselves: `encoders.base.identity`."""
 
 
 @dataclass(frozen=True, kw_only=True)

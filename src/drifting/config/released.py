@@ -9,7 +9,7 @@ class ReleasedConfig:
     """A converted artifact: config.json stands beside generator.safetensors or encoder.safetensors.
 
     Attributes:
-        metadata: the artifact's metadata.json, whole, from which the network is built; see `official.build_network`.
+        metadata: the artifact's metadata.json, whole, from which the network is built; see `hub.build_network`.
     """
 
     metadata: dict[str, Any]

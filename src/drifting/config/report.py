@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting._seeds import stream_seed
 from drifting.config.build import build_loss
 from drifting.config.data import (
     DigitsData,
@@ -21,10 +22,10 @@ from drifting.config.data import (
 from drifting.config.export import build_decoder
 from drifting.config.schema import RunConfig
 from drifting.config.sources import build_source, load_split
+from drifting.data.dataset import InMemorySource, Source, reference_samples
 from drifting.data.digits import load_digits
 from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.points import Frame
-from drifting.data.source import InMemorySource, Source, reference_samples
 from drifting.data.toys import toy
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, Sampler, evaluate_digits, evaluate_points
@@ -33,7 +34,6 @@ from drifting.metrics.memorisation import nearest
 from drifting.metrics.two_sample import energy_distance
 from drifting.plotting import draw_comparison, draw_images, draw_points
 from drifting.plotting.panels import Log
-from drifting.seeds import stream_seed
 
 # Seeds of real points that no picture, frame or training draws.
 _EVALUATION_STREAM = 10**6

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from drifting._checks import check_counts, check_learning_rate, check_seed, check_temperature, check_temperatures
 from drifting.config.data import Data, DigitsData, EncoderData, ImagesData, StreamedData
 from drifting.config.networks import (
     Encoder,
@@ -13,11 +14,10 @@ from drifting.config.networks import (
     SimCLRConfig,
     TrainedEncoder,
 )
+from drifting.data.augmentation import Views
 from drifting.distributed import PARALLEL
-from drifting.encoders.augmentation import Views
 from drifting.encoders.resnet import stage_depths
 from drifting.errors import InputError
-from drifting.inputs import check_counts, check_learning_rate, check_seed, check_temperature, check_temperatures
 from drifting.loss import TEMPERATURES
 from drifting.training.encoder import Augmentation
 from drifting.training.masked import check_masked_training

@@ -12,26 +12,26 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from drifting._progress import tell_lines
 from drifting.config.data import Data, DigitsData, ImageFilesData, ImagesData, LatentsData, PointsData, StreamedData, ToyData
 from drifting.config.facts import check_files, check_images, check_points, facts_of_files, facts_of_images, facts_of_points
 from drifting.config.networks import TrainedEncoder
 from drifting.config.schema import BankConfig, RunConfig
 from drifting.data.bank import BankSource, MemoryBank
+from drifting.data.dataset import InMemorySource, Source, StreamSource
 from drifting.data.digits import load_digits
 from drifting.data.features import FeatureCache
-from drifting.data.image_files import ImageFiles
+from drifting.data.image_folder import ImageFiles
 from drifting.data.images import ImageSet, LabelError, load_images
 from drifting.data.latents import LatentCache
 from drifting.data.pixels import to_signed
 from drifting.data.points import frame_of, load_points
-from drifting.data.source import InMemorySource, Source, StreamSource
 from drifting.data.streamed import ImageRows, LatentRows, RowBankSource, Rows, RowSource
 from drifting.data.toys import toy
 from drifting.data.vae import VAE, load_vae
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
 from drifting.training.positives import Positives
-from drifting.training.progress import tell_lines
 
 AnyData = TypeVar("AnyData", bound=Data)
 

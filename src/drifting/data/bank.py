@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from drifting._seeds import stream_seed
 from drifting.checkpoint import check_state
+from drifting.data.dataset import ALL, owned
 from drifting.data.shuffle import shuffled_indices
-from drifting.data.source import ALL, owned
 from drifting.errors import InputError
-from drifting.seeds import stream_seed
 
 _WARMUP_CHUNK = 1024
 # What a ring is made of.
@@ -189,7 +189,7 @@ class MemoryBank:
     ) -> Shaped[Tensor, "l p *sample"]:
         """Return `count` samples of each label (one set if there are none), all different where the bank holds that many.
 
-        For `own` see `source.Source`.
+        For `own` see `dataset.Source`.
 
         Raises:
             InputError: if a label is out of range or none of its samples was pushed yet.

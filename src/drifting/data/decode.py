@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from drifting.data.memory import check_memory
+from drifting._checks import check_memory
 from drifting.data.readers.base import EncodedImage, damaged
 from drifting.errors import InputError
 

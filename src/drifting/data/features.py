@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from drifting._files import atomic_path
 from drifting.errors import InputError, reason
-from drifting.files import atomic_path
 
 # What encoders.base calls a FeatureEncoder.
 Encode = Callable[[Tensor], Mapping[str, Float[Tensor, "b k d"]]]

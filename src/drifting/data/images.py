@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
+from drifting._checks import nearest_name
 from drifting.data.decode import decode
 from drifting.data.readers.base import Reader, Split, split_name
 from drifting.data.readers.find import find_reader
 from drifting.data.readers.saved import Given
 from drifting.errors import InputError
-from drifting.inputs import nearest_name
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

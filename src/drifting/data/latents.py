@@ -3,7 +3,7 @@
 The folder holds index.json, which says of what the cache is, and shards of `shard_size` images, `shard-00000.safetensors` and on. A
 shard has `moments` [n, 2, 2k, y, x] (image, mirror image; mean, then log-variance, neither shifted nor scaled) and, where images
 have classes, `labels` [n]; `checks` [n, 2] of each, by which it is checked when it is read.
-Shards name the cache that they are of. `drifting.latent_cache` writes all this.
+Shards name the cache that they are of. `drifting.data.latents_writer` writes all this.
 
 float16 keeps every number to 0.05 %: a latent of unit spread moves by less than 0.0005 or so, where the bytes of an image are in
 steps of 0.004 of its range; and a log-variance of -20 by 0.008, its standard deviation by 0.4 %.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.data.memory import check_memory
+from drifting._checks import check_memory
 from drifting.errors import InputError, reason
 
 # Units beyond these are too near to the ends of float64 to calculate and to draw with.

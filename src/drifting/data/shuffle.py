@@ -21,7 +21,7 @@ def shuffled_indices(count: int, start: int, size: int, seed: int) -> Int[Tensor
         count: how many samples there are, 1 or more.
         start: first position, 0 or more.
         size: how many positions, 0 or more; may span several epochs.
-        seed: any integer; see `seeds.stream_seed` for one of each purpose.
+        seed: any integer; see `stream_seed` for one of each purpose.
     """
     for name, value, least in (("count", count, 1), ("start", start, 0), ("size", size, 0)):
         if value < least:

@@ -18,11 +18,11 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from drifting.data.bank import BankSource, MemoryBank, ranks
-from drifting.data.image_files import ImageFiles
+from drifting.data.dataset import ALL, owned
+from drifting.data.image_folder import ImageFiles
 from drifting.data.latents import LatentCache
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
-from drifting.data.source import ALL, owned
 from drifting.data.vae import draw_latents
 from drifting.errors import InputError
 

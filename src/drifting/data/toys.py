@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting._checks import nearest_name
 from drifting.errors import InputError
-from drifting.inputs import nearest_name
 
 Points = Float[Tensor, "n 2"]
 

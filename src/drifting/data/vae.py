@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from drifting._checks import full_precision
+from drifting._pretrained import load_published
 from drifting.checkpoint import check_finite
 from drifting.errors import InputError
-from drifting.inputs import full_precision
-from drifting.published import load_published
 
 DEFAULT = "stabilityai/sd-vae-ft-mse"
 # Log-variances beyond these are those that the library itself cuts off.

@@ -17,7 +17,7 @@ from torch.nn.functional import silu
 
 from drifting.encoders.base import Features, Frozen, checked_names
 from drifting.encoders.pooling import KINDS, feature_name, image_features, image_names, multi_scale, pooled_names
-from drifting.upsampling import Decoder, check_square
+from drifting.nn.upsampling import Decoder, check_square
 
 Images = Float[Tensor, "b c h h"]
 

@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, relu
 
+from drifting._checks import full_precision
 from drifting.encoders.base import Features, Frozen, checked_names, floats_for
 from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x, subsampled
 from drifting.errors import InputError
-from drifting.inputs import full_precision
 
 # Of so many channels or fewer each is a group of its own.
 MAX_GROUPS = 32

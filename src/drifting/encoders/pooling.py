@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
+from drifting._checks import full_precision, nearest_name
 from drifting.encoders.base import Features
 from drifting.errors import InputError
-from drifting.inputs import full_precision, nearest_name
 
 # Kind -> side of the window, 0 for the whole map.
 _WINDOWS = {"mean": 0, "std": 0, "mean_2": 2, "std_2": 2, "mean_4": 4, "std_4": 4}

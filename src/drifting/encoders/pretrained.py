@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from drifting._checks import full_precision
+from drifting._pretrained import is_here, load_published
 from drifting.checkpoint import check_finite
 from drifting.encoders.base import Features, Frozen, checked_names
+from drifting.encoders.normalize import Standardise, Statistics
 from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale
-from drifting.encoders.standardise import Standardise, Statistics
 from drifting.errors import InputError, reason
-from drifting.inputs import full_precision
-from drifting.published import is_here, load_published
 
 # What the release takes of ConvNeXt-V2, beside the features of the auto-encoder.
 CONVNEXT_FEATURES = (

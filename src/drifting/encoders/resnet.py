@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from drifting.encoders.base import Features, Frozen, checked_names
+from drifting.encoders.normalize import IMAGENET, Standardise, Statistics
 from drifting.encoders.pooling import (
     KINDS,
     feature_name,
@@ -27,7 +28,6 @@ from drifting.encoders.pooling import (
     projected,
     subsampled,
 )
-from drifting.encoders.standardise import IMAGENET, Standardise, Statistics
 from drifting.errors import InputError
 
 # Blocks of each stage, and how many times its width a block gives out: more than once for a bottleneck.

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from drifting._checks import check_temperature, full_precision
 from drifting.errors import InputError
-from drifting.inputs import check_temperature, full_precision
 
 Images = Float[Tensor, "b c h w"]
 

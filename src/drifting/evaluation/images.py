@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from drifting._seeds import stream_seed
 from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
@@ -31,7 +32,6 @@ from drifting.metrics.frechet import (
 from drifting.metrics.memorisation import memorisation
 from drifting.metrics.precision_recall import precision_recall
 from drifting.metrics.two_sample import mean_distance
-from drifting.seeds import stream_seed
 
 Bytes = UInt8[Tensor, "s c h w"]
 # (count, labels) -> that many images, one for each label where there are any

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from drifting._seeds import stream_seed
 from drifting.data.shuffle import shuffled_indices
-from drifting.seeds import stream_seed
 
 _SEED = stream_seed(0, "shares")
 # Its multiples, modulo 1, fill the unit interval evenly.

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from drifting._files import cached
 from drifting.errors import InputError, reason
 from drifting.evaluation.streaming import Seen
-from drifting.files import cached
 from drifting.metrics.frechet import Gaussian, load_gaussian, save_gaussian
 
 SUFFIXES = (".safetensors", ".npz")

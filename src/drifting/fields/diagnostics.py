@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.fields import engine
+from drifting._checks import check_shapes, check_temperature, check_weights, constant, full_precision
+from drifting.fields import pairwise
+from drifting.fields.base import Peers
 from drifting.fields.mean_shift import Targets
-from drifting.fields.peers import Peers
-from drifting.inputs import check_shapes, check_temperature, check_weights, constant, full_precision
 
 
 class KernelStatistics(NamedTuple):
@@ -55,14 +55,14 @@ def mean_shift_at(
     check_shapes(points, generated, positives)
     points, generated, positives = (full_precision(samples) for samples in (points, generated, positives))
     targets = Targets(positives[None], generated[None], None)
-    scale = engine.kernel_scale(generated.new_tensor(temperature))
-    of_samples = engine.pairwise_distances(generated[None], targets.coordinates)
-    engine.mask_self(of_samples, len(generated))
-    column = engine.column_potential(of_samples, of_samples.amin(1, keepdim=True), scale)
-    distances = engine.pairwise_distances(points[None], targets.coordinates)
-    row = engine.row_potential(distances, distances.amin(2, keepdim=True), scale)
+    scale = pairwise.kernel_scale(generated.new_tensor(temperature))
+    of_samples = pairwise.pairwise_distances(generated[None], targets.coordinates)
+    pairwise.mask_self(of_samples, len(generated))
+    column = pairwise.column_potential(of_samples, of_samples.amin(1, keepdim=True), scale)
+    distances = pairwise.pairwise_distances(points[None], targets.coordinates)
+    row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale)
     # Where no sample is near a target, its column normaliser is far too large for a point that is.
-    affinity = engine.affinity(distances, row, column, scale, affinity_floor).clamp_(max=1)
+    affinity = pairwise.affinity(distances, row, column, scale, affinity_floor).clamp_(max=1)
     return targets.drift(affinity, slice(0, 1))[0]
 
 
@@ -85,10 +85,10 @@ def kernel_statistics(
     """
     check_weights(weights)
     targets = Targets(positives, negatives, weights)
-    distances = engine.pairwise_distances(generated, targets.coordinates)
-    engine.mask_self(distances, num_self, peers)
+    distances = pairwise.pairwise_distances(generated, targets.coordinates)
+    pairwise.mask_self(distances, num_self, peers)
     totals = generated.new_zeros(len(temperatures), 3)
-    for index, groups, _, tile in engine.affinity_tiles(distances, temperatures, affinity_floor, peers):
+    for index, groups, _, tile in pairwise.affinity_tiles(distances, temperatures, affinity_floor, peers):
         affinity = tile if weights is None else tile * weights[groups, None, :]
         negative, positive = affinity.split([negatives.shape[1], positives.shape[1]], dim=2)
         share = positive.sum(2) / affinity.sum(2).clamp_(min=torch.finfo(affinity.dtype).tiny)

@@ -1,6 +1,6 @@
 """The paper's drift field: a mean shift towards data and away from the other generated samples.
 
-Equation (paper, Algorithm 2), with the affinity A of `engine`, split into its positive and negative columns:
+Equation (paper, Algorithm 2), with the affinity A of `pairwise`, split into its positive and negative columns:
 
     S+_i = sum_j A+_ij,   S-_i = sum_j A-_ij
     V_i  = S-_i * sum_j A+_ij y+_j  -  S+_i * sum_j A-_ij y-_j
@@ -14,64 +14,16 @@ Source: paper, Algorithm 2 and section 3.3. The release clamps the squared affin
 which the paper does not mention: a weak uniform pull, harmful on low-dimensional data of several modes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.fields import engine
-from drifting.fields.peers import Peers
-from drifting.inputs import check_shapes, check_temperature, check_weights, constant, full_precision, join_weights
-
-
-@runtime_checkable
-class Statistics(Protocol):
-    """What a field tells of itself: a NamedTuple of numbers for each temperature."""
-
-    def _asdict(self) -> dict[str, Float[Tensor, " t"]]: ...
-
-    def __iter__(self) -> Iterator[Float[Tensor, " t"]]: ...
-
-
-@runtime_checkable
-class Field(Protocol):
-    """What the loss asks of a drift field: the drift at every temperature from one pass over the distances.
-
-    A field that can be split takes `peers` as well, see `MeanShift`; it is passed only where rows are split over processes.
-    A field may also have
-
-    - `statistics`, called with the same arguments but `distances`: a NamedTuple of numbers for each temperature, for the log;
-    - `at(points, generated, positives, temperature=)`: the drift at any points [q, d] among samples [n, d], for pictures.
-
-    What a field does not have is left out of logs and pictures.
-    """
-
-    def __call__(
-        self,
-        generated: Float[Tensor, "g n d"],
-        positives: Float[Tensor, "g p d"],
-        negatives: Float[Tensor, "g m d"],
-        *,
-        temperatures: Float[Tensor, " t"],
-        weights: Float[Tensor, "g m+p"] | None,
-        num_self: int,
-        distances: Float[Tensor, "g n m+p"] | None,
-    ) -> Float[Tensor, "t g n d"]:
-        """Return the drift of `generated`.
-
-        Args:
-            generated: the samples to be moved.
-            positives: real samples, which attract.
-            negatives: samples that repel; the first `num_self` are the generated rows themselves, which do not act on themselves.
-            temperatures: kernel bandwidths, in the units of the distances.
-            weights: one per target, negatives first, multiplying its affinity; None for ones.
-            num_self: how many of the leading negatives are the generated rows.
-            distances: from generated to [negatives | positives] where already known; the field may overwrite it.
-        """
-        ...
+from drifting._checks import check_shapes, check_temperature, check_weights, constant, full_precision, join_weights
+from drifting.fields import pairwise
+from drifting.fields.base import Peers, Statistics
 
 
 @constant
@@ -167,10 +119,10 @@ class MeanShift:
         check_weights(weights)
         targets = Targets(positives, negatives, weights)
         if distances is None:
-            distances = engine.pairwise_distances(generated, targets.coordinates)
-        engine.mask_self(distances, num_self, peers)
+            distances = pairwise.pairwise_distances(generated, targets.coordinates)
+        pairwise.mask_self(distances, num_self, peers)
         drift = generated.new_empty(len(temperatures), *generated.shape)
-        for index, groups, rows, affinity in engine.affinity_tiles(distances, temperatures, self.affinity_floor, peers):
+        for index, groups, rows, affinity in pairwise.affinity_tiles(distances, temperatures, self.affinity_floor, peers):
             targets.drift(affinity, groups, out=drift[index, groups, rows])
         return drift
 
@@ -203,7 +155,7 @@ class Targets:
         if weights is not None:
             summed *= weights[..., None]
         # With the targets innermost a product with few coordinates is five times faster on a CPU.
-        self._summed = summed.mT.contiguous().mT if width <= engine.DIRECT_DIMENSIONS else summed
+        self._summed = summed.mT.contiguous().mT if width <= pairwise.DIRECT_DIMENSIONS else summed
 
     @property
     def coordinates(self) -> Float[Tensor, "g k d"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
-from drifting.upsampling import Decoder
+from drifting.nn.upsampling import Decoder
 
 
 class DecoderMLP(Generator):

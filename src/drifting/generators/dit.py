@@ -21,7 +21,7 @@ from torch.nn.functional import silu
 
 from drifting.errors import InputError
 from drifting.generators.base import Generator
-from drifting.generators.layers import (
+from drifting.nn.layers import (
     Attention,
     Condition,
     RMSNorm,

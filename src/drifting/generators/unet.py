@@ -27,7 +27,7 @@ from torch.nn.functional import pixel_shuffle, silu
 
 from drifting.errors import InputError
 from drifting.generators.base import Generator
-from drifting.generators.layers import Attention, Condition, check_sides, precise, run
+from drifting.nn.layers import Attention, Condition, check_sides, precise, run
 
 Maps = Float[Tensor, "b w h v"]
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)

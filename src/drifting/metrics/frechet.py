@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from drifting._files import atomic_path, cached
 from drifting.errors import InputError, reason
-from drifting.files import atomic_path, cached
 from drifting.metrics.precision_recall import check_features
 
 _CHUNK = 2**23

@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from drifting._checks import full_precision
 from drifting.errors import InputError
-from drifting.inputs import full_precision
 from drifting.metrics.distances import ROUNDING, Pairs, nearest_pairs
 from drifting.metrics.precision_recall import check_features
 

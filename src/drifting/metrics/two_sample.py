@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.fields import engine
+from drifting.fields import pairwise
 
 _CHUNK = 2**24
 
@@ -20,11 +20,11 @@ _CHUNK = 2**24
 @torch.no_grad()
 def mean_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     """Return the mean Euclidean distance over all pairs, in float64 and in the units of the coordinates."""
-    memory = engine.Memory()
+    memory = pairwise.Memory()
 
     def distances(part: Tensor) -> Tensor:
-        if x.shape[1] <= engine.DIRECT_DIMENSIONS:  # twice as fast for points in the plane, and subtracted directly too
-            return engine.pairwise_distances(part[None], y.double()[None], memory=memory)
+        if x.shape[1] <= pairwise.DIRECT_DIMENSIONS:  # twice as fast for points in the plane, and subtracted directly too
+            return pairwise.pairwise_distances(part[None], y.double()[None], memory=memory)
         return torch.cdist(part, y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
     parts = [distances(part).sum() for part in x.double().split(max(1, _CHUNK // len(y)))]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from drifting.files import atomic_path
+from drifting._files import atomic_path
 
 # Okabe and Ito's palette, told apart by every kind of colour vision.
 REAL, GENERATED = "#0072B2", "#D55E00"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from drifting._checks import nearest_name
 from drifting.config import AnyConfig, EncoderRunConfig, RunConfig
 from drifting.data.toys import TOYS
 from drifting.errors import InputError
-from drifting.inputs import nearest_name
 from drifting.presets import cifar10, imagenet256, mnist
 from drifting.presets.digits import digits
 from drifting.presets.encoders import with_encoder

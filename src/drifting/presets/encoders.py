@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from drifting import config as configuration
+from drifting._checks import nearest_name
 from drifting.config import (
     AnyConfig,
     AutoencoderConfig,
@@ -21,7 +22,6 @@ from drifting.config import (
 )
 from drifting.encoders.resnet import ResNet, available_features, stage_depths
 from drifting.errors import InputError
-from drifting.inputs import nearest_name
 from drifting.presets.cifar10 import FOUR
 from drifting.presets.images import features_of
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from drifting import presets, runs
+from drifting._checks import check_device
+from drifting._files import check_writable
 from drifting.config import ClassifierConfig, ImageFilesData, ImagesData, LatentsData, MAEFeaturesConfig, RunConfig
+from drifting.data.latents_writer import CacheSettings, write_latents
+from drifting.data.synthetic import write_convnext, write_images, write_vae
 from drifting.distributed import join
 from drifting.errors import InputError
-from drifting.files import check_writable
-from drifting.inputs import check_device
-from drifting.latent_cache import CacheSettings, write_latents
 from drifting.presets.imagenet256 import RECIPES, mae
 from drifting.presets.smoke import LATENT_IMAGE_SIZE, smoke
 from drifting.run_folder import ENCODER_WEIGHTS, make_room
-from drifting.smoke.made import write_convnext, write_images, write_vae
 
 # In the folder of the run, what is made for it.
 MADE = "smoke"

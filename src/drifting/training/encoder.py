@@ -15,11 +15,11 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
 
+from drifting._seeds import stream_seed
+from drifting.data.augmentation import Views, augment
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
-from drifting.encoders.augmentation import Views, augment
 from drifting.errors import InputError
-from drifting.seeds import stream_seed
 from drifting.training.network import NetworkState, NetworkTraining, device_of
 
 _BLACK = -1.0

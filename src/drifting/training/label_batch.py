@@ -24,7 +24,7 @@ from torch import Tensor
 
 from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
-from drifting.fields.peers import mean_over
+from drifting.fields.base import mean_over
 from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
 from drifting.training.step import Batch, drifting_step
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drifting.data.source import owned
+from drifting.data.dataset import owned
 from drifting.distributed import Processes
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
+from drifting.generators.base import draw_noise
 from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
-from drifting.prior import draw_noise
 from drifting.training.label_batch import label_batched_step
 from drifting.training.micro_batch import micro_batched_step
 from drifting.training.positives import Positives

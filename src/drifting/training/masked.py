@@ -18,10 +18,10 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from drifting._checks import check_counts, check_learning_rate, full_precision
 from drifting.data.pixels import to_signed
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.errors import InputError
-from drifting.inputs import check_counts, check_learning_rate, full_precision
 from drifting.training.network import NetworkState, NetworkTraining, Optimisation, device_of
 from drifting.training.precision import PRECISIONS, computing_in
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from drifting._seeds import stream_seed
 from drifting.checkpoint import (
     check_state,
     check_stream,
@@ -21,7 +22,6 @@ from drifting.checkpoint import (
     start_optimizer,
 )
 from drifting.ema import exponential_average
-from drifting.seeds import stream_seed
 from drifting.training.state import DivergenceError
 
 _WARMUP = 0.2

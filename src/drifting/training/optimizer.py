@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from drifting._checks import constant, full_precision
 from drifting.checkpoint import start_optimizer
-from drifting.inputs import constant, full_precision
 from drifting.training.schedule import Schedule
 
 _MOMENTUM = 0.95

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from drifting.data.dataset import ALL, Source
 from drifting.data.features import FeatureCache
-from drifting.data.source import ALL, Source
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
 
@@ -89,7 +89,7 @@ class Positives:
     ) -> Mapping[str, Float[Tensor, "l p k _"]]:
         """Return the features of `count` real samples of each label (one set if there are none), on the device of rng.
 
-        Only those that are this process's `own` are looked up or encoded, see `data.source.Source`.
+        Only those that are this process's `own` are looked up or encoded, see `data.dataset.Source`.
         """
         return self._features_of(self._source.draw(labels, count, rng, own))
 

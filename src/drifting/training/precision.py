@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drifting.inputs import full_precision
+from drifting._checks import full_precision
 
 _TYPES = {"float32": None, "bfloat16": torch.bfloat16}
 PRECISIONS = tuple(_TYPES)

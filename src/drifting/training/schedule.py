@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from drifting._checks import check_counts, check_learning_rate
 from drifting.errors import InputError
 from drifting.guidance import check_guidance_law, check_guidance_scale
-from drifting.inputs import check_counts, check_learning_rate
 from drifting.training.precision import PRECISIONS
 
 OPTIMIZERS = ("adamw", "muon")

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from drifting.data.augmentation import Views, augment
 from drifting.data.pixels import to_signed
-from drifting.encoders.augmentation import Views, augment
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError

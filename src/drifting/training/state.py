@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from drifting._seeds import stream_seed
 from drifting.checkpoint import check_state, check_stream, flatten_optimizer, load_weights, restore_optimizer, restore_stream
 from drifting.distributed import ALONE, Processes, local
 from drifting.ema import exponential_average
 from drifting.generators.base import Generator
 from drifting.loss import FeatureLoss
-from drifting.seeds import stream_seed
 from drifting.training.optimizer import build_optimizer
 from drifting.training.schedule import Schedule
 

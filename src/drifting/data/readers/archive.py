@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from drifting.data.memory import check_memory
+from drifting._checks import check_memory
 from drifting.data.readers import folder, label_files, listings
 from drifting.data.readers.base import EncodedImage, Reader, Split, damaged
 from drifting.errors import InputError

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Num, UInt8
 from torch import Tensor
 
-from drifting.data.memory import check_memory
+from drifting._checks import check_memory
 from drifting.data.readers.base import Split, damaged, numbered, split_name
 from drifting.errors import InputError
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from drifting.data.memory import check_memory
+from drifting._checks import check_memory
 from drifting.data.readers.base import Split, damaged
 from drifting.errors import InputError
 

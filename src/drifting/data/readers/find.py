@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from drifting._checks import nearest_name
 from drifting.data.readers import archive, arrays, cifar, folder, hub, idx, listings, parquet, saved
 from drifting.data.readers.base import Reader, folders_in
 from drifting.errors import InputError
-from drifting.inputs import nearest_name
 
 # Layouts that may lie a folder or two down, as in a clone of a Hub repository or in torchvision's folders.
 _PACKED: tuple[Reader, ...] = (saved, parquet, idx, cifar, listings)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from drifting.data.memory import check_memory
+from drifting._checks import check_memory
 from drifting.data.readers.base import Split, damaged
 from drifting.errors import InputError
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from drifting.data.memory import check_memory
+from drifting._checks import check_memory
 from drifting.data.readers.base import Split, damaged, files_below, folders_in, split_name
 from drifting.data.readers.tables import Table, checked_table, from_tables, needed_columns
 from drifting.errors import InputError

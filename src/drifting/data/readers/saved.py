@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drifting.data.memory import check_memory
+from drifting._checks import check_memory
 from drifting.data.readers.base import Split, damaged, files_below
 from drifting.data.readers.tables import Table, checked_table, from_tables
 from drifting.errors import InputError

@@ -17,12 +17,13 @@ import msgpack
 import torch
 from torch import Tensor
 
+from drifting._files import atomic_path
 from drifting.errors import InputError
-from drifting.files import atomic_path
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ARRAY = 1
+
 # Far more than any file of the release nests.
 _DEEPEST, _LONGEST = 32, 2**16
 

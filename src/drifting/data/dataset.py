@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from drifting._seeds import stream_seed
 from drifting.errors import InputError
-from drifting.seeds import stream_seed
 
 # The share of a process that is alone.
 ALL = slice(None)

@@ -3,22 +3,30 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, SupportsFloat, TypeVar, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from drifting.training.network import EncoderStep
-
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
+
 # Seconds of work of which nothing need be shown.
 _SHORT = 3.0
+
 # Steps between two looks at a loss; looking waits for the device.
 _LOOK_EVERY = 50
-
 Shown = TypeVar("Shown", bound="CountProgress")
 Batch = TypeVar("Batch", bound=tuple)
+
+
+@runtime_checkable
+class _Step(Protocol):
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def loss(self) -> SupportsFloat: ...
 
 
 class CountProgress:
@@ -140,11 +148,11 @@ def tell_lines(title: str, *, unit: str = "images") -> Callable[[int, int], None
     return tell
 
 
-def show_steps(steps: Iterable[EncoderStep], total: int, batch_size: int, *, what: str, done: int = 0) -> None:
+def show_steps(steps: Iterable[_Step], total: int, batch_size: int, *, what: str, done: int = 0) -> None:
     """Go through the steps of a network's training, and show them.
 
     Args:
-        steps: of `training.encoder` or `training.self_supervised`.
+        steps: of the loop, each with a number and a loss.
         total: how many there are.
         batch_size: images of a step.
         what: is trained.

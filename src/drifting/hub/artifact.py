@@ -13,20 +13,20 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from drifting._files import atomic_path
 from drifting.checkpoint import check_finite, load_json
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.errors import InputError
-from drifting.files import atomic_path
 from drifting.generators.dit import DiT
-from drifting.generators.layers import Attention
-from drifting.official.model_config import ENCODER, GENERATOR, Metadata, build_network
-from drifting.official.names import Place, places
-from drifting.official.tree import Array, read_tree, write_tree
+from drifting.hub.model_config import ENCODER, GENERATOR, Metadata, build_network
+from drifting.hub.msgpack_tree import Array, read_tree, write_tree
+from drifting.hub.names import Place, places
+from drifting.nn.layers import Attention
 
 Network = DiT | MaskedAutoencoder
-
 PARAMETERS, METADATA = "ema_params.msgpack", "metadata.json"
 _CALLED = {GENERATOR: "a generator", ENCODER: "an encoder"}
+
 # Where the number of classes shows, with its axis.
 _CLASSES = {GENERATOR: ("Embed_0/embedding", 0), ENCODER: ("fc/kernel", 1)}
 

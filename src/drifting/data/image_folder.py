@@ -12,8 +12,8 @@ from types import ModuleType
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from drifting._checks import check_memory
 from drifting.data.decode import decode, decoded_bytes
-from drifting.data.memory import check_memory
 from drifting.data.readers import folder, listings
 from drifting.data.readers.base import EncodedImage, split_name
 from drifting.errors import InputError

@@ -1,4 +1,4 @@
-"""What a quick try makes for itself: images in folders, latents of them, an auto-encoder and a backbone, all of a few kilobytes."""
+"""Small data and networks with random contents: images in folders, a VAE and a backbone, all of a few kilobytes."""
 
 import importlib
 import json
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from drifting._pretrained import quietly
+from drifting._seeds import initial_weights
 from drifting.errors import InputError
-from drifting.published import quietly
-from drifting.seeds import initial_weights
 
 CLASSES = ("bright", "dark", "striped")
+
 # Of each class.
 _COUNTS = {"train": 8, "test": 6}
 _SEED = 0

@@ -23,14 +23,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.fields.peers import Peers
-from drifting.inputs import constant
+from drifting._checks import constant
+from drifting.fields.base import Peers
 
 # Entries a tile may hold. On a CPU one tile and its buffer fit the second-level cache of a core; elsewhere tiles only bound memory.
 _CPU_TILE = 2**19
 _DEVICE_TILE = 2**26
+
 # Up to this many coordinates, summing squared differences directly is as fast as a matrix product, and exact near zero.
 DIRECT_DIMENSIONS = 8
+
 # Logits below this count as this: e^-69 is 1e-30, far from the denormal numbers on which a CPU is slow.
 _UNDERFLOW = -69.0
 _MAX_SCALE = 1e20

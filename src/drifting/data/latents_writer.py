@@ -16,18 +16,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drifting._lock import hold
+from drifting._checks import check_counts, check_device
+from drifting._files import atomic_path, check_space, check_writable, clear_scratch, hold, remedy, storage_fault
+from drifting._progress import CountProgress
 from drifting.checkpoint import save_json
-from drifting.data.image_files import ImageFiles
+from drifting.data.image_folder import ImageFiles
 from drifting.data.latents import DTYPE, INDEX, CacheIndex, open_shard, read_index, row_checks, shard_facts, shard_path
 from drifting.data.pixels import to_signed
 from drifting.data.vae import VAE, load_vae
 from drifting.errors import InputError, StorageError
-from drifting.files import atomic_path, check_space, check_writable, clear_scratch, remedy, storage_fault
-from drifting.inputs import check_counts, check_device
-from drifting.training.progress import CountProgress
 
 _SHARDS = "shard-*.safetensors"
+
 # Differences that are told first, in words; any other by the name of its fact.
 _WORDS = {"vae_fingerprint": "VAE", "image_size": "image size", "split": "split", "files": "list of files"}
 

@@ -1,12 +1,12 @@
-"""What the core asks of its inputs: shapes that agree, weights that fit, float32 or better, and no gradient into constants.
-
-Shapes: g groups (independent problems), n generated, k targets, d coordinates.
-"""
+"""What is asked of inputs: shapes that agree, weights that fit, float32 or better, and data that fit into memory."""
 
 import difflib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -18,12 +18,11 @@ from drifting.errors import InputError
 
 # Temperatures between which float32 divides distances without overflow.
 _COLDEST, _HOTTEST = 1e-30, 1e30
-
 P = ParamSpec("P")
 R = TypeVar("R")
+
 # [n, d], [l, n, d], or by name.
 Features = Tensor | Mapping[str, Tensor]
-
 first_calls()
 
 
@@ -197,3 +196,33 @@ def check_device(name: str) -> None:
     present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= present.get(device.type, 0):
         raise InputError(f"device is '{name}', which this machine does not offer: pass --device cpu")
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process can still take, the limit of its container included; None where no system tells."""
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        found.append(int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text()))
+    if not found:
+        with suppress(OSError, ValueError, AttributeError):
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return max(0, min(found)) if found else None
+
+
+def check_memory(need: int, what: str, fix: str) -> None:
+    """Raise InputError unless there is memory for data.
+
+    Args:
+        need: bytes.
+        what: subject of the sentence, such as "image_size is 64, at which 9 images".
+        fix: what to do where they do not fit.
+    """
+    free = available_memory()
+    if free is not None and need > free:
+        raise InputError(f"{what} need {need / 2**30:,.1f} GiB of memory, but {free / 2**30:,.1f} GiB are free: {fix}")

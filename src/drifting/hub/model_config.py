@@ -9,18 +9,18 @@ Source: keys in the authors' artifacts.
 from collections.abc import Mapping
 from typing import Any
 
+from drifting._checks import nearest_name
 from drifting.encoders.mae import MASK_SIDE, MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.generators.dit import DiT, DiTSize
-from drifting.inputs import nearest_name
 
 Metadata = dict[str, Any]
 GENERATOR, ENCODER = "gen", "mae"
 
 # No network of the release comes near these; beyond them, building one would overflow or never end.
 _LARGEST, _MOST_LAYERS, _LONGEST_SIDE, _MOST_STYLES = 2**16, 256, 2**13, 2**12
-
 _WITHOUT_EFFECT = {"use_bf16", "attn_fp32", "use_remat", "dropout_prob"}
+
 # Where the release would build other layers than ours.
 _ALWAYS = {"use_swiglu": "perceptrons without a gate", "use_rmsnorm": "layer normalisation"}
 _SIZES = {

@@ -1,8 +1,8 @@
 """The authors' release: their artifacts read as our networks, and ours written as theirs."""
 
-from drifting.official.artifact import Artifact, load_encoder, load_generator, read_artifact, write_artifact
-from drifting.official.hub import PUBLISHED, artifact_folder
-from drifting.official.model_config import build_network, metadata_of
+from drifting.hub.artifact import Artifact, load_encoder, load_generator, read_artifact, write_artifact
+from drifting.hub.download import PUBLISHED, artifact_folder
+from drifting.hub.model_config import build_network, metadata_of
 
 __all__ = [
     "PUBLISHED",

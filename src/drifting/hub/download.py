@@ -9,13 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from drifting._checks import nearest_name
 from drifting.errors import InputError
-from drifting.inputs import nearest_name
-from drifting.official.artifact import METADATA, PARAMETERS
-from drifting.official.model_config import ENCODER, GENERATOR
+from drifting.hub.artifact import METADATA, PARAMETERS
+from drifting.hub.model_config import ENCODER, GENERATOR
 
 REPOSITORY = "Goodeat/drifting"
 PREFIX = "hub:"
+
 # Name -> kind.
 PUBLISHED: Mapping[str, str] = MappingProxyType(
     {
@@ -23,6 +24,7 @@ PUBLISHED: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("mae_latent_640", "mae_pixel_640", "mae_latent_256"), ENCODER),
     }
 )
+
 # Seconds to wait for the Hub to answer at all.
 _PATIENCE = 10
 

@@ -1,6 +1,6 @@
 """Seeds of random streams: one stream for each purpose, so that no two of them draw the same numbers.
 
-The noise of samples has streams of its own, see `prior`: sample i of a seed is the same in every version.
+The noise of samples has streams of its own, see `generators.base`: sample i of a seed is the same in every version.
 """
 
 import hashlib

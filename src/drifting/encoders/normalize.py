@@ -15,7 +15,6 @@ from drifting.errors import InputError
 
 # Mean and standard deviation of ImageNet's channels, for images in [0, 1].
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
 Statistics = tuple[Sequence[float], Sequence[float]]
 
 

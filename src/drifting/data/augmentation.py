@@ -31,10 +31,10 @@ from drifting.errors import InputError
 # Red, green and blue -> luma and the two axes of chroma (NTSC); rows of chroma sum to 0, so grey has none.
 _LUMA = (0.299, 0.587, 0.114)
 _YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
 # Share of the images that are blurred, as in SimCLR, and how many standard deviations the kernel reaches.
 _BLURRED = 0.5
 _REACH = 3
-
 Images = Float[Tensor, "b c h w"]
 PerImage = Float[Tensor, " b"]
 

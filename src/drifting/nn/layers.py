@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
+from drifting._checks import full_precision
 from drifting.errors import InputError
-from drifting.inputs import full_precision
 
 _BASE = 10_000.0
 _GUIDANCE_CHANNELS = 256
