@@ -68,7 +68,7 @@ def _module(*arguments: str, **options) -> subprocess.CompletedProcess:
 @small
 @pytest.mark.parametrize("more", [[], ["--overwrite"], ["--resume"]])
 def test_folder_that_a_process_works_in_is_refused_until_it_is_killed(here, command, more):
-    code = "from pathlib import Path; from drifting._lock import hold; import time\n"
+    code = "from pathlib import Path; from drifting._files import hold; import time\n"
     code += "with hold(Path('run'), 'x'): print(1, flush=True); time.sleep(100)"
     assert command("train", "toy", "--save-dir", "run").status == 0
     before = {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
