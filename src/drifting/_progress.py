@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Protocol, SupportsFloat, TypeVar, runtime_checkable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 # Seconds between lines where there is no terminal.
 _QUIET_SECONDS = 20.0
@@ -57,16 +59,18 @@ class CountProgress:
         self._total, self._first, self._unit, self._word = total, done, unit, word or title
         self._console = console or Console()
         self._started = self._spoken = time.perf_counter()
+        # Seconds of other work between items, how often there was some, and how often there will be.
+        self._apart, self._pauses, self._pauses_left = 0.0, 0, 0
         columns = (
             # Titles are names too: nothing in them is markup, nor a place to fill.
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             TextColumn("{task.fields[speed]}", markup=False),
         )
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task(title, total=total, completed=done, speed="")
+        self._task = self._bar.add_task(title, total=total, completed=done, speed="", left="")
 
     def __enter__(self: Shown) -> Shown:
         """Start to show."""
@@ -79,23 +83,36 @@ class CountProgress:
         if self._bar.live.is_started:
             self._bar.stop()
 
+    @contextmanager
+    def apart(self, left: int) -> Iterator[None]:
+        """Give a block of other work between items: no part of the speed, but of the time left, where `left` more are to come."""
+        started = time.perf_counter()
+        yield
+        self._apart += time.perf_counter() - started
+        self._pauses, self._pauses_left = self._pauses + 1, left
+
     def advance(self, done: int) -> None:
         """Tell that so many items are done."""
         now = time.perf_counter()
         if now - self._started < self._patience:
             return
         self._bar.start()
-        rate = (done - self._first) / max(now - self._started, 1e-9)
+        rate = (done - self._first) / max(now - self._started - self._apart, 1e-9)
+        left = (self._total - done) / max(rate, 1e-9) + self._pauses_left * self._apart / max(1, self._pauses)
         speed = self._speed(rate)
-        self._bar.update(self._task, completed=done, speed=speed)
+        self._bar.update(self._task, completed=done, speed=speed, left=_clock(left))
         if not self._console.is_terminal and (now - self._spoken > _QUIET_SECONDS or done == self._total):
             self._spoken = now
-            left = (self._total - done) / max(rate, 1e-9)
             line = f"{self._word} {done}/{self._total}  {speed}  {left:.0f} s left"
             self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _speed(self, rate: float) -> str:
         return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s"
+
+
+def _clock(seconds: float) -> str:
+    """Return a time in hours, minutes and seconds; nothing where it is beyond all measure, since nothing is done yet."""
+    return f"{timedelta(seconds=round(seconds))}" if seconds < 1e9 else ""
 
 
 class TrainingProgress(CountProgress):
@@ -134,6 +151,11 @@ def tell_stage(number: int, total: int, what: str, steps: int) -> None:
 def show_sampling(count: int, *, quiet: bool = False) -> CountProgress:
     """Return a context that shows how many samples there are, where that takes long; not where a command prints its results."""
     return CountProgress("sampling", count, unit="samples", console=Console(stderr=True, quiet=quiet), patience=_SHORT)
+
+
+def show_encoding(count: int, *, quiet: bool = False) -> CountProgress:
+    """Return a context that shows how many real images have their features, where that takes long."""
+    return CountProgress("encoding real images", count, console=Console(quiet=quiet), patience=_SHORT)
 
 
 def tell_lines(title: str, *, unit: str = "images") -> Callable[[int, int], None]:

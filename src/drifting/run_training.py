@@ -23,6 +23,7 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
     """
     state, schedule, processes = recorder.state, config.schedule, recorder.state.processes
     frames_at = frame_steps(schedule.steps, config.frames)
+    choices = len(state.averages) + 1 if len(state.averages) > 1 else 0  # snapshots of `choose_average`
     loss = configuration.build_loss(config)
     if state.step == 0:
         recorder.take_frame()
@@ -36,7 +37,8 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
             recorder.observe(step)
             more: dict[str, int | float] = {}
             if step.number in frames_at:
-                more["energy_distance"] = recorder.take_frame()
+                with progress.apart(choices + sum(at > step.number for at in frames_at)):
+                    more["energy_distance"] = recorder.take_frame()
             if step.number == schedule.steps:
                 more |= recorder.choose_average() | resources.used(step)
             drift_norm = None

@@ -46,6 +46,36 @@ def test_speed_of_a_resumed_run_counts_from_where_it_began(monkeypatch):
     assert "0.5 steps/s  5 samples/s" in _shown(terminal=False, steps=101, done=100)
 
 
+def test_time_left_counts_steps_and_snapshots_each_by_their_own_time(monkeypatch):
+    monkeypatch.setattr(_progress, "_QUIET_SECONDS", -1.0)
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "perf_counter", lambda: now[0])
+    out = io.StringIO()
+    with TrainingProgress(100, 0, 10, console=Console(file=out, width=100)) as shown:
+        for step, left in ((1, 4), (2, 3)):
+            now[0] += 0.5
+            with shown.apart(left):
+                now[0] += 6.0
+            shown.advance(step)
+        now[0] += 1.5
+        shown.advance(3)
+    first, second, third = out.getvalue().splitlines()
+    assert "step 1/100  2.0 steps/s" in first
+    assert first.endswith(f"  {99 * 0.5 + 4 * 6:.0f} s left")
+    assert second.endswith(f"  {98 * 0.5 + 3 * 6:.0f} s left")
+    assert third.endswith(f"  {97 * 2.5 / 3 + 3 * 6:.0f} s left")
+
+
+def test_bar_shows_the_time_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "perf_counter", lambda: now[0])
+    out = io.StringIO()
+    with TrainingProgress(5000, 0, 10, console=Console(file=out, force_terminal=True, width=120)) as shown:
+        now[0] += 1.0
+        shown.advance(1)
+    assert "1:23:19" in out.getvalue()
+
+
 def test_unknown_drift_norm_is_shown_as_such():
     assert "raw drift norm not read yet" in _shown(terminal=False, norms=(None, None, None))
 

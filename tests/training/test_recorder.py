@@ -13,8 +13,9 @@ from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import RunConfig
 from drifting.data.dataset import reference_samples
 from drifting.errors import InputError
-from drifting.metrics.two_sample import energy_distance
+from drifting.metrics.two_sample import energy_distance, mean_distance
 from drifting.sampling import sample
+from drifting.training import recorder as recording
 from drifting.training.loop import DivergenceError, Step, TrainingState, train
 from drifting.training.recorder import FRAME_SEED, Recorder, Resources, RunningMean, frame_steps
 
@@ -86,6 +87,17 @@ def test_frame_holds_the_same_samples_each_time_and_measures_them(make):
     expected = sample(recorder.state.averaged, 40, seed=FRAME_SEED)
     assert torch.equal(recorder.frames[0], expected)
     assert distance == pytest.approx(energy_distance(expected, recorder._reference))
+
+
+def test_distances_within_the_reference_are_computed_once(make, monkeypatch):
+    recorder, pairs = make(), []
+    monkeypatch.setattr(recording, "mean_distance", lambda x, y: pairs.append((x, y)) or 0.25)
+    distances = [recorder.take_frame() for _ in range(3)]
+    ((x, y),) = pairs
+    assert x is recorder._reference is y
+    frame = recorder.frames[0].flatten(1)
+    expected = 2 * mean_distance(frame, x) - mean_distance(frame, frame) - 0.25
+    assert distances == [pytest.approx(expected)] * 3
 
 
 def test_state_goes_through_the_files_bit_for_bit(make, tiny_toy, assert_same_tensors):

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from drifting._progress import tell_lines
+from drifting._progress import show_encoding, tell_lines
 from drifting.config.data import Data, DigitsData, ImageFilesData, ImagesData, LatentsData, PointsData, StreamedData, ToyData
 from drifting.config.facts import check_files, check_images, check_points, facts_of_files, facts_of_images, facts_of_points
 from drifting.config.networks import TrainedEncoder
@@ -29,6 +29,7 @@ from drifting.data.points import frame_of, load_points
 from drifting.data.streamed import ImageRows, LatentRows, RowBankSource, Rows, RowSource
 from drifting.data.toys import toy
 from drifting.data.vae import VAE, load_vae
+from drifting.distributed import join
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
 from drifting.training.positives import Positives
@@ -213,7 +214,8 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
     samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
     if config.cache_features and isinstance(config.encoder, TrainedEncoder):
         on_device = functools.partial(_prepare_on, config.device)
-        cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder)
+        with show_encoding(len(samples), quiet=not join().leads) as progress:
+            cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder, seen=progress.advance)
         samples, prepare, shape, kind = torch.arange(len(samples)), None, (), torch.long
     if config.bank is None:
         return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache, **options)

@@ -34,6 +34,7 @@ class FeatureCache:
         batch_size: samples encoded at a time. Rounding, and nothing else, depends on it.
         folder: where files go if there must be any; None for never.
         byte_budget: a cache of more bytes than this goes into files.
+        seen: called after every batch with how many samples are encoded.
 
     Attributes:
         path: the folder of the files, or None for a cache in memory.
@@ -51,6 +52,7 @@ class FeatureCache:
         batch_size: int = 512,
         folder: Path | None = None,
         byte_budget: int = 2**31,
+        seen: Callable[[int], None] = lambda _: None,
     ) -> None:
         if len(samples) == 0:
             raise InputError("data is empty: pass at least one sample")
@@ -61,6 +63,11 @@ class FeatureCache:
                 with torch.no_grad():
                     yield slice(start, start + len(rows)), dict(encode(rows if prepare is None else prepare(rows)))
 
+        def shown() -> Iterator[tuple[slice, dict[str, Tensor]]]:
+            for place, features in batches(batch_size):
+                yield place, features
+                seen(place.stop)
+
         probe = next(batches(_PROBE))[1]
         shapes = {name: (len(samples), *value.shape[1:]) for name, value in probe.items()}
         self.nbytes = sum(4 * int(np.prod(shape)) for shape in shapes.values())
@@ -68,7 +75,7 @@ class FeatureCache:
         self._arrays: dict[str, Any]
         if self.nbytes <= byte_budget:
             self._arrays = {name: torch.empty(shape) for name, shape in shapes.items()}
-            _fill(self._arrays, batches(batch_size))
+            _fill(self._arrays, shown())
             return
         if folder is None:
             raise InputError(
@@ -76,7 +83,7 @@ class FeatureCache:
             )
         self.path = folder / f"features-{_fingerprint(samples, probe, batch_size)}"
         if not self.path.exists():
-            _write(self.path, shapes, batches(batch_size))
+            _write(self.path, shapes, shown())
         self._arrays = {name: _mapped(self.path, index, shapes[name]) for index, name in enumerate(sorted(shapes))}
 
     @property

@@ -31,12 +31,18 @@ def mean_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     return float(torch.stack(parts).sum()) / (len(x) * len(y))
 
 
-def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
+def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, within_y: float | None = None) -> float:
     """Return the squared energy distance of two samples, in the units of the coordinates.
 
     For two independent samples of one distribution its expectation is (1/n + 1/m) E|x - x'|, not 0: compare with that floor.
+
+    Args:
+        x: one sample.
+        y: the other.
+        within_y: `mean_distance(y, y)`, where it is known already.
     """
-    return float(energy_distances([x], [y]))
+    within = mean_distance(y, y) if within_y is None else within_y
+    return 2 * mean_distance(x, y) - mean_distance(x, x) - within
 
 
 def energy_distances(xs: Sequence[Float[Tensor, "n d"]], ys: Sequence[Float[Tensor, "m d"]]) -> Float[Tensor, "_ _"]:

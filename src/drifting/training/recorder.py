@@ -26,7 +26,7 @@ from drifting.checkpoint import (
 )
 from drifting.errors import InputError
 from drifting.loss import DriftLoss
-from drifting.metrics.two_sample import energy_distance
+from drifting.metrics.two_sample import energy_distance, mean_distance
 from drifting.sampling import sample
 from drifting.tracking import MetricsLog
 from drifting.training.loop import Step
@@ -141,7 +141,8 @@ class Recorder:
         self._positives = positives
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.frames: dict[int, Float[Tensor, "s *sample"]] = {}
-        self._reference, self._frame_samples = reference, frame_samples
+        self._reference, self._frame_samples = reference.flatten(1), frame_samples
+        self._within_reference: float | None = None
         self._guidance_scale = guidance_scale
         self._means = RunningMean()
 
@@ -162,7 +163,9 @@ class Recorder:
         options = {"seed": FRAME_SEED, "guidance_scale": self._guidance_scale, "processes": self.state.processes}
         frame = sample(self.state.averaged, self._frame_samples, **options)
         self.frames[self.state.step] = frame
-        return energy_distance(frame.flatten(1), self._reference.flatten(1))
+        if self._within_reference is None:
+            self._within_reference = mean_distance(self._reference, self._reference)
+        return energy_distance(frame.flatten(1), self._reference, within_y=self._within_reference)
 
     def choose_average(self) -> dict[str, float]:
         """Of several averages, sample from the one whose frame is nearest to the reference from now on; it becomes the frame.
