@@ -185,7 +185,6 @@ SAMPLING = {
     "--num-samples 0": ("num_samples is 0", "at least 1"),
     "--num-samples -3": ("num_samples is -3", "at least 1"),
     "--num-samples 2147483648": ("num_samples is 2147483648", "ask for at most 2147483647"),
-    "--num-samples 2000000000 --out s.npy": ("num_samples is 2000000000, which need", "GiB of memory", "ask for fewer"),
     "--num-samples 12946": ("num_samples is 12946, too many for a picture", "at most 12945", ".npy"),
     "--seed -1": ("seed is -1", "pass a whole number from 0 to 2147483647"),
     "--seed 2147483648": ("seed is 2147483648", "pass a whole number from 0 to 2147483647"),
@@ -219,6 +218,8 @@ def test_too_many_points(refused, toy_run):
     refused(["sample", toy_run, "--num-samples", 100_001], "num_samples is 100001", "at most 100000, or name a .npy file")
     refused(["sample", toy_run, "--num-samples", 10**30, "--out", "s.npy"], f"num_samples is {10**30}", "ask for at most")
     refused(["evaluate", toy_run, "--num-samples", 100_001], "num_samples is 100001", "at most 100000")
+    with pytest.raises(InputError, match=r"num_samples is 2000000000, which need.* GiB of memory.*ask for fewer"):
+        runs.load(toy_run).sample(2_000_000_000)
 
 
 def test_bad_seed_is_told_before_a_download(refused):

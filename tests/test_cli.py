@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -169,6 +170,39 @@ def test_digit_samples_are_uint8_images(here, command, digits_run):
     images = np.load("s.npy")
     assert (images.shape, images.dtype) == ((6, 8, 8, 1), np.uint8)
     assert np.array_equal(images, runs.load(digits_run).sample(6, labels=[3, 7]).numpy())
+
+
+@pytest.mark.parametrize("kind", ["toy_run", "digits_run", "points_run", "images_run"])
+def test_array_written_in_parts_is_that_of_all_samples_byte_for_byte(here, command, kind, request, monkeypatch):
+    folder = request.getfixturevalue(kind)
+    monkeypatch.setattr(runs, "batch_of", lambda shape: 5)
+    np.save("whole.npy", runs.load(folder).sample(13, seed=3).numpy())
+    made, decoder = [], runs.Run.parts
+    monkeypatch.setattr(runs.Run, "parts", lambda *args, **told: (made.append(len(x)) or x for x in decoder(*args, **told)))
+    assert command("sample", folder, "--num-samples", 13, "--seed", 3, "--out", "parts.npy").status == 0
+    assert made == [5, 5, 3]
+    assert (here / "parts.npy").read_bytes() == (here / "whole.npy").read_bytes()
+
+
+def test_array_that_the_disk_has_no_room_for_is_not_begun(here, command, toy_run, monkeypatch):
+    usage = shutil.disk_usage(here)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    result = command("sample", toy_run, "--num-samples", 2_000_000_000, "--out", "s.npy")
+    assert result.status == 1
+    assert result.err == "drifting: out is '.', where 16,000 MB are needed and 0 MB free: make room, or name another disk\n"
+    assert list(here.iterdir()) == []
+
+
+def test_array_that_is_written_in_part_leaves_nothing(here, command, toy_run, monkeypatch):
+    def parts(*_, **__):
+        yield torch.zeros(5, 2)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs.Run, "parts", parts)
+    result = command("sample", toy_run, "--num-samples", 13, "--out", "s.npy")
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert "no space left on device" in result.err.lower()
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["toy_run", "digits_run", "points_run"])

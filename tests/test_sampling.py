@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from drifting.distributed import Processes
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
-from drifting.sampling import batch_of, check_labels, sample
+from drifting.sampling import batch_of, check_labels, sample, sample_in_parts
 
 
 class Recording(Generator):
@@ -21,6 +22,34 @@ class Recording(Generator):
         self.calls.append((len(noise), self.training, torch.is_grad_enabled()))
         column = noise.new_zeros(len(noise)) if labels is None else labels.to(noise)
         return torch.cat([noise, column[:, None]], 1) + self.bias
+
+
+class Several(Processes):
+    """One of several processes, which gathers what all would have made."""
+
+    def __init__(self, rank, size, gathered):
+        self.rank, self.size, self._gathered = rank, size, gathered
+
+    def gathered(self, values, dim):
+        return self._gathered(self.rank, values, dim)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("count", [1, 4, 13, 24])
+def test_parts_are_the_samples(size, count):
+    told, expected = {"seed": 2, "labels": [1, 0]}, sample(Recording(2), count, seed=2, labels=[1, 0])
+    made = []
+    for rank in range(size):
+        of_rank = made.append
+        processes = Several(rank, size, lambda rank, values, dim: of_rank((rank, values["samples"])) or values)  # noqa: B023
+        list(sample_in_parts(Recording(2), count, batch_size=4, processes=processes, **told))
+    turns = [iter([part for rank, part in made if rank == own]) for own in range(size)]
+    generator = Recording(2)
+    processes = Several(0, size, lambda _rank, _values, dim: {"samples": torch.cat([next(turn) for turn in turns], dim)})
+    parts = list(sample_in_parts(generator, count, batch_size=4, processes=processes, **told))
+    assert torch.equal(torch.cat(parts), expected)
+    assert max(calls for calls, *_ in generator.calls) <= 4
+    assert max(map(len, parts)) <= 4 * size
 
 
 class Stylish(Generator):

@@ -3,7 +3,7 @@
 A converted folder holds config.json and generator.safetensors or encoder.safetensors, with the weights under our names.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,7 @@ from drifting.hub.artifact import METADATA, PARAMETERS, Network, with_weights
 from drifting.hub.download import PREFIX
 from drifting.hub.msgpack_tree import DTYPES
 from drifting.run_folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
-from drifting.sampling import Sampler, check_labels, check_request, label_numbers, sample
+from drifting.sampling import Sampler, check_labels, check_request, label_numbers, sample, sample_in_parts
 
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
 _WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)
@@ -62,6 +62,19 @@ class ReleasedGenerator:
             images = sample(self.generator, count, batch_size=_BATCH_SIZE, **told)
         decoded = to_bytes(images) if self.vae is None else _decoded(self.vae, images, console)
         return decoded.movedim(1, -1)
+
+    def parts(
+        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
+    ) -> Iterator[Tensor]:
+        """Yield what `sample` returns in parts, each of which fits into memory."""
+        numbers, processes, done = label_numbers(labels, self.class_names), join(), 0
+        told: dict[str, Any] = {"seed": seed, "labels": numbers, "guidance_scale": guidance_scale, "processes": processes}
+        console = Console(stderr=True, quiet=not processes.leads)
+        with CountProgress("sampling", count, unit="samples", console=console) as progress:
+            for part in sample_in_parts(self.generator, count, batch_size=_BATCH_SIZE, **told):
+                yield to_bytes(part if self.vae is None else self.vae.decode(part)).movedim(1, -1)
+                done += len(part)
+                progress.advance(done)
 
 
 def _decoded(vae: VAE, latents: Tensor, console: Console) -> Tensor:

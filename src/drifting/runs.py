@@ -5,7 +5,7 @@ pictures; `load(folder)` needs the first and third alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from drifting.run_folder import (
     read_config,
 )
 from drifting.run_training import follow
-from drifting.sampling import Sampler, batch_of, check_fits, label_numbers, sample
+from drifting.sampling import Sampler, batch_of, check_fits, label_numbers, sample, sample_in_parts
 from drifting.training.interruption import Interrupted, command_to_go_on
 from drifting.training.loop import check_shares
 from drifting.training.recorder import FRAMES, Recorder, read_frames
@@ -81,16 +81,29 @@ class Run:
 
         Labels are numbers of classes, or their names; see `sampling.label_numbers`.
         """
-        numbers = label_numbers(labels, self.class_names)
-        scale = self.config.schedule.scale_of_samples(guidance_scale)
-        export, processes = configuration.build_export(self.config), join()
-        told: dict[str, Any] = {"seed": seed, "labels": numbers, "guidance_scale": scale, "processes": processes}
+        export, told = configuration.build_export(self.config), self._told(seed, labels, guidance_scale)
         if isinstance(self.config.data, LatentsData):
             check_fits(count, _COPIES * math.prod(configuration.exported_shape(self.config)))
-        with show_sampling(max(1, count), quiet=not processes.leads) as progress:
-            batch_size = batch_of(self.generator.sample_shape)
-            samples = sample(self.generator, count, batch_size=batch_size, seen=progress.advance, **told)
+        with show_sampling(max(1, count), quiet=not join().leads) as progress:
+            samples = sample(self.generator, count, seen=progress.advance, **told)
         return export(samples)
+
+    def parts(
+        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
+    ) -> Iterator[Tensor]:
+        """Yield what `sample` returns in parts, each of which fits into memory."""
+        export, told = configuration.build_export(self.config), self._told(seed, labels, guidance_scale)
+        done = 0
+        with show_sampling(max(1, count), quiet=not join().leads) as progress:
+            for part in sample_in_parts(self.generator, count, **told):
+                yield export(part)
+                done += len(part)
+                progress.advance(done)
+
+    def _told(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
+        numbers = label_numbers(labels, self.class_names)
+        scale, batch_size = self.config.schedule.scale_of_samples(guidance_scale), batch_of(self.generator.sample_shape)
+        return {"seed": seed, "labels": numbers, "guidance_scale": scale, "processes": join(), "batch_size": batch_size}
 
     def frames(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
@@ -329,17 +342,35 @@ def write_samples(
     check_output(out, overwrite=overwrite)
     if out.suffix == ".png" and count > _SMALL_PICTURE:
         _check_picture(run.sample(1, labels=labels, guidance_scale=guidance_scale).shape[1:], count)
+    if out.suffix == ".npy":
+        return _write_array(run.parts(count, seed=seed, labels=labels, guidance_scale=guidance_scale), out, count)
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
     if not join().leads:
         return
-    if out.suffix == ".npy":
-        with atomic_path(out) as scratch:
-            np.save(scratch, samples.numpy())
-    elif samples.ndim == 2:
+    if samples.ndim == 2:
         save_image(points_figure(samples), out)
     else:
         columns = _columns(len(samples), labels, run.generator.num_classes)
         save_image(image_grid(samples, columns=columns, names=_headings(run, labels, columns)), out)
+
+
+def _write_array(parts: Iterator[Tensor], out: Path, count: int) -> None:
+    """Write samples as one array to a .npy file, which never are in memory all together; all processes make them, the first writes.
+
+    Not by a mapped file, in which a full disk would end the process.
+    """
+    if not join().leads:
+        for _ in parts:
+            pass
+        return
+    first = np.ascontiguousarray(next(parts).numpy())
+    described = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    check_space(out.parent, first[0].nbytes * count, "out")
+    with atomic_path(out) as scratch, scratch.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**described, "shape": (count, *first.shape[1:])})
+        file.write(first.data)
+        for part in parts:
+            file.write(np.ascontiguousarray(part.numpy()).data)
 
 
 def _check_picture(shape: Sequence[int], count: int) -> None:

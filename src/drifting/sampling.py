@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -63,6 +63,20 @@ def sample(
         if seen is not None:
             seen(min((start + len(parts[-1]) - first) * processes.size, count))
     return processes.gathered({"samples": torch.cat(parts)}, 0)["samples"][:count]
+
+
+def sample_in_parts(
+    generator: Generator, count: int, *, seed: int = 0, batch_size: int = 4096, processes: Processes = ALONE, **told: Any
+) -> Iterator[Float[Tensor, "b *sample"]]:
+    """Yield what `sample` returns in parts, one pass of every process each; arguments and errors as there."""
+    check_request(count, seed)
+    at_once = batch_size * processes.size
+    for start in range(0, count, at_once):
+        wanted = min(at_once, count - start)
+        share = -(-wanted // processes.size)
+        first = start + processes.rank * share
+        part = sample_indices(generator, range(first, first + share), seed=seed, **told).cpu()
+        yield processes.gathered({"samples": part}, 0)["samples"][:wanted]
 
 
 @torch.no_grad()
@@ -180,4 +194,10 @@ class Sampler(Protocol):
         self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
     ) -> Tensor:
         """Return points [n, 2], or uint8 images [n, h, w, c]."""
+        ...
+
+    def parts(
+        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the same in parts, of which each fits into memory."""
         ...
