@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from drifting import drifting_loss, mean_shift_field
 from tests.oracle import drifting_oracle as oracle
+from tests.support.covering import pairwise
 
 SIZES = st.integers(1, 5)
 properties = settings(max_examples=25, deadline=None)
@@ -167,12 +168,11 @@ def test_float64_stays_float64():
     assert {value.dtype for value in values} == {torch.float64}
 
 
-@pytest.mark.parametrize("temperature", [1e-8, 1e8])
-@pytest.mark.parametrize(("n", "p"), [(1, 1), (5, 4)])
-@pytest.mark.parametrize("identical", [False, True])
-@pytest.mark.parametrize("floor", [0.0, 1e-6])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_loss_and_gradient_are_finite_in_degenerate_cases(temperature, n, p, identical, floor, normalize):
+@pytest.mark.parametrize(
+    *pairwise(temperature=(1e-8, 1e8), counts=((1, 1), (5, 4)), identical=(False, True), floor=(0.0, 1e-6), normalize=(False, True))
+)
+def test_loss_and_gradient_are_finite_in_degenerate_cases(temperature, counts, identical, floor, normalize):
+    n, p = counts
     generated, positives = draw(8, (2, n, 3), (2, p, 3), dtype=torch.float32)
     if identical:
         generated, positives = torch.ones_like(generated), torch.ones_like(positives)

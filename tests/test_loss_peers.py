@@ -7,6 +7,7 @@ from drifting import DriftingLoss, InputError, drifting_loss
 from drifting.fields.base import Peers
 from drifting.fields.mean_shift import MeanShift
 from tests.oracle import drifting_oracle as oracle
+from tests.support.covering import pairwise
 from tests.threads import ThreadPeers, on_peers
 
 OPTIONS = {
@@ -57,6 +58,9 @@ def by_samples(arguments, peers):
     return {**arguments, "generated": mine, "population": arguments["generated"]}
 
 
+AXES = {by_groups: 0, by_samples: 1}
+
+
 def assert_close(value, expected, tolerance=1e-12):
     torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
 
@@ -74,22 +78,17 @@ def assert_is_the_whole(parts, whole, axis, tolerance=1e-12):
         assert_close(report.statistics, expected.statistics, tolerance)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("extras", EXTRAS, ids=str)
-@pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize(("split", "axis"), [(by_groups, 0), (by_samples, 1)])
-def test_a_split_step_is_the_undivided_one(split, axis, size, extras, options):
+@pytest.mark.parametrize(*pairwise(options=OPTIONS, extras=EXTRAS, size=(1, 2, 3), split=(by_groups, by_samples)))
+def test_a_split_step_is_the_undivided_one(split, size, extras, options):
     arguments = problem(extras)
     whole = with_gradient(arguments, statistics=True, **options)
     parts = on_peers(size, lambda peers: with_gradient(split(arguments, peers), peers=peers, statistics=True, **options))
-    assert_is_the_whole(parts, whole, axis)
+    assert_is_the_whole(parts, whole, AXES[split])
 
 
-@pytest.mark.parametrize("extras", EXTRAS, ids=str)
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("floor", [0.0, 1e-6])
-@pytest.mark.parametrize(("split", "axis"), [(by_groups, 0), (by_samples, 1)])
-def test_a_split_step_is_that_of_the_oracle(split, axis, floor, size, extras):
+@pytest.mark.parametrize(*pairwise(extras=EXTRAS, size=(2, 3), floor=(0.0, 1e-6), split=(by_groups, by_samples)))
+def test_a_split_step_is_that_of_the_oracle(split, floor, size, extras):
+    axis = AXES[split]
     arguments = problem(extras, groups=6 if axis == 0 else 1)
     expected = oracle.drifting_loss(**arguments, floor=floor)
     parts = on_peers(size, lambda peers: with_gradient(split(arguments, peers), peers=peers, affinity_floor=floor))
@@ -108,7 +107,7 @@ def test_float32_and_half_precision_are_split_too(split, dimension):
         arguments = problem(("unconditional",), dimension=dimension, dtype=dtype)
         whole = with_gradient(arguments, statistics=True)
         parts = on_peers(2, lambda peers, whole=arguments: with_gradient(split(whole, peers), peers=peers, statistics=True))
-        assert_is_the_whole(parts, whole, 0 if split is by_groups else 1, tolerance)
+        assert_is_the_whole(parts, whole, AXES[split], tolerance)
 
 
 @pytest.mark.parametrize("split", [by_groups, by_samples])
@@ -118,7 +117,7 @@ def test_extreme_temperatures_stay_finite_and_equal(split):
     whole = with_gradient(arguments, **options)
     parts = on_peers(3, lambda peers: with_gradient(split(arguments, peers), peers=peers, **options))
     # Logits of 1e8 leave eight digits.
-    assert_is_the_whole(parts, whole, 0 if split is by_groups else 1, 1e-6)
+    assert_is_the_whole(parts, whole, AXES[split], 1e-6)
     assert all(gradient.isfinite().all() for _, gradient in parts)
 
 

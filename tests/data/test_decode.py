@@ -16,6 +16,7 @@ from drifting.data.decode import decode
 from drifting.data.images import load_images
 from drifting.data.readers.base import EncodedImage
 from drifting.errors import InputError
+from tests.support.covering import each_once
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)
@@ -87,8 +88,7 @@ def test_opaque_images_keep_every_pixel():
     assert torch.equal(decode([encoded(Image.fromarray(opaque))])[0], torch.from_numpy(COLOURS).movedim(-1, 0))
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "avif"])
-@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize(*each_once(kind=("png", "jpeg", "webp", "tiff", "avif"), orientation=list(UPRIGHT)))
 def test_images_of_every_format_are_turned_upright(kind, orientation):
     array = np.zeros((32, 48, 3), np.uint8)
     array[:16, :24], array[:16, 24:], array[16:, :24] = (250, 20, 20), (20, 250, 20), (20, 20, 250)

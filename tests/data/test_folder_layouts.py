@@ -13,6 +13,7 @@ from drifting.data.image_folder import ImageFiles
 from drifting.data.images import load_images
 from drifting.data.readers import folder as reader
 from drifting.errors import InputError
+from tests.support.covering import each_once
 
 
 def write(root, counts, *, value=0, suffix=".png"):
@@ -147,8 +148,9 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
 SYSTEM = ["@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", ".ipynb_checkpoints", ".git", "#recycle"]
 
 
-@pytest.mark.parametrize("name", [*SYSTEM, "__pycache__", ".Trash-1000", "LOST+FOUND"])
-@pytest.mark.parametrize("place", [".", "cat", "cat/deep", "test", "test/cat"])
+@pytest.mark.parametrize(
+    *each_once(name=[*SYSTEM, "__pycache__", ".Trash-1000", "LOST+FOUND"], place=(".", "cat", "cat/deep", "test", "test/cat"))
+)
 def test_what_systems_leave_is_skipped_at_every_depth(tmp_path, name, place):
     write(tmp_path, {"train/cat": 20, "train/cat/deep": 2, "train/dog": 20, "test/cat": 1, "test/dog": 2})
     root = tmp_path if place.startswith("test") or place == "." else tmp_path / "train"

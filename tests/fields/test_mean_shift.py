@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from drifting import mean_shift, mean_shift_field
 from tests.oracle import drifting_oracle as oracle
+from tests.support.covering import pairwise
 
 SEEDS = st.integers(0, 2**31)
 COUNTS = st.integers(1, 6)
@@ -171,12 +172,17 @@ def test_drift_is_a_constant_for_autograd():
     assert not mean_shift(generated.requires_grad_(), positives, temperature=1.0).requires_grad
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("temperature", [1e-8, 1e8])
-@pytest.mark.parametrize("floor", [0.0, 1e-6])
-@pytest.mark.parametrize(("n", "p"), [(1, 1), (1, 3), (5, 4)])
-@pytest.mark.parametrize("identical", [False, True])
-def test_drift_is_finite_at_any_temperature(dtype, temperature, floor, n, p, identical):
+@pytest.mark.parametrize(
+    *pairwise(
+        counts=((1, 1), (1, 3), (5, 4)),
+        dtype=(torch.float32, torch.float64),
+        temperature=(1e-8, 1e8),
+        floor=(0.0, 1e-6),
+        identical=(False, True),
+    )
+)
+def test_drift_is_finite_at_any_temperature(dtype, temperature, floor, counts, identical):
+    n, p = counts
     generated, positives = draw(6, (n, 2), (p, 2), dtype=dtype)
     if identical:
         generated, positives = torch.ones_like(generated), torch.ones_like(positives)

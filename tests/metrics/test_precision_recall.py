@@ -8,6 +8,7 @@ from scipy.spatial.distance import cdist
 from drifting.errors import InputError
 from drifting.metrics import distances as module
 from drifting.metrics.precision_recall import precision_recall
+from tests.support.covering import pairwise
 
 
 def _features(count: int, dimensions: int, seed: int) -> torch.Tensor:
@@ -88,10 +89,7 @@ TIES = {
 }
 
 
-@pytest.mark.parametrize("chunk", [2**22, 999])
-@pytest.mark.parametrize("many", [1, 10**9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", TIES)
+@pytest.mark.parametrize(*pairwise(kind=list(TIES), dtype=(torch.float32, torch.float64), many=(1, 10**9), chunk=(2**22, 999)))
 def test_ties_are_those_of_scipy(monkeypatch, kind, dtype, many, chunk):
     monkeypatch.setattr(module, "_MANY_PAIRS", many)
     monkeypatch.setattr(module, "_CHUNK", chunk)

@@ -12,6 +12,7 @@ from drifting.training import loop
 from drifting.training.label_batch import label_batched_step
 from drifting.training.schedule import Schedule
 from drifting.training.step import Batch, drifting_step
+from tests.support.covering import pairwise
 from tests.threads import on_peers
 
 LABELS, GENERATED, NOISE = 6, 5, 4
@@ -65,9 +66,7 @@ def gradients(network):
     return [weight.grad for weight in network.parameters() if weight.grad is not None]
 
 
-@pytest.mark.parametrize("options", LOSSES.values(), ids=LOSSES)
-@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("count", [1, 2, 3, 6])
+@pytest.mark.parametrize(*pairwise(options=LOSSES, batch=BATCHES, count=(1, 2, 3, 6)))
 def test_parts_make_the_whole_step(count, batch, options):
     loss, whole, network = DriftingLoss(**options), generator(), generator()
     expected = drifting_step(whole, encode, loss, batch, statistics=True)

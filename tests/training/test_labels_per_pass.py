@@ -15,6 +15,7 @@ from drifting.loss import DriftingLoss
 from drifting.training.loop import TrainingState, check_shares, draw_batch, train
 from drifting.training.positives import Later, Positives
 from drifting.training.schedule import Schedule, check_schedule
+from tests.support.covering import pairwise
 
 CLASSES = 7
 DRAWN = {"guidance_exponent": 2.0, "unguided_share": 0.3, "unconditional": 3}
@@ -62,9 +63,7 @@ def double():
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("bank", [False, True], ids=["data set", "bank"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("at_once", [1, 2, 3, 6, 100])
+@pytest.mark.parametrize(*pairwise(case=CASES, at_once=(1, 2, 6, 100), bank={"data set": False, "bank": True}))
 def test_training_is_that_of_all_labels_at_once(case, bank, at_once):
     expected, whole = trained(schedule(**case), bank=bank)
     found, parted = trained(schedule(**case, labels_per_pass=at_once), bank=bank)

@@ -11,6 +11,7 @@ from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
 from drifting.training.micro_batch import micro_batched_step
 from drifting.training.step import Batch, drifting_step
+from tests.support.covering import pairwise
 
 LABELS, GENERATED, NOISE, CODES = 3, 7, 4, 2
 LOSS = DriftingLoss(temperatures=(0.2, 1.0))
@@ -80,9 +81,7 @@ def make():
     return lambda: Watched().double()
 
 
-@pytest.mark.parametrize("kind", BATCHES)
-@pytest.mark.parametrize("size", [1, 4, 7, 10, 21, 100])
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(*pairwise(kind=list(BATCHES), size=(1, 4, 7, 10, 21, 100), normalize=(False, True)))
 def test_gradient_and_report_are_those_of_the_whole_step(make, kind, size, normalize):
     loss = DriftingLoss(temperatures=(0.2, 1.0), normalize_features=normalize, normalize_drift=normalize)
     whole, parted = make(), make()
