@@ -73,10 +73,12 @@ def test_latents_are_decoded_by_the_library(latents, vae):
     assert isinstance(sampler, Sampler)
 
 
-def test_progress_is_told_beside_the_path(latents, vae, tmp_path, command):
-    result = command("sample", latents, "--num-samples", 9, "--vae", vae, "--out", tmp_path / "a.npy")
-    assert result.out == f"{tmp_path / 'a.npy'}\n"
-    assert [line.split("  ")[0] for line in result.err.splitlines()] == ["sampling 9/9", "decoding 9/9"]
+@pytest.mark.parametrize(("name", "told"), [("a.png", ["sampling 9/9", "decoding 9/9"]), ("a.npy", ["sampling 9/9"])])
+def test_progress_is_told_beside_the_path(latents, vae, tmp_path, command, name, told):
+    # An array is decoded as it is made, part by part.
+    result = command("sample", latents, "--num-samples", 9, "--vae", vae, "--out", tmp_path / name)
+    assert result.out == f"{tmp_path / name}\n"
+    assert [line.split("  ")[0] for line in result.err.splitlines()] == told
 
 
 def test_default_autoencoder_is_the_papers(latents, monkeypatch):
