@@ -17,14 +17,14 @@ import torch
 
 from drifting import config as configuration
 from drifting import runs
-from drifting.comparison import write_comparison
 from drifting.config import DecoderMLPConfig, ResNetConfig, RunConfig
 from drifting.data.augmentation import Views, augment
 from drifting.fields.pairwise import pairwise_distances
 from drifting.presets import adjust, preset
 from drifting.presets.cifar10 import SYSTEMS
-from drifting.pretraining import prepare_encoder
-from drifting.run_folder import ENCODER_WEIGHTS
+from drifting.runs.compare import write_comparison
+from drifting.runs.folder import ENCODER_WEIGHTS
+from drifting.runs.pretrain import prepare_encoder
 
 _IMAGES = 1000
 _OTHER_COLOURS = Views(crop=0.0, flip=0.0, jitter=1.0, grey=0.0)

@@ -26,7 +26,7 @@ from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.generators.dit import SIZES, DiT, DiTSize
 from drifting.guidance import unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
-from drifting.training.label_batch import label_batched_step
+from drifting.training.accumulate import label_batched_step
 from drifting.training.positives import encode_sets
 from drifting.training.precision import computed_in
 from drifting.training.step import Batch

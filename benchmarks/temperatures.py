@@ -22,12 +22,12 @@ from drifting.checkpoint import save_json
 from drifting.config import RunConfig
 from drifting.encoders.base import FeatureEncoder
 from drifting.generators.base import Generator
-from drifting.judges import load_judge
 from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.metrics.precision_recall import precision_recall
 from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
 from drifting.presets.mnist import mnist_encoder, mnist_pixel
-from drifting.pretraining import prepare_encoder
+from drifting.runs.extractors import load_judge
+from drifting.runs.pretrain import prepare_encoder
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState, train
 

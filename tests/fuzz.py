@@ -33,17 +33,17 @@ from drifting import config as configuration
 from drifting import runs
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.cli import _told
-from drifting.comparison import read_entry
 from drifting.config import RunConfig
 from drifting.data.features import FeatureCache
 from drifting.data.latents import LatentCache
 from drifting.errors import MOST_CHARACTERS, InputError
+from drifting.evaluation.images import Seen
 from drifting.evaluation.statistics import cached_seen, read_statistics, save_seen
-from drifting.evaluation.streaming import Seen
 from drifting.metrics.frechet import gaussian_of
 from drifting.plotting.panels import losses_figure
-from drifting.run_folder import saved_config
-from drifting.tracking import MetricsLog
+from drifting.runs.compare import read_entry
+from drifting.runs.folder import saved_config
+from drifting.training.recorder import MetricsLog
 from tests.image_folders import write_images
 from tests.latent_caches import told_apart, write_cache
 

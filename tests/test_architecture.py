@@ -15,7 +15,7 @@ CORE = sorted([SOURCE / "loss.py", SOURCE / "guidance.py", SOURCE / "_checks.py"
 
 FILE_LINES, FUNCTION_LINES, LOOP_LINES, ARGUMENTS, CORE_LINES, EXPERIMENT_LINES = 400, 60, 100, 8, 700, 15
 # The training loop, and the loop over it.
-LOOPS = {("training/loop.py", "train"), ("run_training.py", "follow")}
+LOOPS = {("training/loop.py", "train"), ("runs/train.py", "follow")}
 # The one function whose arguments are the method, and its oracle.
 MANY_ARGUMENTS = "drifting_loss"
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common", "experimental", "legacy"}

@@ -11,7 +11,7 @@ from drifting import presets, runs
 from drifting.checkpoint import load_tensors
 from drifting.config import DiTConfig, RunConfig, build_encoder, resolve
 from drifting.errors import InputError
-from drifting.run_folder import saved_config
+from drifting.runs.folder import saved_config
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 DIT = DiTConfig(patch=4, width=8, depth=2, heads=2, cond_dim=8, num_context_tokens=2, num_styles=2, style_classes=3)

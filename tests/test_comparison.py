@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting import comparison as comparing
 from drifting import config as configuration
 from drifting import runs
 from drifting.checkpoint import save_json, save_tensors
 from drifting.config import ResNetConfig, RunConfig
 from drifting.evaluation import as_text
 from drifting.plotting import RunColumn, panels, runs_figure
+from drifting.runs import compare as comparing
 
 FIGURES = {"judge": "columns", "num_samples": 100_000, "frechet_distance": 2.34567891, "frechet_distance_floor": 0.5}
 CURVE = {"frechet_curve_steps": [0, 2, 6], "frechet_curve": [9.0, 4.0, 2.5], "frechet_curve_floor": 0.5}

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from drifting.comparison import Entry, comparison
+from drifting.runs.compare import Entry, comparison
 
 
 @pytest.mark.parametrize("floor", [0.5, 0.75])

@@ -22,8 +22,8 @@ from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
 from drifting.presets import preset
-from drifting.pretraining import check_networks, prepare_encoder
-from drifting.released import convert
+from drifting.runs.pretrain import check_networks, prepare_encoder
+from drifting.runs.share import convert
 from tests.official.artifacts import REFERENCE, needs_reference
 
 SIZES = {"width": 10, "patch": 2, "depths": (2, 2, 2, 2)}

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drifting.presets import PRESETS, default_folder
-from drifting.presets.folders import folder_of_data
+from drifting.presets import PRESETS, default_folder, folder_of_data
 
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")
 

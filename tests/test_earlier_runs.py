@@ -13,7 +13,7 @@ import torch
 
 from drifting import runs
 from drifting.checkpoint import load_tensors
-from drifting.run_folder import saved_config
+from drifting.runs.folder import saved_config
 from tests.image_folders import write_images
 
 EARLIER = Path(__file__).parent / "earlier_runs"

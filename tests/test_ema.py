@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from drifting.ema import exponential_average
+from drifting.training.state import exponential_average
 
 
 def _follow(decay: float, steps: int) -> tuple[nn.Linear, list[torch.Tensor], torch.nn.Module]:

@@ -21,10 +21,9 @@ from drifting._files import LOCK, atomic_path, check_space, clear_scratch, hold
 from drifting.checkpoint import checkpoints, load_tensors, save_tensors
 from drifting.cli._output import SteadyStream
 from drifting.errors import InputError, StorageError
-from drifting.run_folder import claim
-from drifting.tracking import MetricsLog
-from drifting.training.interruption import stopping_signals
-from drifting.training.recorder import Recorder
+from drifting.runs.folder import claim
+from drifting.training.recorder import MetricsLog, Recorder
+from drifting.training.signals import stopping_signals
 from drifting.training.state import DivergenceError
 
 # Signals that the tests themselves are told to ignore, such as by nohup, would be ignored by what they start.

@@ -9,7 +9,7 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation import Judge, evaluate_images, frechet_curve
 from drifting.evaluation.images import in_batches
-from drifting.evaluation.shares import digests
+from drifting.evaluation.references import digests
 from drifting.metrics.frechet import Gaussian, frechet_distance, gaussian_of
 from tests.image_folders import bar_set, bars
 

@@ -15,7 +15,7 @@ from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, Images
 from drifting.config.sources import _list_files, _load_split
 from drifting.data.image_folder import ImageFiles
 from drifting.evaluation import Judge
-from drifting.evaluation.shares import digests
+from drifting.evaluation.references import digests
 from drifting.generators.base import Generator
 from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.runs import Run
@@ -156,7 +156,7 @@ def test_images_that_a_streamed_judge_was_trained_on_make_no_floor(uneven, tmp_p
         return images.float().mean((1, 2))
 
     judge = Judge("columns", embed, trained_on=digests(files.read(known.nonzero()[:, 0])), cache=tmp_path)
-    monkeypatch.setattr("drifting.run_evaluation.load_judge", lambda *args: judge)
+    monkeypatch.setattr("drifting.runs.evaluate.load_judge", lambda *args: judge)
     metrics = _files_run(tmp_path / "run", uneven).evaluate(count=80)
     assert "num_samples_floor" not in metrics
     assert not torch.isin(torch.cat(looked), judge.trained_on).any()
@@ -196,7 +196,7 @@ def test_another_size_is_another_entry(uneven):
 
 def test_statistics_of_two_sizes_are_kept_apart(uneven, tmp_path, monkeypatch):
     judge = Judge("columns", lambda images: images.float().mean((1, 2))[:, :8], cache=tmp_path)
-    monkeypatch.setattr("drifting.run_evaluation.load_judge", lambda *args: judge)
+    monkeypatch.setattr("drifting.runs.evaluate.load_judge", lambda *args: judge)
     small = _files_run(tmp_path / "run", uneven)
     data = dataclasses.replace(small.config.data, image_size=16, image_shape=(3, 16, 16))
     large = dataclasses.replace(small, config=dataclasses.replace(small.config, data=data))

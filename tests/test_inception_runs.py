@@ -13,11 +13,11 @@ from drifting import runs
 from drifting.config import ImageFilesData
 from drifting.errors import InputError
 from drifting.evaluation import Seen
-from drifting.evaluation.shares import digests
+from drifting.evaluation.references import digests
 from drifting.evaluation.statistics import save_seen
-from drifting.judges import load_judge
 from drifting.metrics import inception
 from drifting.metrics.frechet import frechet_distance, gaussian_of
+from drifting.runs.extractors import load_judge
 from tests.image_folders import write_images
 from tests.test_run_evaluation import untrained
 

@@ -16,10 +16,10 @@ from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import EncoderRunConfig, ImageFilesData, MAEConfig, SimCLRConfig, build_network, open_rows, resolve
 from drifting.encoders.mae import mae_loss, random_mask
 from drifting.errors import InputError
-from drifting.masked_pretraining import batches_of
 from drifting.presets import PRESETS
 from drifting.presets.encoders import encoder
-from drifting.training.interruption import Interrupted
+from drifting.runs.pretrain import batches_of
+from drifting.training.signals import Interrupted
 from drifting.training.state import DivergenceError
 from tests.image_folders import write_images
 
@@ -117,7 +117,7 @@ def test_state_that_is_not_finite_is_not_saved(config, tmp_path, monkeypatch):
         return losses[-1] * (float("nan") if len(losses) == 3 else 1)
 
     losses, config = [], presets.adjust(config, steps=50)
-    monkeypatch.setattr("drifting.training.masked.mae_loss", poisoned)
+    monkeypatch.setattr("drifting.runs.pretrain.objectives.mae_loss", poisoned)
     with pytest.raises(DivergenceError, match="the loss of the maskedautoencoder became NaN or infinite at step 3"):
         runs.start(config, tmp_path / "x")
     assert [path.name for path in checkpoints(tmp_path / "x" / "checkpoints")] == ["step-00000002"]

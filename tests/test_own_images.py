@@ -21,8 +21,8 @@ from drifting.config import (
     resolve,
 )
 from drifting.errors import InputError
-from drifting.presets.smoke import smoke
-from drifting.pretraining import prepare_encoder
+from drifting.presets.transforms import smoke
+from drifting.runs.pretrain import prepare_encoder
 from tests.image_folders import write_images
 from tests.test_bad_input import refused
 

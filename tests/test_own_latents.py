@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import pytest
 import torch
@@ -12,16 +13,16 @@ from drifting.data.latents import INDEX, LatentCache
 from drifting.data.latents_writer import CacheSettings
 from drifting.distributed import ALONE, Processes
 from drifting.errors import InputError
-from drifting.own_latents import with_latents
 from drifting.presets import preset
 from drifting.runs import train_encoder
+from drifting.runs.train import with_latents
 from tests.image_folders import write_images
 from tests.tiny_vae import write_vae
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.setattr("drifting.own_latents.CacheSettings", functools.partial(CacheSettings, image_size=8))
+    monkeypatch.setattr(sys.modules["drifting.runs.train"], "CacheSettings", functools.partial(CacheSettings, image_size=8))
     images = write_images(tmp_path / "bars", {"train/a": 3, "train/b": 2}, channels=3)
     return preset("mae-latent-256", data=str(images), vae=str(write_vae(tmp_path / "vae")))
 

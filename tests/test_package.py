@@ -35,8 +35,9 @@ import dataclasses, sys, tempfile
 from pathlib import Path
 from tests.conftest import shrunk
 from tests.image_folders import write_images
-from drifting import comparison, presets, runs
+from drifting import presets, runs
 from drifting.config import BankConfig, ImageFilesData, PixelsConfig
+from drifting.runs.compare import write_comparison
 for name in ("toy", "digits"):
     folder = Path(tempfile.mkdtemp()) / name
     runs.train(presets.adjust(shrunk(presets.preset(name)), steps=2), folder)
@@ -55,7 +56,7 @@ runs.train(presets.adjust(banked, steps=3), place / "bank", resume=True)
 runs.train_judge(shrunk(presets.preset("mnist-classifier", data=data)), place / "judge")
 for judge in ("pixels", str(place / "judge")):
     runs.load(place / "bank").evaluate(judge=judge, count=20)
-comparison.write_comparison([place / "plain", place / "bank"], place / "out")
+write_comparison([place / "plain", place / "bank"], place / "out")
 """
 
 

@@ -10,19 +10,20 @@ import torch
 from PIL import Image
 
 from drifting import config as configuration
-from drifting import judges, presets, pretraining, runs
+from drifting import presets, runs
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.config import PixelsConfig, ResNetConfig, SimCLRConfig, build_network, load_split, resolve
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.errors import InputError
-from drifting.evaluation.shares import digests
-from drifting.judges import load_judge
-from drifting.pretraining import check_networks, prepare_encoder
-from drifting.training.encoder import train_supervised
-from drifting.training.interruption import Interrupted
+from drifting.evaluation.references import digests
+from drifting.pretraining.objectives import train_supervised
+from drifting.runs import extractors, pretrain
+from drifting.runs.extractors import load_judge
+from drifting.runs.pretrain import check_networks, prepare_encoder
 from drifting.training.loop import DivergenceError
 from drifting.training.recorder import Recorder
+from drifting.training.signals import Interrupted
 from tests.conftest import shrunk
 from tests.image_folders import bars, write_images
 
@@ -39,8 +40,8 @@ def classifier(grey_folder):
 
 def _training(monkeypatch, name: str = "train_autoencoder") -> list:
     """Return a list that grows with every network that is trained."""
-    trained, train = [], getattr(pretraining, name)
-    monkeypatch.setattr(pretraining, name, lambda network, *rest, **more: trained.append(network) or train(network, *rest, **more))
+    trained, train = [], getattr(pretrain, name)
+    monkeypatch.setattr(pretrain, name, lambda network, *rest, **more: trained.append(network) or train(network, *rest, **more))
     return trained
 
 
@@ -189,7 +190,7 @@ def test_reconstruction_shows_images_of_every_class(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "own", {"train/a": 20, "train/b": 20, "train/c": 20})
     write_images(folder / "test", {"a": 100, "b": 100, "c": 100})
     shown = []
-    monkeypatch.setattr(pretraining, "draw_reconstruction", lambda folder, images, **rest: shown.append(images))
+    monkeypatch.setattr(pretrain, "draw_reconstruction", lambda folder, images, **rest: shown.append(images))
     prepare_encoder(resolve(shrunk(presets.preset("images", data=str(folder)))), tmp_path)
     columns = shown[0].mean((1, 2))[:, 1::2].argmax(1)
     assert len(columns) == 64
@@ -251,7 +252,7 @@ def test_judge_learns_nothing_from_images_that_are_held_out(classifier, tmp_path
         seen.append((digests(images), labels))
         return train_supervised(network, images, labels, **options)
 
-    monkeypatch.setattr(judges, "train_supervised", watched)
+    monkeypatch.setattr(extractors, "train_supervised", watched)
     runs.train_judge(classifier, tmp_path / "judge")
     ((images, labels),) = seen
     assert torch.equal(images, load_tensors(tmp_path / "judge" / "trained_on.safetensors")["digests"])

@@ -24,8 +24,8 @@ from drifting.config import (
 )
 from drifting.data.images import LabelError
 from drifting.errors import InputError
-from drifting.pretraining import prepare_encoder
-from drifting.run_folder import make_room
+from drifting.runs.folder import make_room
+from drifting.runs.pretrain import prepare_encoder
 from tests.conftest import shrunk
 from tests.image_folders import write_images
 

@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from drifting import config as configuration
-from drifting import real_images, run_evaluation
 from drifting._progress import show_images
 from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
 from drifting.errors import InputError
 from drifting.evaluation import compare, see
-from drifting.judges import load_judge
 from drifting.metrics.frechet import gaussian_of
-from drifting.run_evaluation import sampled_batches
-from drifting.runs import Run
+from drifting.runs import Run, evaluate, references
+from drifting.runs.evaluate import sampled_batches
+from drifting.runs.extractors import load_judge
 from drifting.sampling import sample
 from drifting.training.schedule import Schedule
 from tests.image_folders import write_images
@@ -90,7 +89,7 @@ def test_image_files_are_compared_with_those_that_were_not_trained_on(files_run,
     assert json.loads((files_run.folder / "metrics.json").read_text()) == metrics
     judge = load_judge("pixels", files_run.config)
     samples = to_bytes(sample(files_run.generator, 30, seed=0))
-    val = real_images.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))
+    val = references.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))
     expected = compare(see([(samples, None)], judge), see([(val, None)], judge))
     assert metrics["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-6)
     assert metrics["kernel_distance"] == pytest.approx(expected["kernel_distance"], rel=1e-6)
@@ -101,7 +100,7 @@ def test_image_files_are_compared_with_those_that_were_not_trained_on(files_run,
 def test_real_images_are_looked_at_once(files_run, monkeypatch):
     first = files_run.evaluate(judge="pixels", count=30)
     assert len(_kept(files_run)) == 2
-    monkeypatch.setattr(real_images.ImageFiles, "read", lambda self, indices: pytest.fail("looked again"))
+    monkeypatch.setattr(references.ImageFiles, "read", lambda self, indices: pytest.fail("looked again"))
     assert files_run.evaluate(judge="pixels", count=30) == first
     assert len(_kept(files_run)) == 2
     with pytest.raises(pytest.fail.Exception, match="looked again"):
@@ -141,7 +140,7 @@ def test_another_folder_is_the_reference_and_training_images_the_floor_if_they_a
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_statistics_of_a_file_are_a_reference(files_run, images, tmp_path):
     judge = load_judge("pixels", files_run.config)
-    known = gaussian_of(judge.embed(real_images.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))))
+    known = gaussian_of(judge.embed(references.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))))
     np.savez(tmp_path / "val.npz", mu=known.mean.numpy(), sigma=known.covariance.numpy())
     with pytest.warns(UserWarning, match="floor.* is left out: the statistics do not tell of which images they are"):
         metrics = files_run.evaluate(judge="pixels", count=30, real=str(tmp_path / "val.npz"))
@@ -168,8 +167,8 @@ def test_latents_are_decoded_and_compared_with_decoded_ones_and_told_so(latents_
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_enough_latents_are_one_reference_and_one_floor_in_their_shares(latents_run, drawn, monkeypatch):
     asked = []
-    made = run_evaluation.sampled_batches
-    monkeypatch.setattr(run_evaluation, "sampled_batches", lambda *args, **options: asked.append(options) or made(*args, **options))
+    made = evaluate.sampled_batches
+    monkeypatch.setattr(evaluate, "sampled_batches", lambda *args, **options: asked.append(options) or made(*args, **options))
     metrics = latents_run.evaluate(judge="pixels", count=8)
     assert (metrics["num_real"], metrics["num_samples"]) == (8, 8)
     assert "num_samples_floor" not in metrics
@@ -205,7 +204,7 @@ def test_latents_are_compared_with_a_folder_of_images(latents_run, images):
     assert "frechet_distance_floor" in metrics
     judge = load_judge("pixels", latents_run.config)
     exported = latents_run.sample(20).movedim(-1, 1)
-    val = real_images.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))
+    val = references.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))
     expected = compare(see([(exported, None)], judge), see([(val, None)], judge))
     assert metrics["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-5)
 
@@ -214,8 +213,8 @@ def test_latents_are_compared_with_a_folder_of_images(latents_run, images):
 def test_classes_of_data_that_are_not_here_are_known_from_the_configuration(files_run, images, tmp_path, monkeypatch):
     data = dataclasses.replace(files_run.config.data, path=str(tmp_path / "gone"), class_names=("b", "c", "a"), counts=(30, 10, 20))
     run = dataclasses.replace(files_run, config=dataclasses.replace(files_run.config, data=data))
-    asked, made = [], run_evaluation.sampled_batches
-    monkeypatch.setattr(run_evaluation, "sampled_batches", lambda *args, **options: asked.append(options) or made(*args, **options))
+    asked, made = [], evaluate.sampled_batches
+    monkeypatch.setattr(evaluate, "sampled_batches", lambda *args, **options: asked.append(options) or made(*args, **options))
     write_images(tmp_path / "named", {"b": 8, "a": 4}, channels=3)
     write_images(tmp_path / "others", {"x": 8, "a": 4}, channels=3)
     for real, shares in (("named", [20, 0, 10]), ("others", [15, 5, 10])):
@@ -225,15 +224,15 @@ def test_classes_of_data_that_are_not_here_are_known_from_the_configuration(file
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_labels_of_many_samples_are_listed_once_and_taken_over_again(latents_run, drawn, monkeypatch):
-    monkeypatch.setattr(run_evaluation, "_PERIOD", 8)
-    asked, made = [], run_evaluation.sampled_batches
+    monkeypatch.setattr(evaluate, "_PERIOD", 8)
+    asked, made = [], evaluate.sampled_batches
 
     def watched(*arguments, **options):
         for images, labels in made(*arguments, **options):
             asked.append(labels)
             yield images, labels
 
-    monkeypatch.setattr(run_evaluation, "sampled_batches", watched)
+    monkeypatch.setattr(evaluate, "sampled_batches", watched)
     latents_run.evaluate(judge="pixels", count=20, batch_size=5)
     labels = torch.cat(asked[1:])
     assert torch.equal(labels[:8], labels[8:16])
@@ -249,7 +248,7 @@ def test_latents_alone_hold_no_real_images(latents_run, monkeypatch, tmp_path):
 
     judge = tmp_path / "inception.pt"
     judge.touch()
-    monkeypatch.setattr("drifting.judges.load_inception", lambda path, device: Stand())
+    monkeypatch.setattr("drifting.runs.extractors.load_inception", lambda path, device: Stand())
     with pytest.raises(InputError, match=r"real is not given, and the latents of 'cache' hold no real images: pass --real FOLDER"):
         latents_run.evaluate(judge=str(judge))
 
@@ -286,7 +285,7 @@ def test_interrupted_evaluation_keeps_what_it_saw_of_real_images_and_writes_no_f
         if len(indices) > 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_evaluation, "sampled_batches", stopped)
+    monkeypatch.setattr(evaluate, "sampled_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
         files_run.evaluate(judge="pixels", count=30)
     assert len(_kept(files_run)) == 2
@@ -295,7 +294,7 @@ def test_interrupted_evaluation_keeps_what_it_saw_of_real_images_and_writes_no_f
 
 def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
     asked = []
-    monkeypatch.setattr(run_evaluation, "sampled_batches", lambda *args, **options: asked.append((args[2], options)) or iter(()))
+    monkeypatch.setattr(evaluate, "sampled_batches", lambda *args, **options: asked.append((args[2], options)) or iter(()))
     with pytest.raises(InputError, match="features are of 0 samples"):
         files_run.evaluate(judge="pixels", seed=4)
     (_, options), (indices, again) = asked
@@ -325,7 +324,7 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
     ],
 )
 def test_bad_input_is_told_before_anything_is_looked_at(files_run, monkeypatch, options, told):
-    monkeypatch.setattr(real_images.ImageFiles, "read", lambda self, indices: pytest.fail("looked at images"))
+    monkeypatch.setattr(references.ImageFiles, "read", lambda self, indices: pytest.fail("looked at images"))
     with pytest.raises(InputError, match=told):
         files_run.evaluate(**options)
     assert list(files_run.folder.iterdir()) == []

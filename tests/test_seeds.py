@@ -19,9 +19,8 @@ from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.dataset import InMemorySource, reference_samples
 from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.mae import random_mask
-from drifting.training.encoder import in_order
-from drifting.training.masked import MaskedTraining, masked_state
-from drifting.training.network import NetworkState
+from drifting.pretraining.loop import NetworkState
+from drifting.pretraining.objectives import MaskedTraining, in_order, masked_state
 from drifting.training.state import TrainingState
 
 IMAGES = ImagesData(name="x", image_shape=(3, 16, 16), num_classes=3)

@@ -13,7 +13,7 @@ from drifting.config import ClassifierConfig, EncoderRunConfig, MAEFeaturesConfi
 from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.synthetic import write_images, write_vae
 from drifting.presets import PRESETS, preset
-from drifting.presets.smoke import smoke
+from drifting.presets.transforms import smoke
 
 SMALL = CacheSettings(image_size=16)
 # What is measured of runs of each kind of data.

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from drifting.errors import InputError
-from drifting.tracking import MetricsLog
+from drifting.training.recorder import MetricsLog
 
 
 @pytest.fixture

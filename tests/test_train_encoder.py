@@ -32,7 +32,7 @@ from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.metrics.linear_probe import linear_probe
 from drifting.presets.encoders import KINDS, encoder
-from drifting.pretraining import prepare_encoder
+from drifting.runs.pretrain import prepare_encoder
 from tests.image_folders import bars, write_images
 from tests.test_bad_input import refused
 

@@ -1,6 +1,6 @@
 """JSON of our own files, read with suspicion: numbers that fit, names that stand once, fields of the types they should have.
 
-A dataclass is an object whose field "type" names its class where several may stand in its place, see `config.serial`.
+A dataclass is an object whose field "type" names its class where several may stand in its place, see `config.json_io`.
 """
 
 import dataclasses

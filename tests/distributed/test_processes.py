@@ -179,7 +179,7 @@ def test_shares_of_weights_mean_nothing_to_one_process(tiny_digits, tmp_path, no
 
 
 def test_judge_is_trained_by_one_process(monkeypatch, tmp_path):
-    monkeypatch.setattr(runs, "join", Two)
+    monkeypatch.setattr(sys.modules["drifting.runs.train"], "join", Two)
     words = "^world size is 2, but 'mnist-classifier' is trained by one process: start it without torchrun$"
     with pytest.raises(InputError, match=words):
         runs.start(presets.preset("mnist-classifier"), tmp_path / "run")

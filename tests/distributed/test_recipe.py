@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from drifting import config as configuration
-from drifting import presets, smoke
+from drifting import presets
+from drifting.runs import smoke
 from tests.distributed.one_step import assert_close, first_step
 
 pytestmark = pytest.mark.distributed

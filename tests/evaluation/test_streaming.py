@@ -10,8 +10,8 @@ from rich.console import Console
 from drifting._progress import show_images
 from drifting.errors import InputError
 from drifting.evaluation import Judge, compare, evaluate_images, see
-from drifting.evaluation.shares import images_in_shares
-from drifting.evaluation.streaming import check_feature_size
+from drifting.evaluation.images import check_feature_size
+from drifting.evaluation.references import images_in_shares
 from drifting.metrics.frechet import Gaussian, gaussian_of
 from tests.image_folders import bar_set, bars
 

@@ -27,9 +27,9 @@ from drifting.encoders.mae import MAEFeatures
 from drifting.errors import InputError
 from drifting.hub import download as official_hub
 from drifting.hub import load_encoder, load_generator, read_artifact
-from drifting.released import convert, load_sampler
-from drifting.run_folder import saved_config
 from drifting.runs import load
+from drifting.runs.folder import saved_config
+from drifting.runs.share import convert, load_sampler
 from tests.official.artifacts import REFERENCE, make_artifact, needs_reference, reconfigure, rewrite, tree_of
 
 FILES = ("ema_params.msgpack", "metadata.json")

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting import released, runs
+from drifting import runs
 from drifting.errors import InputError
 from drifting.hub import artifact_folder, load_generator
-from drifting.released import ReleasedGenerator, convert, load_sampler
+from drifting.runs import share
+from drifting.runs.share import ReleasedGenerator, convert, load_sampler
 from drifting.sampling import Sampler, sample
 from tests.official.artifacts import make_artifact
 from tests.tiny_vae import write_vae
@@ -88,7 +89,7 @@ def test_default_autoencoder_is_the_papers(latents, monkeypatch):
         asked.append(name)
         raise InputError("no network")
 
-    monkeypatch.setattr(released, "load_vae", load)
+    monkeypatch.setattr(share, "load_vae", load)
     with pytest.raises(InputError, match="no network"):
         load_sampler(str(latents))
     assert asked == ["stabilityai/sd-vae-ft-mse"]
@@ -128,9 +129,9 @@ def test_what_cannot_be_sampled_is_refused(pixels, vae, tmp_path):
 
 
 def test_output_is_checked_before_anything_is_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(released, "artifact_folder", lambda origin: pytest.fail("looked for the generator"))
+    monkeypatch.setattr(share, "artifact_folder", lambda origin: pytest.fail("looked for the generator"))
     with pytest.raises(InputError, match=r"name a \.png picture or a \.npy array"):
-        released.write_samples("hub:ablation", tmp_path / "x.gif", 3)
+        share.write_samples("hub:ablation", tmp_path / "x.gif", 3)
 
 
 @pytest.fixture

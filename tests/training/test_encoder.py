@@ -7,16 +7,9 @@ from torch import nn
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
-from drifting.training.encoder import (
-    Augmentation,
-    in_order,
-    random_affine,
-    random_shift,
-    train_autoencoder,
-    train_supervised,
-)
+from drifting.pretraining.loop import schedule_factor
+from drifting.pretraining.objectives import Augmentation, in_order, random_affine, random_shift, train_autoencoder, train_supervised
 from drifting.training.loop import DivergenceError
-from drifting.training.network import schedule_factor
 from tests.support.covering import each_once
 
 NO_AUGMENTATION = Augmentation(shift=0, rotation=0.0, scale=0.0)

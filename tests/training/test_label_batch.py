@@ -9,7 +9,7 @@ import torch
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
 from drifting.training import loop
-from drifting.training.label_batch import label_batched_step
+from drifting.training.accumulate import label_batched_step
 from drifting.training.schedule import Schedule
 from drifting.training.step import Batch, drifting_step
 from tests.support.covering import pairwise

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from drifting.ema import exponential_average
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.errors import InputError
-from drifting.training.masked import MaskedTraining, check_masked_training, masked_state, train_masked
-from drifting.training.network import Optimisation
+from drifting.pretraining.loop import Optimisation
+from drifting.pretraining.objectives import MaskedTraining, check_masked_training, masked_state, train_masked
+from drifting.training.state import exponential_average
 
 SETTINGS = MaskedTraining(steps=4, batch_size=6, learning_rate=1e-2, warmup_steps=2)
 IMAGES = torch.randn(24, 2, 16, 16, generator=torch.Generator().manual_seed(1))

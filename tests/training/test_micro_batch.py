@@ -9,7 +9,7 @@ from torch import nn
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
-from drifting.training.micro_batch import micro_batched_step
+from drifting.training.accumulate import micro_batched_step
 from drifting.training.step import Batch, drifting_step
 from tests.support.covering import pairwise
 

@@ -8,8 +8,8 @@ from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.resnet import ResNet
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
+from drifting.pretraining.objectives import train_mae, train_simclr
 from drifting.training.loop import DivergenceError
-from drifting.training.self_supervised import train_mae, train_simclr
 
 SETTINGS = {"steps": 30, "batch_size": 16, "learning_rate": 3e-3, "seed": 0}
 

@@ -118,9 +118,9 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
         return str(error), 2 if isinstance(error, InputError) else 1
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"the name '{error.filename}' is too long for the file system: choose a shorter one", 2
-    from drifting._endings import LESS_MEMORY, OutOfMemoryError, out_of_memory
     from drifting.distributed import LostProcessError, is_loss
-    from drifting.training.interruption import Interrupted
+    from drifting.runs.endings import LESS_MEMORY, OutOfMemoryError, out_of_memory
+    from drifting.training.signals import Interrupted
     from drifting.training.state import DivergenceError
 
     told: str | None = None

@@ -41,8 +41,7 @@ def train(
             runs/smoke/PRESET, where it replaces what is there.
     """
     from drifting import presets, runs
-    from drifting.presets.folders import check_default
-    from drifting.run_folder import saved_config
+    from drifting.runs.folder import check_default, saved_config
 
     given = choices.given()
     if smoke:
@@ -58,7 +57,7 @@ def train(
 
 
 def _try(name: str, save_dir: Path | None, *, resume: bool, **given: Any) -> None:
-    from drifting.smoke import try_preset
+    from drifting.runs.smoke import try_preset
 
     if resume:
         raise InputError("resume is given with smoke, which begins anew: leave one of them out")
@@ -89,10 +88,9 @@ def train_encoder(
         overwrite: delete what is in the folder first.
     """
     from drifting import runs
-    from drifting.presets import PRESETS
+    from drifting.presets import PRESETS, folder_of_data
     from drifting.presets.encoders import called, encoder, resumed_encoder
-    from drifting.presets.folders import check_default, folder_of_data
-    from drifting.run_folder import saved_config
+    from drifting.runs.folder import check_default, saved_config
 
     given = {setting: value for setting, value in vars(settings).items() if value is not None}
     folder = save_dir or folder_of_data(f"{called(name, data)}-{kind}", "encoder", PRESETS)
@@ -154,10 +152,10 @@ def sample(
         out: a picture (.png), or the numbers (.npy): points in their own coordinates, or uint8 images [n, h, w, c].
         overwrite: replace the file if it is there.
     """
-    from drifting import released
+    from drifting.runs import share
 
     options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "overwrite": overwrite}
-    released.write_samples(run, out, num_samples, vae=vae, **options)
+    share.write_samples(run, out, num_samples, vae=vae, **options)
     print(out)
 
 
@@ -169,9 +167,9 @@ def convert(source: Positional[str], /, *, out: Path, overwrite: bool = False) -
         out: the folder to write.
         overwrite: replace an earlier conversion in it.
     """
-    from drifting import released
+    from drifting.runs import share
 
-    print(*released.convert(source, out, overwrite=overwrite), sep="\n")
+    print(*share.convert(source, out, overwrite=overwrite), sep="\n")
 
 
 def evaluate(
@@ -225,7 +223,7 @@ def compare(runs: Positional[tuple[Path, ...]], /, *, out: Path = Path("runs/com
         out: the folder for the two files.
         overwrite: replace them if they are there.
     """
-    from drifting.comparison import write_comparison
+    from drifting.runs.compare import write_comparison
 
     compared, files = write_comparison(runs, out, overwrite=overwrite)
     # Turned, for a terminal is seldom as wide as all figures of a run.

@@ -1,6 +1,6 @@
 """The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
 
-`data`, `networks` and `schema` say what there is, `serial` turns it into JSON and back, `sources` opens the data, `build` makes
+`data`, `networks` and `run` say what there is, `json_io` turns it into JSON and back, `sources` opens the data, `build` makes
 everything else from it, `export` what becomes of its samples and `report` what it shows.
 """
 
@@ -23,6 +23,7 @@ from drifting.config.data import (
 from drifting.config.encoders import find_weights, with_weights
 from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
 from drifting.config.found import found_lines
+from drifting.config.json_io import VERSION, SavedConfig, from_json, to_json
 from drifting.config.networks import (
     AutoencoderConfig,
     DecoderMLPConfig,
@@ -37,17 +38,8 @@ from drifting.config.networks import (
     TrainedEncoder,
     UNetConfig,
 )
-from drifting.config.released import ReleasedConfig
 from drifting.config.report import build_evaluation, build_pictures
-from drifting.config.schema import (
-    AnyConfig,
-    BankConfig,
-    ClassifierConfig,
-    EncoderRunConfig,
-    LossConfig,
-    RunConfig,
-)
-from drifting.config.serial import VERSION, SavedConfig, from_json, to_json
+from drifting.config.run import AnyConfig, BankConfig, ClassifierConfig, EncoderRunConfig, LossConfig, ReleasedConfig, RunConfig
 from drifting.config.sources import (
     build_positives,
     build_source,

@@ -30,12 +30,7 @@ from drifting.config.networks import (
     SimCLRConfig,
     UNetConfig,
 )
-from drifting.config.schema import (
-    AnyConfig,
-    ClassifierConfig,
-    EncoderRunConfig,
-    RunConfig,
-)
+from drifting.config.run import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.config.sources import find_data, labelled, load_labelled, load_split
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import FeatureEncoder, identity

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drifting.checkpoint import load_json, load_state_dict, load_weights
 from drifting.config.networks import Encoder, MAEConfig, MAEFeaturesConfig, ResNetConfig, TrainedEncoder
-from drifting.config.schema import AnyConfig, EncoderRunConfig, RunConfig
+from drifting.config.run import AnyConfig, EncoderRunConfig, RunConfig
 from drifting.encoders.base import FeatureEncoder, Features, compose, identity
 from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound=AnyConfig)
 _DECODER = ("bridge", "climb", "head")
 
 
-# What `run_folder` calls the files of a trained encoder.
+# What `runs.folder` calls the files of a trained encoder.
 _SETTINGS, _WEIGHTS = "config.json", "encoder.safetensors"
 
 
@@ -80,7 +80,7 @@ def check_images(config: AnyConfig) -> None:
 
 def _saved_run(settings: Path) -> RunConfig | EncoderRunConfig:
     """Return the configuration of a run that trained an encoder, or raise InputError."""
-    from drifting.config.serial import from_json  # which knows all configurations, and so those that this file builds
+    from drifting.config.json_io import from_json  # which knows all configurations, and so those that this file builds
 
     saved = from_json(load_json(settings), str(settings))
     if not isinstance(saved, RunConfig | EncoderRunConfig):

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from drifting.config.data import DigitsData, ImageFilesData, ImagesData, LatentsData, PointsData
-from drifting.config.schema import RunConfig
+from drifting.config.run import RunConfig
 from drifting.config.sources import open_vae
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import VAE

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from drifting.data.augmentation import Views
 from drifting.generators.dit import DiTSize
 from drifting.generators.unet import UNetSize
-from drifting.training.masked import MaskedTraining
+from drifting.pretraining.objectives import MaskedTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class AutoencoderConfig:
         code_dim, width: of the network.
         features: which of its features, see `AutoencoderFeatures`.
         weights: file of a trained one's weights; None to train it.
-        steps, batch_size, learning_rate, noise: of its training, see `training.encoder.train_autoencoder`.
+        steps, batch_size, learning_rate, noise: of its training, see `pretraining.objectives.train_autoencoder`.
     """
 
     code_dim: int = 64
@@ -84,7 +84,7 @@ class ResNetConfig:
         features: which of its features, see `ResNetFeatures`.
         weights: file of published weights in torchvision's names; None to train it.
         steps, batch_size, learning_rate: of its training.
-        crop, flip: how its images are varied, see `encoders.augmentation.Views`.
+        crop, flip: how its images are varied, see `data.augmentation.Views`.
     """
 
     arch: str = "resnet18"
@@ -110,7 +110,7 @@ class SimCLRConfig(ResNetConfig):
     """The same, trained by SimCLR, without labels.
 
     Attributes:
-        crop, flip, jitter, grey: how views differ, see `encoders.augmentation.Views`. A network whose views differ in colour learns
+        crop, flip, jitter, grey: how views differ, see `data.augmentation.Views`. A network whose views differ in colour learns
             not to see it.
         temperature: of its loss.
     """

@@ -20,7 +20,7 @@ from drifting.config.data import (
     ToyData,
 )
 from drifting.config.export import build_decoder
-from drifting.config.schema import RunConfig
+from drifting.config.run import RunConfig
 from drifting.config.sources import build_source, load_split
 from drifting.data.dataset import InMemorySource, Source, reference_samples
 from drifting.data.digits import load_digits

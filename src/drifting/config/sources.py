@@ -16,7 +16,7 @@ from drifting._progress import show_encoding, tell_lines
 from drifting.config.data import Data, DigitsData, ImageFilesData, ImagesData, LatentsData, PointsData, StreamedData, ToyData
 from drifting.config.facts import check_files, check_images, check_points, facts_of_files, facts_of_images, facts_of_points
 from drifting.config.networks import TrainedEncoder
-from drifting.config.schema import BankConfig, RunConfig
+from drifting.config.run import BankConfig, RunConfig
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.dataset import InMemorySource, Source, StreamSource
 from drifting.data.digits import load_digits

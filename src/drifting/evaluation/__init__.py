@@ -2,9 +2,8 @@
 
 from drifting.evaluation.base import Metrics, Sampler, as_text
 from drifting.evaluation.digits import evaluate_digits
-from drifting.evaluation.images import Judge, evaluate_images, frechet_curve
+from drifting.evaluation.images import Judge, Seen, compare, evaluate_images, frechet_curve, see
 from drifting.evaluation.points import evaluate_points, mode_shares
-from drifting.evaluation.streaming import Seen, compare, see
 
 __all__ = [
     "Judge",

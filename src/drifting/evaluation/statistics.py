@@ -15,7 +15,7 @@ from torch import Tensor
 
 from drifting._files import cached
 from drifting.errors import InputError, reason
-from drifting.evaluation.streaming import Seen
+from drifting.evaluation.images import Seen
 from drifting.metrics.frechet import Gaussian, load_gaussian, save_gaussian
 
 SUFFIXES = (".safetensors", ".npz")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,6 @@ from drifting.errors import InputError
 from drifting.presets import cifar10, imagenet256, mnist
 from drifting.presets.digits import digits
 from drifting.presets.encoders import with_encoder
-from drifting.presets.folders import folder_of_data
 from drifting.presets.images import images, images_classifier
 from drifting.presets.toys import toy
 
@@ -212,3 +211,8 @@ def _changed(instance: Any, given: dict[str, Any]) -> Any:
     """Return a dataclass with those of the given values that it has fields for."""
     names = {field.name for field in dataclasses.fields(instance)}
     return dataclasses.replace(instance, **{name: value for name, value in given.items() if name in names})
+
+
+def folder_of_data(name: str, kind: str, taken: Collection[str]) -> Path:
+    """Return runs/NAME for a run of one's own data, or runs/KIND-NAME where the name is that of something else, one of `taken`."""
+    return Path("runs") / (f"{kind}-{name}" if name in taken or not name else name)

@@ -19,7 +19,7 @@ from drifting.config import (
     UNetConfig,
 )
 from drifting.generators.unet import SIZES
-from drifting.presets.joint import joint
+from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
 
 _COLOURS = ("image_mean_4", "image_std_4", "chroma_std_4")

@@ -11,7 +11,7 @@ from drifting import config as configuration
 from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, LossConfig, RunConfig
 from drifting.encoders.autoencoder import Autoencoder, available_features
 from drifting.errors import InputError
-from drifting.presets.joint import joint
+from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
 
 # Texture, and means and deviations of the colors of tiles. Those of tiles are dropped where the tiles do not divide the image.

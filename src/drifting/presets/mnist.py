@@ -3,7 +3,7 @@
 import dataclasses
 
 from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, LossConfig, RunConfig
-from drifting.presets.joint import joint
+from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
 
 _SCHEDULE = Schedule(

@@ -22,8 +22,7 @@ from drifting.errors import InputError
 from drifting.generators.base import draw_noise
 from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
-from drifting.training.label_batch import label_batched_step
-from drifting.training.micro_batch import micro_batched_step
+from drifting.training.accumulate import label_batched_step, micro_batched_step
 from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
 from drifting.training.schedule import Schedule

@@ -20,9 +20,9 @@ class Schedule:
         generated: generated samples of each label in a step.
         positives: real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
-        micro_batch: generated samples of one forward pass with graph, to bound memory; None for all. See `training.micro_batch`.
+        micro_batch: generated samples of one forward pass with graph, to bound memory; None for all. See `training.accumulate`.
         labels_per_pass: labels whose features are held at a time, at most, to bound memory further; None for all. Those of a
-            process are taken in equal parts. See `training.label_batch`.
+            process are taken in equal parts. See `training.accumulate`.
         compile: let torch.compile fuse generator and encoder, at the cost of minutes before the first step.
         guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all; see `guidance`. Where it
             is drawn, the one that samples are made at unless another is asked for.

@@ -1,16 +1,15 @@
 """What changes during training: weights, their averages, the optimiser and the one random stream; and its form on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from drifting._seeds import stream_seed
 from drifting.checkpoint import check_state, check_stream, flatten_optimizer, load_weights, restore_optimizer, restore_stream
 from drifting.distributed import ALONE, Processes, local
-from drifting.ema import exponential_average
 from drifting.generators.base import Generator
 from drifting.loss import FeatureLoss
 from drifting.training.optimizer import build_optimizer
@@ -114,3 +113,23 @@ class TrainingState:
         restore_optimizer(self.optimizer, part("optimizer"), origin)
         restore_stream(self.rng, tensors["rng.state"], origin)
         self.step = step
+
+
+def exponential_average(generator: nn.Module, decay: float) -> AveragedModel:
+    """Return an average of the generator that follows it by `update_parameters`; its `module` is the network.
+
+    After k updates the decay in force is min(decay, (1 + k) / (10 + k)), so that a short run does not remember its start.
+
+    Args:
+        generator: the network being trained; the first update copies it.
+        decay: share of the old average kept at each step in the long run, in [0, 1).
+    """
+
+    def update(average: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+        kept = torch.as_tensor((1 + updates) / (10 + updates)).clamp(max=decay)
+        for old, new in zip(average, current, strict=True):
+            mine = local(old)
+            mine.lerp_(local(new), 1 - kept.to(mine))
+
+    with torch.no_grad():
+        return AveragedModel(generator, multi_avg_fn=update).requires_grad_(False)

@@ -20,17 +20,18 @@ from drifting._progress import show_images, show_sampling
 from drifting.config import ImagesData, RunConfig, StreamedData
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, compare, evaluate_images, frechet_curve, see
-from drifting.evaluation.shares import labels_in_shares
-from drifting.evaluation.streaming import Batch
+from drifting.evaluation.images import Batch
+from drifting.evaluation.references import labels_in_shares
 from drifting.generators.base import Generator
-from drifting.judges import load_judge
 from drifting.metrics.frechet import check_covariance
-from drifting.real_images import real_images
-from drifting.run_folder import STATISTICS
+from drifting.runs.extractors import load_judge
+from drifting.runs.folder import STATISTICS
+from drifting.runs.references import real_images
 from drifting.sampling import check_request, sample, sample_indices
 
 IN_MEMORY, STREAMED = 10_000, 50_000
 _BATCH = 64
+
 # Labels of samples are listed for so many, and over again for more: memory does not grow with their number.
 _PERIOD = 100_000
 
@@ -40,7 +41,7 @@ class Asked:
     """What an evaluation may be asked for.
 
     Attributes:
-        judge: who sees images, see `judges.load_judge`.
+        judge: who sees images, see `extractors.load_judge`.
         real: real images that those of a run are compared with: a folder, or a file of statistics; None for the run's own.
         count: images to compare; None for 10,000, or 50,000 where they are streamed. Digits have a fixed number.
         seed: of the samples.

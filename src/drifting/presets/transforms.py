@@ -1,4 +1,7 @@
-"""A tiny version of any preset: the same classes, encoder, bank and guidance, in sizes with which two steps take a second or so."""
+"""Other versions of a preset: one population of images in place of one for each class, and a tiny one.
+
+A tiny version has the same classes, encoder, bank and guidance, in sizes with which two steps take a second or so.
+"""
 
 import dataclasses
 from typing import Any, TypeVar
@@ -20,11 +23,20 @@ from drifting.config import (
 )
 from drifting.training.schedule import Schedule
 
+
+def joint(config: RunConfig) -> RunConfig:
+    """Return a run of images with one population, as large as those of the labels of a step together, without guidance."""
+    schedule = config.schedule
+    sizes = {name: schedule.labels_per_step * getattr(schedule, name) for name in ("generated", "positives")}
+    together = dataclasses.replace(schedule, labels_per_step=1, guidance_scale=1.0, **sizes)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, conditional=False), schedule=together)
+
+
 STEPS = 2
+
 # Pixels to a side of images that are read from files, and of those that latents are made of, by an auto-encoder that halves it.
 # The last maps of a masked auto-encoder then have 2 x 2 places: normalised over one, they have gradients beyond all bounds.
 IMAGE_SIZE, LATENT_IMAGE_SIZE = 128, 32
-
 Config = TypeVar("Config", bound=AnyConfig)
 Part = TypeVar("Part")
 

@@ -23,16 +23,19 @@ from drifting.config import RunConfig
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, as_text
 from drifting.plotting import RunColumn, draw_runs
-from drifting.run_folder import ENCODER_METRICS, LOG, METRICS
-from drifting.tracking import MetricsLog
+from drifting.runs.folder import ENCODER_METRICS, LOG, METRICS
+from drifting.training.recorder import MetricsLog
 
 TABLE, PICTURE = "comparison.md", "compare.png"
 _FACTS = ("run", "preset", "encoder", "steps", "minutes")
 _FLOORS, _DASH = "real against real", "-"
+
 # Of the picture: at most so many.
 _ROWS, _COLUMNS = 10, 10
+
 # Lists over the steps of a training: for the picture.
 _STEPS, _CURVE, _CURVE_FLOOR = "frechet_curve_steps", "frechet_curve", "frechet_curve_floor"
+
 # Floors of the same images differ by rounding alone.
 _TOLERANCE = {"rel_tol": 1e-3, "abs_tol": 1e-6}
 

@@ -9,7 +9,7 @@ from typing import Any
 from drifting import config as configuration
 from drifting._files import clear_scratch
 from drifting.checkpoint import checkpoints, load_json, steps_done
-from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ReleasedConfig, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, LatentsData, ReleasedConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import CHECKPOINTS, FRAMES
 
@@ -19,16 +19,19 @@ TRAINED_ON = "trained_on.safetensors"
 METRICS, LOG = "metrics.json", "metrics.jsonl"
 STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"
+
 # Of the training of an encoder that a generator's run begins with.
 ENCODER_CHECKPOINTS = "encoder-checkpoints"
 _LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
+
 # What a run has that came to something.
 _RESULTS = (WEIGHTS, CLASSIFIER_WEIGHTS, METRICS)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, TRAINED_ON, *_LOGS, *_PICTURES)
 
 # How a step is cut, computed and shared changes nothing but memory and time: a run that ran out of either may go on otherwise.
 _FREE = ("steps", "micro_batch", "labels_per_pass", "compile", "checkpointing", "parallel", "device", "keep")
+
 # What runs of earlier versions do not know of their data.
 _FOUND_LATER = ("class_names", "counts", "count", "fingerprint")
 
@@ -177,3 +180,34 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return flat
+
+
+def check_default(folder: Path, config: AnyConfig) -> None:
+    """Raise InputError if the folder that a run has by default holds one of another preset or of other data, which says whose."""
+    if not (folder / CONFIG).exists() or unstarted(folder) is not None:
+        return
+    saved = saved_config(folder)
+    if (_kind(saved), _origin(saved)) == (_kind(config), _origin(config)) or _made_of(config, saved, folder):
+        return
+    whose = f"the run '{_kind(saved)}' on {_origin(saved)}"
+    raise InputError(f"save_dir is '{folder}' by default, which holds {whose}: pass --save-dir with another folder")
+
+
+def _kind(config: AnyConfig) -> str:
+    return f"{config.preset} {config.kind}" if isinstance(config, EncoderRunConfig) else config.preset
+
+
+def _origin(config: AnyConfig) -> str:
+    """Return what a run is trained on: a path, the id of a data set, or a name."""
+    path = getattr(config.data, "path", None)
+    if path is not None:
+        return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
+    return str(getattr(config.data, "dataset", getattr(config.data, "name", config.preset)))
+
+
+def _made_of(config: AnyConfig, saved: AnyConfig, folder: Path) -> bool:
+    """Return whether a run is on the latents that are made of the images of a configuration, see `train.with_latents`."""
+    if not isinstance(config.data, LatentsData) or config.data.path is None or _kind(config) != _kind(saved):
+        return False
+    images = Path(config.data.path).expanduser().resolve()
+    return getattr(saved.data, "path", None) == str(folder.resolve().parent / f"{images.name}-latents")

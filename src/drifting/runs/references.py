@@ -28,15 +28,16 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.errors import InputError
 from drifting.evaluation import Judge, see
-from drifting.evaluation.images import NO_FLOOR
-from drifting.evaluation.shares import digests, images_in_shares
+from drifting.evaluation.images import KEPT, NO_FLOOR, Batch, Seen, check_feature_size
+from drifting.evaluation.references import digests, images_in_shares
 from drifting.evaluation.statistics import SUFFIXES, cached_seen, read_statistics
-from drifting.evaluation.streaming import KEPT, Batch, Seen, check_feature_size
 
 _SEED = stream_seed(0, "real images")
+
 # Raised whenever images are decoded, cropped, resized or prepared for an extractor in another way than before.
 _EXTRACTION = 2
 _POSITIONS = 2**62  # of rows of a cache that stand for real images; training does not use them
+
 # Images that may make a floor, for each that is wanted: some are copies of the reference, or a classifier was trained on them.
 _CANDIDATES, _CANDIDATES_OF_A_CLASSIFIER = 2, 8
 _HELD_OUT = ("test", "val")

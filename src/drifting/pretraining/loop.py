@@ -21,10 +21,10 @@ from drifting.checkpoint import (
     restore_stream,
     start_optimizer,
 )
-from drifting.ema import exponential_average
-from drifting.training.state import DivergenceError
+from drifting.training.state import DivergenceError, exponential_average
 
 _WARMUP = 0.2
+
 # How often the losses are looked at; looking waits for the device.
 _CHECK_EVERY = 25
 
@@ -45,7 +45,7 @@ class Optimisation:
         betas, weight_decay: of AdamW.
         max_grad_norm: gradients are scaled down to this norm.
         warmup_steps: steps over which the learning rate rises linearly, to stay there; None for `schedule_factor`.
-        ema_decay: of the average of the weights that the network has in the end, see `ema`; None for the weights themselves.
+        ema_decay: of the average of the weights that the network has in the end, by `exponential_average`; None for the last ones.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)

@@ -13,8 +13,8 @@ from drifting._files import remedy, storage_fault
 from drifting.config import AnyConfig
 from drifting.distributed import LostProcessError, Processes, is_loss
 from drifting.errors import InputError, StorageError
-from drifting.run_folder import clear_unstarted, newest_checkpoint
-from drifting.training.interruption import Interrupted
+from drifting.runs.folder import clear_unstarted, newest_checkpoint
+from drifting.training.signals import Interrupted
 from drifting.training.state import DivergenceError
 
 LESS_MEMORY = "pass a smaller --batch-size or, for a generator, --micro-batch, --labels-per-pass or --checkpointing True"

@@ -22,18 +22,20 @@ from drifting.data.pixels import to_signed
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.evaluation.images import Judge, accuracy_of, in_batches
-from drifting.evaluation.shares import digests, images_in_shares
+from drifting.evaluation.references import digests, images_in_shares
 from drifting.metrics.inception import URL, load_inception
-from drifting.network_run import Saving, follow
-from drifting.run_folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS, TRAINED_ON
-from drifting.training.encoder import train_supervised
-from drifting.training.interruption import command_to_go_on
+from drifting.pretraining.objectives import train_supervised
+from drifting.runs.folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS, TRAINED_ON
+from drifting.runs.pretrain import Saving, follow
+from drifting.training.signals import command_to_go_on
 
 # Sides of a large image in the eyes of the judge "pixels": a covariance of all its pixels would fill any memory.
 _PIXELS = 32
+
 # One training image in so many is held out of the training of a classifier.
 _HELD_OUT = 5
 _DIGESTS = "digests"
+
 # Steps between checkpoints of a classifier in training.
 _CHECKPOINT_EVERY = 500
 

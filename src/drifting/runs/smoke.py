@@ -1,7 +1,7 @@
 """A quick try of any preset: two steps of training, a checkpoint and an evaluation, on data that it makes itself.
 
-The code is that of the full preset, in tiny sizes, see `presets.smoke`: it tells in seconds whether a machine can run it. What a
-recipe needs is made by the code that makes it at full size: a cache of latents, an encoder, a judge. The figures mean nothing.
+The code is that of the full preset, in tiny sizes, see `presets.transforms`: it tells in seconds whether a machine can run it. What
+a recipe needs is made by the code that makes it at full size: a cache of latents, an encoder, a judge. The figures mean nothing.
 """
 
 import dataclasses
@@ -21,13 +21,14 @@ from drifting.data.synthetic import write_convnext, write_images, write_vae
 from drifting.distributed import join
 from drifting.errors import InputError
 from drifting.presets.imagenet256 import RECIPES, mae
-from drifting.presets.smoke import LATENT_IMAGE_SIZE, smoke
-from drifting.run_folder import ENCODER_WEIGHTS, make_room
+from drifting.presets.transforms import LATENT_IMAGE_SIZE, smoke
+from drifting.runs.folder import ENCODER_WEIGHTS, make_room
 
 # In the folder of the run, what is made for it.
 MADE = "smoke"
 _PARTS = {"images", "vae", "latents", "encoder", "convnext", "judge"}
 _SAMPLES = 16
+
 # Pixels to a side of images in memory, by the name of their data set.
 _SIDES = {"mnist": 28, "cifar10": 32}
 

@@ -4,12 +4,10 @@ import dataclasses
 from typing import Any
 
 from drifting._json import read_value
-from drifting.config.released import ReleasedConfig
-from drifting.config.schema import AnyConfig
+from drifting.config.run import AnyConfig, ReleasedConfig
 from drifting.errors import InputError
 
 VERSION = 1
-
 SavedConfig = AnyConfig | ReleasedConfig
 
 

@@ -1,6 +1,7 @@
 """What a run holds as a whole, and the values with which nothing could work."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from drifting._checks import check_counts, check_learning_rate, check_seed, check_temperature, check_temperatures
 from drifting.config.data import Data, DigitsData, EncoderData, ImagesData, StreamedData
@@ -19,8 +20,7 @@ from drifting.distributed import PARALLEL
 from drifting.encoders.resnet import stage_depths
 from drifting.errors import InputError
 from drifting.loss import TEMPERATURES
-from drifting.training.encoder import Augmentation
-from drifting.training.masked import check_masked_training
+from drifting.pretraining.objectives import Augmentation, check_masked_training
 from drifting.training.schedule import Schedule, check_schedule
 
 
@@ -128,7 +128,7 @@ class ClassifierConfig:
         data: labelled images.
         width: of the network.
         steps, batch_size, learning_rate: of the training.
-        shift, rotation, scale, label_smoothing: see `training.encoder.Augmentation`.
+        shift, rotation, scale, label_smoothing: see `pretraining.objectives.Augmentation`.
         flip: probability of a mirrored image.
         seed: of the weights, the order and the augmentation.
         device: where it trains.
@@ -231,3 +231,14 @@ def _check_encoder(encoder: TrainedEncoder | LoneEncoder, prefix: str = "") -> N
 def _check_normalised(batch_size: int, prefix: str = "") -> None:
     if batch_size == 1:
         raise InputError(f"{prefix}batch_size is 1, too few to normalise over: pass at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedConfig:
+    """A converted artifact: config.json stands beside generator.safetensors or encoder.safetensors.
+
+    Attributes:
+        metadata: the artifact's metadata.json, whole, from which the network is built; see `hub.build_network`.
+    """
+
+    metadata: dict[str, Any]

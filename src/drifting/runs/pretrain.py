@@ -1,18 +1,33 @@
-"""Encoders that are trained before a generator, into the folder of its run, or on their own: weights, figures, pictures."""
+"""Encoders and classifiers trained into a folder: taken up again, shown, saved now and then, measured and drawn.
+
+An encoder is trained before a generator, into the folder of its run, or on its own. Masked auto-encoders may be trained on more
+images, or latents of them, than memory holds: read batch after batch from the disk.
+"""
 
 import shutil
-from dataclasses import fields
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from drifting import config as configuration
-from drifting._progress import tell_stage
+from drifting._progress import show_steps, tell_stage
 from drifting._seeds import initial_weights, stream_seed
-from drifting.checkpoint import load_tensors, load_weights, save_json, save_tensors
+from drifting.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    load_tensors,
+    load_weights,
+    save_checkpoint,
+    save_json,
+    save_tensors,
+    steps_done,
+)
 from drifting.config import (
     AnyConfig,
     AutoencoderConfig,
@@ -22,29 +37,105 @@ from drifting.config import (
     ResNetConfig,
     RunConfig,
     SimCLRConfig,
+    StreamedData,
     TrainedEncoder,
 )
+from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
+from drifting.data.streamed import Rows
 from drifting.distributed import join
 from drifting.encoders.autoencoder import Autoencoder
-from drifting.encoders.mae import MaskedAutoencoder
+from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.resnet import ResNet
 from drifting.encoders.simclr import SimCLR
 from drifting.evaluation.images import accuracy_of, in_batches
-from drifting.masked_pretraining import train_streamed
 from drifting.metrics.linear_probe import linear_probe
-from drifting.network_run import Saving, follow
 from drifting.plotting import draw_reconstruction
-from drifting.run_folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS
-from drifting.training.encoder import Augmentation, train_autoencoder, train_supervised
-from drifting.training.interruption import command_to_go_on
-from drifting.training.masked import MaskedTraining
-from drifting.training.self_supervised import train_mae, train_simclr
+from drifting.pretraining.loop import EncoderStep, NetworkTraining
+from drifting.pretraining.objectives import (
+    Augmentation,
+    Batches,
+    MaskedTraining,
+    masked_state,
+    train_autoencoder,
+    train_mae,
+    train_masked,
+    train_simclr,
+    train_supervised,
+)
+from drifting.runs.folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS
+from drifting.training.recorder import CHECKPOINTS
+from drifting.training.signals import Interrupted, command_to_go_on, polite_stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """Where the state of a training is saved, and how often.
+
+    Attributes:
+        folder: of the run; its configuration is written with the first checkpoint, so that a training that fails before that leaves
+            nothing behind.
+        facts: the configuration as JSON.
+        command: by which a training that was stopped goes on.
+        every: steps between checkpoints.
+        keep: how many checkpoints to keep.
+        checkpoints: name of their folder in that of the run.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    command: str
+    every: int
+    keep: int
+    checkpoints: str = CHECKPOINTS
+
+    def save(self, training: NetworkTraining) -> None:
+        """Write the configuration and a checkpoint; a state that is not finite takes the place of none."""
+        training.state.check_faults()
+        save_json(self.folder / CONFIG, self.facts)
+        step, tensors = training.state.step, training.state.tensors()
+        save_checkpoint(self.folder / self.checkpoints, step, tensors, self.facts, keep=self.keep)
+
+    def restore(self, training: NetworkTraining) -> None:
+        """Take a training back to its newest checkpoint, if there is one, or raise InputError if that is beyond its last step."""
+        for newest in checkpoints(self.folder / self.checkpoints)[-1:]:
+            done = steps_done(newest, training.steps)
+            training.state.restore(load_checkpoint(newest)[0], done, str(newest))
+
+
+def follow(training: NetworkTraining, saving: Saving, *, what: str, batch_size: int) -> None:
+    """Take all steps of a training that are left after its newest checkpoint.
+
+    Args:
+        training: which; its state is advanced in place.
+        saving: where its state is saved, and was before.
+        what: is trained, as it is shown.
+        batch_size: images of a step.
+
+    Raises:
+        InputError: if a checkpoint is damaged, or of another network or beyond the last step.
+        DivergenceError: if the loss becomes NaN or infinite.
+        Interrupted: if the process was asked to stop; the state is saved.
+    """
+    saving.restore(training)
+    show_steps(_saved(training, saving), training.steps, batch_size, what=what, done=training.state.step)
+
+
+def _saved(training: NetworkTraining, saving: Saving) -> Iterator[EncoderStep]:
+    """Pass steps on; save the state now and then, in the end, and where training is asked to stop, which it then does."""
+    with polite_stop() as stop:
+        for step in training:
+            yield step
+            if stop or step.number % saving.every == 0 or step.number == training.steps:
+                saving.save(training)
+            if stop and step.number < training.steps:
+                raise Interrupted(step.number, training.steps, saving.command)
+
 
 _RECONSTRUCTED = 64
+
 # Training images that a linear probe is fitted on, at most.
 _PROBED = 10_000
-
 Network = ResNet | MaskedAutoencoder
 
 
@@ -186,3 +277,80 @@ def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str
     if isinstance(network, ResNet) and network.num_classes:
         figures["test_accuracy"] = accuracy_of(network, test.images, test.labels)
     return figures
+
+
+# Rows that the figures are of, at most, and how many of them at once.
+_MEASURED, _AT_ONCE = 2048, 64
+
+
+def train_streamed(network: MaskedAutoencoder, config: EncoderRunConfig, saving: Saving) -> dict[str, int | float]:
+    """Train a network on its device, by `train_masked`, from its newest checkpoint if there is one.
+
+    Returns:
+        `num_train_images`; `masked_error`, the mean squared error of what is filled in, and of a network that learnt classes
+        `train_accuracy`, the share of whole images that it names right, both of training images.
+
+    Raises:
+        DivergenceError: if its loss becomes NaN or infinite.
+        Interrupted: if the process was asked to stop; the state is saved.
+    """
+    settings, rows = cast(MAEConfig, config.encoder), configuration.open_rows(cast(StreamedData, config.data), config.seed)
+    state = masked_state(network, settings, config.seed)
+    batches = batches_of(rows, settings.batch_size, config.seed)
+    with ThreadPoolExecutor(1) as thread:
+        training = train_masked(state, _ahead(batches, settings.steps, thread), settings)
+        follow(training, saving, what="encoder", batch_size=settings.batch_size)
+    return {"num_train_images": len(rows), **_streamed_figures(network.eval(), rows, config)}
+
+
+def batches_of(rows: Rows, batch_size: int, seed: int) -> Batches:
+    """Return the batches of a training: every epoch is a new order of all rows, and each time a row is varied anew."""
+
+    def batches(number: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        del rng
+        return _taken(rows, (number - 1) * batch_size, batch_size, seed)
+
+    return batches
+
+
+def _taken(rows: Rows, first: int, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Return the rows at places of the training's order, and their labels where they have any."""
+    indices = shuffled_indices(len(rows), first, count, stream_seed(seed, "encoder batches"))
+    images = rows.take(indices, torch.arange(first, first + count))
+    return images, None if rows.labels is None else rows.labels[indices]
+
+
+def _ahead(batches: Batches, last: int, thread: Executor) -> Batches:
+    """Return the same batches, each read by a thread while the step before it computes."""
+    waiting: dict[int, Future] = {}
+
+    def read(number: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        found = waiting.pop(number).result() if number in waiting else batches(number, rng)
+        if number < last:
+            waiting[number + 1] = thread.submit(batches, number + 1, rng)
+        return found
+
+    return read
+
+
+@torch.no_grad()
+def _streamed_figures(network: MaskedAutoencoder, rows: Rows, config: EncoderRunConfig) -> dict[str, float]:
+    rng = torch.Generator(config.device).manual_seed(stream_seed(config.seed, "masks of figures"))
+    errors, hidden, hits = list[Tensor](), list[Tensor](), list[Tensor]()
+    for images, labels in _measured(rows, config.seed):
+        batch = to_signed(images.to(config.device))
+        mask = random_mask(len(batch), network.grid, rng)
+        errors.append(mae_loss(network(batch, mask)[0], network.patches(batch), mask))
+        hidden.append(mask.sum())
+        if network.classify is not None and labels is not None:
+            hits.append(cast(Tensor, network(batch)[1]).argmax(1).cpu() == labels)
+    shares = torch.stack(hidden) / torch.stack(hidden).sum()
+    figures = {"masked_error": float((torch.stack(errors) * shares).sum())}
+    return figures | ({"train_accuracy": float(torch.cat(hits).double().mean())} if hits else {})
+
+
+def _measured(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Return the first rows of the training's order, each once."""
+    count = min(_MEASURED, len(rows))
+    for places in torch.arange(count).split(_AT_ONCE):
+        yield _taken(rows, int(places[0]), len(places), seed)

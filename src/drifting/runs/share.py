@@ -28,14 +28,16 @@ from drifting.hub import Artifact, artifact_folder, build_network, metadata_of, 
 from drifting.hub.artifact import METADATA, PARAMETERS, Network, with_weights
 from drifting.hub.download import PREFIX
 from drifting.hub.msgpack_tree import DTYPES
-from drifting.run_folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
+from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
 from drifting.sampling import Sampler, check_labels, check_request, label_numbers, sample, sample_in_parts
 
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
 _WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)
+
 # Weights that have as many rows as there are classes.
 _PER_CLASS = ("condition.classes.weight", "classify.weight")
 _LATENT_CHANNELS, _PIXEL_CHANNELS = 4, (1, 3)
+
 # Large networks on few cores: more at once would take memory and save no time.
 _BATCH_SIZE = 8
 

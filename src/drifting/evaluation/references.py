@@ -16,6 +16,7 @@ from drifting._seeds import stream_seed
 from drifting.data.shuffle import shuffled_indices
 
 _SEED = stream_seed(0, "shares")
+
 # Its multiples, modulo 1, fill the unit interval evenly.
 _GOLDEN = (5**0.5 - 1) / 2
 

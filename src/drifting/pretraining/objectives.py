@@ -1,0 +1,353 @@
+"""What encoders and classifiers are trained for: reconstruction, classes, two views of an image, or its hidden patches.
+
+Trainings without files or logs, each a function of its arguments and of the network's initial weights alone. The
+learning rate rises linearly over the first fifth of the steps, then falls along half a cosine.
+
+A masked auto-encoder is trained for as short as one likes, or as the encoders of the paper were:
+
+    loss = (1 - w) mean over masked entries (reconstruction - image)^2  +  w cross_entropy(logits, labels)
+
+The weight w of the classes may be left for the end of the training, where it rises from 0.
+
+Shapes: b images, c channels, h x w pixels in [-1, 1].
+
+Source: SimCLR, arXiv:2002.05709; the masked auto-encoder is that of the paper, appendix A.3. The squares and the share that are
+hidden are those of `encoders.mae.random_mask`.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
+
+from drifting._checks import check_counts, check_learning_rate, full_precision
+from drifting._seeds import stream_seed
+from drifting.data.augmentation import Views, augment
+from drifting.data.pixels import to_signed
+from drifting.data.shuffle import shuffled_indices
+from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
+from drifting.encoders.simclr import SimCLR
+from drifting.errors import InputError
+from drifting.pretraining.loop import NetworkState, NetworkTraining, Optimisation, device_of
+from drifting.training.precision import PRECISIONS, computing_in
+
+_BLACK = -1.0
+Images = Float[Tensor, "b c h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How the images and labels of a classifier are varied in training; 0 switches a part off.
+
+    Attributes:
+        shift: largest shift in whole pixels, along each axis.
+        rotation: largest rotation in degrees.
+        scale: largest relative change of size, below 1.
+        label_smoothing: probability spread evenly over all classes, in [0, 1).
+        views: crops, mirrors and colours before all that; None for none.
+    """
+
+    shift: int = 2
+    rotation: float = 10.0
+    scale: float = 0.1
+    label_smoothing: float = 0.0
+    views: Views | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value out of its range."""
+        ranges = {"shift": math.inf, "rotation": math.inf, "scale": 1, "label_smoothing": 1}
+        for name, limit in ranges.items():
+            if not 0 <= getattr(self, name) < limit:
+                raise InputError(f"{name} is {getattr(self, name)}: pass a number from 0 to below {limit}")
+
+    def __call__(self, images: Images, rng: torch.Generator) -> Images:
+        """Return every image as another view, turned and scaled about its centre, then shifted, each by its own draw."""
+        if self.views is not None:
+            images = augment(images, self.views, rng)
+        if self.rotation or self.scale:
+            images = random_affine(images, rng, rotation=self.rotation, scale=self.scale)
+        return random_shift(images, rng, pixels=self.shift) if self.shift else images
+
+
+def random_shift(images: Images, rng: torch.Generator, *, pixels: int = 2) -> Images:
+    """Return every image shifted by up to `pixels` along each axis; what comes in from outside is black (-1)."""
+    count, channels, height, width = images.shape
+    padded = pad(images, (pixels,) * 4, value=_BLACK)
+    down, right = torch.randint(2 * pixels + 1, (2, count, 1), generator=rng, device=rng.device).to(images.device)
+    rows = (down + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (right + torch.arange(width, device=images.device))[:, None, None, :]
+    shifted = padded.gather(2, rows.expand(-1, channels, -1, padded.shape[3]))
+    return shifted.gather(3, columns.expand(-1, channels, height, -1))
+
+
+def random_affine(images: Images, rng: torch.Generator, *, rotation: float = 10.0, scale: float = 0.1) -> Images:
+    """Return every image turned by up to `rotation` degrees and scaled by a factor in [1 - scale, 1 + scale], bilinearly.
+
+    What comes in from outside is black (-1). Both draws are uniform.
+    """
+    height, width = images.shape[2:]
+    turn, size = (2 * torch.rand(2, len(images), generator=rng, device=rng.device) - 1).to(images)
+    angle, inverse = math.radians(rotation) * turn, 1 / (1 + scale * size)
+    cosine, sine, zero = inverse * angle.cos(), inverse * angle.sin(), torch.zeros_like(angle)
+    # Grid coordinates run over [-1, 1] along both axes: the aspect ratio keeps a turned rectangle a rectangle.
+    matrix = torch.stack([cosine, -sine * height / width, zero, sine * width / height, cosine, zero], 1)
+    grid = affine_grid(matrix.unflatten(1, (2, 3)), list(images.shape), align_corners=False)
+    return grid_sample(images - _BLACK, grid, align_corners=False) + _BLACK
+
+
+def train_autoencoder(
+    autoencoder: nn.Module,
+    images: Shaped[Tensor, "s c h w"],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    noise: float = 0.0,
+) -> NetworkTraining:
+    """Return the training of a network (images) -> (reconstruction, code) to minimise the mean squared error.
+
+    Every epoch is a new order of all images, so that each is seen as often as any other.
+
+    Args:
+        autoencoder: trained in place, on its device.
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        steps: number of optimiser steps.
+        batch_size: images of a step.
+        learning_rate: the highest of the schedule, of AdamW.
+        seed: of the order and of the noise.
+        noise: standard deviation of Gaussian noise added to the input and not to the target; 0 for none.
+
+    Raises:
+        InputError: if there is no image.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
+    """
+    draw, device = in_order(images, batch_size, seed), device_of(autoencoder)
+
+    def loss(number: int, rng: torch.Generator) -> Tensor:
+        clean = to_signed(images[draw(number)].to(device))
+        draws = noise * torch.randn(clean.shape, generator=rng, device=device) if noise else 0
+        return mse_loss(autoencoder(clean + draws)[0], clean)
+
+    return NetworkTraining(NetworkState(autoencoder, learning_rate=learning_rate, seed=seed), loss, steps=steps)
+
+
+def train_supervised(
+    model: nn.Module,
+    images: Shaped[Tensor, "s c h w"],
+    labels: Int[Tensor, " s"],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    augmentation: Augmentation = Augmentation(),
+) -> NetworkTraining:
+    """Return the training of a classifier (images) -> logits by cross-entropy; every epoch is a new order of all images.
+
+    Args:
+        model: trained in place, on its device.
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        labels: their classes.
+        steps: number of optimiser steps.
+        batch_size: images of a step.
+        learning_rate: the highest of the schedule, of AdamW.
+        seed: of the order and of the augmentation.
+        augmentation: how images and labels are varied.
+
+    Raises:
+        InputError: if there is not one label for every image.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
+    """
+    if len(images) != len(labels) or len(images) == 0:
+        raise InputError(f"data has {len(images)} images and {len(labels)} labels: pass one label for every image")
+    draw, device = in_order(images, batch_size, seed), device_of(model)
+
+    def loss(number: int, rng: torch.Generator) -> Tensor:
+        chosen = draw(number)
+        varied = augmentation(to_signed(images[chosen].to(device)), rng)
+        targets = labels.to(images.device)[chosen].long().to(device)
+        return cross_entropy(model(varied), targets, label_smoothing=augmentation.label_smoothing)
+
+    return NetworkTraining(NetworkState(model, learning_rate=learning_rate, seed=seed), loss, steps=steps)
+
+
+def in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tensor]:
+    """Return the function (number of a step) -> indices of its images; every epoch is a new order of all."""
+    if len(images) == 0:
+        raise InputError("data is empty: pass at least one image")
+
+    order = stream_seed(seed, "encoder batches")
+
+    def indices(number: int) -> Tensor:
+        chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, order))
+        return chosen.to(images.device)
+
+    return indices
+
+
+# (number of a step, rng) -> its images, uint8 in 0..255, floats in [-1, 1] or latents; and their labels, where there are any.
+Batches = Callable[[int, torch.Generator], tuple[Shaped[Tensor, "b c h w"], Int[Tensor, " b"] | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTraining(Optimisation):
+    """How a masked auto-encoder is trained.
+
+    Attributes:
+        steps: number of optimiser steps.
+        batch_size: images of a step.
+        micro_batch: images of one pass, to bound memory; None for all. It changes nothing else.
+        learning_rate: the highest, of AdamW.
+        precision: of the network in training, "float32" or "bfloat16"; weights, loss and averages are float32 either way.
+        classification_weight: share of the classes in the loss, from 0 to 1.
+        classified_steps: last steps in which they have it; None for all.
+        classification_warmup: of those, steps over which it rises linearly from 0.
+    """
+
+    steps: int = 2000
+    batch_size: int = 128
+    micro_batch: int | None = None
+    learning_rate: float = 1e-3
+    precision: str = "float32"
+    classification_weight: float = 0.0
+    classified_steps: int | None = None
+    classification_warmup: int = 0
+
+    def weight_at(self, number: int) -> float:
+        """Return the share of the classes in the loss of a step, counted from 1."""
+        since = number if self.classified_steps is None else number - (self.steps - self.classified_steps)
+        return self.classification_weight * min(1.0, max(0, since) / max(1, self.classification_warmup))
+
+
+def check_masked_training(settings: MaskedTraining, prefix: str = "") -> None:
+    """Raise InputError naming a setting, after the prefix, with which the training could not work."""
+    counted = {name: getattr(settings, name) for name in ("steps", "batch_size", "micro_batch")}
+    check_counts({f"{prefix}{name}": value for name, value in counted.items() if value is not None})
+    check_learning_rate(settings.learning_rate, f"{prefix}learning_rate")
+    if settings.precision not in PRECISIONS:
+        raise InputError(f"{prefix}precision is '{settings.precision}': pass {' or '.join(PRECISIONS)}")
+    if settings.ema_decay is not None and not 0 <= settings.ema_decay < 1:
+        raise InputError(f"{prefix}ema_decay is {settings.ema_decay}: pass a number from 0 to below 1")
+    if not 0 <= settings.classification_weight <= 1:
+        raise InputError(f"{prefix}classification_weight is {settings.classification_weight}: pass a number from 0 to 1")
+
+
+def masked_state(autoencoder: MaskedAutoencoder, settings: MaskedTraining, seed: int) -> NetworkState:
+    """Return the state at the start of a training; the seed is of the masks, and of what batches draw."""
+    return NetworkState(autoencoder, learning_rate=settings.learning_rate, seed=seed, settings=settings)
+
+
+def train_masked(state: NetworkState, batches: Batches, settings: MaskedTraining) -> NetworkTraining:
+    """Return the training of a masked auto-encoder to fill in what is hidden, and to name classes where they have a weight.
+
+    Args:
+        state: of `masked_state`, or one restored; advanced in place.
+        batches: the images of every step; labels are asked for where classification has a weight.
+        settings: of the training.
+
+    Raises:
+        InputError: if labels are missing where they are needed, those of a step when it is taken.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
+    """
+    autoencoder = cast(MaskedAutoencoder, state.model)
+    device = device_of(autoencoder)
+    if settings.classification_weight and autoencoder.classify is None:
+        raise InputError(f"classification_weight is {settings.classification_weight}, but the network names no classes: pass 0")
+
+    def loss(number: int, rng: torch.Generator) -> Iterator[Tensor]:
+        images, labels = batches(number, rng)
+        weight = settings.weight_at(number)
+        if weight and labels is None:
+            raise InputError(f"classification_weight is {settings.classification_weight}: pass one label for every image")
+        batch, mask = to_signed(images.to(device)), random_mask(len(images), autoencoder.grid, rng)
+        named = labels.long().to(device) if weight and labels is not None else None
+        for rows in torch.arange(len(batch), device=device).split(settings.micro_batch or len(batch)):
+            with computing_in(settings.precision, device):
+                reconstruction, logits = autoencoder(batch[rows], mask[rows])
+            # Shares of the means of the whole batch: over its hidden entries, and over its images.
+            error = mae_loss(reconstruction, autoencoder.patches(batch[rows]), mask[rows])
+            part = (1 - weight) * error * mask[rows].sum() / mask.sum().clamp_min(1)
+            if named is not None:
+                part = part + weight * cross_entropy(full_precision(cast(Tensor, logits)), named[rows]) * len(rows) / len(batch)
+            yield part
+
+    return NetworkTraining(state, loss, steps=settings.steps)
+
+
+_VIEWS = Views()
+
+
+def train_simclr(
+    simclr: SimCLR,
+    images: Shaped[Tensor, "s c h w"],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    views: Views = _VIEWS,
+) -> NetworkTraining:
+    """Return the training of a trunk and its head to know two views of an image among those of all others.
+
+    Args:
+        simclr: trained in place, on its device; its trunk is what is kept.
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        steps: number of optimiser steps.
+        batch_size: images of a step, at least 2; each is seen twice.
+        learning_rate: the highest of the schedule, of AdamW.
+        seed: of the order and of the views.
+        views: how a view differs from its image. What they vary, the trunk learns not to see: colour, above all.
+
+    Raises:
+        InputError: if there is no image, or fewer than two in a step.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
+    """
+    if batch_size < 2:
+        raise InputError(f"batch_size is {batch_size}: pass at least 2, since a view is known among those of other images")
+    draw, device = in_order(images, batch_size, seed), device_of(simclr)
+
+    def loss(number: int, rng: torch.Generator) -> Tensor:
+        batch = to_signed(images[draw(number)].to(device))
+        return simclr(augment(batch, views, rng), augment(batch, views, rng))
+
+    return NetworkTraining(NetworkState(simclr, learning_rate=learning_rate, seed=seed), loss, steps=steps)
+
+
+def train_mae(
+    autoencoder: MaskedAutoencoder,
+    images: Shaped[Tensor, "s c h w"],
+    labels: Int[Tensor, " s"] | None = None,
+    *,
+    seed: int,
+    **settings: Any,
+) -> NetworkTraining:
+    """Return the training of a masked auto-encoder on images in memory by `train_masked`.
+
+    Args:
+        autoencoder: trained in place, on its device.
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        labels: their classes, where classification has a weight.
+        seed: of the order and of the masks.
+        settings: of the training, fields of `MaskedTraining`.
+
+    Raises:
+        InputError: if there is no image, or no label for every image where they are needed.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
+    """
+    training = MaskedTraining(**settings)
+    if training.classification_weight and (labels is None or len(labels) != len(images)):
+        raise InputError(f"classification_weight is {training.classification_weight}: pass one label for every image")
+    draw = in_order(images, training.batch_size, seed)
+
+    def batches(number: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        del rng
+        chosen = draw(number)
+        return images[chosen], labels[chosen] if labels is not None else None
+
+    return train_masked(masked_state(autoencoder, training, seed), batches, training)

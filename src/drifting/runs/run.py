@@ -1,0 +1,222 @@
+"""A run and its folder: load it, sample from it, evaluate it.
+
+The folder holds config.json, metrics.jsonl, generator.safetensors (averaged weights), checkpoints/, frames.safetensors and the
+pictures; `load(folder)` needs the first and third alone.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from drifting import config as configuration
+from drifting._files import atomic_path, check_space, check_writable, hold
+from drifting._progress import show_sampling
+from drifting.checkpoint import load_network, save_json
+from drifting.config import LatentsData, RunConfig
+from drifting.distributed import join
+from drifting.errors import InputError
+from drifting.evaluation import Metrics
+from drifting.generators.base import Generator
+from drifting.plotting import image_grid, pixels_in_grid, points_figure, save_image
+from drifting.runs.evaluate import Asked, evaluate_run
+from drifting.runs.folder import CONFIG, METRICS, WEIGHTS, read_config
+from drifting.sampling import Sampler, batch_of, check_fits, label_numbers, sample, sample_in_parts
+from drifting.training.recorder import FRAMES, read_frames
+
+# Of images as bytes: those of a batch, and all.
+_COPIES = 2
+
+# Of pictures: more points hide each other, and more pixels are shown by few programs; so few images always fit.
+_MOST_POINTS, _MOST_PIXELS, _SMALL_PICTURE = 100_000, 2**26, 64
+
+# Columns of a picture of all classes, one for each; of more classes, or none, rows of ten.
+_WIDEST = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run."""
+
+    folder: Path
+    config: RunConfig
+    generator: Generator
+    pictures: tuple[Path, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of each label; None where they are not known, or there are none."""
+        return getattr(self.config.data, "class_names", None)
+
+    def sample(
+        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
+    ) -> Tensor:
+        """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each.
+
+        Labels are numbers of classes, or their names; see `sampling.label_numbers`.
+        """
+        export, told = configuration.build_export(self.config), self._told(seed, labels, guidance_scale)
+        if isinstance(self.config.data, LatentsData):
+            check_fits(count, _COPIES * math.prod(configuration.exported_shape(self.config)))
+        with show_sampling(max(1, count), quiet=not join().leads) as progress:
+            samples = sample(self.generator, count, seen=progress.advance, **told)
+        return export(samples)
+
+    def parts(
+        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
+    ) -> Iterator[Tensor]:
+        """Yield what `sample` returns in parts, each of which fits into memory."""
+        export, told = configuration.build_export(self.config), self._told(seed, labels, guidance_scale)
+        done = 0
+        with show_sampling(max(1, count), quiet=not join().leads) as progress:
+            for part in sample_in_parts(self.generator, count, **told):
+                yield export(part)
+                done += len(part)
+                progress.advance(done)
+
+    def _told(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
+        numbers = label_numbers(labels, self.class_names)
+        scale, batch_size = self.config.schedule.scale_of_samples(guidance_scale), batch_of(self.generator.sample_shape)
+        return {"seed": seed, "labels": numbers, "guidance_scale": scale, "processes": join(), "batch_size": batch_size}
+
+    def frames(self) -> dict[int, Tensor]:
+        """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
+        path = self.folder / FRAMES
+        return read_frames(path, self.generator.sample_shape) if path.exists() else {}
+
+    def summary(self) -> list[str]:
+        """Return the paths of its pictures."""
+        return [str(picture) for picture in self.pictures]
+
+    def evaluate(
+        self,
+        *,
+        judge: str | None = None,
+        real: str | None = None,
+        count: int | None = None,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        batch_size: int | None = None,
+        device: str = "cpu",
+    ) -> Metrics:
+        """Measure the run against real data and keep the figures in metrics.json; arguments as of `evaluate.Asked`."""
+        told = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
+        asked = Asked(judge=judge, real=real, count=count, **told)
+        check_writable(self.folder, "run")
+        with hold(self.folder, "run"):
+            metrics = evaluate_run(self.config, self.generator, asked, folder=self.folder, frames=self.frames)
+            save_json(self.folder / METRICS, metrics)
+        return metrics
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network trained on its own: a judge or an encoder.
+
+    Attributes:
+        weights: their file.
+        figures: name -> share of images that are named right, or the error of what is filled in; empty where there is neither.
+    """
+
+    weights: Path
+    figures: Mapping[str, float]
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights lie."""
+        return self.weights.parent
+
+    def summary(self) -> list[str]:
+        """Return what the training leaves, a line each."""
+        lines = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.figures.items()]
+        return [*(lines or ["no accuracy, for the images are not of two classes or more"]), str(self.weights)]
+
+
+def load(folder: str | Path) -> Run:
+    """Return a trained run, ready to sample on the CPU, or raise InputError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"run is '{folder}', which is not a folder: name the --save-dir of a training")
+    config = read_config(folder / CONFIG)
+    generator = load_network(lambda: configuration.build_generator(config), folder / WEIGHTS)
+    return Run(folder, config, generator.eval())
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless samples can be written to a file."""
+    if out.suffix not in (".png", ".npy"):
+        raise InputError(f"out is '{out}': name a .png picture or a .npy array")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise InputError(f"out is '{out}', which exists: pass --overwrite or name another file")
+    check_writable(out.parent, "out")
+
+
+def write_samples(
+    run: Sampler,
+    out: Path,
+    count: int,
+    *,
+    seed: int = 0,
+    labels: Sequence[int | str] | None = None,
+    guidance_scale: float | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError; classes are named above a picture."""
+    check_output(out, overwrite=overwrite)
+    if out.suffix == ".png" and count > _SMALL_PICTURE:
+        _check_picture(run.sample(1, labels=labels, guidance_scale=guidance_scale).shape[1:], count)
+    if out.suffix == ".npy":
+        return _write_array(run.parts(count, seed=seed, labels=labels, guidance_scale=guidance_scale), out, count)
+    samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
+    if not join().leads:
+        return
+    if samples.ndim == 2:
+        save_image(points_figure(samples), out)
+    else:
+        columns = _columns(len(samples), labels, run.generator.num_classes)
+        save_image(image_grid(samples, columns=columns, names=_headings(run, labels, columns)), out)
+
+
+def _write_array(parts: Iterator[Tensor], out: Path, count: int) -> None:
+    """Write samples as one array to a .npy file, which never are in memory all together; all processes make them, the first writes.
+
+    Not by a mapped file, in which a full disk would end the process.
+    """
+    if not join().leads:
+        for _ in parts:
+            pass
+        return
+    first = np.ascontiguousarray(next(parts).numpy())
+    described = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    check_space(out.parent, first[0].nbytes * count, "out")
+    with atomic_path(out) as scratch, scratch.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**described, "shape": (count, *first.shape[1:])})
+        file.write(first.data)
+        for part in parts:
+            file.write(np.ascontiguousarray(part.numpy()).data)
+
+
+def _check_picture(shape: Sequence[int], count: int) -> None:
+    """Raise InputError unless a picture can show so many points [2] or images [h, w, c]."""
+    most = _MOST_POINTS if len(shape) == 1 else _MOST_PIXELS // pixels_in_grid(*shape[:2])
+    if count > most:
+        raise InputError(f"num_samples is {count}, too many for a picture: ask for at most {most}, or name a .npy file")
+
+
+def _headings(run: Sampler, labels: Sequence[int | str] | None, columns: int) -> list[str] | None:
+    """Return the name of the class of each column; None where they are not known, or a column has several."""
+    if run.class_names is None or run.generator.num_classes is None:
+        return None
+    cycle = label_numbers(labels, run.class_names) or range(run.generator.num_classes)
+    return [run.class_names[cycle[column % len(cycle)]] for column in range(columns)] if columns % len(cycle) == 0 else None
+
+
+def _columns(count: int, labels: Sequence[int | str] | None, num_classes: int | None) -> int:
+    """Return how many columns a picture has: about as many as rows where labels are named, every column of one of them."""
+    if labels:
+        return len(labels) * max(1, round(count**0.5 / len(labels)))
+    return num_classes if num_classes is not None and num_classes <= _WIDEST else 10

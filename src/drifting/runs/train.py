@@ -1,0 +1,271 @@
+"""From a configuration to a trained run in a folder: what is shown, logged, set aside and saved, and how it stops.
+
+A recipe on latents that is given images has their latents written first, once, beside the folder of its run.
+"""
+
+import dataclasses
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from drifting import config as configuration
+from drifting._files import check_space, check_writable, hold
+from drifting._progress import TrainingProgress, tell_stage
+from drifting.checkpoint import load_weights, save_json, save_tensors
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, LatentsData, RunConfig
+from drifting.data.dataset import reference_samples
+from drifting.data.latents import INDEX
+from drifting.data.latents_writer import CacheSettings, write_latents
+from drifting.data.vae import DEFAULT, load_vae
+from drifting.distributed import Processes, check_device, join, whole
+from drifting.encoders.base import FeatureEncoder
+from drifting.errors import InputError
+from drifting.generators.base import Generator
+from drifting.runs import pretrain
+from drifting.runs.endings import ending
+from drifting.runs.extractors import train_classifier
+from drifting.runs.folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim
+from drifting.runs.run import Run, TrainedNetwork
+from drifting.training.loop import check_shares
+from drifting.training.loop import train as training_steps
+from drifting.training.positives import Positives
+from drifting.training.recorder import Recorder, Resources, frame_steps
+from drifting.training.signals import Interrupted, command_to_go_on, polite_stop
+from drifting.training.state import TrainingState
+
+# Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
+_REFERENCE_SEED = 1
+
+
+def start(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run | TrainedNetwork:
+    """Train whatever the configuration is of, by `train`, `train_judge` or `train_encoder`."""
+    if isinstance(config, RunConfig):
+        return train(config, save_dir, resume=resume, overwrite=overwrite)
+    if (size := join().size) > 1:
+        raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
+    if isinstance(config, EncoderRunConfig):
+        return train_encoder(config, save_dir, resume=resume, overwrite=overwrite)
+    return train_judge(config, save_dir, resume=resume, overwrite=overwrite)
+
+
+def train_judge(config: ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> TrainedNetwork:
+    """Train a classifier into a folder, for the evaluation of generators; arguments and errors as in `train`."""
+    folder = Path(save_dir)
+    _check_once(resume=resume, overwrite=overwrite)
+    configuration.forget_data()
+    config = configuration.resolve(config)
+    pretrain.check_networks(config)
+    check_writable(folder, "save_dir")
+    with hold(folder, "save_dir"):
+        claim(folder, config, resume=resume, overwrite=overwrite)
+        _tell_found(config)
+        with ending(folder, config, join(), command=command_to_go_on(config.preset, folder), resume=resume):
+            return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
+
+
+def train_encoder(
+    config: EncoderRunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> TrainedNetwork:
+    """Train a feature encoder into a folder, for generators to drift in its features; arguments and errors as in `train`."""
+    folder = Path(save_dir)
+    _check_once(resume=resume, overwrite=overwrite)
+    configuration.forget_data()
+    config = configuration.resolve(with_latents(config, folder, join(), overwrite=overwrite))
+    pretrain.check_networks(config)
+    check_writable(folder, "save_dir")
+    with hold(folder, "save_dir"):
+        claim(folder, config, resume=resume, overwrite=overwrite)
+        _tell_found(config)
+        with ending(folder, config, join(), command=pretrain.command_of(config, folder), resume=resume):
+            figures = pretrain.train_encoder(config, folder)
+    shown = {name: value for name, value in figures.items() if name.endswith(("accuracy", "error"))}
+    return TrainedNetwork(folder / ENCODER_WEIGHTS, shown)
+
+
+def _tell_found(config: AnyConfig) -> None:
+    if lines := configuration.found_lines(config.data):
+        print(*lines, sep="\n", flush=True)
+
+
+def _check_once(*, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise InputError("resume and overwrite are both given: pass one of them")
+
+
+def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
+    """Train a run into a folder and return it, together with all processes that were started to do so.
+
+    Args:
+        config: from a preset, or written by hand.
+        save_dir: the run folder.
+        resume: go on from the newest checkpoint of the folder; only what changes no figure may differ, see
+            `folder`, and the number of processes.
+        overwrite: delete the run that is there first.
+
+    Raises:
+        InputError: for anything that cannot work, before anything is written.
+        DivergenceError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
+        Interrupted: if the process was asked to stop; the state is saved.
+        LostProcessError: if another process died; the last checkpoint is kept.
+    """
+    folder, processes = Path(save_dir), join()
+    _check_once(resume=resume, overwrite=overwrite)
+    check_device(config.device, processes)
+    configuration.forget_data()
+    config = configuration.resolve(with_latents(configuration.find_weights(config), folder, processes, overwrite=overwrite))
+    source, generator = configuration.build_source(config), configuration.build_generator(config)
+    check_shares(config.schedule, source.num_classes, processes)
+    pretrain.check_networks(config)
+    command = command_to_go_on(config.preset, folder, processes.size)
+    with ExitStack() as held:
+        with processes.leads_the_way():
+            if processes.leads:
+                check_writable(folder, "save_dir")
+                _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
+                held.enter_context(hold(folder, "save_dir"))
+                claim(folder, config, resume=resume, overwrite=overwrite)
+            held.enter_context(ending(folder, config, processes, command=command, resume=resume))
+            encoder = _prepare(config, folder, processes)
+            positives = configuration.build_positives(config, encoder, folder / "features")
+        shared = {"processes": processes, "sharded": config.parallel == "fsdp"}
+        state = TrainingState(generator.to(config.device), config.schedule, config.seed, **shared)
+        recorder = Recorder(
+            folder,
+            state,
+            positives,
+            facts=configuration.to_json(config),
+            reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED, limit=True),
+            frame_samples=config.frame_samples,
+            keep=config.keep,
+            guidance_scale=config.schedule.scale_of_samples(),
+        )
+        if config.trains_encoder and processes.leads:
+            tell_stage(2, 2, "generator", config.schedule.steps)
+        if resume:
+            # Stopped in the training of its encoder, or soon after, a run has no checkpoint of its generator yet.
+            recorder.resume(config.schedule.steps, may_begin=config.trains_encoder)
+        if state.step == config.schedule.steps and processes.leads:
+            print(f"{folder} is finished, with all {state.step} steps: pass a higher --steps to train it further", flush=True)
+        follow(recorder, config, positives, encoder)
+        return _finish(recorder, config)
+
+
+def _prepare(config: RunConfig, folder: Path, processes: Processes) -> FeatureEncoder:
+    """Tell what was found, return the encoder, trained if it is not yet, and write the configuration."""
+    # An encoder that is there may turn out not to fit; one that is not is trained first.
+    has_encoder = (folder / ENCODER_WEIGHTS).exists()
+    if processes.leads and not has_encoder:
+        _tell_found(config)
+    encoder = configuration.build_encoder(config, pretrain.prepare_encoder(config, folder))
+    if processes.leads and has_encoder:
+        _tell_found(config)
+    if processes.leads:
+        save_json(folder / CONFIG, configuration.to_json(config))
+    return encoder
+
+
+def _check_space(folder: Path, config: RunConfig, generator: Generator, *, resume: bool, overwrite: bool) -> None:
+    """Raise StorageError unless two checkpoints fit on the disk, or one more where the run is resumed."""
+    weights = sum(value.numel() * value.element_size() for value in generator.state_dict().values())
+    # The weights, their averages, and two moments of each.
+    checkpoint = weights * (2 + len(config.schedule.other_ema_decays) + 2)
+    deleted = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if overwrite else []
+    check_space(folder, checkpoint * (1 if resume else 2) - sum(deleted), "save_dir")
+
+
+def _finish(recorder: Recorder, config: RunConfig) -> Run:
+    """Write the weights of the generator and the pictures."""
+    folder, state = recorder.folder, recorder.state
+    weights = {name: whole(value).cpu() for name, value in state.averaged.state_dict().items()}
+    generator, pictures = configuration.build_generator(config), []
+    load_weights(generator, weights, str(folder))
+    if state.processes.leads:
+        save_tensors(folder / WEIGHTS, weights)
+        pictures = configuration.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
+        reconstruction = folder / RECONSTRUCTION
+        pictures += [reconstruction] if reconstruction.exists() else []
+    state.processes.wait()
+    return Run(folder, config, generator.eval(), tuple(pictures))
+
+
+def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
+    """Run the loop: log, set frames aside, save, and stop where asked to, or where another process is.
+
+    Raises:
+        DivergenceError: if the loss becomes NaN or infinite.
+        Interrupted: if the process was asked to stop.
+    """
+    state, schedule, processes = recorder.state, config.schedule, recorder.state.processes
+    frames_at = frame_steps(schedule.steps, config.frames)
+    choices = len(state.averages) + 1 if len(state.averages) > 1 else 0  # snapshots of `choose_average`
+    loss = configuration.build_loss(config)
+    if state.step == 0:
+        recorder.take_frame()
+    last_time, last_step = time.perf_counter(), state.step
+    samples_per_step = min(schedule.labels_per_step, positives.num_classes or 1) * schedule.generated
+    resources = Resources(state.device, state.step, samples_per_step)
+    console = Console(quiet=not processes.leads)
+    progress = TrainingProgress(schedule.steps, state.step, samples_per_step, console=console)
+    with progress, polite_stop() as stop:
+        for step in training_steps(state, positives, encoder, loss, schedule):
+            recorder.observe(step)
+            more: dict[str, int | float] = {}
+            if step.number in frames_at:
+                with progress.apart(choices + sum(at > step.number for at in frames_at)):
+                    more["energy_distance"] = recorder.take_frame()
+            if step.number == schedule.steps:
+                more |= recorder.choose_average() | resources.used(step)
+            drift_norm = None
+            if more or step.number % config.log_every == 0 or step.number == schedule.steps:
+                more["steps_per_second"] = (step.number - last_step) / (time.perf_counter() - last_time)
+                last_time, last_step = time.perf_counter(), step.number
+                values = recorder.write_metrics(step, **more)
+                drift_norm = sum(value for name, value in values.items() if name.startswith("drift_norm/"))
+            progress.advance(step.number, drift_norm)
+            stopped = processes.any(bool(stop))
+            if stopped or step.number % config.checkpoint_every == 0 or step.number == schedule.steps:
+                recorder.save()
+            if stopped and step.number < schedule.steps:
+                raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
+
+
+Config = TypeVar("Config", RunConfig, EncoderRunConfig)
+
+
+def with_latents(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> Config:
+    """Return a configuration whose latents are a cache: that of FOLDER/../IMAGES-latents, made here, where images are named.
+
+    Runs beside each other, such as an encoder and the generator that drifts in its features, share it. Stopped on the way it goes
+    on, when the run is started again.
+
+    Args:
+        config: of the run, its weights found.
+        folder: of the run.
+        processes: those that train it, the first of which writes.
+        overwrite: whether a run in the folder would be deleted.
+
+    Raises:
+        InputError: if there is a run in the folder, or its encoder does not fit; else as `latents_writer.write_latents` does.
+    """
+    data = config.data
+    if not isinstance(data, LatentsData) or data.files is not None or data.path is None:
+        return config
+    images = Path(data.path).expanduser().resolve()
+    if not images.is_dir() or (images / INDEX).exists():
+        return config
+    check_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite")
+    check_writable(folder, "save_dir")
+    cache = folder.resolve().parent / f"{images.name}-latents"
+    settings, vae = CacheSettings(device=config.device), data.vae or DEFAULT
+    with processes.leads_the_way():
+        if processes.leads:
+            if isinstance(config, RunConfig):
+                # Weights that do not fit are told now, not after hours.
+                shape = load_vae(vae).latent_shape(settings.image_size)
+                configuration.build_network(dataclasses.replace(config, data=dataclasses.replace(data, image_shape=shape)))
+            print(f"{images} holds images: their latents go to {cache} first", flush=True)
+            write_latents(images, vae, cache, settings)
+    return dataclasses.replace(config, data=dataclasses.replace(data, path=str(cache)))
