@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from drifting.metrics import two_sample
+from drifting.metrics import distances, two_sample
 from drifting.metrics.two_sample import energy_distance, energy_distances, mean_distance
 
 
@@ -61,6 +61,7 @@ def test_distance_does_not_depend_on_the_chunks(monkeypatch, dim):
     x, y = _points(23, dim, 0), _points(17, dim, 1)
     expected = energy_distance(x, y)
     monkeypatch.setattr(two_sample, "_CHUNK", 40)
+    monkeypatch.setattr(distances, "_CHUNK", 40)
     assert energy_distance(x, y) == pytest.approx(expected, rel=1e-12)
 
 
@@ -71,6 +72,16 @@ def test_floor_of_two_samples_of_one_distribution_is_as_told():
     expected = (1 / n + 1 / m) * 2 / math.pi**0.5
     spread = torch.tensor(found).std() / repeats**0.5
     assert abs(sum(found) / repeats - expected) < 4 * float(spread)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+@pytest.mark.parametrize("near", [0.0, 1e-9, 1e-6, 1e-3, 1.0])
+def test_distances_in_many_dimensions_are_those_by_subtraction_however_near(near, offset):
+    x = _points(20, 300, 0).double() + offset
+    y = torch.cat([x[:12] + near * _points(12, 300, 1).double(), _points(5, 300, 2).double() + offset])
+    for first, second in ((x, y), (x[:12], y[:12]), (x[:1], y[:1]), (x, x)):
+        expected = float((first[:, None] - second).square().sum(2).sqrt().mean())
+        assert mean_distance(first, second) == pytest.approx(expected, rel=1e-11, abs=0)
 
 
 def test_half_precision_is_measured_in_float64():
