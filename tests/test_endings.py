@@ -179,7 +179,11 @@ def test_configuration_that_is_no_runs_is_not_deleted(here, command):
 
 @small
 @pytest.mark.parametrize(
-    "ending", [DivergenceError("it diverged"), MemoryError("no more"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")]
+    "ending",
+    [
+        *(DivergenceError("it diverged"), MemoryError("no more"), KeyboardInterrupt()),
+        *(OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EROFS, errno.EACCES)),
+    ],
 )
 def test_end_after_a_checkpoint_tells_which_and_how_to_go_on(here, command, monkeypatch, ending):
     append = MetricsLog.append

@@ -168,7 +168,12 @@ def save_checkpoint(
                 for left in folder.glob(f"{_SHARDS}*"):  # by a run that was killed
                     shutil.rmtree(left)
                 shards.mkdir(parents=True)
-        save_shards(shards, tensors)
+        try:
+            save_shards(shards, tensors)
+        except BaseException:  # a full disk, perhaps: what was written is in the way
+            if processes.leads:
+                shutil.rmtree(shards, ignore_errors=True)
+            raise
         processes.wait()
     if processes.leads:
         with atomic_path(target) as scratch:

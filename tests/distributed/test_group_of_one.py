@@ -1,12 +1,19 @@
 """A group of one process goes all the ways of several, on whatever device there is: with a GPU, those of NCCL."""
 
 import dataclasses
+import errno
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
+from drifting import presets
+from drifting.checkpoint import load_checkpoint, save_checkpoint
 from drifting.distributed import load_shards, local, processes, save_shards
+from drifting.errors import InputError, StorageError
 from drifting.loss import DriftingLoss
+from drifting.runs.endings import ending
 from drifting.training.loop import train
 from tests.distributed import one_step
 from tests.distributed.one_step import GUIDED, Case
@@ -46,6 +53,44 @@ def test_training_is_that_of_a_process_alone(case, device, request):
         assert found["gradients"][name].device.type == device
         torch.testing.assert_close(found["gradients"][name], gradient, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(found["loss"], expected["loss"], rtol=tolerance, atol=0)
+
+
+FAULTS = {errno.ENOSPC: "Make room", errno.EROFS: "Make it writable", errno.EACCES: "Make it writable"}
+
+
+@pytest.mark.parametrize("number", FAULTS, ids=errno.errorcode.get)
+def test_disk_that_refuses_a_share_is_told_in_a_sentence_and_leaves_the_older_checkpoint(group, tmp_path, monkeypatch, number):
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    state, *_ = Case(sharded=True, dtype=torch.float32).make()
+    folder = tmp_path / "checkpoints"
+    save_checkpoint(folder, 1, state.tensors(), {}, keep=1, processes=group)
+
+    def refuse(self, *_):
+        (Path(self.path) / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", refuse)
+    with (
+        pytest.raises(StorageError) as caught,
+        ending(tmp_path, presets.preset("toy"), group, command="drifting train toy --resume", resume=True),
+    ):
+        save_checkpoint(folder, 2, state.tensors(), {}, keep=1, processes=group)
+    safe = "its checkpoint step-00000001 is whole"
+    said = f"({os.strerror(number).lower()}); {safe}. {FAULTS[number]}, then go on with: drifting train toy --resume"
+    assert str(caught.value) == f"a file cannot be written or read {said}"
+    assert [path.name for path in folder.iterdir()] == ["step-00000001"]
+    assert load_checkpoint(folder / "step-00000001")[0].keys() == state.tensors().keys()
+
+
+@pytest.mark.parametrize("kept", [0, 100, -8])
+def test_damaged_share_is_refused_in_a_sentence(group, tmp_path, kept):
+    state, *_ = Case(sharded=True, dtype=torch.float32).make()
+    target = save_checkpoint(tmp_path, 1, state.tensors(), {}, keep=1, processes=group)
+    (share,) = target.glob("*.safetensors")
+    share.write_bytes(share.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"step-00000001', which is corrupted or truncated .*: delete the folder"):
+        load_checkpoint(target, state.layout)
 
 
 @pytest.mark.parametrize("device", DEVICES)

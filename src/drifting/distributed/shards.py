@@ -1,7 +1,8 @@
 """Weights of which every process keeps a share: how they are split, put together, written and read."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -60,7 +61,19 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    with _plain_errors():
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise what a process met, such as a full disk, on all processes; torch wraps it in an exception that is no `Exception`."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        raise min(error.failures.items())[1][0] from None
 
 
 def load_shards(folder: Path, layout: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
@@ -79,7 +92,7 @@ def load_shards(folder: Path, layout: Callable[[str], Tensor | None]) -> dict[st
         kind = found.properties.dtype
         fits = like is not None and hasattr(like, "to_local") and like.shape == found.size
         tensors[name] = torch.empty_like(cast(Tensor, like), dtype=kind) if fits else torch.empty(found.size, dtype=kind)
-    with warnings.catch_warnings():
+    with _plain_errors(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it reads alone is no news
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not dist.is_initialized())
     return tensors
