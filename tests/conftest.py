@@ -14,7 +14,7 @@ from drifting import config as configuration
 from drifting import presets, runs
 from drifting.cli import main
 from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, MLPConfig, RunConfig
-from tests.image_folders import write_images
+from tests.support.image_folders import write_images
 
 BATCH_SIZES = {"toy": 32, "digits": 40, "mnist-pixel": 24, "mnist-encoder": 24, "images": 24}
 FRAME_SAMPLES = {"toy": 40, "digits": 100, "mnist-pixel": 60, "mnist-encoder": 60, "images": 60}

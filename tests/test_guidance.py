@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from drifting import InputError, draw_guidance_scale, drifting_loss, mean_shift_field, unconditional_weight
 from drifting.guidance import check_guidance_law, check_guidance_scale
-from tests.two_components import two_components, upper_shares
+from tests.support.two_components import two_components, upper_shares
 
 properties = settings(max_examples=25, deadline=None)
 

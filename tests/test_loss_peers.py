@@ -8,7 +8,7 @@ from drifting.fields.base import Peers
 from drifting.fields.mean_shift import MeanShift
 from tests.oracle import drifting_oracle as oracle
 from tests.support.covering import pairwise
-from tests.threads import ThreadPeers, on_peers
+from tests.support.threads import ThreadPeers, on_peers
 
 OPTIONS = {
     "default": {},

@@ -34,7 +34,7 @@ jaxtyping.install_import_hook("drifting", "beartype.beartype")
 import dataclasses, sys, tempfile
 from pathlib import Path
 from tests.conftest import shrunk
-from tests.image_folders import write_images
+from tests.support.image_folders import write_images
 from drifting import presets, runs
 from drifting.config import BankConfig, ImageFilesData, PixelsConfig
 from drifting.runs.compare import write_comparison

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from drifting.data.latents import LatentCache, shard_path
 from drifting.errors import InputError
-from tests.latent_caches import make_index, told_apart, write_cache
+from tests.support.latent_caches import make_index, told_apart, write_cache
 
 LABELS = torch.arange(12) % 3
 

@@ -9,8 +9,8 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import ImageRows, LatentRows, RowBankSource, RowSource
 from drifting.errors import InputError
-from tests.image_folders import write_images
-from tests.latent_caches import told_apart, write_cache
+from tests.support.image_folders import write_images
+from tests.support.latent_caches import told_apart, write_cache
 
 LABELS = torch.tensor([0] * 6 + [1] * 2 + [2] * 40)
 

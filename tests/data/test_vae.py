@@ -3,7 +3,7 @@ import torch
 
 from drifting.data.vae import VAE, draw_latents, load_vae
 from drifting.errors import InputError
-from tests.tiny_vae import write_vae
+from tests.support.tiny_vae import write_vae
 
 
 @pytest.fixture(scope="module")

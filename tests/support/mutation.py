@@ -251,7 +251,7 @@ def tests_of(path: str) -> list[Path]:
     found = []
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
         beside = file.parent.relative_to(ROOT / "tests") == Path(path).parent
-        own = beside and file.stem.startswith(f"test_{name}")
+        own = beside and file.stem.startswith(f"test_{name.lstrip('_')}")
         imported = False
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):

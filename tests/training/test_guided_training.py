@@ -16,7 +16,7 @@ from drifting.sampling import sample
 from drifting.training.loop import TrainingState, draw_batch, train
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
-from tests.two_components import two_components, upper_shares
+from tests.support.two_components import two_components, upper_shares
 
 SCHEDULE = Schedule(
     steps=330,

@@ -1,0 +1,89 @@
+"""Pictures of runs whose images are too many for memory, or are latents."""
+
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+
+from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, report, to_bytes
+from drifting.config.report import _layout, build_pictures
+from drifting.data.dataset import InMemorySource
+from drifting.data.vae import load_vae
+from drifting.training.schedule import Schedule
+from tests.support.tiny_vae import write_vae
+
+LOG = [{"step": 1, "loss": 1.0, "drift_norm/sample/0.1": 2.0, "energy_distance": 0.5}]
+SCHEDULE = Schedule(steps=2, generated=4, positives=4, learning_rate=1e-3)
+
+
+def _config(data, frame_samples: int) -> RunConfig:
+    parts = {"bank": BankConfig(), "generator": DecoderMLPConfig(), "loss": LossConfig(), "schedule": SCHEDULE}
+    return RunConfig(preset="x", data=data, frame_samples=frame_samples, **parts)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Note what is drawn, in place of drawing it."""
+    calls = []
+    monkeypatch.setattr(report, "draw_images", lambda folder, **options: calls.append(options) or [])
+    return calls
+
+
+def _source(monkeypatch, samples: torch.Tensor, classes: int | None) -> None:
+    labels = None if classes is None else torch.arange(len(samples)) % classes
+    monkeypatch.setattr(report, "build_source", lambda config: InMemorySource(samples, labels))
+
+
+@pytest.mark.parametrize(("classes", "layout"), [(3, (3, 10)), (10, (10, 6)), (20, (20, 3)), (21, (8, 8)), (None, (8, 8))])
+def test_rows_are_classes_unless_there_are_too_many(classes, layout):
+    assert _layout(classes, 64) == layout
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "layout"), [(1000, 2048, (10, 10)), (3, 5, (2, 2)), (2, 5, (2, 2)), (1000, 1, (1, 1))]
+)
+def test_square_is_no_larger_than_its_samples(classes, count, layout):
+    assert _layout(classes, count) == layout
+
+
+def test_latents_are_decoded_for_pictures(drawn, monkeypatch, tmp_path):
+    folder = write_vae(tmp_path / "vae")
+    latents = torch.randn(40, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    _source(monkeypatch, latents, 3)
+    data = LatentsData(path="some/cache", vae=str(folder), image_shape=(4, 4, 4), num_classes=3)
+    frames = {0: latents[:12], 7: latents[12:24]}
+    build_pictures(_config(data, 12))(tmp_path, frames=frames, log=LOG)
+    (shown,) = drawn
+    assert shown["title"] == "cache, decoded latents"
+    assert (shown["real"].shape, shown["labelled"]) == ((3, 4, 3, 8, 8), True)
+    assert torch.equal(shown["frames"][7], to_bytes(load_vae(folder).decode(latents[12:24])))
+    # Rows are classes, of latents of the data.
+    decoded = to_bytes(load_vae(folder).decode(latents)).flatten(1).int()
+    places = [
+        (decoded - (image.flatten() + 1).mul(127.5).round().int()).abs().amax(1).argmin() for image in shown["real"].flatten(0, 1)
+    ]
+    assert [int(place) % 3 for place in places] == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize("classes", [None, 30])
+def test_many_classes_are_shown_in_a_square(drawn, monkeypatch, tmp_path, classes):
+    images = torch.rand(60, 3, 4, 4) * 2 - 1
+    _source(monkeypatch, images, classes)
+    data = ImageFilesData(path="photos", image_size=4, image_shape=(3, 4, 4), num_classes=classes)
+    build_pictures(_config(data, 20))(tmp_path, frames={1: images[:20]}, log=LOG)
+    (shown,) = drawn
+    assert (shown["title"], shown["real"].shape, shown["labelled"]) == ("photos", (4, 4, 3, 4, 4), False)
+    assert torch.equal(shown["frames"][1], to_bytes(images[:16]))
+
+
+def test_pictures_can_be_opened_and_none_looks_for_copies(monkeypatch, tmp_path):
+    images = torch.rand(60, 3, 8, 8) * 2 - 1
+    _source(monkeypatch, images, 3)
+    data = ImageFilesData(path="photos", image_size=8, image_shape=(3, 8, 8), num_classes=3)
+    config = dataclasses.replace(_config(data, 9), device="cpu")
+    paths = build_pictures(config)(tmp_path, frames={0: images[:9], 1: images[9:18]}, log=LOG)
+    assert [path.name for path in paths] == ["samples.png", "progress.png", "losses.png", "training.gif"]
+    for path in paths:
+        with Image.open(path) as picture:
+            picture.verify()
