@@ -1,9 +1,9 @@
 """Run folders of an earlier version (0.1.0, November 2026) still load, sample and resume.
 
 Each folder of `tests/earlier_runs` holds a finished run of 6 steps, its checkpoint of step 4, and samples of it in
-expected.safetensors. The images are those of `tests.support.image_folders`, drawn from a memory bank and compared in an auto-encoder.
-The runs were made on one processor; another may round differently, so values are
-compared to the digits that survive six steps.
+expected.safetensors. The images are those of `tests.support.image_folders`, drawn from a memory bank and compared in an auto-
+encoder. The runs were made on one processor; another may round differently, so values are compared to the digits that survive six
+steps.
 """
 
 import shutil
