@@ -157,3 +157,7 @@ def test_ends_of_the_law_stay_finite(numbers):
     drawn = draw_guidance_scale(1000, **numbers, rng=torch.Generator().manual_seed(0))
     assert bool(drawn.isfinite().all())
     assert drawn.min() >= 1
+
+
+def test_no_scales_have_no_weights():
+    assert unconditional_weight(torch.empty(0), 64, 16).shape == (0,)

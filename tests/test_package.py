@@ -36,14 +36,28 @@ from pathlib import Path
 from tests.conftest import shrunk
 from tests.support.image_folders import write_images
 from drifting import presets, runs
+from drifting import config as configuration
 from drifting.config import BankConfig, ImageFilesData, PixelsConfig
 from drifting.runs.compare import write_comparison
+place = Path(tempfile.mkdtemp())
+"""
+
+
+# A run of points, sampled and evaluated.
+POINTS = """
+points = presets.adjust(shrunk(presets.preset("toy")), steps=2)
+configuration.build_pictures = lambda _: lambda folder, **__: []
+runs.train(points, place / "toy")
+runs.load(place / "toy").evaluate(count=100)
+"""
+
+# Every kind of data, with pictures; a bank, a resumption, judges and a comparison.
+EVERYTHING = """
 for name in ("toy", "digits"):
     folder = Path(tempfile.mkdtemp()) / name
     runs.train(presets.adjust(shrunk(presets.preset(name)), steps=2), folder)
     for out in ("s.png", "s.npy"):
         runs.write_samples(runs.load(folder), folder / out, 20)
-place = Path(tempfile.mkdtemp())
 data = str(write_images(place / "grey", {"a": 30, "b": 30, "c": 30}))
 run = presets.adjust(shrunk(presets.preset("images", data=data)), steps=2)
 files = ImageFilesData(path=data, image_size=8)
@@ -70,10 +84,11 @@ def test_importing_writes_nothing_and_loads_nothing_heavy():
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
-def test_shapes_in_signatures_hold_throughout_a_run():
+@pytest.mark.parametrize("code", [POINTS, pytest.param(EVERYTHING, marks=pytest.mark.slow)], ids=["points", "everything"])
+def test_shapes_in_signatures_hold_throughout_a_run(code):
     """Core functions tell of wrong shapes themselves, so that the checks of the signatures run in a process of their own."""
     pytest.importorskip("beartype")
-    result = _run(SHAPES)
+    result = _run(SHAPES + code)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

@@ -1,12 +1,12 @@
 """Words of a command line that fit no command: one sentence, status 2, nothing written."""
 
-import os
+import io
 import re
-import subprocess
 import sys
 
 import pytest
 
+from drifting.cli import main
 from drifting.cli._parse import parse
 
 
@@ -70,9 +70,12 @@ def test_parsing_calls_nothing():
     assert called == ["you"]
 
 
-def test_terminal_of_ascii_gets_the_same_sentence():
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    arguments = [sys.executable, "-m", "drifting", "train", "\u2022", "more"]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120, env=environment)
-    assert result.returncode == 2
-    assert result.stderr == "drifting: argument is 'more', which belongs to no flag: leave it out, or see drifting train --help\n"
+def test_terminal_of_ascii_gets_the_same_sentence(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(SystemExit) as left:
+        main(["train", "\u2022", "more"])
+    assert left.value.code == 2
+    terminal.flush()
+    message = b"drifting: argument is 'more', which belongs to no flag: leave it out, or see drifting train --help\n"
+    assert terminal.buffer.getvalue() == message

@@ -154,6 +154,7 @@ def test_plain_perceptron_makes_images_too(tiny_images):
     assert build_generator(config)(torch.zeros(3, 4), torch.tensor([0, 1, 2])).shape == (3, 1, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif("DRIFTING_DATA" not in os.environ, reason="needs the folder that $DRIFTING_DATA names")
 def test_mnist_is_found_by_its_name(monkeypatch):

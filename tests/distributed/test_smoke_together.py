@@ -14,6 +14,7 @@ from drifting.runs.smoke import try_preset
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow  # test_recipe.py compares the first step of a recipe
 @pytest.mark.distributed
 def test_two_processes_try_a_recipe_as_one_does(tmp_path):
     folder = tmp_path / "two"

@@ -59,6 +59,7 @@ def said(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("drifting: ")]
 
 
+@pytest.mark.slow
 def test_lost_process_ends_the_run_which_is_gone_on_with_and_stopped_politely(tmp_path):
     folder = tmp_path / "run"
     run = Launched(tmp_path / "log", "train", "digits", "--save-dir", folder)
@@ -100,6 +101,7 @@ def test_bad_input_is_said_once_and_ends_all(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # test_samples_together.py compares them in processes that are there already
 def test_samples_of_two_processes_are_those_of_one(digits_run, tmp_path):
     files = [tmp_path / "two.npy", tmp_path / "one.npy"]
     status, text = Launched(tmp_path / "log", "sample", digits_run, "--num-samples", 9, "--out", files[0]).ends_with()

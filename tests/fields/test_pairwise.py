@@ -79,6 +79,15 @@ def test_float32_distances_keep_their_digits_far_from_the_origin(dimension, spre
     torch.testing.assert_close(pairwise.pairwise_distances(x, y)[0], expected, rtol=2e-6, atol=0)
 
 
+def test_distances_of_twins_in_the_plane_are_exact():
+    """In float64, where a product of matrices would lose them."""
+    (x,) = draw(5, (1, 40, 2))
+    distances = pairwise.pairwise_distances(x, x + torch.tensor([3e-9, 4e-9], dtype=torch.float64))
+    torch.testing.assert_close(
+        distances.diagonal(dim1=1, dim2=2), torch.full((1, 40), 5e-9, dtype=torch.float64), rtol=1e-6, atol=0
+    )
+
+
 @pytest.mark.parametrize("dimension", [2, 64])
 def test_a_sample_is_close_to_itself(dimension):
     (x,) = draw(3, (2, 9, dimension), dtype=torch.float32)

@@ -171,7 +171,14 @@ main(["sample", sys.argv[1], "--out", "x.png"])
 """
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "svg"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "module://matplotlib_inline.backend_inline",
+        pytest.param("nonsense", marks=pytest.mark.slow),
+        pytest.param("svg", marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_are_drawn_whatever_backend_is_asked_for(toy_run, tmp_path, backend):
     environment = {**os.environ, "MPLBACKEND": backend}
     arguments = [sys.executable, "-c", _SHOWS, str(toy_run)]

@@ -176,6 +176,15 @@ def test_rotation_keeps_a_centred_disc_in_place_even_off_square():
     assert float((turned - disc).abs().max()) < 0.06
 
 
+def test_images_are_turned_as_far_as_is_asked_and_no_further():
+    row, column = torch.meshgrid(torch.arange(33) - 16.0, torch.arange(33) - 16.0, indexing="ij")
+    dot = torch.exp(-(row**2 + (column - 10) ** 2) / 8)[None, None] * 2 - 1
+    turned = (random_affine(dot.expand(200, -1, -1, -1), _rng(), rotation=30.0, scale=0.0) + 1) / 2
+    angles = torch.atan2((turned * row).sum((1, 2, 3)), (turned * column).sum((1, 2, 3))).rad2deg()
+    assert -30.5 < float(angles.min()) < -28
+    assert 28 < float(angles.max()) < 30.5
+
+
 def test_scale_grows_and_shrinks_within_its_bounds():
     square = torch.full((1, 1, 32, 32), -1.0)
     square[:, :, 8:24, 8:24] = 1

@@ -58,6 +58,7 @@ def compiled(monkeypatch) -> list:
     return compiled
 
 
+@pytest.mark.slow  # the next test compiles a smaller run
 @pytest.mark.parametrize("change", [{"labels_per_pass": 1, "checkpointing": True}, {"micro_batch": 5}], ids=str)
 def test_compiled_run_learns_the_same(config, tmp_path, compiled, change):
     plain = runs.train(config, tmp_path / "plain").folder

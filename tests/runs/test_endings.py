@@ -310,7 +310,7 @@ def test_scratch_of_others_stays(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
 def test_output_that_cannot_be_written_ends_in_a_sentence():
     with open("/dev/full", "w") as full:
-        result = _module("presets", stdout=full, stderr=subprocess.PIPE, capture_output=False)
+        result = _module("--version", stdout=full, stderr=subprocess.PIPE, capture_output=False)
     assert result.returncode == 1
     assert result.stderr == (
         "drifting: the output could not be written (No space left on device): files are whole, send the output elsewhere\n"
@@ -319,7 +319,7 @@ def test_output_that_cannot_be_written_ends_in_a_sentence():
 
 @pytest.mark.parametrize("stream", ["1", "2"])
 def test_closed_stream_ends_nothing(stream):
-    code = f"import os, sys; os.close({stream}); os.execv(sys.executable, [sys.executable, '-m', 'drifting', 'presets'])"
+    code = f"import os, sys; os.close({stream}); os.execv(sys.executable, [sys.executable, '-m', 'drifting', '--version'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -345,7 +345,7 @@ def test_hang_up_is_a_signal_to_stop_unless_it_is_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGHUP, marks=pytest.mark.slow), signal.SIGTERM])
 def test_signals_stop_a_run_that_then_goes_on(tmp_path, number):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     arguments = [sys.executable, "-c", SMALL, "train", "toy", "--save-dir", str(tmp_path / "x")]

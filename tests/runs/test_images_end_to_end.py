@@ -166,7 +166,7 @@ def test_run_folder_is_named_after_the_folder_and_never_after_dots(here, command
         command("train", "images", "--data", place)
 
 
-@pytest.mark.parametrize("classes", [30, 70])
+@pytest.mark.parametrize("classes", [pytest.param(30, marks=pytest.mark.slow), 70])
 def test_more_classes_than_a_picture_has_rows_or_a_frame_has_samples(here, command, classes):
     write_images(here / "many", {f"{index:02d}": 1 for index in range(3)})
     for index in range(classes):
@@ -178,6 +178,7 @@ def test_more_classes_than_a_picture_has_rows_or_a_frame_has_samples(here, comma
     assert (here / "x" / "comparison.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif("DRIFTING_DATA" not in os.environ, reason="needs the folder that $DRIFTING_DATA names")
 @no_pictures

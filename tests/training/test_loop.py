@@ -224,13 +224,3 @@ def test_generator_learns_the_modes(tiny_toy):
     for _ in train(state, *parts):
         pass
     assert energy_distance(sample(state.averaged, 1000), real) < before / 10
-
-
-def test_learning_rate_rises_then_falls_with_a_power_of_the_step(tiny_toy):
-    schedule = dataclasses.replace(tiny_toy.schedule, learning_rate=0.1, warmup_steps=4, decay_after=16, decay_power=0.5)
-    rates = [schedule.learning_rate_at(step) for step in (1, 2, 4, 16, 64)]
-    assert rates == pytest.approx([0.025, 0.05, 0.1, 0.1, 0.05])
-    steep = dataclasses.replace(schedule, decay_power=3.0)
-    assert [steep.learning_rate_at(step) for step in (4, 16, 32)] == pytest.approx([0.1, 0.1, 0.0125])
-    longer = dataclasses.replace(schedule, steps=1000)
-    assert longer.learning_rate_at(64) == schedule.learning_rate_at(64)
