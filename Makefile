@@ -5,13 +5,14 @@ DEMO := runs/demo
 # A short form of the full presets: 512 + 512 points a step in place of 2048 + 2048.
 SHORT := --batch-size 512 --overwrite
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-slow lint format clean
 
 help:
-	@echo "make demo    set up, train three toys and the digits in a few minutes, and name the pictures"
-	@echo "make test    set up, then lint, types, layering and tests"
-	@echo "make format  rewrite the code in the house style"
-	@echo "make clean   remove the virtual environment and the demo's pictures"
+	@echo "make demo       set up, train three toys and the digits in a few minutes, and name the pictures"
+	@echo "make test       set up, then lint, types, layering and tests"
+	@echo "make test-slow  set up, then the long tests that make test leaves out"
+	@echo "make format     rewrite the code in the house style"
+	@echo "make clean      remove the virtual environment and the demo's pictures"
 
 setup: .venv/ready
 
@@ -34,6 +35,10 @@ demo: setup
 # As many tests at a time as there are cores, each with one thread: two busy threads of two processes wait for each other.
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+# What is long and covered in a shorter form by `make test`: whole runs of several processes, every preset, compiled runs.
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not gpu and not network' -n auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

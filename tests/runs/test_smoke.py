@@ -10,12 +10,14 @@ from PIL import Image
 
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import ClassifierConfig, EncoderRunConfig, MAEFeaturesConfig, RunConfig, from_json
-from drifting.data.latents_writer import CacheSettings, write_latents
+from drifting.data.latents_writer import CacheSettings
 from drifting.data.synthetic import write_images, write_vae
 from drifting.presets import PRESETS, preset
 from drifting.presets.transforms import smoke
 
 SMALL = CacheSettings(image_size=16)
+# One preset of each kind; the others are slow.
+TRIED = ("toy", "mnist-classifier", "cifar10-resnet18", "images", "imagenet256-ablation", "mae-latent-256")
 # What is measured of runs of each kind of data.
 FIGURES = {"ToyData": "energy_distance", "DigitsData": "logistic_accuracy"}
 
@@ -34,9 +36,13 @@ def _config(folder: Path):
     return from_json(json.loads((folder / "config.json").read_text()), str(folder))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name if name in TRIED else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS])
 def test_every_preset_can_be_tried(name, here, command):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
     result = command("train", name, "--smoke")
+    assert torch.equal(torch.rand(1), expected)  # the random stream of the process is left alone
     assert result.status == 0, result.err
     folder = Path("runs/smoke") / name
     works = f"{name} works: two steps, a checkpoint and an evaluation are in {folder}"
@@ -90,19 +96,8 @@ def test_settings_and_choices_reach_the_tiny_version(here, command, grey_folder)
     assert json.loads((here / "x" / "metrics.json").read_text())["judge"] == "pixels"
 
 
-def test_weights_that_are_given_are_used(here, command, assert_same_tensors):
-    write_latents(write_images(here / "images", image_size=16, channels=3), write_vae(here / "vae"), here / "cache", SMALL)
-    assert command("train", "mae-latent-256", "--smoke", "--data", "cache", "--save-dir", "mae").status == 0
-    given = ("--data", "cache", "--encoder-weights", here / "mae" / "encoder.safetensors")
-    result = command("train", "imagenet256-ablation", "--smoke", *given, "--save-dir", "x")
-    assert result.status == 0, result.err
-    trained, used = (load_tensors(here / name / "encoder.safetensors") for name in ("mae", "x"))
-    assert_same_tensors(used, {name: value for name, value in trained.items() if name.startswith(("stem.", "stages."))})
-    assert not (here / "x" / "smoke").exists()
-
-
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
-def test_commands_of_the_documents_follow_each_other(here, command):
+def test_commands_of_the_documents_follow_each_other(here, command, assert_same_tensors):
     write_images(here / "images", image_size=16, channels=3)
     write_vae(here / "vae")
     for arguments in (
@@ -117,6 +112,9 @@ def test_commands_of_the_documents_follow_each_other(here, command):
     with Image.open(here / "grid.png") as picture:
         assert picture.width > picture.height
     assert json.loads((here / "run" / "metrics.json").read_text())["reference"] == "images images/test"
+    trained, used = (load_tensors(here / name / "encoder.safetensors") for name in ("mae", "run"))
+    assert_same_tensors(used, {name: value for name, value in trained.items() if name.startswith(("stem.", "stages."))})
+    assert not (here / "run" / "smoke").exists()
 
 
 def test_named_folder_is_replaced_only_when_asked(here, command):
@@ -155,15 +153,14 @@ def test_what_an_interrupted_try_made_is_replaced_only_when_asked(here, command)
     assert command("train", "mnist-classifier", "--smoke", "--save-dir", "x", "--overwrite").status == 0
 
 
-def test_try_leaves_the_random_stream_of_the_process_alone(here, command):
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-    torch.manual_seed(0)
-    assert command("train", "imagenet256-pixel-b", "--smoke").status == 0
-    assert torch.equal(torch.rand(1), expected)
-
-
-@pytest.mark.parametrize("name", ["imagenet256-pixel-b", "imagenet256-latent-b", "mae-pixel-640"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("imagenet256-pixel-b", marks=pytest.mark.slow),
+        pytest.param("imagenet256-latent-b", marks=pytest.mark.slow),
+        "mae-pixel-640",
+    ],
+)
 def test_half_precision_can_be_tried(here, command, name):
     result = command("train", name, "--smoke", "--precision", "bfloat16")
     assert result.status == 0, result.err
