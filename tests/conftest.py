@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from drifting import config as configuration
 from drifting import presets, runs
 from drifting.cli import main
 from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, MLPConfig, RunConfig
+from drifting.runs import pictures as drawing
 from tests.support.image_folders import write_images
 
 BATCH_SIZES = {"toy": 32, "digits": 40, "mnist-pixel": 24, "mnist-encoder": 24, "images": 24}
@@ -62,7 +62,7 @@ def tiny_digits() -> RunConfig:
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
     """Leave out the pictures, which take most of the time of a small run."""
-    monkeypatch.setattr(configuration, "build_pictures", lambda config: lambda folder, **kwargs: [])
+    monkeypatch.setattr(drawing, "build_pictures", lambda config: lambda folder, **kwargs: [])
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def points_run(tmp_path_factory, own_points) -> Path:
     config = dataclasses.replace(small_toy(data=str(own_points)), checkpoint_every=60, log_every=60)
     config = presets.adjust(config, steps=60, learning_rate=1e-2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configuration, "build_pictures", lambda config: lambda folder, **kwargs: [])
+        patch.setattr(drawing, "build_pictures", lambda config: lambda folder, **kwargs: [])
         return runs.train(config, tmp_path_factory.mktemp("runs") / "points").folder
 
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from drifting import __version__, runs
-from drifting import config as configuration
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.presets import GROUPS, PRESETS
+from drifting.runs import pictures as drawing
 from tests.conftest import CENTRE, SCALE
 
 
@@ -70,7 +70,7 @@ def test_every_setting_reaches_the_run(here, command):
 
 @small
 def test_training_shows_its_progress_and_names_the_pictures(here, command, monkeypatch):
-    monkeypatch.setattr(configuration, "build_pictures", lambda config: lambda folder, **_: [folder / "a.png", folder / "b.gif"])
+    monkeypatch.setattr(drawing, "build_pictures", lambda config: lambda folder, **_: [folder / "a.png", folder / "b.gif"])
     result = command("train", "toy", "--save-dir", "x")
     assert result.status == 0
     progress, *pictures = result.out.splitlines()
@@ -175,7 +175,7 @@ def test_digit_samples_are_uint8_images(here, command, digits_run):
 @pytest.mark.parametrize("kind", ["toy_run", "digits_run", "points_run", "images_run"])
 def test_array_written_in_parts_is_that_of_all_samples_byte_for_byte(here, command, kind, request, monkeypatch):
     folder = request.getfixturevalue(kind)
-    monkeypatch.setattr(runs, "batch_of", lambda shape: 5)
+    monkeypatch.setattr(runs.run, "batch_of", lambda shape: 5)
     np.save("whole.npy", runs.load(folder).sample(13, seed=3).numpy())
     made, decoder = [], runs.Run.parts
     monkeypatch.setattr(runs.Run, "parts", lambda *args, **told: (made.append(len(x)) or x for x in decoder(*args, **told)))

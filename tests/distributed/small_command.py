@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from drifting import config as configuration
 from drifting import presets
 from drifting.cli import main
+from drifting.runs import pictures as drawing
 from tests.conftest import shrunk
 
 
@@ -17,5 +17,5 @@ _DIGITS = presets.PRESETS["digits"]
 
 if __name__ == "__main__":
     presets.PRESETS["digits"] = dataclasses.replace(_DIGITS, make=_long_digits)
-    configuration.build_pictures = lambda _: lambda folder, **__: []
+    drawing.build_pictures = lambda _: lambda folder, **__: []
     main()

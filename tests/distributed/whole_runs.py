@@ -13,6 +13,7 @@ from drifting.config import DiTConfig, RunConfig
 from drifting.distributed import Processes, join, whole
 from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize
+from drifting.runs import pictures as drawing
 from drifting.sampling import sample
 from tests.conftest import shrunk
 
@@ -38,7 +39,7 @@ def small_run(parallel: str = "ddp", **changes: Any) -> RunConfig:
 
 def train(config: RunConfig, folder: Path, resume: bool = False) -> dict[str, Any]:
     """Train without pictures; return the weights that are left and what this process wrote in the folder."""
-    configuration.build_pictures = lambda _: lambda folder, **__: []
+    drawing.build_pictures = lambda _: lambda folder, **__: []
     _watch(folder)
     run = runs.train(config, folder, resume=resume)
     return {"weights": run.generator.state_dict(), "written": list(_WRITTEN)}

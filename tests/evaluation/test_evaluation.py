@@ -14,6 +14,7 @@ from drifting.data.toys import toy
 from drifting.errors import InputError
 from drifting.evaluation import evaluate_digits, evaluate_points, mode_shares
 from drifting.metrics.two_sample import energy_distance
+from drifting.runs.evaluate import build_evaluation
 
 MODES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
 
@@ -35,7 +36,7 @@ def test_shares_of_real_data_are_one():
 def _measured(config: RunConfig, sampler: Callable, dataset: str = "eight_gaussians", count: int = 300) -> dict:
     """Measure a sampler against a toy, with fewer points than usual."""
     loss = dataclasses.replace(config.loss, temperatures=(0.05, 0.2, 0.8))
-    measure = configuration.build_evaluation(dataclasses.replace(config, data=ToyData(dataset=dataset), loss=loss))
+    measure = build_evaluation(dataclasses.replace(config, data=ToyData(dataset=dataset), loss=loss))
     measure.keywords["count"] = count
     return measure(sampler)
 
@@ -62,7 +63,7 @@ def test_shares_are_left_out_where_there_are_no_modes(tiny_toy):
 def test_own_points_are_measured_in_two_halves(tiny_toy, own_points):
     config = resolve(dataclasses.replace(tiny_toy, data=PointsData(path=str(own_points))))
     source = configuration.build_source(config)
-    measure = configuration.build_evaluation(config)
+    measure = build_evaluation(config)
     metrics = measure(lambda count, seed: source.draw(None, count, torch.Generator().manual_seed(seed))[0])
     assert metrics["num_samples"] == 60
     assert metrics["energy_distance"] < 4 * metrics["energy_distance_floor"]
@@ -71,7 +72,7 @@ def test_own_points_are_measured_in_two_halves(tiny_toy, own_points):
 @pytest.mark.parametrize("count", [1, 0])
 def test_single_point_has_no_drift_to_be_measured(tiny_toy, count):
     with pytest.raises(InputError, match=f"num_samples is {count}: ask for at least 2"):
-        configuration.build_evaluation(tiny_toy, count)
+        build_evaluation(tiny_toy, count)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -79,7 +80,7 @@ def test_few_own_points_are_refused_in_a_sentence(tiny_toy, tmp_path, count):
     np.save(tmp_path / "few.npy", np.arange(2 * count).reshape(count, 2) ** 2.0)
     config = resolve(dataclasses.replace(tiny_toy, data=PointsData(path=str(tmp_path / "few.npy"))))
     with pytest.raises(InputError, match=f"of {count} points, of which one half is compared with the other: .* at least 4"):
-        configuration.build_evaluation(config)
+        build_evaluation(config)
 
 
 def test_distances_are_medians_over_all_pairs_of_draws():
@@ -102,7 +103,7 @@ def test_distances_are_medians_over_all_pairs_of_draws():
 
 
 def test_real_points_differ_from_those_of_training_and_pictures(tiny_toy):
-    real = configuration.build_evaluation(tiny_toy).keywords["real"]
+    real = build_evaluation(tiny_toy).keywords["real"]
     source = configuration.build_source(tiny_toy)
     seen = [source.draw(None, 50, torch.Generator().manual_seed(seed))[0] for seed in range(10)]
     assert not torch.isin(real(50, 0), torch.cat(seen)).any()

@@ -35,13 +35,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 SMALL = f"""
 {HEEDING}
 import sys
-from drifting import config as configuration, presets
+from drifting import presets
+from drifting.runs import pictures as drawing
 from drifting.cli import main
 from tests.conftest import small_toy
 import dataclasses
 config = dataclasses.replace(presets.adjust(small_toy(), steps=10**6), checkpoint_every=10**5)
 presets.PRESETS["toy"] = dataclasses.replace(presets.PRESETS["toy"], make=lambda dataset=None, data=None: config)
-configuration.build_pictures = lambda _: lambda folder, **__: []
+drawing.build_pictures = lambda _: lambda folder, **__: []
 main()
 """
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,11 @@ import torch
 
 from drifting import DriftingLoss, drifting_loss
 from drifting import config as configuration
-from drifting.config import LossConfig, RunConfig, report
+from drifting.config import LossConfig, RunConfig
 from drifting.fields.mean_shift import MeanShift
+from drifting.runs import pictures
+from drifting.runs import pictures as drawing
+from drifting.runs.evaluate import build_evaluation
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState, train
 
@@ -61,7 +64,7 @@ def _last_report(config: RunConfig) -> dict:
 
 def _measured(config: RunConfig) -> dict:
     generator = configuration.build_generator(config)
-    return configuration.build_evaluation(config, 50)(lambda count, seed: sample(generator, count, seed=seed))
+    return build_evaluation(config, 50)(lambda count, seed: sample(generator, count, seed=seed))
 
 
 @pytest.mark.parametrize("field", [Constant(), Telling()])
@@ -88,9 +91,9 @@ def test_field_tells_its_own_statistics_or_none(tiny_toy):
 
 def test_picture_of_the_field_is_of_the_field_that_trains_or_left_out(tiny_toy, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(report, "draw_points", lambda folder, **given: drawn.append(given["drift"]) or [])
+    monkeypatch.setattr(pictures, "draw_points", lambda folder, **given: drawn.append(given["drift"]) or [])
     for field in (Constant(), Telling(), None):
-        configuration.build_pictures(_config(tiny_toy, field))(tmp_path, frames={0: torch.zeros(40, 2)}, log=[])
+        drawing.build_pictures(_config(tiny_toy, field))(tmp_path, frames={0: torch.zeros(40, 2)}, log=[])
     without, own, mean_shift = drawn
     places, generated = torch.randn(7, 2), torch.randn(30, 2)
     assert without is None
@@ -101,7 +104,7 @@ def test_picture_of_the_field_is_of_the_field_that_trains_or_left_out(tiny_toy, 
 def test_evaluation_has_the_bandwidths_of_training_where_features_are_normalized(tiny_toy):
     """The mean square of the drift at one temperature is what the loss reports for the same samples."""
     config = _config(tiny_toy, None, temperatures=(0.3,), normalize_features=True)
-    evaluate = configuration.build_evaluation(config, 60).keywords["drift"]
+    evaluate = build_evaluation(config, 60).keywords["drift"]
     generated, positives = (torch.randn(40, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     settings = {**configuration.build_loss(config).settings, "memory": None}
     expected = drifting_loss(generated[None], positives[None], **settings).drift_norms[0.3]

@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, report, to_bytes
-from drifting.config.report import _layout, build_pictures
+from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
 from drifting.data.dataset import InMemorySource
 from drifting.data.vae import load_vae
+from drifting.runs import pictures
+from drifting.runs.pictures import _layout, build_pictures
 from drifting.training.schedule import Schedule
 from tests.support.tiny_vae import write_vae
 
@@ -26,13 +27,13 @@ def _config(data, frame_samples: int) -> RunConfig:
 def drawn(monkeypatch):
     """Note what is drawn, in place of drawing it."""
     calls = []
-    monkeypatch.setattr(report, "draw_images", lambda folder, **options: calls.append(options) or [])
+    monkeypatch.setattr(pictures, "draw_images", lambda folder, **options: calls.append(options) or [])
     return calls
 
 
 def _source(monkeypatch, samples: torch.Tensor, classes: int | None) -> None:
     labels = None if classes is None else torch.arange(len(samples)) % classes
-    monkeypatch.setattr(report, "build_source", lambda config: InMemorySource(samples, labels))
+    monkeypatch.setattr(pictures, "build_source", lambda config: InMemorySource(samples, labels))
 
 
 @pytest.mark.parametrize(("classes", "layout"), [(3, (3, 10)), (10, (10, 6)), (20, (20, 3)), (21, (8, 8)), (None, (8, 8))])

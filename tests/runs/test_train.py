@@ -14,10 +14,9 @@ import torch
 from drifting import presets, runs
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import report
 from drifting.errors import InputError
 from drifting.loss import DriftingLoss
-from drifting.runs import Interrupted
+from drifting.runs import Interrupted, pictures
 from drifting.training.loop import DivergenceError
 from tests.conftest import CENTRE, SCALE
 
@@ -250,13 +249,13 @@ def test_points_far_from_the_origin_are_sampled_and_drawn_with_their_digits(tiny
     times = 1.7e9 + 20 * (np.load(own_points) - np.array(CENTRE)) / SCALE
     np.save(tmp_path / "times.npy", times)
     drawn = {}
-    monkeypatch.setattr(report, "draw_points", lambda folder, **given: drawn.update(given) or [])
+    monkeypatch.setattr(pictures, "draw_points", lambda folder, **given: drawn.update(given) or [])
     run = runs.train(
         dataclasses.replace(tiny_toy, data=presets.preset("toy", data=str(tmp_path / "times.npy")).data), tmp_path / "run"
     )
     samples = run.sample(500)
     runs.write_samples(run, tmp_path / "s.npy", 500)
-    report.build_pictures(run.config)(tmp_path, frames=run.frames(), log=[])
+    pictures.build_pictures(run.config)(tmp_path, frames=run.frames(), log=[])
     assert np.array_equal(np.load(tmp_path / "s.npy"), samples.numpy())
     for points in (samples, drawn["real"], *drawn["frames"].values()):
         assert points.dtype == torch.float64

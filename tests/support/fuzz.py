@@ -29,7 +29,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from drifting import config as configuration
 from drifting import runs
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.cli import _told
@@ -41,6 +40,7 @@ from drifting.evaluation.images import Seen
 from drifting.evaluation.statistics import cached_seen, read_statistics, save_seen
 from drifting.metrics.frechet import gaussian_of
 from drifting.plotting.panels import losses_figure
+from drifting.runs import pictures as drawing
 from drifting.runs.compare import read_entry
 from drifting.runs.folder import saved_config
 from drifting.training.recorder import MetricsLog
@@ -369,8 +369,8 @@ def _ending(use: Callable[[], None]) -> tuple[str, str]:
 
 def fuzz(count: int, seed: int, *, tell: Callable[[str], None] = lambda _: None) -> Table:
     """Return what came of `count` mutants."""
-    table, pictures = Table(), configuration.build_pictures
-    configuration.build_pictures = lambda config: lambda folder, **_: []
+    table, pictures = Table(), drawing.build_pictures
+    drawing.build_pictures = lambda config: lambda folder, **_: []
     try:
         with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
             mutants = Fuzz(Path(folder))
@@ -379,7 +379,7 @@ def fuzz(count: int, seed: int, *, tell: Callable[[str], None] = lambda _: None)
                 if number % 500 == 499:
                     tell(f"{number + 1} mutants, {len(table.faults)} faults")
     finally:
-        configuration.build_pictures = pictures
+        drawing.build_pictures = pictures
     return table
 
 

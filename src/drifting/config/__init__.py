@@ -1,7 +1,7 @@
 """The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
 
 `data`, `networks` and `run` say what there is, `json_io` turns it into JSON and back, `sources` opens the data, `build` makes
-everything else from it, `export` what becomes of its samples and `report` what it shows.
+everything else from it, `export` what becomes of its samples.
 """
 
 from drifting.config.build import (
@@ -38,7 +38,6 @@ from drifting.config.networks import (
     TrainedEncoder,
     UNetConfig,
 )
-from drifting.config.report import build_evaluation, build_pictures
 from drifting.config.run import AnyConfig, BankConfig, ClassifierConfig, EncoderRunConfig, LossConfig, ReleasedConfig, RunConfig
 from drifting.config.sources import (
     build_positives,
@@ -87,12 +86,10 @@ __all__ = [
     "UNetConfig",
     "build_decoder",
     "build_encoder",
-    "build_evaluation",
     "build_export",
     "build_generator",
     "build_loss",
     "build_network",
-    "build_pictures",
     "build_positives",
     "build_source",
     "check_data",

@@ -1,4 +1,4 @@
-"""How everything is built from a configuration: with `report`, the only file that knows every class."""
+"""How everything is built from a configuration."""
 
 import dataclasses
 from pathlib import Path

@@ -7,25 +7,40 @@ after batch, and so are the real ones.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from drifting import config as configuration
 from drifting._checks import check_counts, check_device
 from drifting._files import check_writable
 from drifting._progress import show_images, show_sampling
-from drifting.config import ImagesData, RunConfig, StreamedData
+from drifting.config import (
+    DigitsData,
+    ImagesData,
+    RunConfig,
+    StreamedData,
+    ToyData,
+    build_loss,
+    build_source,
+)
+from drifting.data.dataset import InMemorySource, reference_samples
+from drifting.data.digits import load_digits
+from drifting.data.toys import toy
 from drifting.errors import InputError
-from drifting.evaluation import Metrics, compare, evaluate_images, frechet_curve, see
+from drifting.evaluation import Metrics, Sampler, compare, evaluate_digits, evaluate_images, evaluate_points, frechet_curve, see
 from drifting.evaluation.images import Batch
 from drifting.evaluation.references import labels_in_shares
 from drifting.generators.base import Generator
+from drifting.loss import DriftingLoss
 from drifting.metrics.frechet import check_covariance
 from drifting.runs.extractors import load_judge
 from drifting.runs.folder import STATISTICS
+from drifting.runs.pictures import bandwidths
 from drifting.runs.references import real_images
 from drifting.sampling import check_request, sample, sample_indices
 
@@ -91,7 +106,7 @@ def evaluate_run(
             for name, value in (("judge", asked.judge), ("real", asked.real)):
                 if value is not None:
                     raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
-            metrics = configuration.build_evaluation(config, asked.count or IN_MEMORY)(
+            metrics = build_evaluation(config, asked.count or IN_MEMORY)(
                 lambda count, seed: sample(generator, count, seed=seed, guidance_scale=scale)
             )
     return metrics if scale is None else {"guidance_scale": scale, **metrics}
@@ -179,3 +194,57 @@ def _moved(generator: Generator, device: str) -> Iterator[None]:
         yield
     finally:
         generator.to(before)
+
+
+# Seeds of real points that no picture, frame or training draws.
+_EVALUATION_STREAM = 10**6
+
+# Of an evaluation: with ten times as many it takes a hundred times as long.
+_MOST_POINTS = 100_000
+
+
+def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sampler], Metrics]:
+    """Return the function that measures a sampler against the real data of a run: so many points, or digits, which are all used.
+
+    Raises:
+        InputError: for fewer than 2 points, of a sampler or in each half of a data set.
+    """
+    if isinstance(config.data, DigitsData):
+        return partial(evaluate_digits, split=load_digits())
+    source = build_source(config)
+    if count < 2:
+        raise InputError(f"num_samples is {count}: ask for at least 2")
+    if isinstance(source, InMemorySource):
+        count = min(count, len(source.samples) // 2)
+        if count < 2:
+            origin = getattr(config.data, "path", None)
+            few = f"data is '{origin}' of {len(source.samples)} points, of which one half is compared with the other"
+            raise InputError(f"{few}: evaluate a run of at least 4")
+    if count > _MOST_POINTS:
+        raise InputError(f"num_samples is {count}, all pairs of which are compared, for hours: ask for at most {_MOST_POINTS}")
+    modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
+    return partial(
+        evaluate_points,
+        real=lambda total, seed: reference_samples(source, total, _EVALUATION_STREAM + seed),
+        count=count,
+        drift=partial(_training_drift, build_loss(config)),
+        batch=min(config.schedule.generated, count),
+        endless=not isinstance(source, InMemorySource),
+        modes=modes,
+    )
+
+
+def _training_drift(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> Float[Tensor, "n d"]:
+    """Return the raw drift by the field that trains, of all temperatures together, in the units of the norms that training logs."""
+    temperatures, unit = bandwidths(loss, generated, positives)
+    moved, real = generated[None], positives[None]
+    drift = loss.field(
+        moved,
+        real,
+        moved,
+        temperatures=generated.new_tensor(temperatures),
+        weights=None,
+        num_self=len(generated),
+        distances=None,
+    )
+    return drift.sum(0)[0] / unit

@@ -24,6 +24,7 @@ from drifting.distributed import Processes, check_device, join, whole
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
 from drifting.generators.base import Generator
+from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
 from drifting.runs.endings import ending
 from drifting.runs.extractors import train_classifier
@@ -184,7 +185,7 @@ def _finish(recorder: Recorder, config: RunConfig) -> Run:
     load_weights(generator, weights, str(folder))
     if state.processes.leads:
         save_tensors(folder / WEIGHTS, weights)
-        pictures = configuration.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
+        pictures = drawing.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
         reconstruction = folder / RECONSTRUCTION
         pictures += [reconstruction] if reconstruction.exists() else []
     state.processes.wait()

@@ -1,4 +1,4 @@
-"""What a run shows of itself: its pictures and its figures."""
+"""The pictures of a run: points or images, their drift, the curves of the training."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,70 +10,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._seeds import stream_seed
-from drifting.config.build import build_loss
-from drifting.config.data import (
+from drifting.config import (
     DigitsData,
     ImagesData,
     LatentsData,
     PointsData,
+    RunConfig,
     StreamedData,
-    ToyData,
+    build_decoder,
+    build_loss,
+    build_source,
+    load_split,
 )
-from drifting.config.export import build_decoder
-from drifting.config.run import RunConfig
-from drifting.config.sources import build_source, load_split
-from drifting.data.dataset import InMemorySource, Source, reference_samples
+from drifting.data.dataset import Source, reference_samples
 from drifting.data.digits import load_digits
 from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.points import Frame
-from drifting.data.toys import toy
-from drifting.errors import InputError
-from drifting.evaluation import Metrics, Sampler, evaluate_digits, evaluate_points
 from drifting.loss import DriftingLoss, drifting_loss
 from drifting.metrics.memorisation import nearest
 from drifting.metrics.two_sample import energy_distance
 from drifting.plotting import draw_comparison, draw_images, draw_points
 from drifting.plotting.panels import Log
 
-# Seeds of real points that no picture, frame or training draws.
-_EVALUATION_STREAM = 10**6
-# Of an evaluation: with ten times as many it takes a hundred times as long.
-_MOST_POINTS = 100_000
 # Of pictures of images: at most so many.
 _COLUMNS, _ROWS = 10, 20
-
 Pictures = Callable[..., list[Path]]
-
-
-def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sampler], Metrics]:
-    """Return the function that measures a sampler against the real data of a run: so many points, or digits, which are all used.
-
-    Raises:
-        InputError: for fewer than 2 points, of a sampler or in each half of a data set.
-    """
-    if isinstance(config.data, DigitsData):
-        return partial(evaluate_digits, split=load_digits())
-    source = build_source(config)
-    if count < 2:
-        raise InputError(f"num_samples is {count}: ask for at least 2")
-    if isinstance(source, InMemorySource):
-        count = min(count, len(source.samples) // 2)
-        if count < 2:
-            origin = getattr(config.data, "path", None)
-            few = f"data is '{origin}' of {len(source.samples)} points, of which one half is compared with the other"
-            raise InputError(f"{few}: evaluate a run of at least 4")
-    if count > _MOST_POINTS:
-        raise InputError(f"num_samples is {count}, all pairs of which are compared, for hours: ask for at most {_MOST_POINTS}")
-    modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
-    return partial(
-        evaluate_points,
-        real=lambda total, seed: reference_samples(source, total, _EVALUATION_STREAM + seed),
-        count=count,
-        drift=partial(_training_drift, build_loss(config)),
-        batch=min(config.schedule.generated, count),
-        endless=not isinstance(source, InMemorySource),
-        modes=modes,
-    )
 
 
 def build_pictures(config: RunConfig) -> Pictures:
@@ -159,7 +120,7 @@ def _point_pictures(config: RunConfig, source: Source) -> Pictures:
 
     def drift(at: Callable[..., Tensor], places: Tensor, generated: Tensor) -> Tensor:
         seen = (frame.standardise(places), frame.standardise(generated), real)
-        temperatures, _ = _bandwidths(loss, *seen[1:])
+        temperatures, _ = bandwidths(loss, *seen[1:])
         return frame.scale * torch.stack([at(*seen, temperature=value) for value in temperatures]).sum(0)
 
     def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
@@ -177,23 +138,7 @@ def _point_pictures(config: RunConfig, source: Source) -> Pictures:
     return draw
 
 
-def _training_drift(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> Float[Tensor, "n d"]:
-    """Return the raw drift by the field that trains, of all temperatures together, in the units of the norms that training logs."""
-    temperatures, unit = _bandwidths(loss, generated, positives)
-    moved, real = generated[None], positives[None]
-    drift = loss.field(
-        moved,
-        real,
-        moved,
-        temperatures=generated.new_tensor(temperatures),
-        weights=None,
-        num_self=len(generated),
-        distances=None,
-    )
-    return drift.sum(0)[0] / unit
-
-
-def _bandwidths(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> tuple[list[float], float]:
+def bandwidths(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> tuple[list[float], float]:
     """Return the temperatures in the units of samples, and the unit of the drift that training has for these samples."""
     if not loss.settings["normalize_features"]:
         return list(loss.temperatures), 1.0
