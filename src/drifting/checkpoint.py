@@ -60,7 +60,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode(), total)
         # numpy has no bfloat16.
-        total = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
 
 
