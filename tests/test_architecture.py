@@ -1,6 +1,7 @@
 """The budgets of the house: size of files, functions and argument lists, and where things may be named."""
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ CORE_LIBRARIES = {"torch", "jaxtyping", "drifting"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@functools.cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 

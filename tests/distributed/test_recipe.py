@@ -7,6 +7,7 @@ import torch
 
 from drifting import config as configuration
 from drifting import presets
+from drifting.presets import transforms
 from drifting.runs import smoke
 from tests.distributed.one_step import assert_close, first_step
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     made = tmp_path_factory.mktemp("made")
-    given = presets.smoke.smoke(presets.preset("imagenet256-ablation"))
+    given = transforms.smoke(presets.preset("imagenet256-ablation"))
     config = smoke._with_names(given, made)
     smoke._make(given, config, made)
     return configuration.resolve(config)
@@ -27,8 +28,11 @@ def expected(recipe):
     return first_step(recipe)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("bounds", [{}, {"labels_per_pass": None}, {"labels_per_pass": None, "micro_batch": 3}], ids=str)
+@pytest.mark.parametrize(
+    ("bounds", "parallel"),
+    [({}, "ddp"), ({"labels_per_pass": None}, "fsdp"), ({"labels_per_pass": None, "micro_batch": 3}, "fsdp")],
+    ids=str,
+)
 def test_first_step_is_that_of_one_process(pair, recipe, expected, parallel, bounds):
     schedule = dataclasses.replace(recipe.schedule, **bounds)
     config = dataclasses.replace(recipe, parallel=parallel, schedule=schedule)

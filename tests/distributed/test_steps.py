@@ -7,6 +7,7 @@ import torch
 
 from tests.distributed.one_step import GUIDED, Case, assert_close, drawn, pulled, trained
 from tests.generators import test_every_generator as generators
+from tests.support.covering import pairwise
 
 pytestmark = pytest.mark.distributed
 
@@ -75,9 +76,13 @@ def test_draws_do_not_depend_on_the_number_of_processes(pair, name):
                 assert torch.equal(torch.cat(parts, dim), value)
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["copies", "shares"])
-@pytest.mark.parametrize("num_classes", [None, 3])
-@pytest.mark.parametrize("make", [generators._mlp, generators._decoder_mlp, generators._unet, generators._dit])
+@pytest.mark.parametrize(
+    *pairwise(
+        make=(generators._mlp, generators._decoder_mlp, generators._unet, generators._dit),
+        num_classes=(None, 3),
+        sharded={"copies": False, "shares": True},
+    )
+)
 def test_every_generator_learns_from_all_processes(pair, make, num_classes, sharded):
     expected = pulled(make, num_classes, False)
     for found in pair(pulled, make, num_classes, sharded):

@@ -27,9 +27,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_tensors(folder / "generator.safetensors")
 
 
+@pytest.fixture(scope="module")
+def wholes() -> dict[str, Path]:
+    """Holds the folder of the run in one go, once it has been trained."""
+    return {}
+
+
+@pytest.fixture
+def whole(config, wholes, tmp_path_factory) -> Path:
+    """The folder of the run in one go."""
+    if not wholes:
+        wholes["whole"] = runs.train(config, tmp_path_factory.mktemp("whole") / "run").folder
+    return wholes["whole"]
+
+
 @pytest.mark.parametrize("change", [{"checkpointing": True}, {"labels_per_pass": 1}, {"micro_batch": 5}], ids=str)
-def test_run_may_go_on_in_less_memory(config, tmp_path, change):
-    whole = runs.train(config, tmp_path / "whole").folder
+def test_run_may_go_on_in_less_memory(config, whole, tmp_path, change):
     runs.train(presets.adjust(config, steps=3), tmp_path / "halves")
     halves = runs.train(presets.adjust(config, **change), tmp_path / "halves", resume=True).folder
     for name, value in weights(whole).items():
@@ -60,14 +73,13 @@ def compiled(monkeypatch) -> list:
 
 @pytest.mark.slow  # the next test compiles a smaller run
 @pytest.mark.parametrize("change", [{"labels_per_pass": 1, "checkpointing": True}, {"micro_batch": 5}], ids=str)
-def test_compiled_run_learns_the_same(config, tmp_path, compiled, change):
-    plain = runs.train(config, tmp_path / "plain").folder
+def test_compiled_run_learns_the_same(config, whole, tmp_path, compiled, change):
     assert compiled == []
     run = runs.train(presets.adjust(config, compile=True, steps=3, **change), tmp_path / "compiled").folder
     assert {type(function).__name__ for function in compiled} == {"DiT", "AutoencoderFeatures"}
     run = runs.train(presets.adjust(config, compile=True, **change), run, resume=True).folder
-    assert weights(run).keys() == weights(plain).keys()
-    for name, value in weights(plain).items():
+    assert weights(run).keys() == weights(whole).keys()
+    for name, value in weights(whole).items():
         torch.testing.assert_close(weights(run)[name], value, rtol=1e-3, atol=1e-4)
 
 
@@ -141,8 +153,7 @@ NEW = {
 }
 
 
-def test_run_written_before_a_setting_was_there_is_read_and_gone_on_with(config, tmp_path, assert_same_tensors):
-    whole = runs.train(config, tmp_path / "whole").folder
+def test_run_written_before_a_setting_was_there_is_read_and_gone_on_with(config, whole, tmp_path, assert_same_tensors):
     run = runs.train(presets.adjust(config, steps=3), tmp_path / "old").folder
     saved = json.loads((run / "config.json").read_text())
     del saved["parallel"]

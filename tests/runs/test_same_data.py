@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drifting import config as configuration
 from drifting import presets, runs
 from drifting.errors import InputError
 from tests.cli.test_bad_input import refused
@@ -18,12 +19,23 @@ pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")
 RESUME = "train images --save-dir run --resume --steps 8"
 
 
-@pytest.fixture
-def own(tmp_path, command):
-    """A run of images in the folder "run", on those of the folder that is returned."""
-    folder = write_images(tmp_path / "own", {"ant": 12, "bee": 12})
-    assert command("train", "images", "--data", folder, "--save-dir", tmp_path / "run").status == 0
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A folder with images in "own", and a run on them in "run"."""
+    folder = tmp_path_factory.mktemp("begun")
+    write_images(folder / "own", {"ant": 12, "bee": 12})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "build_pictures", lambda config: lambda folder, **kwargs: [])
+        runs.train(shrunk(presets.preset("images", data=str(folder / "own"))), folder / "run")
     return folder
+
+
+@pytest.fixture
+def own(tmp_path, begun):
+    """The folder of the images, made anew, of the run that is copied to "run"."""
+    shutil.rmtree(begun / "own")
+    shutil.copytree(begun / "run", tmp_path / "run")
+    return write_images(begun / "own", {"ant": 12, "bee": 12})
 
 
 def rename(folder):

@@ -141,8 +141,7 @@ def in_float64():
 
 
 @pytest.mark.usefixtures("in_float64")
-@pytest.mark.parametrize("micro_batch", [None, 4])
-@pytest.mark.parametrize("case", ["latent", "pixel"])
+@pytest.mark.parametrize(("case", "micro_batch"), [("latent", None), ("pixel", 4)])
 def test_a_step_in_float64_is_that_of_the_oracle(case, micro_batch, monkeypatch):
     taken = take_step(case, torch.float64, monkeypatch, replace(SCHEDULE, micro_batch=micro_batch))
     expected = expected_of(taken)
@@ -151,16 +150,19 @@ def test_a_step_in_float64_is_that_of_the_oracle(case, micro_batch, monkeypatch)
     assert {name: error for name, error in errors.items() if not error < 1e-9} == {}
 
 
-@pytest.mark.parametrize("case", ["latent", "pixel"])
-def test_a_step_in_float32_is_that_of_the_oracle(case, monkeypatch):
-    taken = take_step(case, torch.float32, monkeypatch, SCHEDULE)
+@pytest.fixture(scope="module", params=["latent", "pixel"])
+def taken(request):
+    """A step in float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        return take_step(request.param, torch.float32, patch, SCHEDULE)
+
+
+def test_a_step_in_float32_is_that_of_the_oracle(taken):
     errors = errors_of(taken, expected_of(taken))
     assert {name: error for name, error in errors.items() if not error < 1e-4} == {}
 
 
-@pytest.mark.parametrize("case", ["latent", "pixel"])
-def test_real_samples_of_the_step_are_those_that_the_bank_should_hold(case, monkeypatch):
-    taken = take_step(case, torch.float32, monkeypatch, SCHEDULE)
+def test_real_samples_of_the_step_are_those_that_the_bank_should_hold(taken):
     bank = oracle.OracleBank(taken.bank.num_classes, CAPACITY, UNCONDITIONAL_CAPACITY)
     for samples, labels in taken.bank.pushed:
         bank.push(samples, labels)
