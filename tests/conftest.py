@@ -1,8 +1,9 @@
 """Small runs that the tests share: toy, digits, a user's own points and images, each trained in about a second."""
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,10 +60,18 @@ def tiny_digits() -> RunConfig:
     return shrunk(presets.preset("digits"))
 
 
-@pytest.fixture
-def no_pictures(monkeypatch) -> None:
+@contextlib.contextmanager
+def without_pictures() -> Iterator[None]:
     """Leave out the pictures, which take most of the time of a small run."""
-    monkeypatch.setattr(drawing, "build_pictures", lambda config: lambda folder, **kwargs: [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "build_pictures", lambda config: lambda folder, **kwargs: [])
+        yield
+
+
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 @pytest.fixture
@@ -144,8 +153,7 @@ def points_run(tmp_path_factory, own_points) -> Path:
     """The folder of a run on the user's own points, trained for long enough to lie among them."""
     config = dataclasses.replace(small_toy(data=str(own_points)), checkpoint_every=60, log_every=60)
     config = presets.adjust(config, steps=60, learning_rate=1e-2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "build_pictures", lambda config: lambda folder, **kwargs: [])
+    with without_pictures():
         return runs.train(config, tmp_path_factory.mktemp("runs") / "points").folder
 
 

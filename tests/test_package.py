@@ -33,10 +33,9 @@ import jaxtyping
 jaxtyping.install_import_hook("drifting", "beartype.beartype")
 import dataclasses, sys, tempfile
 from pathlib import Path
-from tests.conftest import shrunk
+from tests.conftest import shrunk, without_pictures
 from tests.support.image_folders import write_images
 from drifting import presets, runs
-from drifting import config as configuration
 from drifting.config import BankConfig, ImageFilesData, PixelsConfig
 from drifting.runs.compare import write_comparison
 place = Path(tempfile.mkdtemp())
@@ -46,8 +45,8 @@ place = Path(tempfile.mkdtemp())
 # A run of points, sampled and evaluated.
 POINTS = """
 points = presets.adjust(shrunk(presets.preset("toy")), steps=2)
-configuration.build_pictures = lambda _: lambda folder, **__: []
-runs.train(points, place / "toy")
+with without_pictures():
+    runs.train(points, place / "toy")
 runs.load(place / "toy").evaluate(count=100)
 """
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drifting import config as configuration
 from drifting import presets, runs
 from drifting.errors import InputError
 from tests.cli.test_bad_input import refused
-from tests.conftest import shrunk
+from tests.conftest import shrunk, without_pictures
 from tests.support.image_folders import write_images
 
 __all__ = ["refused"]
@@ -24,8 +23,7 @@ def begun(tmp_path_factory):
     """A folder with images in "own", and a run on them in "run"."""
     folder = tmp_path_factory.mktemp("begun")
     write_images(folder / "own", {"ant": 12, "bee": 12})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configuration, "build_pictures", lambda config: lambda folder, **kwargs: [])
+    with without_pictures():
         runs.train(shrunk(presets.preset("images", data=str(folder / "own"))), folder / "run")
     return folder
 
