@@ -140,7 +140,8 @@ def test_resuming_another_preset(refused, toy_copy):
 def test_resuming_a_damaged_checkpoint(refused, toy_copy, name, damage):
     path = checkpoints(toy_copy / "checkpoints")[-1] / name
     path.write_bytes(damage(path.read_bytes()))
-    refused(["train", "toy", "--save-dir", toy_copy, "--resume"], str(path), "corrupted")
+    # The folder of a long path may be shortened in a sentence.
+    refused(["train", "toy", "--save-dir", toy_copy, "--resume"], path.parent.name, name, "corrupted")
 
 
 def test_resuming_without_checkpoints(refused, toy_copy):

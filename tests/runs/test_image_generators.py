@@ -11,6 +11,7 @@ from drifting.config import DiTConfig, RunConfig, UNetConfig, build_generator, f
 from drifting.errors import InputError
 from drifting.generators.dit import DiT
 from drifting.generators.unet import UNet
+from drifting.sampling import sample
 
 UNET = UNetConfig(patch=2, widths=(8, 16), blocks=1, heads=2, cond_dim=8, num_styles=2, style_classes=3)
 DIT = DiTConfig(patch=4, width=8, depth=1, heads=2, cond_dim=8, num_context_tokens=2, num_styles=2, style_classes=3)
@@ -34,7 +35,7 @@ def test_network_is_of_the_size_that_is_asked_for(config):
 
 
 def test_first_images_differ_as_real_ones_do(config):
-    images = runs.sample(build_generator(config), 60)
+    images = sample(build_generator(config), 60)
     assert 0.3 < float(images.std()) < 0.8
     assert float(images.std(0).mean()) > 0.2
     assert float(images.abs().max()) <= 1
