@@ -118,7 +118,7 @@ def test_weights_that_no_sample_can_have_are_refused(call, wrong):
 
 def test_negative_weights_that_are_not_read_are_seen_in_the_result(monkeypatch):
     """As on a device, where to read them would be to wait."""
-    for module in ("inputs", "fields.mean_shift"):
+    for module in ("_checks", "fields.mean_shift"):
         monkeypatch.setattr(f"drifting.{module}.check_weights", lambda weights: None)
     weights = torch.tensor([1.0, -1.0, 1.0])
     assert drifting_loss(_samples(3, 2).float(), _samples(3, 2, seed=1).float(), positive_weights=weights).loss.isnan().all()

@@ -117,7 +117,7 @@ def test_state_that_is_not_finite_is_not_saved(config, tmp_path, monkeypatch):
         return losses[-1] * (float("nan") if len(losses) == 3 else 1)
 
     losses, config = [], presets.adjust(config, steps=50)
-    monkeypatch.setattr("drifting.runs.pretrain.objectives.mae_loss", poisoned)
+    monkeypatch.setattr("drifting.pretraining.objectives.mae_loss", poisoned)
     with pytest.raises(DivergenceError, match="the loss of the maskedautoencoder became NaN or infinite at step 3"):
         runs.start(config, tmp_path / "x")
     assert [path.name for path in checkpoints(tmp_path / "x" / "checkpoints")] == ["step-00000002"]
