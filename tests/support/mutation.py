@@ -3,10 +3,11 @@
 Command: python -m tests.support.mutation [--count 24] [--seed 0] [--save mutants.json | --mutants mutants.json]
 
 Draws mutants of the source files of fields, loss, guidance, training and data: an operator, a comparison, a number or a boolean
-changed, `min` and `max` exchanged, two arguments exchanged, `not` or `.detach()` removed. For each mutant the tests that import its
-module run against a copy of the source, the module's own test file first, until one of them fails or the limit of processor time is
-reached. A mutant that survives is either equivalent to the original or shows a test that is missing. A saved draw can be repeated
-after the source or the tests have moved: a mutant is found again by the line that it changes.
+changed, `min` and `max` exchanged, two arguments exchanged, `not` or `.detach()` removed. For each mutant the tests that import
+its module run against a copy of the source, the module's own test file first, until one of them fails or the limit of processor
+time is reached. The tests must pass on the source as it is. A mutant that survives is either equivalent to the original or
+shows a test that is missing. A saved draw can be repeated after the source or the tests have moved: a mutant is found again by
+the line that it changes.
 """
 
 import argparse
