@@ -1,24 +1,25 @@
 """Presets: plain functions that return a complete configuration, and how a few settings of one are changed."""
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from drifting._checks import nearest_name
-from drifting.config import AnyConfig, EncoderRunConfig, RunConfig
+from drifting.config import AnyConfig
 from drifting.data.toys import TOYS
 from drifting.errors import InputError
 from drifting.presets import cifar10, imagenet256, mnist
 from drifting.presets.digits import digits
 from drifting.presets.encoders import with_encoder
 from drifting.presets.images import images, images_classifier
+from drifting.presets.settings import adjust
 from drifting.presets.toys import toy
 
-Config = TypeVar("Config", bound=AnyConfig)
+__all__ = ["GROUPS", "PRESETS", "Preset", "adjust", "check_choices", "default_folder", "folder_of_data", "preset"]
+
 _OPTIONAL = inspect.Parameter("data", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
@@ -153,64 +154,6 @@ def check_choices(config: AnyConfig, name: str, **choices: Any) -> None:
         before = saved.get(key)
         if value != before and not (key == "data" and before and Path(value).resolve() == Path(before)):
             raise InputError(f"{key} is '{value}', but the run to resume has {before}: leave it out, or name another --save-dir")
-
-
-def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int | None = None, **changes: Any) -> Config:
-    """Return a configuration with some settings changed; None leaves one as it is.
-
-    Args:
-        config: what to start from.
-        batch_size: generated samples of a step over all its labels, each given as many (the positives follow in proportion), or
-            images of a step of a classifier or an encoder.
-        encoder_steps: optimiser steps of the encoder that a run trains before its generator.
-        changes: temperatures (bandwidths of the drift field), steps, learning_rate, seed (of weights, noise and data), device
-            (where to train), parallel (how several processes hold the weights), keep (how many checkpoints), micro_batch (generated
-            samples of one pass), labels_per_pass (in place of each other), compile, checkpointing, precision (of the networks in
-            training), optimizer.
-
-    Raises:
-        InputError: if a value does not fit, or there is no such setting.
-    """
-    given = {name: value for name, value in changes.items() if value is not None}
-    if encoder_steps is not None:
-        if not isinstance(config, RunConfig) or not config.trains_encoder:
-            raise InputError(f"encoder_steps is {encoder_steps}, but no encoder is trained before a generator: leave it out")
-        config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, steps=encoder_steps))
-    if not isinstance(config, RunConfig):
-        return _adjust_network(config, given | ({} if batch_size is None else {"batch_size": batch_size}))
-    if batch_size is not None:
-        before, labels = config.schedule, config.schedule.labels_per_step
-        if batch_size < labels:
-            raise InputError(f"batch_size is {batch_size}: pass at least {labels}, one for each label in a step")
-        given["generated"] = batch_size // labels
-        given["positives"] = max(1, round(given["generated"] * before.positives / before.generated))
-    for one, other in (("micro_batch", "labels_per_pass"), ("labels_per_pass", "micro_batch")):
-        if one in given and other not in given:
-            config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, **{other: None}))
-    parts = {name: getattr(config, name) for name in ("schedule", "loss", "generator")}
-    _check_taken(config, given, *parts.values())
-    return dataclasses.replace(_changed(config, given), **{name: _changed(part, given) for name, part in parts.items()})
-
-
-def _check_taken(config: AnyConfig, given: dict[str, Any], *parts: Any) -> None:
-    """Raise InputError for a value that neither the configuration nor one of the parts has a field for."""
-    for name, value in given.items():
-        if not any(hasattr(part, name) for part in (config, *parts)):
-            raise InputError(f"{name} is {value}, which the preset '{config.preset}' does not take: leave it out")
-
-
-def _adjust_network(config: Config, given: dict[str, Any]) -> Config:
-    """Return the configuration of a classifier or an encoder with all of the given values, or raise InputError."""
-    _check_taken(config, given, *([config.encoder] if isinstance(config, EncoderRunConfig) else []))
-    if isinstance(config, EncoderRunConfig):
-        config = dataclasses.replace(config, encoder=_changed(config.encoder, given))
-    return _changed(config, given)
-
-
-def _changed(instance: Any, given: dict[str, Any]) -> Any:
-    """Return a dataclass with those of the given values that it has fields for."""
-    names = {field.name for field in dataclasses.fields(instance)}
-    return dataclasses.replace(instance, **{name: value for name, value in given.items() if name in names})
 
 
 def folder_of_data(name: str, kind: str, taken: Collection[str]) -> Path:

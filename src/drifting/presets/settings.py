@@ -1,0 +1,153 @@
+"""The settings of a configuration by their dotted names, such as "encoder.width", and how some of them are changed."""
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from drifting._checks import nearest_name
+from drifting._json import read_value
+from drifting.config import AnyConfig, RunConfig
+from drifting.errors import InputError
+
+Config = TypeVar("Config", bound=AnyConfig)
+
+# What is found in the data, or made by the preset, and not set by hand.
+_FOUND = (
+    {"preset"}
+    | {
+        f"data.{name}"
+        for name in ("image_shape", "num_classes", "class_names", "counts", "count", "fingerprint", "files", "vae_fingerprint")
+    }
+    | {"data.centre", "data.scale"}
+)
+# Parts of a configuration whose settings have names of their own in it, and so can be named without the part.
+_SHORT = ("", "schedule", "loss", "generator")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a configuration.
+
+    Attributes:
+        name: dotted where it is inside a part, such as "encoder.width".
+        kind: its type.
+        value: in the configuration.
+        help: what it means, by the docstring of its class.
+    """
+
+    name: str
+    kind: Any
+    value: Any
+    help: str
+
+
+def settings(config: Any) -> list[Setting]:
+    """Return all settings of a configuration that can be set by hand, those of its parts included, in their order."""
+    return [setting for setting in _settings(config, "") if setting.name not in _FOUND]
+
+
+def _settings(part: Any, prefix: str) -> Iterator[Setting]:
+    kinds, help_of = typing.get_type_hints(type(part)), described(*type(part).__mro__)
+    for field in dataclasses.fields(part):
+        name, value = prefix + field.name, getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{name}.")
+        elif not dataclasses.is_dataclass(_only_part(kinds[field.name])):
+            yield Setting(name, kinds[field.name], value, help_of.get(field.name, ""))
+
+
+def _only_part(kind: Any) -> Any:
+    """Return the class of a part that may be left out, such as a bank; None for any other kind."""
+    return next((each for each in typing.get_args(kind) if dataclasses.is_dataclass(each)), None)
+
+
+def described(*documented: Any) -> dict[str, str]:
+    """Return what docstrings say of each argument or attribute; of a name that stands in several, what the first one says."""
+    found: dict[str, str] = {}
+    for one in documented:
+        section = re.search(r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n(?=[ ]))+)", inspect.getdoc(one) or "", re.M)
+        for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.M):
+            words = " ".join(text.split())
+            found = {**{name: words[:1].upper() + words[1:] for name in names.split(", ")}, **found}
+    return found
+
+
+def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int | None = None, **changes: Any) -> Config:
+    """Return a configuration with some settings changed.
+
+    Args:
+        config: what to start from.
+        batch_size: generated samples of a step over all its labels, each given as many (the positives follow in proportion), or
+            images of a step of a classifier or an encoder.
+        encoder_steps: optimiser steps of the encoder that a run trains before its generator.
+        changes: any setting by its dotted name, as in `adjust(config, **{"encoder.width": 32})`. Those of the run itself, of its
+            schedule, its loss and its generator, and of an encoder that is trained on its own, need no dots: steps, learning_rate,
+            temperatures, seed, device and so on; without dots, None leaves a setting as it is.
+
+    Raises:
+        InputError: if a value does not fit, or there is no such setting.
+    """
+    known = {setting.name: setting for setting in settings(config)}
+    if encoder_steps is not None:
+        if not isinstance(config, RunConfig) or not config.trains_encoder:
+            raise InputError(f"encoder_steps is {encoder_steps}, but no encoder is trained before a generator: leave it out")
+        changes["encoder.steps"] = encoder_steps
+    if batch_size is not None and not isinstance(config, RunConfig):
+        changes["batch_size"] = batch_size
+    given: dict[str, Any] = {}
+    for name, value in changes.items():
+        if value is not None or "." in name:
+            dotted = _dotted(name, value, known, config)
+            given[dotted] = read_value(known[dotted].kind, value, name)
+    if batch_size is not None and isinstance(config, RunConfig):
+        given |= _batch(config, batch_size, given)
+    for one, other in (("micro_batch", "labels_per_pass"), ("labels_per_pass", "micro_batch")):
+        if given.get(f"schedule.{one}") is not None and isinstance(config, RunConfig):
+            given.setdefault(f"schedule.{other}", None)
+    return _replaced(config, given)
+
+
+def _dotted(name: str, value: Any, known: Mapping[str, Setting], config: AnyConfig) -> str:
+    """Return the dotted name of a setting, or raise InputError if the configuration has none of that name."""
+    parts = _SHORT if isinstance(config, RunConfig) else ("", "encoder")
+    names = [name] if "." in name else [f"{part}.{name}".lstrip(".") for part in parts]
+    for dotted in names:
+        if dotted in known:
+            return dotted
+    shown = f"'{value}'" if isinstance(value, str) else value
+    if "." in name:
+        nearest = nearest_name(name, known)
+        raise InputError(f"{name} is {shown}, which the preset '{config.preset}' does not take: did you mean {nearest}?")
+    raise InputError(f"{name} is {shown}, which the preset '{config.preset}' does not take: leave it out")
+
+
+def _batch(config: RunConfig, batch_size: int, given: Mapping[str, Any]) -> dict[str, int]:
+    """Return the samples of each label in a step of so many samples over all its labels."""
+    before = config.schedule
+    labels = given.get("schedule.labels_per_step", before.labels_per_step)
+    if batch_size < labels:
+        raise InputError(f"batch_size is {batch_size}: pass at least {labels}, one for each label in a step")
+    generated = batch_size // labels
+    positives = max(1, round(generated * before.positives / before.generated))
+    return {"schedule.generated": generated, "schedule.positives": given.get("schedule.positives", positives)}
+
+
+def _replaced(part: Any, given: Mapping[str, Any]) -> Any:
+    """Return a configuration, or a part of it, with settings replaced by their dotted names; other data are to be found anew."""
+    own = {name: value for name, value in given.items() if "." not in name}
+    inside: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        if "." in name:
+            outer, _, rest = name.partition(".")
+            inside.setdefault(outer, {})[rest] = value
+    for name, changes in inside.items():
+        before = getattr(part, name)
+        if name == "data" and any(getattr(before, key) != value for key, value in changes.items()):
+            found = [field for field in dataclasses.fields(before) if f"data.{field.name}" in _FOUND]
+            before = dataclasses.replace(before, **{field.name: None for field in found})
+        own[name] = _replaced(before, changes)
+    return dataclasses.replace(part, **own)

@@ -1,0 +1,140 @@
+"""Settings by their dotted names: every one that a person may set, how it is changed, and what is refused."""
+
+import contextlib
+import dataclasses
+
+import pytest
+
+from drifting.config import BankConfig, ImageFilesData, ImagesData, PixelsConfig, resolve, to_json
+from drifting.errors import InputError
+from drifting.presets import PRESETS, adjust, preset
+from drifting.presets.settings import described, settings
+
+NEEDS_DATA = {"images", "images-classifier"}
+
+
+def _config(name):
+    return preset(name, **({"data": "nowhere"} if name in NEEDS_DATA else {}))
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _other(value):
+    """Return another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return value[:-1]
+    if isinstance(value, str):
+        return f"{value}x"
+    return value + 1 if isinstance(value, int) else value / 2
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_are_the_fields_that_are_not_found_in_the_data(name):
+    config = _config(name)
+    names = [setting.name for setting in settings(config)]
+    found = ("image_shape", "num_classes", "class_names", "counts", "files", "fingerprint", "vae_fingerprint")
+    values = {key for key in _flat(to_json(config)) if not key.endswith("type") and key not in ("version", "preset", "bank")}
+    assert sorted(names) == sorted(values - {f"data.{key}" for key in found})
+
+
+@pytest.mark.parametrize("name", ["toy", "cifar10-simclr", "imagenet256-pixel-b", "mae-latent-640", "mnist-classifier"])
+def test_each_setting_is_changed_alone(name):
+    config, changed = _config(name), set()
+    before, known = _flat(to_json(config)), {setting.name for setting in settings(config) if setting.value is not None}
+    for setting in settings(config):
+        if setting.name in known:
+            with contextlib.suppress(InputError):  # such as an optimizer of another name
+                after = _flat(to_json(adjust(config, **{setting.name: _other(setting.value)})))
+                differing = {key for key in before if before[key] != after[key]}
+                assert differing - {"schedule.micro_batch", "schedule.labels_per_pass"} <= {setting.name}
+                changed |= differing
+    assert len(known - changed) <= 8
+
+
+def test_settings_of_several_parts_are_changed_together():
+    changes = {
+        "encoder.width": 4,
+        "generator.noise_dim": 3,
+        "loss.temperatures": [0.1, 0.2],
+        "schedule.betas": (0.5, 0.6),
+        "seed": 3,
+    }
+    config = adjust(preset("cifar10-simclr"), **changes)
+    assert (config.encoder.width, config.generator.noise_dim, config.seed) == (4, 3, 3)
+    assert (config.loss.temperatures, config.schedule.betas) == ((0.1, 0.2), (0.5, 0.6))
+
+
+def test_none_is_a_value_of_a_dotted_name_and_no_change_of_a_short_one():
+    config = preset("toy")
+    assert adjust(config, **{"schedule.decay_after": None}).schedule.decay_after is None
+    assert adjust(config, decay_after=None) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "sentence"),
+    [
+        (
+            "digits",
+            {"encoder.width": 3},
+            "encoder.width is 3, which the preset 'digits' does not take: did you mean generator.width",
+        ),
+        ("toy", {"generator.widht": 3}, "generator.widht is 3, .* did you mean generator.width"),
+        ("toy", {"generator.width": "many"}, "generator.width is 'many', not a whole number"),
+        ("toy", {"loss.temperatures": (0.1, "x")}, r"loss.temperatures\[1\] is 'x', not a number"),
+        ("cifar10-simclr", {"data.num_classes": 3}, "data.num_classes is 3, which the preset 'cifar10-simclr' does not take"),
+    ],
+)
+def test_setting_that_does_not_fit_is_refused(name, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        adjust(preset(name), **changes)
+
+
+def test_batch_is_shared_among_as_many_labels_as_are_asked_for():
+    schedule = adjust(preset("cifar10-resnet18"), batch_size=80, **{"schedule.labels_per_step": 4}).schedule
+    assert (schedule.labels_per_step, schedule.generated, schedule.positives) == (4, 20, 40)
+    schedule = adjust(preset("cifar10-resnet18"), batch_size=80, **{"schedule.positives": 7}).schedule
+    assert (schedule.generated, schedule.positives) == (40, 7)
+
+
+def test_other_data_are_found_anew(grey_folder, colour_folder):
+    config = resolve(preset("images", data=str(grey_folder)))
+    assert config.data.image_shape == (1, 8, 8)
+    assert adjust(config, **{"data.path": config.data.path}) == config
+    other = resolve(adjust(config, **{"data.path": str(colour_folder)}))
+    assert other.data == resolve(preset("images", data=str(colour_folder))).data
+
+
+def test_bank_is_changed_where_there_is_one():
+    config = dataclasses.replace(
+        preset("images", data="nowhere"), data=ImageFilesData(path="nowhere"), encoder=PixelsConfig(), bank=BankConfig()
+    )
+    assert adjust(config, **{"bank.push_per_step": 3}).bank == BankConfig(push_per_step=3)
+    with pytest.raises(InputError, match=r"bank\.push_per_step is 3, which the preset 'toy' does not take"):
+        adjust(preset("toy"), **{"bank.push_per_step": 3})
+
+
+def test_docstrings_say_what_each_argument_is():
+    class Part:
+        """Do a thing.
+
+        Attributes:
+            width, depth: of the network,
+                which is small.
+            seed: of all; none: by default.
+
+        Source: somewhere.
+        """
+
+    assert described(Part) == {
+        "width": "Of the network, which is small.",
+        "depth": "Of the network, which is small.",
+        "seed": "Of all; none: by default.",
+    }
+    assert described(ImagesData)["path"].startswith("Folder or Hub id")
