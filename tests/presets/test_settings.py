@@ -32,7 +32,7 @@ def _other(value):
         return value[:-1]
     if isinstance(value, str):
         return f"{value}x"
-    return value + 1 if isinstance(value, int) else value / 2
+    return value + 1 if isinstance(value, int) else value / 2 or 0.5
 
 
 @pytest.mark.parametrize("name", PRESETS)
