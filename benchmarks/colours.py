@@ -17,9 +17,10 @@ import torch
 
 from drifting import config as configuration
 from drifting import runs
-from drifting.config import DecoderMLPConfig, ResNetConfig, RunConfig
+from drifting.config import ResNetConfig, RunConfig
 from drifting.data.augmentation import Views, augment
 from drifting.fields.pairwise import pairwise_distances
+from drifting.generators import DecoderMLPConfig
 from drifting.presets import adjust, preset
 from drifting.presets.cifar10 import SYSTEMS
 from drifting.runs.compare import write_comparison

@@ -19,6 +19,8 @@ FILE_LINES, FUNCTION_LINES, LOOP_LINES, ARGUMENTS, CORE_LINES, EXPERIMENT_LINES 
 LOOPS = {("training/loop.py", "train"), ("runs/train.py", "follow")}
 # The one function whose arguments are the method, and its oracle.
 MANY_ARGUMENTS = "drifting_loss"
+# Tests of the class of a configuration: an object is asked, not inspected.
+CONFIGURATION_BRANCHES = 154
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common", "experimental", "legacy"}
 # fields/triton.py holds a device kernel; jaxtyping is notation.
 CORE_LIBRARIES = {"torch", "jaxtyping", "drifting"}
@@ -127,6 +129,52 @@ def test_exemptions_are_still_needed():
 def test_method_itself_is_small():
     parts = {path.name: _lines(path) for path in (SOURCE / "fields" / "mean_shift.py", SOURCE / "loss.py", SOURCE / "guidance.py")}
     assert sum(parts.values()) <= CORE_LINES, parts
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+@functools.cache
+def _configuration_classes() -> set[str]:
+    """Return the names of configuration classes and of unions of them."""
+    trees = [_tree(path) for path in SOURCE.rglob("*.py")]
+    names = {
+        node.name
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and (node.name.endswith(("Config", "Data")))
+    }
+    unions = [
+        (node.targets[0], node.value)
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp)
+    ]
+    for _ in unions:
+        names |= {target.id for target, value in unions if isinstance(target, ast.Name) and _names(value) & names}
+    return names
+
+
+def _branches_on_configurations(path: Path) -> int:
+    """Count isinstance, issubclass and case on configuration classes, and comparisons of `type`."""
+    tested: list[ast.AST] = []
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Call) and _names(node.func) & {"isinstance", "issubclass"}:
+            tested.append(node.args[1])
+        elif isinstance(node, ast.match_case):
+            tested.append(node.pattern)
+        elif isinstance(node, ast.Compare):
+            tested += [side for side in node.comparators if "type" in _names(node.left)]
+    return sum(bool(_names(node) & _configuration_classes()) for node in tested)
+
+
+def test_configurations_are_asked_and_not_inspected():
+    branches = {
+        path.relative_to(SOURCE).as_posix(): count for path in SOURCE.rglob("*.py") if (count := _branches_on_configurations(path))
+    }
+    assert {"MLPConfig", "RunConfig", "ImagesData"} <= _configuration_classes()
+    assert sum(branches.values()) <= CONFIGURATION_BRANCHES, branches
 
 
 def test_experiments_are_a_few_lines_over_the_presets():

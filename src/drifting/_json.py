@@ -1,9 +1,12 @@
 """JSON of our own files, read with suspicion: numbers that fit, names that stand once, fields of the types they should have.
 
-A dataclass is an object whose field "type" names its class where several may stand in its place, see `config.json_io`.
+A dataclass is an object whose field "type" names its class where several may stand in its place, see `config.json_io`. An abstract
+dataclass stands for all classes under it that its package offers.
 """
 
 import dataclasses
+import importlib
+import inspect
 import json
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +99,7 @@ def read_value(kind: Any, value: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         return _read_one_of(parts, value, name)
     if dataclasses.is_dataclass(kind):
-        return _read_one_of((kind,), value, name)
+        return _read_one_of(_offered(kind) if inspect.isabstract(kind) else (kind,), value, name)
     if origin is tuple:
         return _read_tuple(parts, value, name)
     if origin is dict:
@@ -107,6 +110,13 @@ def read_value(kind: Any, value: Any, name: str) -> Any:
             raise InputError(f"{name} is {_shown(value)}, which can name nothing")
         return value
     raise InputError(f"{name} is {_shown(value)}, not {_WORDS.get(kind, 'an object')}")
+
+
+def _offered(base: Any) -> tuple[Any, ...]:
+    """Return the classes under an abstract one that the package of its module offers."""
+    package = importlib.import_module(base.__module__.rpartition(".")[0])
+    offered = [getattr(package, name) for name in sorted(dir(package))]
+    return tuple(each for each in offered if isinstance(each, type) and issubclass(each, base) and not inspect.isabstract(each))
 
 
 def _read_one_of(kinds: Sequence[Any], value: Any, name: str) -> Any:

@@ -11,9 +11,7 @@ from drifting.config import (
     AutoencoderConfig,
     BankConfig,
     ClassifierConfig,
-    DecoderMLPConfig,
     ImagesData,
-    MLPConfig,
     PixelsConfig,
     PointsData,
     RunConfig,
@@ -23,6 +21,7 @@ from drifting.config import (
 )
 from drifting.data.toys import TOYS
 from drifting.errors import InputError
+from drifting.generators import DecoderMLPConfig, MLPConfig
 
 
 def _every_config() -> list[RunConfig]:

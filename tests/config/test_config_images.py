@@ -11,7 +11,6 @@ from drifting import presets
 from drifting.config import (
     AutoencoderConfig,
     BankConfig,
-    MLPConfig,
     PixelsConfig,
     build_encoder,
     build_export,
@@ -25,6 +24,7 @@ from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import identity
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
+from drifting.generators import MLPConfig
 from tests.support.image_folders import write_images
 
 

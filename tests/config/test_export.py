@@ -6,7 +6,6 @@ import torch
 from drifting import config as configuration
 from drifting.config import (
     BankConfig,
-    DecoderMLPConfig,
     ImageFilesData,
     LatentsData,
     LossConfig,
@@ -19,6 +18,7 @@ from drifting.config import (
 from drifting.config import export as exporting
 from drifting.data.vae import load_vae
 from drifting.errors import InputError
+from drifting.generators import DecoderMLPConfig
 from drifting.training.schedule import Schedule
 from tests.support.tiny_vae import write_vae
 

@@ -9,8 +9,9 @@ import torch
 
 from drifting import config as configuration
 from drifting import presets, runs
-from drifting.config import DiTConfig, RunConfig
+from drifting.config import RunConfig
 from drifting.distributed import Processes, join, whole
+from drifting.generators import DiTConfig
 from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize
 from drifting.runs import pictures as drawing

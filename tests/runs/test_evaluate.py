@@ -11,9 +11,10 @@ import torch
 
 from drifting import config as configuration
 from drifting._progress import show_images
-from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
+from drifting.config import BankConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
 from drifting.errors import InputError
 from drifting.evaluation import compare, see
+from drifting.generators import DecoderMLPConfig
 from drifting.metrics.frechet import gaussian_of
 from drifting.runs import Run, evaluate, references
 from drifting.runs.evaluate import sampled_batches

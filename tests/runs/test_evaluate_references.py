@@ -11,11 +11,12 @@ from PIL import Image
 
 from drifting import config as configuration
 from drifting.checkpoint import save_tensors
-from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, ImagesData, LossConfig, RunConfig
+from drifting.config import BankConfig, ImageFilesData, ImagesData, LossConfig, RunConfig
 from drifting.config.sources import _list_files, _load_split
 from drifting.data.image_folder import ImageFiles
 from drifting.evaluation import Judge
 from drifting.evaluation.references import digests
+from drifting.generators import DecoderMLPConfig
 from drifting.generators.base import Generator
 from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.runs import Run

@@ -7,8 +7,9 @@ import torch
 
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors
-from drifting.config import DiTConfig, RunConfig, UNetConfig, build_generator, from_json, resolve, to_json
+from drifting.config import RunConfig, build_generator, from_json, resolve, to_json
 from drifting.errors import InputError
+from drifting.generators import DiTConfig, UNetConfig
 from drifting.generators.dit import DiT
 from drifting.generators.unet import UNet
 from drifting.sampling import sample

@@ -12,19 +12,11 @@ from safetensors.torch import load_file
 
 from drifting import config as configuration
 from drifting.checkpoint import save_json, save_tensors
-from drifting.config import (
-    DiTConfig,
-    EncoderRunConfig,
-    ImagesData,
-    MAEConfig,
-    MAEFeaturesConfig,
-    MLPConfig,
-    ReleasedConfig,
-    RunConfig,
-)
+from drifting.config import EncoderRunConfig, ImagesData, MAEConfig, MAEFeaturesConfig, ReleasedConfig, RunConfig
 from drifting.config.encoders import load_mae
 from drifting.encoders.mae import MAEFeatures
 from drifting.errors import InputError
+from drifting.generators import DiTConfig, MLPConfig
 from drifting.hub import download as official_hub
 from drifting.hub import load_encoder, load_generator, read_artifact
 from drifting.runs import load

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting.config import BankConfig, DecoderMLPConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
+from drifting.config import BankConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
 from drifting.data.dataset import InMemorySource
 from drifting.data.vae import load_vae
+from drifting.generators import DecoderMLPConfig
 from drifting.runs import pictures
 from drifting.runs.pictures import _layout, build_pictures
 from drifting.training.schedule import Schedule

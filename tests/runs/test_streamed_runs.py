@@ -13,7 +13,6 @@ from drifting.config import (
     ImageFilesData,
     LatentsData,
     LossConfig,
-    MLPConfig,
     RunConfig,
     build_export,
     build_generator,
@@ -33,6 +32,7 @@ from drifting.data.pixels import to_signed
 from drifting.data.vae import load_vae
 from drifting.encoders.base import identity
 from drifting.errors import InputError
+from drifting.generators import MLPConfig
 from drifting.training.schedule import Schedule
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae

@@ -26,17 +26,13 @@ from drifting.config.found import found_lines
 from drifting.config.json_io import VERSION, SavedConfig, from_json, to_json
 from drifting.config.networks import (
     AutoencoderConfig,
-    DecoderMLPConfig,
-    DiTConfig,
     Encoder,
     MAEConfig,
     MAEFeaturesConfig,
-    MLPConfig,
     PixelsConfig,
     ResNetConfig,
     SimCLRConfig,
     TrainedEncoder,
-    UNetConfig,
 )
 from drifting.config.run import AnyConfig, BankConfig, ClassifierConfig, EncoderRunConfig, LossConfig, ReleasedConfig, RunConfig
 from drifting.config.sources import (
@@ -61,8 +57,6 @@ __all__ = [
     "BankConfig",
     "ClassifierConfig",
     "Decoder",
-    "DecoderMLPConfig",
-    "DiTConfig",
     "DigitsData",
     "Encoder",
     "EncoderRunConfig",
@@ -72,7 +66,6 @@ __all__ = [
     "LossConfig",
     "MAEConfig",
     "MAEFeaturesConfig",
-    "MLPConfig",
     "PixelsConfig",
     "PointsData",
     "ReleasedConfig",
@@ -83,7 +76,6 @@ __all__ = [
     "StreamedData",
     "ToyData",
     "TrainedEncoder",
-    "UNetConfig",
     "build_decoder",
     "build_encoder",
     "build_export",

@@ -21,14 +21,10 @@ from drifting.config.data import (
 from drifting.config.encoders import check_images, find_weights, load_mae, recipe_features
 from drifting.config.networks import (
     AutoencoderConfig,
-    DecoderMLPConfig,
-    DiTConfig,
     MAEConfig,
     MAEFeaturesConfig,
-    MLPConfig,
     ResNetConfig,
     SimCLRConfig,
-    UNetConfig,
 )
 from drifting.config.run import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.config.sources import find_data, labelled, load_labelled, load_split
@@ -40,10 +36,6 @@ from drifting.encoders.normalize import IMAGENET
 from drifting.encoders.resnet import ResNet, ResNetFeatures, adapt_weights
 from drifting.errors import InputError
 from drifting.generators.base import Generator
-from drifting.generators.decoder_mlp import DecoderMLP
-from drifting.generators.dit import DiT
-from drifting.generators.mlp import MLP
-from drifting.generators.unet import UNet
 from drifting.loss import DriftingLoss
 from drifting.training.precision import computed_in
 
@@ -73,19 +65,9 @@ def build_generator(config: RunConfig) -> Generator:
             shape, num_classes = _known_shape(data), data.num_classes
         case _:
             shape, num_classes = (2,), None
-    given = {"sample_shape": shape, "num_classes": num_classes, "guided": config.schedule.draws_guidance}
     with initial_weights(config.seed, "generator"):
-        match config.generator:
-            case MLPConfig() as settings:
-                return MLP(**given, **vars(settings))
-            case DecoderMLPConfig() as settings:
-                return DecoderMLP(**given, **vars(settings))
-            case UNetConfig() | DiTConfig() as settings if len(shape) != 3:
-                raise InputError(f"generator is a {type(settings).__name__}, but the data are no images: name another generator")
-            case UNetConfig(output_std=std, checkpointing=checkpointing) as size:
-                return UNet(size=size, output_std=std, checkpointing=checkpointing, **given)
-            case DiTConfig(bounded=bounded, output_std=std, checkpointing=checkpointing) as size:
-                return DiT(size=size, bounded=bounded, output_std=std, checkpointing=checkpointing, **given)
+        guided = config.schedule.draws_guidance
+        return config.generator.build(sample_shape=shape, num_classes=num_classes, guided=guided)
 
 
 def build_network(config: AnyConfig) -> nn.Module | None:

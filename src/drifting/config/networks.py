@@ -1,52 +1,9 @@
-"""Which networks a run is made of: its generator, and the encoder in whose features it drifts."""
+"""The encoder in whose features a run drifts."""
 
 from dataclasses import dataclass
 
 from drifting.data.augmentation import Views
-from drifting.generators.dit import DiTSize
-from drifting.generators.unet import UNetSize
 from drifting.pretraining.objectives import MaskedTraining
-
-
-@dataclass(frozen=True, kw_only=True)
-class MLPConfig:
-    """A `generators.mlp.MLP`."""
-
-    noise_dim: int = 32
-    width: int = 256
-    depth: int = 3
-    gain: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderMLPConfig:
-    """A `generators.decoder_mlp.DecoderMLP`."""
-
-    noise_dim: int = 8
-    width: int = 512
-    depth: int = 3
-    code_dim: int = 128
-    decoder_width: int = 32
-    decoder_blocks: int = 0
-    gain: float = 2.0
-    smoothing: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig(UNetSize):
-    """A `generators.unet.UNet` of this size, which ends in tanh."""
-
-    output_std: float = 0.75
-    checkpointing: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiTConfig(DiTSize):
-    """A `generators.dit.DiT` of this size; with an `output_std` of 0 it starts as the release's does."""
-
-    bounded: bool = True
-    output_std: float = 0.75
-    checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +119,6 @@ class MAEFeaturesConfig:
     resize: int | None = 224
 
 
-Generator = MLPConfig | DecoderMLPConfig | UNetConfig | DiTConfig
 Encoder = PixelsConfig | AutoencoderConfig | ResNetConfig | SimCLRConfig | MAEFeaturesConfig
 # Encoders that the run trains, on a data set whose features are worth keeping.
 TrainedEncoder = AutoencoderConfig | ResNetConfig

@@ -7,7 +7,6 @@ from drifting._checks import check_counts, check_learning_rate, check_seed, chec
 from drifting.config.data import Data, DigitsData, EncoderData, ImagesData, StreamedData
 from drifting.config.networks import (
     Encoder,
-    Generator,
     LoneEncoder,
     MAEConfig,
     PixelsConfig,
@@ -19,6 +18,7 @@ from drifting.data.augmentation import Views
 from drifting.distributed import PARALLEL
 from drifting.encoders.resnet import stage_depths
 from drifting.errors import InputError
+from drifting.generators.base import GeneratorConfig
 from drifting.loss import TEMPERATURES
 from drifting.pretraining.objectives import Augmentation, check_masked_training
 from drifting.training.schedule import Schedule, check_schedule
@@ -71,7 +71,7 @@ class RunConfig:
 
     preset: str
     data: Data
-    generator: Generator
+    generator: GeneratorConfig
     encoder: Encoder = field(default_factory=PixelsConfig)
     loss: LossConfig
     schedule: Schedule

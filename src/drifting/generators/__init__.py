@@ -1,1 +1,25 @@
-"""Generators: modules (noise, labels, guidance_scale) -> samples, each sample in one forward pass."""
+"""Generators: modules (noise, labels, guidance_scale) -> samples, each sample in one forward pass.
+
+A configuration names its generator by a class of this package whose name ends in "Config".
+"""
+
+from drifting.generators.base import Generator, GeneratorConfig
+from drifting.generators.decoder_mlp import DecoderMLP, DecoderMLPConfig
+from drifting.generators.dit import DiT, DiTConfig, DiTSize
+from drifting.generators.mlp import MLP, MLPConfig
+from drifting.generators.unet import UNet, UNetConfig, UNetSize
+
+__all__ = [
+    "MLP",
+    "DecoderMLP",
+    "DecoderMLPConfig",
+    "DiT",
+    "DiTConfig",
+    "DiTSize",
+    "Generator",
+    "GeneratorConfig",
+    "MLPConfig",
+    "UNet",
+    "UNetConfig",
+    "UNetSize",
+]

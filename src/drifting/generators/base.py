@@ -4,12 +4,16 @@ Training draws whole batches of noise from one random stream. Sampling gives eve
 sample i of a seed is the same in any batch, order or number of processes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from drifting.errors import InputError
 
 
 class Generator(nn.Module):
@@ -39,6 +43,28 @@ class Generator(nn.Module):
         if self.num_styles == 0:
             return None
         return torch.randint(self.style_classes, (count, self.num_styles), generator=rng, device=rng.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(ABC):
+    """The settings of a generator, which build it. What they do not say depends on the data and on the schedule."""
+
+    @abstractmethod
+    def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> Generator:
+        """Return the generator with fresh weights on the CPU.
+
+        Args:
+            sample_shape: shape of one sample.
+            num_classes: number of labels, or None for a generator that takes none.
+            guided: whether it takes a guidance scale.
+
+        Raises:
+            InputError: if it cannot make samples of that shape.
+        """
+
+    def _check_images(self, sample_shape: tuple[int, ...]) -> None:
+        if len(sample_shape) != 3:
+            raise InputError(f"generator is a {type(self).__name__}, but the data are no images: name another generator")
 
 
 _MASK = 2**64 - 1

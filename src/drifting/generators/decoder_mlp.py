@@ -6,13 +6,14 @@ Source: ours; the decoder is that of the auto-encoder (`upsampling`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drifting.generators.base import Generator
+from drifting.generators.base import Generator, GeneratorConfig
 from drifting.generators.mlp import MLP
 from drifting.nn.upsampling import Decoder
 
@@ -58,3 +59,21 @@ class DecoderMLP(Generator):
     ) -> Float[Tensor, "b c h w"]:
         """Return one image per row of noise; a conditional generator needs `labels`, a guided one takes no scale for 1."""
         return torch.tanh(self.decode(self.imagine(noise, labels, guidance_scale)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderMLPConfig(GeneratorConfig):
+    """A `DecoderMLP`, whose arguments these are."""
+
+    noise_dim: int = 8
+    width: int = 512
+    depth: int = 3
+    code_dim: int = 128
+    decoder_width: int = 32
+    decoder_blocks: int = 0
+    gain: float = 2.0
+    smoothing: bool = False
+
+    def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> DecoderMLP:
+        """Return the generator; see `GeneratorConfig.build`."""
+        return DecoderMLP(sample_shape=sample_shape, num_classes=num_classes, guided=guided, **vars(self))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from drifting.errors import InputError
-from drifting.generators.base import Generator
+from drifting.generators.base import Generator, GeneratorConfig
 from drifting.nn.layers import (
     Attention,
     Condition,
@@ -168,6 +168,28 @@ class DiT(Generator):
         patches = modulate(self.norm(tokens[:, self.size.num_context_tokens :]), shift, scale)
         samples = unpatchify(precise(self.output, patches), self.size.patch, self.sample_shape)
         return samples.tanh() if self.bounded else samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(DiTSize, GeneratorConfig):
+    """A `DiT` of this size; for its other settings see there. With an `output_std` of 0 it starts as the release's does."""
+
+    bounded: bool = True
+    output_std: float = 0.75
+    checkpointing: bool = False
+
+    def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> DiT:
+        """Return the generator; see `GeneratorConfig.build`."""
+        self._check_images(sample_shape)
+        return DiT(
+            sample_shape=sample_shape,
+            size=self,
+            num_classes=num_classes,
+            guided=guided,
+            bounded=self.bounded,
+            output_std=self.output_std,
+            checkpointing=self.checkpointing,
+        )
 
 
 class Block(nn.Module):

@@ -4,6 +4,7 @@ Source: the authors' notebook (32 -> 3 x 256, SiLU -> 2); labels and guidance sc
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import cast
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drifting.generators.base import Generator
+from drifting.generators.base import Generator, GeneratorConfig
 
 
 class MLP(Generator):
@@ -72,3 +73,17 @@ class MLP(Generator):
                 features = features + self.guidance[index](logarithm)
             features = nn.functional.silu(features)
         return self.output(features).unflatten(1, self.sample_shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig(GeneratorConfig):
+    """An `MLP`, whose arguments these are."""
+
+    noise_dim: int = 32
+    width: int = 256
+    depth: int = 3
+    gain: float = 1.0
+
+    def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> MLP:
+        """Return the generator; see `GeneratorConfig.build`."""
+        return MLP(sample_shape=sample_shape, num_classes=num_classes, guided=guided, **vars(self))

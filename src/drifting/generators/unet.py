@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, silu
 
 from drifting.errors import InputError
-from drifting.generators.base import Generator
+from drifting.generators.base import Generator, GeneratorConfig
 from drifting.nn.layers import Attention, Condition, check_sides, precise, run
 
 Maps = Float[Tensor, "b w h v"]
@@ -127,6 +127,26 @@ class UNet(Generator):
         maps = self.maps(self.stem(noise.contiguous(memory_format=torch.channels_last)), silu(condition))
         samples = self.head(maps)
         return samples.tanh() if self.bounded else samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(UNetSize, GeneratorConfig):
+    """A `UNet` of this size, which ends in tanh; for its other settings see there."""
+
+    output_std: float = 0.75
+    checkpointing: bool = False
+
+    def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> UNet:
+        """Return the generator; see `GeneratorConfig.build`."""
+        self._check_images(sample_shape)
+        return UNet(
+            sample_shape=sample_shape,
+            size=self,
+            num_classes=num_classes,
+            guided=guided,
+            output_std=self.output_std,
+            checkpointing=self.checkpointing,
+        )
 
 
 class Level(nn.Module):

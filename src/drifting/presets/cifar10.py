@@ -8,16 +8,8 @@ is divided by a scale of its own. docs/cifar10.md compares the four.
 import dataclasses
 from dataclasses import dataclass
 
-from drifting.config import (
-    ClassifierConfig,
-    DecoderMLPConfig,
-    ImagesData,
-    LossConfig,
-    ResNetConfig,
-    RunConfig,
-    SimCLRConfig,
-    UNetConfig,
-)
+from drifting.config import ClassifierConfig, ImagesData, LossConfig, ResNetConfig, RunConfig, SimCLRConfig
+from drifting.generators import DecoderMLPConfig, UNetConfig
 from drifting.generators.unet import SIZES
 from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule

@@ -1,6 +1,7 @@
 """Handwritten digits of 8 x 8 pixels: class-conditional images in under a minute on a CPU."""
 
-from drifting.config import DigitsData, LossConfig, MLPConfig, RunConfig
+from drifting.config import DigitsData, LossConfig, RunConfig
+from drifting.generators import MLPConfig
 from drifting.training.schedule import Schedule
 
 

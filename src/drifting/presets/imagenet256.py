@@ -13,7 +13,6 @@ from typing import Any
 
 from drifting.config import (
     BankConfig,
-    DiTConfig,
     EncoderRunConfig,
     ImageFilesData,
     LatentsData,
@@ -23,6 +22,7 @@ from drifting.config import (
     RunConfig,
 )
 from drifting.errors import InputError
+from drifting.generators import DiTConfig
 from drifting.generators.dit import SIZES
 from drifting.training.schedule import Schedule
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from drifting import config as configuration
-from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, LossConfig, RunConfig
+from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, LossConfig, RunConfig
 from drifting.encoders.autoencoder import Autoencoder, available_features
 from drifting.errors import InputError
+from drifting.generators import DecoderMLPConfig
 from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from drifting.config import AutoencoderConfig, ClassifierConfig, DecoderMLPConfig, ImagesData, LossConfig, RunConfig
+from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, LossConfig, RunConfig
+from drifting.generators import DecoderMLPConfig
 from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from drifting.config import LossConfig, MLPConfig, PointsData, RunConfig, ToyData
+from drifting.config import LossConfig, PointsData, RunConfig, ToyData
 from drifting.data.toys import toy as check_toy
 from drifting.errors import InputError
+from drifting.generators import MLPConfig
 from drifting.training.schedule import Schedule
 
 # Trained at the setting of the authors' notebook.

@@ -11,16 +11,13 @@ from drifting.config import (
     AutoencoderConfig,
     BankConfig,
     ClassifierConfig,
-    DecoderMLPConfig,
-    DiTConfig,
     ImageFilesData,
     MAEConfig,
     MAEFeaturesConfig,
-    MLPConfig,
     ResNetConfig,
     RunConfig,
-    UNetConfig,
 )
+from drifting.generators import DecoderMLPConfig, DiTConfig, MLPConfig, UNetConfig
 from drifting.training.schedule import Schedule
 
 

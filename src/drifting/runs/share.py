@@ -17,12 +17,13 @@ from drifting import runs
 from drifting._files import check_writable
 from drifting._progress import CountProgress
 from drifting.checkpoint import check_weights, load_json, load_tensors, save_json, write_tensors
-from drifting.config import DiTConfig, EncoderRunConfig, MAEConfig, ReleasedConfig, RunConfig, SavedConfig
+from drifting.config import EncoderRunConfig, MAEConfig, ReleasedConfig, RunConfig, SavedConfig
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import DEFAULT, VAE, load_vae
 from drifting.distributed import join
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
+from drifting.generators import DiTConfig
 from drifting.generators.dit import DiT
 from drifting.hub import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
 from drifting.hub.artifact import METADATA, PARAMETERS, Network, with_weights
