@@ -21,8 +21,10 @@ from drifting.encoders.base import Features
 from drifting.errors import InputError
 
 # Kind -> side of the window, 0 for the whole map.
-_WINDOWS = {"mean": 0, "std": 0, "mean_2": 2, "std_2": 2, "mean_4": 4, "std_4": 4}
-KINDS = ("all", *_WINDOWS)
+_WINDOWS = {"mean": 0, "std": 0, "mean_2": 2, "std_2": 2, "mean_4": 4, "std_4": 4, "mean_8": 8, "std_8": 8}
+KINDS = ("all", "mean", "std", "mean_2", "std_2", "mean_4", "std_4")
+# Windows of 8 are for images alone, which are larger than the maps of a network.
+IMAGE_KINDS = (*KINDS, "mean_8", "std_8")
 _SMALLEST_VARIANCE = 1e-6
 # The maps that are no network's, but the images themselves; the second is of colour images alone.
 _IMAGE, _CHROMA = "image", "chroma"
@@ -58,8 +60,9 @@ def multi_scale(
     height, width = map.shape[2:]
     features: Features = {}
     for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"kinds has '{kind}': did you mean '{nearest_name(kind, KINDS)}'? There are {', '.join(KINDS)}")
+        if kind not in IMAGE_KINDS:
+            known = ", ".join(IMAGE_KINDS)
+            raise InputError(f"kinds has '{kind}': did you mean '{nearest_name(kind, IMAGE_KINDS)}'? There are {known}")
         if not fits(kind, height, width):
             continue
         if kind == "all":
@@ -74,16 +77,17 @@ def multi_scale(
     return features
 
 
-def pooled_names(map_shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+def pooled_names(map_shapes: Mapping[str, Sequence[int]], kinds: Sequence[str] = KINDS) -> tuple[str, ...]:
     """Return the names of all features of maps, given the channels, height and width of each: their kinds whose windows fit."""
-    return tuple(feature_name(name, kind) for name, shape in map_shapes.items() for kind in KINDS if fits(kind, *shape[1:]))
+    return tuple(feature_name(name, kind) for name, shape in map_shapes.items() for kind in kinds if fits(kind, *shape[1:]))
 
 
 def image_names(image_shape: Sequence[int]) -> tuple[str, ...]:
     """Return the names of all features that `image_features` makes of images of this shape."""
     maps = [_IMAGE] + [_CHROMA] * (image_shape[0] == _COLOURS)
     # The images as they are have the name "pixels"; as a map, every pixel would be a problem of its own.
-    return (*(name for name in pooled_names(dict.fromkeys(maps, image_shape)) if name not in maps), "pixels", "norm_x")
+    names = pooled_names(dict.fromkeys(maps, image_shape), IMAGE_KINDS)
+    return (*(name for name in names if name not in maps), "pixels", "norm_x")
 
 
 def image_features(images: Float[Tensor, "b c h w"], names: Sequence[str]) -> Features:
@@ -99,7 +103,7 @@ def image_features(images: Float[Tensor, "b c h w"], names: Sequence[str]) -> Fe
     if "norm_x" in names:
         features["norm_x"] = norm_x(images)
     for name, map in ((_IMAGE, lambda: images), (_CHROMA, lambda: chroma(images))):
-        if kinds := [kind for kind in KINDS if feature_name(name, kind) in names]:
+        if kinds := [kind for kind in IMAGE_KINDS if feature_name(name, kind) in names]:
             features.update(multi_scale(name, map(), kinds))
     return features
 

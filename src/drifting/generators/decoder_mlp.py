@@ -27,7 +27,7 @@ class DecoderMLP(Generator):
         decoder_width: channels of the decoder at half the side.
         gain: factor of the weights of the matrix products at the start. Above 1 the first images differ as much from each other as
             from real ones; where they are alike, they see each other alone at short temperatures, and large populations starve.
-        decoder_blocks, smoothing: of the decoder, see `upsampling.Decoder`.
+        decoder_blocks, smoothing, doublings: of the decoder, see `upsampling.Decoder`.
         perceptron: noise_dim, width, depth, num_classes and guided of the perceptron, see `MLP`.
     """
 
@@ -40,13 +40,16 @@ class DecoderMLP(Generator):
         gain: float = 1.0,
         decoder_blocks: int = 0,
         smoothing: bool = False,
+        doublings: int = 2,
         **perceptron: Any,
     ) -> None:
         super().__init__()
         self.imagine = MLP(sample_shape=(code_dim,), gain=gain, **perceptron)
         self.noise_shape, self.sample_shape = self.imagine.noise_shape, tuple(sample_shape)
         self.num_classes, self.guided = self.imagine.num_classes, self.imagine.guided
-        self.decode = Decoder(code_dim, sample_shape, decoder_width, blocks=decoder_blocks, smoothing=smoothing)
+        self.decode = Decoder(
+            code_dim, sample_shape, decoder_width, blocks=decoder_blocks, smoothing=smoothing, doublings=doublings
+        )
         with torch.no_grad():
             for layer in (self.imagine.output, self.decode.spread):
                 layer.weight.mul_(gain)
@@ -73,6 +76,7 @@ class DecoderMLPConfig(GeneratorConfig):
     decoder_blocks: int = 0
     gain: float = 2.0
     smoothing: bool = False
+    doublings: int = 2
 
     def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> DecoderMLP:
         """Return the generator; see `GeneratorConfig.build`."""
