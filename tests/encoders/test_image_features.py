@@ -15,13 +15,16 @@ def _network(channels: int = 3) -> ResNet:
 
 def test_colours_of_the_images_stand_beside_the_features():
     images = IMAGES
-    features = ResNetFeatures(_network(), ["image_std_4", "image_mean", "norm_x", "pixels", "stage3_std"])(images)
-    assert [tuple(value.shape[1:]) for value in features.values()] == [(16, 3), (1, 3), (1, 3), (1, 768), (1, 16)]
+    features = ResNetFeatures(_network(), ["image_std_4", "image_mean", "norm_x", "pixels", "stage3_std", "image_mean_8"])(images)
+    assert [tuple(value.shape[1:]) for value in features.values()] == [(16, 3), (1, 3), (1, 3), (1, 768), (1, 16), (4, 3)]
+    torch.testing.assert_close(features["image_mean_8"][0, 1], images[0, :, :8, 8:].mean((1, 2)))
     torch.testing.assert_close(features["image_mean"][:, 0], images.mean((2, 3)))
     torch.testing.assert_close(features["image_std_4"][0, 6, 1], (images[0, 1, 4:8, 8:12].var(correction=0) + 1e-6).sqrt())
     assert torch.equal(features["norm_x"], norm_x(images))
     assert torch.equal(features["pixels"][:, 0], images.flatten(1))
     assert "image" not in available_features(_network())
+    # Tiles of 8 are for images alone.
+    assert not any(name.startswith("stage") and name.endswith("_8") for name in available_features(_network()))
 
 
 def test_chroma_is_what_is_left_of_colours_beside_grey():
