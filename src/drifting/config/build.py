@@ -107,7 +107,7 @@ def _build_resnet(data: ImagesData, encoder: ResNetConfig) -> ResNet:
     """Return the network, with published weights where they are named. Only one that is to learn classes has logits."""
     learns_classes = not isinstance(encoder, SimCLRConfig) and encoder.weights is None
     num_classes = _classes_to_learn(data) if learns_classes else None
-    shape, sizes = _known_shape(data), {name: getattr(encoder, name) for name in ("width", "small_stem", "feature_dims")}
+    shape, sizes = _known_shape(data), {name: getattr(encoder, name) for name in ("width", "small_stem", "feature_dims", "resize")}
     halves = (0.5,) * shape[0]
     statistics = IMAGENET if shape[0] == 3 else (halves, halves)
     network = ResNet(encoder.arch, shape, num_classes=num_classes, statistics=statistics, **sizes)

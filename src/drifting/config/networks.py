@@ -37,7 +37,7 @@ class ResNetConfig:
     """Drifting in the features of an `encoders.resnet.ResNet`, which learns the classes of the run's own images first.
 
     Attributes:
-        arch, width, small_stem, feature_dims: of the network.
+        arch, width, small_stem, feature_dims, resize: of the network.
         features: which of its features, see `ResNetFeatures`.
         weights: file of published weights in torchvision's names; None to train it.
         steps, batch_size, learning_rate: of its training.
@@ -48,6 +48,7 @@ class ResNetConfig:
     width: int = 64
     small_stem: bool = True
     feature_dims: tuple[int, ...] | None = None
+    resize: int | None = None
     features: tuple[str, ...] = ("stage4_mean",)
     weights: str | None = None
     steps: int = 2000
