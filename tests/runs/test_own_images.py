@@ -1,6 +1,7 @@
 """The user's own images: sizes that are chosen by them, and encoders that were trained before."""
 
 import dataclasses
+import importlib
 import shutil
 from pathlib import Path
 
@@ -14,12 +15,17 @@ from drifting.cli import main
 from drifting.config import (
     AutoencoderConfig,
     MAEFeaturesConfig,
+    ResNetConfig,
     SimCLRConfig,
     build_encoder,
     build_network,
     found_lines,
     resolve,
 )
+from drifting.encoders.autoencoder import Autoencoder
+from drifting.encoders.autoencoder import available_features as autoencoder_features
+from drifting.encoders.resnet import ResNet
+from drifting.encoders.resnet import available_features as resnet_features
 from drifting.errors import InputError
 from drifting.presets.transforms import smoke
 from drifting.runs.pretrain import prepare_encoder
@@ -27,6 +33,9 @@ from tests.cli.test_bad_input import refused
 from tests.support.image_folders import write_images
 
 __all__ = ["refused"]
+
+# The package of presets has a function of this name.
+own_images = importlib.import_module("drifting.presets.images")
 
 SIZES = "--width 9 --batch-size 16 --steps 3"
 
@@ -77,6 +86,34 @@ def test_features_are_those_that_the_images_have(tmp_path, shape, absent, presen
     assert present <= names
     assert not absent & names
     build_encoder(config, build_network(config))
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "shape", "features"),
+    [
+        (5000, 10, (3, 64, 64), {"stage4_mean", "stage3_mean_4", "image_mean_8", "chroma_std_8"}),
+        (2000, 2, (3, 32, 32), {"stage4_mean_2", "stage3_mean_4", "image_mean_4", "chroma_std_4"}),
+        (2000, 2, (1, 28, 28), {"stage4_mean_2", "image_std_4"}),
+        (1999, 10, (3, 64, 64), {"code", "stage2_mean_4", "image_mean_8"}),
+        (5000, 1, (3, 64, 64), {"code", "stage2_mean_4", "image_mean_8"}),
+    ],
+)
+def test_many_images_with_classes_get_an_encoder_that_learns_the_classes(images, classes, shape, features):
+    found = own_images.Found(images, classes, shape)
+    encoder, generator = own_images._encoder(found), own_images._generator(found)
+    learns = images >= 2000 and classes > 1
+    assert isinstance(encoder, ResNetConfig if learns else AutoencoderConfig)
+    assert features <= set(encoder.features)
+    assert not any(name.endswith("_4" if shape[1] == 64 else "_8") and "stage" not in name for name in encoder.features)
+    assert getattr(encoder, "resize", None) == (32 if learns and shape[1] == 64 else None)
+    assert generator.doublings == (3 if shape[1] == 64 else 2)
+    known = resnet_features(_resnet(shape, encoder.resize)) if learns else autoencoder_features(Autoencoder(shape))
+    assert set(encoder.features) <= set(known)
+
+
+def _resnet(shape: tuple[int, int, int], resize: int | None) -> ResNet:
+    halves = (0.5,) * shape[0]
+    return ResNet("resnet18", shape, num_classes=2, small_stem=True, width=2, resize=resize, statistics=(halves, halves))
 
 
 def test_steps_of_the_encoder_can_be_chosen(grey_folder):

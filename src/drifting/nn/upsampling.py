@@ -1,8 +1,8 @@
 """From a vector to an image by matrix products on few pixels: the second half of an auto-encoder, and of a generator of images.
 
 A matrix product makes a map of a quarter of the side; twice, every place of a map makes the 2 x 2 places that it stands for. That
-is faster on a CPU than transposed convolutions, and strokes come out whole, as they do not from a perceptron on pixels. Large images
-take a third doubling, from a map of an eighth of the side.
+is faster on a CPU than transposed convolutions, and strokes come out whole, as they do not from a perceptron on pixels. A third
+doubling, from a map of an eighth of the side, is for large images.
 
 Images whose parts vary more than those of a digit take blocks on the maps of a quarter and an eighth of the side, maps +
 convolution(silu(maps)) over 3 x 3 places, by which every place knows what its neighbors draw, and none ends in a square.

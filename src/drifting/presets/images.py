@@ -1,15 +1,20 @@
-"""The user's own images: a generator in the features of an auto-encoder that is trained on them, and their classifier.
+"""The user's own images: a generator in the features of an encoder that is trained on them, and their classifier.
 
-Sizes are chosen by the images: how many there are, of how many classes, and how large. docs/results.md has what they reach.
+Few images, or images without classes, get an auto-encoder; many images with classes get a ResNet-18 that learns the classes. Sizes
+are chosen by the images: how many there are, of how many classes, and how large. docs/results.md has what they reach.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from drifting import config as configuration
-from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, LossConfig, RunConfig
+from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, LossConfig, ResNetConfig, RunConfig
+from drifting.encoders import resnet
 from drifting.encoders.autoencoder import Autoencoder, available_features
+from drifting.encoders.resnet import ResNet
 from drifting.errors import InputError
 from drifting.generators import DecoderMLPConfig
 from drifting.presets.transforms import joint
@@ -20,7 +25,16 @@ FEATURES = (
     *("code", "stage1_mean", "stage1_std", "stage2_mean", "stage2_std", "stage2_mean_4", "stage2_std_4"),
     *("image_mean_4", "image_std_4", "chroma_std_4"),
 )
-# Of larger images there are so many tiles of 4 pixels that they would take most of the time.
+# Those of a ResNet, and projections of its stages.
+_RESNET_FEATURES = (
+    *("stage4_mean", "stage4_std", "stage4_mean_2", "stage3_mean", "stage3_std", "stage3_mean_4"),
+    *("stage1_mean", "stage1_std", "stage2_mean", "stage2_std", "image_mean_4", "image_std_4", "chroma_std_4"),
+)
+_RESNET_DIMS = (64, 128, 256, 512)
+# Images from this side on are large: a ResNet sees them at half the side, tiles have 8 pixels in place of 4, and the decoder begins
+# at an eighth of the side.
+_LARGE = 64
+# Of images larger than these there are so many tiles that they would take most of the time.
 _LARGEST_TILED = 64
 # Generated samples of a step over all its labels, at least so many of each label.
 _GENERATED, _FEWEST = 128, 16
@@ -46,7 +60,7 @@ class Found:
 
 
 # Images that cannot be read yet, such as those that a quick try makes: what all have is asked of them, and no more.
-_UNKNOWN = Found(5000, 10, (1, 28, 28))
+_UNKNOWN = Found(1000, 10, (1, 28, 28))
 
 
 def images(
@@ -123,13 +137,20 @@ def _look(source: ImagesData) -> Found:
 
 def _generator(found: Found) -> DecoderMLPConfig:
     """Return a decoder whose maps have half as many channels where they have four times as many places."""
-    width = 64 if found.image_shape[2] < _LARGEST_TILED else 32
-    return DecoderMLPConfig(noise_dim=32, code_dim=256, decoder_width=width, decoder_blocks=1, smoothing=True)
+    sizes = {"noise_dim": 32, "code_dim": 256, "decoder_blocks": 1, "smoothing": True}
+    side = found.image_shape[2]
+    if side < _LARGE:
+        return DecoderMLPConfig(decoder_width=64, **sizes)
+    return DecoderMLPConfig(decoder_width=32, doublings=3 if side % 8 == 0 else 2, **sizes)
 
 
-def _encoder(found: Found) -> AutoencoderConfig:
-    """Return an auto-encoder that sees every image a hundred times or so, but is not trained for longer than the generator."""
+def _encoder(found: Found) -> AutoencoderConfig | ResNetConfig:
+    """Return a ResNet for many images with classes, and else an auto-encoder that sees every image a hundred times or so."""
     batch_size = max(1, min(128, found.images))
+    if found.classes > 1 and found.images >= _MANY_IMAGES and found.image_shape[2] <= _LARGEST_TILED:
+        resize = found.image_shape[2] // 2 if found.image_shape[2] >= _LARGE else None
+        network = ResNetConfig(width=16, feature_dims=_RESNET_DIMS, resize=resize, steps=600, batch_size=batch_size)
+        return dataclasses.replace(network, features=resnet_features_of(found.image_shape, resize))
     steps = min(1000, max(400, 20 * found.images // batch_size))
     return AutoencoderConfig(code_dim=64, width=32, features=features_of(found.image_shape), steps=steps, batch_size=batch_size)
 
@@ -142,8 +163,25 @@ def features_of(image_shape: tuple[int, int, int]) -> tuple[str, ...]:
         except InputError:  # which the run itself tells
             return FEATURES
     tiled = image_shape[2] <= _LARGEST_TILED
-    chosen = [name for name in FEATURES if name in known and (tiled or not name.startswith(("image", "chroma")))]
+    names = FEATURES if tiled else [name for name in FEATURES if not name.startswith(("image", "chroma"))]
+    chosen = [name for name in _in_tiles(names, image_shape) if name in known]
     return (*chosen, *(() if tiled else ("image_mean", "image_std")))
+
+
+def resnet_features_of(image_shape: tuple[int, int, int], resize: int | None) -> tuple[str, ...]:
+    """Return those features of a ResNet that one of images of this shape has."""
+    halves = (0.5,) * image_shape[0]
+    with torch.device("meta"):
+        sizes = {"num_classes": None, "small_stem": True, "width": 1, "resize": resize, "statistics": (halves, halves)}
+        known = resnet.available_features(ResNet("resnet18", image_shape, **sizes))
+    return tuple(name for name in _in_tiles(_RESNET_FEATURES, image_shape) if name in known)
+
+
+def _in_tiles(names: Sequence[str], image_shape: tuple[int, int, int]) -> list[str]:
+    """Return names of features with tiles of images of 8 pixels in place of 4 where the images are large."""
+    if image_shape[2] < _LARGE:
+        return list(names)
+    return [name.replace("_4", "_8") if name.startswith(("image", "chroma")) else name for name in names]
 
 
 def _schedule(found: Found) -> Schedule:
@@ -153,7 +191,7 @@ def _schedule(found: Found) -> Schedule:
     generated = max(_FEWEST, total // labels)
     many = found.images >= _MANY_IMAGES
     return Schedule(
-        steps=800 if many else 500,
+        steps=1000 if many else 500,
         labels_per_step=labels,
         generated=generated,
         positives=_positives(generated, found.images // found.classes),
