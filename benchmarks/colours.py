@@ -17,8 +17,9 @@ import torch
 
 from drifting import config as configuration
 from drifting import runs
-from drifting.config import ResNetConfig, RunConfig
+from drifting.config import RunConfig
 from drifting.data.augmentation import Views, augment
+from drifting.encoders import ResNetConfig
 from drifting.fields.pairwise import pairwise_distances
 from drifting.generators import DecoderMLPConfig
 from drifting.presets import adjust, preset

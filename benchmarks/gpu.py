@@ -21,8 +21,9 @@ from torch import Tensor
 
 import drifting
 from drifting import config as configuration
-from drifting.config import ImagesData, RunConfig, SimCLRConfig
+from drifting.config import ImagesData, RunConfig
 from drifting.data.dataset import InMemorySource
+from drifting.encoders import SimCLRConfig
 from drifting.generators import DiTConfig, UNetConfig
 from drifting.generators.dit import SIZES
 from drifting.generators.unet import SIZES as UNET_SIZES

@@ -22,7 +22,8 @@ from rich.table import Table
 from torch import Tensor
 
 from drifting.encoders.base import compose, identity
-from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
+from drifting.encoders.mae import MaskedAutoencoder
+from drifting.encoders.mae_features import MAEFeatures
 from drifting.generators.dit import SIZES, DiT, DiTSize
 from drifting.guidance import unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss

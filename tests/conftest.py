@@ -13,7 +13,8 @@ import torch
 
 from drifting import presets, runs
 from drifting.cli import main
-from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, RunConfig
+from drifting.config import ClassifierConfig, ImagesData, RunConfig
+from drifting.encoders import AutoencoderConfig
 from drifting.generators import DecoderMLPConfig, MLPConfig
 from drifting.runs import pictures as drawing
 from tests.support.image_folders import write_images

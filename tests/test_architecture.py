@@ -20,7 +20,7 @@ LOOPS = {("training/loop.py", "train"), ("runs/train.py", "follow")}
 # The one function whose arguments are the method, and its oracle.
 MANY_ARGUMENTS = "drifting_loss"
 # Tests of the class of a configuration: an object is asked, not inspected.
-CONFIGURATION_BRANCHES = 154
+CONFIGURATION_BRANCHES = 121
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common", "experimental", "legacy"}
 # fields/triton.py holds a device kernel; jaxtyping is notation.
 CORE_LIBRARIES = {"torch", "jaxtyping", "drifting"}

@@ -6,21 +6,14 @@ import torch
 
 from drifting import presets
 from drifting._seeds import initial_weights, stream_seed
-from drifting.config import (
-    AutoencoderConfig,
-    ClassifierConfig,
-    EncoderRunConfig,
-    ImagesData,
-    MAEConfig,
-    build_generator,
-    build_network,
-)
+from drifting.config import ClassifierConfig, EncoderRunConfig, ImagesData, build_generator, build_network
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.dataset import InMemorySource, reference_samples
 from drifting.data.shuffle import shuffled_indices
-from drifting.encoders.mae import random_mask
+from drifting.encoders import AutoencoderConfig, MAEConfig
+from drifting.encoders.mae import MaskedTraining, random_mask
 from drifting.pretraining.loop import NetworkState
-from drifting.pretraining.objectives import MaskedTraining, in_order, masked_state
+from drifting.pretraining.objectives import in_order, masked_state
 from drifting.training.state import TrainingState
 
 IMAGES = ImagesData(name="x", image_shape=(3, 16, 16), num_classes=3)

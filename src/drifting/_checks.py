@@ -16,6 +16,8 @@ from torch import Tensor
 from drifting._vector_math import first_calls
 from drifting.errors import InputError
 
+# Of the networks of a run in training, see `training.precision`.
+PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
 # Temperatures between which float32 divides distances without overflow.
 _COLDEST, _HOTTEST = 1e-30, 1e30
 P = ParamSpec("P")
@@ -185,6 +187,12 @@ def check_learning_rate(value: float, name: str = "learning_rate") -> None:
     """Raise InputError unless an optimiser can work with the learning rate."""
     if not 0 < value <= 1e30:  # beyond, the optimiser itself overflows
         raise InputError(f"{name} is {value}: pass a number above 0, such as 1e-3")
+
+
+def check_precision(value: str, name: str = "precision") -> None:
+    """Raise InputError unless networks can compute in a precision."""
+    if value not in PRECISIONS:
+        raise InputError(f"{name} is '{value}': pass {' or '.join(PRECISIONS)}")
 
 
 def check_device(name: str) -> None:

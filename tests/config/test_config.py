@@ -7,19 +7,9 @@ import torch
 from drifting import config as configuration
 from drifting import presets
 from drifting.checkpoint import load_json, save_json
-from drifting.config import (
-    AutoencoderConfig,
-    BankConfig,
-    ClassifierConfig,
-    ImagesData,
-    PixelsConfig,
-    PointsData,
-    RunConfig,
-    from_json,
-    resolve,
-    to_json,
-)
+from drifting.config import BankConfig, ClassifierConfig, ImagesData, PointsData, RunConfig, from_json, resolve, to_json
 from drifting.data.toys import TOYS
+from drifting.encoders import AutoencoderConfig, PixelsConfig
 from drifting.errors import InputError
 from drifting.generators import DecoderMLPConfig, MLPConfig
 

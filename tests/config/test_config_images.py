@@ -8,18 +8,8 @@ import torch
 
 from drifting import config as configuration
 from drifting import presets
-from drifting.config import (
-    AutoencoderConfig,
-    BankConfig,
-    PixelsConfig,
-    build_encoder,
-    build_export,
-    build_generator,
-    build_network,
-    build_source,
-    resolve,
-    to_json,
-)
+from drifting.config import BankConfig, build_encoder, build_export, build_generator, build_network, build_source, resolve, to_json
+from drifting.encoders import AutoencoderConfig, PixelsConfig
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import identity
 from drifting.encoders.classifier import Classifier

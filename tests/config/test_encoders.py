@@ -9,16 +9,11 @@ import pytest
 import torch
 
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import (
-    LatentsData,
-    MAEFeaturesConfig,
-    RunConfig,
-    build_encoder,
-    build_network,
-    resolve,
-)
+from drifting.config import LatentsData, RunConfig, build_encoder, build_network, resolve
 from drifting.data.synthetic import write_convnext
-from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
+from drifting.encoders import MAEFeaturesConfig
+from drifting.encoders.mae import MaskedAutoencoder
+from drifting.encoders.mae_features import MAEFeatures
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
 from drifting.presets import preset

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from drifting.config import EncoderRunConfig, ImageFilesData, MAEConfig, resolve
+from drifting.config import EncoderRunConfig, ImageFilesData, resolve
 from drifting.config.found import found_lines
+from drifting.encoders import MAEConfig
 from tests.support.image_folders import write_images
 
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")

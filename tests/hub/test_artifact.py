@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
+from drifting.encoders.mae import MaskedAutoencoder
+from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError
 from drifting.generators.dit import DiT, DiTSize
 from drifting.hub import load_encoder, load_generator, metadata_of, read_artifact

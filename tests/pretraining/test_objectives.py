@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from drifting.encoders.autoencoder import Autoencoder
+from drifting.encoders.base import schedule_factor
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
-from drifting.pretraining.loop import schedule_factor
 from drifting.pretraining.objectives import Augmentation, in_order, random_affine, random_shift, train_autoencoder, train_supervised
 from drifting.training.loop import DivergenceError
 from tests.support.covering import each_once

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
+from drifting.encoders.base import Optimisation
+from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining, mae_loss, random_mask
 from drifting.errors import InputError
-from drifting.pretraining.loop import Optimisation
-from drifting.pretraining.objectives import MaskedTraining, check_masked_training, masked_state, train_masked
+from drifting.pretraining.objectives import masked_state, train_masked
 from drifting.training.state import exponential_average
 
 SETTINGS = MaskedTraining(steps=4, batch_size=6, learning_rate=1e-2, warmup_steps=2)
@@ -143,4 +143,4 @@ BAD = {
 def test_bad_setting(name):
     value, message = BAD[name]
     with pytest.raises(InputError, match=f"encoder\\.{message}"):
-        check_masked_training(dataclasses.replace(SETTINGS, **{name: value}), "encoder.")
+        dataclasses.replace(SETTINGS, **{name: value}).check("encoder.")

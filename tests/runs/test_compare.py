@@ -13,7 +13,8 @@ from PIL import Image
 from drifting import config as configuration
 from drifting import runs
 from drifting.checkpoint import save_json, save_tensors
-from drifting.config import ResNetConfig, RunConfig
+from drifting.config import RunConfig
+from drifting.encoders import ResNetConfig
 from drifting.evaluation import as_text
 from drifting.plotting import RunColumn, panels, runs_figure
 from drifting.runs import compare as comparing

@@ -12,16 +12,8 @@ from PIL import Image
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.cli import main
-from drifting.config import (
-    AutoencoderConfig,
-    MAEFeaturesConfig,
-    ResNetConfig,
-    SimCLRConfig,
-    build_encoder,
-    build_network,
-    found_lines,
-    resolve,
-)
+from drifting.config import build_encoder, build_network, found_lines, resolve
+from drifting.encoders import AutoencoderConfig, MAEFeaturesConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.autoencoder import available_features as autoencoder_features
 from drifting.encoders.resnet import ResNet

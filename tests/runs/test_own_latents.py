@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from drifting.checkpoint import save_tensors
-from drifting.config import EncoderRunConfig, LatentsData, MAEConfig, resolve
+from drifting.config import EncoderRunConfig, LatentsData, resolve
 from drifting.data.latents import INDEX, LatentCache
 from drifting.data.latents_writer import CacheSettings
 from drifting.distributed import ALONE, Processes
+from drifting.encoders import MAEConfig
 from drifting.errors import InputError
 from drifting.presets import preset
 from drifting.runs import train_encoder

@@ -13,10 +13,12 @@ from drifting import config as configuration
 from drifting import presets, runs
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import PixelsConfig, ResNetConfig, SimCLRConfig, build_network, load_split, resolve
+from drifting.config import build_network, load_split, resolve
+from drifting.encoders import PixelsConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.errors import InputError
 from drifting.evaluation.references import digests
+from drifting.pretraining import objectives
 from drifting.pretraining.objectives import train_supervised
 from drifting.runs import extractors, pretrain
 from drifting.runs.extractors import load_judge
@@ -40,8 +42,8 @@ def classifier(grey_folder):
 
 def _training(monkeypatch, name: str = "train_autoencoder") -> list:
     """Return a list that grows with every network that is trained."""
-    trained, train = [], getattr(pretrain, name)
-    monkeypatch.setattr(pretrain, name, lambda network, *rest, **more: trained.append(network) or train(network, *rest, **more))
+    trained, train = [], getattr(objectives, name)
+    monkeypatch.setattr(objectives, name, lambda network, *rest, **more: trained.append(network) or train(network, *rest, **more))
     return trained
 
 

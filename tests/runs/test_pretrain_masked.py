@@ -13,7 +13,8 @@ from drifting import presets, runs
 from drifting._progress import TrainingProgress
 from drifting._seeds import stream_seed
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import EncoderRunConfig, ImageFilesData, MAEConfig, SimCLRConfig, build_network, open_rows, resolve
+from drifting.config import EncoderRunConfig, ImageFilesData, build_network, open_rows, resolve
+from drifting.encoders import MAEConfig, SimCLRConfig
 from drifting.encoders.mae import mae_loss, random_mask
 from drifting.errors import InputError
 from drifting.presets import PRESETS

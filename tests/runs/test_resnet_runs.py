@@ -9,20 +9,9 @@ import torch
 from drifting import config as configuration
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import (
-    ImagesData,
-    ResNetConfig,
-    RunConfig,
-    SimCLRConfig,
-    build_network,
-    from_json,
-    load_labelled,
-    load_split,
-    resolve,
-    sources,
-    to_json,
-)
+from drifting.config import ImagesData, RunConfig, build_network, from_json, load_labelled, load_split, resolve, sources, to_json
 from drifting.data.images import LabelError
+from drifting.encoders import ResNetConfig, SimCLRConfig
 from drifting.errors import InputError
 from drifting.runs.folder import make_room
 from drifting.runs.pretrain import prepare_encoder

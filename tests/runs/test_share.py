@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from drifting import config as configuration
 from drifting.checkpoint import save_json, save_tensors
-from drifting.config import EncoderRunConfig, ImagesData, MAEConfig, MAEFeaturesConfig, ReleasedConfig, RunConfig
-from drifting.config.encoders import load_mae
-from drifting.encoders.mae import MAEFeatures
+from drifting.config import EncoderRunConfig, ImagesData, ReleasedConfig, RunConfig
+from drifting.config.encoders import read_weights
+from drifting.encoders import MAEConfig, MAEFeaturesConfig
+from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError
 from drifting.generators import DiTConfig, MLPConfig
 from drifting.hub import download as official_hub
@@ -131,7 +132,8 @@ def test_converted_encoder_is_that_of_a_recipe(tmp_path):
     artifact = make_artifact(tmp_path / "theirs", "mae", input_patch_size=2)
     convert(str(artifact), tmp_path / "ours")
     weights = str(tmp_path / "ours" / "encoder.safetensors")
-    found = load_mae(DATA, MAEFeaturesConfig(weights=weights, width=8, patch=2, depths=(1, 2, 1, 1)))
+    settings = MAEFeaturesConfig(weights=weights, width=8, patch=2, depths=(1, 2, 1, 1))
+    found = settings.build_network(DATA.image_shape, num_classes=None, read=read_weights)
     images = torch.randn(2, 3, 8, 8)
     expected = load_encoder(artifact)(images)
     features = MAEFeatures(found)(images)

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import ClassifierConfig, EncoderRunConfig, MAEFeaturesConfig, RunConfig, from_json
+from drifting.config import ClassifierConfig, EncoderRunConfig, RunConfig, from_json
 from drifting.data.latents_writer import CacheSettings
 from drifting.data.synthetic import write_images, write_vae
+from drifting.encoders import MAEFeaturesConfig
 from drifting.presets import PRESETS, preset
 from drifting.presets.transforms import smoke
 

@@ -8,7 +8,6 @@ import torch
 from drifting import presets, runs
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import (
-    AutoencoderConfig,
     BankConfig,
     ImageFilesData,
     LatentsData,
@@ -30,6 +29,7 @@ from drifting.data.image_folder import ImageFiles
 from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.pixels import to_signed
 from drifting.data.vae import load_vae
+from drifting.encoders import AutoencoderConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.generators import MLPConfig

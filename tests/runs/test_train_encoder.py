@@ -15,19 +15,8 @@ import torch
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_json, load_tensors
 from drifting.cli import main
-from drifting.config import (
-    EncoderRunConfig,
-    ImagesData,
-    MAEConfig,
-    ResNetConfig,
-    SimCLRConfig,
-    build_encoder,
-    build_network,
-    from_json,
-    load_split,
-    resolve,
-    to_json,
-)
+from drifting.config import EncoderRunConfig, ImagesData, build_encoder, build_network, from_json, load_split, resolve, to_json
+from drifting.encoders import MAEConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.metrics.linear_probe import linear_probe

@@ -7,7 +7,6 @@ from drifting import runs
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import (
     BankConfig,
-    PixelsConfig,
     build_encoder,
     build_generator,
     build_loss,
@@ -19,6 +18,7 @@ from drifting.config import (
     to_signed,
 )
 from drifting.data.features import FeatureCache
+from drifting.encoders import PixelsConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.training.loop import TrainingState, train

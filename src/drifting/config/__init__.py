@@ -24,16 +24,6 @@ from drifting.config.encoders import find_weights, with_weights
 from drifting.config.export import Decoder, build_decoder, build_export, exported_shape
 from drifting.config.found import found_lines
 from drifting.config.json_io import VERSION, SavedConfig, from_json, to_json
-from drifting.config.networks import (
-    AutoencoderConfig,
-    Encoder,
-    MAEConfig,
-    MAEFeaturesConfig,
-    PixelsConfig,
-    ResNetConfig,
-    SimCLRConfig,
-    TrainedEncoder,
-)
 from drifting.config.run import AnyConfig, BankConfig, ClassifierConfig, EncoderRunConfig, LossConfig, ReleasedConfig, RunConfig
 from drifting.config.sources import (
     build_positives,
@@ -53,29 +43,21 @@ from drifting.data.pixels import to_bytes, to_signed
 __all__ = [
     "VERSION",
     "AnyConfig",
-    "AutoencoderConfig",
     "BankConfig",
     "ClassifierConfig",
     "Decoder",
     "DigitsData",
-    "Encoder",
     "EncoderRunConfig",
     "ImageFilesData",
     "ImagesData",
     "LatentsData",
     "LossConfig",
-    "MAEConfig",
-    "MAEFeaturesConfig",
-    "PixelsConfig",
     "PointsData",
     "ReleasedConfig",
-    "ResNetConfig",
     "RunConfig",
     "SavedConfig",
-    "SimCLRConfig",
     "StreamedData",
     "ToyData",
-    "TrainedEncoder",
     "build_decoder",
     "build_encoder",
     "build_export",

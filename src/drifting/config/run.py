@@ -3,24 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from drifting._checks import check_counts, check_learning_rate, check_seed, check_temperature, check_temperatures
+from drifting._checks import check_counts, check_learning_rate, check_seed, check_temperatures
 from drifting.config.data import Data, DigitsData, EncoderData, ImagesData, StreamedData
-from drifting.config.networks import (
-    Encoder,
-    LoneEncoder,
-    MAEConfig,
-    PixelsConfig,
-    ResNetConfig,
-    SimCLRConfig,
-    TrainedEncoder,
-)
 from drifting.data.augmentation import Views
 from drifting.distributed import PARALLEL
-from drifting.encoders.resnet import stage_depths
+from drifting.encoders.base import EncoderConfig, PixelsConfig
 from drifting.errors import InputError
 from drifting.generators.base import GeneratorConfig
 from drifting.loss import TEMPERATURES
-from drifting.pretraining.objectives import Augmentation, check_masked_training
+from drifting.pretraining.objectives import Augmentation
 from drifting.training.schedule import Schedule, check_schedule
 
 
@@ -72,7 +63,7 @@ class RunConfig:
     preset: str
     data: Data
     generator: GeneratorConfig
-    encoder: Encoder = field(default_factory=PixelsConfig)
+    encoder: EncoderConfig = field(default_factory=PixelsConfig)
     loss: LossConfig
     schedule: Schedule
     bank: BankConfig | None = None
@@ -92,10 +83,9 @@ class RunConfig:
         names = ("steps", "generated", "positives", "labels_per_step", "statistics_every")
         own = ("log_every", "checkpoint_every", "keep", "frames", "frame_samples")
         check_counts({name: getattr(schedule, name) for name in names} | {name: getattr(self, name) for name in own})
-        if isinstance(self.encoder, TrainedEncoder):
-            _check_encoder(self.encoder, "encoder.")
-        if isinstance(self.encoder, MAEConfig):
-            raise InputError("encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig")
+        self.encoder.check("encoder.")
+        if self.encoder.alone:
+            raise InputError(f"encoder is {type(self.encoder).__name__}, which is trained on its own: pass MAEFeaturesConfig")
         if self.bank is None and isinstance(self.data, StreamedData):
             raise InputError("bank is None, but the data stay on disk, too slow to draw every step from: pass a BankConfig")
         if self.bank is not None:
@@ -114,7 +104,7 @@ class RunConfig:
     @property
     def trains_encoder(self) -> bool:
         """Whether the run trains an encoder before its generator."""
-        return isinstance(self.encoder, TrainedEncoder) and self.encoder.weights is None
+        return self.encoder.objective is not None and self.encoder.weights_file is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +141,8 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         """Raise InputError for a value with which training could not work."""
         check_counts({name: getattr(self, name) for name in ("width", "steps", "batch_size")})
-        _check_normalised(self.batch_size)
+        if self.batch_size == 1:
+            raise InputError("batch_size is 1, too few to normalise over: pass at least 2")
         check_seed(self.seed)
         check_learning_rate(self.learning_rate)
         self.augmentation()
@@ -178,7 +169,7 @@ class EncoderRunConfig:
 
     preset: str = "train-encoder"
     data: EncoderData
-    encoder: LoneEncoder
+    encoder: EncoderConfig
     seed: int = 0
     device: str = "cpu"
     checkpoint_every: int = 500
@@ -186,51 +177,28 @@ class EncoderRunConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value with which training could not work."""
-        _check_encoder(self.encoder)
+        if self.encoder.kind is None:
+            raise InputError(f"encoder is {type(self.encoder).__name__}, which is not trained on its own: pass ResNetConfig")
+        self.encoder.check()
         check_counts({name: getattr(self, name) for name in ("checkpoint_every", "keep")})
         check_seed(self.seed)
-        if isinstance(self.encoder, ResNetConfig) and self.encoder.weights is not None:
-            raise InputError(f"weights is '{self.encoder.weights}', but the encoder is to be trained: leave it out")
-        if not isinstance(self.data, ImagesData) and not isinstance(self.encoder, MAEConfig):
+        if self.encoder.weights_file is not None:
+            raise InputError(f"weights is '{self.encoder.weights_file}', but the encoder is to be trained: leave it out")
+        if not isinstance(self.data, ImagesData) and not self.encoder.alone:
             raise InputError(f"encoder is {type(self.encoder).__name__}, which learns from images in memory: pass MAEConfig")
 
     @property
     def kind(self) -> str:
         """What `drifting train-encoder` calls it."""
-        if isinstance(self.encoder, MAEConfig):
-            return "mae"
-        return "simclr" if isinstance(self.encoder, SimCLRConfig) else "supervised"
+        return str(self.encoder.kind)
 
     @property
     def learns_classes(self) -> bool:
         """Whether its loss needs labels."""
-        if isinstance(self.encoder, MAEConfig):
-            return self.encoder.classification_weight > 0
-        return not isinstance(self.encoder, SimCLRConfig)
+        return self.encoder.learns_classes
 
 
 AnyConfig = RunConfig | ClassifierConfig | EncoderRunConfig
-
-
-def _check_encoder(encoder: TrainedEncoder | LoneEncoder, prefix: str = "") -> None:
-    """Raise InputError naming a setting, after the prefix, with which its training could not work."""
-    if isinstance(encoder, MAEConfig):
-        check_counts({f"{prefix}width": encoder.width})
-        return check_masked_training(encoder, prefix)
-    counted = ("code_dim", "width", "steps", "batch_size")
-    check_counts({f"{prefix}{name}": value for name, value in vars(encoder).items() if name in counted})
-    check_learning_rate(encoder.learning_rate, f"{prefix}learning_rate")
-    if isinstance(encoder, ResNetConfig):
-        _check_normalised(encoder.batch_size, prefix)
-        stage_depths(encoder.arch)
-        _ = encoder.views
-    if isinstance(encoder, SimCLRConfig):
-        check_temperature(encoder.temperature)
-
-
-def _check_normalised(batch_size: int, prefix: str = "") -> None:
-    if batch_size == 1:
-        raise InputError(f"{prefix}batch_size is 1, too few to normalise over: pass at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)

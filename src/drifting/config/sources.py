@@ -15,7 +15,6 @@ from torch import Tensor
 from drifting._progress import show_encoding, tell_lines
 from drifting.config.data import Data, DigitsData, ImageFilesData, ImagesData, LatentsData, PointsData, StreamedData, ToyData
 from drifting.config.facts import check_files, check_images, check_points, facts_of_files, facts_of_images, facts_of_points
-from drifting.config.networks import TrainedEncoder
 from drifting.config.run import BankConfig, RunConfig
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.dataset import InMemorySource, Source, StreamSource
@@ -212,7 +211,7 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
         return Positives(build_source(config), encoder, **options)
     images = load_split(config.data, "train")
     samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
-    if config.cache_features and isinstance(config.encoder, TrainedEncoder):
+    if config.cache_features and config.encoder.objective is not None:
         on_device = functools.partial(_prepare_on, config.device)
         with show_encoding(len(samples), quiet=not join().leads) as progress:
             cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder, seen=progress.advance)

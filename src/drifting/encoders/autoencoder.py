@@ -6,16 +6,19 @@ normalisation: its gradient grows without bound at the constant images that an u
 Shapes: b images, c channels, h x h pixels (h divisible by 4), w width, z code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from drifting.encoders.base import Features, Frozen, checked_names
+from drifting._checks import check_counts, check_learning_rate
+from drifting.checkpoint import load_weights
+from drifting.encoders.base import EncoderConfig, Features, Frozen, Weights, checked_names
 from drifting.encoders.pooling import KINDS, feature_name, image_features, image_names, multi_scale, pooled_names
 from drifting.nn.upsampling import Decoder, check_square
 
@@ -96,3 +99,47 @@ class AutoencoderFeatures(Frozen):
 def available_features(autoencoder: Autoencoder) -> tuple[str, ...]:
     """Return the names of all features that an auto-encoder offers."""
     return ("code", *pooled_names(autoencoder.map_shapes), *image_names(autoencoder.image_shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(EncoderConfig):
+    """Drifting in the features of an `Autoencoder` that the run trains first on its own images.
+
+    Attributes:
+        code_dim, width: of the network.
+        features: which of its features, see `AutoencoderFeatures`.
+        weights: file of a trained one's weights; None to train it.
+        steps, batch_size, learning_rate, noise: of its training, see `pretraining.objectives.train_autoencoder`.
+    """
+
+    objective: ClassVar[str | None] = "reconstruction"
+    noun: ClassVar[str] = "an auto-encoder"
+
+    code_dim: int = 64
+    width: int = 32
+    features: tuple[str, ...] = ("code",)
+    weights: str | None = None
+    steps: int = 2000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    noise: float = 0.0
+
+    def build_network(
+        self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
+    ) -> Autoencoder:
+        """Return the network; see `EncoderConfig.build_network`."""
+        del num_classes
+        network = Autoencoder(image_shape, code_dim=self.code_dim, width=self.width)
+        if self.weights is not None:
+            load_weights(network, read(self.weights), self.weights)
+        return network
+
+    def build_features(self, network: nn.Module, device: str = "cpu") -> AutoencoderFeatures:
+        """Return the features over a trained network."""
+        del device
+        return AutoencoderFeatures(cast(Autoencoder, network), self.features)
+
+    def check(self, prefix: str = "") -> None:
+        """Raise InputError naming a setting with which the training could not work."""
+        check_counts({f"{prefix}{name}": getattr(self, name) for name in ("code_dim", "width", "steps", "batch_size")})
+        check_learning_rate(self.learning_rate, f"{prefix}learning_rate")

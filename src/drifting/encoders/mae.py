@@ -10,17 +10,18 @@ Shapes: b images, c channels, h x w pixels, patches of p x p; y x x the grid, y 
 Source: paper, appendix A.3 and A.5; the layers, their order and the 1e-6 are facts of the authors' release.
 """
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, relu
 
-from drifting._checks import full_precision
-from drifting.encoders.base import Features, Frozen, checked_names, floats_for
-from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x, subsampled
+from drifting._checks import check_counts, check_learning_rate, check_precision, full_precision
+from drifting.encoders.base import EncoderConfig, FeatureEncoder, Optimisation, Weights
+from drifting.encoders.pooling import subsampled
 from drifting.errors import InputError
 
 # Of so many channels or fewer each is a group of its own.
@@ -128,53 +129,6 @@ class MaskedAutoencoder(nn.Module):
         for up, skip in zip(self.climb, ("layer3", "layer2", "layer1", "conv1"), strict=True):
             map = up(map, maps[skip])
         return self.head(map), None if self.classify is None else self.classify(maps["layer4"].mean((2, 3)))
-
-
-class MAEFeatures(Frozen):
-    """Feature encoder: chosen features of a trained masked auto-encoder, which is frozen in place.
-
-    Args:
-        autoencoder: the trained network.
-        names: which features: "norm_x" (root mean square of each channel of the patches), and the maps in the kinds of
-            `pooling.multi_scale`, such as "conv1", "layer1_mean" or "layer2_blk2_std_4". None for all that the release uses. With
-            images of any size, those whose windows do not divide a map are left out when it is called.
-        every: without names, which blocks inside a stage are features: 2 for each second one, as in the release.
-
-    Raises:
-        InputError: if a name is unknown, double or of windows that do not divide the map, or there is none; if `every` is below 1.
-    """
-
-    def __init__(self, autoencoder: MaskedAutoencoder, names: Sequence[str] | None = None, *, every: int = 2) -> None:
-        super().__init__(autoencoder)
-        known = available_features(autoencoder)
-        names = available_features(autoencoder, every) if names is None else names
-        self.names = checked_names(names, known)
-        self._kinds = {map: [kind for kind in KINDS if feature_name(map, kind) in names] for map in autoencoder.map_shapes}
-
-    @property
-    def autoencoder(self) -> MaskedAutoencoder:
-        """The network."""
-        return cast(MaskedAutoencoder, self.module)
-
-    def forward(self, samples: Images) -> Features:
-        """Return the chosen features in the order of `names`, of images of any precision in that of the network."""
-        samples = floats_for(self.autoencoder, samples)
-        features = {"norm_x": norm_x(self.autoencoder.patches(samples))}
-        for name, map in self.autoencoder.maps(samples).items():
-            features.update(multi_scale(name, map, self._kinds[name]))
-        return {name: features[name] for name in self.names if name in features}
-
-
-def available_features(autoencoder: MaskedAutoencoder, every: int = 1) -> tuple[str, ...]:
-    """Return the names of all features, of the blocks inside a stage only each `every`-th, counted from 1."""
-    if every < 1:
-        raise InputError(f"every is {every}: pass 1 for all blocks, 2 for each second one")
-    names = ["norm_x"]
-    for name, shape in autoencoder.map_shapes.items():
-        _, _, block = name.partition("_blk")
-        if not block or int(block) % every == 0:
-            names += [feature_name(name, kind) for kind in KINDS if fits(kind, *shape[1:])]
-    return tuple(names)
 
 
 def random_mask(count: int, grid: Sequence[int], rng: torch.Generator, *, probability: float = 0.5, side: int = MASK_SIDE) -> Mask:
@@ -297,3 +251,98 @@ def _map_shapes(width: int, grid: tuple[int, ...], depths: Sequence[int]) -> dic
         names = [f"layer{index + 1}_blk{block}" for block in range(1, depth + 1)] + [f"layer{index + 1}"]
         shapes |= dict.fromkeys(names, (width * 2**index, *sides))
     return shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTraining(Optimisation):
+    """How a masked auto-encoder is trained.
+
+    Attributes:
+        steps: number of optimiser steps.
+        batch_size: images of a step.
+        micro_batch: images of one pass, to bound memory; None for all. It changes nothing else.
+        learning_rate: the highest, of AdamW.
+        precision: of the network in training, "float32" or "bfloat16"; weights, loss and averages are float32 either way.
+        classification_weight: share of the classes in the loss, from 0 to 1.
+        classified_steps: last steps in which they have it; None for all.
+        classification_warmup: of those, steps over which it rises linearly from 0.
+    """
+
+    steps: int = 2000
+    batch_size: int = 128
+    micro_batch: int | None = None
+    learning_rate: float = 1e-3
+    precision: str = "float32"
+    classification_weight: float = 0.0
+    classified_steps: int | None = None
+    classification_warmup: int = 0
+
+    def weight_at(self, number: int) -> float:
+        """Return the share of the classes in the loss of a step, counted from 1."""
+        since = number if self.classified_steps is None else number - (self.steps - self.classified_steps)
+        return self.classification_weight * min(1.0, max(0, since) / max(1, self.classification_warmup))
+
+    def check(self, prefix: str = "") -> None:
+        """Raise InputError naming a setting, after the prefix, with which the training could not work."""
+        counted = {name: getattr(self, name) for name in ("steps", "batch_size", "micro_batch")}
+        check_counts({f"{prefix}{name}": value for name, value in counted.items() if value is not None})
+        check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
+        check_precision(self.precision, f"{prefix}precision")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InputError(f"{prefix}ema_decay is {self.ema_decay}: pass a number from 0 to below 1")
+        if not 0 <= self.classification_weight <= 1:
+            raise InputError(f"{prefix}classification_weight is {self.classification_weight}: pass a number from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig(MaskedTraining, EncoderConfig):
+    """A `MaskedAutoencoder`, which learns to fill in hidden patches, and its training. It is trained on its own.
+
+    Attributes:
+        width, patch, depths: of the network.
+    """
+
+    objective: ClassVar[str | None] = "masked"
+    kind: ClassVar[str | None] = "mae"
+    alone: ClassVar[bool] = True
+
+    width: int = 64
+    patch: int = 2
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+
+    @property
+    def learns_classes(self) -> bool:
+        """Whether the training needs labels."""
+        return self.classification_weight > 0
+
+    def build_network(
+        self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
+    ) -> MaskedAutoencoder:
+        """Return the network, or raise InputError if it could not be masked, or would say nothing of its images."""
+        del read
+        network = MaskedAutoencoder(image_shape, width=self.width, patch=self.patch, depths=self.depths, num_classes=num_classes)
+        if any(side % MASK_SIDE for side in network.grid):
+            cut = f"cuts images into {network.grid[0]} x {network.grid[1]} patches, of which squares of {MASK_SIDE} are hidden"
+            raise InputError(f"patch is {self.patch}, which {cut}: pass one that leaves an even number")
+        # A channel that is normalised by itself has lost its mean: at a single place, or in features that are means, it is blank.
+        blank = [shape[0] for name, shape in network.map_shapes.items() if name == "layer4" or shape[1:] == (1, 1)]
+        if min(blank) <= MAX_GROUPS:
+            least = -(-(MAX_GROUPS + 1) * self.width // min(blank))
+            raise InputError(f"width is {self.width}, whose last maps are blank once normalised: pass at least {least}")
+        return network
+
+    def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
+        """Raise InputError: later runs drift in its features by `MAEFeaturesConfig`."""
+        raise InputError("encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig")
+
+    def check(self, prefix: str = "") -> None:
+        """Raise InputError naming a setting with which the training could not work."""
+        check_counts({f"{prefix}width": self.width})
+        super().check(prefix)
+
+    def as_trained(self, weights: str, before: EncoderConfig) -> EncoderConfig:
+        """Return the features of the trained network, those that the run has named where it was one of them."""
+        from drifting.encoders.mae_features import MAEFeaturesConfig  # which builds on this file
+
+        own = before if isinstance(before, MAEFeaturesConfig) else MAEFeaturesConfig()
+        return replace(own, weights=weights, width=self.width, patch=self.patch, depths=self.depths)

@@ -8,15 +8,19 @@ Shapes: b images, c channels, h x w pixels or places, d features, k classes.
 Source: He et al., "Deep Residual Learning", arXiv:1512.03385; features: paper, appendix A.5.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from drifting.encoders.base import Features, Frozen, checked_names
+from drifting._checks import check_counts, check_learning_rate
+from drifting.checkpoint import load_weights
+from drifting.data.augmentation import Views
+from drifting.encoders.base import EncoderConfig, Features, Frozen, Weights, checked_names
 from drifting.encoders.normalize import IMAGENET, Standardise, Statistics
 from drifting.encoders.pooling import (
     KINDS,
@@ -253,3 +257,76 @@ def _check(arch: str, dims: Sequence[int], **sizes: int | None) -> None:
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: pass at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig(EncoderConfig):
+    """Drifting in the features of a `ResNet`, which learns the classes of the run's own images first.
+
+    Attributes:
+        arch, width, small_stem, feature_dims, resize: of the network.
+        features: which of its features, see `ResNetFeatures`.
+        weights: file of published weights in torchvision's names; None to train it.
+        steps, batch_size, learning_rate: of its training.
+        crop, flip: how its images are varied, see `data.augmentation.Views`.
+    """
+
+    objective: ClassVar[str | None] = "classes"
+    kind: ClassVar[str | None] = "supervised"
+    noun: ClassVar[str] = "a ResNet"
+    # Its maps have any size.
+    any_size: ClassVar[bool] = True
+
+    arch: str = "resnet18"
+    width: int = 64
+    small_stem: bool = True
+    feature_dims: tuple[int, ...] | None = None
+    resize: int | None = None
+    features: tuple[str, ...] = ("stage4_mean",)
+    weights: str | None = None
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    crop: float = 0.4
+    flip: float = 0.5
+
+    @property
+    def views(self) -> Views:
+        """How its images are varied."""
+        return Views(crop=self.crop, flip=self.flip, jitter=0.0, grey=0.0)
+
+    @property
+    def learns_classes(self) -> bool:
+        """Whether the training needs labels. A network with published weights has no logits."""
+        return self.weights is None
+
+    def build_network(self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]) -> ResNet:
+        """Return the network; see `EncoderConfig.build_network`."""
+        halves = (0.5,) * image_shape[0]
+        network = ResNet(
+            self.arch,
+            image_shape,
+            num_classes=num_classes,
+            width=self.width,
+            small_stem=self.small_stem,
+            feature_dims=self.feature_dims,
+            resize=self.resize,
+            statistics=IMAGENET if image_shape[0] == 3 else (halves, halves),
+        )
+        if self.weights is not None:
+            load_weights(network, adapt_weights(network, read(self.weights)), self.weights)
+        return network
+
+    def build_features(self, network: nn.Module, device: str = "cpu") -> ResNetFeatures:
+        """Return the features over a trained network."""
+        del device
+        return ResNetFeatures(cast(ResNet, network), self.features)
+
+    def check(self, prefix: str = "") -> None:
+        """Raise InputError naming a setting with which the training could not work."""
+        check_counts({f"{prefix}{name}": getattr(self, name) for name in ("width", "steps", "batch_size")})
+        check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
+        if self.batch_size == 1:
+            raise InputError(f"{prefix}batch_size is 1, too few to normalise over: pass at least 2")
+        stage_depths(self.arch)
+        _ = self.views

@@ -11,7 +11,8 @@ Shapes: b images, c channels, h x w pixels, f features of the trunk, d projectio
 """
 
 from collections.abc import Callable
-from typing import cast
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from drifting._checks import check_temperature, full_precision
+from drifting.data.augmentation import Views
+from drifting.encoders.resnet import ResNetConfig
 from drifting.errors import InputError
 
 Images = Float[Tensor, "b c h w"]
@@ -94,3 +97,37 @@ def _check_pairs(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or len(first) < 2:
         shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
         raise InputError(f"views have shapes {shapes}: pass two views of each of two images or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig(ResNetConfig):
+    """Drifting in the features of a `ResNet` that is trained by SimCLR, without labels.
+
+    Attributes:
+        crop, flip, jitter, grey: how views differ, see `data.augmentation.Views`. A network whose views differ in colour learns
+            not to see it.
+        temperature: of its loss.
+    """
+
+    objective: ClassVar[str | None] = "views"
+    kind: ClassVar[str | None] = "simclr"
+
+    crop: float = 0.8
+    jitter: float = 0.8
+    grey: float = 0.2
+    temperature: float = 0.5
+
+    @property
+    def views(self) -> Views:
+        """How views of an image differ."""
+        return Views(crop=self.crop, flip=self.flip, jitter=self.jitter, grey=self.grey)
+
+    @property
+    def learns_classes(self) -> bool:
+        """Whether the training needs labels: it never does."""
+        return False
+
+    def check(self, prefix: str = "") -> None:
+        """Raise InputError naming a setting with which the training could not work."""
+        super().check(prefix)
+        check_temperature(self.temperature)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from drifting._files import atomic_path
 from drifting.checkpoint import check_finite, load_json
-from drifting.encoders.mae import MAEFeatures, MaskedAutoencoder
+from drifting.encoders.mae import MaskedAutoencoder
+from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError
 from drifting.generators.dit import DiT
 from drifting.hub.model_config import ENCODER, GENERATOR, Metadata, build_network

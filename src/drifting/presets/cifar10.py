@@ -8,7 +8,8 @@ is divided by a scale of its own. docs/cifar10.md compares the four.
 import dataclasses
 from dataclasses import dataclass
 
-from drifting.config import ClassifierConfig, ImagesData, LossConfig, ResNetConfig, RunConfig, SimCLRConfig
+from drifting.config import ClassifierConfig, ImagesData, LossConfig, RunConfig
+from drifting.encoders import ResNetConfig, SimCLRConfig
 from drifting.generators import DecoderMLPConfig, UNetConfig
 from drifting.generators.unet import SIZES
 from drifting.presets.transforms import joint

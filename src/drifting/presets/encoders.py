@@ -8,18 +8,8 @@ import torch
 
 from drifting import config as configuration
 from drifting._checks import nearest_name
-from drifting.config import (
-    AnyConfig,
-    AutoencoderConfig,
-    Encoder,
-    EncoderRunConfig,
-    ImagesData,
-    MAEConfig,
-    PixelsConfig,
-    ResNetConfig,
-    RunConfig,
-    SimCLRConfig,
-)
+from drifting.config import AnyConfig, EncoderRunConfig, ImagesData, RunConfig
+from drifting.encoders import AutoencoderConfig, EncoderConfig, MAEConfig, PixelsConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.resnet import ResNet, available_features, stage_depths
 from drifting.errors import InputError
 from drifting.presets.cifar10 import FOUR
@@ -46,7 +36,7 @@ def with_encoder(config: AnyConfig, weights: str) -> RunConfig:
     return dataclasses.replace(config, encoder=trained)
 
 
-def _features(before: Encoder, trained: AutoencoderConfig | ResNetConfig, shape: tuple[int, int, int]) -> tuple[str, ...]:
+def _features(before: EncoderConfig, trained: AutoencoderConfig | ResNetConfig, shape: tuple[int, int, int]) -> tuple[str, ...]:
     """Return what a run drifts in: the features that it had, or those of the presets, as far as the trained network has them."""
     if isinstance(trained, AutoencoderConfig):
         return before.features if isinstance(before, AutoencoderConfig) else features_of(shape)

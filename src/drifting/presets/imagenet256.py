@@ -11,16 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from drifting.config import (
-    BankConfig,
-    EncoderRunConfig,
-    ImageFilesData,
-    LatentsData,
-    LossConfig,
-    MAEConfig,
-    MAEFeaturesConfig,
-    RunConfig,
-)
+from drifting.config import BankConfig, EncoderRunConfig, ImageFilesData, LatentsData, LossConfig, RunConfig
+from drifting.encoders import MAEConfig, MAEFeaturesConfig
 from drifting.errors import InputError
 from drifting.generators import DiTConfig
 from drifting.generators.dit import SIZES

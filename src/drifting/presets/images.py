@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from drifting import config as configuration
-from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, LossConfig, ResNetConfig, RunConfig
-from drifting.encoders import resnet
+from drifting.config import ClassifierConfig, ImagesData, LossConfig, RunConfig
+from drifting.encoders import AutoencoderConfig, ResNetConfig, resnet
 from drifting.encoders.autoencoder import Autoencoder, available_features
 from drifting.encoders.resnet import ResNet
 from drifting.errors import InputError

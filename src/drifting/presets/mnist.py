@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from drifting.config import AutoencoderConfig, ClassifierConfig, ImagesData, LossConfig, RunConfig
+from drifting.config import ClassifierConfig, ImagesData, LossConfig, RunConfig
+from drifting.encoders import AutoencoderConfig
 from drifting.generators import DecoderMLPConfig
 from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule

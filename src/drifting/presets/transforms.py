@@ -6,17 +6,8 @@ A tiny version has the same classes, encoder, bank and guidance, in sizes with w
 import dataclasses
 from typing import Any, TypeVar
 
-from drifting.config import (
-    AnyConfig,
-    AutoencoderConfig,
-    BankConfig,
-    ClassifierConfig,
-    ImageFilesData,
-    MAEConfig,
-    MAEFeaturesConfig,
-    ResNetConfig,
-    RunConfig,
-)
+from drifting.config import AnyConfig, BankConfig, ClassifierConfig, ImageFilesData, RunConfig
+from drifting.encoders import AutoencoderConfig, MAEConfig, MAEFeaturesConfig, ResNetConfig
 from drifting.generators import DecoderMLPConfig, DiTConfig, MLPConfig, UNetConfig
 from drifting.training.schedule import Schedule
 

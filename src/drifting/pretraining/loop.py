@@ -3,7 +3,6 @@
 All randomness of a training comes from one stream, whose state is part of its own, so that a resumed one goes on bit for bit.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,12 +20,12 @@ from drifting.checkpoint import (
     restore_stream,
     start_optimizer,
 )
+from drifting.encoders.base import Optimisation
 from drifting.training.state import DivergenceError, exponential_average
-
-_WARMUP = 0.2
 
 # How often the losses are looked at; looking waits for the device.
 _CHECK_EVERY = 25
+_STEADY = Optimisation()
 
 
 @dataclass(frozen=True)
@@ -35,28 +34,6 @@ class EncoderStep:
 
     number: int
     loss: Float[Tensor, ""]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimisation:
-    """How AdamW is kept steady, beside its learning rate; as it stands, for trainings of a few thousand steps.
-
-    Attributes:
-        betas, weight_decay: of AdamW.
-        max_grad_norm: gradients are scaled down to this norm.
-        warmup_steps: steps over which the learning rate rises linearly, to stay there; None for `schedule_factor`.
-        ema_decay: of the average of the weights that the network has in the end, by `exponential_average`; None for the last ones.
-    """
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    warmup_steps: int | None = None
-    ema_decay: float | None = None
-
-    def factor(self, number: int, steps: int) -> float:
-        """Return the learning rate of a step, counted from 1, as a share of the highest."""
-        return schedule_factor(number, steps) if self.warmup_steps is None else min(1.0, number / max(1, self.warmup_steps))
 
 
 class NetworkState:
@@ -69,7 +46,7 @@ class NetworkState:
         settings: of the optimiser.
     """
 
-    def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimisation = Optimisation()) -> None:
+    def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimisation = _STEADY) -> None:
         self.model, self.learning_rate, self.settings = model, learning_rate, settings
         given = {"lr": learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
         self.optimizer = torch.optim.AdamW(model.parameters(), **given)
@@ -178,14 +155,6 @@ def _descend(loss: Tensor | Iterable[Tensor]) -> Float[Tensor, ""]:
         part.backward()
         total = total.to(part.device) + part.detach()
     return total
-
-
-def schedule_factor(number: int, steps: int) -> float:
-    """Return the learning rate of a step as a share of the highest: linear rise, then half a cosine that ends near 0."""
-    rise = max(1.0, _WARMUP * steps)
-    if number <= rise:
-        return number / rise
-    return 0.5 * (1 + math.cos(math.pi * (number - rise) / (steps + 1 - rise)))
 
 
 def device_of(module: nn.Module) -> torch.device:

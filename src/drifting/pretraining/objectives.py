@@ -16,8 +16,8 @@ hidden are those of `encoders.mae.random_mask`.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import torch
@@ -25,16 +25,17 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
 
-from drifting._checks import check_counts, check_learning_rate, full_precision
-from drifting._seeds import stream_seed
+from drifting._checks import full_precision
+from drifting._seeds import initial_weights, stream_seed
 from drifting.data.augmentation import Views, augment
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
-from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
+from drifting.encoders.base import EncoderConfig
+from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining, mae_loss, random_mask
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
-from drifting.pretraining.loop import NetworkState, NetworkTraining, Optimisation, device_of
-from drifting.training.precision import PRECISIONS, computing_in
+from drifting.pretraining.loop import NetworkState, NetworkTraining, device_of
+from drifting.training.precision import computing_in
 
 _BLACK = -1.0
 Images = Float[Tensor, "b c h w"]
@@ -195,49 +196,6 @@ def in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tens
 Batches = Callable[[int, torch.Generator], tuple[Shaped[Tensor, "b c h w"], Int[Tensor, " b"] | None]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskedTraining(Optimisation):
-    """How a masked auto-encoder is trained.
-
-    Attributes:
-        steps: number of optimiser steps.
-        batch_size: images of a step.
-        micro_batch: images of one pass, to bound memory; None for all. It changes nothing else.
-        learning_rate: the highest, of AdamW.
-        precision: of the network in training, "float32" or "bfloat16"; weights, loss and averages are float32 either way.
-        classification_weight: share of the classes in the loss, from 0 to 1.
-        classified_steps: last steps in which they have it; None for all.
-        classification_warmup: of those, steps over which it rises linearly from 0.
-    """
-
-    steps: int = 2000
-    batch_size: int = 128
-    micro_batch: int | None = None
-    learning_rate: float = 1e-3
-    precision: str = "float32"
-    classification_weight: float = 0.0
-    classified_steps: int | None = None
-    classification_warmup: int = 0
-
-    def weight_at(self, number: int) -> float:
-        """Return the share of the classes in the loss of a step, counted from 1."""
-        since = number if self.classified_steps is None else number - (self.steps - self.classified_steps)
-        return self.classification_weight * min(1.0, max(0, since) / max(1, self.classification_warmup))
-
-
-def check_masked_training(settings: MaskedTraining, prefix: str = "") -> None:
-    """Raise InputError naming a setting, after the prefix, with which the training could not work."""
-    counted = {name: getattr(settings, name) for name in ("steps", "batch_size", "micro_batch")}
-    check_counts({f"{prefix}{name}": value for name, value in counted.items() if value is not None})
-    check_learning_rate(settings.learning_rate, f"{prefix}learning_rate")
-    if settings.precision not in PRECISIONS:
-        raise InputError(f"{prefix}precision is '{settings.precision}': pass {' or '.join(PRECISIONS)}")
-    if settings.ema_decay is not None and not 0 <= settings.ema_decay < 1:
-        raise InputError(f"{prefix}ema_decay is {settings.ema_decay}: pass a number from 0 to below 1")
-    if not 0 <= settings.classification_weight <= 1:
-        raise InputError(f"{prefix}classification_weight is {settings.classification_weight}: pass a number from 0 to 1")
-
-
 def masked_state(autoencoder: MaskedAutoencoder, settings: MaskedTraining, seed: int) -> NetworkState:
     """Return the state at the start of a training; the seed is of the masks, and of what batches draw."""
     return NetworkState(autoencoder, learning_rate=settings.learning_rate, seed=seed, settings=settings)
@@ -351,3 +309,53 @@ def train_mae(
         return images[chosen], labels[chosen] if labels is not None else None
 
     return train_masked(masked_state(autoencoder, training, seed), batches, training)
+
+
+def _reconstruct(network: Any, settings: Any, images: Tensor, labels: Tensor | None, seed: int) -> NetworkTraining:
+    del labels
+    return train_autoencoder(network, images, noise=settings.noise, seed=seed, **_sizes(settings))
+
+
+def _classify(network: Any, settings: Any, images: Tensor, labels: Tensor | None, seed: int) -> NetworkTraining:
+    varied = Augmentation(shift=0, rotation=0.0, scale=0.0, views=settings.views)
+    return train_supervised(network, images, cast(Tensor, labels), augmentation=varied, seed=seed, **_sizes(settings))
+
+
+def _tell_views_apart(network: Any, settings: Any, images: Tensor, labels: Tensor | None, seed: int) -> NetworkTraining:
+    del labels
+    with initial_weights(seed, "projection"):
+        simclr = SimCLR(network, features=network.feature_dim, temperature=settings.temperature)
+    return train_simclr(simclr.to(device_of(network)), images, views=settings.views, seed=seed, **_sizes(settings))
+
+
+def _fill_in(network: Any, settings: Any, images: Tensor, labels: Tensor | None, seed: int) -> NetworkTraining:
+    masked = {field.name: getattr(settings, field.name) for field in fields(MaskedTraining)}
+    return train_mae(network, images, labels, seed=seed, **masked)
+
+
+def _sizes(settings: Any) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate")}
+
+
+# What a network is trained for, see `encoders.base.EncoderConfig`.
+OBJECTIVES: Mapping[str, Callable[[Any, Any, Tensor, Tensor | None, int], NetworkTraining]] = {
+    "reconstruction": _reconstruct,
+    "classes": _classify,
+    "views": _tell_views_apart,
+    "masked": _fill_in,
+}
+
+
+def train_network(
+    network: nn.Module, settings: EncoderConfig, images: Tensor, labels: Tensor | None, *, seed: int
+) -> NetworkTraining:
+    """Return the training of an encoder's network for its objective, on images in memory.
+
+    Args:
+        network: that the settings built; trained in place, on its device.
+        settings: of the encoder, one with an objective.
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        labels: their classes, where there are any.
+        seed: of the order, the views, the noise and the masks.
+    """
+    return OBJECTIVES[str(settings.objective)](network, settings, images, labels, seed)

@@ -7,7 +7,7 @@ images, or latents of them, than memory holds: read batch after batch from the d
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drifting import config as configuration
 from drifting._progress import show_steps, tell_stage
-from drifting._seeds import initial_weights, stream_seed
+from drifting._seeds import stream_seed
 from drifting.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -28,41 +28,19 @@ from drifting.checkpoint import (
     save_tensors,
     steps_done,
 )
-from drifting.config import (
-    AnyConfig,
-    AutoencoderConfig,
-    EncoderRunConfig,
-    ImagesData,
-    MAEConfig,
-    ResNetConfig,
-    RunConfig,
-    SimCLRConfig,
-    StreamedData,
-    TrainedEncoder,
-)
+from drifting.config import AnyConfig, EncoderRunConfig, ImagesData, RunConfig, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.distributed import join
 from drifting.encoders.autoencoder import Autoencoder
-from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
+from drifting.encoders.mae import MAEConfig, MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.resnet import ResNet
-from drifting.encoders.simclr import SimCLR
 from drifting.evaluation.images import accuracy_of, in_batches
 from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
 from drifting.pretraining.loop import EncoderStep, NetworkTraining
-from drifting.pretraining.objectives import (
-    Augmentation,
-    Batches,
-    MaskedTraining,
-    masked_state,
-    train_autoencoder,
-    train_mae,
-    train_masked,
-    train_simclr,
-    train_supervised,
-)
+from drifting.pretraining.objectives import Batches, masked_state, train_masked, train_network
 from drifting.runs.folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS
 from drifting.training.recorder import CHECKPOINTS
 from drifting.training.signals import Interrupted, command_to_go_on, polite_stop
@@ -170,11 +148,10 @@ def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
     network.to(config.device)
     if config.trains_encoder:
         _train_stage(network, config, folder)
-    match settings:
-        case AutoencoderConfig():
-            _draw_reconstruction(cast(Autoencoder, network), config, folder)
-        case ResNetConfig():
-            save_json(folder / ENCODER_METRICS, _figures(cast(ResNet, network).eval(), config))
+    if settings.objective == "reconstruction":
+        _draw_reconstruction(cast(Autoencoder, network), config, folder)
+    elif settings.objective is not None:
+        save_json(folder / ENCODER_METRICS, _figures(cast(ResNet, network).eval(), config))
     network.eval()
     save_tensors(weights, network.state_dict())
     shutil.rmtree(folder / ENCODER_CHECKPOINTS, ignore_errors=True)
@@ -210,8 +187,8 @@ def command_of(config: EncoderRunConfig, folder: Path) -> str:
 
 def _train_stage(network: nn.Module, config: RunConfig, folder: Path) -> None:
     """Train the encoder of a generator's run, the first of its two stages."""
-    settings = cast(TrainedEncoder, config.encoder)
-    tell_stage(1, 2, "auto-encoder" if isinstance(settings, AutoencoderConfig) else "encoder", settings.steps)
+    settings: Any = config.encoder
+    tell_stage(1, 2, "auto-encoder" if settings.objective == "reconstruction" else "encoder", settings.steps)
     saving = Saving(
         folder=folder,
         facts=configuration.to_json(config),
@@ -234,28 +211,11 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
     draw_reconstruction(folder, title=title, images=configuration.to_signed(images), reconstructed=again)
 
 
-def _train(
-    network: nn.Module,
-    config: RunConfig | EncoderRunConfig,
-    settings: AutoencoderConfig | ResNetConfig | MAEConfig,
-    saving: Saving,
-) -> None:
-    """Train by the classes of the images, by two views of each, by what is hidden of them, or by what a code keeps of them."""
-    load = configuration.load_split if isinstance(settings, AutoencoderConfig) else configuration.load_labelled
+def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, settings: Any, saving: Saving) -> None:
+    """Train the network of an encoder for its objective."""
+    load = configuration.load_split if settings.objective == "reconstruction" else configuration.load_labelled
     images = load(cast(ImagesData, config.data), "train")
-    given = {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate")} | {"seed": config.seed}
-    if isinstance(settings, AutoencoderConfig):
-        training = train_autoencoder(network, images.images, noise=settings.noise, **given)
-    elif isinstance(settings, MAEConfig):
-        masked = {field.name: getattr(settings, field.name) for field in fields(MaskedTraining)}
-        training = train_mae(cast(MaskedAutoencoder, network), images.images, images.labels, seed=config.seed, **masked)
-    elif isinstance(settings, SimCLRConfig):
-        with initial_weights(config.seed, "projection"):
-            simclr = SimCLR(network, features=cast(ResNet, network).feature_dim, temperature=settings.temperature)
-        training = train_simclr(simclr.to(config.device), images.images, views=settings.views, **given)
-    else:
-        varied = Augmentation(shift=0, rotation=0.0, scale=0.0, views=settings.views)
-        training = train_supervised(network, images.images, cast(torch.Tensor, images.labels), augmentation=varied, **given)
+    training = train_network(network, settings, images.images, images.labels, seed=config.seed)
     follow(training, saving, what="encoder", batch_size=settings.batch_size)
 
 

@@ -17,10 +17,11 @@ from drifting import runs
 from drifting._files import check_writable
 from drifting._progress import CountProgress
 from drifting.checkpoint import check_weights, load_json, load_tensors, save_json, write_tensors
-from drifting.config import EncoderRunConfig, MAEConfig, ReleasedConfig, RunConfig, SavedConfig
+from drifting.config import EncoderRunConfig, ReleasedConfig, RunConfig, SavedConfig
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import DEFAULT, VAE, load_vae
 from drifting.distributed import join
+from drifting.encoders import MAEConfig
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.generators import DiTConfig

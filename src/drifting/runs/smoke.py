@@ -15,10 +15,11 @@ from typing import Any
 from drifting import presets, runs
 from drifting._checks import check_device
 from drifting._files import check_writable
-from drifting.config import ClassifierConfig, ImageFilesData, ImagesData, LatentsData, MAEFeaturesConfig, RunConfig
+from drifting.config import ClassifierConfig, ImageFilesData, ImagesData, LatentsData, RunConfig
 from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.synthetic import write_convnext, write_images, write_vae
 from drifting.distributed import join
+from drifting.encoders import MAEFeaturesConfig
 from drifting.errors import InputError
 from drifting.presets.imagenet256 import RECIPES, mae
 from drifting.presets.transforms import LATENT_IMAGE_SIZE, smoke

@@ -11,17 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drifting._checks import full_precision
+from drifting._checks import PRECISIONS, full_precision
 
-_TYPES = {"float32": None, "bfloat16": torch.bfloat16}
-PRECISIONS = tuple(_TYPES)
+_TYPES = dict(zip(PRECISIONS, (None, torch.bfloat16), strict=True))
 
 
 def computed_in(precision: str, function: Callable[..., Any], device: torch.device | str) -> Callable[..., Any]:
     """Return a generator or an encoder that computes in a precision and returns float32.
 
     Args:
-        precision: one of `PRECISIONS`.
+        precision: one of `_checks.PRECISIONS`.
         function: returns a tensor, or a dictionary of them.
         device: where it computes.
     """

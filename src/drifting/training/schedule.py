@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from drifting._checks import check_counts, check_learning_rate
+from drifting._checks import check_counts, check_learning_rate, check_precision
 from drifting.errors import InputError
 from drifting.guidance import check_guidance_law, check_guidance_scale
-from drifting.training.precision import PRECISIONS
 
 OPTIMIZERS = ("adamw", "muon")
 
@@ -110,8 +109,7 @@ def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
     if schedule.micro_batch is not None:
         check_counts({"micro_batch": schedule.micro_batch})
     _check_passes(schedule, labelled=labelled)
-    if schedule.precision not in PRECISIONS:
-        raise InputError(f"precision is '{schedule.precision}': pass {' or '.join(PRECISIONS)}")
+    check_precision(schedule.precision)
     if schedule.optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer is '{schedule.optimizer}': pass {' or '.join(OPTIMIZERS)}")
     if not 0 <= schedule.decay_power <= 100:

@@ -1,0 +1,142 @@
+"""The feature space of the paper: a trained masked auto-encoder, the sample itself and, for images, a ConvNeXt-V2 beside them.
+
+Source: paper, appendix A.3 and A.5.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from drifting.checkpoint import load_weights
+from drifting.encoders.base import (
+    EncoderConfig,
+    FeatureEncoder,
+    Features,
+    Frozen,
+    Weights,
+    checked_names,
+    compose,
+    floats_for,
+    identity,
+)
+from drifting.encoders.mae import Images, MaskedAutoencoder
+from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, norm_x
+from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
+from drifting.errors import InputError
+
+# Parts of the network that features do not need: a fifth of the weights.
+_DECODER = ("bridge", "climb", "head")
+
+
+class MAEFeatures(Frozen):
+    """Feature encoder: chosen features of a trained masked auto-encoder, which is frozen in place.
+
+    Args:
+        autoencoder: the trained network.
+        names: which features: "norm_x" (root mean square of each channel of the patches), and the maps in the kinds of
+            `pooling.multi_scale`, such as "conv1", "layer1_mean" or "layer2_blk2_std_4". None for all that the release uses. With
+            images of any size, those whose windows do not divide a map are left out when it is called.
+        every: without names, which blocks inside a stage are features: 2 for each second one, as in the release.
+
+    Raises:
+        InputError: if a name is unknown, double or of windows that do not divide the map, or there is none; if `every` is below 1.
+    """
+
+    def __init__(self, autoencoder: MaskedAutoencoder, names: Sequence[str] | None = None, *, every: int = 2) -> None:
+        super().__init__(autoencoder)
+        known = available_features(autoencoder)
+        names = available_features(autoencoder, every) if names is None else names
+        self.names = checked_names(names, known)
+        self._kinds = {map: [kind for kind in KINDS if feature_name(map, kind) in names] for map in autoencoder.map_shapes}
+
+    @property
+    def autoencoder(self) -> MaskedAutoencoder:
+        """The network."""
+        return cast(MaskedAutoencoder, self.module)
+
+    def forward(self, samples: Images) -> Features:
+        """Return the chosen features in the order of `names`, of images of any precision in that of the network."""
+        samples = floats_for(self.autoencoder, samples)
+        features = {"norm_x": norm_x(self.autoencoder.patches(samples))}
+        for name, map in self.autoencoder.maps(samples).items():
+            features.update(multi_scale(name, map, self._kinds[name]))
+        return {name: features[name] for name in self.names if name in features}
+
+
+def available_features(autoencoder: MaskedAutoencoder, every: int = 1) -> tuple[str, ...]:
+    """Return the names of all features, of the blocks inside a stage only each `every`-th, counted from 1."""
+    if every < 1:
+        raise InputError(f"every is {every}: pass 1 for all blocks, 2 for each second one")
+    names = ["norm_x"]
+    for name, shape in autoencoder.map_shapes.items():
+        _, _, block = name.partition("_blk")
+        if not block or int(block) % every == 0:
+            names += [feature_name(name, kind) for kind in KINDS if fits(kind, *shape[1:])]
+    return tuple(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEFeaturesConfig(EncoderConfig):
+    """Drifting in the features of a masked auto-encoder that was trained before, and in the sample itself: the paper's space.
+
+    Attributes:
+        weights: file of its weights, such as the encoder.safetensors of a `MAEConfig`; None where it is not known yet.
+        width, patch, depths: of the network.
+        features: which of its features, see `MAEFeatures`; None for all that the release uses.
+        every: without names, which blocks inside a stage are features.
+        convnext: Hub id or folder of a ConvNeXt-V2 whose features stand beside them, for images in [-1, 1]; None for none.
+        resize: side of the square that it sees images at; None to leave them as they are.
+    """
+
+    weights: str | None = None
+    width: int = 256
+    patch: int = 1
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    features: tuple[str, ...] | None = None
+    every: int = 2
+    convnext: str | None = None
+    resize: int | None = 224
+
+    @property
+    def published(self) -> str:
+        """Name of the authors' network of this size, such as latent-256."""
+        return f"{'latent' if self.patch == 1 else 'pixel'}-{self.width}"
+
+    def build_network(
+        self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
+    ) -> MaskedAutoencoder:
+        """Return the trained network without its decoder and logits, which features do not need."""
+        del num_classes
+        if len(image_shape) != 3 or self.weights is None:
+            missing = "its weights are not named" if len(image_shape) == 3 else "the data are no images of a known shape"
+            raise InputError(f"encoder is a masked auto-encoder, but {missing}: pass both")
+        # Without initial values, which of the largest take longer to draw than to read.
+        with torch.device("meta"):
+            network = MaskedAutoencoder(image_shape, width=self.width, patch=self.patch, depths=self.depths)
+        for part in _DECODER:
+            delattr(network, part)
+        needed = {name: value for name, value in read(self.weights).items() if not name.startswith((*_DECODER, "classify"))}
+        load_weights(network.to_empty(device="cpu"), needed, self.weights)
+        return network
+
+    def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
+        """Return the features over the network, the sample itself as "global" and, if asked for, ConvNeXt-V2's."""
+        autoencoder = cast(MaskedAutoencoder, network)
+        own = MAEFeatures(autoencoder, self.features, every=self.every)
+        parts: dict[str, FeatureEncoder] = {"": _with_sample(own)}
+        if self.convnext is not None:
+            shape = autoencoder.image_shape
+            convnext = load_pretrained(self.convnext, CONVNEXT_FEATURES, image_shape=shape, resize=self.resize)
+            parts["convnext"] = convnext.to(device)
+        return compose(parts)
+
+
+def _with_sample(encoder: FeatureEncoder) -> FeatureEncoder:
+    def encode(samples: Float[Tensor, "b *sample"]) -> Features:
+        return {**encoder(samples), "global": identity(samples)["sample"]}
+
+    return encode
