@@ -84,22 +84,22 @@ def small_presets(monkeypatch) -> None:
     def small(name: str, **choices) -> RunConfig | ClassifierConfig:
         return shrunk(full[name](**{key: value for key, value in choices.items() if value not in (None, False)}))
 
-    def toy(dataset=None, data=None):
+    def toy(dataset: str | None = None, data: str | None = None):
         return small("toy", dataset=dataset, data=data)
 
     def digits():
         return small("digits")
 
-    def mnist_pixel(data=None, unconditional=False):
+    def mnist_pixel(data: str | None = None, unconditional: bool = False):
         return small("mnist-pixel", data=data, unconditional=unconditional)
 
-    def mnist_encoder(data=None, unconditional=False):
+    def mnist_encoder(data: str | None = None, unconditional: bool = False):
         return small("mnist-encoder", data=data, unconditional=unconditional)
 
-    def mnist_classifier(data=None):
+    def mnist_classifier(data: str | None = None):
         return small("mnist-classifier", data=data)
 
-    def images(data, unconditional=False, image_size=None, channels=None):
+    def images(data: str, unconditional: bool = False, image_size: int | None = None, channels: int | None = None):
         return shrunk(full["images"](data, unconditional, image_size, channels))
 
     for make in (toy, digits, mnist_pixel, mnist_encoder, mnist_classifier, images):

@@ -17,14 +17,14 @@ def here(tmp_path, monkeypatch):
 
 
 WORDS = {
-    "train toy --lr 3": "option '--lr' does not exist: did you mean --learning-rate? Else see drifting train --help",
-    "train toy -lr 3": "option '-lr' does not exist: did you mean --learning-rate? Else see drifting train --help",
-    "train toy --step 3": "option '--step' does not exist: did you mean --steps? Else see drifting train --help",
+    "train toy --lr 3": "option '--lr' does not exist: did you mean --learning-rate? Else see drifting train toy --help",
+    "train toy -lr 3": "option '-lr' does not exist: did you mean --learning-rate? Else see drifting train toy --help",
+    "train toy --step 3": "option '--step' does not exist: did you mean --steps? Else see drifting train toy --help",
     "train toy --steps many": "steps is 'many': pass a whole number",
     "train toy --steps": "steps has no value: name one after --steps, or leave that out",
     "train toy --temperatures 0.1 x": "temperatures is '0.1 x': pass a number",
     "train toy --compile maybe": "compile is 'maybe': pass False or True",
-    "train toy more": "argument is 'more', which belongs to no flag: leave it out, or see drifting train --help",
+    "train toy more": "argument is 'more', which belongs to no flag: leave it out, or see drifting train toy --help",
     "train": "preset is missing: see drifting train --help",
     "latents": "--data and --out are missing: see drifting latents --help",
     "evalute x": "command is 'evalute': did you mean 'evaluate'? There are train, ",
@@ -74,8 +74,8 @@ def test_terminal_of_ascii_gets_the_same_sentence(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stderr", terminal)
     with pytest.raises(SystemExit) as left:
-        main(["train", "\u2022", "more"])
+        main(["train", "toy", "\u2022", "more"])
     assert left.value.code == 2
     terminal.flush()
-    message = b"drifting: argument is 'more', which belongs to no flag: leave it out, or see drifting train --help\n"
+    message = b"drifting: argument is '\\u2022', which belongs to no flag: leave it out, or see drifting train toy --help\n"
     assert terminal.buffer.getvalue() == message

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from drifting import __version__
 from drifting._files import remedy, storage_fault
-from drifting.cli._output import steady_output
-from drifting.cli._stop import STOPPED, stopped_by_signals
+from drifting.cli._process import STOPPED, steady_output, stopped_by_signals
 from drifting.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -62,13 +61,13 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
         from drifting.cli._parse import parse
 
         processes = _join()
-        command = parse(commands.ALL, arguments)
-        if processes is not None and arguments[0] not in _SHARED:
-            size = processes.size
-            raise InputError(f"world size is {size}, but '{arguments[0]}' is done by one process: start it without torchrun")
         speaks = processes is None or processes.leads
         with nullcontext() if speaks else redirect_stdout(open(os.devnull, "w")), warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            command = parse(commands.ALL, arguments, commands.READERS)
+            if processes is not None and arguments[0] not in _SHARED:
+                size = processes.size
+                raise InputError(f"world size is {size}, but '{arguments[0]}' is done by one process: start it without torchrun")
             command()
         if processes is not None:
             processes.wait()

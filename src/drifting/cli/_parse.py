@@ -1,4 +1,4 @@
-"""From the words of a command line to a call of a command, or to one sentence that says which word does not fit."""
+"""From the words of a command line to the values that were named, or to one sentence that says which word does not fit."""
 
 import contextlib
 import dataclasses
@@ -8,12 +8,13 @@ import inspect
 import io
 import re
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import tyro
+from tyro.conf import FlagConversionOff, arg
 
-from drifting._checks import nearest_name
 from drifting.errors import InputError
 
 # What people call a flag elsewhere -> what it is called here.
@@ -48,35 +49,174 @@ _ELSEWHERE = {
 }
 # How alike names must be for one to be meant by the other.
 _ALIKE = 0.5
-_KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a name", "True": "True or False"}
+_KINDS = {"INT|int": "a whole number", "FLOAT|float": "a number", "PATH": "a path", "STR": "a name", "True": "True or False"}
+Command = Callable[..., Any]
+HELP = frozenset({"-h", "--help"})
 
 
-def parse(commands: Sequence[Callable[..., None]], arguments: Sequence[str]) -> Callable[[], None]:
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A flag with a value.
+
+    Attributes:
+        name: as a Python name, dotted where it is a setting inside a part.
+        kind: type of its value.
+        default: what `--help` shows; dataclasses.MISSING where it must be given.
+        help: what it means.
+        heading: under which it stands.
+        others: its other names.
+        shown: in place of the default.
+        switch: given without a value, as --NAME or --no-NAME.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    heading: str
+    others: tuple[str, ...] = ()
+    shown: str | None = None
+    switch: bool = False
+
+    @property
+    def flags(self) -> list[str]:
+        """All that it may be called on a command line, with hyphens."""
+        names = [_hyphened(f"--{name}") for name in (*self.others, self.name)]
+        return [*names, *(f"--no-{name[2:]}" for name in names if self.switch)]
+
+    def field(self) -> tuple[str, Any, Any]:
+        """Return it as a field of a dataclass that tyro parses."""
+        shown = None if self.shown is None else f"({self.shown})"
+        about = arg(
+            name=self.name,
+            metavar=_metavar(self.kind),
+            prefix_name=False,
+            help=self.help,
+            aliases=[_hyphened(f"--{name}") for name in self.others],
+            help_behavior_hint=shown,
+        )
+        kind = Annotated[self.kind, about] if self.switch else Annotated[self.kind, about, FlagConversionOff]
+        return self.name.replace(".", "__"), kind, dataclasses.field(default=self.default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """How the words of one command are read.
+
+    Attributes:
+        command: the words before them, such as "train toy".
+        description: what the command does.
+        subject: what takes the options, such as "the preset 'toy'".
+        elsewhere: names of options that other subjects take.
+        headings: in the order in which they stand.
+    """
+
+    command: str
+    description: str
+    subject: str = ""
+    elsewhere: Collection[str] = ()
+    headings: Sequence[str] = ()
+
+    def read(self, options: Sequence[Option], words: Sequence[str], *, partial: bool = False) -> dict[str, Any]:
+        """Return the values of those options that are named; shows help and leaves by SystemExit where that is asked for.
+
+        Args:
+            options: all that there are.
+            words: of the command line.
+            partial: pass over words that belong to none of the options, and over what is missing.
+
+        Raises:
+            InputError: if a word does not fit.
+        """
+        groups: dict[str, list[Option]] = {
+            heading: [] for heading in self.headings if any(one.heading == heading for one in options)
+        }
+        for option in options:
+            optional = partial and option.default is dataclasses.MISSING
+            groups.setdefault(option.heading, []).append(dataclasses.replace(option, default=None) if optional else option)
+        fields: list[Any] = []
+        for index, (heading, group) in enumerate(groups.items()):
+            kind = dataclasses.make_dataclass(f"_Group{index}", [option.field() for option in _required_first(group)])
+            required = any(option.default is dataclasses.MISSING for option in group)
+            default = dataclasses.field() if required else dataclasses.field(default_factory=kind)
+            fields.append((f"group{index}", Annotated[kind, arg(name=heading)], default))
+        parser = dataclasses.make_dataclass("_Options", fields, kw_only=True, namespace={"__doc__": self.description})
+        prog = f"drifting {self.command}"
+
+        def run() -> Any:
+            if partial:
+                kept = [word for word in words if word not in HELP]
+                return tyro.cli(parser, prog=prog, args=kept, return_unknown_args=True)[0]
+            return tyro.cli(parser, prog=prog, args=list(words))
+
+        parsed = sentenced(run, lambda said: self._sentence(said, options, words))
+        values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
+        named = {_hyphened(word) for word in words if word.startswith("--")}
+        return {option.name: values[option.name.replace(".", "__")] for option in options if named & set(option.flags)}
+
+    def _sentence(self, said: str, options: Sequence[Option], words: Sequence[str]) -> str:
+        flags = ["--help", *(flag for option in options for flag in option.flags)]
+        see = f"see drifting {self.command} --help"
+        if "Unrecognized options" in said and (first := _first_unknown(words, flags)) is not None:
+            name = _shown(_hyphened(first))
+            if name in self.elsewhere:
+                return f"{name} is {_quoted(_value_of(first, words))}, which {self.subject} does not take: leave it out"
+        # What is said of a list does not say of what.
+        parsing = (option for option in options if re.search(rf"Error parsing (--\S*/)?{option.flags[0]}[/:]", said))
+        return _sentence(" ".join([said, *(str(option.kind) for option in parsing)]), words, flags, see)
+
+
+def _metavar(kind: Any) -> str | None:
+    """Return how `--help` shows a value, but for one that is chosen from a few."""
+    parts = [each for each in typing.get_args(kind) if each is not type(None)] if typing.get_origin(kind) is not tuple else [kind]
+    one = parts[0] if parts else kind
+    if typing.get_origin(one) is tuple:
+        return " ".join("..." if each is Ellipsis else each.__name__.upper() for each in typing.get_args(one))
+    return None if one is bool else getattr(one, "__name__", str(one)).upper()
+
+
+def _required_first(options: Iterable[Option]) -> list[Option]:
+    return sorted(options, key=lambda option: option.default is not dataclasses.MISSING)
+
+
+def sentenced(run: Callable[[], Any], sentence: Callable[[str], str]) -> Any:
+    """Run the parser; what it says before it leaves with a fault becomes an InputError of one sentence."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return run()
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+    raise InputError(sentence(_first_paragraph(said.getvalue())))
+
+
+def parse(
+    commands: Sequence[Command], arguments: Sequence[str], readers: Mapping[str, Command] | None = None
+) -> Callable[[], None]:
     """Return the call that is asked for; shows help and leaves by SystemExit where that is asked for.
 
     Args:
         commands: what can be called, each parsed by its signature.
         arguments: the words.
+        readers: of commands that read their words themselves, which return the call.
 
     Raises:
         InputError: if they are no call of a command.
     """
     _check_not_empty(arguments)
+    if readers and arguments and arguments[0] in readers:
+        return readers[arguments[0]](tuple(arguments[1:]))
     app = tyro.extras.SubcommandApp()
     for command in commands:
         app.command(_deferred(command))
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return app.cli(prog="drifting", args=list(arguments))
-    except SystemExit as leaving:
-        if not leaving.code:
-            raise
     by_name = {_hyphened(command.__name__): command for command in commands}
-    raise InputError(_sentence(_first_paragraph(said.getvalue()), arguments, by_name))
+    return sentenced(
+        lambda: app.cli(prog="drifting", args=list(arguments)), lambda said: _sentence_of_command(said, arguments, by_name)
+    )
 
 
-def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+def _deferred(command: Command) -> Callable[..., Callable[[], None]]:
     """Return a command that, when it is called, returns its call."""
 
     @functools.wraps(command)
@@ -84,6 +224,22 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
         return functools.partial(command, *positional, **named)
 
     return call
+
+
+def subject_of(words: Sequence[str], known: Collection[str], switches: Collection[str]) -> tuple[str | None, list[str]]:
+    """Return what a command is about, such as a preset, and the other words: the first one, or a known one that is no value.
+
+    Args:
+        words: of the command line.
+        known: what there is.
+        switches: flags that no value follows.
+    """
+    for index, word in enumerate(words):
+        before = words[index - 1] if index else ""
+        follows = before.startswith("-") and "=" not in before and _hyphened(before) not in switches
+        if not word.startswith("-") and (index == 0 or (word in known and not follows)):
+            return word, [*words[:index], *words[index + 1 :]]
+    return None, list(words)
 
 
 def _check_not_empty(arguments: Sequence[str]) -> None:
@@ -109,94 +265,109 @@ def _first_paragraph(text: str) -> str:
     return " ".join(" ".join(parts[0 if framed or len(parts) < 2 else 1]).split())
 
 
-def _sentence(said: str, arguments: Sequence[str], commands: dict[str, Callable[..., None]]) -> str:
+def _sentence_of_command(said: str, arguments: Sequence[str], commands: Mapping[str, Command]) -> str:
     asked = next((word for word in arguments if not word.startswith("-")), None)
+    there = f"there are {', '.join(commands)}"
+    if asked is None:
+        return f"the command is missing: {there}"
     if asked not in commands:
-        there = f"there are {', '.join(commands)}"
-        if asked is None:
-            return f"the command is missing: {there}"
-        meant = nearest_name(asked, commands)
+        meant = max(commands, key=lambda name: _likeness(asked.lower(), name))
         return f"command is '{asked}': " + (f"did you mean '{meant}'? T{there[1:]}" if _likeness(asked, meant) >= _ALIKE else there)
-    see = f"see drifting {asked} --help"
+    parameters = inspect.signature(commands[asked]).parameters.values()
+    flags = ["--help", *(_hyphened(f"--{one.name}") for one in parameters if one.kind is not one.POSITIONAL_ONLY)]
+    positional = next((one.name for one in parameters if one.kind is one.POSITIONAL_ONLY), "")
+    return _sentence(said, arguments, flags, f"see drifting {asked} --help", positional)
+
+
+def _sentence(said: str, words: Sequence[str], flags: Sequence[str], see: str, positional: str = "") -> str:
     for pattern, sentence in (
-        (r"Unrecognized options()", lambda _: _unknown(said, arguments, _flags(commands[asked]), see)),
-        (r"Missing from()", lambda _: f"{_missing(said, commands[asked])} missing: {see}"),
-        (r"Missing value for argument '([^']+)'", lambda found: _valueless(found[1], arguments)),
-        (r"invalid choice '(.*)' for argument '([^']+)'. Expected one of \((.*)\)", _no_choice),
-        (r"Error parsing (--[\w/-]+|\S+):", lambda found: _unfit(found[1], said, arguments, see)),
+        (r"Unrecognized options()", lambda _: _unknown(said, words, flags, see)),
+        (r"Missing from()", lambda _: f"{_missing(said, positional)} missing: {see}"),
+        (r"Missing value for argument '([^']+)'. Expected (\d+)", lambda found: _valueless(found[1], int(found[2]), words)),
+        (r"invalid choice '(.*)' for argument '([^']+)'. Expected one of \((.*)\)", lambda found: _no_choice(found, words)),
+        (r"Error parsing (--[\w/.-]+|\S+):", lambda found: _unfit(found[1], said, words, see)),
     ):
         if found := re.search(pattern, said):
             return sentence(found)
     return f"{said.rstrip('.')}: {see}"
 
 
-def _valueless(names: str, arguments: Sequence[str]) -> str:
-    return f"{_argument(names)} has no value: name one after {_flag_given(names, arguments)}, or leave that out"
+def _valueless(names: str, count: int, words: Sequence[str]) -> str:
+    has, needed = ("no value", "one") if count == 1 else ("too few values", str(count))
+    return f"{_argument(names, words)} has {has}: name {needed} after {_flag_given(names, words)}, or leave that out"
 
 
-def _no_choice(found: re.Match) -> str:
+def _no_choice(found: re.Match, words: Sequence[str]) -> str:
     choices = sorted(choice for choice in re.findall(r"'([^']*)'", found[3]) if choice != "None")
-    return f"{_argument(found[2])} is '{found[1]}': pass {' or '.join(choices)}"
+    return f"{_argument(found[2], words)} is '{found[1]}': pass {' or '.join(choices)}"
 
 
-def _unknown(said: str, arguments: Sequence[str], flags: Sequence[str], see: str) -> str:
-    """Tell of a flag that there is not, with the one that may be meant, or of a word that belongs to none."""
-    unknown = [word.partition("=")[0] for word in arguments if re.match("--?[A-Za-z]", word) and _hyphened(word) not in flags]
-    if not unknown:
+def _first_unknown(words: Sequence[str], flags: Collection[str]) -> str | None:
+    return next((word.partition("=")[0] for word in words if re.match("--?[A-Za-z]", word) and _hyphened(word) not in flags), None)
+
+
+def _unknown(said: str, words: Sequence[str], flags: Sequence[str], see: str) -> str:
+    """Tell of a flag that there is not, with the ones that may be meant, or of a word that belongs to none."""
+    unknown = _first_unknown(words, flags)
+    if unknown is None:
         word = said.partition(":")[2].split(",")[0].strip()
         return f"argument is '{word}', which belongs to no flag: leave it out, or {see}"
-    name = _hyphened(unknown[0]).strip("-")
-    meant = f"--{_ELSEWHERE.get(name, '')}"
-    nearest = meant if meant in flags else max(flags, key=lambda flag: _likeness(name, flag))
-    if nearest != meant and _likeness(name, nearest) < _ALIKE:
-        return f"option '{unknown[0]}' does not exist: {see}"
-    return f"option '{unknown[0]}' does not exist: did you mean {nearest}? Else {see}"
+    name = _hyphened(unknown).strip("-")
+    meant = [flag for flag in flags if flag.rpartition(".")[2] == name or flag == f"--{_ELSEWHERE.get(name, '')}"]
+    if not meant:
+        nearest = max(flags, key=lambda flag: _likeness(name, flag))
+        meant = [nearest] if _likeness(name, nearest) >= _ALIKE else []
+    if not meant:
+        return f"option '{unknown}' does not exist: {see}"
+    return f"option '{unknown}' does not exist: did you mean {' or '.join(meant)}? Else {see}"
 
 
 def _likeness(name: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, name.strip("-"), other.strip("-")).ratio()
+    """Return how alike two names are, from 0 to 1; of a dotted one also its last part alone counts, a little less."""
+    last = other.rpartition(".")[2]
+    whole = difflib.SequenceMatcher(None, name.strip("-"), other.strip("-")).ratio()
+    return whole if last == other else max(whole, 0.9 * difflib.SequenceMatcher(None, name.strip("-"), last).ratio())
 
 
-def _missing(said: str, command: Callable[..., None]) -> str:
-    if flags := re.findall(r"(--[\w-]+) [A-Z]", said):
-        return f"{' and '.join(flags)} {'is' if len(flags) == 1 else 'are'}"
-    positional = [p.name for p in inspect.signature(command).parameters.values() if p.kind is p.POSITIONAL_ONLY]
-    return f"{(positional or list(inspect.signature(command).parameters))[0]} is"
+def _missing(said: str, positional: str) -> str:
+    flags = re.findall(r"(--[\w-]+) [A-Z]", said)
+    return f"{' and '.join(flags) or positional} {'are' if len(flags) > 1 else 'is'}"
 
 
-def _unfit(name: str, said: str, arguments: Sequence[str], see: str) -> str:
+def _unfit(name: str, said: str, words: Sequence[str], see: str) -> str:
     """Tell of a value of another kind than that of its argument."""
-    flag = _flag_given(name, arguments)
-    after = list(arguments[arguments.index(flag) + 1 :]) if flag in arguments else []
-    values = []
-    for word in after:
+    value = _value_of(_flag_given(name, words), words)
+    kinds = [word for kind, word in _KINDS.items() if re.search(rf"\b(?:{kind})\b", said)]
+    shown = f"{_argument(name, words)} is '{value}'"
+    return f"{shown}: pass {kinds[0]}" if kinds else f"{shown}, which does not fit: {see}"
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str:
+    """Return the words that follow a flag, up to the next one."""
+    if flag not in words:
+        return next((word.partition("=")[2] for word in words if word.startswith(f"{flag}=")), "")
+    values: list[str] = []
+    for word in words[list(words).index(flag) + 1 :]:
         if word.startswith("--"):
             break
         values.append(word)
-    value = " ".join(values) if values else next((w.partition("=")[2] for w in arguments if w.startswith(f"{flag}=")), "")
-    kinds = [word for kind, word in _KINDS.items() if re.search(rf"\b{kind}\b", said)]
-    return (
-        f"{_argument(name)} is '{value}': pass {kinds[0]}"
-        if kinds
-        else f"{_argument(name)} is '{value}', which does not fit: {see}"
-    )
+    return " ".join(values)
 
 
-def _flag_given(names: str, arguments: Sequence[str]) -> str:
+def _quoted(value: str) -> str:
+    """Return a value in quotes, unless it is a number, or that of a flag that has none."""
+    if not value:
+        return "True"
+    with contextlib.suppress(ValueError):
+        float(value)
+        return value
+    return f"'{value}'"
+
+
+def _flag_given(names: str, words: Sequence[str]) -> str:
     """Return which of the names of a flag, "--a/--b", stands on the command line, as it is written there."""
     known = names.split("/")
-    return next((word.partition("=")[0] for word in arguments if _hyphened(word.partition("=")[0]) in known), known[-1])
-
-
-def _flags(command: Callable[..., None]) -> list[str]:
-    """Return the flags of a command."""
-    names, hints = list[str](), typing.get_type_hints(command)
-    for name, parameter in inspect.signature(command).parameters.items():
-        if dataclasses.is_dataclass(hints.get(name)):
-            names += [field.name for field in dataclasses.fields(hints[name])]
-        elif parameter.kind is not parameter.POSITIONAL_ONLY:
-            names.append(name)
-    return ["--help", *(_hyphened(f"--{name}") for name in names), *(["--drift-steps"] if "steps" in names else [])]
+    return next((word.partition("=")[0] for word in words if _hyphened(word) in known), min(known, key=len))
 
 
 def _hyphened(word: str) -> str:
@@ -207,6 +378,7 @@ def _shown(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
 
 
-def _argument(flags: str) -> str:
-    """Return an argument as errors name it."""
-    return _shown(flags.rsplit("/", maxsplit=1)[-1])
+def _argument(flags: str, words: Sequence[str]) -> str:
+    """Return an argument as errors name it: as it stands on the command line, but steps for --drift-steps."""
+    given = _shown(_flag_given(flags, words))
+    return "steps" if given == "drift_steps" else given

@@ -1,130 +1,16 @@
-"""The commands: each parses by its signature, calls the library and prints."""
+"""The commands: each calls the library and prints. Those that train are in `training`; the others parse by their signatures."""
 
-import shutil
 import sys
-import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Positional
 
-from drifting.cli.options import AS_KIND, AS_PRESET, AS_USUAL, DEFAULT, Choices, EncoderSettings, LatentSettings, Settings
-from drifting.errors import InputError
-
-
-def train(
-    preset: Positional[str],
-    /,
-    *,
-    choices: OmitArgPrefixes[Choices] = DEFAULT,
-    settings: OmitArgPrefixes[Settings] = AS_PRESET,
-    save_dir: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    smoke: bool = False,
-) -> None:
-    """Train a preset into a run folder, with its pictures. `torchrun -m drifting train ...` trains it on several devices.
-
-    Args:
-        preset: see `drifting presets`.
-        choices: what to train on.
-        settings: what may differ from the preset.
-        save_dir: the run folder; runs/PRESET, runs/DATASET or, of your own points or images, runs/NAME by default.
-        resume: go on with the run in the folder.
-        overwrite: delete the run in the folder first.
-        smoke: try a tiny version, with data of its own where none are given: two steps, a checkpoint, an evaluation; by default in
-            runs/smoke/PRESET, where it replaces what is there.
-    """
-    from drifting import presets, runs
-    from drifting.runs.folder import check_default, saved_config
-
-    given = choices.given()
-    if smoke:
-        return _try(preset, save_dir, resume=resume, overwrite=overwrite, settings=vars(settings), **given)
-    folder = save_dir or presets.default_folder(preset, **given)
-    config = saved_config(folder) if resume else presets.preset(preset, **given)
-    if resume:
-        presets.check_choices(config, preset, **given)
-    elif save_dir is None:
-        check_default(folder, config)
-    trained = runs.start(presets.adjust(config, **vars(settings)), folder, resume=resume, overwrite=overwrite)
-    print(*trained.summary(), sep="\n")
-
-
-def _try(name: str, save_dir: Path | None, *, resume: bool, **given: Any) -> None:
-    from drifting.runs.smoke import try_preset
-
-    if resume:
-        raise InputError("resume is given with smoke, which begins anew: leave one of them out")
-    trained = try_preset(name, save_dir, **given)
-    print(*trained.summary(), f"{name} works: two steps, a checkpoint and an evaluation are in {trained.folder}", sep="\n")
-
-
-def train_encoder(
-    kind: Positional[str],
-    /,
-    *,
-    name: str | None = None,
-    data: str | None = None,
-    settings: OmitArgPrefixes[EncoderSettings] = AS_KIND,
-    save_dir: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Train a feature encoder on its own and tell how much of the classes a linear classifier finds in its features.
-
-    Args:
-        kind: supervised, simclr or mae.
-        name: which data set, of those that are found by name: cifar10 by default.
-        data: your own images: a folder or a Hub id.
-        settings: what may differ from the defaults of the kind.
-        save_dir: the folder of the encoder; runs/NAME-KIND by default, or runs/encoder-NAME-KIND where a preset is called so.
-        resume: go on with the training in the folder.
-        overwrite: delete what is in the folder first.
-    """
-    from drifting import runs
-    from drifting.presets import PRESETS, folder_of_data
-    from drifting.presets.encoders import called, encoder, resumed_encoder
-    from drifting.runs.folder import check_default, saved_config
-
-    given = {setting: value for setting, value in vars(settings).items() if value is not None}
-    folder = save_dir or folder_of_data(f"{called(name, data)}-{kind}", "encoder", PRESETS)
-    if resume:
-        config = resumed_encoder(saved_config(folder), kind, name=name, data=data, **given)
-    else:
-        config = encoder(kind, name=name, data=data, **given)
-        if save_dir is None:
-            check_default(folder, config)
-    trained = runs.train_encoder(config, folder, resume=resume, overwrite=overwrite)
-    print(*trained.summary(), sep="\n")
-
-
-def latents(
-    *,
-    data: Path,
-    out: Path,
-    vae: str = "stabilityai/sd-vae-ft-mse",
-    settings: OmitArgPrefixes[LatentSettings] = AS_USUAL,
-    overwrite: bool = False,
-) -> None:
-    """Write the latents of a folder of images and of their mirror images, to train on; started again, it makes what is missing.
-
-    Args:
-        data: a folder with a sub-folder for each class, or with train/ and val/ above those.
-        out: the folder of the cache.
-        vae: name or folder of the auto-encoder.
-        settings: of images, files and device.
-        overwrite: delete the cache that is there.
-    """
-    from drifting.data.latents_writer import CacheSettings, write_latents
-
-    index = write_latents(data, vae, out, CacheSettings(**vars(settings)), overwrite=overwrite)
-    print(f"{index.count} images, latents {index.latent_shape}", out, sep="\n")
+from drifting.cli.training import latents, train, train_encoder, wrapped
 
 
 def sample(
@@ -238,13 +124,13 @@ def presets() -> None:
     """List what can be trained."""
     from drifting.presets import GROUPS, PRESETS
 
-    print(_wrapped("Minutes are those of 2 CPU cores. Train one with: drifting train NAME", 0))
+    print(wrapped("Minutes are those of 2 CPU cores. Train one with: drifting train NAME", 0))
     for heading, names in GROUPS.items():
         print(f"\n{heading}")
         for name in names:
             preset = PRESETS[name]
             facts = f"data: {preset.data}; minutes: {preset.minutes}; expected: {preset.expected}"
-            print(_wrapped(f"{name}: {preset.what}", 2, hanging=4), _wrapped(facts, 6), sep="\n")
+            print(wrapped(f"{name}: {preset.what}", 2, hanging=4), wrapped(facts, 6), sep="\n")
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str) -> None:
@@ -256,12 +142,6 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title
     Console().print(table)
 
 
-def _wrapped(text: str, indent: int, *, hanging: int | None = None) -> str:
-    """Return a text in lines as wide as the terminal, whole words each."""
-    width = max(40, shutil.get_terminal_size().columns)
-    rest = " " * (indent if hanging is None else hanging)
-    wrapper = textwrap.TextWrapper(width, " " * indent, rest, break_long_words=False, break_on_hyphens=False)
-    return wrapper.fill(text)
-
-
 ALL = (train, train_encoder, latents, sample, convert, evaluate, compare, presets)
+# They read their words themselves, for their options depend on what is trained.
+READERS = {"train": train, "train-encoder": train_encoder, "latents": latents}

@@ -15,10 +15,10 @@ from drifting.presets import cifar10, imagenet256, mnist
 from drifting.presets.digits import digits
 from drifting.presets.encoders import with_encoder
 from drifting.presets.images import images, images_classifier
-from drifting.presets.settings import adjust
+from drifting.presets.settings import Setting, adjust, choices_of
 from drifting.presets.toys import toy
 
-__all__ = ["GROUPS", "PRESETS", "Preset", "adjust", "check_choices", "default_folder", "folder_of_data", "preset"]
+__all__ = ["GROUPS", "PRESETS", "Preset", "adjust", "check_choices", "choices", "default_folder", "folder_of_data", "preset"]
 
 _OPTIONAL = inspect.Parameter("data", inspect.Parameter.KEYWORD_ONLY, default=None)
 
@@ -119,9 +119,7 @@ def preset(name: str, **choices: Any) -> AnyConfig:
     Raises:
         InputError: if there is no such preset, or it does not have such a choice.
     """
-    if name not in PRESETS:
-        raise InputError(f"preset is '{name}': did you mean '{nearest_name(name, PRESETS)}'? There are {', '.join(PRESETS)}")
-    make = PRESETS[name].make
+    make = _entry(name).make
     accepted = inspect.signature(make).parameters
     weights = None if "encoder_weights" in accepted else choices.pop("encoder_weights", None)
     for choice, value in choices.items():
@@ -131,6 +129,21 @@ def preset(name: str, **choices: Any) -> AnyConfig:
         raise InputError("data is missing: pass --data FOLDER, or a Hub id such as owner/name")
     config = make(**choices)
     return config if weights is None else with_encoder(config, weights)
+
+
+def choices(name: str) -> list[Setting]:
+    """Return what can be chosen of a preset, by `preset`, or raise InputError if there is no such preset."""
+    chosen = choices_of(_entry(name).make)
+    if "encoder_weights" in (each.name for each in chosen):
+        return chosen
+    weights = "A trained encoder: the folder of `drifting train-encoder` or its file, which brings its settings."
+    return [*chosen, Setting("encoder_weights", str | None, None, weights)]
+
+
+def _entry(name: str) -> Preset:
+    if name not in PRESETS:
+        raise InputError(f"preset is '{name}': did you mean '{nearest_name(name, PRESETS)}'? There are {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def default_folder(name: str, **choices: Any) -> Path:

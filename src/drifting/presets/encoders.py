@@ -14,6 +14,7 @@ from drifting.encoders.resnet import ResNet, available_features, stage_depths
 from drifting.errors import InputError
 from drifting.presets.cifar10 import FOUR
 from drifting.presets.images import features_of
+from drifting.presets.settings import Setting, described
 
 KINDS: dict[str, type[ResNetConfig | SimCLRConfig | MAEConfig]] = {
     "supervised": ResNetConfig,
@@ -78,6 +79,16 @@ def encoder(
     settings = _checked(kind, settings)
     images = ImagesData(name=called(name, data), path=data, image_size=image_size, channels=channels)
     return EncoderRunConfig(data=images, encoder=KINDS[kind](**settings), seed=seed, device=device)
+
+
+def choices(kind: str) -> list[Setting]:
+    """Return what can be chosen of an encoder before its settings, or raise InputError if there is no such kind."""
+    _checked(kind, {})
+    help_of = described(encoder)
+    kinds = {"name": str, "data": str, "image_size": int, "channels": int}
+    chosen = [Setting(name, of | None, None, help_of[name]) for name, of in kinds.items()]
+    arch = Setting("arch", str | None, None, "Which ResNet it has as many blocks as, in each stage: resnet18 or resnet50.")
+    return [*chosen, arch] if kind == "mae" else chosen
 
 
 def called(name: str | None, data: str | None) -> str:

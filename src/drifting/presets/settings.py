@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +26,17 @@ _FOUND = (
 )
 # Parts of a configuration whose settings have names of their own in it, and so can be named without the part.
 _SHORT = ("", "schedule", "loss", "generator")
+# What a preset lets one choose -> the setting that it decides, and others with it.
+CHOICES = {
+    "data": "data.path",
+    "dataset": "data.dataset",
+    "name": "data.name",
+    "image_size": "data.image_size",
+    "channels": "data.channels",
+    "unconditional": "data.conditional",
+    "vae": "data.vae",
+    "encoder_weights": "encoder.weights",
+}
 
 
 @dataclass(frozen=True)
@@ -37,17 +48,36 @@ class Setting:
         kind: its type.
         value: in the configuration.
         help: what it means, by the docstring of its class.
+        short: its name without that of the part, where that alone names it; None where it does not.
     """
 
     name: str
     kind: Any
     value: Any
     help: str
+    short: str | None = None
 
 
 def settings(config: Any) -> list[Setting]:
     """Return all settings of a configuration that can be set by hand, those of its parts included, in their order."""
-    return [setting for setting in _settings(config, "") if setting.name not in _FOUND]
+    parts = _parts(config)
+    found = (setting for setting in _settings(config, "") if setting.name not in _FOUND)
+    return [
+        dataclasses.replace(setting, short=setting.name.rpartition(".")[2] if setting.name.rpartition(".")[0] in parts else None)
+        for setting in found
+    ]
+
+
+def choices_of(make: Callable[..., Any]) -> list[Setting]:
+    """Return what a function that makes a configuration lets one choose: its arguments, but for those by keyword alone.
+
+    Args:
+        make: such as a preset's; without its own arguments that are bound already.
+    """
+    help_of = described(getattr(make, "func", make))
+    arguments = inspect.signature(make).parameters.values()
+    chosen = [argument for argument in arguments if argument.kind is argument.POSITIONAL_OR_KEYWORD]
+    return [Setting(each.name, each.annotation, each.default, help_of.get(each.name, "")) for each in chosen]
 
 
 def _settings(part: Any, prefix: str) -> Iterator[Setting]:
@@ -111,10 +141,13 @@ def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int 
     return _replaced(config, given)
 
 
+def _parts(config: AnyConfig) -> tuple[str, ...]:
+    return _SHORT if isinstance(config, RunConfig) else ("", "encoder")
+
+
 def _dotted(name: str, value: Any, known: Mapping[str, Setting], config: AnyConfig) -> str:
     """Return the dotted name of a setting, or raise InputError if the configuration has none of that name."""
-    parts = _SHORT if isinstance(config, RunConfig) else ("", "encoder")
-    names = [name] if "." in name else [f"{part}.{name}".lstrip(".") for part in parts]
+    names = [name] if "." in name else [f"{part}.{name}".lstrip(".") for part in _parts(config)]
     for dotted in names:
         if dotted in known:
             return dotted

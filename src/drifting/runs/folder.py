@@ -41,9 +41,21 @@ def saved_config(folder: str | Path) -> AnyConfig:
     path = Path(folder) / CONFIG
     if not path.exists():
         raise InputError(f"save_dir is '{folder}', which holds no run to resume: leave out --resume, or name another folder")
-    config = configuration.from_json(load_json(path), str(path))
+    return _trained(path, f"save_dir is '{folder}'")
+
+
+def read_saved(path: str | Path) -> AnyConfig:
+    """Return the configuration of a training from its file, or from that in a folder, or raise InputError."""
+    file = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise InputError(f"config is '{path}', where there is none: name the {CONFIG} of a run, or its folder")
+    return _trained(file, f"config is '{path}'")
+
+
+def _trained(file: Path, subject: str) -> AnyConfig:
+    config = configuration.from_json(load_json(file), str(file))
     if isinstance(config, ReleasedConfig):
-        raise InputError(f"save_dir is '{folder}', a converted artifact, which was not trained here: name another folder")
+        raise InputError(f"{subject}, a converted artifact, which was not trained here: name another folder")
     return config
 
 

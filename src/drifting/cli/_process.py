@@ -1,11 +1,46 @@
-"""The streams that a command writes to: they may be closed, full, gone half-way, or unable to show a letter."""
+"""The process of a command: how it is stopped, and its streams, which may be closed, full, gone or unable to show a letter.
+
+Ctrl-C, a termination and a hang-up act alike; a second one ends the process at once.
+"""
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
+
+STOPPED = 130
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Turn the first signal to stop into KeyboardInterrupt, so that what is half-written is cleared away; a second ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        if received:
+            os._exit(STOPPED)
+        received.append(number)
+        raise KeyboardInterrupt
+
+    # What is ignored stays so, as nohup asks for; what somebody else handles is theirs.
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if hasattr(signal, "SIGHUP"):
+        usual[signal.SIGHUP] = signal.SIG_DFL
+    replaced = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
+    for number in replaced:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
 class SteadyStream:

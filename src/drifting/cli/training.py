@@ -1,0 +1,325 @@
+"""The commands that train: their options are all settings of what is trained, under the names of its configuration.
+
+What is trained is found first, by its name and what may be chosen of it. Then every setting of its configuration is an option, and
+its value there is the default.
+"""
+
+import dataclasses
+import functools
+import inspect
+import shutil
+import textwrap
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from drifting.cli._parse import HELP, Option, Reader, subject_of
+from drifting.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Where a run is kept, and how it begins.
+
+    Attributes:
+        save_dir: folder of the run; runs/PRESET, runs/DATASET or, of your own points or images, runs/NAME by default.
+        config: a saved configuration to train again, such as runs/NAME/config.json, in place of a preset.
+        resume: go on with the run in the folder.
+        overwrite: delete the run in the folder first.
+        smoke: try a tiny version, with data of its own where none are given: two steps, a checkpoint, an evaluation; by default in
+            runs/smoke/PRESET, where it replaces what is there.
+    """
+
+    save_dir: Path | None = None
+    config: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    smoke: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EncoderRun:
+    """Where an encoder is kept, and how its training begins.
+
+    Attributes:
+        save_dir: folder of the encoder; runs/NAME-KIND by default, or runs/encoder-NAME-KIND where a preset is called so.
+        resume: go on with the training in the folder.
+        overwrite: delete what is in the folder first.
+    """
+
+    save_dir: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cache:
+    """Which images latents are written of.
+
+    Attributes:
+        data: a folder with a sub-folder for each class, or with train/ and val/ above those.
+        out: the folder of the cache.
+        vae: name or folder of the auto-encoder.
+        overwrite: delete the cache that is there.
+    """
+
+    data: Path
+    out: Path
+    vae: str = "stabilityai/sd-vae-ft-mse"
+    overwrite: bool = False
+
+
+# Settings of a run that have a short name too, beside the dotted one.
+_SHORT = {
+    *("steps", "encoder_steps", "batch_size", "learning_rate", "optimizer", "temperatures", "seed", "device", "parallel"),
+    *("precision", "keep", "micro_batch", "labels_per_pass", "checkpointing", "compile"),
+}
+# Part of a configuration -> under which heading its settings stand.
+_HEADINGS = {
+    "": "Run",
+    "data": "Data",
+    "generator": "Generator",
+    "encoder": "Feature encoder",
+    "loss": "Loss",
+    "schedule": "Schedule",
+    "bank": "Memory bank",
+}
+_SWITCHES = frozenset({"--resume", "--overwrite", "--smoke", "--unconditional", "--no-unconditional", *HELP})
+
+
+def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
+    """Train a preset into a run folder, with its pictures. `torchrun -m drifting train ...` trains it on several devices.
+
+    Args:
+        words: the name of a preset, and its options.
+    """
+    from drifting import presets
+    from drifting.presets.settings import CHOICES
+
+    name, rest = subject_of(words, presets.PRESETS, _SWITCHES)
+    helping = bool(HELP & set(words))
+    if name is None and helping and not any(word.startswith("--config") for word in words):
+        return _list_presets
+    choices = [] if name is None else presets.choices(name)
+    reader = Reader(
+        command="train" if name is None else f"train {name}",
+        description=(train.__doc__ or "").split(chr(10))[0],
+        subject=f"the preset '{name}'",
+        elsewhere=_SHORT | CHOICES.keys(),
+        headings=tuple(_HEADINGS.values()),
+    )
+    first = reader.read([*_fields(_Run), *_choices(choices)], rest, partial=True)
+    run, given = _Run(**_part(first, _Run)), {key: value for key, value in first.items() if key in CHOICES}
+    config = _begin(name, run, given, only_shape=helping or run.smoke)
+    chosen = [each for each in choices if each.name != "encoder_weights" or hasattr(getattr(config, "encoder", None), "weights")]
+    read = reader.read([*_fields(_Run), *_choices(chosen, config), *_settings(config, chosen)], rest)
+    changes = {key: value for key, value in read.items() if key not in (*first, *CHOICES)}
+    return functools.partial(_train, name, run, given, config, changes)
+
+
+def _begin(name: str | None, run: _Run, given: dict[str, Any], *, only_shape: bool) -> Any:
+    """Return the configuration that the settings of a command line change: a preset's, that of a run, or a saved one."""
+    from drifting import presets
+    from drifting.runs.folder import read_saved, saved_config
+
+    if run.config is not None:
+        if name is not None:
+            raise InputError(f"config is '{run.config}', but the preset '{name}' is named too: leave one of them out")
+        if run.resume or run.smoke:
+            raise InputError(f"config is '{run.config}', which starts a run anew: leave out --resume and --smoke")
+        if run.save_dir is None and not only_shape:
+            raise InputError("save_dir is missing: pass --save-dir with a folder for the run of --config")
+        return read_saved(run.config)
+    if name is None:
+        raise InputError("preset is missing: see drifting train --help")
+    if run.resume and not only_shape:
+        config = saved_config(run.save_dir or presets.default_folder(name, **given))
+        presets.check_choices(config, name, **given)
+        return config
+    needed = [each.name for each in presets.choices(name) if each.value is inspect.Parameter.empty] if only_shape else []
+    return presets.preset(name, **{**dict.fromkeys(needed, "FOLDER"), **given})
+
+
+def _train(name: str | None, run: _Run, given: dict[str, Any], config: Any, changes: dict[str, Any]) -> None:
+    from drifting import presets, runs
+    from drifting.runs.folder import check_default
+    from drifting.runs.smoke import try_preset
+
+    if name is not None and run.smoke:
+        if run.resume:
+            raise InputError("resume is given with smoke, which begins anew: leave one of them out")
+        trained = try_preset(name, run.save_dir, overwrite=run.overwrite, settings=changes, **given)
+        works = f"{name} works: two steps, a checkpoint and an evaluation are in {trained.folder}"
+        return print(*trained.summary(), works, sep="\n")
+    folder = run.save_dir or presets.default_folder(config.preset, **given)
+    if run.save_dir is None and not run.resume:
+        check_default(folder, config)
+    trained = runs.start(presets.adjust(config, **changes), folder, resume=run.resume, overwrite=run.overwrite)
+    print(*trained.summary(), sep="\n")
+
+
+def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
+    """Train a feature encoder on its own and tell how much of the classes a linear classifier finds in its features.
+
+    Args:
+        words: supervised, simclr or mae, and its options.
+    """
+    from drifting.presets import PRESETS, encoders, folder_of_data
+    from drifting.presets.settings import CHOICES, settings
+    from drifting.runs.folder import saved_config
+
+    kind, rest = subject_of(words, encoders.KINDS, _SWITCHES)
+    if kind is None and not HELP & set(words):
+        raise InputError("kind is missing: see drifting train-encoder --help")
+    kind = kind or "supervised"
+    choices = encoders.choices(kind)
+    every = (setting.short for each in encoders.KINDS for setting in settings(encoders.encoder(each)))
+    reader = Reader(
+        command=f"train-encoder {kind}",
+        description=(train_encoder.__doc__ or "").split(chr(10))[0],
+        subject=f"'{kind}'",
+        elsewhere={name for name in every if name is not None},
+        headings=tuple(_HEADINGS.values()),
+    )
+    first = reader.read([*_fields(_EncoderRun), *_choices(choices)], rest, partial=True)
+    run = _EncoderRun(**_part(first, _EncoderRun))
+    given = {key: value for key, value in first.items() if key not in vars(run)}
+    called = encoders.called(given.get("name"), given.get("data"))
+    folder = run.save_dir or folder_of_data(f"{called}-{kind}", "encoder", PRESETS)
+    begun = functools.partial(encoders.resumed_encoder, saved_config(folder)) if run.resume else encoders.encoder
+    config = begun(kind, **given)
+    read = reader.read([*_fields(_EncoderRun), *_choices(choices, config), *_settings(config, choices, every=True)], rest)
+    changes = {key: value for key, value in read.items() if key not in (*first, *CHOICES)}
+    return functools.partial(_train_encoder, run, folder, config, changes)
+
+
+def _train_encoder(run: _EncoderRun, folder: Path, config: Any, changes: dict[str, Any]) -> None:
+    from drifting import presets, runs
+    from drifting.runs.folder import check_default
+
+    config = presets.adjust(config, **changes)
+    if run.save_dir is None and not run.resume:
+        check_default(folder, config)
+    trained = runs.train_encoder(config, folder, resume=run.resume, overwrite=run.overwrite)
+    print(*trained.summary(), sep="\n")
+
+
+def latents(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
+    """Write the latents of a folder of images and of their mirror images, to train on; started again, it makes what is missing.
+
+    Args:
+        words: the options.
+    """
+    from drifting.data.latents_writer import CacheSettings
+
+    reader = Reader(command="latents", description=(latents.__doc__ or "").split(chr(10))[0])
+    read = reader.read([*_fields(_Cache), *_fields(CacheSettings, "Latents")], words)
+    return functools.partial(_latents, _Cache(**_part(read, _Cache)), CacheSettings(**_part(read, CacheSettings)))
+
+
+def _latents(cache: _Cache, settings: Any) -> None:
+    from drifting.data.latents_writer import write_latents
+
+    index = write_latents(cache.data, cache.vae, cache.out, settings, overwrite=cache.overwrite)
+    print(f"{index.count} images, latents {index.latent_shape}", cache.out, sep="\n")
+
+
+def _part(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
+
+
+def _fields(kind: Any, heading: str = "Run") -> list[Option]:
+    """Return the fields of a dataclass as options."""
+    from drifting.presets.settings import described
+
+    kinds, help_of = typing.get_type_hints(kind), described(kind)
+    return [
+        Option(
+            name=field.name,
+            kind=kinds[field.name],
+            default=field.default,
+            help=help_of[field.name],
+            heading=heading,
+            switch=kinds[field.name] is bool,
+        )
+        for field in dataclasses.fields(kind)
+    ]
+
+
+def _choices(choices: Sequence[Any], config: Any = None) -> list[Option]:
+    """Return what is to be chosen as options, each also by the dotted name of the setting that it decides.
+
+    Args:
+        choices: of a preset or an encoder.
+        config: with the values that stand where nothing is chosen.
+    """
+    from drifting.presets.settings import CHOICES, settings
+
+    values = {} if config is None else {each.name: each.value for each in settings(config)}
+    options = []
+    for each in choices:
+        needed, switch, dotted = each.value is inspect.Parameter.empty, each.kind is bool, CHOICES.get(each.name, "encoder.")
+        shown = "required" if needed else f"default: {values[dotted]}" if dotted in values and not switch else None
+        options.append(
+            Option(
+                name=each.name,
+                kind=each.kind | None if needed else each.kind,
+                default=None if needed else each.value,
+                help=each.help,
+                heading=_HEADINGS[dotted.partition(".")[0]],
+                others=() if switch or each.name not in CHOICES else (dotted,),
+                shown=shown,
+                switch=switch,
+            )
+        )
+    return options
+
+
+def _settings(config: Any, choices: Sequence[Any], *, every: bool = False) -> list[Option]:
+    """Return the settings of a configuration as options, but for those that are chosen; `every` one has a short name, or a few."""
+    from drifting.presets.settings import CHOICES, adjust, described, settings
+
+    schedule, help_of = getattr(config, "schedule", None), described(adjust)
+    decided, called = {CHOICES.get(each.name) for each in choices}, {dotted: (name,) for name, dotted in CHOICES.items()}
+    options: list[Option] = []
+    if schedule is not None:
+        size = f"default: {schedule.labels_per_step * schedule.generated}"
+        about, heading = help_of["batch_size"], _HEADINGS["schedule"]
+        options.append(Option(name="batch_size", kind=int | None, default=None, help=about, heading=heading, shown=size))
+    for each in settings(config):
+        if each.name not in decided:
+            part = each.name.partition(".")[0] if "." in each.name else ""
+            others = (each.short,) if each.short != each.name and each.short and (every or each.short in _SHORT) else ()
+            others += () if choices or each.name == "data.conditional" else called.get(each.name, ())
+            others += ("drift_steps",) if "steps" in (each.name, *others) else ()
+            others += ("encoder_steps",) if each.name == "encoder.steps" and schedule is not None else ()
+            heading = _HEADINGS[part]
+            options.append(
+                Option(name=each.name, kind=each.kind, default=each.value, help=each.help, heading=heading, others=others)
+            )
+    return options
+
+
+def _list_presets() -> None:
+    """Show what `drifting train` can train."""
+    from drifting.presets import GROUPS, PRESETS
+
+    print("usage: drifting train PRESET [OPTIONS]", "", wrapped((train.__doc__ or "").split(chr(10))[0], 0), sep="\n")
+    print("", wrapped("drifting train PRESET --help shows all settings of a preset, with its own values.", 0), sep="\n")
+    for heading, names in GROUPS.items():
+        print("", heading, *(wrapped(f"{name}: {PRESETS[name].what}", 2, hanging=4) for name in names), sep="\n")
+    print("", "Options of all presets", sep="\n")
+    for option in _fields(_Run):
+        print(wrapped(f"{option.flags[0]}: {option.help}", 2, hanging=4))
+
+
+def wrapped(text: str, indent: int, *, hanging: int | None = None) -> str:
+    """Return a text in lines as wide as the terminal, whole words each."""
+    width = max(40, shutil.get_terminal_size().columns)
+    rest = " " * (indent if hanging is None else hanging)
+    wrapper = textwrap.TextWrapper(width, " " * indent, rest, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(text)
