@@ -30,7 +30,7 @@ class Several(Processes):
     def __init__(self, rank, size, gathered):
         self.rank, self.size, self._gathered = rank, size, gathered
 
-    def gathered(self, values, dim):
+    def all_gather(self, values, dim):
         return self._gathered(self.rank, values, dim)
 
 
@@ -193,7 +193,7 @@ def test_scale_is_refused_by_a_generator_that_takes_none():
 @pytest.mark.parametrize(("size", "expected"), [(4, [4, 8, 10]), (10, [10]), (64, [10])])
 def test_samples_are_counted_after_every_pass(size, expected):
     counts = []
-    sample(_GENERATOR, 10, batch_size=size, seen=counts.append)
+    sample(_GENERATOR, 10, batch_size=size, on_progress=counts.append)
     assert counts == expected
 
 

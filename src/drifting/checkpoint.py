@@ -85,12 +85,12 @@ def write_tensors(path: Path, described: Mapping[str, tuple[torch.dtype, tuple[i
             file.write(read(name).detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def load_tensors(path: Path, *, mend: str = "delete it and resume") -> dict[str, Tensor]:
+def load_tensors(path: Path, *, fix: str = "delete it and resume") -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
         InputError: if it is missing, truncated or something else, or its tensors are not those of the checksum in it, if it has
-            one, which `mend` tells what to do about.
+            one, which `fix` tells what to do about.
     """
     try:
         tensors = load_file(path)
@@ -99,14 +99,14 @@ def load_tensors(path: Path, *, mend: str = "delete it and resume") -> dict[str,
     except FileNotFoundError:
         raise InputError(f"checkpoint is '{path}', which does not exist: train first, or name another run") from None
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error, mend) from None
+        raise _damaged(path, error, fix) from None
     if expected is not None and expected != checksum(tensors):
-        raise _damaged(path, ValueError("its numbers are not those of its checksum"), mend)
+        raise _damaged(path, ValueError("its numbers are not those of its checksum"), fix)
     return tensors
 
 
-def _damaged(path: Path, error: Exception, mend: str) -> InputError:
-    return InputError(f"checkpoint is '{path}', which is corrupted or truncated ({reason(error)}): {mend}")
+def _damaged(path: Path, error: Exception, fix: str) -> InputError:
+    return InputError(f"checkpoint is '{path}', which is corrupted or truncated ({reason(error)}): {fix}")
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -146,14 +146,14 @@ def save_json(path: Path, facts: Any) -> None:
         scratch.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def load_json(path: Path, *, mend: str = "restore it or train again") -> Any:
-    """Read JSON; raises InputError if it is missing, or damaged, which `mend` tells what to do about."""
+def load_json(path: Path, *, fix: str = "restore it or train again") -> Any:
+    """Read JSON; raises InputError if it is missing, or damaged, which `fix` tells what to do about."""
     try:
         return parse_json(path.read_text())
     except FileNotFoundError:
         raise InputError(f"file is '{path}', which does not exist: name the folder of a finished or interrupted run") from None
     except (ValueError, OSError) as error:
-        raise InputError(f"file is '{path}', which is corrupted ({reason(error)}): {mend}") from None
+        raise InputError(f"file is '{path}', which is corrupted ({reason(error)}): {fix}") from None
 
 
 def save_checkpoint(
@@ -163,19 +163,19 @@ def save_checkpoint(
     target, shards = folder / f"step-{step:08d}", folder / f"{_SHARDS}{step:08d}"
     sharded = any(hasattr(tensor, "to_local") for tensor in tensors.values())
     if sharded:
-        with processes.leads_the_way():
-            if processes.leads:
+        with processes.main_process_first():
+            if processes.is_main_process:
                 for left in folder.glob(f"{_SHARDS}*"):  # by a run that was killed
                     shutil.rmtree(left)
                 shards.mkdir(parents=True)
         try:
             save_shards(shards, tensors)
         except BaseException:  # a full disk, perhaps: what was written is in the way
-            if processes.leads:
+            if processes.is_main_process:
                 shutil.rmtree(shards, ignore_errors=True)
             raise
-        processes.wait()
-    if processes.leads:
+        processes.barrier()
+    if processes.is_main_process:
         with atomic_path(target) as scratch:
             if sharded:
                 shards.rename(scratch)
@@ -185,7 +185,7 @@ def save_checkpoint(
             save_json(scratch / _FACTS, facts)
         for old in checkpoints(folder)[:-keep]:
             discard(old)
-    processes.wait()
+    processes.barrier()
     return target
 
 
@@ -216,15 +216,15 @@ def load_checkpoint(checkpoint: Path, layout: Callable[[str], Tensor | None] = l
     """
     earlier = [path for path in checkpoints(checkpoint.parent) if _step_of(path) < _step_of(checkpoint)]
     go_on = f"resume from '{named(earlier[-1])}'" if earlier else "start again with --overwrite"
-    mend = f"delete the folder '{checkpoint.name}' and {go_on}"
-    facts = load_json(checkpoint / _FACTS, mend=mend)
+    fix = f"delete the folder '{checkpoint.name}' and {go_on}"
+    facts = load_json(checkpoint / _FACTS, fix=fix)
     if (checkpoint / _TENSORS).exists() or not any(checkpoint.glob("*.safetensors")):
-        return load_tensors(checkpoint / _TENSORS, mend=mend), facts
+        return load_tensors(checkpoint / _TENSORS, fix=fix), facts
     try:
         return load_shards(checkpoint, layout), facts
     # What the reader meets in a damaged file, it raises in many kinds.
     except Exception as error:
-        raise _damaged(checkpoint, error, mend) from None
+        raise _damaged(checkpoint, error, fix) from None
 
 
 def check_state(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str, *, step: int | None = None) -> None:

@@ -33,7 +33,7 @@ def sample(
     guidance_scale: float | None = None,
     batch_size: int = 4096,
     processes: Processes = ALONE,
-    seen: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "s *sample"]:
     """Return `count` samples on the CPU. Sample i depends on (seed, i), its label and the guidance only, not on its batch.
 
@@ -46,7 +46,7 @@ def sample(
             a generator that takes it.
         batch_size: samples per forward pass; bounds memory and changes nothing else.
         processes: those that share the work; all of them call, and all receive the samples.
-        seen: called after every pass with about how many samples there are.
+        on_progress: called after every pass with about how many samples there are.
 
     Raises:
         InputError: if the count, the seed or a label is out of range or the guidance scale below 1, or the generator takes none; if
@@ -60,9 +60,9 @@ def sample(
     told, parts = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}, []
     for start in range(first, end, batch_size):
         parts.append(sample_indices(generator, range(start, min(start + batch_size, end)), **told).cpu())
-        if seen is not None:
-            seen(min((start + len(parts[-1]) - first) * processes.size, count))
-    return processes.gathered({"samples": torch.cat(parts)}, 0)["samples"][:count]
+        if on_progress is not None:
+            on_progress(min((start + len(parts[-1]) - first) * processes.size, count))
+    return processes.all_gather({"samples": torch.cat(parts)}, 0)["samples"][:count]
 
 
 def sample_in_parts(
@@ -76,7 +76,7 @@ def sample_in_parts(
         share = -(-wanted // processes.size)
         first = start + processes.rank * share
         part = sample_indices(generator, range(first, first + share), seed=seed, **told).cpu()
-        yield processes.gathered({"samples": part}, 0)["samples"][:wanted]
+        yield processes.all_gather({"samples": part}, 0)["samples"][:wanted]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Bad input around images, encoders and judges: one line that names argument, value and mend; status 2; nothing written."""
+"""Bad input around images, encoders and judges: one line that names argument, value and fix; status 2; nothing written."""
 
 import json
 import shutil

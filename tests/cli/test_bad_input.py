@@ -1,4 +1,4 @@
-"""Every bad input of the command line: one line on stderr that names argument, value and mend; status 2; nothing written."""
+"""Every bad input of the command line: one line on stderr that names argument, value and fix; status 2; nothing written."""
 
 import json
 import re
@@ -96,9 +96,9 @@ POINTS = {
 
 @pytest.mark.parametrize("kind", POINTS)
 def test_bad_points(refused, tmp_path, kind):
-    array, mend = POINTS[kind]
+    array, fix = POINTS[kind]
     np.save(tmp_path / "p.npy", array)
-    refused("train toy --data p.npy", "data", "p.npy", mend)
+    refused("train toy --data p.npy", "data", "p.npy", fix)
 
 
 def test_dataset_and_own_points_at_once(refused, tmp_path):

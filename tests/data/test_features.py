@@ -46,9 +46,9 @@ def test_cache_is_encoding_on_the_fly_bit_for_bit(batch_size, byte_budget, tmp_p
 def test_every_batch_is_told_once_it_is_encoded_and_none_of_a_cache_that_is_found(byte_budget, tmp_path):
     told, encoder = [], Encoder()
     options = {"batch_size": 12, "byte_budget": byte_budget, "folder": tmp_path}
-    FeatureCache(encoder, SAMPLES, seen=lambda done: told.append((done, encoder.seen - 8)), **options)
+    FeatureCache(encoder, SAMPLES, on_progress=lambda done: told.append((done, encoder.seen - 8)), **options)
     assert told == [(12, 12), (24, 24), (30, 30)]
-    FeatureCache(encoder, SAMPLES, seen=told.append, **options)
+    FeatureCache(encoder, SAMPLES, on_progress=told.append, **options)
     assert len(told) == (3 if byte_budget == 0 else 6)
 
 

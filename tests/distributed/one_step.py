@@ -136,7 +136,7 @@ def pulled(make: Callable[[int | None], Generator], num_classes: int | None, sha
     codes = network.draw_style_indices(6, rng)
     if sharded:
         processes.shard(network)
-    copies, _ = processes.copied(network)
+    copies, _ = processes.wrap_ddp(network)
     for _ in range(2):  # a weight that a pass does not use shows in the next one
         network.zero_grad()
         own = [None if value is None else value[processes.share(6)] for value in [*inputs, *([] if codes is None else [codes])]]

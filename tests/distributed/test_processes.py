@@ -16,7 +16,7 @@ from drifting.distributed import (
     LostProcessError,
     Processes,
     check_device,
-    is_loss,
+    is_lost_process,
     is_sharded,
     join,
     laid_out,
@@ -49,17 +49,17 @@ def test_one_process_shares_with_nobody(monkeypatch):
         assert join() is ALONE
         assert cli._join() is None
     value, network = torch.randn(2, 3), nn.Linear(2, 2)
-    assert ALONE.leads
-    assert ALONE.total(value) is value
-    assert ALONE.smallest(value) is value
-    assert ALONE.gathered({"a": value}, 1) == {"a": value}
+    assert ALONE.is_main_process
+    assert ALONE.all_reduce_sum(value) is value
+    assert ALONE.all_reduce_min(value) is value
+    assert ALONE.all_gather({"a": value}, 1) == {"a": value}
     assert [ALONE.any(flag) for flag in (True, False)] == [True, False]
     assert list(range(6))[ALONE.share(6)] == list(range(6))
-    assert ALONE.copied(network)[0] is network
-    with ALONE.leads_the_way(), ALONE.copied(network)[1]():
+    assert ALONE.wrap_ddp(network)[0] is network
+    with ALONE.main_process_first(), ALONE.wrap_ddp(network)[1]():
         assert ALONE.is_first_to_say("anything")
     ALONE.shard(network)
-    ALONE.wait()
+    ALONE.barrier()
     ALONE.leave()
     assert not is_sharded(network)
     assert local(value) is whole(value) is laid_out(value, value) is value
@@ -87,9 +87,7 @@ def test_each_process_needs_a_device_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     check_device("cuda", Two())
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(
-        InputError, match=r"^device is 'cuda', of which there are 1 for 2 processes: start as many as there are dev"
-    ):
+    with pytest.raises(InputError, match=r"^device is 'cuda', .*: start one process per device$"):
         check_device("cuda", Two())
 
 
@@ -105,7 +103,7 @@ def test_each_process_needs_a_device_of_its_own(monkeypatch):
     ],
 )
 def test_loss_of_a_process_is_told_from_other_errors(error, lost):
-    assert is_loss(error) is lost
+    assert is_lost_process(error) is lost
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def failing_first(folder: Path) -> tuple[str, str]:
     """Return the error of a block in which the first process alone fails."""
     processes = join()
     try:
-        with processes.leads_the_way():
-            if processes.leads:
+        with processes.main_process_first():
+            if processes.is_main_process:
                 raise ValueError("broken")
     except Exception as error:
         return type(error).__name__, str(error)
@@ -71,7 +71,7 @@ def said() -> list[bool]:
     """Return whether this process is the first to say one thing, and another; all wait for the answers."""
     processes = join()
     answers = [processes.is_first_to_say(text) for text in ("one", "two")]
-    processes.wait()
+    processes.barrier()
     return answers
 
 

@@ -52,15 +52,13 @@ def test_scale_of_the_samples_is_that_asked_for(guided_run, command, tmp_path, m
 
 
 @pytest.mark.parametrize("verb", ["sample", "evaluate"])
-@pytest.mark.parametrize(
-    ("scale", "mend"), [("0.9", "pass a number from 1"), ("3.1", "trained up to 3: pass a number from 1 to 3")]
-)
-def test_scale_that_was_not_trained_is_refused(guided_run, command, tmp_path, monkeypatch, verb, scale, mend):
+@pytest.mark.parametrize(("scale", "fix"), [("0.9", "pass a number from 1"), ("3.1", "trained up to 3: pass a number from 1 to 3")])
+def test_scale_that_was_not_trained_is_refused(guided_run, command, tmp_path, monkeypatch, verb, scale, fix):
     monkeypatch.chdir(tmp_path)
     result = command(verb, guided_run, "--guidance-scale", scale)
     assert result.status == 2
     assert re.fullmatch(rf"drifting: guidance_scale is {scale}[^\n]*\n", result.err)
-    assert mend in result.err
+    assert fix in result.err
 
 
 def test_evaluation_is_at_the_scale_that_it_tells(guided_run, command, tmp_path):

@@ -89,8 +89,8 @@ def test_run_resumed_after_a_signal_equals_the_uninterrupted_one(tiny_toy, tmp_p
     at_step(step, _signal(number))
     with pytest.raises(Interrupted) as caught:
         runs.train(tiny_toy, tmp_path / "halves")
-    mend = f"Go on with: drifting train toy --save-dir {tmp_path / 'halves'} --resume"
-    assert str(caught.value) == f"Stopped at step {step} of 6; everything is saved. {mend}"
+    fix = f"Go on with: drifting train toy --save-dir {tmp_path / 'halves'} --resume"
+    assert str(caught.value) == f"Stopped at step {step} of 6; everything is saved. {fix}"
     assert _steps(tmp_path / "halves")[-1] == step
     assert signal.getsignal(number) == before
     assert_same_run(runs.train(tiny_toy, tmp_path / "halves", resume=True).folder, whole)

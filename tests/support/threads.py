@@ -18,10 +18,10 @@ class ThreadPeers:
         self.rank, self.size, self.calls = rank, len(values), 0
         self._values, self._barrier = values, barrier
 
-    def total(self, value: Tensor) -> Tensor:
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
         return self._all(value).sum(0)
 
-    def smallest(self, value: Tensor) -> Tensor:
+    def all_reduce_min(self, value: Tensor) -> Tensor:
         return self._all(value).amin(0)
 
     def _all(self, value: Tensor) -> Tensor:

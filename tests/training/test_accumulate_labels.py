@@ -137,7 +137,7 @@ def test_gradients_are_averaged_over_processes_with_the_last_part_alone():
         def __exit__(self, *error):
             pass
 
-    label_batched_step(network, encode, DriftingLoss(), in_parts(PLAIN, 3), unaveraged=Held)
+    label_batched_step(network, encode, DriftingLoss(), in_parts(PLAIN, 3), no_sync=Held)
     assert entered == ["held", "held"]
 
 

@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
         from drifting.cli._parse import parse
 
         processes = _join()
-        speaks = processes is None or processes.leads
+        speaks = processes is None or processes.is_main_process
         with nullcontext() if speaks else redirect_stdout(open(os.devnull, "w")), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             command = parse(commands.ALL, arguments, commands.READERS)
@@ -70,7 +70,7 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
                 raise InputError(f"world size is {size}, but '{arguments[0]}' is done by one process: start it without torchrun")
             command()
         if processes is not None:
-            processes.wait()
+            processes.barrier()
         return 0, processes is not None
     except (Exception, KeyboardInterrupt) as error:
         return _end(error, processes, arguments), processes is not None
@@ -117,7 +117,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
         return str(error), 2 if isinstance(error, InputError) else 1
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"the name '{error.filename}' is too long for the file system: choose a shorter one", 2
-    from drifting.distributed import LostProcessError, is_loss
+    from drifting.distributed import LostProcessError, is_lost_process
     from drifting.runs.endings import LESS_MEMORY, OutOfMemoryError, out_of_memory
     from drifting.training.signals import Interrupted
     from drifting.training.state import DivergenceError
@@ -127,7 +127,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
         told = str(error)
     elif (lack := out_of_memory(error)) is not None:
         told = f"{lack}: {_SMALLER.get(arguments[0], LESS_MEMORY)}"
-    elif is_loss(error):
+    elif is_lost_process(error):
         told = "a process was lost: start the same command again"
     elif (fault := storage_fault(error)) is not None:
         told = f"{fault}; what was there before is whole. {remedy(error)}, then start the same command again"

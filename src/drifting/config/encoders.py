@@ -62,8 +62,8 @@ def check_images(config: AnyConfig) -> None:
     fixed = 1 if config.encoder.any_size else 3
     if tuple(trained)[:fixed] != tuple(own)[:fixed]:
         shapes = [" x ".join(map(str, shape)) for shape in (trained, own)]
-        mend = "train another by drifting train-encoder, or convert the images with --image-size and --channels"
-        raise InputError(f"encoder_weights is '{weights}', an encoder of {shapes[0]} images, but the data are {shapes[1]}: {mend}")
+        fix = "train another by drifting train-encoder, or convert the images with --image-size and --channels"
+        raise InputError(f"encoder_weights is '{weights}', an encoder of {shapes[0]} images, but the data are {shapes[1]}: {fix}")
 
 
 def _saved_run(settings: Path) -> RunConfig | EncoderRunConfig:

@@ -213,8 +213,8 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
     samples, prepare, shape, kind, cache = images.images, to_signed, images.image_shape, torch.float32, None
     if config.cache_features and config.encoder.objective is not None:
         on_device = functools.partial(_prepare_on, config.device)
-        with show_encoding(len(samples), quiet=not join().leads) as progress:
-            cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder, seen=progress.advance)
+        with show_encoding(len(samples), quiet=not join().is_main_process) as progress:
+            cache = FeatureCache(encoder, samples, prepare=on_device, folder=folder, on_progress=progress.advance)
         samples, prepare, shape, kind = torch.arange(len(samples)), None, (), torch.long
     if config.bank is None:
         return Positives(InMemorySource(samples, images.labels, prepare), encoder, cache, **options)

@@ -87,7 +87,7 @@ class InMemorySource:
         if len(samples) == 0:
             raise InputError("data is empty: pass at least one sample")
         if not bool(samples.isfinite().all()):
-            raise InputError("data holds NaN or infinite values: remove or mend those samples")
+            raise InputError("data holds NaN or infinite values: remove or fix those samples")
         self.samples, self.sample_shape, self._prepare = samples, tuple(samples.shape[1:]), prepare
         self.num_classes = None if labels is None else int(labels.max()) + 1
         classes = torch.zeros(len(samples), dtype=torch.long) if labels is None else labels.long().cpu()

@@ -34,7 +34,7 @@ class FeatureCache:
         batch_size: samples encoded at a time. Rounding, and nothing else, depends on it.
         folder: where files go if there must be any; None for never.
         byte_budget: a cache of more bytes than this goes into files.
-        seen: called after every batch with how many samples are encoded.
+        on_progress: called after every batch with how many samples are encoded.
 
     Attributes:
         path: the folder of the files, or None for a cache in memory.
@@ -52,7 +52,7 @@ class FeatureCache:
         batch_size: int = 512,
         folder: Path | None = None,
         byte_budget: int = 2**31,
-        seen: Callable[[int], None] = lambda _: None,
+        on_progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         if len(samples) == 0:
             raise InputError("data is empty: pass at least one sample")
@@ -66,7 +66,7 @@ class FeatureCache:
         def shown() -> Iterator[tuple[slice, dict[str, Tensor]]]:
             for place, features in batches(batch_size):
                 yield place, features
-                seen(place.stop)
+                on_progress(place.stop)
 
         probe = next(batches(_PROBE))[1]
         shapes = {name: (len(samples), *value.shape[1:]) for name, value in probe.items()}

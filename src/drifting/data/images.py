@@ -171,7 +171,7 @@ def _check_labels(part: Split, path: Path, *, complete: bool) -> None:
     if lowest < 0:
         raise LabelError(f"data is '{path}', which has the label {lowest}: number the classes 0 to k-1, or train without labels")
     if names and highest >= len(names):
-        raise LabelError(f"data is '{path}', which has the label {highest} but {len(names)} class names: mend the labels")
+        raise LabelError(f"data is '{path}', which has the label {highest} but {len(names)} class names: fix the labels")
     if not names and highest >= _MOST_CLASSES:
         raise LabelError(f"data is '{path}', which has the label {highest}: number the classes 0 to k-1, or train without labels")
     present = part.labels.unique().tolist()

@@ -83,21 +83,21 @@ class CacheIndex:
         return {"version": VERSION, "type": "latents", **asdict(self)}
 
 
-def read_index(folder: Path, *, argument: str = "data", mend: str = "pass a folder that drifting latents wrote") -> CacheIndex:
+def read_index(folder: Path, *, argument: str = "data", fix: str = "pass a folder that drifting latents wrote") -> CacheIndex:
     """Return what a cache is of; raises InputError if there is none in the folder, it is damaged or of a newer version."""
     path = folder / INDEX
     try:
         values = parse_json(path.read_text())
         version, kind = values.pop("version"), values.pop("type")
     except FileNotFoundError:
-        raise InputError(f"{argument} is '{folder}', which holds no cache of latents (no {INDEX}): {mend}") from None
+        raise InputError(f"{argument} is '{folder}', which holds no cache of latents (no {INDEX}): {fix}") from None
     except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
         found = f"is damaged ({type(error).__name__} {reason(error)})"
-        raise InputError(f"{argument} is '{folder}', whose {INDEX} {found}: {mend}") from None
+        raise InputError(f"{argument} is '{folder}', whose {INDEX} {found}: {fix}") from None
     if kind != "latents" or type(version) is not int or version > VERSION:
         named = one_line(f"is of '{kind}' in version {version}", 60)
         found = f"{named}, where version {VERSION} of 'latents' is read"
-        raise InputError(f"{argument} is '{folder}', whose {INDEX} {found}: update drifting, or {mend}")
+        raise InputError(f"{argument} is '{folder}', whose {INDEX} {found}: update drifting, or {fix}")
     try:
         index = read_dataclass(CacheIndex, values)
         sizes = {name: getattr(index, name) for name in ("count", "shard_size", "image_size")}
@@ -105,7 +105,7 @@ def read_index(folder: Path, *, argument: str = "data", mend: str = "pass a fold
             if not 1 <= size <= _LARGEST:
                 raise InputError(f"{name} is {size}, not a size from 1 to {_LARGEST}")
     except InputError as error:
-        raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged ({error}): {mend}") from None
+        raise InputError(f"{argument} is '{folder}', whose {INDEX} is damaged ({error}): {fix}") from None
     return index
 
 
@@ -116,22 +116,22 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def open_shard(folder: Path, index: CacheIndex, number: int) -> Any:
     """Return a shard mapped into memory; raises InputError unless its header says that it is that one of this cache."""
-    path, mend = shard_path(folder, number), "delete it and run drifting latents again"
+    path, fix = shard_path(folder, number), "delete it and run drifting latents again"
     try:
         shard = safe_open(path, "pt")
         if shard_facts(shard)[:2] != [index.fingerprint(), str(number)]:
-            raise InputError(f"data holds '{path}', which is of another cache of latents, or another shard: {mend}")
+            raise InputError(f"data holds '{path}', which is of another cache of latents, or another shard: {fix}")
         moments = shard.get_slice("moments")
         found, expected = (tuple(moments.get_shape()), moments.get_dtype()), (index.shard_shape(number), _DTYPE_NAME)
         if found != expected:
-            raise InputError(f"data holds '{path}' of moments {found}, not {expected}: {mend}")
+            raise InputError(f"data holds '{path}' of moments {found}, not {expected}: {fix}")
         if index.class_names is not None and shard.get_slice("labels").get_shape() != [len(index.shards[number])]:
-            raise InputError(f"data holds '{path}', whose labels are not one for each image: {mend}")
+            raise InputError(f"data holds '{path}', whose labels are not one for each image: {fix}")
         # Caches of before there were checks have none.
         if "checks" in shard.keys() and shard.get_slice("checks").get_shape() != [len(index.shards[number]), 2]:  # noqa: SIM118
-            raise InputError(f"data holds '{path}', whose checks are not two for each image: {mend}")
+            raise InputError(f"data holds '{path}', whose checks are not two for each image: {fix}")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"data holds '{path}', which is truncated or corrupted ({reason(error)}): {mend}") from None
+        raise InputError(f"data holds '{path}', which is truncated or corrupted ({reason(error)}): {fix}") from None
     return shard
 
 

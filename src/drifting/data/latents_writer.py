@@ -111,20 +111,20 @@ def _told_to_start_again(out: Path) -> Iterator[None]:
 
 def _claim(out: Path, index: CacheIndex, *, overwrite: bool) -> None:
     """Make room for the cache, or raise InputError if another is there that may not be deleted."""
-    mend = "pass --overwrite, or name another folder"
+    fix = "pass --overwrite, or name another folder"
     if overwrite:
         for path in (out / INDEX, *out.glob(_SHARDS)):
             path.unlink(missing_ok=True)
     elif (out / INDEX).exists():
-        found = read_index(out, argument="out", mend=mend)
+        found = read_index(out, argument="out", fix=fix)
         names = [*_WORDS, *(field.name for field in fields(index) if field.name not in (*_WORDS, "vae"))]
         for name in names:
             before, now = getattr(found, name), getattr(index, name)
             if before != now:
                 other = f"which holds latents of another {_WORDS.get(name, name)} ({before}, not {now})"
-                raise InputError(f"out is '{out}', {other}: {mend}")
+                raise InputError(f"out is '{out}', {other}: {fix}")
     elif next(out.glob(_SHARDS), None) is not None:
-        raise InputError(f"out is '{out}', which holds shards but no {INDEX}: {mend}")
+        raise InputError(f"out is '{out}', which holds shards but no {INDEX}: {fix}")
     out.mkdir(parents=True, exist_ok=True)
     clear_scratch(out)
 

@@ -1,11 +1,11 @@
-"""Several processes that work as one, each on a device of its own: the only place that names torch.distributed.
+"""Training on several processes, each with a device of its own. This is the only package that uses torch.distributed.
 
-`torchrun --nproc-per-node N -m drifting ...` starts N copies of the same command; `join` finds the others from what it put into the
-environment. Everything that is random is decided by all of them alike, from the same stream in the same state, so that a process
-only takes its share of it. What has to be known of the others is summed or gathered here.
+`torchrun --nproc-per-node N -m drifting ...` starts N copies of the same command, and `join` connects them by the environment that
+torchrun sets. All processes draw the same random numbers from generators in the same state, and each takes its share of them.
+Quantities of the whole batch are summed or gathered here.
 
-Of weights there is either a copy on every process, whose gradients are averaged ("ddp"), or every process keeps a share of each
-("fsdp"): weights, gradients, the state of the optimiser and the averages, gathered block by block where they are needed.
+With "ddp" every process holds a copy of the weights, and gradients are averaged. With "fsdp" every process holds a share of the
+weights, gradients, optimizer state and averages; the weights are gathered block by block where they are needed.
 """
 
 from drifting.distributed.processes import (
@@ -14,7 +14,7 @@ from drifting.distributed.processes import (
     LostProcessError,
     Processes,
     check_device,
-    is_loss,
+    is_lost_process,
     join,
 )
 from drifting.distributed.shards import is_sharded, laid_out, load_shards, local, save_shards, whole
@@ -28,7 +28,7 @@ __all__ = [
     "LostProcessError",
     "Processes",
     "check_device",
-    "is_loss",
+    "is_lost_process",
     "is_sharded",
     "join",
     "laid_out",

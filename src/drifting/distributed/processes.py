@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, what they sum and gather, and how they notice that one is gone."""
+"""The processes of a run: how they find each other, exchange tensors, and detect that one of them is lost."""
 
 import functools
 import os
@@ -16,74 +16,74 @@ from torch import Tensor, nn
 from drifting.distributed.shards import is_sharded, shard
 from drifting.errors import InputError
 
-# Longer than whatever one process does while others wait in a sum; a process that died is noticed at once.
+# Longer than anything one process does while others wait for it; a process that died is detected at once.
 _PATIENCE = timedelta(minutes=30)
-# How often, in seconds, those that follow the first process look whether it is done.
+# Seconds between two checks of whether the main process is done.
 _LOOK_EVERY = 0.1
-# How torch's engines say that somebody is gone, in errors that have no class of their own.
-_SIGNS_OF_LOSS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "socket")
+# What the messages of torch's backends contain when a process is lost; the errors have no class of their own.
+_LOST_PROCESS_MARKS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "socket")
 
 
 class LostProcessError(RuntimeError):
-    """A process of the run died or no longer answers. The message says how to go on."""
+    """A process of the run died or no longer answers; the message says how to continue."""
 
 
 class Processes:
-    """The processes of a run as one of them sees the others; this class is that of one that is alone, `Joined` that of several.
+    """The processes of a run, as seen by one of them. This class stands for a single process, `Joined` for several.
 
     Attributes:
-        rank: which one this is, from 0.
-        size: how many there are.
+        rank: number of this process, from 0.
+        size: number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+    def is_main_process(self) -> bool:
+        """Whether this process writes the files and prints the messages."""
         return self.rank == 0
 
-    def total(self, value: Tensor) -> Tensor:
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
         return value
 
-    def smallest(self, value: Tensor) -> Tensor:
+    def all_reduce_min(self, value: Tensor) -> Tensor:
         """Return the element-wise minimum of a tensor over all processes."""
         return value
 
-    def gathered(self, values: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
-        """Return named tensors of all processes, of the same shapes on each, one after the other along a dimension."""
+    def all_gather(self, values: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
+        """Return the named tensors of all processes, concatenated along a dimension; shapes must be equal on all processes."""
         return dict(values)
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any process; all processes ask together."""
+        """Return whether the flag is set on any process; all processes must call it."""
         return flag
 
-    def wait(self) -> None:
-        """Return once all processes have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes have called it."""
 
     def share(self, count: int) -> slice:
-        """Return which of `count` things, a multiple of the number of processes, are this one's."""
+        """Return the slice of `count` items, a multiple of the number of processes, that belongs to this process."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def leads_the_way(self) -> AbstractContextManager[None]:
-        """Give a block that process 0 goes through before all others; if it fails there, all fail."""
+    def main_process_first(self) -> AbstractContextManager[None]:
+        """Return a context in which process 0 runs the block before all others; if it fails there, it fails on all."""
         return nullcontext()
 
     def is_first_to_say(self, text: str) -> bool:
-        """Return whether no other process has said the same."""
+        """Return whether no other process has printed the same text."""
         return True
 
-    def copied(self, generator: nn.Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
-        """Return a network whose gradients are averaged over processes, and a block in which they are not yet."""
+    def wrap_ddp(self, generator: nn.Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
+        """Return a network whose gradients are averaged over the processes, and a context that postpones the averaging."""
         return generator, nullcontext
 
     def shard(self, generator: nn.Module) -> None:
-        """Leave of every weight a share to each process, in place."""
+        """Split every weight over the processes, in place."""
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Leave the group of processes."""
 
 
 ALONE = Processes()
@@ -93,19 +93,19 @@ class Joined(Processes):
     """Several processes, see `join`.
 
     Args:
-        rank: which one this is.
-        size: how many there are.
-        store: words that all can read.
+        rank: number of this process, from 0.
+        size: number of processes.
+        store: key-value store that all processes share.
     """
 
     def __init__(self, rank: int, size: int, store: Any) -> None:
         self.rank, self.size, self._store, self._turns = rank, size, store, 0
 
-    def total(self, value: Tensor) -> Tensor:
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
         return self._reduced(value, dist.ReduceOp.SUM)
 
-    def smallest(self, value: Tensor) -> Tensor:
+    def all_reduce_min(self, value: Tensor) -> Tensor:
         """Return the element-wise minimum of a tensor over all processes."""
         return self._reduced(value, dist.ReduceOp.MIN)
 
@@ -114,8 +114,8 @@ class Joined(Processes):
         dist.all_reduce(result, operation)
         return result
 
-    def gathered(self, values: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
-        """Return named tensors of all processes, of the same shapes on each, one after the other along a dimension."""
+    def all_gather(self, values: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
+        """Return the named tensors of all processes, concatenated along a dimension; shapes must be equal on all processes."""
         flat = torch.cat([value.detach().flatten() for value in values.values()])
         everywhere = [torch.empty_like(flat) for _ in range(self.size)]
         dist.all_gather(everywhere, flat)
@@ -125,20 +125,20 @@ class Joined(Processes):
         return {name: torch.cat([part.view(value.shape) for part in of_all], dim) for (name, value), of_all in named}
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any process. On the CPU, so that no device is waited for and a loss is noticed."""
-        return bool(self.total(torch.tensor(int(flag))))
+        """Return whether the flag is set on any process. It is reduced on the CPU, so that no device waits."""
+        return bool(self.all_reduce_sum(torch.tensor(int(flag))))
 
-    def wait(self) -> None:
-        """Return once all processes have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes have called it."""
         self.any(False)
 
     @contextmanager
-    def leads_the_way(self) -> Iterator[None]:
-        """Give a block that process 0 goes through before all others; if it fails there, all fail."""
+    def main_process_first(self) -> Iterator[None]:
+        """Return a context in which process 0 runs the block before all others; if it fails there, it fails on all."""
         self._turns += 1
         key = f"turn-{self._turns}"
-        if not self.leads:
-            # Not its own wait: that has an end, and lets no signal through.
+        if not self.is_main_process:
+            # The store's own `wait` has a timeout and blocks signals.
             while not self._store.check([key]):
                 time.sleep(_LOOK_EVERY)
             outcome, _, reason = self._store.get(key).decode().partition(":")
@@ -149,49 +149,49 @@ class Joined(Processes):
         try:
             yield
         except BaseException as error:
-            told = f"input:{error}" if isinstance(error, InputError) else "error:process 0 of this run failed: see what it said"
-            self._store.set(key, told)
+            outcome = f"input:{error}" if isinstance(error, InputError) else "error:process 0 of this run failed: see its message"
+            self._store.set(key, outcome)
             raise
         self._store.set(key, "done")
 
     def is_first_to_say(self, text: str) -> bool:
-        """Return whether no other process has said the same."""
+        """Return whether no other process has printed the same text."""
         try:
             return self._store.add(f"said-{text}", 1) == 1
-        except RuntimeError:  # the process that keeps the words is gone
+        except RuntimeError:  # the process that holds the store is lost
             return True
 
-    def copied(self, generator: nn.Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
+    def wrap_ddp(self, generator: nn.Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
         """Return a network whose gradients are averaged over processes, and a block in which they are not yet.
 
-        The weights stay those of the generator. Of a sharded one they are averaged as it is gone through backward, every time.
+        The network shares its weights with the generator. A sharded generator averages gradients in every backward pass.
         """
         if is_sharded(generator):
             return generator, nullcontext
         with warnings.catch_warnings():
-            # Newer releases of torch have another word for the first option, which older ones do not know.
+            # Newer releases of torch renamed the first option; older ones know only this name.
             warnings.simplefilter("ignore", FutureWarning)
             copies = nn.parallel.DistributedDataParallel(generator, broadcast_buffers=False, gradient_as_bucket_view=True)
         return copies, copies.no_sync
 
     def shard(self, generator: nn.Module) -> None:
-        """Leave of every weight a share to each process, in place."""
+        """Split every weight over the processes, in place."""
         shard(generator, self.size)
 
     def leave(self) -> None:
-        """Part from the others."""
-        self.wait()
+        """Leave the group of processes."""
+        self.barrier()
         _joined.cache_clear()
         dist.destroy_process_group()
 
 
 def join() -> Processes:
-    """Return the processes that were started together with this one, `ALONE` where there are no others.
+    """Return the processes that were started together with this one, or `ALONE` if there are no others.
 
-    Where there are CUDA devices, each process takes the one of its local rank as the current one.
+    With CUDA, each process makes the device of its local rank the current one.
 
     Raises:
-        InputError: if the environment tells of several processes, but not how to find them.
+        InputError: if the environment sets WORLD_SIZE, but not the address of the other processes.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
     if size == 1:
@@ -212,25 +212,25 @@ def _joined(rank: int, size: int) -> Joined:
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", rank, size, timeout=_PATIENCE))
-    words, collectives = (PrefixStore(name, store) for name in ("words", "collectives"))
+    shared, collectives = (PrefixStore(name, store) for name in ("words", "collectives"))
     dist.init_process_group(backend, store=collectives, rank=rank, world_size=size, timeout=_PATIENCE)
-    return Joined(rank, size, words)
+    return Joined(rank, size, shared)
 
 
-def is_loss(error: BaseException) -> bool:
-    """Return whether an error says that another process is gone, and not that something is wrong with this one."""
+def is_lost_process(error: BaseException) -> bool:
+    """Return whether an error means that another process is lost, rather than that this one failed."""
     if isinstance(error, LostProcessError | dist.DistBackendError | dist.DistNetworkError):
         return True
     plain = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
-    return plain and any(sign in str(error) for sign in _SIGNS_OF_LOSS)
+    return plain and any(sign in str(error) for sign in _LOST_PROCESS_MARKS)
 
 
 def check_device(device: str, processes: Processes) -> None:
-    """Raise InputError unless each process of this machine has a device of its own of the kind; a CPU is shared."""
+    """Raise InputError unless each process of this machine has a device of its own; processes may share the CPU."""
     if processes.size == 1 or device == "cpu":
         return
     if device != "cuda":
         raise InputError(f"device is '{device}', but each of {processes.size} processes needs its own: pass cuda or cpu")
     here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if here > found:
-        raise InputError(f"device is 'cuda', of which there are {found} for {here} processes: start as many as there are devices")
+        raise InputError(f"device is 'cuda', but {here} processes would share {found} devices: start one process per device")

@@ -1,4 +1,4 @@
-"""Weights of which every process keeps a share: how they are split, put together, written and read."""
+"""Sharded weights: splitting them over processes, putting them together, writing and reading them."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,39 +15,39 @@ if TYPE_CHECKING:
 
 
 def shard(network: nn.Module, size: int) -> None:
-    """Leave of every weight a share to each of `size` processes, in place; blocks are gathered one at a time, to compute."""
+    """Split every weight over `size` processes, in place; a forward pass gathers one block at a time."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # Its words on samples that are views of others, which nobody changes in place.
+    # FSDP warns about outputs that are views; nothing here changes them in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(next(network.parameters()).device.type, (size,))
-    for weight in network.parameters():  # in their plain order, the only one that can be split
+    for weight in network.parameters():  # only contiguous weights can be split
         weight.data = weight.data.contiguous()
     for blocks in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
         for block in blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    # The outermost too gives its weights back after every pass, so that they are shares whenever they are looked at.
+    # The outermost module reshards as well, so that its weights are shares outside of a pass.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Return whether processes share the weights of a network."""
+    """Return whether the weights of a network are split over processes."""
     return any(hasattr(weight, "to_local") for weight in network.parameters())
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this process's share of a tensor that is sharded, and any other as it is; what changes it changes the tensor."""
+    """Return this process's share of a sharded tensor, as a view; return any other tensor unchanged."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor put together, on every process, and any other as it is; all processes ask together."""
+    """Return the whole of a sharded tensor; return any other tensor unchanged. All processes must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor that every process holds as a whole in the layout of another of the same shape."""
+    """Return a tensor, whole on every process, sharded like another tensor of the same shape."""
     if not hasattr(like, "to_local") or hasattr(tensor, "to_local"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -57,7 +57,7 @@ def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors, of which some are sharded, as one safetensors file for each process; all processes take part."""
+    """Write named tensors, sharded or not, as one safetensors file per process. All processes must call it."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -67,7 +67,7 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise what a process met, such as a full disk, on all processes; torch wraps it in an exception that is no `Exception`."""
+    """Raise the error of one process, such as a full disk, on all; torch wraps it in a class that is no `Exception`."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
@@ -77,11 +77,11 @@ def _plain_errors() -> Iterator[None]:
 
 
 def load_shards(folder: Path, layout: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
-    """Read what `save_shards` wrote, on any number of processes.
+    """Read the files of `save_shards`, on any number of processes.
 
     Args:
-        folder: the files.
-        layout: name -> a tensor as which an entry is to be sharded, None for one that every process takes as a whole.
+        folder: where the files are.
+        layout: maps the name of an entry to a tensor whose layout it takes; None for an entry that every process reads whole.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -93,6 +93,6 @@ def load_shards(folder: Path, layout: Callable[[str], Tensor | None]) -> dict[st
         fits = like is not None and hasattr(like, "to_local") and like.shape == found.size
         tensors[name] = torch.empty_like(cast(Tensor, like), dtype=kind) if fits else torch.empty(found.size, dtype=kind)
     with _plain_errors(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it reads alone is no news
+        warnings.simplefilter("ignore")  # torch warns that it reads without a process group
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not dist.is_initialized())
     return tensors

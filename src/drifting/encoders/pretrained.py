@@ -183,14 +183,14 @@ def _load_network(origin: str) -> nn.Module:
 
 def _published_statistics(origin: str) -> Statistics:
     """Return mean and standard deviation of what prepares images for a network, as published beside its weights."""
-    mend = "pass the mean and the standard deviation of every channel"
+    fix = "pass the mean and the standard deviation of every channel"
     try:
         facts = json.loads(_published_file(origin, _PROCESSOR).read_text())
         if not facts.get("do_normalize", True):
             return (0.0,) * 3, (1.0,) * 3
         return tuple(facts["image_mean"]), tuple(facts["image_std"])
     except Exception as error:  # of the Hub, of the file, of JSON, or a key that is not there
-        raise InputError(f"statistics is None, and '{origin}' has none in {_PROCESSOR} ({reason(error)}): {mend}") from None
+        raise InputError(f"statistics is None, and '{origin}' has none in {_PROCESSOR} ({reason(error)}): {fix}") from None
 
 
 def _published_file(origin: str, name: str) -> Path:

@@ -76,15 +76,15 @@ class Peers(Protocol):
     rank: int
     size: int
 
-    def total(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def all_reduce_sum(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the sum of every element over the processes, the same on each; `value` is a constant and may be overwritten."""
         ...
 
-    def smallest(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def all_reduce_min(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the minimum of every element over the processes, likewise; elements may be infinite."""
         ...
 
 
 def mean_over(peers: Peers | None, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return the mean of every element over the processes: `value` itself where there are no others."""
-    return value if peers is None else peers.total(value) / peers.size
+    return value if peers is None else peers.all_reduce_sum(value) / peers.size

@@ -144,7 +144,7 @@ def column_potential(
     for groups, rows, scratch in _scratch_tiles(distances):
         logits = torch.addcmul(-shift[groups], distances[groups, rows], scale, out=scratch)
         total[groups] += _exp_(logits, _UNDERFLOW).sum(1, keepdim=True)
-    total = total if peers is None else peers.total(total)
+    total = total if peers is None else peers.all_reduce_sum(total)
     return (total.log_() + shift) / -2
 
 
@@ -163,7 +163,7 @@ def affinity_tiles(
 ) -> Iterator[tuple[int, slice, slice, Float[Tensor, "g r k"]]]:
     """Yield (temperature index, groups, rows, affinity) for every tile at every temperature; the next tile reuses the memory."""
     nearest_target, nearest_row = distances.amin(2, keepdim=True), distances.amin(1, keepdim=True)
-    nearest_row = nearest_row if peers is None else peers.smallest(nearest_row)
+    nearest_row = nearest_row if peers is None else peers.all_reduce_min(nearest_row)
     for index, scale in enumerate(kernel_scale(temperatures)):
         row = row_potential(distances, nearest_target, scale)
         column = column_potential(distances, nearest_row, scale, peers)

@@ -83,7 +83,7 @@ def read_artifact(folder: str | Path) -> Artifact:
     folder = Path(folder)
     if not (folder / METADATA).is_file():
         raise InputError(f"artifact is '{folder}', which holds no {METADATA}: name a folder of {PARAMETERS} and {METADATA}")
-    metadata = load_json(folder / METADATA, mend="download or convert it again")
+    metadata = load_json(folder / METADATA, fix="download or convert it again")
     if not isinstance(metadata, dict):
         raise InputError(f"metadata of '{folder}' is a {type(metadata).__name__}: pass an object with kind and model_config")
     arrays = read_tree(folder / PARAMETERS)

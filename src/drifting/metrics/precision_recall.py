@@ -96,5 +96,5 @@ def check_features(**features: Tensor) -> None:
         if not value.isfinite().all():
             bad = int((~value.isfinite()).any(1).sum())
             raise InputError(
-                f"{name} has {bad} rows of {len(value)} with a value that is not finite: leave them out, or mend the encoder"
+                f"{name} has {bad} rows of {len(value)} with a value that is not finite: leave them out, or fix the encoder"
             )

@@ -169,16 +169,16 @@ def _names(loaded: Sequence[runs.Run]) -> list[str]:
     return [name if names.count(name) == 1 else str(run.folder) for name, run in zip(names, loaded, strict=True)]
 
 
-def _read_figures(path: Path, mend: str) -> Metrics:
+def _read_figures(path: Path, fix: str) -> Metrics:
     """Return the figures of a file by name; none if it is not there."""
     if not path.exists():
         return {}
-    figures = load_json(path, mend=mend)
+    figures = load_json(path, fix=fix)
     if not isinstance(figures, dict):
-        raise InputError(f"file is '{path}', which holds no figures by name: {mend}")
+        raise InputError(f"file is '{path}', which holds no figures by name: {fix}")
     for name, value in figures.items():
         if not (isinstance(value, str) if name in ("judge", "reference") else _is_figure(value)):
-            raise InputError(f"file is '{path}', where {name} is no figure: {mend}")
+            raise InputError(f"file is '{path}', where {name} is no figure: {fix}")
     return figures
 
 
@@ -231,8 +231,8 @@ def _incomparable(entries: Sequence[Entry], apart: str | None) -> list[str]:
         against = f"the runs were measured against different real images ({what}), so their figures cannot be compared"
         return [f"{against}: evaluate them with one --real"]
     if apart:
-        mend = "evaluate them on the same data with one --judge and --num-samples"
-        return [f"the runs were measured against different real images ({apart}), so their figures cannot be compared: {mend}"]
+        fix = "evaluate them on the same data with one --judge and --num-samples"
+        return [f"the runs were measured against different real images ({apart}), so their figures cannot be compared: {fix}"]
     curves = _difference(entries, [_CURVE_FLOOR])
     return [f"the curves are of different real images or numbers of samples ({curves}) and cannot be compared"] if curves else []
 

@@ -11,7 +11,7 @@ import torch
 
 from drifting._files import remedy, storage_fault
 from drifting.config import AnyConfig
-from drifting.distributed import LostProcessError, Processes, is_loss
+from drifting.distributed import LostProcessError, Processes, is_lost_process
 from drifting.errors import InputError, StorageError
 from drifting.runs.folder import clear_unstarted, newest_checkpoint
 from drifting.training.signals import Interrupted
@@ -52,7 +52,7 @@ def ending(folder: Path, config: AnyConfig, processes: Processes, *, command: st
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if processes.leads and not resume:
+        if processes.is_main_process and not resume:
             _clear(folder, config)
         told = _told(error, folder, command)
         if told is None:
@@ -83,7 +83,7 @@ def _told(error: BaseException, folder: Path, command: str) -> BaseException | N
     elif isinstance(error, DivergenceError):
         again = "start again" if newest is None else f"start again with --overwrite or in another --save-dir; {safe}"
         told = DivergenceError(f"{error}, and {again}")
-    elif is_loss(error):
+    elif is_lost_process(error):
         told = LostProcessError(f"a process of this run was lost; {safe}. {following}")
     elif (fault := storage_fault(error)) is not None:
         told = StorageError(f"{fault}; {safe}. {remedy(error)}, then {go_on}")

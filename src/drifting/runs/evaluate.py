@@ -126,7 +126,7 @@ def _evaluate_in_memory(
 
     def draw(number: int, labels: Sequence[int] | None) -> Tensor:
         with show_sampling(number) as progress:
-            return configuration.to_bytes(sample(generator, number, labels=labels, seen=progress.advance, **told))
+            return configuration.to_bytes(sample(generator, number, labels=labels, on_progress=progress.advance, **told))
 
     judge = load_judge(asked.judge, config, asked.device)
     metrics = {"judge": judge.name, **evaluate_images(draw, train, test, judge, count=asked.count or IN_MEMORY)}

@@ -148,8 +148,8 @@ def _classifier_folder(judge: str | None, data: ImagesData | StreamedData) -> Pa
     if not (folder / CLASSIFIER_WEIGHTS).exists():
         command = f"drifting train {name}-classifier --save-dir {folder}"
         # No preset trains on the user's own images as they are cropped and converted here.
-        mend = f"run {command}" if name and data.path is None else "name the folder of a classifier of these images"
-        raise InputError(f"judge is '{folder}', where there is no trained classifier: {mend}, or pass --judge pixels")
+        fix = f"run {command}" if name and data.path is None else "name the folder of a classifier of these images"
+        raise InputError(f"judge is '{folder}', where there is no trained classifier: {fix}, or pass --judge pixels")
     return folder
 
 

@@ -73,7 +73,7 @@ def read_config(path: Path) -> RunConfig:
 def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> None:
     """Make the folder ready for the training, or raise InputError if another run is in it."""
     if not resume:
-        return make_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite", config=config)
+        return make_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite", config=config)
     saved = saved_config(folder)
     if type(saved) is not type(config):
         kinds = {RunConfig: "generator", ClassifierConfig: "classifier", EncoderRunConfig: "encoder"}
@@ -120,17 +120,17 @@ def clear_unstarted(folder: Path, config: AnyConfig) -> None:
         _delete(folder / name)
 
 
-def check_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite") -> list[Path]:
-    """Return what a run left in the folder, or raise InputError with the mend if there is some that may not be deleted."""
+def check_room(folder: Path, *, overwrite: bool, fix: str = "pass --overwrite") -> list[Path]:
+    """Return what a run left in the folder, or raise InputError with the fix if there is some that may not be deleted."""
     own = [folder / name for name in _OWN if (folder / name).exists()]
     if own and not overwrite and unstarted(folder) is None:
-        raise InputError(f"save_dir is '{folder}', which already holds a run: {mend}, or choose another folder")
+        raise InputError(f"save_dir is '{folder}', which already holds a run: {fix}, or choose another folder")
     return own
 
 
-def make_room(folder: Path, *, overwrite: bool, mend: str = "pass --overwrite", config: AnyConfig | None = None) -> None:
+def make_room(folder: Path, *, overwrite: bool, fix: str = "pass --overwrite", config: AnyConfig | None = None) -> None:
     """Make the folder, empty of runs, or raise InputError as `check_room` does; see `clear_unstarted` for `config`."""
-    own = check_room(folder, overwrite=overwrite, mend=mend)
+    own = check_room(folder, overwrite=overwrite, fix=fix)
     if overwrite or config is None:
         for path in own:
             _delete(path)

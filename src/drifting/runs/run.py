@@ -62,8 +62,8 @@ class Run:
         export, told = configuration.build_export(self.config), self._told(seed, labels, guidance_scale)
         if isinstance(self.config.data, LatentsData):
             check_fits(count, _COPIES * math.prod(configuration.exported_shape(self.config)))
-        with show_sampling(max(1, count), quiet=not join().leads) as progress:
-            samples = sample(self.generator, count, seen=progress.advance, **told)
+        with show_sampling(max(1, count), quiet=not join().is_main_process) as progress:
+            samples = sample(self.generator, count, on_progress=progress.advance, **told)
         return export(samples)
 
     def parts(
@@ -72,7 +72,7 @@ class Run:
         """Yield what `sample` returns in parts, each of which fits into memory."""
         export, told = configuration.build_export(self.config), self._told(seed, labels, guidance_scale)
         done = 0
-        with show_sampling(max(1, count), quiet=not join().leads) as progress:
+        with show_sampling(max(1, count), quiet=not join().is_main_process) as progress:
             for part in sample_in_parts(self.generator, count, **told):
                 yield export(part)
                 done += len(part)
@@ -172,7 +172,7 @@ def write_samples(
     if out.suffix == ".npy":
         return _write_array(run.parts(count, seed=seed, labels=labels, guidance_scale=guidance_scale), out, count)
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
-    if not join().leads:
+    if not join().is_main_process:
         return
     if samples.ndim == 2:
         save_image(points_figure(samples), out)
@@ -186,7 +186,7 @@ def _write_array(parts: Iterator[Tensor], out: Path, count: int) -> None:
 
     Not by a mapped file, in which a full disk would end the process.
     """
-    if not join().leads:
+    if not join().is_main_process:
         for _ in parts:
             pass
         return

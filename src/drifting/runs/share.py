@@ -60,9 +60,9 @@ class ReleasedGenerator:
         told: dict[str, Any] = {"seed": seed, "labels": numbers, "guidance_scale": guidance_scale}
         processes = join()
         # Not where the command prints the path of its picture.
-        console = Console(stderr=True, quiet=not processes.leads)
+        console = Console(stderr=True, quiet=not processes.is_main_process)
         with CountProgress("sampling", count, unit="samples", console=console) as progress:
-            told |= {"processes": processes, "seen": progress.advance}
+            told |= {"processes": processes, "on_progress": progress.advance}
             images = sample(self.generator, count, batch_size=_BATCH_SIZE, **told)
         decoded = to_bytes(images) if self.vae is None else _decoded(self.vae, images, console)
         return decoded.movedim(1, -1)
@@ -73,7 +73,7 @@ class ReleasedGenerator:
         """Yield what `sample` returns in parts, each of which fits into memory."""
         numbers, processes, done = label_numbers(labels, self.class_names), join(), 0
         told: dict[str, Any] = {"seed": seed, "labels": numbers, "guidance_scale": guidance_scale, "processes": processes}
-        console = Console(stderr=True, quiet=not processes.leads)
+        console = Console(stderr=True, quiet=not processes.is_main_process)
         with CountProgress("sampling", count, unit="samples", console=console) as progress:
             for part in sample_in_parts(self.generator, count, batch_size=_BATCH_SIZE, **told):
                 yield to_bytes(part if self.vae is None else self.vae.decode(part)).movedim(1, -1)

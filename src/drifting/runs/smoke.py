@@ -62,20 +62,20 @@ def try_preset(
     config = _with_names(given, made)
     check_device(given.device)
     check_writable(folder, "save_dir")
-    with processes.leads_the_way():
-        if processes.leads:
+    with processes.main_process_first():
+        if processes.is_main_process:
             replace = overwrite or save_dir is None
             _check_made(made, overwrite=replace)
             make_room(folder, overwrite=replace)
             shutil.rmtree(made, ignore_errors=True)
             _make(given, config, made)
     trained = runs.start(config, folder, overwrite=True)
-    if isinstance(trained, runs.Run) and processes.leads:
+    if isinstance(trained, runs.Run) and processes.is_main_process:
         with warnings.catch_warnings():
             # Of so few samples nothing is reliable.
             warnings.simplefilter("ignore", UserWarning)
             runs.load(folder).evaluate(count=_SAMPLES, **_seen_by(trained.config, made))
-    processes.wait()
+    processes.barrier()
     return trained
 
 

@@ -122,8 +122,8 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
     pretrain.check_networks(config)
     command = command_to_go_on(config.preset, folder, processes.size)
     with ExitStack() as held:
-        with processes.leads_the_way():
-            if processes.leads:
+        with processes.main_process_first():
+            if processes.is_main_process:
                 check_writable(folder, "save_dir")
                 _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
                 held.enter_context(hold(folder, "save_dir"))
@@ -143,12 +143,12 @@ def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, over
             keep=config.keep,
             guidance_scale=config.schedule.scale_of_samples(),
         )
-        if config.trains_encoder and processes.leads:
+        if config.trains_encoder and processes.is_main_process:
             tell_stage(2, 2, "generator", config.schedule.steps)
         if resume:
             # Stopped in the training of its encoder, or soon after, a run has no checkpoint of its generator yet.
             recorder.resume(config.schedule.steps, may_begin=config.trains_encoder)
-        if state.step == config.schedule.steps and processes.leads:
+        if state.step == config.schedule.steps and processes.is_main_process:
             print(f"{folder} is finished, with all {state.step} steps: pass a higher --steps to train it further", flush=True)
         follow(recorder, config, positives, encoder)
         return _finish(recorder, config)
@@ -158,12 +158,12 @@ def _prepare(config: RunConfig, folder: Path, processes: Processes) -> FeatureEn
     """Tell what was found, return the encoder, trained if it is not yet, and write the configuration."""
     # An encoder that is there may turn out not to fit; one that is not is trained first.
     has_encoder = (folder / ENCODER_WEIGHTS).exists()
-    if processes.leads and not has_encoder:
+    if processes.is_main_process and not has_encoder:
         _tell_found(config)
     encoder = configuration.build_encoder(config, pretrain.prepare_encoder(config, folder))
-    if processes.leads and has_encoder:
+    if processes.is_main_process and has_encoder:
         _tell_found(config)
-    if processes.leads:
+    if processes.is_main_process:
         save_json(folder / CONFIG, configuration.to_json(config))
     return encoder
 
@@ -183,12 +183,12 @@ def _finish(recorder: Recorder, config: RunConfig) -> Run:
     weights = {name: whole(value).cpu() for name, value in state.averaged.state_dict().items()}
     generator, pictures = configuration.build_generator(config), []
     load_weights(generator, weights, str(folder))
-    if state.processes.leads:
+    if state.processes.is_main_process:
         save_tensors(folder / WEIGHTS, weights)
         pictures = drawing.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
         reconstruction = folder / RECONSTRUCTION
         pictures += [reconstruction] if reconstruction.exists() else []
-    state.processes.wait()
+    state.processes.barrier()
     return Run(folder, config, generator.eval(), tuple(pictures))
 
 
@@ -208,7 +208,7 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
     last_time, last_step = time.perf_counter(), state.step
     samples_per_step = min(schedule.labels_per_step, positives.num_classes or 1) * schedule.generated
     resources = Resources(state.device, state.step, samples_per_step)
-    console = Console(quiet=not processes.leads)
+    console = Console(quiet=not processes.is_main_process)
     progress = TrainingProgress(schedule.steps, state.step, samples_per_step, console=console)
     with progress, polite_stop() as stop:
         for step in training_steps(state, positives, encoder, loss, schedule):
@@ -257,12 +257,12 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
     images = Path(data.path).expanduser().resolve()
     if not images.is_dir() or (images / INDEX).exists():
         return config
-    check_room(folder, overwrite=overwrite, mend="pass --resume or --overwrite")
+    check_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite")
     check_writable(folder, "save_dir")
     cache = folder.resolve().parent / f"{images.name}-latents"
     settings, vae = CacheSettings(device=config.device), data.vae or DEFAULT
-    with processes.leads_the_way():
-        if processes.leads:
+    with processes.main_process_first():
+        if processes.is_main_process:
             if isinstance(config, RunConfig):
                 # Weights that do not fit are told now, not after hours.
                 shape = load_vae(vae).latent_shape(settings.image_size)

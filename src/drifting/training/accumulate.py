@@ -49,7 +49,7 @@ def micro_batched_step(
     size: int,
     statistics: bool = False,
     processes: Processes = ALONE,
-    unaveraged: Callable[[], AbstractContextManager[None]] = nullcontext,
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[FeatureLoss, int]:
     """Add the gradient of the loss of a batch to that of the generator's weights.
 
@@ -61,7 +61,7 @@ def micro_batched_step(
         size: samples of one pass; bounds the memory of activations and changes nothing else.
         statistics: also report how the kernels spread.
         processes: see `step.drifting_step`.
-        unaveraged: gives a block in which gradients are not yet averaged over them: all micro-batches but the last.
+        no_sync: gives a block in which gradients are not yet averaged over them: all micro-batches but the last.
 
     Returns:
         The report of `step.drifting_step`, whose losses are constants here; and the bytes that the features of the whole batch and
@@ -84,7 +84,7 @@ def micro_batched_step(
     shares = {name: gradient.flatten(0, 1).split(size) for name, gradient in gradients.items()}
     last = len(next(iter(shares.values()))) - 1
     for index, inputs in enumerate(batch.inputs(*prior, size)):
-        with nullcontext() if index == last else unaveraged():
+        with nullcontext() if index == last else no_sync():
             again = encoder(generator(*inputs))
             torch.autograd.backward([again[name] for name in shares], [share[index] for share in shares.values()])
     return report, stored
@@ -121,7 +121,7 @@ def label_batched_step(
     *,
     statistics: bool = False,
     processes: Processes = ALONE,
-    unaveraged: Callable[[], AbstractContextManager[None]] = nullcontext,
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> FeatureLoss:
     """Add the gradient of the loss of a step to that of the generator's weights.
 
@@ -132,7 +132,7 @@ def label_batched_step(
         parts: each makes the batch of as many of the labels, the same one at every call.
         statistics: also report how the kernels spread.
         processes: those over which the labels are split.
-        unaveraged: gives a block in which gradients are not yet averaged over them: all parts but the last.
+        no_sync: gives a block in which gradients are not yet averaged over them: all parts but the last.
 
     Returns:
         The report of `step.drifting_step`, whose losses are constants here.
@@ -143,7 +143,7 @@ def label_batched_step(
     torch.clear_autocast_cache()
     reports: list[Known] = []
     for index, part in enumerate(parts):
-        with nullcontext() if index == len(parts) - 1 else unaveraged():
+        with nullcontext() if index == len(parts) - 1 else no_sync():
             report = drifting_step(*networks, loss, part(), statistics=statistics, known=known)
             (report.loss / len(parts)).backward()
         reports.append({name: replace(feature, loss=feature.loss.detach()) for name, feature in report.features.items()})

@@ -64,7 +64,7 @@ def train(
     """
     check_shares(schedule, positives.num_classes, state.processes)
     state.generator.train()
-    network, unaveraged = state.processes.copied(state.generator)
+    network, no_sync = state.processes.wrap_ddp(state.generator)
     network = torch.compile(network) if schedule.compile else network
     generator = computed_in(schedule.precision, network, state.device)
     while state.step < schedule.steps:
@@ -73,7 +73,7 @@ def train(
         with_statistics = state.step % schedule.statistics_every == 0 or state.step == 1
         state.optimizer.zero_grad(set_to_none=True)
         options = {"statistics": with_statistics, "processes": state.processes}
-        report, stored = _add_gradients((generator, encoder, loss), batch, schedule, unaveraged, options)
+        report, stored = _add_gradients((generator, encoder, loss), batch, schedule, no_sync, options)
         if schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.generator.parameters(), schedule.max_grad_norm)
         for group in state.optimizer.param_groups:
@@ -82,7 +82,7 @@ def train(
         for average in state.averages.values():
             average.update_parameters(state.generator)
         state.note_faults(report)
-        report = replace(report, loss=state.processes.total(report.loss.detach()) / state.processes.size)
+        report = replace(report, loss=state.processes.all_reduce_sum(report.loss.detach()) / state.processes.size)
         yield Step(state.step, report, stored)
 
 
@@ -90,7 +90,7 @@ def _add_gradients(
     networks: tuple[Callable[..., Tensor], FeatureEncoder, DriftingLoss],
     batch: Batch,
     schedule: Schedule,
-    unaveraged: Callable[[], AbstractContextManager[None]],
+    no_sync: Callable[[], AbstractContextManager[None]],
     options: Mapping[str, Any],
 ) -> tuple[FeatureLoss, int]:
     """Add the gradient of a batch to that of the weights, at once or in parts; return the report and the bytes that were stored."""
@@ -101,9 +101,9 @@ def _add_gradients(
     at_once = max(size for size in range(1, most + 1) if labels % size == 0)
     if at_once < labels:
         some = [partial(batch.of, slice(start, start + at_once)) for start in range(0, labels, at_once)]
-        return label_batched_step(*networks, some, unaveraged=unaveraged, **options), 0
+        return label_batched_step(*networks, some, no_sync=no_sync, **options), 0
     if micro_batch < labels * samples:
-        return micro_batched_step(*networks, batch, size=micro_batch, unaveraged=unaveraged, **options)
+        return micro_batched_step(*networks, batch, size=micro_batch, no_sync=no_sync, **options)
     report = drifting_step(*networks, batch, **options)
     report.loss.backward()
     return report, 0
@@ -141,7 +141,7 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
         noise=noise,
         style_indices=codes,
         # Of one population every process needs all, having encoded some.
-        positives=processes.gathered(real, 1) if labels is None else real,
+        positives=processes.all_gather(real, 1) if labels is None else real,
         independent_noise=independent_noise,
         independent_style_indices=independent_codes,
         **_draw_guidance(positives, schedule, groups[0], own, state.rng),

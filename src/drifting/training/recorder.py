@@ -205,7 +205,7 @@ class Recorder:
         """Write and return the averages since the last line, the spread of the kernels, and whatever else is given."""
         self.state.check_faults()
         values = {"step": step.number, **self._means.take(), **_statistics(step.report.features), **more}
-        if self.state.processes.leads:
+        if self.state.processes.is_main_process:
             self.log.append(**values)
         return values
 
@@ -244,14 +244,14 @@ class Recorder:
         return save_checkpoint(self.folder / CHECKPOINTS, self.state.step, tensors, self.facts, **options)
 
     def _write_frames(self) -> None:
-        if self.state.processes.leads:
+        if self.state.processes.is_main_process:
             save_tensors(self.folder / FRAMES, {str(step): frame for step, frame in self.frames.items()})
 
     def resume(self, steps: int, *, may_begin: bool = False) -> None:
         """Go back to the newest checkpoint of a run that is to have `steps` steps, or to the start if there is none and it may."""
         found = checkpoints(self.folder / CHECKPOINTS)
         if not found and may_begin:
-            if self.state.processes.leads:
+            if self.state.processes.is_main_process:
                 self.log.wind_back(0)
             return
         if not found:
@@ -260,7 +260,7 @@ class Recorder:
         self._restore(found[-1], done)
         frames = self.folder / FRAMES
         stored = read_frames(frames, self.state.generator.sample_shape) if frames.exists() else {}
-        if self.state.processes.leads:
+        if self.state.processes.is_main_process:
             self.log.wind_back(done)
         self.frames = {step: frame for step, frame in stored.items() if step <= done}
         # A checkpoint that was to be one of many may be taken for the last one.

@@ -153,7 +153,7 @@ def _check_guidance(schedule: Schedule, *, labelled: bool) -> None:
     if scale == 1 and exponent is None:
         return
     if not labelled:
-        name, value, mend = ("guidance_scale", scale, 1) if exponent is None else ("guidance_exponent", exponent, None)
-        raise InputError(f"{name} is {value}, but the data have no labels: pass {mend}")
+        name, value, fix = ("guidance_scale", scale, 1) if exponent is None else ("guidance_exponent", exponent, None)
+        raise InputError(f"{name} is {value}, but the data have no labels: pass {fix}")
     if schedule.unconditional < 1:
         raise InputError(f"unconditional is {schedule.unconditional}, but guidance needs unconditional samples: pass at least 1")

@@ -107,8 +107,8 @@ def compare(
     if processes.size > 1:
         others["peers"] = processes
         if batch.labels is None:
-            others["population"] = processes.gathered(generated, 1)
-            independent = None if independent is None else processes.gathered(independent, 1)
+            others["population"] = processes.all_gather(generated, 1)
+            independent = None if independent is None else processes.all_gather(independent, 1)
     if batch.unconditional is not None and batch.unconditional_weight is not None:
         count = next(iter(batch.unconditional.values())).shape[1]
         weights = {"unconditional": batch.unconditional_weight[:, None].expand(-1, count)}
