@@ -143,3 +143,9 @@ def test_docstrings_say_what_each_argument_is():
         "seed": "Of all; none: by default.",
     }
     assert described(ImagesData)["path"].startswith("Folder or Hub id")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_setting_is_described_in_words(name):
+    bare = [setting.name for setting in settings(_config(name)) if len(setting.help.split()) < 3 or setting.help.startswith("Of ")]
+    assert [each for each in bare if not each.startswith("data.")] == []

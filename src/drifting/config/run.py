@@ -20,8 +20,9 @@ class BankConfig:
     """A `data.bank.MemoryBank` that positives are drawn from, in place of the whole data set.
 
     Attributes:
-        capacity_per_class, unconditional_capacity: samples that it holds.
-        push_per_step: fresh samples before each draw.
+        capacity_per_class: number of samples of each class that it holds.
+        unconditional_capacity: number of samples of any class that it holds.
+        push_per_step: number of fresh samples that come into it before each draw.
         on_cpu: keep it in the memory of the CPU, where that of the device is too small.
     """
 
@@ -33,7 +34,14 @@ class BankConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """A `loss.DriftingLoss` with the paper's field."""
+    """A `loss.DriftingLoss` with the paper's field.
+
+    Attributes:
+        temperatures: bandwidths of the drift field; the drifts of all of them are added.
+        affinity_floor: lower bound of the squared affinity of two samples; 0 for none.
+        normalize_features: divide the features by their scale, so that temperatures suit any feature.
+        normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
+    """
 
     temperatures: tuple[float, ...] = TEMPERATURES
     affinity_floor: float = 1e-6
@@ -50,14 +58,14 @@ class RunConfig:
         data, generator, encoder, loss, schedule: its parts.
         bank: the memory bank of real samples; None to draw from the whole data set.
         cache_features: compute the features of a finite data set once, before training, where an encoder is worth it.
-        seed: of the weights and of the training stream.
-        device: where it trains: cpu, cuda, cuda:1, mps.
+        seed: seed of the weights and of all draws of the training.
+        device: device to train on: cpu, cuda, cuda:1 or mps.
         parallel: how several processes hold the weights: "ddp", each a copy, or "fsdp", each a share; see `distributed`.
-        log_every: steps between lines of metrics.jsonl.
-        checkpoint_every: steps between checkpoints.
+        log_every: number of steps between lines of metrics.jsonl.
+        checkpoint_every: number of steps between checkpoints.
         keep: how many checkpoints to keep.
         frames: how many times samples are set aside for the pictures of the training, the start not counted.
-        frame_samples: how many samples each time.
+        frame_samples: how many samples are set aside each time.
     """
 
     preset: str
@@ -116,12 +124,17 @@ class ClassifierConfig:
     Attributes:
         preset: the name it was made from.
         data: labelled images.
-        width: of the network.
-        steps, batch_size, learning_rate: of the training.
-        shift, rotation, scale, label_smoothing: see `pretraining.objectives.Augmentation`.
-        flip: probability of a mirrored image.
-        seed: of the weights, the order and the augmentation.
-        device: where it trains.
+        width: number of channels of the first maps.
+        steps: number of optimizer steps.
+        batch_size: number of images in a step.
+        learning_rate: highest learning rate.
+        shift: largest shift of an image in training, in whole pixels.
+        rotation: largest rotation of an image in training, in degrees.
+        scale: largest relative change of the size of an image in training, below 1.
+        label_smoothing: probability that is spread evenly over all classes, from 0 to below 1.
+        flip: probability of a mirrored image in training.
+        seed: seed of the weights, of the order and of the augmentation.
+        device: device to train on: cpu, cuda, cuda:1 or mps.
     """
 
     preset: str
@@ -162,9 +175,10 @@ class EncoderRunConfig:
         preset: the name it was made from.
         data: images, or latents of them. Their labels are learnt or, where there are any, only tell how good the features are.
         encoder: the network and its training: `ResNetConfig` by classes, `SimCLRConfig` or `MAEConfig`.
-        seed: of the weights, the order and the augmentation.
-        device: where it trains.
-        checkpoint_every, keep: steps between checkpoints, and how many to keep.
+        seed: seed of the weights, of the order and of the augmentation.
+        device: device to train on: cpu, cuda, cuda:1 or mps.
+        checkpoint_every: number of steps between checkpoints.
+        keep: how many checkpoints to keep.
     """
 
     preset: str = "train-encoder"

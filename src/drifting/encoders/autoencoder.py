@@ -106,10 +106,14 @@ class AutoencoderConfig(EncoderConfig):
     """Drifting in the features of an `Autoencoder` that the run trains first on its own images.
 
     Attributes:
-        code_dim, width: of the network.
-        features: which of its features, see `AutoencoderFeatures`.
-        weights: file of a trained one's weights; None to train it.
-        steps, batch_size, learning_rate, noise: of its training, see `pretraining.objectives.train_autoencoder`.
+        code_dim: length of the code.
+        width: number of channels of the first maps.
+        features: names of the features that samples drift in, see `AutoencoderFeatures`.
+        weights: file of the weights of a trained auto-encoder; None to train it.
+        steps: number of optimizer steps of its training.
+        batch_size: number of images in a step of its training.
+        learning_rate: highest learning rate of its training.
+        noise: standard deviation of the noise that is added to its input in training, and not to its target; 0 for none.
     """
 
     objective: ClassVar[str | None] = "reconstruction"

@@ -189,10 +189,12 @@ class Optimisation:
     """How AdamW is kept steady, beside its learning rate; as it stands, for trainings of a few thousand steps.
 
     Attributes:
-        betas, weight_decay: of AdamW.
-        max_grad_norm: gradients are scaled down to this norm.
-        warmup_steps: steps over which the learning rate rises linearly, to stay there; None for `schedule_factor`.
-        ema_decay: of the average of the weights that the network has in the end, by `exponential_average`; None for the last ones.
+        betas: decay rates of the moments of AdamW.
+        weight_decay: weight decay of AdamW; 0 for none.
+        max_grad_norm: norm that gradients are scaled down to.
+        warmup_steps: number of steps over which the learning rate rises linearly, to stay there; None for `schedule_factor`.
+        ema_decay: decay of the average of the weights that the network has in the end, by `exponential_average`; None for the last
+            weights.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)

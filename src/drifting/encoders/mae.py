@@ -258,14 +258,15 @@ class MaskedTraining(Optimisation):
     """How a masked auto-encoder is trained.
 
     Attributes:
-        steps: number of optimiser steps.
-        batch_size: images of a step.
-        micro_batch: images of one pass, to bound memory; None for all. It changes nothing else.
-        learning_rate: the highest, of AdamW.
-        precision: of the network in training, "float32" or "bfloat16"; weights, loss and averages are float32 either way.
-        classification_weight: share of the classes in the loss, from 0 to 1.
-        classified_steps: last steps in which they have it; None for all.
-        classification_warmup: of those, steps over which it rises linearly from 0.
+        steps: number of optimizer steps.
+        batch_size: number of images in a step.
+        micro_batch: number of images in one pass, to bound memory; None for all. It changes nothing else.
+        learning_rate: highest learning rate of AdamW.
+        precision: compute the network in "float32" or in "bfloat16" during training; weights, loss and averages are float32 either
+            way.
+        classification_weight: share of the classification in the loss, from 0 to 1.
+        classified_steps: number of steps at the end in which classes are learned; None for all steps.
+        classification_warmup: number of those steps over which the share of the classification rises linearly from 0.
     """
 
     steps: int = 2000
@@ -299,7 +300,9 @@ class MAEConfig(MaskedTraining, EncoderConfig):
     """A `MaskedAutoencoder`, which learns to fill in hidden patches, and its training. It is trained on its own.
 
     Attributes:
-        width, patch, depths: of the network.
+        width: number of channels of the first stage.
+        patch: side in pixels of the patches that are hidden.
+        depths: number of blocks of each stage.
     """
 
     objective: ClassVar[str | None] = "masked"

@@ -85,9 +85,11 @@ class MAEFeaturesConfig(EncoderConfig):
 
     Attributes:
         weights: file of its weights, such as the encoder.safetensors of a `MAEConfig`; None where it is not known yet.
-        width, patch, depths: of the network.
-        features: which of its features, see `MAEFeatures`; None for all that the release uses.
-        every: without names, which blocks inside a stage are features.
+        width: number of channels of the first stage.
+        patch: side in pixels of its patches.
+        depths: number of blocks of each stage.
+        features: names of the features that samples drift in, see `MAEFeatures`; None for all that the release uses.
+        every: without names of features, which blocks inside a stage are features: every second one at 2.
         convnext: Hub id or folder of a ConvNeXt-V2 whose features stand beside them, for images in [-1, 1]; None for none.
         resize: side of the square that it sees images at; None to leave them as they are.
     """

@@ -264,11 +264,18 @@ class ResNetConfig(EncoderConfig):
     """Drifting in the features of a `ResNet`, which learns the classes of the run's own images first.
 
     Attributes:
-        arch, width, small_stem, feature_dims, resize: of the network.
-        features: which of its features, see `ResNetFeatures`.
+        arch: resnet18 or resnet50.
+        width: number of channels of the first stage.
+        small_stem: start with a stem for small images, not with that of ImageNet, which takes a quarter of the side.
+        feature_dims: lengths to which the features of the last stages are projected; None for no projection.
+        resize: side in pixels of the square that it sees images at; None to leave them as they are.
+        features: names of the features that samples drift in, see `ResNetFeatures`.
         weights: file of published weights in torchvision's names; None to train it.
-        steps, batch_size, learning_rate: of its training.
-        crop, flip: how its images are varied, see `data.augmentation.Views`.
+        steps: number of optimizer steps of its training.
+        batch_size: number of images in a step of its training.
+        learning_rate: highest learning rate of its training.
+        crop: largest share of the area of an image that a crop leaves out in training, from 0 to below 1.
+        flip: probability of a mirrored image in training.
     """
 
     objective: ClassVar[str | None] = "classes"

@@ -104,9 +104,10 @@ class SimCLRConfig(ResNetConfig):
     """Drifting in the features of a `ResNet` that is trained by SimCLR, without labels.
 
     Attributes:
-        crop, flip, jitter, grey: how views differ, see `data.augmentation.Views`. A network whose views differ in colour learns
-            not to see it.
-        temperature: of its loss.
+        crop: largest share of the area of an image that a view leaves out, from 0 to below 1; see `data.augmentation.Views`.
+        jitter: probability that the colors of a view change. A network whose views differ in color learns not to see it.
+        grey: probability of a view without color.
+        temperature: temperature of the contrastive loss.
     """
 
     objective: ClassVar[str | None] = "views"

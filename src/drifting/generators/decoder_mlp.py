@@ -66,7 +66,16 @@ class DecoderMLP(Generator):
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderMLPConfig(GeneratorConfig):
-    """A `DecoderMLP`, whose arguments these are."""
+    """A `DecoderMLP`, whose arguments these are.
+
+    Attributes:
+        noise_dim: length of the noise vector of one sample.
+        width: units of a hidden layer of the perceptron.
+        depth: number of hidden layers of the perceptron.
+        decoder_blocks: number of residual convolutions at a quarter of the side of the image, and as many at an eighth.
+        smoothing: filter the image that the decoder makes.
+        doublings: how many times the decoder doubles the side of its first map, 2 or 3.
+    """
 
     noise_dim: int = 8
     width: int = 512

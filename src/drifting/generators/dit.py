@@ -42,16 +42,17 @@ class DiTSize:
 
     Attributes:
         patch: side of a patch.
-        width: of a token, divisible by 4.
+        width: number of channels of a token, divisible by 4.
         depth: number of blocks.
-        heads: of the attention, with an even number of channels each.
+        heads: number of heads of the attention, with an even number of channels each.
         cond_dim: width of the condition.
-        mlp_ratio: of the perceptron in a block, see `layers.SwiGLU`.
-        num_context_tokens: tokens that hold the condition, before the patches.
-        num_styles: style codes of a sample.
-        style_classes: values of each.
+        mlp_ratio: width of the perceptron in a block, in widths of a token; see `layers.SwiGLU`.
+        num_context_tokens: number of tokens that hold the condition, before the patches.
+        num_styles: number of style codes of a sample.
+        style_classes: number of values of a style code.
         embedding_std: how far the parts of the condition spread at the start; the release has 0.02. Short trainings want more.
-        normalised, rotary: whether queries and keys of the attention are normalised, and turned by their position.
+        normalised: normalise queries and keys of the attention.
+        rotary: turn queries and keys of the attention by their position.
     """
 
     patch: int

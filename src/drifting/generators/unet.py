@@ -43,13 +43,13 @@ class UNetSize:
     Attributes:
         patch: side of the patches that are the places of the largest maps; a power of 2.
         widths: channels of the maps, each divisible by 4, from the largest map to the smallest; each has half the side of the last.
-        blocks: for each width, on the way down and again on the way up.
-        heads: of the attention at the smallest side; 0 for none.
+        blocks: number of blocks for each width, on the way down and again on the way up.
+        heads: number of heads of the attention at the smallest side; 0 for no attention.
         cond_dim: width of the condition.
         head_width: channels at twice, four times, ... the side of the largest maps.
-        noise_channels: of the noise, which has as many pixels as the image; None for as many as the image has.
-        num_styles: style codes of a sample.
-        style_classes: values of each.
+        noise_channels: channels of the noise, which has as many pixels as the image; None for as many as the image has.
+        num_styles: number of style codes of a sample.
+        style_classes: number of values of a style code.
         embedding_std: how far the parts of the condition spread at the start.
     """
 

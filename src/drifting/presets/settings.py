@@ -81,7 +81,9 @@ def choices_of(make: Callable[..., Any]) -> list[Setting]:
 
 
 def _settings(part: Any, prefix: str) -> Iterator[Setting]:
-    kinds, help_of = typing.get_type_hints(type(part)), described(*type(part).__mro__)
+    # What a class does not say itself stands at the arguments of what it builds.
+    built = typing.get_type_hints(part.build).get("return") if hasattr(part, "build") else None
+    kinds, help_of = typing.get_type_hints(type(part)), described(*type(part).__mro__, built)
     for field in dataclasses.fields(part):
         name, value = prefix + field.name, getattr(part, field.name)
         if dataclasses.is_dataclass(value):

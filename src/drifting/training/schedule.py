@@ -14,10 +14,10 @@ class Schedule:
     """How a run is optimised.
 
     Attributes:
-        steps: number of optimiser steps.
-        labels_per_step: classes in a step; each is a population of its own. 1 where there are no labels.
-        generated: generated samples of each label in a step.
-        positives: real samples of each label in a step.
+        steps: number of optimizer steps.
+        labels_per_step: number of classes in a step; each is a population of its own. 1 where there are no labels.
+        generated: number of generated samples of each label in a step.
+        positives: number of real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
         micro_batch: generated samples of one forward pass with graph, to bound memory; None for all. See `training.accumulate`.
         labels_per_pass: labels whose features are held at a time, at most, to bound memory further; None for all. Those of a
@@ -27,21 +27,24 @@ class Schedule:
             is drawn, the one that samples are made at unless another is asked for.
         guidance_exponent: draw a scale for each label of a step, from the density scale^-exponent on [1, highest_guidance_scale],
             and tell it to the generator; None to train at `guidance_scale` alone.
-        highest_guidance_scale, unguided_share: see `guidance.draw_guidance_scale`.
-        unconditional: real samples of any label that repel those of each label in a step, where there is guidance.
-        precision: of the generator and the encoder in training, "float32" or "bfloat16"; weights, loss, averages and samples are
-            float32 either way. See `training.precision`.
-        optimizer: "adamw" or "muon", see `training.optimizer`.
-        learning_rate, weight_decay: of either.
-        betas: of AdamW; under Muon, of the weights that it leaves to AdamW.
-        warmup_steps: steps over which the learning rate rises linearly from 0.
-        decay_after: step after which it falls as (decay_after / step) ** decay_power; None for never. It depends on the step
-            alone, so that a run may go on for longer than was planned.
-        decay_power: how fast it falls then.
-        max_grad_norm: gradients are scaled down to this norm; None for no clipping.
-        ema_decay: of the average of the weights that is sampled from.
-        other_ema_decays: of further averages, kept beside it; in the end the best of all is the generator, see `Recorder`.
-        statistics_every: steps between reports of how the kernel spreads.
+        highest_guidance_scale: highest guidance scale that is drawn.
+        unguided_share: probability of a guidance scale of exactly 1, where scales are drawn.
+        unconditional: number of real samples of any label that repel those of each label in a step, where there is guidance.
+        precision: compute the generator and the encoder in "float32" or in "bfloat16" during training; weights, loss, averages and
+            samples are float32 either way. See `training.precision`.
+        optimizer: train with "adamw" or with "muon", see `training.optimizer`.
+        learning_rate: highest learning rate of the optimizer.
+        weight_decay: weight decay of the optimizer; 0 for none.
+        betas: decay rates of the moments of AdamW; under Muon, of the weights that it leaves to AdamW.
+        warmup_steps: number of steps over which the learning rate rises linearly from 0.
+        decay_after: step after which the learning rate falls as (decay_after / step) ** decay_power; None for never. It depends on
+            the step alone, so that a run may go on for longer than was planned.
+        decay_power: power of the fall of the learning rate after `decay_after`.
+        max_grad_norm: norm that gradients are scaled down to; None for no clipping.
+        ema_decay: decay of the average of the weights that is sampled from.
+        other_ema_decays: decays of further averages of the weights, kept beside it; in the end the best of all is the generator,
+            see `Recorder`.
+        statistics_every: number of steps between reports of how the kernel spreads.
     """
 
     steps: int
