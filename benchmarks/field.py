@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import drifting
+from drifting.fields import mean_shift
 from drifting.fields.pairwise import Memory
 
 TOY_TEMPERATURES = (0.05,)
@@ -80,7 +81,7 @@ def plain_loss(generated: Tensor, positives: Tensor) -> Tensor:
 
 def our_field(generated: Tensor, positives: Tensor) -> Tensor:
     """The toy field as the library computes it."""
-    return drifting.mean_shift(generated, positives, temperature=TOY_TEMPERATURES[0])
+    return mean_shift(generated, positives, temperature=TOY_TEMPERATURES[0])
 
 
 def our_loss(generated: Tensor, positives: Tensor, memory: Memory | None = None) -> Tensor:

@@ -11,11 +11,12 @@ import sys
 from collections import Counter
 
 FIELD = """
-import torch, drifting
+import torch
+from drifting.fields import mean_shift
 torch.manual_seed(5)
 samples = [torch.randn(count, 2) for count in (50, 70, 40)]
-single = drifting.mean_shift(*samples, temperature=0.05)
-double = drifting.mean_shift(*(part.double() for part in samples), temperature=0.05)
+single = mean_shift(*samples, temperature=0.05)
+double = mean_shift(*(part.double() for part in samples), temperature=0.05)
 print(float((single - double).norm() / double.norm()))
 """
 ROOT = """

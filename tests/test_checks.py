@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from drifting import DriftingLoss, InputError, drifting_loss, mean_shift
+from drifting import DriftingLoss, InputError, drifting_loss
 from drifting._checks import check_shapes, constant, full_precision, join_weights, nearest_name
+from drifting.fields import mean_shift
 
 ODD_SHAPES = [
     ((4, 2), (5, 3), "feature size"),

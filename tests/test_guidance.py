@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting import InputError, draw_guidance_scale, drifting_loss, mean_shift_field, unconditional_weight
-from drifting.guidance import check_guidance_law, check_guidance_scale
+from drifting import InputError, drifting_loss
+from drifting.fields.mean_shift import mean_shift_field
+from drifting.guidance import check_guidance_law, check_guidance_scale, draw_guidance_scale, unconditional_weight
 from tests.support.two_components import two_components, upper_shares
 
 properties = settings(max_examples=25, deadline=None)

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from drifting import DriftingLoss, drifting_loss, mean_shift
+from drifting import DriftingLoss, drifting_loss
 from drifting.errors import InputError
+from drifting.fields import mean_shift
 from drifting.fields.diagnostics import kernel_statistics
 from drifting.fields.mean_shift import mean_shift_field
 

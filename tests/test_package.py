@@ -1,4 +1,6 @@
+import ast
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -98,6 +100,47 @@ def test_public_names_are_there_documented_and_sorted():
     for name in drifting.__all__:
         value = getattr(drifting, name)
         assert isinstance(value, str) or value.__doc__
+
+
+PACKAGES = ("fields", "generators", "encoders", "metrics", "data", "training", "plotting", "evaluation", "hub", "runs", "presets")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_offer_what_they_list(name):
+    package = importlib.import_module(f"drifting.{name}")
+    assert package.__all__
+    for public in package.__all__:
+        value = getattr(package, public)
+        assert not inspect.ismodule(value), public
+        assert public in dir(package)
+
+
+@pytest.mark.parametrize("name", ["", ".metrics", ".data", ".training"])
+def test_names_for_type_checkers_are_those_that_are_loaded(name):
+    package = importlib.import_module(f"drifting{name}")
+    text = Path(package.__file__).read_text()
+    (checked,) = [node for node in ast.parse(text).body if isinstance(node, ast.If)]
+    imported = {alias.name: node.module for node in checked.body for alias in node.names}
+    assert {*imported} <= {*package.__all__}
+    for public, module in imported.items():
+        assert getattr(importlib.import_module(module), public) is getattr(package, public)
+
+
+def test_top_level_is_short():
+    assert len(drifting.__all__) <= 24
+
+
+def test_unknown_name_is_no_attribute():
+    for package in (drifting, importlib.import_module("drifting.metrics")):
+        with pytest.raises(AttributeError, match="has no attribute 'nothing_of_the_kind'"):
+            _ = package.nothing_of_the_kind
+
+
+def test_function_hides_the_module_of_its_name_whichever_comes_first():
+    code = "import drifting.fields.mean_shift, drifting.metrics.precision_recall\n"
+    code += "from drifting.fields import mean_shift\nfrom drifting.metrics import precision_recall\n"
+    result = _run(code + "print(callable(mean_shift), callable(precision_recall))")
+    assert result.stdout == "True True\n", result.stderr
 
 
 def test_package_offers_no_other_public_functions_or_classes():

@@ -21,7 +21,7 @@ class Record(TorchDispatchMode):
 with Record():
     import drifting
 
-    drifting.mean_shift
+    drifting.drifting_loss
 """
 
 

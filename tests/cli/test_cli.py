@@ -134,7 +134,7 @@ def test_running_out_of_memory_names_the_flag_that_lowers_it(here, command, monk
     def grow(*_, **__):
         raise error
 
-    monkeypatch.setattr(runs, "start", grow)
+    monkeypatch.setattr(runs, "train", grow)
     result = command("train", "toy", "--save-dir", "x")
     assert result.status == 1
     bounds = "--micro-batch, --labels-per-pass or --checkpointing True"

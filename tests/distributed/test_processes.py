@@ -180,7 +180,7 @@ def test_judge_is_trained_by_one_process(monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["drifting.runs.train"], "join", Two)
     words = "^world size is 2, but 'mnist-classifier' is trained by one process: start it without torchrun$"
     with pytest.raises(InputError, match=words):
-        runs.start(presets.preset("mnist-classifier"), tmp_path / "run")
+        runs.train(presets.preset("mnist-classifier"), tmp_path / "run")
 
 
 class Left(Exception):
@@ -219,7 +219,7 @@ def test_process_lost_before_training_ends_with_a_sentence(second_of_two, capsys
     def fail(*_, **__):
         raise RuntimeError("Connection reset by peer")
 
-    monkeypatch.setattr(runs, "start", fail)
+    monkeypatch.setattr(runs, "train", fail)
     with pytest.raises(Left, match=r"^1$"):
         main(["train", "toy"])
     assert capsys.readouterr().err == "drifting: a process was lost: start the same command again\n"

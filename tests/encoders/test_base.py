@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from drifting.encoders.base import Frozen, compose, identity
+from drifting.encoders.base import Frozen, Identity, compose, identity
 from drifting.errors import InputError
 
 
@@ -59,3 +59,8 @@ def test_double_names_are_refused():
 def test_no_encoder_is_refused():
     with pytest.raises(InputError, match="encoders is empty"):
         compose({})
+
+
+def test_identity_flattens_each_sample():
+    samples = torch.randn(3, 2, 4)
+    assert torch.equal(Identity()(samples)["sample"], samples.reshape(3, 1, 8))

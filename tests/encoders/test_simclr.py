@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from drifting.encoders.classifier import Classifier
-from drifting.encoders.simclr import SimCLR, nt_xent
+from drifting.encoders.resnet import ResNet, ResNetFeatures
+from drifting.encoders.simclr import SimCLR, SimCLRFeatures, nt_xent
 from drifting.errors import InputError
 
 
@@ -155,3 +156,20 @@ def test_training_pulls_views_together_and_reaches_every_weight():
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_features_are_those_of_the_trunk():
+    torch.manual_seed(0)
+    trunk = ResNet("resnet18", (3, 16, 16), num_classes=None, width=4, small_stem=True)
+    network = SimCLR(trunk, features=trunk.embed(torch.zeros(1, 3, 16, 16)).shape[1])
+    names, (images, _) = ("stage4_mean", "stage2"), torch.rand(2, 3, 3, 16, 16) * 2 - 1
+    found, expected = SimCLRFeatures(network, names)(images), ResNetFeatures(trunk, names)(images)
+    assert list(found) == list(names)
+    for name in names:
+        assert torch.equal(found[name], expected[name])
+    assert not any(weight.requires_grad for weight in trunk.parameters())
+
+
+def test_features_need_a_resnet_as_trunk():
+    with pytest.raises(InputError, match="network has a Classifier as its trunk: pass a SimCLR over a ResNet"):
+        SimCLRFeatures(_model())

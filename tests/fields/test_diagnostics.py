@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting import drifting_loss, kernel_statistics, mean_shift, mean_shift_at
-from drifting.fields import pairwise
+from drifting import drifting_loss
+from drifting.fields import kernel_statistics, mean_shift, mean_shift_at, pairwise
 from tests.oracle import drifting_oracle as oracle
 
 properties = settings(max_examples=25, deadline=None)

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting import mean_shift, mean_shift_field
+from drifting.fields import mean_shift
+from drifting.fields.mean_shift import mean_shift_field
 from tests.oracle import drifting_oracle as oracle
 from tests.support.covering import pairwise
 

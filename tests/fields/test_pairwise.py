@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting import drifting_loss, kernel_statistics, mean_shift_field
-from drifting.fields import pairwise
+from drifting import drifting_loss
+from drifting.fields import kernel_statistics, pairwise
+from drifting.fields.mean_shift import mean_shift_field
 from tests.oracle import drifting_oracle as oracle
 
 SIZES = st.integers(1, 7)

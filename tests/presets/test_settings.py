@@ -149,3 +149,24 @@ def test_docstrings_say_what_each_argument_is():
 def test_every_setting_is_described_in_words(name):
     bare = [setting.name for setting in settings(_config(name)) if len(setting.help.split()) < 3 or setting.help.startswith("Of ")]
     assert [each for each in bare if not each.startswith("data.")] == []
+
+
+def test_preset_takes_any_setting():
+    config = preset("cifar10-resnet18", steps=7, batch_size=40, **{"encoder.width": 3, "generator.noise_dim": 5})
+    assert config == adjust(preset("cifar10-resnet18"), steps=7, batch_size=40, **{"encoder.width": 3, "generator.noise_dim": 5})
+    assert (config.schedule.steps, config.encoder.width, config.generator.noise_dim) == (7, 3, 5)
+    assert preset("toy", dataset="checker", seed=3).data.dataset == "checker"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stepz": 3}, "stepz is 3, .* leave it out, or did you mean steps?"),
+        ({"batchsize": 3}, "batchsize is 3, .* did you mean batch_size?"),
+        ({"generator.widht": 3}, "generator.widht is 3, .* did you mean generator.width?"),
+        ({"image_size": 8}, "image_size is '8', .* leave it out$"),
+    ],
+)
+def test_preset_names_the_setting_nearest_to_an_unknown_one(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        preset("toy", **changes)

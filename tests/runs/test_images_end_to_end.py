@@ -161,7 +161,7 @@ def test_run_folder_is_named_after_the_folder_and_never_after_dots(here, command
     write_images(here / "photos", {"a": 12, "b": 12})
     if place == ".":
         monkeypatch.chdir(here / "photos")
-    monkeypatch.setattr(runs, "start", lambda config, folder, **_: pytest.fail(str(folder)))
+    monkeypatch.setattr(runs, "train", lambda config, folder, **_: pytest.fail(str(folder)))
     with pytest.raises(pytest.fail.Exception, match=r"^runs/photos$"):
         command("train", "images", "--data", place)
 

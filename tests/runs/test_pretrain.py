@@ -181,11 +181,11 @@ def test_stopped_training_of_a_judge_goes_on_bit_for_bit(classifier, tmp_path, m
     with monkeypatch.context() as patch:
         _stop_at(patch, 31)
         with pytest.raises(Interrupted, match=r"Stopped at step 31 of 60; .* drifting train mnist-classifier .* --resume"):
-            runs.start(classifier, tmp_path / "x")
-    runs.start(classifier, tmp_path / "x", resume=True)
+            runs.train(classifier, tmp_path / "x")
+    runs.train(classifier, tmp_path / "x", resume=True)
     assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (judge_folder, tmp_path / "x")))
     with pytest.raises(InputError, match="steps is 61, but the run to resume has 60"):
-        runs.start(dataclasses.replace(classifier, steps=61), tmp_path / "x", resume=True)
+        runs.train(dataclasses.replace(classifier, steps=61), tmp_path / "x", resume=True)
 
 
 def test_reconstruction_shows_images_of_every_class(tmp_path, monkeypatch):

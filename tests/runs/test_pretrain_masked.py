@@ -59,7 +59,7 @@ def test_every_image_is_seen_once_in_an_epoch_and_varied_anew_in_the_next(config
 
 
 def test_figures_are_of_the_saved_weights(config, tmp_path):
-    trained = runs.start(config, tmp_path / "x")
+    trained = runs.train(config, tmp_path / "x")
     assert isinstance(trained, runs.TrainedNetwork)
     figures = json.loads((tmp_path / "x" / "encoder.json").read_text())
     assert figures.keys() == {"num_train_images", "masked_error", "train_accuracy"}
@@ -83,19 +83,19 @@ def test_figures_are_of_the_saved_weights(config, tmp_path):
 
 
 def test_resumed_training_is_the_same_as_one_in_one_go(config, tmp_path, assert_same_tensors):
-    runs.start(config, tmp_path / "whole")
+    runs.train(config, tmp_path / "whole")
     half = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, steps=2, classified_steps=None))
     longer = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, classified_steps=None))
-    runs.start(longer, tmp_path / "without")
-    runs.start(half, tmp_path / "x")
-    runs.start(longer, tmp_path / "x", resume=True)
+    runs.train(longer, tmp_path / "without")
+    runs.train(half, tmp_path / "x")
+    runs.train(longer, tmp_path / "x", resume=True)
     assert_same_tensors(*(load_tensors(tmp_path / name / "encoder.safetensors") for name in ("x", "without")))
     first, second = (load_tensors(tmp_path / name / "encoder.safetensors") for name in ("x", "whole"))
     assert any(not torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_interrupted_training_tells_how_to_go_on_and_does(config, tmp_path, monkeypatch, assert_same_tensors):
-    runs.start(config, tmp_path / "whole")
+    runs.train(config, tmp_path / "whole")
     advance = TrainingProgress.advance
 
     def interrupting(self, step, figure=None):
@@ -105,10 +105,10 @@ def test_interrupted_training_tells_how_to_go_on_and_does(config, tmp_path, monk
 
     monkeypatch.setattr(TrainingProgress, "advance", interrupting)
     with pytest.raises(Interrupted, match=r"Stopped at step 3 of 4; .* train mae-pixel-640 .*--resume"):
-        runs.start(config, tmp_path / "x")
+        runs.train(config, tmp_path / "x")
     monkeypatch.setattr(TrainingProgress, "advance", advance)
     assert not (tmp_path / "x" / "encoder.safetensors").exists()
-    runs.start(config, tmp_path / "x", resume=True)
+    runs.train(config, tmp_path / "x", resume=True)
     assert_same_tensors(*(load_tensors(tmp_path / name / "encoder.safetensors") for name in ("x", "whole")))
 
 
@@ -120,28 +120,28 @@ def test_state_that_is_not_finite_is_not_saved(config, tmp_path, monkeypatch):
     losses, config = [], presets.adjust(config, steps=50)
     monkeypatch.setattr("drifting.pretraining.objectives.mae_loss", poisoned)
     with pytest.raises(DivergenceError, match="the loss of the maskedautoencoder became NaN or infinite at step 3"):
-        runs.start(config, tmp_path / "x")
+        runs.train(config, tmp_path / "x")
     assert [path.name for path in checkpoints(tmp_path / "x" / "checkpoints")] == ["step-00000002"]
 
 
 def test_resumption_of_something_else_is_refused(config, folder, tmp_path, images_run):
     with pytest.raises(InputError, match="which holds no run to resume"):
-        runs.start(config, tmp_path / "x", resume=True)
-    runs.start(config, tmp_path / "x")
+        runs.train(config, tmp_path / "x", resume=True)
+    runs.train(config, tmp_path / "x")
     with pytest.raises(InputError, match="already holds a run: pass --resume or --overwrite"):
-        runs.start(config, tmp_path / "x")
+        runs.train(config, tmp_path / "x")
     with pytest.raises(InputError, match="resume and overwrite are both given"):
-        runs.start(config, tmp_path / "x", resume=True, overwrite=True)
+        runs.train(config, tmp_path / "x", resume=True, overwrite=True)
     wider = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=11))
     with pytest.raises(InputError, match=r"encoder\.width is 11, but the run to resume has 10"):
-        runs.start(wider, tmp_path / "x", resume=True)
+        runs.train(wider, tmp_path / "x", resume=True)
     before = (tmp_path / "x" / "config.json").read_text()
     shorter = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, steps=3))
     with pytest.raises(InputError, match="steps is 3, but the run to resume has done 4: pass at least as many"):
-        runs.start(shorter, tmp_path / "x", resume=True)
+        runs.train(shorter, tmp_path / "x", resume=True)
     assert (tmp_path / "x" / "config.json").read_text() == before
     with pytest.raises(InputError, match="which holds no encoder to resume: name another folder"):
-        runs.start(config, images_run, resume=True)
+        runs.train(config, images_run, resume=True)
 
 
 def test_command_line_trains_and_resumes(command, folder, tmp_path, monkeypatch):

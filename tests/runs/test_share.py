@@ -20,9 +20,9 @@ from drifting.errors import InputError
 from drifting.generators import DiTConfig, MLPConfig
 from drifting.hub import download as official_hub
 from drifting.hub import load_encoder, load_generator, read_artifact
-from drifting.runs import load
+from drifting.runs import load_run
 from drifting.runs.folder import saved_config
-from drifting.runs.share import convert, load_sampler
+from drifting.runs.share import convert, load
 from tests.support.artifacts import REFERENCE, make_artifact, needs_reference, reconfigure, rewrite, tree_of
 
 FILES = ("ema_params.msgpack", "metadata.json")
@@ -79,7 +79,7 @@ def test_classes_that_only_the_weights_tell_are_kept(tmp_path):
         convert(str(artifact), tmp_path / f"{kind} ours")
         convert(str(tmp_path / f"{kind} ours"), tmp_path / f"{kind} back")
         assert (artifact / FILES[0]).read_bytes() == (tmp_path / f"{kind} back" / FILES[0]).read_bytes()
-    assert load_sampler(str(tmp_path / "gen ours")).generator.num_classes == 3
+    assert load(str(tmp_path / "gen ours")).generator.num_classes == 3
 
 
 def test_configuration_keeps_the_whole_metadata(tmp_path):
@@ -208,7 +208,7 @@ def test_damaged_artifact_leaves_what_is_there(tmp_path):
 def test_converted_folder_is_no_run(tmp_path):
     convert(str(make_artifact(tmp_path / "gen", "gen")), tmp_path / "ours")
     with pytest.raises(InputError, match="a converted artifact, which can only be sampled"):
-        load(tmp_path / "ours")
+        load_run(tmp_path / "ours")
     with pytest.raises(InputError, match="a converted artifact, which was not trained here"):
         saved_config(tmp_path / "ours")
 
@@ -249,7 +249,7 @@ def test_damaged_weights_of_a_converted_folder_are_named(name, change, message, 
     _, weights = convert(str(make_artifact(tmp_path / "from", "gen")), tmp_path / "ours")
     held = load_file(weights)
     save_tensors(weights, {**held, name: change(held[name])})
-    for use in (load_sampler, lambda folder: convert(folder, tmp_path / "back")):
+    for use in (load, lambda folder: convert(folder, tmp_path / "back")):
         with pytest.raises(InputError, match=message):
             use(str(tmp_path / "ours"))
     assert not list(tmp_path.glob("back/*"))

@@ -5,11 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+import drifting
 from drifting import runs
 from drifting.errors import InputError
 from drifting.hub import artifact_folder, load_generator
 from drifting.runs import share
-from drifting.runs.share import ReleasedGenerator, convert, load_sampler
+from drifting.runs.share import ReleasedGenerator, convert, load
 from drifting.sampling import Sampler, sample
 from tests.support.artifacts import make_artifact
 from tests.support.tiny_vae import write_vae
@@ -64,7 +65,7 @@ def test_converted_generator_makes_the_same_samples(kind, request, vae, tmp_path
 def test_latents_are_decoded_by_the_library(latents, vae):
     import diffusers
 
-    sampler = load_sampler(str(latents), str(vae))
+    sampler = load(str(latents), vae=str(vae))
     images = sampler.sample(3, seed=2, labels=[0], guidance_scale=2.0)
     drawn = sample(load_generator(latents), 3, seed=2, labels=[0], guidance_scale=2.0)
     with torch.no_grad():
@@ -85,13 +86,13 @@ def test_progress_is_told_beside_the_path(latents, vae, tmp_path, command, name,
 def test_default_autoencoder_is_the_papers(latents, monkeypatch):
     asked = []
 
-    def load(name):
+    def look(name):
         asked.append(name)
         raise InputError("no network")
 
-    monkeypatch.setattr(share, "load_vae", load)
+    monkeypatch.setattr(share, "load_vae", look)
     with pytest.raises(InputError, match="no network"):
-        load_sampler(str(latents))
+        load(str(latents))
     assert asked == ["stabilityai/sd-vae-ft-mse"]
 
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_sampled_is_refused(pixels, vae, tmp_path):
         (tmp_path / "none", None, None, "which is not a folder"),
     ]:
         with pytest.raises(InputError, match=message):
-            load_sampler(str(origin), None if name is None else str(name), labels)
+            load(str(origin), vae=None if name is None else str(name), labels=labels)
 
 
 def test_output_is_checked_before_anything_is_downloaded(tmp_path, monkeypatch):
@@ -187,3 +188,10 @@ def test_no_network_is_told_in_one_sentence(hub, tmp_path, command):
 
 def test_generator_and_decoder_may_be_made_by_hand(pixels):
     assert ReleasedGenerator(load_generator(pixels)).sample(2).dtype == torch.uint8
+
+
+def test_one_loader_takes_runs_artifacts_and_converted_ones(toy_run, pixels, tmp_path):
+    convert(str(pixels), tmp_path / "ours")
+    assert isinstance(drifting.load(toy_run), drifting.Run)
+    theirs, ours = drifting.load(pixels), drifting.load(tmp_path / "ours")
+    assert torch.equal(theirs.sample(3, seed=1), ours.sample(3, seed=1))

@@ -90,7 +90,7 @@ def evaluate(
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always", UserWarning)
         given = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
-        metrics = runs.load(run).evaluate(judge=judge, real=real, count=num_samples, **given)
+        metrics = runs.load_run(run).evaluate(judge=judge, real=real, count=num_samples, **given)
     rows = []
     for name, value in metrics.items():
         if not name.endswith("_floor"):

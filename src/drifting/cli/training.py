@@ -158,7 +158,7 @@ def _train(name: str | None, run: _Run, given: dict[str, Any], config: Any, chan
     folder = run.save_dir or presets.default_folder(config.preset, **given)
     if run.save_dir is None and not run.resume:
         check_default(folder, config)
-    trained = runs.start(presets.adjust(config, **changes), folder, resume=run.resume, overwrite=run.overwrite)
+    trained = runs.train(presets.adjust(config, **changes), folder, resume=run.resume, overwrite=run.overwrite)
     print(*trained.summary(), sep="\n")
 
 

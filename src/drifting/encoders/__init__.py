@@ -4,21 +4,24 @@ A configuration names its encoder by a class of this package whose name ends in 
 """
 
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderFeatures
-from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Frozen, PixelsConfig, compose, identity
+from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Frozen, Identity, PixelsConfig, compose, identity
+from drifting.encoders.classifier import Classifier
 from drifting.encoders.mae import MAEConfig, MaskedAutoencoder, MaskedTraining
 from drifting.encoders.mae_features import MAEFeatures, MAEFeaturesConfig
 from drifting.encoders.pretrained import PretrainedFeatures, load_pretrained
 from drifting.encoders.resnet import ResNet, ResNetConfig, ResNetFeatures
-from drifting.encoders.simclr import SimCLR, SimCLRConfig
+from drifting.encoders.simclr import SimCLR, SimCLRConfig, SimCLRFeatures
 
 __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "AutoencoderFeatures",
+    "Classifier",
     "EncoderConfig",
     "FeatureEncoder",
     "Features",
     "Frozen",
+    "Identity",
     "MAEConfig",
     "MAEFeatures",
     "MAEFeaturesConfig",
@@ -31,6 +34,7 @@ __all__ = [
     "ResNetFeatures",
     "SimCLR",
     "SimCLRConfig",
+    "SimCLRFeatures",
     "compose",
     "identity",
     "load_pretrained",

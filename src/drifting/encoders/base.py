@@ -90,12 +90,18 @@ def checked_names(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]
     return tuple(names)
 
 
-def identity(samples: Float[Tensor, "b *sample"]) -> Features:
-    """Return each sample, flattened, as one location of the feature "sample".
+class Identity(nn.Module):
+    """Feature encoder that returns each sample, flattened, as one location of the feature "sample".
 
     This is enough for points and small images, not for natural ones: their distances are so alike that the kernel goes flat.
     """
-    return {"sample": samples.flatten(1)[:, None, :]}
+
+    def forward(self, samples: Float[Tensor, "b *sample"]) -> Features:
+        """Return the samples as features."""
+        return {"sample": samples.flatten(1)[:, None, :]}
+
+
+identity = Identity()
 
 
 Weights = Mapping[str, Tensor]

@@ -10,7 +10,7 @@ Source: Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive
 Shapes: b images, c channels, h x w pixels, f features of the trunk, d projections.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from drifting._checks import check_temperature, full_precision
 from drifting.data.augmentation import Views
-from drifting.encoders.resnet import ResNetConfig
+from drifting.encoders.resnet import ResNet, ResNetConfig, ResNetFeatures
 from drifting.errors import InputError
 
 Images = Float[Tensor, "b c h w"]
@@ -97,6 +97,23 @@ def _check_pairs(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or len(first) < 2:
         shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
         raise InputError(f"views have shapes {shapes}: pass two views of each of two images or more")
+
+
+class SimCLRFeatures(ResNetFeatures):
+    """Feature encoder: chosen features of the trunk of a trained SimCLR network, a ResNet, which is frozen in place.
+
+    Args:
+        network: the trained network; its projection head is not used.
+        names: which features, see `ResNetFeatures`.
+
+    Raises:
+        InputError: if the trunk is no ResNet; else as `ResNetFeatures` does.
+    """
+
+    def __init__(self, network: SimCLR, names: Sequence[str] = ("stage4_mean",)) -> None:
+        if not isinstance(network.trunk, ResNet):
+            raise InputError(f"network has a {type(network.trunk).__name__} as its trunk: pass a SimCLR over a ResNet")
+        super().__init__(network.trunk, names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,26 +109,34 @@ GROUPS = {
 PRESETS = {name: preset for group in GROUPS.values() for name, preset in group.items()}
 
 
-def preset(name: str, **choices: Any) -> AnyConfig:
+def preset(name: str, **settings: Any) -> Any:
     """Return a preset's configuration by name.
 
     Args:
         name: one of `PRESETS`.
-        choices: what the preset lets one choose, such as the dataset of a toy.
+        settings: what the preset lets one choose, such as the dataset of a toy; and any setting of its configuration by its dotted
+            name, as in `preset("cifar10-resnet18", steps=500, **{"encoder.width": 32})`, see `adjust`.
 
     Raises:
-        InputError: if there is no such preset, or it does not have such a choice.
+        InputError: if there is no such preset, or it has no such setting.
     """
     make = _entry(name).make
     accepted = inspect.signature(make).parameters
-    weights = None if "encoder_weights" in accepted else choices.pop("encoder_weights", None)
-    for choice, value in choices.items():
-        if choice not in accepted:
-            raise InputError(f"{choice} is '{value}', which the preset '{name}' does not take: leave it out")
+    weights = None if "encoder_weights" in accepted else settings.pop("encoder_weights", None)
+    choices = {key: value for key, value in settings.items() if key in accepted}
+    changes = {key: value for key, value in settings.items() if key not in accepted}
+    for key, value in changes.items():
+        if key in _choices():
+            raise InputError(f"{key} is '{value}', which the preset '{name}' does not take: leave it out")
     if "data" not in choices and accepted.get("data", _OPTIONAL).default is inspect.Parameter.empty:
         raise InputError("data is missing: pass --data FOLDER, or a Hub id such as owner/name")
     config = make(**choices)
-    return config if weights is None else with_encoder(config, weights)
+    return adjust(config if weights is None else with_encoder(config, weights), **changes)
+
+
+def _choices() -> set[str]:
+    """Return what any preset lets one choose."""
+    return {name for preset in PRESETS.values() for name in inspect.signature(preset.make).parameters}
 
 
 def choices(name: str) -> list[Setting]:

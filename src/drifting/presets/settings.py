@@ -1,6 +1,7 @@
 """The settings of a configuration by their dotted names, such as "encoder.width", and how some of them are changed."""
 
 import dataclasses
+import difflib
 import inspect
 import re
 import typing
@@ -157,7 +158,10 @@ def _dotted(name: str, value: Any, known: Mapping[str, Setting], config: AnyConf
     if "." in name:
         nearest = nearest_name(name, known)
         raise InputError(f"{name} is {shown}, which the preset '{config.preset}' does not take: did you mean {nearest}?")
-    raise InputError(f"{name} is {shown}, which the preset '{config.preset}' does not take: leave it out")
+    short = {dotted.rpartition(".")[2] for dotted in known if dotted.rpartition(".")[0] in _parts(config)}
+    alike = difflib.get_close_matches(name, short | {"batch_size", "encoder_steps"} - {name}, n=1, cutoff=0.75)
+    meant = f", or did you mean {alike[0]}?" if alike else ""
+    raise InputError(f"{name} is {shown}, which the preset '{config.preset}' does not take: leave it out{meant}")
 
 
 def _batch(config: RunConfig, batch_size: int, given: Mapping[str, Any]) -> dict[str, int]:

@@ -3,19 +3,22 @@
 The functions that are used most are here; each file tells one part of the story.
 """
 
-from drifting.runs.run import Run, TrainedNetwork, check_output, load, write_samples
-from drifting.runs.train import start, train, train_encoder, train_judge
+from drifting.runs.run import Run, TrainedNetwork, check_output, load_run, write_samples
+from drifting.runs.share import ReleasedGenerator, load
+from drifting.runs.train import train, train_encoder, train_generator, train_judge
 from drifting.training.signals import Interrupted
 
 __all__ = [
     "Interrupted",
+    "ReleasedGenerator",
     "Run",
     "TrainedNetwork",
     "check_output",
     "load",
-    "start",
+    "load_run",
     "train",
     "train_encoder",
+    "train_generator",
     "train_judge",
     "write_samples",
 ]

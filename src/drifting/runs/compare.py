@@ -122,7 +122,7 @@ def load_runs(folders: Sequence[str | Path]) -> list[runs.Run]:
         if (place := Path(folder).resolve()) in seen:
             raise InputError(f"runs has '{folder}' twice: name each run once")
         seen.add(place)
-    loaded = [runs.load(folder) for folder in folders]
+    loaded = [runs.load_run(folder) for folder in folders]
     for run in loaded:
         shape, first = run.generator.sample_shape, loaded[0]
         if len(shape) != 3:

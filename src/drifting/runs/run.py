@@ -1,7 +1,7 @@
 """A run and its folder: load it, sample from it, evaluate it.
 
 The folder holds config.json, metrics.jsonl, generator.safetensors (averaged weights), checkpoints/, frames.safetensors and the
-pictures; `load(folder)` needs the first and third alone.
+pictures; `load_run(folder)` needs the first and third alone.
 """
 
 import math
@@ -136,8 +136,8 @@ class TrainedNetwork:
         return [*(lines or ["no accuracy, for the images are not of two classes or more"]), str(self.weights)]
 
 
-def load(folder: str | Path) -> Run:
-    """Return a trained run, ready to sample on the CPU, or raise InputError."""
+def load_run(folder: str | Path) -> Run:
+    """Return the trained run of a folder, ready to sample on the CPU, or raise InputError; see also `share.load`."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"run is '{folder}', which is not a folder: name the --save-dir of a training")

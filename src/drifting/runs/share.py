@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from drifting import config as configuration
-from drifting import runs
 from drifting._files import check_writable
 from drifting._progress import CountProgress
 from drifting.checkpoint import check_weights, load_json, load_tensors, save_json, write_tensors
@@ -30,8 +29,9 @@ from drifting.hub import Artifact, artifact_folder, build_network, metadata_of, 
 from drifting.hub.artifact import METADATA, PARAMETERS, Network, with_weights
 from drifting.hub.download import PREFIX
 from drifting.hub.msgpack_tree import DTYPES
+from drifting.runs import run as trained
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
-from drifting.sampling import Sampler, check_labels, check_request, label_numbers, sample, sample_in_parts
+from drifting.sampling import check_labels, check_request, label_numbers, sample, sample_in_parts
 
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
 _WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)
@@ -120,18 +120,20 @@ def convert(origin: str, out: str | Path, *, overwrite: bool = False) -> list[Pa
     return files
 
 
-def load_sampler(origin: str, vae: str | None = None, labels: Sequence[int | str] | None = None) -> Sampler:
-    """Return what makes samples: a generator of the release, converted or not, or the generator of a run.
+def load(
+    place: str | Path, *, vae: str | None = None, labels: Sequence[int | str] | None = None
+) -> "trained.Run | ReleasedGenerator":
+    """Return a generator, ready to sample on the CPU: that of a run, or one of the authors, converted or not.
 
     Args:
-        origin: hub:NAME, or a folder.
-        vae: Hub id or folder of the auto-encoder that decodes latents; None for that of the paper.
-        labels: that it will be asked for; checked before anything else is loaded.
+        place: the folder of a run, of an artifact or of a converted one, or hub:NAME for what the authors published.
+        vae: Hub id or folder of the auto-encoder that decodes the latents of an artifact; None for that of the paper.
+        labels: those that it will be asked for; checked before anything else is loaded.
 
     Raises:
         InputError: if it is no generator, its samples cannot be shown, or the auto-encoder is of other latents.
     """
-    folder = artifact_folder(origin)
+    folder = artifact_folder(str(place))
     config = _config_of(folder) if (folder / CONFIG).exists() else None
     if (folder / METADATA).exists():
         network = read_artifact(folder).network()
@@ -140,18 +142,18 @@ def load_sampler(origin: str, vae: str | None = None, labels: Sequence[int | str
     elif vae is not None:
         raise InputError(f"vae is '{vae}', but '{folder}' was trained here and knows what decodes its samples: leave it out")
     else:
-        return runs.load(folder)
+        return trained.load_run(folder)
     if not isinstance(network, DiT):
-        raise InputError(f"run is '{origin}', an encoder, not a generator: name the folder of a generator")
+        raise InputError(f"run is '{place}', an encoder, not a generator: name the folder of a generator")
     check_labels(label_numbers(labels, None), network.num_classes)
     return ReleasedGenerator(network, _decoder_of(network, vae))
 
 
 def write_samples(origin: str, out: Path, count: int, *, vae: str | None = None, overwrite: bool = False, **told: Any) -> None:
-    """Write samples of whatever makes them as a picture or as numbers; see `load_sampler` and `runs.write_samples`."""
-    runs.check_output(out, overwrite=overwrite)
+    """Write samples of whatever makes them as a picture or as numbers; see `load` and `run.write_samples`."""
+    trained.check_output(out, overwrite=overwrite)
     check_request(count, told.get("seed", 0))
-    runs.write_samples(load_sampler(origin, vae, told.get("labels")), out, count, overwrite=overwrite, **told)
+    trained.write_samples(load(origin, vae=vae, labels=told.get("labels")), out, count, overwrite=overwrite, **told)
 
 
 def _to_ours(artifact: Artifact) -> Callable[[Path], list[Path]]:

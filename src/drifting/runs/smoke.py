@@ -69,12 +69,12 @@ def try_preset(
             make_room(folder, overwrite=replace)
             shutil.rmtree(made, ignore_errors=True)
             _make(given, config, made)
-    trained = runs.start(config, folder, overwrite=True)
+    trained = runs.train(config, folder, overwrite=True)
     if isinstance(trained, runs.Run) and processes.is_main_process:
         with warnings.catch_warnings():
             # Of so few samples nothing is reliable.
             warnings.simplefilter("ignore", UserWarning)
-            runs.load(folder).evaluate(count=_SAMPLES, **_seen_by(trained.config, made))
+            runs.load_run(folder).evaluate(count=_SAMPLES, **_seen_by(trained.config, made))
     processes.barrier()
     return trained
 

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from rich.console import Console
 
@@ -41,10 +41,36 @@ from drifting.training.state import TrainingState
 _REFERENCE_SEED = 1
 
 
-def start(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run | TrainedNetwork:
-    """Train whatever the configuration is of, by `train`, `train_judge` or `train_encoder`."""
+@overload
+def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run: ...
+
+
+@overload
+def train(
+    config: ClassifierConfig | EncoderRunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> TrainedNetwork: ...
+
+
+def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run | TrainedNetwork:
+    """Train whatever the configuration is of: a generator, and the encoder that it needs, or an encoder or a classifier alone.
+
+    Args:
+        config: from a preset, or written by hand.
+        save_dir: the folder of the run.
+        resume: continue from the newest checkpoint of the folder; only what changes no figure may differ.
+        overwrite: delete the run that is there first.
+
+    Returns:
+        The run of a generator, ready to sample; the weights and figures of another network.
+
+    Raises:
+        InputError: for anything that cannot work, before anything is written.
+        DivergenceError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
+        Interrupted: if the process was asked to stop; the state is saved.
+        LostProcessError: if another process died; the last checkpoint is kept.
+    """
     if isinstance(config, RunConfig):
-        return train(config, save_dir, resume=resume, overwrite=overwrite)
+        return train_generator(config, save_dir, resume=resume, overwrite=overwrite)
     if (size := join().size) > 1:
         raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
     if isinstance(config, EncoderRunConfig):
@@ -96,21 +122,10 @@ def _check_once(*, resume: bool, overwrite: bool) -> None:
         raise InputError("resume and overwrite are both given: pass one of them")
 
 
-def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
+def train_generator(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
     """Train a run into a folder and return it, together with all processes that were started to do so.
 
-    Args:
-        config: from a preset, or written by hand.
-        save_dir: the run folder.
-        resume: go on from the newest checkpoint of the folder; only what changes no figure may differ, see
-            `folder`, and the number of processes.
-        overwrite: delete the run that is there first.
-
-    Raises:
-        InputError: for anything that cannot work, before anything is written.
-        DivergenceError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
-        Interrupted: if the process was asked to stop; the state is saved.
-        LostProcessError: if another process died; the last checkpoint is kept.
+    Arguments and errors are those of `train`. A resumed run may have another number of processes.
     """
     folder, processes = Path(save_dir), join()
     _check_once(resume=resume, overwrite=overwrite)

@@ -1,1 +1,27 @@
 """Training: one pure step, a loop that yields steps, and what is kept of them."""
+
+from typing import TYPE_CHECKING
+
+from drifting._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from drifting.training.loop import Step
+    from drifting.training.positives import Positives
+    from drifting.training.schedule import Schedule
+    from drifting.training.signals import Interrupted
+    from drifting.training.state import DivergenceError, TrainingState
+    from drifting.training.step import Batch, drifting_step
+
+__all__ = ["Batch", "DivergenceError", "Interrupted", "Positives", "Schedule", "Step", "TrainingState", "drifting_step"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "loop": ("Step",),
+        "positives": ("Positives",),
+        "schedule": ("Schedule",),
+        "signals": ("Interrupted",),
+        "state": ("DivergenceError", "TrainingState"),
+        "step": ("Batch", "drifting_step"),
+    },
+)
