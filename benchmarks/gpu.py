@@ -113,7 +113,7 @@ def time_losses(device: str, tiny: bool) -> Table:
 
 
 def small_runs(tiny: bool) -> Iterator[tuple[str, RunConfig]]:
-    """Yield runs on 32 x 32 images: both generators, whole and in micro-batches, in both precisions."""
+    """Yield runs on 32 x 32 images: both generators, whole and in microbatches, in both precisions."""
     base = preset("cifar10-multiscale-gpu")
     assert isinstance(base, RunConfig)
     assert isinstance(base.data, ImagesData)
@@ -128,16 +128,16 @@ def small_runs(tiny: bool) -> Iterator[tuple[str, RunConfig]]:
     sizes = {"labels_per_step": 2, "generated": 4, "positives": 4} if tiny else {}
     for generator in generators:
         for precision in ("float32", "bfloat16"):
-            for micro_batch in (None, 4 if tiny else 128):
-                changes = {"precision": precision, "micro_batch": micro_batch, **sizes}
+            for microbatch_size in (None, 4 if tiny else 128):
+                changes = {"precision": precision, "microbatch_size": microbatch_size, **sizes}
                 schedule = dataclasses.replace(base.schedule, **changes)
-                name = f"{type(generator).__name__.removesuffix('Config')}, {precision}, {micro_batch or 'whole'}"
+                name = f"{type(generator).__name__.removesuffix('Config')}, {precision}, {microbatch_size or 'whole'}"
                 yield name, dataclasses.replace(base, generator=generator, encoder=encoder, schedule=schedule)
 
 
 def time_steps(device: str, tiny: bool, steps: int) -> Table:
     """Time training steps on random images."""
-    table = Table("generator, precision, micro-batch", "parameters", "ms a step", "GB", title="step of cifar10-multiscale-gpu")
+    table = Table("generator, precision, microbatch", "parameters", "ms a step", "GB", title="step of cifar10-multiscale-gpu")
     for name, config in small_runs(tiny):
         config = dataclasses.replace(config, device=device)  # noqa: PLW2901
         generator = configuration.build_generator(config).to(device)

@@ -1,11 +1,12 @@
 """Time what the recipes for ImageNet ask of one device: samples of their generators, and a training step of the ablation recipe.
 
-Command: python benchmarks/imagenet.py [--only sample step] [--labels 64 --labels-per-pass 2] [--tiny]
+Command: python benchmarks/imagenet.py [--only sample step] [--labels 64 --labels-per-microbatch 2] [--tiny]
 
 Networks have random weights and latents are random, which costs as much as real ones. The step is that of `imagenet256-ablation`:
 64 labels of 64 generated, 64 real and 16 unconditional samples, B/2, the auto-encoder of width 256, all its features, three
-temperatures, bfloat16, on `--labels-per-pass` labels at a time. The share of the field is the time in the loss, forward, with the
-device waited for. Medians after a warm-up; memory is the most that torch had allocated. --tiny is for trying it out on a CPU.
+temperatures, bfloat16, on `--labels-per-microbatch` labels at a time. The share of the field is the time in the loss, forward,
+with the device waited for. Medians after a warm-up; memory is the most that torch had allocated.
+--tiny is for trying it out on a CPU.
 """
 
 import argparse
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["step", "sample"], choices=["step", "sample"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--labels", type=int, nargs="+", default=[8, 64])
-    parser.add_argument("--labels-per-pass", type=int, nargs="+", default=[2])
+    parser.add_argument("--labels-per-microbatch", type=int, nargs="+", default=[2])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--tiny", action="store_true")
@@ -195,7 +196,7 @@ def main() -> None:
         table = Table(*columns, title="step of imagenet256-ablation, without its optimiser")
         for compiled in (False, True) if options.compile else (False,):
             for labels in options.labels:
-                for at_once in options.labels_per_pass:
+                for at_once in options.labels_per_microbatch:
                     row = time_step(options.device, options.tiny, compiled, labels, at_once, options.repeats)
                     print(*row, flush=True)
                     table.add_row(*row)

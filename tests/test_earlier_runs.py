@@ -6,6 +6,7 @@ encoder. The runs were made on one processor; another may round differently, so 
 steps.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 
 from drifting import runs
 from drifting.checkpoint import load_tensors
+from drifting.config.json_io import RENAMED, from_json
 from drifting.runs.folder import saved_config
 from tests.support.image_folders import write_images
 
@@ -54,3 +56,12 @@ def test_run_resumed_from_the_middle_ends_where_it_did(earlier_run):
 
 def test_snapshots_are_read(earlier_run):
     assert max(runs.load(earlier_run).frames()) == 6
+
+
+def test_settings_are_read_under_their_former_names(earlier_run):
+    saved = json.loads((earlier_run / "config.json").read_text())
+    saved["schedule"] |= {"micro_batch": 5, "labels_per_pass": None, "unguided_share": 0.0}
+    for name in ("microbatch_size", "labels_per_microbatch", "unguided_prob"):
+        saved["schedule"].pop(name, None)
+    assert {"micro_batch", "labels_per_pass", "unguided_share"} <= RENAMED.keys()
+    assert from_json(saved, "here").schedule.microbatch_size == 5

@@ -93,14 +93,14 @@ def test_guidance_scale_follows_its_density(exponent, highest):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_unguided_share_is_exactly_one(share):
-    drawn = draw_guidance_scale(20_000, exponent=1.0, unguided_share=share, rng=torch.Generator().manual_seed(1))
+def test_unguided_prob_is_exactly_one(share):
+    drawn = draw_guidance_scale(20_000, exponent=1.0, unguided_prob=share, rng=torch.Generator().manual_seed(1))
     assert float((drawn == 1).double().mean()) == pytest.approx(share, abs=0.015)
 
 
 def test_unguided_labels_leave_the_law_of_the_others_as_it_is():
     count = 20_000
-    drawn = draw_guidance_scale(count, exponent=3.0, unguided_share=0.5, rng=torch.Generator().manual_seed(2))
+    drawn = draw_guidance_scale(count, exponent=3.0, unguided_prob=0.5, rng=torch.Generator().manual_seed(2))
     guided = drawn[drawn > 1].sort().values.double()
     ranks = (torch.arange(len(guided)) + 0.5) / len(guided)
     assert (cumulative(guided, 3.0, 4.0) - ranks).abs().max() < 1.95 / len(guided) ** 0.5
@@ -108,7 +108,7 @@ def test_unguided_labels_leave_the_law_of_the_others_as_it_is():
 
 def test_draw_is_decided_by_the_generator_of_randomness():
     first, second = (
-        draw_guidance_scale(8, exponent=3.0, unguided_share=0.2, rng=torch.Generator().manual_seed(3)) for _ in range(2)
+        draw_guidance_scale(8, exponent=3.0, unguided_prob=0.2, rng=torch.Generator().manual_seed(3)) for _ in range(2)
     )
     assert torch.equal(first, second)
     assert draw_guidance_scale(8, exponent=3.0).shape == (8,)
@@ -143,11 +143,11 @@ def test_guidance_scale_is_finite_and_from_1(scale):
     [
         *(("exponent", value) for value in (-0.5, 101.0, float("nan"), float("inf"))),
         *(("highest", value) for value in (1.0, 0.5, float("nan"), float("inf"))),
-        *(("unguided_share", value) for value in (-0.1, 1.1, float("nan"))),
+        *(("unguided_prob", value) for value in (-0.1, 1.1, float("nan"))),
     ],
 )
 def test_law_that_draws_nothing_is_refused(name, value):
-    numbers = {"exponent": 3.0, "highest": 4.0, "unguided_share": 0.5, name: value}
+    numbers = {"exponent": 3.0, "highest": 4.0, "unguided_prob": 0.5, name: value}
     for refuse in (check_guidance_law, lambda **law: draw_guidance_scale(4, **law)):
         with pytest.raises(InputError, match=f"{name} is {value}"):
             refuse(**numbers)

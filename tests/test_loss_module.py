@@ -82,7 +82,7 @@ def test_order_of_the_samples_of_one_location_moves_their_gradients_alone():
     assert_close(moved_gradient, gradient)
 
 
-def test_micro_batches_with_the_known_scale_and_drift_norms_equal_the_whole():
+def test_microbatches_with_the_known_scale_and_drift_norms_equal_the_whole():
     features = batch(labels=4)
     weights = {"unconditional": torch.rand(4, 3).double(), "positive": torch.rand(4, 6).double()}
     loss = DriftingLoss(temperatures=TEMPERATURES)

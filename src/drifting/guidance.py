@@ -47,7 +47,7 @@ def draw_guidance_scale(
     *,
     exponent: float,
     highest: float = 4.0,
-    unguided_share: float = 0.0,
+    unguided_prob: float = 0.0,
     rng: torch.Generator | None = None,
 ) -> Float[Tensor, " count"]:
     """Draw one guidance scale per label from the density proportional to alpha^-exponent on [1, highest].
@@ -56,7 +56,7 @@ def draw_guidance_scale(
         count: number of labels.
         exponent: k, from 0 to 100; 1 is log-uniform, larger favours weak guidance.
         highest: end of the interval, above 1.
-        unguided_share: probability of drawing exactly 1 instead.
+        unguided_prob: probability of drawing exactly 1 instead.
         rng: source of randomness; its device is that of the result.
 
     Raises:
@@ -64,14 +64,14 @@ def draw_guidance_scale(
 
     Source: paper, appendix A.7, by the inverse of the cumulative distribution.
     """
-    check_guidance_law(exponent=exponent, highest=highest, unguided_share=unguided_share)
+    check_guidance_law(exponent=exponent, highest=highest, unguided_prob=unguided_prob)
     device = rng.device if rng is not None else None
     uniform = torch.rand(count, generator=rng, device=device).double()
     # The inverse (1 + u (h^p - 1))^(1/p), in a form that keeps its digits as p goes to 0, where it is h^u.
     power, log_highest = 1 - exponent, math.log(highest)
     log_scale = uniform * log_highest if power == 0 else torch.log1p(uniform * math.expm1(power * log_highest)) / power
     scale = log_scale.exp().float()
-    unguided = torch.rand(count, generator=rng, device=device) < unguided_share
+    unguided = torch.rand(count, generator=rng, device=device) < unguided_prob
     return torch.where(unguided, torch.ones_like(scale), scale)
 
 
@@ -81,11 +81,11 @@ def check_guidance_scale(guidance_scale: float) -> None:
         raise InputError(f"guidance_scale is {guidance_scale:g}: pass a number from 1, which is no guidance, such as 1.5")
 
 
-def check_guidance_law(*, exponent: float, highest: float, unguided_share: float) -> None:
+def check_guidance_law(*, exponent: float, highest: float, unguided_prob: float) -> None:
     """Raise InputError unless guidance scales can be drawn by these numbers, see `draw_guidance_scale`."""
     if not 0 <= exponent <= 100:
         raise InputError(f"exponent is {exponent}: the guidance scale is drawn from alpha^-exponent, pass a number from 0 to 100")
     if not 1 < highest < math.inf:
         raise InputError(f"highest is {highest}: the guidance scale is drawn from [1, highest], pass a number above 1")
-    if not 0 <= unguided_share <= 1:
-        raise InputError(f"unguided_share is {unguided_share}, a probability: pass a number from 0 to 1")
+    if not 0 <= unguided_prob <= 1:
+        raise InputError(f"unguided_prob is {unguided_prob}, a probability: pass a number from 0 to 1")

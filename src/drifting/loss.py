@@ -102,7 +102,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         generated_negatives: an independent second generated batch that repels in place of `generated` itself, unmasked.
         normalize_features: divide features by the scale; without, `scale` is 1.
         normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
-        scale: the feature scale where it was computed elsewhere (micro-batches, several devices).
+        scale: the feature scale where it was computed elsewhere (microbatches, several devices).
         drift_norms: the raw mean squares where they were computed elsewhere; they normalise the drift and are returned.
         statistics: also return how the kernel spreads, at the cost of a second pass, if the field tells.
         memory: where to put the distances; one object kept between calls makes them faster on a CPU.

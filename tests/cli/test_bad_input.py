@@ -59,7 +59,7 @@ TRAINING = {
     "train toy --steps 0": ("steps is 0", "pass at least 1"),
     "train toy --drift-steps -5": ("steps is -5", "pass at least 1"),
     "train toy --keep 0": ("keep is 0", "pass at least 1"),
-    "train toy --micro-batch 0": ("micro_batch is 0", "pass at least 1"),
+    "train toy --microbatch-size 0": ("microbatch_size is 0", "pass at least 1"),
     "train toy --learning-rate 0": ("learning_rate is 0.0", "above 0"),
     "train toy --optimizer sgd": ("optimizer is 'sgd'", "pass adamw or muon"),
     "train toy --learning-rate nan": ("learning_rate is nan", "above 0"),

@@ -137,7 +137,7 @@ def test_running_out_of_memory_names_the_flag_that_lowers_it(here, command, monk
     monkeypatch.setattr(runs, "train", grow)
     result = command("train", "toy", "--save-dir", "x")
     assert result.status == 1
-    bounds = "--micro-batch, --labels-per-pass or --checkpointing True"
+    bounds = "--microbatch-size, --labels-per-microbatch or --gradient-checkpointing True"
     flags = f"pass a smaller --batch-size or, for a generator, {bounds}"
     assert re.fullmatch(rf"drifting: out of memory \(.*\): {flags}\n", result.err)
 

@@ -208,7 +208,7 @@ def test_run_that_goes_on_keeps_its_settings(here, command, toy_run):
         result = command(*resume, *flags)
         assert result.status == 2
         assert f"{flags[0][2:].replace('-', '_')} is {flags[1]}, but the run to resume has" in result.err
-    assert command(*resume, "--generator.width", 16, "--schedule.steps", 8, "--schedule.micro-batch", 4).status == 0
+    assert command(*resume, "--generator.width", 16, "--schedule.steps", 8, "--schedule.microbatch", 4).status == 0
     assert _config(here / "x")["schedule"]["steps"] == 8
 
 

@@ -19,9 +19,9 @@ def _every_config() -> list[RunConfig]:
     made += [presets.preset("toy", dataset=name) for name in TOYS]
     points = presets.preset("toy", data="points.npy")
     known = dataclasses.replace(points, data=PointsData(path="points.npy", centre=(0.1, -1e300), scale=1 / 3))
-    odd = {"max_grad_norm": None, "ema_decay": 0.1 + 0.2, "other_ema_decays": (1 / 3, 0.999), "micro_batch": 7}
+    odd = {"max_grad_norm": None, "ema_decay": 0.1 + 0.2, "other_ema_decays": (1 / 3, 0.999), "microbatch_size": 7}
     fine = dataclasses.replace(made[0].schedule, independent_negatives=True, **odd)
-    drawn = {"guidance_exponent": 1 / 3, "highest_guidance_scale": 3.5, "unguided_share": 0.1 + 0.2, "unconditional": 3}
+    drawn = {"guidance_exponent": 1 / 3, "highest_guidance_scale": 3.5, "unguided_prob": 0.1 + 0.2, "unconditional": 3}
     digits = presets.preset("digits")
     made.append(dataclasses.replace(digits, schedule=dataclasses.replace(digits.schedule, guidance_scale=1.7, **drawn)))
     return [*made, *_image_configs(), points, known, dataclasses.replace(made[0], schedule=fine, seed=5, device="cuda:1")]
@@ -126,9 +126,9 @@ def test_damaged_configuration_is_refused_with_its_place(tiny_toy, damage):
         *(("schedule", "decay_power", value) for value in (-0.5, 1e3, float("nan"))),
         *(("schedule", "ema_decay", value) for value in (-0.1, 1.0, float("nan"))),
         *(("schedule", "other_ema_decays", value) for value in ((-0.1,), (0.5, 1.0), (0.5, 0.5), (0.9,))),
-        *(("schedule", "micro_batch", value) for value in (0, -1)),
+        *(("schedule", "microbatch_size", value) for value in (0, -1)),
         *(("schedule", "guidance_exponent", value) for value in (3.0, -1.0, float("nan"))),
-        ("schedule", "unguided_share", 0.5),
+        ("schedule", "unguided_prob", 0.5),
         *(("loss", "temperatures", value) for value in ((), (0.0,), (0.1, -1.0), (float("nan"),), (float("inf"),))),
     ],
 )
@@ -153,7 +153,7 @@ def test_guidance_without_unconditional_samples_is_refused(tiny_digits):
         ({"unconditional": 0}, "unconditional is 0"),
         ({"guidance_exponent": -0.5}, r"exponent is -0\.5"),
         ({"highest_guidance_scale": 1.0}, r"highest is 1\.0: the guidance scale is drawn from \[1, highest\]"),
-        ({"unguided_share": 1.5}, r"unguided_share is 1\.5"),
+        ({"unguided_prob": 1.5}, r"unguided_prob is 1\.5"),
         ({"guidance_scale": 0.5}, r"guidance_scale is 0\.5: pass a number from 1"),
         ({"guidance_scale": 4.5}, r"guidance_scale is 4\.5, but is drawn up to 4\.0: pass a number from 1 to 4\.0"),
     ],
@@ -166,7 +166,7 @@ def test_guidance_that_cannot_be_drawn_is_refused(tiny_digits, changes, words):
 
 
 def test_configuration_written_before_guidance_could_be_drawn_is_read(tiny_digits):
-    values, new = to_json(tiny_digits), ("guidance_exponent", "highest_guidance_scale", "unguided_share", "micro_batch")
+    values, new = to_json(tiny_digits), ("guidance_exponent", "highest_guidance_scale", "unguided_prob", "microbatch_size")
     for name in (*new, "other_ema_decays"):
         del values["schedule"][name]
     assert from_json(values, "here") == tiny_digits

@@ -19,7 +19,7 @@ from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
 
 CLASSES, SHAPE = 4, (1, 4, 4)
-GUIDED = {"guidance_exponent": 2.0, "unguided_share": 0.3, "unconditional": 3}
+GUIDED = {"guidance_exponent": 2.0, "unguided_prob": 0.3, "unconditional": 3}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Case:
     labelled: bool = True
     bank: bool = False
     sharded: bool = False
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     dtype: torch.dtype = torch.float64
     device: str = "cpu"
     steps: int = 1
@@ -47,7 +47,7 @@ class Case:
             num_classes=CLASSES if self.labelled else None,
             guided=schedule.draws_guidance,
             output_std=0.5,
-            checkpointing=self.checkpointing,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
         for weight in generator.parameters():  # away from the start, where gates are closed
             weight.data = torch.randn(weight.shape, generator=rng) * 0.3
@@ -58,7 +58,7 @@ class Case:
             bank = MemoryBank(CLASSES if self.labelled else None, sample_shape=SHAPE, **sizes)
             source = BankSource(samples, labels, bank, push_per_step=3, seed=5)
         shared = {"processes": join(), "sharded": self.sharded}
-        positives = Positives(source, encode, later=schedule.labels_per_pass is not None)
+        positives = Positives(source, encode, later=schedule.labels_per_microbatch is not None)
         return TrainingState(generator.to(self.device), schedule, 0, **shared), positives, schedule
 
 

@@ -23,8 +23,10 @@ pytestmark = pytest.mark.distributed
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 CASES = {
     "copies": Case(dtype=torch.float32, schedule={"max_grad_norm": 1e-3, **GUIDED}),
-    "micro-batches": Case(dtype=torch.float32, schedule={"micro_batch": 5, **GUIDED}),
-    "shares": Case(dtype=torch.float32, sharded=True, checkpointing=True, schedule={"micro_batch": 5, "max_grad_norm": 1e-3}),
+    "microbatches": Case(dtype=torch.float32, schedule={"microbatch_size": 5, **GUIDED}),
+    "shares": Case(
+        dtype=torch.float32, sharded=True, gradient_checkpointing=True, schedule={"microbatch_size": 5, "max_grad_norm": 1e-3}
+    ),
     "shares, bfloat16": Case(dtype=torch.float32, sharded=True, schedule={"precision": "bfloat16"}),
     "one population": Case(dtype=torch.float32, labelled=False, bank=True, sharded=True),
 }

@@ -30,7 +30,7 @@ def expected(recipe):
 
 @pytest.mark.parametrize(
     ("bounds", "parallel"),
-    [({}, "ddp"), ({"labels_per_pass": None}, "fsdp"), ({"labels_per_pass": None, "micro_batch": 3}, "fsdp")],
+    [({}, "ddp"), ({"labels_per_microbatch": None}, "fsdp"), ({"labels_per_microbatch": None, "microbatch_size": 3}, "fsdp")],
     ids=str,
 )
 def test_first_step_is_that_of_one_process(pair, recipe, expected, parallel, bounds):

@@ -18,17 +18,19 @@ CASES = {
     "one guidance scale": Case(schedule={"guidance_scale": 2.0, "unconditional": 3}),
     "bank": Case(bank=True, schedule=GUIDED),
     "independent negatives": Case(schedule={"independent_negatives": True}),
-    "micro-batches": Case(schedule={"micro_batch": 5, **GUIDED}),
-    "labels one at a time": Case(bank=True, schedule={"labels_per_pass": 1, "independent_negatives": True, **GUIDED}),
+    "microbatches": Case(schedule={"microbatch_size": 5, **GUIDED}),
+    "labels one at a time": Case(bank=True, schedule={"labels_per_microbatch": 1, "independent_negatives": True, **GUIDED}),
     "clipping": Case(schedule={"max_grad_norm": 1e-3}),
     "one population": Case(labelled=False),
     "one population, bank": Case(labelled=False, bank=True),
     "one population, independent": Case(labelled=False, schedule={"independent_negatives": True}),
-    "one population, micro-batches": Case(labelled=False, schedule={"micro_batch": 2}),
+    "one population, microbatches": Case(labelled=False, schedule={"microbatch_size": 2}),
     "shares of weights": Case(sharded=True, schedule={"max_grad_norm": 1e-3}),
-    "shares, micro-batches": Case(sharded=True, checkpointing=True, schedule={"micro_batch": 5, **GUIDED}),
-    "shares, labels one at a time": Case(sharded=True, checkpointing=True, schedule={"labels_per_pass": 1, **GUIDED}),
-    "shares, one population": Case(labelled=False, sharded=True, checkpointing=True),
+    "shares, microbatches": Case(sharded=True, gradient_checkpointing=True, schedule={"microbatch_size": 5, **GUIDED}),
+    "shares, labels one at a time": Case(
+        sharded=True, gradient_checkpointing=True, schedule={"labels_per_microbatch": 1, **GUIDED}
+    ),
+    "shares, one population": Case(labelled=False, sharded=True, gradient_checkpointing=True),
     "muon": Case(schedule={"optimizer": "muon"}),
 }
 
@@ -41,7 +43,7 @@ def test_step_of_two_processes_is_that_of_one(pair, case):
         assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["guidance", "one population", "shares, micro-batches"])
+@pytest.mark.parametrize("name", ["guidance", "one population", "shares, microbatches"])
 def test_step_in_float32_is_the_same_to_a_thousandth(pair, name):
     case = replace(CASES[name], dtype=torch.float32)
     expected = trained(case)["gradients"]

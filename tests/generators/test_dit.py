@@ -168,8 +168,8 @@ def test_bounded_samples_are_the_others_through_tanh():
 
 def test_checkpointing_changes_no_gradient():
     gradients = []
-    for checkpointing in (False, True):
-        network = _randomised(_network(checkpointing=checkpointing)).double()
+    for gradient_checkpointing in (False, True):
+        network = _randomised(_network(gradient_checkpointing=gradient_checkpointing)).double()
         network(**_inputs(torch.float64)).square().sum().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients[0])
@@ -205,7 +205,7 @@ def test_weights_go_through_a_state_dict():
 
 
 def test_network_compiles_as_one_graph():
-    network, inputs = _randomised(_network(checkpointing=True)), _inputs()
+    network, inputs = _randomised(_network(gradient_checkpointing=True)), _inputs()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs), network(**inputs))
     compiled(inputs["noise"], inputs["labels"])

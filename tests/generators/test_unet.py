@@ -180,8 +180,8 @@ def test_network_is_the_formula():
 
 def test_checkpointing_changes_no_gradient():
     gradients = []
-    for checkpointing in (False, True):
-        network = _randomised(_network(checkpointing=checkpointing).double())
+    for gradient_checkpointing in (False, True):
+        network = _randomised(_network(gradient_checkpointing=gradient_checkpointing).double())
         network(**_inputs(torch.float64)).square().sum().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients[0])
@@ -229,7 +229,7 @@ def test_maps_are_kept_channels_last():
 
 
 def test_network_compiles_as_one_graph():
-    network, inputs = _randomised(_network(checkpointing=True)), _inputs()
+    network, inputs = _randomised(_network(gradient_checkpointing=True)), _inputs()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs), network(**inputs))
     compiled(inputs["noise"], inputs["labels"])

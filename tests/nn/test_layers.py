@@ -221,12 +221,12 @@ def test_precise_layers_know_no_autocast():
     assert layers.precise(layer.double(), x.double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_checkpointed_block_runs_again_in_the_backward_pass(checkpointing):
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_checkpointed_block_runs_again_in_the_backward_pass(gradient_checkpointing):
     block, x, runs = nn.Linear(4, 4), torch.randn(3, 4), []
     block.register_forward_pre_hook(lambda *given: runs.append(1))
-    layers.run(block, x, checkpointing=checkpointing).sum().backward()
-    assert len(runs) == 1 + checkpointing
+    layers.run(block, x, gradient_checkpointing=gradient_checkpointing).sum().backward()
+    assert len(runs) == 1 + gradient_checkpointing
     with torch.no_grad():
-        layers.run(block, x, checkpointing=checkpointing)
-    assert len(runs) == 2 + checkpointing
+        layers.run(block, x, gradient_checkpointing=gradient_checkpointing)
+    assert len(runs) == 2 + gradient_checkpointing

@@ -49,7 +49,7 @@ def test_training_of_the_release(name):
     schedule, bank, loss = config.schedule, config.bank, config.loss
     of_its_own = (schedule.learning_rate, schedule.weight_decay, schedule.warmup_steps, schedule.steps)
     batch = (schedule.labels_per_step, schedule.positives, schedule.unconditional)
-    guidance = (schedule.guidance_exponent, schedule.unguided_share)
+    guidance = (schedule.guidance_exponent, schedule.unguided_prob)
     assert (*of_its_own, *batch, *guidance, bank.push_per_step) == NUMBERS[name]
     assert (schedule.generated, schedule.highest_guidance_scale, schedule.draws_guidance) == (64, 4, True)
     assert (schedule.optimizer, schedule.betas, schedule.max_grad_norm, schedule.ema_decay) == ("adamw", (0.9, 0.95), 2, 0.999)
@@ -98,7 +98,7 @@ def test_encoders_of_the_release(name):
     assert (settings.depths, settings.batch_size, settings.precision) == ((3, 4, 6, 3), 8192, "bfloat16")
     assert (settings.learning_rate, settings.betas, settings.weight_decay) == (4e-3, (0.9, 0.95), 0.01)
     assert (settings.warmup_steps, settings.max_grad_norm, settings.ema_decay) == (4000, 2, 0.9995)
-    assert settings.batch_size % settings.micro_batch == 0
+    assert settings.batch_size % settings.microbatch_size == 0
     # The paper's 192 and 1280 epochs.
     assert settings.steps * settings.batch_size / 1_281_167 == pytest.approx(192 if name == "latent-256" else 1280, rel=2e-3)
     learns_classes = settings.classification_weight > 0
@@ -164,8 +164,8 @@ def test_folder_of_images_fills_in_what_it_holds(tmp_path):
 
 def test_encoder_takes_settings_of_its_training_and_no_others():
     config = preset("mae-latent-256", data="data")
-    adjusted = adjust(config, steps=7, batch_size=9, learning_rate=0.5, seed=3, device="cuda:1", keep=4, micro_batch=3)
-    settings = dataclasses.replace(config.encoder, steps=7, batch_size=9, learning_rate=0.5, micro_batch=3)
+    adjusted = adjust(config, steps=7, batch_size=9, learning_rate=0.5, seed=3, device="cuda:1", keep=4, microbatch_size=3)
+    settings = dataclasses.replace(config.encoder, steps=7, batch_size=9, learning_rate=0.5, microbatch_size=3)
     assert adjusted == dataclasses.replace(config, encoder=settings, seed=3, device="cuda:1", keep=4)
     for name, value in (("temperatures", (0.1,)), ("optimizer", "muon")):
         with pytest.raises(InputError, match=f"{name} is .*, which the preset 'mae-latent-256' does not take: leave it out"):

@@ -15,7 +15,7 @@ NEEDS_DATA = {"images", "images-classifier"}
 
 
 # Of these another value than those few that fit is refused.
-RESTRICTED = {"precision", "optimizer", "parallel", "arch", "guidance_scale", "unguided_share", "conditional", "positives"}
+RESTRICTED = {"precision", "optimizer", "parallel", "arch", "guidance_scale", "unguided_prob", "conditional", "positives"}
 
 
 def _config(name):
@@ -58,7 +58,7 @@ def test_each_setting_is_changed_alone(name):
             with contextlib.suppress(InputError):  # such as an optimizer of another name
                 after = _flat(to_json(adjust(config, **{setting.name: _other(setting.value)})))
                 differing = {key for key in before if before[key] != after[key]}
-                assert differing - {"schedule.micro_batch", "schedule.labels_per_pass"} <= {setting.name}
+                assert differing - {"schedule.microbatch_size", "schedule.labels_per_microbatch"} <= {setting.name}
                 changed |= differing
     assert {name.rpartition(".")[2] for name in known - changed} <= RESTRICTED
 

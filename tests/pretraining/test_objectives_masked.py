@@ -62,9 +62,9 @@ def test_loss_of_a_step_is_that_of_its_definition():
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 6, 100])
-def test_micro_batches_change_nothing(size):
+def test_microbatches_change_nothing(size):
     settings = dataclasses.replace(SETTINGS, steps=1, classification_weight=0.5)
-    (whole, losses), (parts, others) = _trained(settings), _trained(dataclasses.replace(settings, micro_batch=size))
+    (whole, losses), (parts, others) = _trained(settings), _trained(dataclasses.replace(settings, microbatch_size=size))
     assert others == pytest.approx(losses, rel=1e-4)
     for name, parameter in whole.model.named_parameters():
         torch.testing.assert_close(parts.model.get_parameter(name).grad, parameter.grad, rtol=1e-3, atol=1e-5)
@@ -131,7 +131,7 @@ def test_labels_are_asked_for_where_they_are_learnt():
 BAD = {
     "steps": (0, "steps is 0: pass at least 1"),
     "batch_size": (-1, "batch_size is -1: pass at least 1"),
-    "micro_batch": (0, "micro_batch is 0: pass at least 1"),
+    "microbatch_size": (0, "microbatch_size is 0: pass at least 1"),
     "learning_rate": (0.0, "learning_rate is 0"),
     "precision": ("float16", "precision is 'float16': pass float32 or bfloat16"),
     "ema_decay": (1.0, r"ema_decay is 1\.0: pass a number from 0 to below 1"),

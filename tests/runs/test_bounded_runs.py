@@ -42,7 +42,9 @@ def whole(config, wholes, tmp_path_factory) -> Path:
     return wholes["whole"]
 
 
-@pytest.mark.parametrize("change", [{"checkpointing": True}, {"labels_per_pass": 1}, {"micro_batch": 5}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"gradient_checkpointing": True}, {"labels_per_microbatch": 1}, {"microbatch_size": 5}], ids=str
+)
 def test_run_may_go_on_in_less_memory(config, whole, tmp_path, change):
     runs.train(presets.adjust(config, steps=3), tmp_path / "halves")
     halves = runs.train(presets.adjust(config, **change), tmp_path / "halves", resume=True).folder
@@ -54,8 +56,10 @@ def test_run_may_go_on_in_less_memory(config, whole, tmp_path, change):
 
 def test_run_may_not_go_on_with_another_network(config, tmp_path):
     runs.train(presets.adjust(config, steps=1), tmp_path / "run")
-    wider = dataclasses.replace(config, generator=dataclasses.replace(DIT, width=16, checkpointing=True))
-    with pytest.raises(InputError, match=r"generator\.width is 16, but the run to resume has 8: only .* checkpointing, .* change"):
+    wider = dataclasses.replace(config, generator=dataclasses.replace(DIT, width=16, gradient_checkpointing=True))
+    with pytest.raises(
+        InputError, match=r"generator\.width is 16, but the run to resume has 8: only .* gradient_checkpointing, .* change"
+    ):
         runs.train(wider, tmp_path / "run", resume=True)
 
 
@@ -73,7 +77,7 @@ def compiled(monkeypatch) -> list:
 
 
 @pytest.mark.slow  # the next test compiles a smaller run
-@pytest.mark.parametrize("change", [{"labels_per_pass": 1, "checkpointing": True}, {"micro_batch": 5}], ids=str)
+@pytest.mark.parametrize("change", [{"labels_per_microbatch": 1, "gradient_checkpointing": True}, {"microbatch_size": 5}], ids=str)
 def test_compiled_run_learns_the_same(config, whole, tmp_path, compiled, change):
     assert compiled == []
     run = runs.train(presets.adjust(config, compile=True, steps=3, **change), tmp_path / "compiled").folder
@@ -86,7 +90,7 @@ def test_compiled_run_learns_the_same(config, whole, tmp_path, compiled, change)
 
 def test_flags_bound_a_run_and_change_nothing_else(command, tmp_path, monkeypatch, small_presets, compiled):
     monkeypatch.chdir(tmp_path)
-    for folder, flags in {"whole": (), "parts": ("--labels-per-pass", 2, "--compile", True)}.items():
+    for folder, flags in {"whole": (), "parts": ("--labels-per-microbatch", 2, "--compile", True)}.items():
         result = command("train", "digits", "--save-dir", folder, *flags)
         assert result.status == 0, result.err
     assert compiled
@@ -94,9 +98,9 @@ def test_flags_bound_a_run_and_change_nothing_else(command, tmp_path, monkeypatc
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5)
     saved = json.loads(Path("parts/config.json").read_text())["schedule"]
-    assert (saved["labels_per_pass"], saved["micro_batch"], saved["compile"]) == (2, None, True)
-    refused = command("train", "digits", "--save-dir", "x", "--checkpointing", True)
-    message = "checkpointing is True, which the preset 'digits' does not take: leave it out"
+    assert (saved["labels_per_microbatch"], saved["microbatch_size"], saved["compile"]) == (2, None, True)
+    refused = command("train", "digits", "--save-dir", "x", "--gradient-checkpointing", True)
+    message = "gradient_checkpointing is True, which the preset 'digits' does not take: leave it out"
     assert (refused.status, refused.err) == (2, f"drifting: {message}\n")
     assert not Path("x").exists()
 
@@ -112,18 +116,18 @@ def test_encoder_is_compiled_as_well(tiny_images, compiled):
 @pytest.mark.parametrize("value", [True, False])
 def test_checkpointing_is_of_the_generator(name, value):
     config = presets.preset(name)
-    changed = presets.adjust(config, checkpointing=value)
-    assert changed.generator.checkpointing is value
-    generator = dataclasses.replace(changed.generator, checkpointing=config.generator.checkpointing)
+    changed = presets.adjust(config, gradient_checkpointing=value)
+    assert changed.generator.gradient_checkpointing is value
+    generator = dataclasses.replace(changed.generator, gradient_checkpointing=config.generator.gradient_checkpointing)
     assert dataclasses.replace(changed, generator=generator) == config
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "preset"),
     [
-        ("checkpointing", False, "digits"),
-        ("checkpointing", True, "mae-latent-256"),
-        ("labels_per_pass", 2, "mae-latent-256"),
+        ("gradient_checkpointing", False, "digits"),
+        ("gradient_checkpointing", True, "mae-latent-256"),
+        ("labels_per_microbatch", 2, "mae-latent-256"),
         ("compile", True, "mnist-classifier"),
     ],
 )
@@ -134,19 +138,19 @@ def test_what_a_preset_does_not_have_is_refused(setting, value, preset):
 
 def test_bounds_of_labels_and_of_samples_replace_each_other():
     recipe = presets.preset("imagenet256-ablation")
-    assert (recipe.schedule.labels_per_pass, recipe.schedule.micro_batch) == (2, None)
-    samples = presets.adjust(recipe, micro_batch=256).schedule
-    assert (samples.labels_per_pass, samples.micro_batch) == (None, 256)
-    labels = presets.adjust(presets.adjust(recipe, micro_batch=256), labels_per_pass=4).schedule
-    assert (labels.labels_per_pass, labels.micro_batch) == (4, None)
-    with pytest.raises(InputError, match="labels_per_pass is 4 and micro_batch 256: pass one of them"):
-        presets.adjust(recipe, micro_batch=256, labels_per_pass=4)
+    assert (recipe.schedule.labels_per_microbatch, recipe.schedule.microbatch_size) == (2, None)
+    samples = presets.adjust(recipe, microbatch_size=256).schedule
+    assert (samples.labels_per_microbatch, samples.microbatch_size) == (None, 256)
+    labels = presets.adjust(presets.adjust(recipe, microbatch_size=256), labels_per_microbatch=4).schedule
+    assert (labels.labels_per_microbatch, labels.microbatch_size) == (4, None)
+    with pytest.raises(InputError, match="labels_per_microbatch is 4 and microbatch_size 256: pass one of them"):
+        presets.adjust(recipe, microbatch_size=256, labels_per_microbatch=4)
 
 
 # What configurations have had since runs were first written.
 NEW = {
-    "schedule": ("labels_per_pass", "compile"),
-    "generator": ("checkpointing", "normalised", "rotary"),
+    "schedule": ("labels_per_microbatch", "compile"),
+    "generator": ("gradient_checkpointing", "normalised", "rotary"),
     "bank": ("on_cpu",),
     "encoder": (),
     "loss": (),

@@ -1,4 +1,4 @@
-"""Runs whose guidance scale is drawn, that train in micro-batches, or that keep several averages: train, sample, evaluate."""
+"""Runs whose guidance scale is drawn, that train in microbatches, or that keep several averages: train, sample, evaluate."""
 
 import dataclasses
 import json
@@ -85,21 +85,21 @@ def test_evaluation_of_images_is_at_the_scale_that_is_asked_for(tiny_images, tmp
 
 
 def test_guided_run_resumes_to_the_same(tiny_digits, tmp_path, assert_same_tensors):
-    config = _with(tiny_digits, **DRAWN, unguided_share=0.3)
+    config = _with(tiny_digits, **DRAWN, unguided_prob=0.3)
     whole = runs.train(config, tmp_path / "whole").folder
     runs.train(presets.adjust(config, steps=3), tmp_path / "halves")
     halves = runs.train(config, tmp_path / "halves", resume=True).folder
     assert_same_tensors(*(load_tensors(folder / "generator.safetensors") for folder in (whole, halves)))
 
 
-def test_micro_batches_are_a_flag_and_change_nothing_else(command, tmp_path, monkeypatch):
+def test_microbatches_are_a_flag_and_change_nothing_else(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command("train", "digits", "--save-dir", "whole").status == 0
-    assert command("train", "digits", "--save-dir", "parts", "--micro-batch", 7).status == 0
+    assert command("train", "digits", "--save-dir", "parts", "--microbatch-size", 7).status == 0
     whole, parts = (load_tensors(Path(name) / "generator.safetensors") for name in ("whole", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5)
-    assert json.loads(Path("parts/config.json").read_text())["schedule"]["micro_batch"] == 7
+    assert json.loads(Path("parts/config.json").read_text())["schedule"]["microbatch_size"] == 7
     assert _lines(Path("parts"))[-1]["stored_feature_bytes"] == 2 * 40 * 64 * 4
     assert "stored_feature_bytes" not in _lines(Path("whole"))[-1]
 

@@ -20,7 +20,7 @@ DIT = DiTConfig(patch=4, width=8, depth=1, heads=2, cond_dim=8, num_context_toke
 
 @pytest.fixture(params=[UNET, DIT], ids=["unet", "dit"])
 def config(request, tiny_images) -> RunConfig:
-    schedule = dataclasses.replace(tiny_images.schedule, guidance_scale=1.0, guidance_exponent=1.0, micro_batch=7)
+    schedule = dataclasses.replace(tiny_images.schedule, guidance_scale=1.0, guidance_exponent=1.0, microbatch_size=7)
     return resolve(dataclasses.replace(tiny_images, generator=request.param, schedule=schedule))
 
 

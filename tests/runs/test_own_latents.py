@@ -83,7 +83,7 @@ def test_what_is_no_folder_is_left_to_be_told(config, tmp_path, path):
 
 
 def test_training_begins_with_images(config, tmp_path):
-    tiny = MAEConfig(width=36, depths=(1, 1, 1, 1), patch=1, steps=2, batch_size=4, warmup_steps=1, micro_batch=4)
+    tiny = MAEConfig(width=36, depths=(1, 1, 1, 1), patch=1, steps=2, batch_size=4, warmup_steps=1, microbatch_size=4)
     trained = train_encoder(EncoderRunConfig(preset="x", data=config.data, encoder=tiny), tmp_path / "runs" / "one")
     assert trained.weights.is_file()
 

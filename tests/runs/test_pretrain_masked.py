@@ -153,7 +153,7 @@ def test_command_line_trains_and_resumes(command, folder, tmp_path, monkeypatch)
     result = command(*arguments, "--steps", 2)
     assert result.status == 0, result.err
     assert result.out.splitlines()[-1] == str(tmp_path / "x" / "encoder.safetensors")
-    assert command(*arguments, "--steps", 4, "--micro-batch", 3, "--resume").status == 0
+    assert command(*arguments, "--steps", 4, "--microbatch-size", 3, "--resume").status == 0
     assert checkpoints(tmp_path / "x" / "checkpoints")[-1].name == "step-00000004"
     refused = command("train", "mae-pixel-640", "--data", tmp_path, "--save-dir", tmp_path / "x", "--resume")
     assert (refused.status, "but the run to resume has" in refused.err) == (2, True)

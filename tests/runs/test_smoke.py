@@ -81,7 +81,7 @@ def test_tiny_version_is_of_the_same_kinds(name):
     assert type(tiny.generator) is type(config.generator)
     assert (tiny.bank is None) == (config.bank is None)
     assert (tiny.schedule.steps, tiny.schedule.precision) == (2, "float32")
-    same = ("guidance_scale", "guidance_exponent", "unguided_share", "optimizer", "learning_rate", "betas", "ema_decay")
+    same = ("guidance_scale", "guidance_exponent", "unguided_prob", "optimizer", "learning_rate", "betas", "ema_decay")
     assert [getattr(tiny.schedule, field) for field in same] == [getattr(config.schedule, field) for field in same]
     assert tiny.loss == config.loss
     if not isinstance(config.encoder, MAEFeaturesConfig):

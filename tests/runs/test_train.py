@@ -143,7 +143,9 @@ def test_newest_checkpoints_are_kept(tiny_toy, tmp_path, keep):
 def test_resumed_run_may_not_differ_in_what_it_learns(toy_copy, tiny_toy, change):
     before = (toy_copy / "config.json").read_text()
     changed = "generated" if "batch_size" in change else next(iter(change))
-    free = "only steps, micro_batch, labels_per_pass, compile, checkpointing, parallel, device and keep may change"
+    free = (
+        "only steps, microbatch_size, labels_per_microbatch, compile, gradient_checkpointing, parallel, device and keep may change"
+    )
     with pytest.raises(InputError, match=rf"{changed} is .*, but the run to resume has .*: {free}"):
         runs.train(presets.adjust(tiny_toy, **change), toy_copy, resume=True)
     assert (toy_copy / "config.json").read_text() == before

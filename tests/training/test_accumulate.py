@@ -1,4 +1,4 @@
-"""A step in micro-batches is the whole step."""
+"""A step in microbatches is the whole step."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from torch import nn
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
-from drifting.training.accumulate import micro_batched_step
+from drifting.training.accumulate import microbatched_step
 from drifting.training.step import Batch, drifting_step
 from tests.support.covering import pairwise
 
@@ -87,7 +87,7 @@ def test_gradient_and_report_are_those_of_the_whole_step(make, kind, size, norma
     whole, parted = make(), make()
     expected = drifting_step(whole, _encode, loss, BATCHES[kind], statistics=True)
     expected.loss.backward()
-    report, _ = micro_batched_step(parted, _encode, loss, BATCHES[kind], size=size, statistics=True)
+    report, _ = microbatched_step(parted, _encode, loss, BATCHES[kind], size=size, statistics=True)
     gradients, others = _gradients(whole), _gradients(parted)
     assert gradients.keys() == others.keys()
     assert max(float(value.abs().max()) for value in gradients.values()) > 1e-3
@@ -114,17 +114,17 @@ def test_parts_that_are_each_a_step_of_their_own_have_another_gradient(make):
 
 def test_gradient_is_added_to_what_is_there(make):
     once, twice = make(), make()
-    micro_batched_step(once, _encode, LOSS, PLAIN, size=4)
+    microbatched_step(once, _encode, LOSS, PLAIN, size=4)
     for _ in range(2):
-        micro_batched_step(twice, _encode, LOSS, PLAIN, size=4)
+        microbatched_step(twice, _encode, LOSS, PLAIN, size=4)
     for name, value in _gradients(once).items():
         torch.testing.assert_close(_gradients(twice)[name], 2 * value)
 
 
 @pytest.mark.parametrize(("size", "passes"), [(1, [1] * 21), (8, [8, 8, 5]), (30, [21])])
-def test_no_pass_is_larger_than_a_micro_batch_and_only_the_last_have_a_graph(make, size, passes):
+def test_no_pass_is_larger_than_a_microbatch_and_only_the_last_have_a_graph(make, size, passes):
     generator = make()
-    micro_batched_step(generator, _encode, LOSS, BATCHES["all"], size=size)
+    microbatched_step(generator, _encode, LOSS, BATCHES["all"], size=size)
     with_graph = [count for count, graph in generator.calls if graph]
     without = [count for count, graph in generator.calls if not graph]
     assert with_graph == passes
@@ -135,12 +135,12 @@ def test_no_pass_is_larger_than_a_micro_batch_and_only_the_last_have_a_graph(mak
 
 @pytest.mark.parametrize(("kind", "samples"), [("plain", 2 * LABELS * GENERATED), ("all", 2 * LABELS * GENERATED + LABELS * 6)])
 def test_bytes_of_features_and_their_gradients_are_reported(make, kind, samples):
-    _, stored = micro_batched_step(make(), _encode, LOSS, BATCHES[kind], size=4)
+    _, stored = microbatched_step(make(), _encode, LOSS, BATCHES[kind], size=4)
     assert stored == samples * (6 + 6 + 6) * 8
 
 
 def test_report_holds_no_graph(make):
-    report, _ = micro_batched_step(make(), _encode, LOSS, PLAIN, size=4)
+    report, _ = microbatched_step(make(), _encode, LOSS, PLAIN, size=4)
     assert not report.loss.requires_grad
     assert not any(feature.loss.requires_grad for feature in report.features.values())
 
@@ -151,7 +151,7 @@ def test_weights_get_their_gradient_under_autocast_too():
     batch = dataclasses.replace(batch, positives={name: value.float() for name, value in batch.positives.items()})
     with torch.autocast("cpu", torch.bfloat16):
         drifting_step(whole, _encode, LOSS, batch).loss.backward()
-        micro_batched_step(parted, _encode, LOSS, batch, size=4)
+        microbatched_step(parted, _encode, LOSS, batch, size=4)
     gradients, others = _gradients(whole), _gradients(parted)
     assert gradients.keys() == others.keys()
     for name, value in gradients.items():

@@ -121,7 +121,9 @@ def test_labels_are_taken_in_equal_parts_of_no_more_than_asked_for(most, sizes, 
     monkeypatch.setattr(loop, "label_batched_step", note)
     whole, network = generator(), generator()
     drifting_step(whole, encode, DriftingLoss(), PLAIN).loss.backward()
-    schedule = Schedule(steps=1, labels_per_step=LABELS, generated=GENERATED, positives=8, learning_rate=1.0, labels_per_pass=most)
+    schedule = Schedule(
+        steps=1, labels_per_step=LABELS, generated=GENERATED, positives=8, learning_rate=1.0, labels_per_microbatch=most
+    )
     loop._add_gradients((network, encode, DriftingLoss()), PLAIN, schedule, nullcontext, {})
     assert seen == (sizes or [])
     torch.testing.assert_close(gradients(network), gradients(whole), rtol=1e-10, atol=1e-13)

@@ -25,7 +25,7 @@ SCHEDULE = Schedule(
     positives=128,
     guidance_exponent=0.0,
     highest_guidance_scale=2.0,
-    unguided_share=0.2,
+    unguided_prob=0.2,
     unconditional=128,
     learning_rate=3e-3,
     warmup_steps=20,
@@ -78,7 +78,7 @@ def test_guided_batch_has_real_samples_of_any_label_that_weigh_as_the_guidance_a
 
 @pytest.mark.parametrize(("independent", "repelling"), [(False, 3), (True, 4)])
 def test_drawn_scales_are_told_to_the_generator_and_weigh_the_real_samples_of_their_label(tiny_digits, independent, repelling):
-    drawn = {"guidance_exponent": 1.0, "highest_guidance_scale": 3.0, "unguided_share": 0.3, "unconditional": 5}
+    drawn = {"guidance_exponent": 1.0, "highest_guidance_scale": 3.0, "unguided_prob": 0.3, "unconditional": 5}
     sizes = {"labels_per_step": 7, "generated": 4, "independent_negatives": independent}
     state, (positives, *_, schedule) = _state(_with(tiny_digits, **drawn, **sizes))
     scales = []

@@ -18,7 +18,7 @@ from drifting.training.schedule import Schedule, check_schedule
 from tests.support.covering import pairwise
 
 CLASSES = 7
-DRAWN = {"guidance_exponent": 2.0, "unguided_share": 0.3, "unconditional": 3}
+DRAWN = {"guidance_exponent": 2.0, "unguided_prob": 0.3, "unconditional": 3}
 CASES = {
     "plain": {},
     "one guidance scale": {"guidance_scale": 2.0, "unconditional": 3},
@@ -47,7 +47,7 @@ def parts_of(settings: Schedule, encoder=encode, *, bank: bool = False) -> tuple
         source = BankSource(samples, labels, memory, push_per_step=4, seed=0)
     torch.manual_seed(0)
     network = MLP(noise_dim=4, sample_shape=(6,), width=9, depth=2, num_classes=CLASSES, guided=settings.draws_guidance)
-    return TrainingState(network, settings, 0), Positives(source, encoder, later=settings.labels_per_pass is not None)
+    return TrainingState(network, settings, 0), Positives(source, encoder, later=settings.labels_per_microbatch is not None)
 
 
 def trained(settings: Schedule, **options) -> tuple[list, TrainingState]:
@@ -66,7 +66,7 @@ def double():
 @pytest.mark.parametrize(*pairwise(case=CASES, at_once=(1, 2, 6, 100), bank={"data set": False, "bank": True}))
 def test_training_is_that_of_all_labels_at_once(case, bank, at_once):
     expected, whole = trained(schedule(**case), bank=bank)
-    found, parted = trained(schedule(**case, labels_per_pass=at_once), bank=bank)
+    found, parted = trained(schedule(**case, labels_per_microbatch=at_once), bank=bank)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.loss, other.loss, rtol=1e-8, atol=0)
         for name, feature in other.features.items():
@@ -80,7 +80,7 @@ def test_training_is_that_of_all_labels_at_once(case, bank, at_once):
 
 
 def test_no_more_real_samples_are_encoded_at_a_time_than_a_pass_needs():
-    counts, settings = [], schedule(steps=1, labels_per_pass=2, **DRAWN)
+    counts, settings = [], schedule(steps=1, labels_per_microbatch=2, **DRAWN)
 
     def counted(samples):
         counts.append(len(samples))
@@ -155,12 +155,12 @@ def test_step_that_cannot_be_shared_equally_is_refused(settings, classes, size, 
 @pytest.mark.parametrize(
     ("settings", "classes", "size"),
     [
-        ({"labels_per_pass": 6}, 7, 1),
-        ({"labels_per_pass": 64}, 7, 2),
-        ({"labels_per_pass": 4}, 7, 1),
-        ({"labels_per_pass": 2}, 7, 2),
-        ({"labels_per_pass": 1}, 7, 6),
-        ({"labels_per_pass": 4}, None, 1),
+        ({"labels_per_microbatch": 6}, 7, 1),
+        ({"labels_per_microbatch": 64}, 7, 2),
+        ({"labels_per_microbatch": 4}, 7, 1),
+        ({"labels_per_microbatch": 2}, 7, 2),
+        ({"labels_per_microbatch": 1}, 7, 6),
+        ({"labels_per_microbatch": 4}, None, 1),
         ({"generated": 6}, None, 2),
     ],
 )
@@ -171,13 +171,21 @@ def test_step_that_can_be_shared_is_not(settings, classes, size):
 @pytest.mark.parametrize(
     ("settings", "labelled", "message"),
     [
-        ({"labels_per_pass": 0}, True, "labels_per_pass is 0: pass at least 1"),
-        ({"labels_per_pass": -1}, False, "labels_per_pass is -1: pass at least 1"),
-        ({"labels_per_pass": 2}, False, "labels_per_pass is 2, but the data have no labels: pass micro_batch in place of it"),
-        ({"labels_per_pass": 2, "micro_batch": 5}, True, "labels_per_pass is 2 and micro_batch 5: pass one of them"),
+        ({"labels_per_microbatch": 0}, True, "labels_per_microbatch is 0: pass at least 1"),
+        ({"labels_per_microbatch": -1}, False, "labels_per_microbatch is -1: pass at least 1"),
+        (
+            {"labels_per_microbatch": 2},
+            False,
+            "labels_per_microbatch is 2, but the data have no labels: pass microbatch_size in place of it",
+        ),
+        (
+            {"labels_per_microbatch": 2, "microbatch_size": 5},
+            True,
+            "labels_per_microbatch is 2 and microbatch_size 5: pass one of them",
+        ),
     ],
 )
 def test_passes_that_contradict_themselves_are_refused(settings, labelled, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         check_schedule(schedule(**settings), labelled=labelled)
-    check_schedule(dataclasses.replace(schedule(**settings), labels_per_pass=None), labelled=labelled)
+    check_schedule(dataclasses.replace(schedule(**settings), labels_per_microbatch=None), labelled=labelled)

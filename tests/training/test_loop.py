@@ -155,15 +155,15 @@ def test_batch_has_style_indices_where_the_generator_takes_some(tiny_digits):
 
 
 @pytest.mark.parametrize("size", [1, 7, 39])
-def test_micro_batches_train_as_the_whole_batch_does(tiny_digits, size):
-    whole, parted = _trained(tiny_digits), _trained(tiny_digits, micro_batch=size)
+def test_microbatches_train_as_the_whole_batch_does(tiny_digits, size):
+    whole, parted = _trained(tiny_digits), _trained(tiny_digits, microbatch_size=size)
     for name, value in whole.generator.state_dict().items():
         torch.testing.assert_close(parted.generator.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "stored"), [(7, 2 * 40 * 64 * 4), (40, 0), (None, 0)])
-def test_step_tells_the_bytes_that_its_micro_batches_stored(tiny_digits, size, stored):
-    state, parts = _state(tiny_digits, micro_batch=size)
+def test_step_tells_the_bytes_that_its_microbatches_stored(tiny_digits, size, stored):
+    state, parts = _state(tiny_digits, microbatch_size=size)
     assert {step.stored_bytes for step in train(state, *parts)} == {stored}
 
 

@@ -194,8 +194,8 @@ def test_sets_are_encoded_in_parts_without_changing_them(size):
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
-def test_micro_batch_bounds_what_is_encoded_of_real_samples(config):
-    schedule = dataclasses.replace(config.schedule, micro_batch=5)
+def test_microbatch_bounds_what_is_encoded_of_real_samples(config):
+    schedule = dataclasses.replace(config.schedule, microbatch_size=5)
     encoder, sizes = build_encoder(config, build_network(config)), []
 
     def watched(samples):

@@ -141,9 +141,9 @@ def in_float64():
 
 
 @pytest.mark.usefixtures("in_float64")
-@pytest.mark.parametrize(("case", "micro_batch"), [("latent", None), ("pixel", 4)])
-def test_a_step_in_float64_is_that_of_the_oracle(case, micro_batch, monkeypatch):
-    taken = take_step(case, torch.float64, monkeypatch, replace(SCHEDULE, micro_batch=micro_batch))
+@pytest.mark.parametrize(("case", "microbatch_size"), [("latent", None), ("pixel", 4)])
+def test_a_step_in_float64_is_that_of_the_oracle(case, microbatch_size, monkeypatch):
+    taken = take_step(case, torch.float64, monkeypatch, replace(SCHEDULE, microbatch_size=microbatch_size))
     expected = expected_of(taken)
     loss = sum(expected.losses.values())
     errors = errors_of(taken, expected) | {"loss": abs(float(taken.report.loss.detach()) - loss) / loss}

@@ -76,7 +76,7 @@ class _Cache:
 # Settings of a run that have a short name too, beside the dotted one.
 _SHORT = {
     *("steps", "encoder_steps", "batch_size", "learning_rate", "optimizer", "temperatures", "seed", "device", "parallel"),
-    *("precision", "keep", "micro_batch", "labels_per_pass", "checkpointing", "compile"),
+    *("precision", "keep", "microbatch_size", "labels_per_microbatch", "gradient_checkpointing", "compile"),
 }
 # Part of a configuration -> under which heading its settings stand.
 _HEADINGS = {
@@ -281,6 +281,7 @@ def _choices(choices: Sequence[Any], config: Any = None) -> list[Option]:
 
 def _settings(config: Any, choices: Sequence[Any], *, every: bool = False) -> list[Option]:
     """Return the settings of a configuration as options, but for those that are chosen; `every` one has a short name, or a few."""
+    from drifting.config.json_io import RENAMED
     from drifting.presets.settings import CHOICES, adjust, described, settings
 
     schedule, help_of = getattr(config, "schedule", None), described(adjust)
@@ -296,6 +297,8 @@ def _settings(config: Any, choices: Sequence[Any], *, every: bool = False) -> li
             others = (each.short,) if each.short != each.name and each.short and (every or each.short in _SHORT) else ()
             others += () if choices or each.name == "data.conditional" else called.get(each.name, ())
             others += ("drift_steps",) if "steps" in (each.name, *others) else ()
+            earlier = [old for old, new in RENAMED.items() if new == each.name.rpartition(".")[2]]
+            others += tuple(f"{name.rpartition('.')[0]}.{old}".lstrip(".") for name in (each.name, *others) for old in earlier)
             others += ("encoder_steps",) if each.name == "encoder.steps" and schedule is not None else ()
             heading = _HEADINGS[part]
             options.append(

@@ -8,6 +8,13 @@ from drifting.config.run import AnyConfig, ReleasedConfig
 from drifting.errors import InputError
 
 VERSION = 1
+# Settings that earlier versions saved under another name -> their name now.
+RENAMED = {
+    "micro_batch": "microbatch_size",
+    "labels_per_pass": "labels_per_microbatch",
+    "checkpointing": "gradient_checkpointing",
+    "unguided_share": "unguided_prob",
+}
 SavedConfig = AnyConfig | ReleasedConfig
 
 
@@ -29,6 +36,14 @@ def from_json(values: Any, origin: str) -> SavedConfig:
     if version > VERSION:
         raise InputError(f"configuration '{origin}' has version {version}, newer than {VERSION}: update drifting to read it")
     try:
-        return read_value(SavedConfig, {name: value for name, value in values.items() if name != "version"}, "")
+        return read_value(SavedConfig, _renamed({name: value for name, value in values.items() if name != "version"}), "")
     except InputError as error:
         raise InputError(f"configuration '{origin}' is damaged ({error}): restore it or train again") from None
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a configuration and of its parts under the names that settings have now."""
+    if values.get("type") == "ReleasedConfig":
+        return values
+    parts = {name: _renamed(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {new if (new := RENAMED.get(name, name)) not in parts else name: value for name, value in parts.items()}

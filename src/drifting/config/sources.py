@@ -201,7 +201,7 @@ def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | N
         encoder: its feature space.
         folder: where a cache of features goes that is too large for memory.
     """
-    options = {"batch_size": config.schedule.micro_batch, "later": config.schedule.labels_per_pass is not None}
+    options = {"batch_size": config.schedule.microbatch_size, "later": config.schedule.labels_per_microbatch is not None}
     if isinstance(config.data, ImageFilesData | LatentsData) and config.bank is not None:
         rows, push = open_rows(config.data, config.seed), config.bank.push_per_step
         bank = _bank(config.bank, config.data.num_classes, rows.shape, rows.dtype, config.device)

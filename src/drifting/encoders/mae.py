@@ -260,7 +260,7 @@ class MaskedTraining(Optimisation):
     Attributes:
         steps: number of optimizer steps.
         batch_size: number of images in a step.
-        micro_batch: number of images in one pass, to bound memory; None for all. It changes nothing else.
+        microbatch_size: number of images in one pass, to bound memory; None for all. It changes nothing else.
         learning_rate: highest learning rate of AdamW.
         precision: compute the network in "float32" or in "bfloat16" during training; weights, loss and averages are float32 either
             way.
@@ -271,7 +271,7 @@ class MaskedTraining(Optimisation):
 
     steps: int = 2000
     batch_size: int = 128
-    micro_batch: int | None = None
+    microbatch_size: int | None = None
     learning_rate: float = 1e-3
     precision: str = "float32"
     classification_weight: float = 0.0
@@ -285,7 +285,7 @@ class MaskedTraining(Optimisation):
 
     def check(self, prefix: str = "") -> None:
         """Raise InputError naming a setting, after the prefix, with which the training could not work."""
-        counted = {name: getattr(self, name) for name in ("steps", "batch_size", "micro_batch")}
+        counted = {name: getattr(self, name) for name in ("steps", "batch_size", "microbatch_size")}
         check_counts({f"{prefix}{name}": value for name, value in counted.items() if value is not None})
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
         check_precision(self.precision, f"{prefix}precision")

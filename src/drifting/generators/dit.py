@@ -106,7 +106,7 @@ class DiT(Generator):
         bounded: end with tanh, for images in [-1, 1].
         output_std: how far the first outputs spread, before tanh; 0.75 leaves 0.5 after it. At 0 they are all 0, as in the release.
             Above 0 the output layer does not start at zero, and noise outweighs position, so that the first samples differ.
-        checkpointing: compute the activations of a block again in the backward pass: less memory, a third more time.
+        gradient_checkpointing: compute the activations of a block again in the backward pass: less memory, a third more time.
         noise_channels: of the noise, which has the sides of the image; None for as many as the image has.
 
     Raises:
@@ -122,14 +122,14 @@ class DiT(Generator):
         guided: bool = True,
         bounded: bool = False,
         output_std: float = 0.0,
-        checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
         noise_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.sample_shape = channels, height, width = check_sides(sample_shape, size.patch)
         self.noise_shape = (channels if noise_channels is None else noise_channels, height, width)
         self.num_classes, self.num_styles, self.style_classes = num_classes, size.num_styles, size.style_classes
-        self.size, self.guided, self.bounded, self.checkpointing = size, guided, bounded, checkpointing
+        self.size, self.guided, self.bounded, self.gradient_checkpointing = size, guided, bounded, gradient_checkpointing
         styles = {"num_styles": size.num_styles, "style_classes": size.style_classes, "std": size.embedding_std}
         self.condition = Condition(size.cond_dim, num_classes=num_classes, guided=guided, **styles)
         entries, noise_entries = channels * size.patch**2, self.noise_shape[0] * size.patch**2
@@ -164,7 +164,7 @@ class DiT(Generator):
         if self.context is not None and self.context_tokens is not None:
             tokens = torch.cat([self.context(condition)[:, None] + self.context_tokens, tokens], 1)
         for block in self.blocks:
-            tokens = run(block, tokens, active, checkpointing=self.checkpointing)
+            tokens = run(block, tokens, active, gradient_checkpointing=self.gradient_checkpointing)
         shift, scale = precise(self.modulation, active).chunk(2, -1)
         patches = modulate(self.norm(tokens[:, self.size.num_context_tokens :]), shift, scale)
         samples = unpatchify(precise(self.output, patches), self.size.patch, self.sample_shape)
@@ -177,7 +177,7 @@ class DiTConfig(DiTSize, GeneratorConfig):
 
     bounded: bool = True
     output_std: float = 0.75
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
 
     def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> DiT:
         """Return the generator; see `GeneratorConfig.build`."""
@@ -189,7 +189,7 @@ class DiTConfig(DiTSize, GeneratorConfig):
             guided=guided,
             bounded=self.bounded,
             output_std=self.output_std,
-            checkpointing=self.checkpointing,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
 
 

@@ -84,7 +84,7 @@ class UNet(Generator):
         guided: take a guidance scale.
         bounded: end with tanh, for images in [-1, 1].
         output_std: how far the first outputs spread, before tanh; 0.75 leaves 0.5 after it, about that of real images.
-        checkpointing: compute the activations of a block again in the backward pass: less memory, a third more time.
+        gradient_checkpointing: compute the activations of a block again in the backward pass: less memory, a third more time.
 
     Raises:
         InputError: if the sides or the patch do not fit, or the smallest maps cannot be split into heads.
@@ -99,7 +99,7 @@ class UNet(Generator):
         guided: bool = True,
         bounded: bool = True,
         output_std: float = 0.75,
-        checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         _check(size)
@@ -107,11 +107,11 @@ class UNet(Generator):
         self.sample_shape = channels, height, width = check_sides(sample_shape, smallest)
         self.noise_shape = (size.noise_channels or channels, height, width)
         self.num_classes, self.num_styles, self.style_classes = num_classes, size.num_styles, size.style_classes
-        self.size, self.guided, self.bounded, self.checkpointing = size, guided, bounded, checkpointing
+        self.size, self.guided, self.bounded, self.gradient_checkpointing = size, guided, bounded, gradient_checkpointing
         styles = {"num_styles": size.num_styles, "style_classes": size.style_classes, "std": size.embedding_std}
         self.condition = Condition(size.cond_dim, num_classes=num_classes, guided=guided, **styles)
         self.stem = _stem(self.noise_shape[0], size.widths[0], size.patch)
-        self.maps = Level(size, (height // size.patch, width // size.patch), checkpointing)
+        self.maps = Level(size, (height // size.patch, width // size.patch), gradient_checkpointing)
         self.head = Head(size, channels, output_std)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - faster on a CPU and a GPU
 
@@ -134,7 +134,7 @@ class UNetConfig(UNetSize, GeneratorConfig):
     """A `UNet` of this size, which ends in tanh; for its other settings see there."""
 
     output_std: float = 0.75
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
 
     def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> UNet:
         """Return the generator; see `GeneratorConfig.build`."""
@@ -145,7 +145,7 @@ class UNetConfig(UNetSize, GeneratorConfig):
             num_classes=num_classes,
             guided=guided,
             output_std=self.output_std,
-            checkpointing=self.checkpointing,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
 
 
@@ -155,18 +155,18 @@ class Level(nn.Module):
     Args:
         size: of the network.
         sides: height and width of the maps.
-        checkpointing: compute the activations of a block again in the backward pass.
+        gradient_checkpointing: compute the activations of a block again in the backward pass.
         depth: levels above this one.
     """
 
-    def __init__(self, size: UNetSize, sides: tuple[int, int], checkpointing: bool, depth: int = 0) -> None:
+    def __init__(self, size: UNetSize, sides: tuple[int, int], gradient_checkpointing: bool, depth: int = 0) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
+        self.gradient_checkpointing = gradient_checkpointing
         width, *deeper = size.widths[depth:]
         self.below = self.shrink = self.grow = self.attention = None
         if deeper:
             self.shrink = _spread_kept(nn.Conv2d(width, deeper[0], 2, stride=2))
-            self.below = Level(size, (sides[0] // 2, sides[1] // 2), checkpointing, depth + 1)
+            self.below = Level(size, (sides[0] // 2, sides[1] // 2), gradient_checkpointing, depth + 1)
             self.grow = _spread_kept(nn.Conv2d(deeper[0], 4 * width, 1))
         elif size.heads:
             self.attention = AttentionBlock(width, size.heads, sides[0] * sides[1])
@@ -179,15 +179,15 @@ class Level(nn.Module):
         """Return the maps after the level and all below it; `active` is silu(condition)."""
         skips = []
         for block in self.down:
-            maps = run(block, maps, active, checkpointing=self.checkpointing)
+            maps = run(block, maps, active, gradient_checkpointing=self.gradient_checkpointing)
             skips.append(maps)
         if self.below is not None and self.shrink is not None and self.grow is not None:
             maps = pixel_shuffle(self.grow(self.below(self.shrink(maps), active)), 2)
         elif self.attention is not None:
-            maps = run(self.attention, maps, checkpointing=self.checkpointing)
+            maps = run(self.attention, maps, gradient_checkpointing=self.gradient_checkpointing)
         for block in self.up:
             given = maps if self.below is None else torch.cat([maps, skips.pop()], 1)
-            maps = run(block, given, active, checkpointing=self.checkpointing)
+            maps = run(block, given, active, gradient_checkpointing=self.gradient_checkpointing)
         return maps
 
 

@@ -34,9 +34,9 @@ def precise(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(full_precision(x))
 
 
-def run(block: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor:
-    """Return block(*inputs); with checkpointing its activations are computed again in the backward pass in place of being kept."""
-    if checkpointing and torch.is_grad_enabled():
+def run(block: nn.Module, *inputs: Tensor, gradient_checkpointing: bool) -> Tensor:
+    """Return block(*inputs); gradient checkpointing computes its activations again in the backward pass instead of keeping them."""
+    if gradient_checkpointing and torch.is_grad_enabled():
         return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False))
     return block(*inputs)
 

@@ -87,7 +87,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             frechet_distance=1.54,
             encoder="latent-640",
             push_per_step=64,
-            schedule=_schedule(steps=200_000, guidance_exponent=3.0, unguided_share=0.5, learning_rate=4e-4, weight_decay=0.01),
+            schedule=_schedule(steps=200_000, guidance_exponent=3.0, unguided_prob=0.5, learning_rate=4e-4, weight_decay=0.01),
         ),
         "pixel-b": Recipe(
             size="B/16",
@@ -125,9 +125,11 @@ _CLASSES = {"classification_weight": 0.1, "classified_steps": 3000, "classificat
 # 30,000 steps of 8192 are 192 epochs, 200,000 are 1280 (*paper*). How many images go through at once is ours.
 ENCODERS: Mapping[str, MAEConfig] = MappingProxyType(
     {
-        "latent-256": MAEConfig(width=256, patch=1, steps=30_000, micro_batch=512, **_NETWORK, **_TRAINING),
-        "latent-640": MAEConfig(width=640, patch=1, steps=200_000, micro_batch=128, **_NETWORK, **_TRAINING, **_CLASSES),
-        "pixel-640": MAEConfig(width=640, patch=_PIXEL_PATCH, steps=200_000, micro_batch=128, **_NETWORK, **_TRAINING, **_CLASSES),
+        "latent-256": MAEConfig(width=256, patch=1, steps=30_000, microbatch_size=512, **_NETWORK, **_TRAINING),
+        "latent-640": MAEConfig(width=640, patch=1, steps=200_000, microbatch_size=128, **_NETWORK, **_TRAINING, **_CLASSES),
+        "pixel-640": MAEConfig(
+            width=640, patch=_PIXEL_PATCH, steps=200_000, microbatch_size=128, **_NETWORK, **_TRAINING, **_CLASSES
+        ),
     }
 )
 
@@ -140,7 +142,7 @@ _OPTIMISATION = {
     "max_grad_norm": 2.0,
     "ema_decay": 0.999,
     # Ours: the features of more labels do not fit beside the rest on a device of 80 GB.
-    "labels_per_pass": 2,
+    "labels_per_microbatch": 2,
 }
 
 
@@ -172,7 +174,7 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
     return RunConfig(
         preset=f"imagenet256-{name}",
         data=_data(data, vae, pixels=chosen.pixels),
-        generator=DiTConfig(**vars(SIZES[chosen.size]), bounded=False, output_std=0.0, checkpointing=large),
+        generator=DiTConfig(**vars(SIZES[chosen.size]), bounded=False, output_std=0.0, gradient_checkpointing=large),
         encoder=features,
         loss=LossConfig(temperatures=(0.02, 0.05, 0.2), affinity_floor=1e-6),
         schedule=Schedule(**_OPTIMISATION, **chosen.schedule),

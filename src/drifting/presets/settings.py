@@ -138,7 +138,7 @@ def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int 
             given[dotted] = read_value(known[dotted].kind, value, name)
     if batch_size is not None and isinstance(config, RunConfig):
         given |= _batch(config, batch_size, given)
-    for one, other in (("micro_batch", "labels_per_pass"), ("labels_per_pass", "micro_batch")):
+    for one, other in (("microbatch_size", "labels_per_microbatch"), ("labels_per_microbatch", "microbatch_size")):
         if given.get(f"schedule.{one}") is not None and isinstance(config, RunConfig):
             given.setdefault(f"schedule.{other}", None)
     return _replaced(config, given)

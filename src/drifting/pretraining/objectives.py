@@ -225,7 +225,7 @@ def train_masked(state: NetworkState, batches: Batches, settings: MaskedTraining
             raise InputError(f"classification_weight is {settings.classification_weight}: pass one label for every image")
         batch, mask = to_signed(images.to(device)), random_mask(len(images), autoencoder.grid, rng)
         named = labels.long().to(device) if weight and labels is not None else None
-        for rows in torch.arange(len(batch), device=device).split(settings.micro_batch or len(batch)):
+        for rows in torch.arange(len(batch), device=device).split(settings.microbatch_size or len(batch)):
             with computing_in(settings.precision, device):
                 reconstruction, logits = autoencoder(batch[rows], mask[rows])
             # Shares of the means of the whole batch: over its hidden entries, and over its images.

@@ -17,7 +17,9 @@ from drifting.runs.folder import clear_unstarted, newest_checkpoint
 from drifting.training.signals import Interrupted
 from drifting.training.state import DivergenceError
 
-LESS_MEMORY = "pass a smaller --batch-size or, for a generator, --micro-batch, --labels-per-pass or --checkpointing True"
+LESS_MEMORY = (
+    "pass a smaller --batch-size or, for a generator, --microbatch-size, --labels-per-microbatch or --gradient-checkpointing True"
+)
 
 
 class Stopped(Interrupted, KeyboardInterrupt):

@@ -30,7 +30,7 @@ _RESULTS = (WEIGHTS, CLASSIFIER_WEIGHTS, METRICS)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, TRAINED_ON, *_LOGS, *_PICTURES)
 
 # How a step is cut, computed and shared changes nothing but memory and time: a run that ran out of either may go on otherwise.
-_FREE = ("steps", "micro_batch", "labels_per_pass", "compile", "checkpointing", "parallel", "device", "keep")
+_FREE = ("steps", "microbatch_size", "labels_per_microbatch", "compile", "gradient_checkpointing", "parallel", "device", "keep")
 
 # What runs of earlier versions do not know of their data.
 _FOUND_LATER = ("class_names", "counts", "count", "fingerprint")

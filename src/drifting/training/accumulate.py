@@ -2,10 +2,10 @@
 
 **By samples.** The loss reaches the generator's weights w through the features f of its samples alone, so that
 
-    d loss / dw = sum over micro-batches of (df / dw) (d loss / df)
+    d loss / dw = sum over microbatches of (df / dw) (d loss / df)
 
 A first pass without graph keeps the features of all samples. Their loss, with scale, drifts and drift norms of the whole batch,
-gives d loss / df. A second pass makes every micro-batch again, with graph, and passes its share back.
+gives d loss / df. A second pass makes every microbatch again, with graph, and passes its share back.
 
 This is exact, to rounding, for a generator and an encoder that are functions of their inputs and take every sample by itself:
 without dropout, batch statistics or noise of their own.
@@ -18,7 +18,7 @@ ever held:
     2. drifts, at s  -> their mean squares
     3. the loss, at both, with graph: its gradient is added to that of the weights
 
-Real samples are encoded again in each. Micro-batches, which keep the features of the whole step, take one pass less; but those of
+Real samples are encoded again in each. Microbatches, which keep the features of the whole step, take one pass less; but those of
 the paper's recipe for ImageNet, 64 labels with 144 samples each, take up some 90 GB.
 
 Shapes: l labels, n generated samples per label, m unconditional samples, k locations, t temperatures.
@@ -40,7 +40,7 @@ from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
 from drifting.training.step import Batch, compare, drifting_step
 
 
-def micro_batched_step(
+def microbatched_step(
     generator: Callable[..., Tensor],
     encoder: FeatureEncoder,
     loss: DriftingLoss,
@@ -61,7 +61,7 @@ def micro_batched_step(
         size: samples of one pass; bounds the memory of activations and changes nothing else.
         statistics: also report how the kernels spread.
         processes: see `step.drifting_step`.
-        no_sync: gives a block in which gradients are not yet averaged over them: all micro-batches but the last.
+        no_sync: gives a block in which gradients are not yet averaged over them: all microbatches but the last.
 
     Returns:
         The report of `step.drifting_step`, whose losses are constants here; and the bytes that the features of the whole batch and

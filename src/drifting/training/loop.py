@@ -22,7 +22,7 @@ from drifting.errors import InputError
 from drifting.generators.base import draw_noise
 from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
-from drifting.training.accumulate import label_batched_step, micro_batched_step
+from drifting.training.accumulate import label_batched_step, microbatched_step
 from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
 from drifting.training.schedule import Schedule
@@ -39,7 +39,7 @@ class Step:
     Attributes:
         number: of the step, counted from 1.
         report: the loss with its report, on the device.
-        stored_bytes: of the features that micro-batches kept, and their gradients.
+        stored_bytes: of the features that microbatches kept, and their gradients.
     """
 
     number: int
@@ -95,15 +95,15 @@ def _add_gradients(
 ) -> tuple[FeatureLoss, int]:
     """Add the gradient of a batch to that of the weights, at once or in parts; return the report and the bytes that were stored."""
     labels, samples = batch.noise.shape[:2]
-    micro_batch = schedule.micro_batch or labels * samples
+    microbatch_size = schedule.microbatch_size or labels * samples
     # Parts of one size have one weight; the bound of a recipe need not divide the labels of other data, or of a share of them.
-    most = min(schedule.labels_per_pass or labels, labels)
+    most = min(schedule.labels_per_microbatch or labels, labels)
     at_once = max(size for size in range(1, most + 1) if labels % size == 0)
     if at_once < labels:
         some = [partial(batch.of, slice(start, start + at_once)) for start in range(0, labels, at_once)]
         return label_batched_step(*networks, some, no_sync=no_sync, **options), 0
-    if micro_batch < labels * samples:
-        return micro_batched_step(*networks, batch, size=micro_batch, no_sync=no_sync, **options)
+    if microbatch_size < labels * samples:
+        return microbatched_step(*networks, batch, size=microbatch_size, no_sync=no_sync, **options)
     report = drifting_step(*networks, batch, **options)
     report.loss.backward()
     return report, 0
@@ -158,8 +158,8 @@ def _draw_prior(state: TrainingState, groups: tuple[int, int], labels: Tensor | 
 def _draw_guidance(positives: Positives, schedule: Schedule, labels: int, own: slice, rng: torch.Generator) -> dict[str, Any]:
     told, scale = None, torch.full((labels,), schedule.guidance_scale, device=rng.device)
     if schedule.guidance_exponent is not None:
-        highest, unguided_share = schedule.highest_guidance_scale, schedule.unguided_share
-        law = {"exponent": schedule.guidance_exponent, "highest": highest, "unguided_share": unguided_share}
+        highest, unguided_prob = schedule.highest_guidance_scale, schedule.unguided_prob
+        law = {"exponent": schedule.guidance_exponent, "highest": highest, "unguided_prob": unguided_prob}
         told = scale = draw_guidance_scale(labels, **law, rng=rng)
     elif schedule.guidance_scale == 1:
         return {}

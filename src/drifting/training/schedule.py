@@ -19,8 +19,8 @@ class Schedule:
         generated: number of generated samples of each label in a step.
         positives: number of real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
-        micro_batch: generated samples of one forward pass with graph, to bound memory; None for all. See `training.accumulate`.
-        labels_per_pass: labels whose features are held at a time, at most, to bound memory further; None for all. Those of a
+        microbatch_size: generated samples of one forward pass with graph, to bound memory; None for all. See `training.accumulate`.
+        labels_per_microbatch: labels whose features are held at a time, at most, to bound memory further; None for all. Those of a
             process are taken in equal parts. See `training.accumulate`.
         compile: let torch.compile fuse generator and encoder, at the cost of minutes before the first step.
         guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all; see `guidance`. Where it
@@ -28,7 +28,7 @@ class Schedule:
         guidance_exponent: draw a scale for each label of a step, from the density scale^-exponent on [1, highest_guidance_scale],
             and tell it to the generator; None to train at `guidance_scale` alone.
         highest_guidance_scale: highest guidance scale that is drawn.
-        unguided_share: probability of a guidance scale of exactly 1, where scales are drawn.
+        unguided_prob: probability of a guidance scale of exactly 1, where scales are drawn.
         unconditional: number of real samples of any label that repel those of each label in a step, where there is guidance.
         precision: compute the generator and the encoder in "float32" or in "bfloat16" during training; weights, loss, averages and
             samples are float32 either way. See `training.precision`.
@@ -52,13 +52,13 @@ class Schedule:
     generated: int
     positives: int
     independent_negatives: bool = False
-    micro_batch: int | None = None
-    labels_per_pass: int | None = None
+    microbatch_size: int | None = None
+    labels_per_microbatch: int | None = None
     compile: bool = False
     guidance_scale: float = 1.0
     guidance_exponent: float | None = None
     highest_guidance_scale: float = 4.0
-    unguided_share: float = 0.0
+    unguided_prob: float = 0.0
     unconditional: int = 0
     precision: str = "float32"
     optimizer: str = "adamw"
@@ -109,8 +109,8 @@ def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
     """Raise InputError for settings of a training that contradict each other or the data; counts are not looked at."""
     check_learning_rate(schedule.learning_rate)
     _check_guidance(schedule, labelled=labelled)
-    if schedule.micro_batch is not None:
-        check_counts({"micro_batch": schedule.micro_batch})
+    if schedule.microbatch_size is not None:
+        check_counts({"microbatch_size": schedule.microbatch_size})
     _check_passes(schedule, labelled=labelled)
     check_precision(schedule.precision)
     if schedule.optimizer not in OPTIMIZERS:
@@ -133,24 +133,24 @@ def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
 
 
 def _check_passes(schedule: Schedule, *, labelled: bool) -> None:
-    at_once = schedule.labels_per_pass
+    at_once = schedule.labels_per_microbatch
     if at_once is None:
         return
-    check_counts({"labels_per_pass": at_once})
+    check_counts({"labels_per_microbatch": at_once})
     if not labelled:
-        raise InputError(f"labels_per_pass is {at_once}, but the data have no labels: pass micro_batch in place of it")
-    if schedule.micro_batch is not None:
-        raise InputError(f"labels_per_pass is {at_once} and micro_batch {schedule.micro_batch}: pass one of them")
+        raise InputError(f"labels_per_microbatch is {at_once}, but the data have no labels: pass microbatch_size in place of it")
+    if schedule.microbatch_size is not None:
+        raise InputError(f"labels_per_microbatch is {at_once} and microbatch_size {schedule.microbatch_size}: pass one of them")
 
 
 def _check_guidance(schedule: Schedule, *, labelled: bool) -> None:
     scale, exponent = schedule.guidance_scale, schedule.guidance_exponent
     check_guidance_scale(scale)
-    if exponent is None and schedule.unguided_share != 0:
-        raise InputError(f"unguided_share is {schedule.unguided_share}, but no scales are drawn: pass guidance_exponent too")
+    if exponent is None and schedule.unguided_prob != 0:
+        raise InputError(f"unguided_prob is {schedule.unguided_prob}, but no scales are drawn: pass guidance_exponent too")
     if exponent is not None:
         highest = schedule.highest_guidance_scale
-        check_guidance_law(exponent=exponent, highest=highest, unguided_share=schedule.unguided_share)
+        check_guidance_law(exponent=exponent, highest=highest, unguided_prob=schedule.unguided_prob)
         if scale > highest:
             raise InputError(f"guidance_scale is {scale}, but is drawn up to {highest}: pass a number from 1 to {highest}")
     if scale == 1 and exponent is None:
