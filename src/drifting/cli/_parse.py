@@ -86,14 +86,14 @@ class Option:
 
     def field(self) -> tuple[str, Any, Any]:
         """Return it as a field of a dataclass that tyro parses."""
-        shown = None if self.shown is None else f"({self.shown})"
+        *short, longest = sorted((*self.others, self.name), key=len)
         about = arg(
-            name=self.name,
+            name=longest,
             metavar=_metavar(self.kind),
             prefix_name=False,
             help=self.help,
-            aliases=[_hyphened(f"--{name}") for name in self.others],
-            help_behavior_hint=shown,
+            aliases=[_hyphened(f"--{name}") for name in short],
+            help_behavior_hint=None if self.shown is None else f"({self.shown})",
         )
         kind = Annotated[self.kind, about] if self.switch else Annotated[self.kind, about, FlagConversionOff]
         return self.name.replace(".", "__"), kind, dataclasses.field(default=self.default)

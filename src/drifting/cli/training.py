@@ -107,7 +107,7 @@ def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
     choices = [] if name is None else presets.choices(name)
     reader = Reader(
         command="train" if name is None else f"train {name}",
-        description=(train.__doc__ or "").split(chr(10))[0],
+        description=_summary(train),
         subject=f"the preset '{name}'",
         elsewhere=_SHORT | CHOICES.keys(),
         headings=tuple(_HEADINGS.values()),
@@ -173,18 +173,19 @@ def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
     from drifting.runs.folder import saved_config
 
     kind, rest = subject_of(words, encoders.KINDS, _SWITCHES)
-    if kind is None and not HELP & set(words):
-        raise InputError("kind is missing: see drifting train-encoder --help")
-    kind = kind or "supervised"
-    choices = encoders.choices(kind)
+    choices = encoders.choices(kind or "supervised")
     every = (setting.short for each in encoders.KINDS for setting in settings(encoders.encoder(each)))
     reader = Reader(
-        command=f"train-encoder {kind}",
-        description=(train_encoder.__doc__ or "").split(chr(10))[0],
+        command=f"train-encoder {kind or 'KIND'}",
+        description=f"{_summary(train_encoder)} --help after {', '.join(encoders.KINDS)} shows the settings of each.",
         subject=f"'{kind}'",
         elsewhere={name for name in every if name is not None},
         headings=tuple(_HEADINGS.values()),
     )
+    if kind is None:
+        if HELP & set(words):
+            reader.read([*_fields(_EncoderRun), *_choices(choices)], ["--help"])
+        raise InputError("kind is missing: see drifting train-encoder --help")
     first = reader.read([*_fields(_EncoderRun), *_choices(choices)], rest, partial=True)
     run = _EncoderRun(**_part(first, _EncoderRun))
     given = {key: value for key, value in first.items() if key not in vars(run)}
@@ -216,7 +217,7 @@ def latents(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
     """
     from drifting.data.latents_writer import CacheSettings
 
-    reader = Reader(command="latents", description=(latents.__doc__ or "").split(chr(10))[0])
+    reader = Reader(command="latents", description=_summary(latents))
     read = reader.read([*_fields(_Cache), *_fields(CacheSettings, "Latents")], words)
     return functools.partial(_latents, _Cache(**_part(read, _Cache)), CacheSettings(**_part(read, CacheSettings)))
 
@@ -226,6 +227,10 @@ def _latents(cache: _Cache, settings: Any) -> None:
 
     index = write_latents(cache.data, cache.vae, cache.out, settings, overwrite=cache.overwrite)
     print(f"{index.count} images, latents {index.latent_shape}", cache.out, sep="\n")
+
+
+def _summary(command: Callable[..., Any]) -> str:
+    return (command.__doc__ or "").partition("\n")[0]
 
 
 def _part(values: dict[str, Any], kind: type) -> dict[str, Any]:
@@ -311,7 +316,7 @@ def _list_presets() -> None:
     """Show what `drifting train` can train."""
     from drifting.presets import GROUPS, PRESETS
 
-    print("usage: drifting train PRESET [OPTIONS]", "", wrapped((train.__doc__ or "").split(chr(10))[0], 0), sep="\n")
+    print("usage: drifting train PRESET [OPTIONS]", "", wrapped(_summary(train), 0), sep="\n")
     print("", wrapped("drifting train PRESET --help shows all settings of a preset, with its own values.", 0), sep="\n")
     for heading, names in GROUPS.items():
         print("", heading, *(wrapped(f"{name}: {PRESETS[name].what}", 2, hanging=4) for name in names), sep="\n")
