@@ -77,7 +77,7 @@ def images(
 
     Command: drifting train images --data FOLDER --image-size 32. Hardware: one CPU core. Time: 7 minutes for 300 images of 32
     pixels. Expected: Frechet distance in a classifier's features 1.2 times that of real images. Measured: docs/results.md,
-    2026-11-28; 5,000 images of 64 pixels take 26 minutes of one thread and are blurred.
+    2026-11-28; 5,000 images of 64 pixels take about half an hour of one thread, and most shapes stay vague.
     """
     source = ImagesData(name=name, path=data, image_size=image_size, channels=channels, conditional=not unconditional)
     found = _look(source)
