@@ -5,6 +5,7 @@ from torch import nn
 
 import drifting
 from drifting.data.toys import toy
+from drifting.fields import MeanShift
 
 
 def main(steps=300, n=512):
@@ -14,7 +15,7 @@ def main(steps=300, n=512):
     generator = nn.Sequential(nn.Linear(32, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 2))
     optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3)
     loss_of = drifting.DriftingLoss(
-        temperatures=(0.05, 0.2, 0.8), affinity_floor=0.0, normalize_features=False, normalize_drift=False
+        temperatures=(0.05, 0.2, 0.8), field=MeanShift(affinity_floor=0.0), normalize_features=False, normalize_drift=False
     )
     for step in range(1, steps + 1):
         generated, positives = generator(torch.randn(n, 32)), toy("moons").draw(n, rng)

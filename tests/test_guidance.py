@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drifting import InputError, drifting_loss
+from drifting.fields import MeanShift
 from drifting.fields.mean_shift import mean_shift_field
 from drifting.guidance import check_guidance_law, check_guidance_scale, draw_guidance_scale, unconditional_weight
 from tests.support.two_components import two_components, upper_shares
@@ -69,7 +70,7 @@ def test_free_particles_take_the_shares_of_the_guided_density(factor, share):
             two_components([0.5, 0.5], m, rng),
             unconditional_weights=weights,
             temperatures=(1.0,),
-            affinity_floor=0.0,
+            field=MeanShift(0.0),
             normalize_features=False,
             normalize_drift=False,
         ).loss.sum()

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drifting import drifting_loss
+from drifting.fields import MeanShift
 from drifting.fields.mean_shift import mean_shift_field
 from tests.oracle import drifting_oracle as oracle
 from tests.support.covering import pairwise
@@ -49,7 +50,7 @@ def test_loss_gradient_scale_and_drift_norms_are_those_of_the_oracle(seed, g, n,
     samples = draw(seed, (g, n, d), (g, p, d), (g, m, d))
     weights = dict(zip(WEIGHTS, draw_weights(seed, (g, n), (g, m), (g, p)), strict=True)) if seed % 2 else {}
     options = {**weights, "temperatures": (0.1, 0.5)}
-    report, gradient = with_gradient(*samples, **options, affinity_floor=floor)
+    report, gradient = with_gradient(*samples, **options, field=MeanShift(floor))
     assert_is_that_of_the_oracle(report, gradient, oracle.drifting_loss(*samples, **options, floor=floor))
 
 
@@ -75,7 +76,7 @@ def test_tiny_features_meet_the_lower_bounds_of_distance_and_scale(size):
 def test_gradient_is_the_drift_in_closed_form(normalize_features, normalize_drift):
     generated, positives = draw(0, (3, 5, 4), (3, 6, 4))
     temperatures = torch.tensor([0.1, 0.4], dtype=torch.float64)
-    options = {"normalize_features": normalize_features, "normalize_drift": normalize_drift, "affinity_floor": 0.0}
+    options = {"normalize_features": normalize_features, "normalize_drift": normalize_drift, "field": MeanShift(0.0)}
     report, gradient = with_gradient(generated, positives, temperatures=temperatures.tolist(), **options)
     unit = report.scale / 2 if normalize_features else 1.0
     bandwidths = temperatures * report.scale
@@ -177,7 +178,7 @@ def test_loss_and_gradient_are_finite_in_degenerate_cases(temperature, counts, i
     generated, positives = draw(8, (2, n, 3), (2, p, 3), dtype=torch.float32)
     if identical:
         generated, positives = torch.ones_like(generated), torch.ones_like(positives)
-    options = {"normalize_features": normalize, "normalize_drift": normalize, "affinity_floor": floor, "statistics": True}
+    options = {"normalize_features": normalize, "normalize_drift": normalize, "field": MeanShift(floor), "statistics": True}
     report, gradient = with_gradient(generated, positives, temperatures=(temperature, 0.1), **options)
     assert report.loss.isfinite().all()
     assert gradient.isfinite().all()

@@ -1,9 +1,12 @@
 """`DriftingLoss`: features are added, groups averaged, locations kept apart, and parts of a batch make the whole."""
 
+import sys
+
 import pytest
 import torch
 
 from drifting import DriftingLoss, drifting_loss
+from drifting.fields import MeanShift
 
 SHAPES = {"low": (3, 4), "high": (1, 9)}  # locations and channels
 TEMPERATURES = (0.1, 0.5)
@@ -34,7 +37,7 @@ def with_gradient(loss, generated, *rest, **options):
     return report, {name: values.grad for name, values in generated.items()}
 
 
-@pytest.mark.parametrize("settings", [{}, {"normalize_drift": False}, {"normalize_features": False, "affinity_floor": 0.0}])
+@pytest.mark.parametrize("settings", [{}, {"normalize_drift": False}, {"normalize_features": False, "field": MeanShift(0.0)}])
 def test_loss_is_the_sum_over_features_of_the_mean_over_labels_and_locations(settings):
     features = batch()
     negatives = draw_features(3, 2, 4)
@@ -112,7 +115,7 @@ def test_reports_hold_every_temperature_and_statistics_on_request():
 
 def test_settings_reach_the_loss():
     generated, positives, _ = batch()
-    plain, sharp = DriftingLoss(), DriftingLoss(affinity_floor=0.5)
+    plain, sharp = DriftingLoss(), DriftingLoss(field=MeanShift(0.5))
     assert (plain(generated, positives).loss - sharp(generated, positives).loss).abs() > 1e-3
     zero = DriftingLoss(field=lambda generated, *_, temperatures, **__: generated.new_zeros(len(temperatures), *generated.shape))
     assert zero(generated, positives).loss == 0
@@ -135,6 +138,6 @@ def test_no_number_is_taken_to_the_device_or_read_from_it(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     monkeypatch.setattr(torch, "tensor", refuse)
     for module in ("_checks", "fields.mean_shift", "fields.diagnostics"):  # which reads weights on a CPU alone
-        monkeypatch.setattr(f"drifting.{module}.check_weights", lambda weights: None)
+        monkeypatch.setattr(sys.modules[f"drifting.{module}"], "check_weights", lambda weights: None)
     for known in (None, DriftingLoss(temperatures=TEMPERATURES)(*batch()).features):
         DriftingLoss(temperatures=TEMPERATURES)(*batch(), known=known, statistics=True, weights={"unconditional": torch.ones(2, 3)})

@@ -12,10 +12,10 @@ from tests.support.threads import ThreadPeers, on_peers
 
 OPTIONS = {
     "default": {},
-    "no floor": {"affinity_floor": 0.0, "temperatures": (0.05, 0.3)},
-    "sharp": {"affinity_floor": 0.0, "temperatures": (2e-3, 1.0)},
+    "no floor": {"field": MeanShift(0.0), "temperatures": (0.05, 0.3)},
+    "sharp": {"field": MeanShift(0.0), "temperatures": (2e-3, 1.0)},
     "one temperature": {"temperatures": (0.1,)},
-    "features as they are": {"normalize_features": False, "affinity_floor": 0.0, "temperatures": (0.2, 2.0)},
+    "features as they are": {"normalize_features": False, "field": MeanShift(0.0), "temperatures": (0.2, 2.0)},
     "drift as it is": {"normalize_drift": False, "temperatures": (0.1, 0.5)},
     "nothing normalised": {"normalize_features": False, "normalize_drift": False, "temperatures": (0.2, 2.0)},
 }
@@ -91,7 +91,7 @@ def test_a_split_step_is_that_of_the_oracle(split, floor, size, extras):
     axis = AXES[split]
     arguments = problem(extras, groups=6 if axis == 0 else 1)
     expected = oracle.drifting_loss(**arguments, floor=floor)
-    parts = on_peers(size, lambda peers: with_gradient(split(arguments, peers), peers=peers, affinity_floor=floor))
+    parts = on_peers(size, lambda peers: with_gradient(split(arguments, peers), peers=peers, field=MeanShift(floor)))
     gradient = torch.cat([part for _, part in parts], axis) * len(arguments["generated"]) / size
     assert_close(gradient, torch.tensor(expected.grad), 1e-9)
     assert_close(torch.stack([report.loss.mean() for report, _ in parts]).mean(), torch.tensor(expected.loss.mean()), 1e-9)
@@ -113,7 +113,7 @@ def test_float32_and_half_precision_are_split_too(split, dimension):
 @pytest.mark.parametrize("split", [by_groups, by_samples])
 def test_extreme_temperatures_stay_finite_and_equal(split):
     arguments = problem(("unconditional",))
-    options = {"temperatures": (1e-8, 1e8), "affinity_floor": 0.0, "statistics": True}
+    options = {"temperatures": (1e-8, 1e8), "field": MeanShift(0.0), "statistics": True}
     whole = with_gradient(arguments, **options)
     parts = on_peers(3, lambda peers: with_gradient(split(arguments, peers), peers=peers, **options))
     # Logits of 1e8 leave eight digits.
@@ -123,11 +123,11 @@ def test_extreme_temperatures_stay_finite_and_equal(split):
 
 def test_one_sample_on_each_peer_sees_the_others_and_not_itself():
     arguments = problem((), groups=2, samples=3)
-    whole = with_gradient(arguments, affinity_floor=0.0, statistics=True)
-    options = {"affinity_floor": 0.0, "statistics": True}
+    whole = with_gradient(arguments, field=MeanShift(0.0), statistics=True)
+    options = {"field": MeanShift(0.0), "statistics": True}
     parts = on_peers(3, lambda peers: with_gradient(by_samples(arguments, peers), peers=peers, **options))
     assert_is_the_whole(parts, whole, 1)
-    alone = with_gradient({**arguments, "generated": arguments["generated"][:, :1]}, affinity_floor=0.0)
+    alone = with_gradient({**arguments, "generated": arguments["generated"][:, :1]}, field=MeanShift(0.0))
     assert (alone[1] - 3 * whole[1][:, :1]).abs().max() > 1e-2
 
 

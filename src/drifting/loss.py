@@ -41,6 +41,7 @@ from drifting.fields.base import Field, Peers, Statistics, mean_over
 from drifting.fields.mean_shift import MeanShift
 
 TEMPERATURES = (0.02, 0.05, 0.2)
+FIELD_OF_THE_RELEASE = MeanShift(affinity_floor=1e-6)
 _SMALLEST_DISTANCE = 1e-4
 _SMALLEST_SCALE = 1e-3
 _SMALLEST_DRIFT_NORM = 1e-8
@@ -74,8 +75,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     positive_weights: Float[Tensor, "*g p"] | None = None,
     unconditional_weights: Float[Tensor, "*g m"] | None = None,
     temperatures: Sequence[float] = TEMPERATURES,
-    affinity_floor: float = 1e-6,
-    field: Field | None = None,
+    field: Field = FIELD_OF_THE_RELEASE,
     generated_negatives: Float[Tensor, "*g r d"] | None = None,
     normalize_features: bool = True,
     normalize_drift: bool = True,
@@ -97,8 +97,8 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         unconditional_weights: weight of each unconditional negative; see `guidance.unconditional_weight`.
         temperatures: kernel bandwidths, each above 0: relative to the mean distance, or in the units of the features where
             those are not normalised.
-        affinity_floor: lower bound of the squared affinity of the default field; 0 for none.
-        field: another drift field; the paper's mean shift by default.
+        field: the drift field, with its own parameters; by default the mean shift of the release. Points in few dimensions need
+            `MeanShift(affinity_floor=0.0)`.
         generated_negatives: an independent second generated batch that repels in place of `generated` itself, unmasked.
         normalize_features: divide features by the scale; without, `scale` is 1.
         normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
@@ -136,7 +136,6 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     bandwidths = _bandwidths(feature_scale, temperatures)
     pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
     pass_on |= {} if population is None else {"peers": peers}
-    field = field or MeanShift(affinity_floor)
     measure = getattr(field, "statistics", None) if statistics else None
     spread = None if measure is None else measure(fixed, attracting, negatives, **pass_on)
     drift = field(fixed, attracting, negatives, **pass_on, distances=distances)
@@ -160,7 +159,7 @@ class DriftingLoss(nn.Module):
     Every location of a map is a group of its own: locations are never mixed.
 
     Args:
-        temperatures, affinity_floor, field, normalize_features, normalize_drift: as in `drifting_loss`.
+        temperatures, field, normalize_features, normalize_drift: as in `drifting_loss`.
 
     Source: paper, appendix A.5 and A.6.
     """
@@ -169,8 +168,7 @@ class DriftingLoss(nn.Module):
         self,
         *,
         temperatures: Sequence[float] = TEMPERATURES,
-        affinity_floor: float = 1e-6,
-        field: Field | None = None,
+        field: Field = FIELD_OF_THE_RELEASE,
         normalize_features: bool = True,
         normalize_drift: bool = True,
     ) -> None:
@@ -179,7 +177,6 @@ class DriftingLoss(nn.Module):
         self.temperatures = tuple(float(temperature) for temperature in temperatures)
         self.settings = {
             "temperatures": self.temperatures,
-            "affinity_floor": affinity_floor,
             "field": field,
             "normalize_features": normalize_features,
             "normalize_drift": normalize_drift,
@@ -189,7 +186,7 @@ class DriftingLoss(nn.Module):
     @property
     def field(self) -> Field:
         """The drift field that trains."""
-        return self.settings["field"] or MeanShift(self.settings["affinity_floor"])
+        return self.settings["field"]
 
     if TYPE_CHECKING:
 

@@ -8,6 +8,7 @@ import torch
 from drifting.config import ImageFilesData, LatentsData, find_weights, resolve
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
+from drifting.fields import MeanShift
 from drifting.generators.dit import DiT
 from drifting.presets import PRESETS, adjust, check_choices, preset
 from drifting.presets.imagenet256 import ENCODERS, RECIPES
@@ -56,9 +57,9 @@ def test_training_of_the_release(name):
     assert (schedule.decay_after, schedule.precision, schedule.other_ema_decays) == (None, "bfloat16", ())
     assert not schedule.independent_negatives
     assert (bank.capacity_per_class, bank.unconditional_capacity) == (128, 1000)
-    assert (loss.temperatures, loss.affinity_floor, loss.normalize_features, loss.normalize_drift) == (
+    assert (loss.temperatures, loss.field, loss.normalize_features, loss.normalize_drift) == (
         (0.02, 0.05, 0.2),
-        1e-6,
+        MeanShift(affinity_floor=1e-6),
         True,
         True,
     )

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from drifting import DriftingLoss, drifting_loss
+from drifting import DriftingLoss, drifting_loss, fields
 from drifting import config as configuration
 from drifting.config import LossConfig, RunConfig
-from drifting.fields.mean_shift import MeanShift
+from drifting.errors import InputError
+from drifting.fields import DriftField, MeanShift
+from drifting.presets import adjust
 from drifting.runs import pictures
 from drifting.runs import pictures as drawing
 from drifting.runs.evaluate import build_evaluation
@@ -42,16 +44,9 @@ class Telling(Constant):
         return points * 0 + temperature
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WithField(LossConfig):
-    """A loss with a field."""
-
-    field: Any = None
-
-
 def _config(tiny_toy: RunConfig, field: Any, **changes: Any) -> RunConfig:
-    given = {**vars(tiny_toy.loss), "temperatures": (0.5, 2.0), **changes}
-    return dataclasses.replace(tiny_toy, loss=WithField(**given, field=field))
+    given = {**vars(tiny_toy.loss), "temperatures": (0.5, 2.0), "field": field, **changes}
+    return dataclasses.replace(tiny_toy, loss=LossConfig(**given))
 
 
 def _last_report(config: RunConfig) -> dict:
@@ -85,14 +80,14 @@ def test_field_tells_its_own_statistics_or_none(tiny_toy):
     assert isinstance(told, Told)
     assert told.temperature.tolist() == [0.5, 2.0]
     assert told.targets.tolist() == [schedule.generated + schedule.positives] * 2
-    mean_shift = _last_report(_config(tiny_toy, None)).statistics
+    mean_shift = _last_report(_config(tiny_toy, MeanShift())).statistics
     assert set(mean_shift._asdict()) == {"positive_neighbours", "negative_neighbours", "positive_share"}
 
 
 def test_picture_of_the_field_is_of_the_field_that_trains_or_left_out(tiny_toy, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "draw_points", lambda folder, **given: drawn.append(given["drift"]) or [])
-    for field in (Constant(), Telling(), None):
+    for field in (Constant(), Telling(), MeanShift()):
         drawing.build_pictures(_config(tiny_toy, field))(tmp_path, frames={0: torch.zeros(40, 2)}, log=[])
     without, own, mean_shift = drawn
     places, generated = torch.randn(7, 2), torch.randn(30, 2)
@@ -103,7 +98,7 @@ def test_picture_of_the_field_is_of_the_field_that_trains_or_left_out(tiny_toy, 
 
 def test_evaluation_has_the_bandwidths_of_training_where_features_are_normalized(tiny_toy):
     """The mean square of the drift at one temperature is what the loss reports for the same samples."""
-    config = _config(tiny_toy, None, temperatures=(0.3,), normalize_features=True)
+    config = _config(tiny_toy, MeanShift(), temperatures=(0.3,), normalize_features=True)
     evaluate = build_evaluation(config, 60).keywords["drift"]
     generated, positives = (torch.randn(40, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     settings = {**configuration.build_loss(config).settings, "memory": None}
@@ -112,6 +107,41 @@ def test_evaluation_has_the_bandwidths_of_training_where_features_are_normalized
 
 
 def test_loss_names_its_field():
-    assert DriftingLoss(affinity_floor=0.25).field == MeanShift(0.25)
+    assert DriftingLoss().field == MeanShift(affinity_floor=1e-6)
     field = Constant()
     assert DriftingLoss(field=field).field is field
+
+
+@dataclasses.dataclass(frozen=True)
+class Push(DriftField):
+    """A field of an own kind, offered by the package in a test."""
+
+    strength: float = 1.0
+
+    def __call__(self, generated, positives, negatives, *, temperatures, weights, num_self, distances):
+        return self.strength * torch.ones(len(temperatures), *generated.shape)
+
+
+def test_field_of_a_configuration_is_saved_read_and_set_by_its_name(tiny_toy, monkeypatch):
+    monkeypatch.setattr(fields, "Push", Push, raising=False)
+    config = _config(tiny_toy, Push(strength=0.5))
+    values = configuration.to_json(config)
+    assert values["loss"]["field"] == {"type": "Push", "strength": 0.5}
+    assert configuration.from_json(values, "x") == config
+    assert adjust(config, **{"loss.field.strength": 2.0}).loss.field == Push(2.0)
+    assert adjust(tiny_toy, **{"loss.field.affinity_floor": 0.5}).loss.field == MeanShift(0.5)
+    assert float(_last_report(config).drift_norms[0.5]) == pytest.approx(0.25)
+
+
+def test_field_that_is_not_offered_is_refused(tiny_toy):
+    values = configuration.to_json(_config(tiny_toy, Push()))
+    with pytest.raises(InputError, match=r"loss\.field\.type is 'Push', not MeanShift"):
+        configuration.from_json(values, "x")
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-6, 0.25])
+def test_floor_that_an_earlier_version_saved_with_the_loss_is_read(tiny_toy, floor):
+    values = configuration.to_json(tiny_toy)
+    del values["loss"]["field"]
+    values = {**values, "version": 1, "loss": {**values["loss"], "affinity_floor": floor}}
+    assert configuration.from_json(values, "x").loss == dataclasses.replace(tiny_toy.loss, field=MeanShift(floor))

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from drifting.fields import MeanShift
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
 from drifting.training import loop
@@ -53,7 +54,7 @@ LOSSES = {
     "usual": {},
     "own units": {"normalize_features": False, "temperatures": (0.5, 2.0)},
     "raw drift": {"normalize_drift": False},
-    "no floor": {"affinity_floor": 0.0, "temperatures": (0.2,)},
+    "no floor": {"field": MeanShift(0.0), "temperatures": (0.2,)},
 }
 
 

@@ -10,6 +10,7 @@ from drifting.config import RunConfig, build_encoder, build_generator, build_los
 from drifting.data.dataset import InMemorySource
 from drifting.encoders.base import identity
 from drifting.errors import InputError
+from drifting.fields import MeanShift
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
 from drifting.sampling import sample
@@ -40,7 +41,7 @@ def generator() -> MLP:
     """A generator of two classes with shares .7 and .3 of the upper of two components, trained at scales from 1 to 2."""
     real = two_components([0.7, 0.3], 20_000, torch.Generator().manual_seed(0))
     positives = Positives(InMemorySource(real.flatten(0, 1), torch.arange(2).repeat_interleave(20_000)), identity)
-    loss = DriftingLoss(temperatures=(1.0,), affinity_floor=0.0, normalize_features=False, normalize_drift=False)
+    loss = DriftingLoss(temperatures=(1.0,), field=MeanShift(0.0), normalize_features=False, normalize_drift=False)
     torch.manual_seed(0)
     state = TrainingState(MLP(noise_dim=1, sample_shape=(1,), width=64, depth=2, num_classes=2, guided=True), SCHEDULE, seed=0)
     for _ in train(state, positives, identity, loss, SCHEDULE):

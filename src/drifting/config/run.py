@@ -9,8 +9,9 @@ from drifting.data.augmentation import Views
 from drifting.distributed import PARALLEL
 from drifting.encoders.base import EncoderConfig, PixelsConfig
 from drifting.errors import InputError
+from drifting.fields import DriftField
 from drifting.generators.base import GeneratorConfig
-from drifting.loss import TEMPERATURES
+from drifting.loss import FIELD_OF_THE_RELEASE, TEMPERATURES
 from drifting.pretraining.objectives import Augmentation
 from drifting.training.schedule import Schedule, check_schedule
 
@@ -34,17 +35,17 @@ class BankConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """A `loss.DriftingLoss` with the paper's field.
+    """A `loss.DriftingLoss` with its field.
 
     Attributes:
         temperatures: bandwidths of the drift field; the drifts of all of them are added.
-        affinity_floor: lower bound of the squared affinity of two samples; 0 for none.
+        field: the drift field that trains, with its own parameters: one of `drifting.fields`.
         normalize_features: divide the features by their scale, so that temperatures suit any feature.
         normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
     """
 
     temperatures: tuple[float, ...] = TEMPERATURES
-    affinity_floor: float = 1e-6
+    field: DriftField = FIELD_OF_THE_RELEASE
     normalize_features: bool = True
     normalize_drift: bool = True
 

@@ -1,10 +1,11 @@
 """Drift fields: functions from generated and real samples to the direction in which each generated sample should move."""
 
-from drifting.fields.base import Field, Peers, Statistics
+from drifting.fields.base import DriftField, Field, Peers, Statistics
 from drifting.fields.diagnostics import KernelStatistics, kernel_statistics, mean_shift_at
 from drifting.fields.mean_shift import MeanShift, mean_shift
 
 __all__ = [
+    "DriftField",
     "Field",
     "KernelStatistics",
     "MeanShift",

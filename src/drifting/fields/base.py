@@ -10,8 +10,10 @@ A step is split in one of two ways, and either gives the field of the whole:
 Nothing here communicates: whoever has processes implements `Peers` over them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -62,6 +64,18 @@ class Field(Protocol):
             distances: from generated to [negatives | positives] where already known; the field may overwrite it.
         """
         ...
+
+
+@dataclass(frozen=True)
+class DriftField(ABC):
+    """A field that is its own configuration: a frozen dataclass of its parameters, which a run can name and save.
+
+    A configuration names it by its class, of those that this package offers.
+    """
+
+    @abstractmethod
+    def __call__(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Tensor:
+        """Return the drift; see `Field`."""
 
 
 @runtime_checkable

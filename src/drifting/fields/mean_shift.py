@@ -23,7 +23,7 @@ from torch import Tensor
 
 from drifting._checks import check_shapes, check_temperature, check_weights, constant, full_precision, join_weights
 from drifting.fields import pairwise
-from drifting.fields.base import Peers, Statistics
+from drifting.fields.base import DriftField, Peers, Statistics
 
 
 @constant
@@ -93,13 +93,17 @@ def mean_shift_field(
 
 
 @dataclass(frozen=True)
-class MeanShift:
-    """The mean shift with its lower bound of the squared affinity: a `Field` whose rows may be split over processes."""
+class MeanShift(DriftField):
+    """The mean shift: a `Field` whose rows may be split over processes.
+
+    Attributes:
+        affinity_floor: Lower bound of the squared affinity; 0 for none, 1e-6 in the authors' release.
+    """
 
     affinity_floor: float = 0.0
 
     @constant
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the arguments of `Field`, in full
         self,
         generated: Float[Tensor, "g n d"],
         positives: Float[Tensor, "g p d"],

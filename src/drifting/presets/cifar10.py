@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from drifting.config import ClassifierConfig, ImagesData, LossConfig, RunConfig
 from drifting.encoders import ResNetConfig, SimCLRConfig
+from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig, UNetConfig
 from drifting.generators.unet import SIZES
 from drifting.presets.transforms import joint
@@ -124,7 +125,7 @@ def system(name: str, data: str | None = None, unconditional: bool = False, *, g
         generator=UNetConfig(**vars(SIZES["gpu"])) if gpu else _DRAWER,
         encoder=encoder,
         # With a floor under the affinities every class would end at its mean.
-        loss=LossConfig(affinity_floor=0.0),
+        loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=dataclasses.replace(_GPU_SCHEDULE if gpu else _SCHEDULE, guidance_scale=chosen.guidance_scale),
         log_every=50,
         frames=12,

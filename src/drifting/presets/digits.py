@@ -1,6 +1,7 @@
 """Handwritten digits of 8 x 8 pixels: class-conditional images in under a minute on a CPU."""
 
 from drifting.config import DigitsData, LossConfig, RunConfig
+from drifting.fields import MeanShift
 from drifting.generators import MLPConfig
 from drifting.training.schedule import Schedule
 
@@ -17,7 +18,7 @@ def digits() -> RunConfig:
         data=DigitsData(),
         generator=MLPConfig(noise_dim=32, width=512, depth=3),
         # The release's floor under the affinities pulls every sample alike: here all of a class would end at its mean.
-        loss=LossConfig(affinity_floor=0.0),
+        loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=Schedule(
             steps=1200,
             labels_per_step=10,

@@ -14,6 +14,7 @@ from typing import Any
 from drifting.config import BankConfig, EncoderRunConfig, ImageFilesData, LatentsData, LossConfig, RunConfig
 from drifting.encoders import MAEConfig, MAEFeaturesConfig
 from drifting.errors import InputError
+from drifting.fields import MeanShift
 from drifting.generators import DiTConfig
 from drifting.generators.dit import SIZES
 from drifting.training.schedule import Schedule
@@ -176,7 +177,7 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
         data=_data(data, vae, pixels=chosen.pixels),
         generator=DiTConfig(**vars(SIZES[chosen.size]), bounded=False, output_std=0.0, gradient_checkpointing=large),
         encoder=features,
-        loss=LossConfig(temperatures=(0.02, 0.05, 0.2), affinity_floor=1e-6),
+        loss=LossConfig(temperatures=(0.02, 0.05, 0.2), field=MeanShift(affinity_floor=1e-6)),
         schedule=Schedule(**_OPTIMISATION, **chosen.schedule),
         # Of pixels the bank takes 25 GB, of latents 2.
         bank=BankConfig(

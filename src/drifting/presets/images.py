@@ -16,6 +16,7 @@ from drifting.encoders import AutoencoderConfig, ResNetConfig, resnet
 from drifting.encoders.autoencoder import Autoencoder, available_features
 from drifting.encoders.resnet import ResNet
 from drifting.errors import InputError
+from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig
 from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
@@ -87,7 +88,7 @@ def images(
         generator=_generator(found),
         encoder=_encoder(found),
         # As for the small digits: with a floor under the affinities every class would end at its mean.
-        loss=LossConfig(affinity_floor=0.0),
+        loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=_schedule(found),
         log_every=25,
         frames=12,

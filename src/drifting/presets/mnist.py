@@ -4,6 +4,7 @@ import dataclasses
 
 from drifting.config import ClassifierConfig, ImagesData, LossConfig, RunConfig
 from drifting.encoders import AutoencoderConfig
+from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig
 from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
@@ -39,7 +40,7 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
         data=ImagesData(name="mnist", path=data, channels=1),
         generator=DecoderMLPConfig(),
         # As for the small digits: with a floor under the affinities every class would end at its mean.
-        loss=LossConfig(affinity_floor=0.0),
+        loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=_SCHEDULE,
         log_every=50,
         frames=16,

@@ -26,7 +26,7 @@ _FOUND = (
     | {"data.centre", "data.scale"}
 )
 # Parts of a configuration whose settings have names of their own in it, and so can be named without the part.
-_SHORT = ("", "schedule", "loss", "generator")
+_SHORT = ("", "schedule", "loss", "loss.field", "generator")
 # What a preset lets one choose -> the setting that it decides, and others with it.
 CHOICES = {
     "data": "data.path",

@@ -5,6 +5,7 @@ import dataclasses
 from drifting.config import LossConfig, PointsData, RunConfig, ToyData
 from drifting.data.toys import toy as check_toy
 from drifting.errors import InputError
+from drifting.fields import MeanShift
 from drifting.generators import MLPConfig
 from drifting.training.schedule import Schedule
 
@@ -50,7 +51,7 @@ def anchor(data: ToyData | PointsData) -> RunConfig:
         preset="toy",
         data=data,
         generator=MLPConfig(noise_dim=32, width=256, depth=3, gain=1.3),
-        loss=LossConfig(temperatures=(0.05,), affinity_floor=0.0, normalize_features=False, normalize_drift=False),
+        loss=LossConfig(temperatures=(0.05,), field=MeanShift(affinity_floor=0.0), normalize_features=False, normalize_drift=False),
         schedule=Schedule(
             steps=2000,
             generated=2048,
