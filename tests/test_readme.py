@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import drifting
+import drifting.presets
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -56,7 +59,20 @@ def test_experiments_answer_from_the_root(script, monkeypatch, capsys):
     assert "--save-dir" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["00_one_file", "02_own_loop", "03_labelled_batches"])
+@pytest.mark.parametrize("script", ["00_one_file", "02_own_loop", "03_labelled_batches", "04_own_network"])
 def test_examples_run(script, capsys):
     runpy.run_path(str(ROOT / "examples" / f"{script}.py"))["main"](steps=100, n=64)
     assert "step 100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{"autocast": True}, {"backend": "eager"}], ids=["autocast", "compiled"])
+def test_own_loop_runs_under_autocast_and_compiled(options, capsys):
+    runpy.run_path(str(ROOT / "examples" / "02_own_loop.py"))["main"](steps=100, n=64, **options)
+    assert "step 100" in capsys.readouterr().out
+
+
+def test_library_example_runs(tmp_path, capsys, monkeypatch):
+    train = drifting.presets.preset
+    monkeypatch.setattr(drifting, "preset", lambda name, **settings: train(name, **{**settings, "steps": 20, "batch_size": 64}))
+    runpy.run_path(str(ROOT / "examples" / "01_library.py"))["main"](tmp_path / "run")
+    assert "energy_distance" in capsys.readouterr().out

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss, drifting_loss
     from drifting.presets import preset
     from drifting.runs import Run, load, train
-    from drifting.training import Schedule
+    from drifting.training import Schedule, Trainer
 
 __all__ = [
     "DriftLoss",
@@ -24,6 +24,7 @@ __all__ = [
     "InputError",
     "Run",
     "Schedule",
+    "Trainer",
     "__version__",
     "drifting_loss",
     "load",
@@ -40,6 +41,6 @@ __getattr__, __dir__ = _lazy_names(
         "loss": ("DriftLoss", "DriftingLoss", "FeatureLoss", "drifting_loss"),
         "presets": ("preset",),
         "runs": ("Run", "load", "train"),
-        "training": ("Schedule",),
+        "training": ("Schedule", "Trainer"),
     },
 )

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from drifting.data.dataset import InMemorySource, Source, StreamSource
     from drifting.data.digits import load_digits
     from drifting.data.images import ImageSet, load_images
+    from drifting.data.loader import LoaderSource
     from drifting.data.points import load_points
     from drifting.data.toys import TOYS
 
@@ -17,6 +18,7 @@ __all__ = [
     "BankSource",
     "ImageSet",
     "InMemorySource",
+    "LoaderSource",
     "MemoryBank",
     "Source",
     "StreamSource",
@@ -32,6 +34,7 @@ __getattr__, __dir__ = lazy_names(
         "dataset": ("InMemorySource", "Source", "StreamSource"),
         "digits": ("load_digits",),
         "images": ("ImageSet", "load_images"),
+        "loader": ("LoaderSource",),
         "points": ("load_points",),
         "toys": ("TOYS",),
     },

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from drifting.training.signals import Interrupted
     from drifting.training.state import DivergenceError, TrainingState
     from drifting.training.step import Batch, drifting_step
+    from drifting.training.trainer import Trainer
 
-__all__ = ["Batch", "DivergenceError", "Interrupted", "Positives", "Schedule", "Step", "TrainingState", "drifting_step"]
+__all__ = ["Batch", "DivergenceError", "Interrupted", "Positives", "Schedule", "Step", "Trainer", "TrainingState", "drifting_step"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -22,6 +23,7 @@ __getattr__, __dir__ = lazy_names(
         "schedule": ("Schedule",),
         "signals": ("Interrupted",),
         "state": ("DivergenceError", "TrainingState"),
+        "trainer": ("Trainer",),
         "step": ("Batch", "drifting_step"),
     },
 )

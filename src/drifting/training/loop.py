@@ -46,6 +46,16 @@ class Step:
     report: FeatureLoss
     stored_bytes: int = 0
 
+    @property
+    def loss(self) -> Tensor:
+        """The loss, on the device. Where drifts are normalized it is nearly constant: watch the drift norms."""
+        return self.report.loss
+
+    @property
+    def drift_norms(self) -> dict[str, dict[float, Tensor]]:
+        """Feature -> temperature -> mean square of the raw drift, on the device: what shrinks in training."""
+        return {name: feature.drift_norms for name, feature in self.report.features.items()}
+
 
 def train(
     state: TrainingState, positives: Positives, encoder: FeatureEncoder, loss: DriftingLoss, schedule: Schedule

@@ -1,0 +1,288 @@
+"""Train your own network by a drift field: the state, the real samples and the loop of a run, without a run folder.
+
+trainer = Trainer(network, data, noise_shape=32)
+for step in trainer:
+print(step.number, float(step.loss))
+samples = trainer.sample(64)
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from drifting._checks import check_counts, check_device, check_seed
+from drifting.data.dataset import InMemorySource, Source
+from drifting.data.loader import LoaderSource, as_batch
+from drifting.encoders.base import FeatureEncoder, Features, Frozen, Identity
+from drifting.errors import InputError
+from drifting.generators.base import Generator
+from drifting.loss import DriftingLoss
+from drifting.sampling import batch_of, sample
+from drifting.training.loop import Step, train
+from drifting.training.positives import Positives
+from drifting.training.precision import computed_in
+from drifting.training.schedule import Schedule, check_schedule
+from drifting.training.state import TrainingState
+
+_COUNTED = ("steps", "generated", "positives", "labels_per_step", "statistics_every")
+
+Data = Tensor | tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
+
+
+class Trainer:
+    """Train a module that maps noise to samples in one pass; iterating it trains, one step at a time.
+
+    An iteration that is left goes on where it stopped when the trainer is iterated again.
+
+    Args:
+        module: your network, called as module(noise), or as module(noise, labels) where the data have labels; trained in place.
+        data: real samples as floats: a tensor, a pair (samples, labels) of tensors, a data set of either, which is read into
+            memory, or a DataLoader of batches of either, of which every step reads one.
+        encoder: the feature space in which samples drift: a callable from samples to features [b, d] or [b, k, d] with k locations,
+            or to several of them by name. A module is frozen in place. None for the samples themselves.
+        loss: over the features; `DriftingLoss()` by default.
+        schedule: steps, batch and optimizer; 1000 steps of 256 samples, or of 32 of each of at most 16 classes, by default.
+        noise_shape: shape of the noise of one sample, or its length; by default the `noise_shape` of the module.
+        num_classes: number of labels of a DataLoader; by default the `num_classes` of the module.
+        seed: of all that is random in the training; the weights are those of the module.
+        device: where it trains; where the module is by default.
+
+    Raises:
+        InputError: if module, data, encoder and schedule do not fit together.
+    """
+
+    def __init__(  # noqa: PLR0913 - all that a training is made of
+        self,
+        module: nn.Module,
+        data: Data,
+        *,
+        encoder: Callable[[Tensor], Any] | None = None,
+        loss: DriftingLoss | None = None,
+        schedule: Schedule | None = None,
+        noise_shape: int | Sequence[int] | None = None,
+        num_classes: int | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        check_seed(seed)
+        if loss is not None and not isinstance(loss, DriftingLoss):
+            raise InputError(f"loss is a {type(loss).__name__}: pass a DriftingLoss, with any field")
+        self.module, self.loss = module, DriftingLoss() if loss is None else loss
+        place = _device_of(module, device)
+        classes = getattr(module, "num_classes", None) if num_classes is None else num_classes
+        source = _open(data, schedule, classes, seed, place)
+        self.schedule = schedule or _default_schedule(source.num_classes)
+        check_counts({name: getattr(self.schedule, name) for name in _COUNTED})
+        check_schedule(self.schedule, labelled=source.num_classes is not None)
+        generator = _as_generator(module, source, noise_shape).to(place)
+        _check_guidance(generator, self.schedule)
+        self._encoder = _as_encoder(encoder, self.schedule, place)
+        _try(generator, source, self._encoder, place)
+        self._positives = Positives(source, self._encoder)
+        self._state = TrainingState(generator, self.schedule, seed)
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return self._state.step
+
+    @property
+    def averaged(self) -> nn.Module:
+        """A copy of the module with averaged weights, from which samples are made."""
+        averaged = self._state.averaged
+        return averaged.module if isinstance(averaged, _Adapted) else averaged
+
+    def __iter__(self) -> Iterator[Step]:
+        """Train to the last step of the schedule, yielding after each; raises DivergenceError if the loss is not finite."""
+        for step in train(self._state, self._positives, self._encoder, self.loss, self.schedule):
+            if step.number % self.schedule.statistics_every == 0 or step.number == self.schedule.steps:
+                self._state.check_faults()
+            yield step
+
+    def sample(
+        self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
+    ) -> Float[Tensor, "s *sample"]:
+        """Return samples of the averaged weights on the CPU, one pass each; arguments as in `sampling.sample`."""
+        size = batch_of(self._state.generator.sample_shape)
+        return sample(self._state.averaged, count, seed=seed, labels=labels, guidance_scale=guidance_scale, batch_size=size)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that changes in training, copied: weights, averages, optimizer, random numbers, position in the data."""
+        positives = {f"positives.{name}": value for name, value in self._positives.tensors().items()}
+        tensors = {**self._state.tensors(), **positives, "step": torch.tensor(self.step)}
+        return {name: value.detach().clone() for name, value in tensors.items()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], origin: str = "the state") -> None:
+        """Go on from what `state_dict` of a trainer of the same module, data and schedule returned.
+
+        On a CPU the steps that follow are, bit for bit, those that would have followed there; the schedule may have more steps.
+
+        Raises:
+            InputError: if the state does not fit.
+        """
+        if "step" not in tensors:
+            raise InputError(f"checkpoint is '{origin}', which has no step: pass what state_dict() returned")
+        step = int(tensors["step"])
+        if not 0 <= step <= self.schedule.steps:
+            raise InputError(f"checkpoint is '{origin}', of step {step}: pass a schedule with at least {step} steps")
+        prefix = "positives."
+        positives = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        state = {name: value for name, value in tensors.items() if name != "step" and not name.startswith(prefix)}
+        self._state.check(state, step, origin)
+        self._positives.restore(positives, origin)
+        self._state.restore(state, step, origin)
+
+
+class _Adapted(Generator):
+    """A user's module with what the loop asks of a generator."""
+
+    def __init__(
+        self, module: nn.Module, noise_shape: tuple[int, ...], sample_shape: tuple[int, ...], num_classes: int | None
+    ) -> None:
+        super().__init__()
+        self.module, self.noise_shape, self.sample_shape, self.num_classes = module, noise_shape, sample_shape, num_classes
+
+    def forward(self, noise: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None) -> Tensor:
+        """Return what the module returns."""
+        del guidance_scale
+        return self.module(noise) if self.num_classes is None else self.module(noise, labels)
+
+
+def _device_of(module: nn.Module, device: torch.device | str | None) -> torch.device:
+    weight = next(module.parameters(), None)
+    if weight is None:
+        raise InputError(f"module is a {type(module).__name__} without parameters: pass a network that can be trained")
+    if device is None:
+        return weight.device
+    check_device(str(device))
+    return torch.device(device)
+
+
+def _open(data: Data, schedule: Schedule | None, num_classes: int | None, seed: int, device: torch.device) -> Source:
+    """Return the source of the real samples."""
+    if isinstance(data, DataLoader):
+        capacity = schedule or _default_schedule(num_classes)
+        unconditional = max(1, capacity.unconditional)
+        memory = {"capacity": max(1, capacity.positives), "unconditional_capacity": unconditional, "device": device}
+        source = LoaderSource(data, num_classes=num_classes, seed=seed, **memory)
+        # The module may know classes that the data do not tell.
+        forgotten = schedule is None and num_classes is not None and source.num_classes is None
+        return _open(data, None, None, seed, device) if forgotten else source
+    if isinstance(data, TensorDataset):
+        data = data.tensors[0] if len(data.tensors) == 1 else data.tensors
+    elif isinstance(data, Dataset):
+        data = _read(data)
+    if not isinstance(data, Tensor | tuple | list):
+        raise InputError(f"data is a {type(data).__name__}: pass a tensor, a pair of tensors, a Dataset or a DataLoader")
+    return InMemorySource(*as_batch(data))
+
+
+def _read(data: Dataset[Any]) -> Any:
+    """Return all samples of a data set, and their labels where it has some."""
+    if not hasattr(data, "__len__"):
+        raise InputError(f"data is a {type(data).__name__}, which has no length: pass a DataLoader over it")
+    items = [data[index] for index in range(len(data))]  # pyright: ignore[reportArgumentType] - it has a length
+    if not items:
+        raise InputError("data is empty: pass at least one sample")
+    if isinstance(items[0], Tensor):
+        return torch.stack(items)
+    parts = list(zip(*items, strict=True)) if isinstance(items[0], tuple | list) else []
+    if len(parts) != 2 or not isinstance(parts[0][0], Tensor):
+        raise InputError(f"data has items of {type(items[0]).__name__}: pass a data set of tensors x, or of pairs (x, y)")
+    return torch.stack(parts[0]), torch.tensor([int(label) for label in parts[1]])
+
+
+def _default_schedule(num_classes: int | None) -> Schedule:
+    at_once = {"labels_per_step": 1, "generated": 256, "positives": 256}
+    if num_classes is not None:
+        at_once = {"labels_per_step": min(num_classes, 16), "generated": 32, "positives": 32}
+    return Schedule(steps=1000, learning_rate=1e-3, **at_once)
+
+
+def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence[int] | None) -> Generator:
+    """Return the module as a generator of the samples of a source, or raise InputError if it cannot be one."""
+    labelled = source.num_classes is not None
+    if isinstance(module, Generator):
+        if module.num_classes != source.num_classes:
+            found = f"has {module.num_classes} classes, but the data {source.num_classes}"
+            raise InputError(f"module {found}: build it with num_classes={source.num_classes}")
+        return module
+    required, most = _arguments(module)
+    if labelled and most < 2:
+        raise InputError("module takes noise alone, but the data have labels: pass the samples without them, or take both")
+    if not labelled and required > 1:
+        raise InputError(f"module takes {required} arguments, but the data have no labels: pass a pair (samples, labels)")
+    shape = getattr(module, "noise_shape", None) if noise_shape is None else noise_shape
+    if shape is None:
+        raise InputError("noise_shape is missing: pass the shape of the noise of one sample, such as noise_shape=32")
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    check_counts({"noise_shape": min(shape, default=0)})
+    return _Adapted(module, shape, source.sample_shape, source.num_classes)
+
+
+def _arguments(module: nn.Module) -> tuple[int, float]:
+    """Return how many positional arguments a module needs, and takes at most."""
+    required, most = 0, 0.0
+    for argument in inspect.signature(module.forward).parameters.values():
+        if argument.kind is argument.VAR_POSITIONAL:
+            most = float("inf")
+        elif argument.kind in (argument.POSITIONAL_ONLY, argument.POSITIONAL_OR_KEYWORD):
+            most += 1
+            required += argument.default is argument.empty
+    return required, most
+
+
+def _check_guidance(generator: Generator, schedule: Schedule) -> None:
+    if schedule.draws_guidance and not generator.guided:
+        exponent = schedule.guidance_exponent
+        raise InputError(f"guidance_exponent is {exponent}, but the module takes no guidance scale: pass None")
+    if generator.guided and not schedule.draws_guidance:
+        raise InputError("module takes a guidance scale, but none is drawn: pass a schedule with a guidance_exponent")
+
+
+def _as_encoder(encoder: Callable[[Tensor], Any] | None, schedule: Schedule, device: torch.device) -> FeatureEncoder:
+    """Return an encoder whose features have names and locations."""
+    chosen = Identity() if encoder is None else encoder
+    if isinstance(chosen, nn.Module) and not isinstance(chosen, Frozen):
+        chosen = Frozen(chosen)
+    network = chosen.to(device) if isinstance(chosen, nn.Module) else chosen
+    network = torch.compile(network) if schedule.compile else network
+
+    def encode(samples: Tensor) -> Features:
+        found = network(samples)
+        named = {"sample": found} if isinstance(found, Tensor) else found
+        if not isinstance(named, Mapping) or not named:
+            raise InputError(f"encoder returns a {type(found).__name__}: return a tensor, or tensors by name")
+        for name, value in named.items():
+            if not isinstance(value, Tensor) or value.ndim not in (2, 3) or len(value) != len(samples):
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(f"encoder returns '{name}' as {shape}: return [b, d], or [b, k, d] with k locations")
+        return {name: value[:, None] if value.ndim == 2 else value for name, value in named.items()}
+
+    return computed_in(schedule.precision, encode, device)
+
+
+@torch.no_grad()
+def _try(generator: Generator, source: Source, encoder: FeatureEncoder, device: torch.device) -> None:
+    """Raise InputError unless two samples of the generator are shaped like the data and can be encoded."""
+    was_training = generator.training
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        noise = torch.randn(2, *generator.noise_shape, device=device)
+        labels = None if generator.num_classes is None else torch.zeros(2, dtype=torch.long, device=device)
+        scale = torch.ones(2, device=device) if generator.guided else None
+        codes = generator.draw_style_indices(2, torch.Generator(device))
+        try:
+            made = generator.eval()(noise, labels, scale, *([] if codes is None else [codes]))
+        except (RuntimeError, TypeError, IndexError) as error:
+            given = f"noise {tuple(noise.shape)}" + ("" if labels is None else f" and labels up to {generator.num_classes}")
+            raise InputError(f"module fails on {given} ({' '.join(str(error).split())[:120]}): pass another noise_shape") from error
+        generator.train(was_training)
+        if not isinstance(made, Tensor) or tuple(made.shape[1:]) != tuple(source.sample_shape):
+            shape = tuple(made.shape[1:]) if isinstance(made, Tensor) else type(made).__name__
+            raise InputError(f"module makes samples {shape}, but the data are {tuple(source.sample_shape)}: let it make those")
+        encoder(made.float())
