@@ -129,7 +129,7 @@ def test_bad_input_of_the_first_process_is_that_of_all(pair, tmp_path):
 def test_failure_of_the_first_process_is_known_to_all(pair, tmp_path):
     first, second = pair(failing_first, tmp_path)
     assert first == ("ValueError", "broken")
-    assert second == ("LostProcessError", "process 0 of this run failed: see what it said")
+    assert second == ("LostProcessError", "process 0 of this run failed: see its message")
 
 
 def test_one_process_alone_says_what_all_have_to_say(pair):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,8 @@ def test_flags_bound_a_run_and_change_nothing_else(command, tmp_path, monkeypatc
     saved = json.loads(Path("parts/config.json").read_text())["schedule"]
     assert (saved["labels_per_microbatch"], saved["microbatch_size"], saved["compile"]) == (2, None, True)
     refused = command("train", "digits", "--save-dir", "x", "--gradient-checkpointing", True)
-    message = "gradient_checkpointing is True, which the preset 'digits' does not take: leave it out"
-    assert (refused.status, refused.err) == (2, f"drifting: {message}\n")
+    assert refused.status == 2
+    assert re.fullmatch(r"drifting: gradient_checkpointing is .*: leave it out\n", refused.err)
     assert not Path("x").exists()
 
 

@@ -145,7 +145,7 @@ def test_resumption_of_something_else_is_refused(config, folder, tmp_path, image
 
 
 def test_command_line_trains_and_resumes(command, folder, tmp_path, monkeypatch):
-    def make(data=None):
+    def make(data: str | None = None) -> EncoderRunConfig:
         return EncoderRunConfig(preset="mae-pixel-640", data=ImageFilesData(path=data, image_size=8), encoder=ENCODER)
 
     monkeypatch.setitem(PRESETS, "mae-pixel-640", dataclasses.replace(PRESETS["mae-pixel-640"], make=make))

@@ -231,7 +231,7 @@ def test_vae_that_is_another_now_is_refused(place, on_latents, tmp_path):
 def test_command_line_takes_the_data_and_resumes_on_them(config, command, tmp_path, monkeypatch):
     path, run = config.data.path, tmp_path / "run"
 
-    def make(data=None):
+    def make(data: str | None = None) -> RunConfig:
         return dataclasses.replace(config, data=dataclasses.replace(config.data, path=data))
 
     monkeypatch.setitem(presets.PRESETS, "own", presets.Preset(make, "", "", "", ""))
