@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from drifting._extras import install_hint
 from drifting.errors import InputError, reason
 
 _CONFIG = "config.json"
@@ -70,7 +71,7 @@ def load_published(argument: str, origin: str, library: str, kind: str, *, extra
     try:
         module: Any = importlib.import_module(library)
     except ImportError:
-        needs = f"which needs the library {library}: pip install 'drifting[{extra}]'"
+        needs = f"which needs the library {library}: {install_hint(extra)}"
         raise InputError(f"{argument} is '{origin}', {needs}") from None
     try:
         local = is_here(origin)

@@ -174,4 +174,4 @@ def test_library_that_is_missing_is_named(here, command, monkeypatch, name, libr
     monkeypatch.setitem(sys.modules, library, None)
     result = command("train", name, "--smoke")
     assert result.status == 2
-    assert f"smoke is given, which needs the library {library} here: pip install 'drifting[" in result.err
+    assert f"smoke is given, which needs the library {library} here: pip install 'drifting-models[" in result.err

@@ -12,6 +12,7 @@ from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
 from drifting import __version__
+from drifting._extras import missing_extra
 from drifting._files import remedy, storage_fault
 from drifting.cli._process import STOPPED, steady_output, stopped_by_signals
 from drifting.errors import InputError, StorageError
@@ -115,6 +116,8 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
         return "Stopped; nothing of this step is kept. Start the same command again.", STOPPED
     if isinstance(error, InputError | StorageError):
         return str(error), 2 if isinstance(error, InputError) else 1
+    if (lacking := missing_extra(error)) is not None:
+        return lacking, 2
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"the name '{error.filename}' is too long for the file system: choose a shorter one", 2
     from drifting.distributed import LostProcessError, is_lost_process

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from drifting._extras import install_hint
 from drifting._pretrained import quietly
 from drifting._seeds import initial_weights
 from drifting.errors import InputError
@@ -64,4 +65,4 @@ def _library(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"smoke is given, which needs the library {name} here: pip install 'drifting[{extra}]'") from None
+        raise InputError(f"smoke is given, which needs the library {name} here: {install_hint(extra)}") from None

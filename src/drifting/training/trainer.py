@@ -173,13 +173,14 @@ def _open(data: Data, schedule: Schedule | None, num_classes: int | None, seed: 
         # The module may know classes that the data do not tell.
         forgotten = schedule is None and num_classes is not None and source.num_classes is None
         return _open(data, None, None, seed, device) if forgotten else source
+    held: Any = data
     if isinstance(data, TensorDataset):
-        data = data.tensors[0] if len(data.tensors) == 1 else data.tensors
+        held = data.tensors
     elif isinstance(data, Dataset):
-        data = _read(data)
-    if not isinstance(data, Tensor | tuple | list):
+        held = _read(data)
+    if not isinstance(held, Tensor | tuple | list):
         raise InputError(f"data is a {type(data).__name__}: pass a tensor, a pair of tensors, a Dataset or a DataLoader")
-    return InMemorySource(*as_batch(data))
+    return InMemorySource(*as_batch(held))
 
 
 def _read(data: Dataset[Any]) -> Any:
@@ -198,10 +199,9 @@ def _read(data: Dataset[Any]) -> Any:
 
 
 def _default_schedule(num_classes: int | None) -> Schedule:
-    at_once = {"labels_per_step": 1, "generated": 256, "positives": 256}
-    if num_classes is not None:
-        at_once = {"labels_per_step": min(num_classes, 16), "generated": 32, "positives": 32}
-    return Schedule(steps=1000, learning_rate=1e-3, **at_once)
+    if num_classes is None:
+        return Schedule(steps=1000, learning_rate=1e-3, generated=256, positives=256)
+    return Schedule(steps=1000, learning_rate=1e-3, labels_per_step=min(num_classes, 16), generated=32, positives=32)
 
 
 def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence[int] | None) -> Generator:

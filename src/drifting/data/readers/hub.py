@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from drifting._extras import install_hint
 from drifting.data.readers.base import Split, files_below
 from drifting.data.readers.tables import Table, from_tables
 from drifting.errors import InputError
@@ -43,9 +44,7 @@ def _load(folder: Path) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise InputError(
-            f"data is '{folder}', which needs the library datasets: pip install 'drifting[images]', or {fix}"
-        ) from None
+        raise InputError(f"data is '{folder}', which needs the library datasets: {install_hint('images')}, or {fix}") from None
     silence = _unanswered(folder.as_posix())
     try:
         with nullcontext() if silence is None else _offline():

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drifting._checks import check_memory
+from drifting._extras import install_hint
 from drifting.data.readers.base import Split, damaged, files_below, folders_in, split_name
 from drifting.data.readers.tables import Table, checked_table, from_tables, needed_columns
 from drifting.errors import InputError
@@ -77,7 +78,7 @@ def _table(path: Path, columns: list[str] | None = None) -> Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise InputError(f"data holds '{path}', which needs pyarrow: pip install 'drifting[images]'") from None
+        raise InputError(f"data holds '{path}', which needs pyarrow: {install_hint('images')}") from None
     try:
         with pq.ParquetFile(path) as file:
             taken = needed_columns(file.schema_arrow, str(path)) if columns is None else columns

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drifting._checks import check_memory
+from drifting._extras import install_hint
 from drifting.data.readers.base import Split, damaged, files_below
 from drifting.data.readers.tables import Table, checked_table, from_tables
 from drifting.errors import InputError
@@ -54,7 +55,7 @@ def _tables(place: Path) -> list[Table]:
     try:
         import pyarrow as pa
     except ImportError:
-        raise InputError(f"data holds '{place}', which needs pyarrow: pip install 'drifting[images]'") from None
+        raise InputError(f"data holds '{place}', which needs pyarrow: {install_hint('images')}") from None
     entries = _json(place / _STATE).get("_data_files")
     if not isinstance(entries, list) or not entries:
         raise damaged(place / _STATE, "it names no files of data")
