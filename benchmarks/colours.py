@@ -19,6 +19,7 @@ from drifting import config as configuration
 from drifting import runs
 from drifting.config import RunConfig
 from drifting.data.augmentation import Views, augment
+from drifting.data.pixels import to_signed
 from drifting.encoders import ResNetConfig
 from drifting.fields.pairwise import pairwise_distances
 from drifting.generators import DecoderMLPConfig
@@ -75,7 +76,7 @@ def sensitivity(config: RunConfig) -> dict[str, tuple[float, float]]:
     """Return for every feature the mean distance between images, and the share of it by which other colours move an image."""
     network = configuration.build_network(config)
     encoder = configuration.build_encoder(config, network.eval() if network else None)
-    images = configuration.to_signed(configuration.load_split(config.data, "test").images[:_IMAGES])  # pyright: ignore
+    images = to_signed(config.data.load("test").images[:_IMAGES])  # pyright: ignore
     with torch.no_grad():
         real, changed = encoder(images), encoder(augment(images, _OTHER_COLOURS, torch.Generator().manual_seed(0)))
     found = {}

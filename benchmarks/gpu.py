@@ -21,7 +21,8 @@ from torch import Tensor
 
 import drifting
 from drifting import config as configuration
-from drifting.config import ImagesData, RunConfig
+from drifting.config import RunConfig
+from drifting.data import ImagesData
 from drifting.data.dataset import InMemorySource
 from drifting.encoders import SimCLRConfig
 from drifting.generators import DiTConfig, UNetConfig

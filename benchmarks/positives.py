@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from drifting import config as configuration
-from drifting.config import BankConfig, RunConfig
+from drifting.config import RunConfig
+from drifting.data import BankConfig
 from drifting.presets.mnist import mnist_encoder
 from drifting.training.loop import Step, TrainingState, train
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from drifting import config as configuration
 from drifting.checkpoint import save_json
 from drifting.config import RunConfig
+from drifting.data.pixels import to_bytes
 from drifting.encoders.base import FeatureEncoder
 from drifting.generators.base import Generator
 from drifting.metrics.frechet import frechet_distance, gaussian_of
@@ -43,7 +44,7 @@ class Yardstick:
     """What every generator is measured with: the judge, and the real images as it sees them, computed once."""
 
     def __init__(self, config: RunConfig, judge: str, count: int) -> None:
-        train_set, test_set = (configuration.load_split(config.data, split) for split in ("train", "test"))  # pyright: ignore
+        train_set, test_set = (config.data.load(split) for split in ("train", "test"))  # pyright: ignore
         self.judge = load_judge(judge, config)
         assert train_set.labels is not None
         self.labels = train_set.labels[:count]
@@ -54,7 +55,7 @@ class Yardstick:
     def __call__(self, generator: Generator) -> dict[str, float]:
         """Return the figures of a generator."""
         assert self.judge.classify is not None
-        images = configuration.to_bytes(sample(generator, len(self.labels), labels=self.labels.tolist()))
+        images = to_bytes(sample(generator, len(self.labels), labels=self.labels.tolist()))
         features = self.judge.embed(images)
         distance = frechet_distance(gaussian_of(features), self.gaussian)
         found = precision_recall(features, self.real)

@@ -13,7 +13,8 @@ import torch
 
 from drifting import presets, runs
 from drifting.cli import main
-from drifting.config import ClassifierConfig, ImagesData, RunConfig
+from drifting.config import ClassifierConfig, RunConfig
+from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig
 from drifting.generators import DecoderMLPConfig, MLPConfig
 from drifting.runs import pictures as drawing

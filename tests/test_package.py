@@ -38,7 +38,7 @@ from pathlib import Path
 from tests.conftest import shrunk, without_pictures
 from tests.support.image_folders import write_images
 from drifting import presets, runs
-from drifting.config import BankConfig, ImageFilesData
+from drifting.data import BankConfig, ImageFilesData
 from drifting.encoders import PixelsConfig
 from drifting.runs.compare import write_comparison
 place = Path(tempfile.mkdtemp())

@@ -6,7 +6,8 @@ import torch
 
 from drifting import presets
 from drifting._seeds import initial_weights, stream_seed
-from drifting.config import ClassifierConfig, EncoderRunConfig, ImagesData, build_generator, build_network
+from drifting.config import ClassifierConfig, EncoderRunConfig, build_generator, build_network
+from drifting.data import ImagesData
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.dataset import InMemorySource, reference_samples
 from drifting.data.shuffle import shuffled_indices

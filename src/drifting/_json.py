@@ -1,7 +1,7 @@
 """JSON of our own files, read with suspicion: numbers that fit, names that stand once, fields of the types they should have.
 
 A dataclass is an object whose field "type" names its class where several may stand in its place, see `config.json_io`. An abstract
-dataclass stands for all classes under it that its package offers.
+class stands for all classes under it that its package offers.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ def read_value(kind: Any, value: Any, name: str) -> Any:
         return value
     if origin in (Union, types.UnionType):
         return _read_one_of(parts, value, name)
-    if dataclasses.is_dataclass(kind):
+    if inspect.isabstract(kind) or dataclasses.is_dataclass(kind):
         return _read_one_of(_offered(kind) if inspect.isabstract(kind) else (kind,), value, name)
     if origin is tuple:
         return _read_tuple(parts, value, name)

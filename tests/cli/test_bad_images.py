@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drifting import config as configuration
 from drifting.checkpoint import load_tensors, save_tensors
+from drifting.data import ImagesData, forget_data
 from tests.cli.test_bad_input import refused
 from tests.support.image_folders import write_images
 
@@ -154,7 +154,7 @@ def test_judge_of_mnist_that_is_not_there_names_its_command(refused, images_run,
     config = json.loads((copy / "config.json").read_text())
     config["data"] |= {"name": "mnist", "path": None}
     (copy / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(configuration, "load_split", lambda *arguments: None)
+    monkeypatch.setattr(ImagesData, "load", lambda *arguments: None)
     refused("evaluate x", "run drifting train mnist-classifier --save-dir runs/mnist-classifier, or pass --judge pixels")
 
 
@@ -193,7 +193,7 @@ def test_data_that_are_gone(refused, command, tmp_path):
     folder = write_images(tmp_path / "own", {"a": 12, "b": 12})
     assert command("train", "images", "--data", folder, "--save-dir", tmp_path / "x").status == 0
     shutil.move(folder, tmp_path / "moved")
-    configuration.forget_data()
+    forget_data()
     refused("evaluate x --judge pixels", f"data is '{folder}'", "which does not exist")
     refused("train images --save-dir x --resume --steps 8", f"data is '{folder}'", "which does not exist")
     assert command("sample", tmp_path / "x", "--out", tmp_path / "s.npy").status == 0

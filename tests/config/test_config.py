@@ -7,7 +7,8 @@ import torch
 from drifting import config as configuration
 from drifting import presets
 from drifting.checkpoint import load_json, save_json
-from drifting.config import BankConfig, ClassifierConfig, ImagesData, PointsData, RunConfig, from_json, resolve, to_json
+from drifting.config import ClassifierConfig, RunConfig, from_json, resolve, to_json
+from drifting.data import BankConfig, ImagesData, PointsData
 from drifting.data.toys import TOYS
 from drifting.encoders import AutoencoderConfig, PixelsConfig
 from drifting.errors import InputError
@@ -219,7 +220,7 @@ def test_resolving_finds_where_points_lie_and_happens_once(own_points):
     assert resolved.data.frame.centre == pytest.approx((1000, -3000), abs=20)
     assert resolved.data.frame.scale > 0
     assert resolve(resolved) == resolved
-    assert configuration.build_source(resolved).samples.square().mean().sqrt() == pytest.approx(0.5, rel=1e-4)
+    assert resolved.data.source(resolved.seed).samples.square().mean().sqrt() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_resolving_leaves_everything_else_alone(tiny_toy, tiny_digits):
@@ -241,7 +242,7 @@ def test_initial_weights_depend_on_the_seed_alone(tiny_toy, assert_same_tensors)
 @pytest.mark.parametrize("kind", ["tiny_toy", "tiny_digits"])
 def test_generator_and_source_fit(kind, request):
     config = request.getfixturevalue(kind)
-    generator, source = configuration.build_generator(config), configuration.build_source(config)
+    generator, source = configuration.build_generator(config), config.data.source(config.seed)
     assert generator.sample_shape == source.sample_shape
     assert generator.num_classes == source.num_classes
 
@@ -253,7 +254,7 @@ def test_loss_has_the_settings_of_its_configuration(tiny_toy):
 
 
 def test_images_are_exported_as_rounded_bytes_channels_last(tiny_digits):
-    export = configuration.build_export(tiny_digits)
+    export = tiny_digits.data.exporter()
     images = torch.tensor([-3.0, -1.0, -0.9999, 0.0, 0.999, 1.0, 7.0, 0.5]).reshape(1, 1, 2, 4)
     kept = images.clone()
     exported = export(images)
@@ -265,7 +266,7 @@ def test_images_are_exported_as_rounded_bytes_channels_last(tiny_digits):
 
 def test_points_are_exported_in_the_users_coordinates(tiny_toy):
     data = PointsData(path="points.npy", centre=(1000.0, -3000.0), scale=50.0)
-    export = configuration.build_export(dataclasses.replace(tiny_toy, data=data))
+    export = dataclasses.replace(tiny_toy, data=data).data.exporter()
     assert export(torch.tensor([[0.0, 0.0], [1.0, -2.0]])).tolist() == [[1000, -3000], [1050, -3100]]
 
 

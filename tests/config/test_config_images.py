@@ -6,9 +6,10 @@ import os
 import pytest
 import torch
 
-from drifting import config as configuration
 from drifting import presets
-from drifting.config import BankConfig, build_encoder, build_export, build_generator, build_network, build_source, resolve, to_json
+from drifting.config import build_encoder, build_generator, build_network, resolve, to_json
+from drifting.data import BankConfig, images
+from drifting.data.pixels import to_bytes, to_signed
 from drifting.encoders import AutoencoderConfig, PixelsConfig
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import identity
@@ -82,35 +83,35 @@ def test_resolving_finds_shape_and_classes_and_happens_once(tmp_path, monkeypatc
     assert resolved.data.path == str(tmp_path / "own")
     assert (resolved.data.image_shape, resolved.data.num_classes) == (shape, None if unconditional else 2)
     assert resolve(resolved) == resolved
-    generator, source = build_generator(resolved), build_source(resolved)
+    generator, source = build_generator(resolved), resolved.data.source(resolved.seed)
     assert generator.sample_shape == source.sample_shape == shape
     assert generator.num_classes == source.num_classes == resolved.data.num_classes
 
 
 def test_bytes_and_floats_are_inverse():
     every = torch.arange(256, dtype=torch.uint8)
-    signed = configuration.to_signed(every)
+    signed = to_signed(every)
     assert (signed.dtype, float(signed.min()), float(signed.max())) == (torch.float32, -1, 1)
-    assert torch.equal(configuration.to_bytes(signed), every)
+    assert torch.equal(to_bytes(signed), every)
     kept = torch.tensor([-3.0, 0.5, 7.0])
-    assert configuration.to_bytes(kept).tolist() == [0, 191, 255]
+    assert to_bytes(kept).tolist() == [0, 191, 255]
     assert kept.tolist() == [-3.0, 0.5, 7.0]
 
 
 def test_real_images_are_drawn_as_floats_and_exported_as_they_were(tiny_images):
     config = resolve(tiny_images)
-    drawn = build_source(config).draw(torch.tensor([0, 1, 2]), 27, torch.Generator().manual_seed(0))
-    stored = configuration.load_split(config.data, "train")
+    drawn = config.data.source(config.seed).draw(torch.tensor([0, 1, 2]), 27, torch.Generator().manual_seed(0))
+    stored = config.data.load("train")
     for label in range(3):
-        exported = build_export(config)(drawn[label]).movedim(-1, 1)
+        exported = config.data.exporter()(drawn[label]).movedim(-1, 1)
         mine = stored.images[stored.labels == label]
         assert sorted(exported.flatten(1).tolist()) == sorted(mine.flatten(1).tolist())
 
 
 def test_images_are_read_once(tiny_images, monkeypatch):
     config = resolve(tiny_images)
-    monkeypatch.setattr(configuration.sources, "load_images", None)
-    assert configuration.load_split(config.data, "train") is configuration.load_split(config.data, "train")
+    monkeypatch.setattr(images, "load_images", None)
+    assert config.data.load("train") is config.data.load("train")
 
 
 def test_networks_are_those_of_the_configuration(tiny_images, tiny_toy, classifier, assert_same_tensors):
@@ -148,7 +149,7 @@ def test_plain_perceptron_makes_images_too(tiny_images):
 @pytest.mark.data
 @pytest.mark.skipif("DRIFTING_DATA" not in os.environ, reason="needs the folder that $DRIFTING_DATA names")
 def test_mnist_is_found_by_its_name(monkeypatch):
-    monkeypatch.setattr(configuration.sources, "_load_split", configuration.sources._load_split.__wrapped__)
+    monkeypatch.setattr(images, "_load_split", images._load_split.__wrapped__)
     data = resolve(presets.preset("mnist-pixel")).data
     assert (data.path, data.image_shape, data.num_classes, sum(data.counts)) == (None, (1, 28, 28), 10, 60_000)
     assert data.class_names == tuple("0123456789")

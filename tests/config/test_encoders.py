@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import LatentsData, RunConfig, build_encoder, build_network, resolve
+from drifting.config import RunConfig, build_encoder, build_network, resolve
+from drifting.data import LatentsData
 from drifting.data.synthetic import write_convnext
 from drifting.encoders import MAEFeaturesConfig
 from drifting.encoders.mae import MaskedAutoencoder

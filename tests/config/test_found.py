@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from drifting.config import EncoderRunConfig, ImageFilesData, resolve
-from drifting.config.found import found_lines
+from drifting.config import EncoderRunConfig, resolve
+from drifting.data import ImageFilesData
 from drifting.encoders import MAEConfig
 from tests.support.image_folders import write_images
 
@@ -45,7 +45,7 @@ def test_streamed_images_are_told_alike(tmp_path):
     folder = write_images(tmp_path, {"Train/cats": 4, "Train/dogs": 3, "valid/dogs": 2, "extra/cats": 1}, channels=3)
     data = ImageFilesData(path=str(folder), image_size=16)
     config = resolve(EncoderRunConfig(data=data, encoder=MAEConfig(width=9)))
-    assert found_lines(config.data) == [
+    assert config.data.report() == [
         "7 train and 2 test images of 3 x 16 x 16, 2 classes: 0 cats (4), 1 dogs (3); left out: 1 folder ('extra')"
     ]
     assert (config.data.class_names, config.data.counts) == (("cats", "dogs"), (4, 3))

@@ -3,11 +3,11 @@ import torch
 
 from drifting.data.bank import MemoryBank
 from drifting.data.dataset import reference_samples
-from drifting.data.image_folder import ImageFiles
-from drifting.data.latents import LatentCache
+from drifting.data.image_folder import ImageFiles, ImageRows
+from drifting.data.latents import LatentCache, LatentRows
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
-from drifting.data.streamed import ImageRows, LatentRows, RowBankSource, RowSource
+from drifting.data.streamed import RowBankSource, RowSource
 from drifting.errors import InputError
 from tests.support.image_folders import write_images
 from tests.support.latent_caches import told_apart, write_cache
@@ -68,7 +68,7 @@ def test_latents_have_the_mean_and_spread_that_their_moments_say(spread):
 def test_threads_change_nothing(spread, monkeypatch):
     indices, rows = torch.arange(300) % 2, _rows(spread, labelled=False)
     shared = rows.take(indices, torch.arange(300))
-    monkeypatch.setattr("drifting.data.streamed._AT_ONCE", 300)
+    monkeypatch.setattr("drifting.data.latents._AT_ONCE", 300)
     assert torch.equal(rows.take(indices, torch.arange(300)), shared)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from drifting import config as configuration
-from drifting.config import PointsData, RunConfig, ToyData, resolve
+from drifting.config import RunConfig, resolve
+from drifting.data import PointsData, ToyData
 from drifting.data.digits import load_digits
 from drifting.data.toys import toy
 from drifting.errors import InputError
@@ -62,7 +62,7 @@ def test_shares_are_left_out_where_there_are_no_modes(tiny_toy):
 
 def test_own_points_are_measured_in_two_halves(tiny_toy, own_points):
     config = resolve(dataclasses.replace(tiny_toy, data=PointsData(path=str(own_points))))
-    source = configuration.build_source(config)
+    source = config.data.source(config.seed)
     measure = build_evaluation(config)
     metrics = measure(lambda count, seed: source.draw(None, count, torch.Generator().manual_seed(seed))[0])
     assert metrics["num_samples"] == 60
@@ -104,7 +104,7 @@ def test_distances_are_medians_over_all_pairs_of_draws():
 
 def test_real_points_differ_from_those_of_training_and_pictures(tiny_toy):
     real = build_evaluation(tiny_toy).keywords["real"]
-    source = configuration.build_source(tiny_toy)
+    source = tiny_toy.data.source(tiny_toy.seed)
     seen = [source.draw(None, 50, torch.Generator().manual_seed(seed))[0] for seed in range(10)]
     assert not torch.isin(real(50, 0), torch.cat(seen)).any()
     assert torch.equal(real(50, 0), real(50, 0))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from drifting.checkpoint import save_tensors
-from drifting.config import ImagesData, build_encoder, build_generator, build_network, resolve
+from drifting.config import build_encoder, build_generator, build_network, resolve
+from drifting.data import ImagesData
 from drifting.encoders import SimCLRConfig
 from drifting.errors import InputError
 from drifting.presets import check_choices, preset

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from drifting.config import ImageFilesData, LatentsData, find_weights, resolve
+from drifting.config import find_weights, resolve
+from drifting.data import ImageFilesData, LatentsData
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.fields import MeanShift

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from drifting import presets
-from drifting.config import ClassifierConfig, PointsData, RunConfig, ToyData, resolve
+from drifting.config import ClassifierConfig, RunConfig, resolve
+from drifting.data import PointsData, ToyData
 from drifting.data.toys import TOYS
 from drifting.errors import InputError
 from drifting.presets import PRESETS, adjust, check_choices, preset

@@ -5,7 +5,8 @@ import dataclasses
 
 import pytest
 
-from drifting.config import BankConfig, ImageFilesData, ImagesData, resolve, to_json
+from drifting.config import resolve, to_json
+from drifting.data import BankConfig, ImageFilesData, ImagesData
 from drifting.encoders import PixelsConfig
 from drifting.errors import InputError
 from drifting.presets import PRESETS, adjust, preset

@@ -11,7 +11,9 @@ import torch
 
 from drifting import config as configuration
 from drifting._progress import show_images
-from drifting.config import BankConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
+from drifting.config import LossConfig, RunConfig
+from drifting.data import BankConfig, ImageFilesData, LatentsData
+from drifting.data.pixels import to_bytes
 from drifting.errors import InputError
 from drifting.evaluation import compare, see
 from drifting.generators import DecoderMLPConfig
@@ -74,7 +76,7 @@ def drawn(monkeypatch):
             taken.extend(indices.tolist())
             return latents[indices]
 
-    monkeypatch.setattr(configuration, "open_rows", lambda data, seed: Rows())
+    monkeypatch.setattr(LatentsData, "rows", lambda data, seed: Rows())
     return taken
 
 
@@ -190,7 +192,7 @@ def test_three_latents_are_too_few_for_a_floor(latents_run, monkeypatch):
         def take(self, indices, positions):
             return torch.randn(len(indices), 4, 4, 4)
 
-    monkeypatch.setattr(configuration, "open_rows", lambda data, seed: Rows())
+    monkeypatch.setattr(LatentsData, "rows", lambda data, seed: Rows())
     with pytest.warns(UserWarning, match="floor.* is left out: the latents are of 3 images, too few for two sets of them"):
         metrics = latents_run.evaluate(judge="pixels", count=20)
     assert metrics["num_real"] == 3

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from drifting import config as configuration
 from drifting import runs
-from drifting.config import ImageFilesData
+from drifting.data import ImageFilesData
 from drifting.errors import InputError
 from drifting.evaluation import Seen
 from drifting.evaluation.references import digests
@@ -74,7 +73,7 @@ def test_run_of_images_in_memory_is_streamed_against_what_is_named(images_run, i
     run = runs.load(shutil.copytree(images_run, tmp_path / "run"))
     with pytest.raises(InputError, match=r"whose images are read as squares in colour, but the run makes \(1, 8, 8\): name stat"):
         run.evaluate(judge=str(inception_file), real=str(colour_folder))
-    train, test = (configuration.load_split(run.config.data, split).images for split in ("train", "test"))
+    train, test = (run.config.data.load(split).images for split in ("train", "test"))
     judge = load_judge(str(inception_file), run.config)
     save_seen(tmp_path / "test.safetensors", Seen(gaussian_of(judge.embed(test)), digests=digests(test)))
     metrics = run.evaluate(judge=str(inception_file), real=str(tmp_path / "test.safetensors"), count=len(train))

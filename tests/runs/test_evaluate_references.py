@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting import config as configuration
 from drifting.checkpoint import save_tensors
-from drifting.config import BankConfig, ImageFilesData, ImagesData, LossConfig, RunConfig
-from drifting.config.sources import _list_files, _load_split
+from drifting.config import LossConfig, RunConfig
+from drifting.data import BankConfig, ImageFilesData, ImagesData, forget_data
 from drifting.data.image_folder import ImageFiles
+from drifting.data.pixels import to_signed
 from drifting.evaluation import Judge
 from drifting.evaluation.references import digests
 from drifting.generators import DecoderMLPConfig
@@ -67,8 +67,7 @@ def _memory_run(folder: Path, place: Path) -> Run:
 @pytest.fixture(autouse=True)
 def listed_anew():
     """Forget what other tests have read."""
-    _list_files.cache_clear()
-    _load_split.cache_clear()
+    forget_data()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_perfect_generator_of_uneven_classes_is_near_in_memory_streamed_and_in_t
         bars(torch.arange(300) % 2, channels=3, seed=9),
         ImageFiles(uneven, image_size=8, split="test").read(torch.arange(400)),
     )
-    in_turn = frechet_distance(*(gaussian_of(configuration.to_signed(some).flatten(1)) for some in images))
+    in_turn = frechet_distance(*(gaussian_of(to_signed(some).flatten(1)) for some in images))
     found = [at_once["frechet_distance"], *at_once["frechet_curve"], streamed["frechet_distance"], named["frechet_distance"]]
     assert in_turn > 5 * floor
     assert max(found) < 1.3 * floor
@@ -211,4 +210,4 @@ def test_configurations_of_runs_of_before_still_fit_their_files(uneven):
     files = ImageFiles(uneven, image_size=8)
     data = ImageFilesData(path=str(uneven), image_size=8, files=files.fingerprint())
     os.utime(uneven / "train" / "a" / "000.png")
-    assert configuration.open_files(data).fingerprint() == files.fingerprint()
+    assert data.open().fingerprint() == files.fingerprint()

@@ -12,7 +12,7 @@ from PIL import Image
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.cli import main
-from drifting.config import build_encoder, build_network, found_lines, resolve
+from drifting.config import build_encoder, build_network, resolve
 from drifting.encoders import AutoencoderConfig, MAEFeaturesConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.autoencoder import available_features as autoencoder_features
@@ -212,6 +212,6 @@ def test_encoder_steps_on_the_command_line(refused, tmp_path, grey_folder):
 @pytest.mark.parametrize(("each", "told"), [(20, "4 test images are too few"), (9, "1 test image is too few"), (30, None)])
 def test_test_images_too_few_to_evaluate_on_are_told_before_training(tmp_path, each, told):
     data = resolve(presets.preset("images", data=str(write_images(tmp_path / "own", {"a": each, "b": each})))).data
-    notes = [line for line in found_lines(data) if "test image" in line and line.startswith("note")]
+    notes = [line for line in data.report() if "test image" in line and line.startswith("note")]
     assert len(notes) == (told is not None)
     assert all(told in note and "which need 6" in note for note in notes)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from drifting.checkpoint import save_tensors
-from drifting.config import EncoderRunConfig, LatentsData, resolve
+from drifting.config import EncoderRunConfig, resolve
+from drifting.data import LatentsData
 from drifting.data.latents import INDEX, LatentCache
 from drifting.data.latents_writer import CacheSettings
 from drifting.distributed import ALONE, Processes

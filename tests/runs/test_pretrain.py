@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting import config as configuration
 from drifting import presets, runs
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import build_network, load_split, resolve
+from drifting.config import build_network, resolve
+from drifting.data.pixels import to_signed
 from drifting.encoders import PixelsConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.errors import InputError
@@ -60,7 +60,7 @@ def test_encoder_is_trained_into_the_folder_with_its_picture(config, tmp_path, a
 
 def test_encoder_learns_to_reconstruct(config, tmp_path):
     longer = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, steps=400))
-    images = configuration.to_signed(load_split(config.data, "test").images)
+    images = to_signed(config.data.load("test").images)
     errors = [
         float((network(images)[0].detach() - images).square().mean())
         for network in (build_network(longer), prepare_encoder(longer, tmp_path))
@@ -238,7 +238,7 @@ def test_training_a_judge_tells_its_accuracy_and_is_reproducible(classifier, tmp
 
 
 def test_judge_tells_the_images_that_it_was_trained_on_four_in_five_of_every_class(judge_folder, config):
-    train = configuration.load_split(config.data, "train")
+    train = config.data.load("train")
     known = torch.isin(digests(train.images), load_judge(str(judge_folder), config).trained_on)
     counts = train.labels.bincount()
     held_out = train.labels[~known].bincount(minlength=len(counts))
@@ -302,7 +302,7 @@ def test_judge_of_the_data_set_is_found_by_itself(judge_folder, config, tmp_path
 def test_pixels_can_judge(config):
     judge = load_judge("pixels", config)
     images = bars(torch.tensor([0, 1]))
-    torch.testing.assert_close(judge.embed(images), configuration.to_signed(images).flatten(1))
+    torch.testing.assert_close(judge.embed(images), to_signed(images).flatten(1))
     assert (judge.name, judge.classify, judge.cache) == ("pixels", None, None)
 
 

@@ -13,7 +13,8 @@ from drifting import presets, runs
 from drifting._progress import TrainingProgress
 from drifting._seeds import stream_seed
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import EncoderRunConfig, ImageFilesData, build_network, open_rows, resolve
+from drifting.config import EncoderRunConfig, build_network, resolve
+from drifting.data import ImageFilesData
 from drifting.encoders import MAEConfig, SimCLRConfig
 from drifting.encoders.mae import mae_loss, random_mask
 from drifting.errors import InputError
@@ -41,7 +42,7 @@ def config(folder) -> EncoderRunConfig:
 
 
 def test_every_image_is_seen_once_in_an_epoch_and_varied_anew_in_the_next(config):
-    rows = open_rows(resolve(config).data, seed=0)
+    rows = resolve(config).data.rows(seed=0)
     batches, labels = batches_of(rows, 7, seed=0), rows.labels
     seen, named = zip(*(batches(number, torch.Generator()) for number in range(1, 9)), strict=True)
     images = rows.take(torch.arange(14), torch.zeros(14).long())
@@ -72,7 +73,7 @@ def test_figures_are_of_the_saved_weights(config, tmp_path):
     network = build_network(known).eval()
     network.load_state_dict(load_tensors(trained.weights))
     # Each image once, though they are fewer than are looked at together.
-    images, labels = batches_of(open_rows(known.data, 0), 14, 0)(1, torch.Generator())
+    images, labels = batches_of(known.data.rows(0), 14, 0)(1, torch.Generator())
     signed = images.float() / 127.5 - 1
     mask = random_mask(14, network.grid, torch.Generator().manual_seed(stream_seed(0, "masks of figures")))
     with torch.no_grad():

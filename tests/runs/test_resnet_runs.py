@@ -9,7 +9,8 @@ import torch
 from drifting import config as configuration
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import ImagesData, RunConfig, build_network, from_json, load_labelled, load_split, resolve, sources, to_json
+from drifting.config import RunConfig, build_network, from_json, resolve, to_json
+from drifting.data import ImagesData, images
 from drifting.data.images import LabelError
 from drifting.encoders import ResNetConfig, SimCLRConfig
 from drifting.errors import InputError
@@ -90,14 +91,14 @@ def test_labels_that_cannot_be_used_are_left_out_and_damaged_images_are_told(tmp
     folder = write_images(tmp_path / "own", {"train/a": 12, "train/b": 12, "test/a": 4, "test/c": 4})
     data = ImagesData(name="own", path=str(folder))
     with pytest.raises(LabelError, match=r"class 2 \('c'\) has no images"):
-        load_split(data, "train")
-    train, test = (load_labelled(data, split) for split in ("train", "test"))
+        data.load("train")
+    train, test = (data.load(split, labelled=True) for split in ("train", "test"))
     assert (train.labels, len(train.images)) == (None, 24)
     assert test.labels.tolist() == [0] * 4 + [2] * 4
     (folder / "train" / "a" / "003.png").write_bytes(b"no image")
-    monkeypatch.setattr(sources, "_load_split", sources._load_split.__wrapped__)
+    monkeypatch.setattr(images, "_load_split", images._load_split.__wrapped__)
     with pytest.raises(InputError, match=r"003\.png', which is truncated or corrupted"):
-        load_labelled(data, "train")
+        data.load("train", labelled=True)
 
 
 @pytest.mark.parametrize("names", [("a",), (".",)], ids=["one class", "no labels"])

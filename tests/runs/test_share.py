@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from drifting import config as configuration
 from drifting.checkpoint import save_json, save_tensors
-from drifting.config import EncoderRunConfig, ImagesData, ReleasedConfig, RunConfig
+from drifting.config import EncoderRunConfig, ReleasedConfig, RunConfig
 from drifting.config.encoders import read_weights
+from drifting.data import ImagesData
 from drifting.encoders import MAEConfig, MAEFeaturesConfig
 from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError

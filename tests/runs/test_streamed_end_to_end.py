@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from drifting import presets, runs
-from drifting.config import BankConfig, ImageFilesData, LatentsData, to_bytes
+from drifting.data import BankConfig, ImageFilesData, LatentsData
 from drifting.data.latents_writer import CacheSettings, write_latents
+from drifting.data.pixels import to_bytes
 from drifting.data.vae import load_vae
 from drifting.sampling import sample
 from tests.conftest import shrunk

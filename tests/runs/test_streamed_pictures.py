@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from drifting.config import BankConfig, ImageFilesData, LatentsData, LossConfig, RunConfig, to_bytes
+from drifting.config import LossConfig, RunConfig
+from drifting.data import BankConfig, ImageFilesData, LatentsData, StreamedData
 from drifting.data.dataset import InMemorySource
+from drifting.data.pixels import to_bytes
 from drifting.data.vae import load_vae
 from drifting.generators import DecoderMLPConfig
 from drifting.runs import pictures
@@ -34,7 +36,7 @@ def drawn(monkeypatch):
 
 def _source(monkeypatch, samples: torch.Tensor, classes: int | None) -> None:
     labels = None if classes is None else torch.arange(len(samples)) % classes
-    monkeypatch.setattr(pictures, "build_source", lambda config: InMemorySource(samples, labels))
+    monkeypatch.setattr(StreamedData, "source", lambda data, seed: InMemorySource(samples, labels))
 
 
 @pytest.mark.parametrize(("classes", "layout"), [(3, (3, 10)), (10, (10, 6)), (20, (20, 3)), (21, (8, 8)), (None, (8, 8))])

@@ -7,27 +7,12 @@ import torch
 
 from drifting import presets, runs
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import (
-    BankConfig,
-    ImageFilesData,
-    LatentsData,
-    LossConfig,
-    RunConfig,
-    build_export,
-    build_generator,
-    build_network,
-    build_positives,
-    build_source,
-    from_json,
-    open_vae,
-    resolve,
-    to_bytes,
-    to_json,
-)
-from drifting.config import sources as opening
+from drifting.config import LossConfig, RunConfig, build_generator, build_network, build_positives, from_json, resolve, to_json
+from drifting.data import BankConfig, ImageFilesData, LatentsData
+from drifting.data import bank as opening
 from drifting.data.image_folder import ImageFiles
 from drifting.data.latents_writer import CacheSettings, write_latents
-from drifting.data.pixels import to_signed
+from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.vae import load_vae
 from drifting.encoders import AutoencoderConfig
 from drifting.encoders.base import identity
@@ -90,7 +75,7 @@ def test_resolving_finds_shape_classes_and_files_and_happens_once(config, place)
         assert (resolved.data.vae, resolved.data.vae_fingerprint) == (str(place / "vae"), load_vae(place / "vae").fingerprint())
     assert resolve(resolved) == resolved
     assert from_json(to_json(resolved), "here") == resolved
-    generator, source = build_generator(resolved), build_source(resolved)
+    generator, source = build_generator(resolved), resolved.data.source(resolved.seed)
     assert generator.sample_shape == source.sample_shape == _shape(config)
     assert generator.num_classes == source.num_classes == 3
 
@@ -99,7 +84,7 @@ def test_one_joint_population(config):
     schedule = dataclasses.replace(config.schedule, guidance_scale=1.0)
     config = dataclasses.replace(config, schedule=schedule, data=dataclasses.replace(config.data, conditional=False))
     resolved = resolve(config)
-    assert (resolved.data.num_classes, build_source(resolved).num_classes) == (None, None)
+    assert (resolved.data.num_classes, resolved.data.source(resolved.seed).num_classes) == (None, None)
     assert build_positives(resolved, identity).draw(None, 3, torch.Generator())["sample"].shape[:2] == (1, 3)
 
 
@@ -150,7 +135,7 @@ def test_run_leaves_pictures_and_gives_images(config, tmp_path):
 
 def test_latents_are_decoded_for_the_user(place, on_latents):
     latents, vae = torch.randn(2, 4, 4, 4), load_vae(place / "vae")
-    assert torch.equal(build_export(resolve(on_latents))(latents), to_bytes(vae.decode(latents)).movedim(1, -1))
+    assert torch.equal(resolve(on_latents).data.exporter()(latents), to_bytes(vae.decode(latents)).movedim(1, -1))
 
 
 def test_data_that_stay_on_disk_need_a_bank(config):
@@ -222,9 +207,9 @@ def test_vae_that_is_another_now_is_refused(place, on_latents, tmp_path):
     with pytest.raises(
         InputError, match=r"vae is '.*vae', which is not the one that made the latents \(\w+, not \w+\): bring that"
     ):
-        open_vae(data)
+        data.load_vae()
     with pytest.raises(InputError, match="whose VAE is not known yet: resolve the configuration first"):
-        open_vae(on_latents.data)
+        on_latents.data.load_vae()
 
 
 @pytest.mark.usefixtures("no_pictures")

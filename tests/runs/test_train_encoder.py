@@ -15,7 +15,8 @@ import torch
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_json, load_tensors
 from drifting.cli import main
-from drifting.config import EncoderRunConfig, ImagesData, build_encoder, build_network, from_json, load_split, resolve, to_json
+from drifting.config import EncoderRunConfig, build_encoder, build_network, from_json, resolve, to_json
+from drifting.data import ImagesData
 from drifting.encoders import MAEConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
@@ -69,7 +70,7 @@ def folders(tmp_path_factory, misnamed) -> dict[str, Path]:
 def test_figures_are_of_the_saved_weights_and_of_the_test_images(folders, kind):
     assert sorted(path.name for path in folders[kind].iterdir()) == FILES
     figures, config, network = _read(folders[kind])
-    train, test = (load_split(config.data, split) for split in ("train", "test"))
+    train, test = (config.data.load(split) for split in ("train", "test"))
     features = [network.embed(_signed(part.images)).detach() for part in (train, test)]
     labels: list[Any] = [part.labels for part in (train, test)]
     of_train, of_test = (linear_probe(features[0], labels[0], features[split], labels[split]) for split in (0, 1))
@@ -86,7 +87,7 @@ def test_supervised_encoder_names_classes(command, grey_folder, tmp_path):
     sizes = "--width 4 --batch-size 16 --steps 25 --flip 0"
     result = command("train-encoder", "supervised", "--data", grey_folder, "--save-dir", tmp_path / "x", *sizes.split())
     figures, config, network = _read(tmp_path / "x")
-    test: Any = load_split(config.data, "test")
+    test: Any = config.data.load("test")
     named = [int(network(_signed(image[None])).argmax()) for image in test.images]
     right = sum(first == second for first, second in zip(named, test.labels.tolist(), strict=True))
     assert figures["test_accuracy"] == right / 9 > 0.8

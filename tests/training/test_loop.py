@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from drifting.config import build_encoder, build_generator, build_loss, build_positives, build_source
+from drifting.config import build_encoder, build_generator, build_loss, build_positives
 from drifting.errors import InputError
 from drifting.metrics.two_sample import energy_distance
 from drifting.sampling import sample
@@ -219,7 +219,7 @@ def test_generator_learns_the_modes(tiny_toy):
     config = dataclasses.replace(tiny_toy, data=dataclasses.replace(tiny_toy.data, dataset="eight_gaussians"))
     config = dataclasses.replace(config, generator=dataclasses.replace(config.generator, width=64))
     state, parts = _state(config, generated=128, positives=128, steps=150, learning_rate=3e-3)
-    real = build_source(config).draw(None, 1000, torch.Generator().manual_seed(1))[0]
+    real = config.data.source(config.seed).draw(None, 1000, torch.Generator().manual_seed(1))[0]
     before = energy_distance(sample(state.averaged, 1000), real)
     for _ in train(state, *parts):
         pass

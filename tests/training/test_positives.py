@@ -5,19 +5,10 @@ import torch
 
 from drifting import runs
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import (
-    BankConfig,
-    build_encoder,
-    build_generator,
-    build_loss,
-    build_network,
-    build_positives,
-    build_source,
-    load_split,
-    resolve,
-    to_signed,
-)
+from drifting.config import build_encoder, build_generator, build_loss, build_network, build_positives, resolve
+from drifting.data import BankConfig
 from drifting.data.features import FeatureCache
+from drifting.data.pixels import to_signed
 from drifting.encoders import PixelsConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError
@@ -73,7 +64,7 @@ def test_features_are_those_of_the_samples_that_a_source_draws(config, unconditi
         config = _unlabelled(config)
     config = dataclasses.replace(config, encoder=PixelsConfig())
     labels = None if unconditional else torch.tensor([2, 0])
-    positives, source = _positives(config), build_source(config)
+    positives, source = _positives(config), config.data.source(config.seed)
     assert positives.num_classes == source.num_classes
     drawn = positives.draw(labels, 4, _rng())
     assert drawn.keys() == {"sample"}
@@ -154,7 +145,7 @@ def test_bank_is_in_the_checkpoints_and_a_resumed_run_equals_the_whole_one(confi
 
 def test_bank_holds_only_what_it_was_given(config):
     positives = _positives(dataclasses.replace(config, encoder=PixelsConfig(), bank=BANK))
-    train_set = load_split(config.data, "train")
+    train_set = config.data.load("train")
     drawn = positives.draw(torch.tensor([0, 1, 2]), 20, _rng())["sample"].flatten(2)
     for label in range(3):
         mine = {tuple(image) for image in to_signed(train_set.images[train_set.labels == label]).flatten(1).tolist()}
@@ -169,7 +160,7 @@ def test_whole_data_set_has_no_state(config):
     positives.restore({}, "here")
     with pytest.raises(InputError, match="'position' of real samples, of which this run keeps none"):
         positives.restore({"position": torch.tensor(3)}, "here")
-    assert not isinstance(build_source(config), Stateful)
+    assert not isinstance(config.data.source(config.seed), Stateful)
 
 
 def test_state_of_no_bank_is_refused(config):

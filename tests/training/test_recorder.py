@@ -25,7 +25,7 @@ def make(tmp_path, tiny_toy) -> Callable[..., Recorder]:
     def recorder(config: RunConfig = tiny_toy, keep: int = 2) -> Recorder:
         state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
         positives = configuration.build_positives(config, configuration.build_encoder(config))
-        reference = reference_samples(configuration.build_source(config), 40, seed=1)
+        reference = reference_samples(config.data.source(config.seed), 40, seed=1)
         return Recorder(tmp_path, state, positives, facts={"a": 1}, reference=reference, frame_samples=40, keep=keep)
 
     return recorder

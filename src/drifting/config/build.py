@@ -1,29 +1,29 @@
 """How everything is built from a configuration."""
 
 import dataclasses
-from typing import Any, TypeVar
+import functools
+from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from drifting._checks import check_device
+from drifting._progress import show_encoding, tell_lines
 from drifting._seeds import initial_weights
-from drifting.config.data import (
-    DigitsData,
-    EncoderData,
-    ImageFilesData,
-    ImagesData,
-    LatentsData,
-    StreamedData,
-)
 from drifting.config.encoders import check_images, find_weights, read_weights
 from drifting.config.run import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
-from drifting.config.sources import find_data, labelled, load_labelled, load_split
+from drifting.data.dataset import Data
+from drifting.data.features import FeatureCache
+from drifting.data.images import ImagesData
+from drifting.data.pixels import to_signed
+from drifting.distributed import join
 from drifting.encoders.base import FeatureEncoder, identity
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss
+from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
 
 Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
@@ -33,7 +33,8 @@ def resolve(config: Config) -> Config:
     """Return the configuration with everything that depends on the data and the machine filled in and checked."""
     config = find_weights(config)
     check_device(config.device)
-    data = find_data(config.data, load_labelled if isinstance(config, EncoderRunConfig) else load_split)
+    # An encoder that learns without labels is measured by them.
+    data = config.data.find(labelled=isinstance(config, EncoderRunConfig))
     if data == config.data:
         return config
     config = dataclasses.replace(config, data=data)
@@ -45,16 +46,9 @@ def resolve(config: Config) -> Config:
 
 def build_generator(config: RunConfig) -> Generator:
     """Return the generator with its initial weights, which depend on the seed alone, on the CPU."""
-    match config.data:
-        case DigitsData():
-            shape, num_classes = (1, 8, 8), 10
-        case ImagesData() | ImageFilesData() | LatentsData() as data:
-            shape, num_classes = _known_shape(data), data.num_classes
-        case _:
-            shape, num_classes = (2,), None
+    data, guided = config.data, config.schedule.draws_guidance
     with initial_weights(config.seed, "generator"):
-        guided = config.schedule.draws_guidance
-        return config.generator.build(sample_shape=shape, num_classes=num_classes, guided=guided)
+        return config.generator.build(sample_shape=data.sample_shape, num_classes=data.num_classes, guided=guided)
 
 
 def build_network(config: AnyConfig) -> nn.Module | None:
@@ -62,22 +56,20 @@ def build_network(config: AnyConfig) -> nn.Module | None:
     # A judge must not start from the weights of an encoder that it is to judge.
     with initial_weights(config.seed, "classifier" if isinstance(config, ClassifierConfig) else "encoder"):
         if isinstance(config, ClassifierConfig):
-            return Classifier(_known_shape(config.data), config.data.num_classes or 0, config.width)
+            return Classifier(config.data.sample_shape, config.data.num_classes or 0, config.width)
         encoder, data = config.encoder, config.data
-        if encoder.objective is not None and not encoder.alone and not isinstance(data, ImagesData):
-            unfit = "stay on disk" if isinstance(data, StreamedData) else "are no images"
+        if encoder.objective is not None and not encoder.alone and data.kind != "images":
+            unfit = "stay on disk" if data.kind == "streamed" else "are no images"
             raise InputError(f"encoder is {encoder.noun}, but the data {unfit}: use the space of the samples")
-        shape = _known_shape(data) if isinstance(data, EncoderData) else (2,)
         num_classes = _classes_to_learn(data) if encoder.learns_classes else None
-        return encoder.build_network(shape, num_classes=num_classes, read=read_weights)
+        return encoder.build_network(data.sample_shape, num_classes=num_classes, read=read_weights)
 
 
-def _classes_to_learn(data: Any) -> int:
+def _classes_to_learn(data: Data) -> int:
     """Return the number of classes, or raise InputError if there are no two."""
-    in_memory = isinstance(data, ImagesData)
-    classes = load_split(labelled(data), "train").num_classes if in_memory else data.num_classes
+    classes = data.classes_to_learn()
     if classes is None or classes < 2:
-        origin = data.path or (data.name if in_memory else None)
+        origin = getattr(data, "path", None) or getattr(data, "name", None)
         raise InputError(f"data is '{origin}', whose images are all of one class: add another, or learn without classes, by simclr")
     return classes
 
@@ -94,8 +86,25 @@ def build_loss(config: RunConfig) -> DriftingLoss:
     return DriftingLoss(**vars(config.loss))
 
 
-def _known_shape(data: ImagesData | StreamedData) -> tuple[int, int, int]:
-    if data.image_shape is None:
-        origin = data.path or getattr(data, "name", None)
-        raise InputError(f"data is '{origin}', whose shape is not known yet: resolve the configuration first")
-    return data.image_shape
+def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:
+    """Return where the features of real samples come from: the whole data set or a bank, encoded anew or looked up.
+
+    Args:
+        config: of the run.
+        encoder: its feature space.
+        folder: where a cache of features goes that is too large for memory.
+    """
+    cache, data, device = None, config.data, config.device
+    if config.cache_features and config.encoder.objective is not None and isinstance(data, ImagesData):
+        images = data.load("train").images
+        with show_encoding(len(images), quiet=not join().is_main_process) as progress:
+            prepare = functools.partial(_prepare_on, device)
+            cache = FeatureCache(encoder, images, prepare=prepare, folder=folder, on_progress=progress.advance)
+    tell = tell_lines("reading real samples into the memory bank")
+    source = data.source(config.seed, config.bank, device=device, indexed=cache is not None, tell=tell)
+    schedule = config.schedule
+    return Positives(source, encoder, cache, batch_size=schedule.microbatch_size, later=schedule.labels_per_microbatch is not None)
+
+
+def _prepare_on(device: str, images: Tensor) -> Tensor:
+    return to_signed(images.to(device))

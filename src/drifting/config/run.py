@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drifting._checks import check_counts, check_learning_rate, check_seed, check_temperatures
-from drifting.config.data import Data, DigitsData, EncoderData, ImagesData, StreamedData
 from drifting.data.augmentation import Views
+from drifting.data.bank import BankConfig
+from drifting.data.dataset import Data
+from drifting.data.images import ImagesData
 from drifting.distributed import PARALLEL
 from drifting.encoders.base import EncoderConfig, PixelsConfig
 from drifting.errors import InputError
@@ -14,23 +16,6 @@ from drifting.generators.base import GeneratorConfig
 from drifting.loss import FIELD_OF_THE_RELEASE, TEMPERATURES
 from drifting.pretraining.objectives import Augmentation
 from drifting.training.schedule import Schedule, check_schedule
-
-
-@dataclass(frozen=True, kw_only=True)
-class BankConfig:
-    """A `data.bank.MemoryBank` that positives are drawn from, in place of the whole data set.
-
-    Attributes:
-        capacity_per_class: number of samples of each class that it holds.
-        unconditional_capacity: number of samples of any class that it holds.
-        push_per_step: number of fresh samples that come into it before each draw.
-        on_cpu: keep it in the memory of the CPU, where that of the device is too small.
-    """
-
-    capacity_per_class: int = 128
-    unconditional_capacity: int = 1000
-    push_per_step: int = 64
-    on_cpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +80,10 @@ class RunConfig:
         self.encoder.check("encoder.")
         if self.encoder.alone:
             raise InputError(f"encoder is {type(self.encoder).__name__}, which is trained on its own: pass MAEFeaturesConfig")
-        if self.bank is None and isinstance(self.data, StreamedData):
+        if self.bank is None and self.data.kind == "streamed":
             raise InputError("bank is None, but the data stay on disk, too slow to draw every step from: pass a BankConfig")
         if self.bank is not None:
-            if not isinstance(self.data, ImagesData | StreamedData):
+            if self.data.kind not in ("images", "streamed"):
                 raise InputError("bank is set, but the data are no images: leave it out")
             check_counts({f"bank.{name}": value for name, value in vars(self.bank).items() if name != "on_cpu"})
         check_seed(self.seed)
@@ -107,8 +92,7 @@ class RunConfig:
             raise InputError(f"parallel is '{self.parallel}': pass {' or '.join(PARALLEL)}")
         if self.parallel == "fsdp" and schedule.optimizer == "muon":
             raise InputError("parallel is 'fsdp', but muon needs whole matrices of weights: pass ddp, or optimizer adamw")
-        labelled = isinstance(self.data, DigitsData) or (isinstance(self.data, ImagesData | StreamedData) and self.data.conditional)
-        check_schedule(schedule, labelled=labelled)
+        check_schedule(schedule, labelled=self.data.conditional)
 
     @property
     def trains_encoder(self) -> bool:
@@ -183,7 +167,7 @@ class EncoderRunConfig:
     """
 
     preset: str = "train-encoder"
-    data: EncoderData
+    data: Data
     encoder: EncoderConfig
     seed: int = 0
     device: str = "cpu"
@@ -199,7 +183,7 @@ class EncoderRunConfig:
         check_seed(self.seed)
         if self.encoder.weights_file is not None:
             raise InputError(f"weights is '{self.encoder.weights_file}', but the encoder is to be trained: leave it out")
-        if not isinstance(self.data, ImagesData) and not self.encoder.alone:
+        if self.data.kind != "images" and not self.encoder.alone:
             raise InputError(f"encoder is {type(self.encoder).__name__}, which learns from images in memory: pass MAEConfig")
 
     @property

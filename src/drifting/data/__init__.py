@@ -1,27 +1,45 @@
-"""Data sources: real samples of given labels, drawn at every step."""
+"""Data: real samples of given labels, drawn at every step.
+
+A configuration names its data by a class of this package whose name ends in "Data".
+"""
 
 from typing import TYPE_CHECKING
 
 from drifting._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from drifting.data.bank import BankSource, MemoryBank
-    from drifting.data.dataset import InMemorySource, Source, StreamSource
-    from drifting.data.digits import load_digits
-    from drifting.data.images import ImageSet, load_images
+    from drifting.data.bank import BankConfig, BankSource, MemoryBank
+    from drifting.data.dataset import Data, Decoder, ImageData, InMemorySource, Source, StreamSource, forget_data
+    from drifting.data.digits import DigitsData, load_digits
+    from drifting.data.image_folder import ImageFilesData
+    from drifting.data.images import ImagesData, ImageSet, load_images
+    from drifting.data.latents import LatentsData
     from drifting.data.loader import LoaderSource
-    from drifting.data.points import load_points
-    from drifting.data.toys import TOYS
+    from drifting.data.points import PointsData, load_points
+    from drifting.data.streamed import StreamedData
+    from drifting.data.toys import TOYS, ToyData
 
 __all__ = [
     "TOYS",
+    "BankConfig",
     "BankSource",
+    "Data",
+    "Decoder",
+    "DigitsData",
+    "ImageData",
+    "ImageFilesData",
     "ImageSet",
+    "ImagesData",
     "InMemorySource",
+    "LatentsData",
     "LoaderSource",
     "MemoryBank",
+    "PointsData",
     "Source",
     "StreamSource",
+    "StreamedData",
+    "ToyData",
+    "forget_data",
     "load_digits",
     "load_images",
     "load_points",
@@ -30,12 +48,40 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "bank": ("BankSource", "MemoryBank"),
-        "dataset": ("InMemorySource", "Source", "StreamSource"),
-        "digits": ("load_digits",),
-        "images": ("ImageSet", "load_images"),
+        "bank": (
+            "BankConfig",
+            "BankSource",
+            "MemoryBank",
+        ),
+        "dataset": (
+            "Data",
+            "Decoder",
+            "ImageData",
+            "InMemorySource",
+            "Source",
+            "StreamSource",
+            "forget_data",
+        ),
+        "digits": (
+            "DigitsData",
+            "load_digits",
+        ),
+        "image_folder": ("ImageFilesData",),
+        "images": (
+            "ImageSet",
+            "ImagesData",
+            "load_images",
+        ),
+        "latents": ("LatentsData",),
         "loader": ("LoaderSource",),
-        "points": ("load_points",),
-        "toys": ("TOYS",),
+        "points": (
+            "PointsData",
+            "load_points",
+        ),
+        "streamed": ("StreamedData",),
+        "toys": (
+            "TOYS",
+            "ToyData",
+        ),
     },
 )

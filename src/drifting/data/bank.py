@@ -9,6 +9,7 @@ Source: the sample queue of the paper: 128 samples of each class, 1000 unconditi
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -260,6 +261,34 @@ class MemoryBank:
         if len(wrong):
             raise InputError(f"labels has {int(wrong[0])}: choose from 0 to {len(self.filled) - 1}")
         return labels.long().to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankConfig:
+    """A `MemoryBank` that positives are drawn from, in place of the whole data set.
+
+    Attributes:
+        capacity_per_class: number of samples of each class that it holds.
+        unconditional_capacity: number of samples of any class that it holds.
+        push_per_step: number of fresh samples that come into it before each draw.
+        on_cpu: keep it in the memory of the CPU, where that of the device is too small.
+    """
+
+    capacity_per_class: int = 128
+    unconditional_capacity: int = 1000
+    push_per_step: int = 64
+    on_cpu: bool = False
+
+    def build(self, num_classes: int | None, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> MemoryBank:
+        """Return the bank, empty, for samples of a shape and type."""
+        return MemoryBank(
+            num_classes,
+            sample_shape=shape,
+            capacity_per_class=self.capacity_per_class,
+            unconditional_capacity=self.unconditional_capacity,
+            device="cpu" if self.on_cpu else device,
+            dtype=dtype,
+        )
 
 
 class BankSource:

@@ -1,16 +1,20 @@
-"""Where real samples come from: the interface that training sees, and the sources that hold all their samples in memory.
+"""Where real samples come from: what a kind of data knows, what training sees of it, and sources that hold all samples in memory.
 
 Shapes: l labels, p positives.
 """
 
+import dataclasses
+import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from drifting._seeds import stream_seed
+from drifting.data.pixels import to_bytes
 from drifting.errors import InputError
 
 # The share of a process that is alone.
@@ -134,3 +138,145 @@ def reference_samples(source: Source, count: int, seed: int, *, limit: bool = Fa
     per_class = max(1, count // source.num_classes)
     classes = min(source.num_classes, count) if limit else source.num_classes
     return source.draw(torch.arange(classes), per_class, rng).transpose(0, 1).flatten(0, 1)
+
+
+Decoder = Callable[[Float[Tensor, "b *sample"]], UInt8[Tensor, "b c h w"]]
+P = ParamSpec("P")
+T = TypeVar("T")
+_read: list[Callable[[], None]] = []
+
+
+def read_once(size: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function so that what it reads stays in memory, for its last `size` arguments, until `forget_data`."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        cached = functools.lru_cache(maxsize=size)(function)
+        _read.append(cached.cache_clear)
+        return cached  # pyright: ignore[reportReturnType] - of the same arguments
+
+    return decorate
+
+
+def forget_data() -> None:
+    """Have all data read again when they are next asked for: what lies in a folder may have changed since."""
+    for clear in _read:
+        clear()
+
+
+class Data(ABC):
+    """What a run is trained on. Its classes are frozen dataclasses, whose fields are settings and what was found in the data.
+
+    Attributes:
+        kind: how samples are drawn in pictures and compared with real ones: as "points", "digits", "images" or "streamed" images.
+        latent: whether samples are latents, which an auto-encoder decodes.
+        num_classes: number of labels; None where there are none, or they are not used.
+        class_names: name of each label, where they are known.
+        counts: samples of each class, or of all without classes, where they are known.
+        conditional: whether each class is a population of its own.
+    """
+
+    kind: ClassVar[str]
+    latent: ClassVar[bool] = False
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    conditional: bool = False
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample; raises InputError where it is not known yet."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What pictures call the data."""
+
+    @abstractmethod
+    def source(
+        self,
+        seed: int,
+        bank: Any = None,
+        *,
+        device: str = "cpu",
+        indexed: bool = False,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> Source:
+        """Return the real samples.
+
+        Args:
+            seed: of the order and of how samples are varied.
+            bank: `data.bank.BankConfig` of the memory bank that they are drawn through; None for none.
+            device: where the bank is kept.
+            indexed: draw the indices of samples, whose features are known, in place of samples.
+            tell: is told (samples read, samples to read) while a bank is filled.
+        """
+
+    def changed(self, **fields: Any) -> "Data":
+        """Return the data with other values of some fields."""
+        return dataclasses.replace(cast(Any, self), **fields)
+
+    def find(self, *, labelled: bool = False) -> "Data":
+        """Return the data with where they are and what is found by reading them; the same where that is known.
+
+        Args:
+            labelled: read labels even if the data are not conditional.
+
+        Raises:
+            InputError: if they are not there, or cannot be used.
+        """
+        del labelled
+        return self
+
+    def check(self) -> None:  # noqa: B027 - most have nothing to check
+        """Raise InputError if the data are no longer those that a run began with, as far as it kept what they were."""
+
+    def report(self) -> list[str]:
+        """Return a line on what there is to train on, and one for each doubt; nothing for data that come with the library."""
+        return []
+
+    def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
+        """Return the class of every training sample, read from the data, and the names of the classes."""
+        return None, self.class_names
+
+    def classes_to_learn(self) -> int | None:
+        """Return how many classes an encoder can learn to tell apart, whether or not the data are conditional."""
+        return self.num_classes
+
+    def exported_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of the images that samples become, or raise InputError if they become none."""
+        raise InputError(f"data is {type(self).__name__}, of no known image shape: name a run of images")
+
+    def exporter(self) -> Callable[[Tensor], Tensor]:
+        """Return the map from samples to the user's form: points in their coordinates, images as uint8 [n, h, w, c].
+
+        Raises:
+            InputError: if what it needs is not there.
+        """
+        return lambda samples: samples
+
+
+class ImageData(Data):
+    """Data whose samples are images, or latents of images."""
+
+    def exported_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of the images that samples become."""
+        channels, height, width = self.sample_shape
+        return channels, height, width
+
+    def decoder(self, device: str = "cpu") -> Decoder:
+        """Return the map from samples to bytes, which stay on the device of the samples.
+
+        Args:
+            device: where an auto-encoder runs, which is loaded here, once in a process.
+
+        Raises:
+            InputError: if the auto-encoder is not there, or is one of other latents.
+        """
+        del device
+        return to_bytes
+
+    def exporter(self) -> Callable[[Tensor], Tensor]:
+        """Return the map from samples to images as uint8 [n, h, w, c]."""
+        decode = self.decoder()
+        return lambda samples: decode(samples).movedim(1, -1)

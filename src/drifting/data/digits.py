@@ -1,11 +1,14 @@
 """Small real images that come with a library: scikit-learn's handwritten digits."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from drifting.data.dataset import ImageData, InMemorySource
 
 
 class LabelledSplit(NamedTuple):
@@ -30,3 +33,28 @@ def load_digits() -> LabelledSplit:
     parts = train_test_split(images, np.asarray(labels), test_size=0.2, stratify=labels, random_state=0)
     train, held_out, train_labels, held_out_labels = map(torch.from_numpy, parts)
     return LabelledSplit(train, train_labels, held_out, held_out_labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsData(ImageData):
+    """Handwritten digits of 8 x 8 pixels, embedded in scikit-learn."""
+
+    kind: ClassVar[str] = "digits"
+    num_classes: ClassVar[int | None] = 10  # pyright: ignore[reportIncompatibleVariableOverride] - always, and no setting
+    conditional: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        return (1, 8, 8)
+
+    @property
+    def title(self) -> str:
+        """What pictures call them."""
+        return "digits"
+
+    def source(self, seed: int, bank: Any = None, **options: Any) -> InMemorySource:
+        """Return the training images."""
+        del seed, bank, options
+        split = load_digits()
+        return InMemorySource(split.train, split.train_labels)

@@ -6,16 +6,22 @@ Shapes: s images, b of them at once, pixels h = w to a side.
 import functools
 import hashlib
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any, ClassVar
 
-from jaxtyping import Int, UInt8
+import torch
+from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
 from drifting._checks import check_memory
+from drifting.data.dataset import read_once
 from drifting.data.decode import decode, decoded_bytes
+from drifting.data.facts import as_notes, check_classes, counts_of, describe_classes, describe_images
 from drifting.data.readers import folder, listings
 from drifting.data.readers.base import EncodedImage, split_name
+from drifting.data.streamed import StreamedData, mirrored, row_streams
 from drifting.errors import InputError
 
 
@@ -155,3 +161,113 @@ def _check_folder(path: Path) -> None:
         raise InputError(
             f"data is '{path}', which is no folder: pass a folder of image files, an unpacked one if this is an archive"
         )
+
+
+class ImageRows:
+    """Image files as uint8 images.
+
+    Args:
+        files: where they lie.
+        labelled: whether their classes are used.
+        flip: mirror every other image, by chance.
+        seed: of the chance.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, files: ImageFiles, *, labelled: bool, flip: bool, seed: int) -> None:
+        self.shape, self.labels = (3, files.image_size, files.image_size), files.labels if labelled else None
+        self._files, self._flip, self._seed = files, flip, seed
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._files)
+
+    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *sample"]:
+        """Return images, each mirrored or not as its position has it."""
+        images = self._files.read(indices)
+        flipped = mirrored(row_streams(self._seed, positions), self._flip)
+        return torch.where(flipped[:, None, None, None] == 1, images.flip(-1), images)
+
+
+# Listing a million files takes seconds.
+_list_files = read_once(2)(ImageFiles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFilesData(StreamedData):
+    """Images of a folder that are too many for memory: decoded, cropped and resized as they are drawn.
+
+    Attributes:
+        path: folder with one sub-folder for each class, or with `train` and `val` above those; None where it is not known yet.
+        image_size: pixels to a side after cropping and resizing.
+        conditional: one population for each class, or one for all.
+        flip: mirror every other image, by chance.
+        image_shape: channels, height and width; found when the folder is first listed and kept with the run.
+        num_classes: found likewise; None where labels are not used.
+        class_names, counts: names of the classes and how many images each has; found likewise.
+        files: stands for the names of the files; found likewise, and checked whenever the folder is listed again.
+    """
+
+    path: str | None = None
+    image_size: int = 256
+    conditional: bool = True
+    flip: bool = True
+    image_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    files: str | None = None
+
+    _place: ClassVar[str] = "a folder of images"
+
+    def find(self, *, labelled: bool = False) -> "ImageFilesData":
+        """Return the data with place, shape, classes and what stands for the files."""
+        del labelled
+        if self.files is not None:
+            return self
+        data = replace(self, path=self._folder())
+        files = data.open()
+        return replace(data, **data._facts(files, data._classes(files.num_classes)))
+
+    def open(self, split: str = "train") -> ImageFiles:
+        """Return the images, listed once in a process; raises InputError if they are no longer those of the run."""
+        files = _list_files(self.path or "", image_size=self.image_size, split=split)
+        # Runs of earlier versions know the names alone.
+        if split == "train" and self.files not in (None, files.fingerprint(), files.names_fingerprint()):
+            check_classes(self, self._facts(files, files.num_classes if self.conditional else None), str(self.path))
+            others = f"whose files are not those that the run began with ({files.fingerprint()}, not {self.files})"
+            raise InputError(f"data is '{self.path}', {others}: bring them back, or train anew")
+        return files
+
+    def _facts(self, files: ImageFiles, num_classes: int | None) -> dict[str, Any]:
+        labels = None if num_classes is None else files.labels
+        return {
+            "image_shape": (3, self.image_size, self.image_size),
+            "num_classes": num_classes,
+            "class_names": None if num_classes is None else files.class_names,
+            "counts": counts_of(labels, num_classes, len(files)),
+            "files": files.fingerprint(),
+        }
+
+    def check(self) -> None:
+        """Raise InputError if the files are no longer those that a run began with."""
+        self.open()
+
+    def rows(self, seed: int) -> ImageRows:
+        """Return the images, each mirrored by chance."""
+        return ImageRows(self.open(), labelled=self.conditional, flip=self.flip, seed=seed)
+
+    def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
+        """Return the class of every training image, and the names of the classes."""
+        files = self.open()
+        return files.labels, files.class_names
+
+    def report(self) -> list[str]:
+        """Return what there is to train and to test on."""
+        files = self.open()
+        classes, doubts = describe_classes(files.labels if self.conditional else None, files.class_names, len(files))
+        held_out = next((split for split in ("test", "val") if split in files.splits), None)
+        test = 0 if held_out is None else len(self.open(held_out))
+        line = describe_images(len(files), test, (3, self.image_size, self.image_size), classes, files.left_out)
+        return [line, *as_notes([*files.doubts, *doubts])]

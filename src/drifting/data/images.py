@@ -5,16 +5,20 @@ Shapes: s samples, c channels, h height, w width.
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from drifting._checks import nearest_name
+from drifting.data.bank import BankSource
+from drifting.data.dataset import ImageData, InMemorySource, Source, read_once
 from drifting.data.decode import decode
+from drifting.data.facts import FIX, NEIGHBORS, as_notes, check_classes, counts_of, describe_classes, describe_images
+from drifting.data.pixels import to_signed
 from drifting.data.readers.base import Reader, Split, split_name
 from drifting.data.readers.find import find_reader
 from drifting.data.readers.saved import Given
@@ -205,3 +209,166 @@ def _select(part: Split, mask: Bool[Tensor, " s"]) -> Split:
     else:
         images = [part.images[index] for index in torch.nonzero(mask)[:, 0].tolist()]
     return part._replace(images=images, labels=None if part.labels is None else part.labels[mask])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesData(ImageData):
+    """Images of a folder or of the Hub, see `load_images`.
+
+    Attributes:
+        name: what they are called, and where they are looked for if there is no `path`.
+        path: folder or Hub id; None to look for `name`.
+        image_size: pixels to a side after cropping and resizing; None to keep them.
+        channels: 1 or 3 to convert; None to keep them.
+        colour: refuse images that are not of red, green and blue.
+        conditional: one population for each class, or one for all.
+        image_shape: channels, height and width; found when the images are first read and kept with the run.
+        num_classes: found likewise; None where there are no labels or they are not used.
+        class_names: of each label, found likewise where they are known.
+        counts: training images of each class, or of all without classes; found likewise.
+        fingerprint: stands for all training images; found likewise. Classes, counts and this are checked whenever the images are
+            read again, as far as they are known: runs of earlier versions have none of the three.
+    """
+
+    name: str
+    path: str | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    colour: bool = False
+    conditional: bool = True
+    image_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    fingerprint: str | None = None
+
+    kind: ClassVar[str] = "images"
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        if self.image_shape is None:
+            raise InputError(f"data is '{self._origin}', whose shape is not known yet: resolve the configuration first")
+        return self.image_shape
+
+    @property
+    def title(self) -> str:
+        """What the images are called."""
+        return self.name
+
+    @property
+    def _origin(self) -> str:
+        return self.path or self.name
+
+    def find(self, *, labelled: bool = False) -> "ImagesData":
+        """Return the data with place, shape and classes."""
+        if self.image_shape is not None:
+            return self
+        path = str(Path(self.path).resolve()) if self.path and Path(self.path).exists() else self.path
+        data = replace(self, path=path)
+        found = data.load("train", labelled=labelled)
+        if self.colour and found.image_shape[0] != 3:
+            grey = f"data is '{data._origin}', whose images have {found.image_shape[0]} channel, not red, green and blue"
+            raise InputError(f"{grey}: pass colour images, or train the preset images on these")
+        return replace(data, conditional=found.labels is not None, **_facts(found))
+
+    def load(self, split: str, *, labelled: bool = False) -> ImageSet:
+        """Return one split, read once; raises InputError if the images are no longer those of the run.
+
+        Args:
+            split: "train" or "test".
+            labelled: with labels, where there are some that can be used, whether or not the data are conditional.
+        """
+        if labelled:
+            try:
+                return self._labelled(True).load(split)
+            except LabelError:
+                return self._labelled(False).load(split)
+        images = _load_split(self.path, self.name, split, (self.image_size, self.channels, self.conditional))
+        if self.image_shape is not None:
+            _check_same(self, images, split)
+        return images
+
+    def _labelled(self, conditional: bool) -> "ImagesData":
+        """Return data whose labels are used, or not; what was found in them is compared with them only if it was found so."""
+        return self if self.conditional == conditional else replace(self, conditional=conditional, image_shape=None)
+
+    def check(self) -> None:
+        """Raise InputError if the images are no longer those that a run began with."""
+        self.load("train")
+
+    def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
+        """Return the class of every training image, and the names of the classes."""
+        train = self.load("train")
+        return train.labels, train.class_names
+
+    def classes_to_learn(self) -> int | None:
+        """Return the number of classes, or raise LabelError if there are no labels."""
+        return self._labelled(True).load("train").num_classes
+
+    def source(self, seed: int, bank: Any = None, *, device: str = "cpu", indexed: bool = False, **options: Any) -> Source:
+        """Return the training images; see `Data.source`."""
+        del options
+        images = self.load("train")
+        samples, prepare, shape, dtype = images.images, to_signed, images.image_shape, torch.float32
+        if indexed:
+            samples, prepare, shape, dtype = torch.arange(len(samples)), None, (), torch.long
+        if bank is None:
+            return InMemorySource(samples, images.labels, prepare)
+        memory = bank.build(images.num_classes, shape, dtype, device)
+        return BankSource(samples, images.labels, memory, push_per_step=bank.push_per_step, seed=seed, prepare=prepare)
+
+    def report(self) -> list[str]:
+        """Return what there is to train and to test on."""
+        train = self.load("train")
+        classes, doubts = describe_classes(train.labels, train.class_names, len(train.images))
+        count = 0
+        try:
+            test = stored_split(self.path, self.name, "test", labelled=None if self.conditional else False)
+            count = len(test.images)
+            if self.conditional and test.labels is None:
+                doubts.append(
+                    "the test images have no classes, and figures by class cannot be measured: sort them as the others are"
+                )
+            if 0 < count < NEIGHBORS:
+                few = f"{count} test image{'s are' if count > 1 else ' is'} too few for precision, recall, density and coverage"
+                doubts.append(f"{few}, which need {NEIGHBORS}: add a folder test/ with more to evaluate on")
+        except InputError as error:
+            doubts.append(f"no test images: {error}")
+        line = describe_images(len(train.images), count, train.image_shape, classes, train.left_out)
+        return [line, *as_notes([*train.doubts, *doubts])]
+
+
+@read_once(4)
+def _load_split(path: str | None, name: str, split: str, options: tuple) -> ImageSet:
+    image_size, channels, labelled = options
+    return load_images(path, name=name, split=split, image_size=image_size, channels=channels, labelled=labelled)
+
+
+# Looking at every pixel of a large set takes a second.
+@read_once(2)
+def _facts(images: ImageSet) -> dict[str, Any]:
+    """Return the fields of `ImagesData` that are found in the images of the split "train"."""
+    return {
+        "image_shape": images.image_shape,
+        "num_classes": images.num_classes,
+        "class_names": images.class_names,
+        "counts": counts_of(images.labels, images.num_classes, len(images.images)),
+        "fingerprint": images.fingerprint(),
+    }
+
+
+def _check_same(data: ImagesData, images: ImageSet, split: str) -> None:
+    """Raise InputError if images in memory are not those that a run began with, saying what changed.
+
+    Only classes are compared where the run is of a version that kept no more.
+    """
+    found = _facts(images) if split == "train" else {"num_classes": images.num_classes, "class_names": images.class_names}
+    origin = data.path or data.name
+    check_classes(data, found, origin)
+    if split == "train" and data.fingerprint not in (None, found["fingerprint"]):
+        what = "whose images are not those that the run began with, though they are as many"
+        if found["image_shape"] != data.image_shape:
+            shapes = (" x ".join(map(str, shape)) for shape in (found["image_shape"], data.sample_shape))
+            what = "whose images are {} where the run began with {}".format(*shapes)
+        raise InputError(f"data is '{origin}', {what}: {FIX}")

@@ -11,19 +11,28 @@ steps of 0.004 of its range; and a log-variance of -20 by 0.008, its standard de
 Shapes: s images, b of them at once, k channels of a latent, y x x its places.
 """
 
+import functools
 import hashlib
 import json
+import os
 import zlib
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from drifting._json import parse_json, read_dataclass
+from drifting.data.dataset import Decoder, read_once
+from drifting.data.facts import as_notes, describe_classes, describe_shape
+from drifting.data.pixels import to_bytes
+from drifting.data.streamed import StreamedData, mirrored, row_streams
+from drifting.data.vae import VAE, draw_latents, load_vae
 from drifting.errors import InputError, one_line, reason
 
 VERSION = 1
@@ -31,6 +40,8 @@ INDEX = "index.json"
 DTYPE, _DTYPE_NAME = torch.float16, "F16"
 # Of any size in an index; beyond are damaged ones, whose shards would fill the memory when they are counted.
 _LARGEST = 10**8
+# Latents that one thread draws, or that are decoded together.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,3 +233,146 @@ class LatentCache:
                 f"data is '{self.path}', whose labels do not fit its {num_classes} classes: run drifting latents again"
             )
         return labels
+
+
+class LatentRows:
+    """A cache of moments as latents, drawn from the distribution of their image or of its mirror image, by chance.
+
+    Args:
+        cache: where the moments lie.
+        labelled, flip, seed: as for `ImageRows`.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, cache: LatentCache, *, labelled: bool, flip: bool, seed: int) -> None:
+        self.shape, self.labels = cache.index.latent_shape, cache.labels if labelled else None
+        self._cache, self._flip, self._seed = cache, flip, seed
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._cache)
+
+    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *sample"]:
+        """Return latents, shifted and scaled; of large batches by several threads, for numpy draws noise outside Python's lock."""
+        if len(indices) <= _AT_ONCE:
+            return self._taken(indices, positions)
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            return torch.cat(list(pool.map(self._taken, indices.split(_AT_ONCE), positions.split(_AT_ONCE))))
+
+    def _taken(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *sample"]:
+        streams = row_streams(self._seed, positions)
+        moments = self._cache.read(indices, mirrored(streams, self._flip))
+        noise = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in streams])
+        return draw_latents(moments, torch.from_numpy(noise), scale=self._cache.index.scale, shift=self._cache.index.shift)
+
+
+_open_cache = read_once(2)(LatentCache)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_vae(name: str) -> tuple[VAE, str]:
+    vae = load_vae(name)
+    return vae, vae.fingerprint()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsData(StreamedData):
+    """Latents of images, computed before by `drifting latents`.
+
+    Attributes:
+        path: folder of the cache; None where it is not known yet.
+        conditional: one population for each class, or one for all.
+        flip: take the latent of the mirrored image for every other one, by chance.
+        vae: name or folder of the auto-encoder that decodes samples; found in the cache and kept with the run.
+        vae_fingerprint: of the auto-encoder that the cache must have been made with; found likewise.
+        image_shape: channels, height and width that latents must have; found likewise.
+        num_classes, class_names: found likewise; None where labels are not used.
+        files: stands for the names of the files; found likewise, and checked whenever the cache is opened again.
+    """
+
+    path: str | None = None
+    conditional: bool = True
+    flip: bool = True
+    vae: str | None = None
+    vae_fingerprint: str | None = None
+    image_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    files: str | None = None
+
+    latent: ClassVar[bool] = True
+    _place: ClassVar[str] = "a cache that drifting latents wrote"
+
+    @property
+    def title(self) -> str:
+        """Name of the folder, and that pictures show decoded latents."""
+        return f"{super().title}, decoded latents"
+
+    def find(self, *, labelled: bool = False) -> "LatentsData":
+        """Return the data with place, shape, classes, auto-encoder and what stands for the files."""
+        del labelled
+        if self.files is not None:
+            return self
+        data = replace(self, path=self._folder())
+        cache = data.open()
+        index, num_classes = cache.index, data._classes(cache.num_classes)
+        return replace(
+            data,
+            image_shape=index.latent_shape,
+            vae=data.vae or index.vae,
+            vae_fingerprint=index.vae_fingerprint,
+            files=index.files,
+            num_classes=num_classes,
+            class_names=None if num_classes is None else index.class_names,
+        )
+
+    def open(self) -> LatentCache:
+        """Return the cache, opened once in a process; raises InputError if it is not that of the run."""
+        return _open_cache(self.path or "", vae_fingerprint=self.vae_fingerprint, latent_shape=self.image_shape, files=self.files)
+
+    def load_vae(self, device: str | None = None) -> VAE:
+        """Return the auto-encoder that latents were made with, on a device or where it is; raises InputError if it is another."""
+        if self.vae is None:
+            raise InputError(f"data is '{self.path}', whose VAE is not known yet: resolve the configuration first")
+        vae, found = _load_vae(self.vae)
+        if self.vae_fingerprint not in (None, found):
+            other = f"which is not the one that made the latents ({found}, not {self.vae_fingerprint})"
+            raise InputError(f"vae is '{self.vae}', {other}: bring that back")
+        if self.image_shape is not None and vae.latent_channels != self.image_shape[0]:
+            channels = f"decodes latents of {vae.latent_channels} channels, but those of the run have {self.image_shape[0]}"
+            raise InputError(f"vae is '{self.vae}', which {channels}: name the one that the latents were made with")
+        return vae if device is None else vae.to(device)
+
+    def check(self) -> None:
+        """Raise InputError if the cache is not that of the run."""
+        self.open()
+
+    def rows(self, seed: int) -> LatentRows:
+        """Return the latents, each drawn from its distribution."""
+        return LatentRows(self.open(), labelled=self.conditional, flip=self.flip, seed=seed)
+
+    def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
+        """Return the class of every image, and the names of the classes."""
+        cache = self.open()
+        return cache.labels, cache.index.class_names
+
+    def report(self) -> list[str]:
+        """Return what there is to train on."""
+        if self.image_shape is None:
+            return []
+        cache = self.open()
+        classes, doubts = describe_classes(cache.labels if self.conditional else None, self.class_names, len(cache))
+        return [f"{len(cache)} latents of {describe_shape(self.image_shape)}, {classes}", *as_notes(doubts)]
+
+    def exported_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of decoded images; errors as in `decoder`."""
+        _, height, width = self.sample_shape
+        vae = self.load_vae()
+        return vae.channels, height * vae.reduction, width * vae.reduction
+
+    def decoder(self, device: str = "cpu") -> Decoder:
+        """Return the map from latents to bytes of images; see `ImageData.decoder`."""
+        vae = self.load_vae(device)
+        # Of many images only the bytes are held together.
+        return lambda latents: torch.cat([to_bytes(vae.decode(part)) for part in latents.split(_AT_ONCE)])

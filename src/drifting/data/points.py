@@ -1,7 +1,10 @@
 """A user's own points in the plane, brought to unit size for training."""
 
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -9,11 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_memory
+from drifting.data.dataset import Data, InMemorySource
 from drifting.errors import InputError, reason
 
 # Units beyond these are too near to the ends of float64 to calculate and to draw with.
 _LEAST_SCALE, _MOST_SCALE = 1e-290, 1e290
 _TEXTS = {".csv", ".tsv", ".txt"}
+# Fewer points are learnt by heart.
+_FEW_POINTS = 100
 # Of a table as text, its words and its numbers as Python holds them.
 _BYTES_PER_CHARACTER = 40
 
@@ -121,3 +127,109 @@ def frame_of(points: Float[Tensor, "n 2"], origin: str) -> Frame:
     if not _LEAST_SCALE < scale < _MOST_SCALE:
         raise InputError(f"data is '{origin}', whose points are {scale / 2:g} apart: choose another unit for them")
     return Frame((centre[0], centre[1]), scale)
+
+
+class PlaneData(Data):
+    """Samples in the plane.
+
+    Attributes:
+        frame: where they lie in the user's coordinates.
+        modes: centres of equally likely parts, or None where the distribution has none.
+    """
+
+    kind: ClassVar[str] = "points"
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return (2,)
+
+    @property
+    def frame(self) -> Frame:
+        """Where the samples lie: in the unit frame, where nothing else is known."""
+        return Frame((0.0, 0.0), 1.0)
+
+    @property
+    def modes(self) -> Float[Tensor, "k 2"] | None:
+        """Centres of equally likely parts; None where there are none."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsData(PlaneData):
+    """A user's own points.
+
+    Attributes:
+        path: of their file.
+        centre, scale: where they lie; found when the file is first read and kept with the run.
+        count, fingerprint: how many there are, and what stands for them; found likewise, and checked whenever the file is read
+            again. Runs of earlier versions have neither.
+    """
+
+    path: str
+    centre: tuple[float, float] | None = None
+    scale: float | None = None
+    count: int | None = None
+    fingerprint: str | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """Where the points lie; only of data that are found."""
+        if self.centre is None or self.scale is None:
+            raise InputError(f"data is '{self.path}', whose centre and scale are not known yet: resolve the configuration first")
+        return Frame(self.centre, self.scale)
+
+    @property
+    def title(self) -> str:
+        """Name of the file."""
+        return Path(self.path).stem
+
+    def find(self, *, labelled: bool = False) -> "PointsData":
+        """Return the data with frame, count and fingerprint."""
+        del labelled
+        if self.scale is not None:
+            return self
+        points = load_points(Path(self.path))
+        centre, scale = frame_of(points, self.path)
+        return replace(
+            self,
+            path=str(Path(self.path).resolve()),
+            centre=centre,
+            scale=scale,
+            count=len(points),
+            fingerprint=_fingerprint(points),
+        )
+
+    def load(self) -> Float[Tensor, "n 2"]:
+        """Return the points in float64; raises InputError if they are no longer those of the run."""
+        points = load_points(Path(self.path))
+        if self.fingerprint not in (None, _fingerprint(points)):
+            what = "whose points are not those that the run began with, though they are as many"
+            if len(points) != self.count:
+                what = f"which holds {len(points)} points where the run began with {self.count}"
+            raise InputError(f"data is '{self.path}', {what}: bring those back, or train anew")
+        return points
+
+    def check(self) -> None:
+        """Raise InputError if the points are no longer those that a run began with."""
+        self.load()
+
+    def source(self, seed: int, bank: Any = None, **options: Any) -> InMemorySource:
+        """Return the points as training sees them."""
+        del seed, bank, options
+        return InMemorySource(self.frame.standardise(self.load()))
+
+    def report(self) -> list[str]:
+        """Return how many points there are, and whether those are few."""
+        if self.count is None:
+            return []
+        few = f"note: {self.count} points are few, and samples will be copies of them: bring more"
+        return [f"{self.count} points", *([few] if self.count < _FEW_POINTS else [])]
+
+    def exporter(self) -> Callable[[Tensor], Tensor]:
+        """Return the map from samples to points in the user's coordinates."""
+        return self.frame.restore
+
+
+def _fingerprint(points: Float[Tensor, "n 2"]) -> str:
+    return hashlib.sha256(points.contiguous().numpy().data).hexdigest()[:16]

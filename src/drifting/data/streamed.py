@@ -7,10 +7,10 @@ Shapes: s samples, b of them at once, l labels, p positives, m unconditional sam
 """
 
 import functools
-import os
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,18 +18,13 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from drifting.data.bank import BankSource, MemoryBank, ranks
-from drifting.data.dataset import ALL, owned
-from drifting.data.image_folder import ImageFiles
-from drifting.data.latents import LatentCache
+from drifting.data.dataset import ALL, ImageData, Source, owned
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
-from drifting.data.vae import draw_latents
 from drifting.errors import InputError
 
 # Rows that are read at a time to fill a bank.
 _CHUNK = 256
-# Latents that one thread draws.
-_AT_ONCE = 64
 # Apart from the streams of shuffled_indices and of the noise of samples, whose seeds are below.
 _STREAM = 2**40
 
@@ -64,71 +59,13 @@ class Rows(Protocol):
         ...
 
 
-class ImageRows:
-    """Image files as uint8 images.
-
-    Args:
-        files: where they lie.
-        labelled: whether their classes are used.
-        flip: mirror every other image, by chance.
-        seed: of the chance.
-    """
-
-    dtype = torch.uint8
-
-    def __init__(self, files: ImageFiles, *, labelled: bool, flip: bool, seed: int) -> None:
-        self.shape, self.labels = (3, files.image_size, files.image_size), files.labels if labelled else None
-        self._files, self._flip, self._seed = files, flip, seed
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._files)
-
-    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *sample"]:
-        """Return images, each mirrored or not as its position has it."""
-        images = self._files.read(indices)
-        mirrored = _mirrored(_streams(self._seed, positions), self._flip)
-        return torch.where(mirrored[:, None, None, None] == 1, images.flip(-1), images)
-
-
-class LatentRows:
-    """A cache of moments as latents, drawn from the distribution of their image or of its mirror image, by chance.
-
-    Args:
-        cache: where the moments lie.
-        labelled, flip, seed: as for `ImageRows`.
-    """
-
-    dtype = torch.float32
-
-    def __init__(self, cache: LatentCache, *, labelled: bool, flip: bool, seed: int) -> None:
-        self.shape, self.labels = cache.index.latent_shape, cache.labels if labelled else None
-        self._cache, self._flip, self._seed = cache, flip, seed
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._cache)
-
-    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *sample"]:
-        """Return latents, shifted and scaled; of large batches by several threads, for numpy draws noise outside Python's lock."""
-        if len(indices) <= _AT_ONCE:
-            return self._taken(indices, positions)
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            return torch.cat(list(pool.map(self._taken, indices.split(_AT_ONCE), positions.split(_AT_ONCE))))
-
-    def _taken(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *sample"]:
-        streams = _streams(self._seed, positions)
-        moments = self._cache.read(indices, _mirrored(streams, self._flip))
-        noise = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in streams])
-        return draw_latents(moments, torch.from_numpy(noise), scale=self._cache.index.scale, shift=self._cache.index.shift)
-
-
-def _streams(seed: int, positions: Int[Tensor, " b"]) -> list[np.random.Generator]:
+def row_streams(seed: int, positions: Int[Tensor, " b"]) -> list[np.random.Generator]:
+    """Return the random stream of each position."""
     keys = ([_STREAM + seed, position] for position in positions.tolist())
     return [np.random.Generator(np.random.Philox(key=np.array(key, np.uint64))) for key in keys]
 
 
-def _mirrored(streams: Sequence[np.random.Generator], flip: bool) -> Int[Tensor, " b"]:
+def mirrored(streams: Sequence[np.random.Generator], flip: bool) -> Int[Tensor, " b"]:
     """Return 0 or 1 for each stream; the number is drawn in any case, so that what follows is the same."""
     halves = torch.tensor([stream.random() < 0.5 for stream in streams])
     return (halves & flip).long()
@@ -282,3 +219,53 @@ class RowBankSource(BankSource):
     def _told(self, done: int, total: int) -> None:
         if self._tell is not None:
             self._tell(done, total)
+
+
+class StreamedData(ImageData):
+    """Images, or latents of them, that stay on disk until they are drawn."""
+
+    kind: ClassVar[str] = "streamed"
+    path: str | None = None
+    image_shape: tuple[int, int, int] | None = None
+    # What the folder must be, in messages.
+    _place: ClassVar[str]
+
+    @abstractmethod
+    def rows(self, seed: int) -> Rows:
+        """Return the data by row, each varied by a stream of the seed whenever it is taken."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        if self.image_shape is None:
+            raise InputError(f"data is '{self.path}', whose shape is not known yet: resolve the configuration first")
+        return self.image_shape
+
+    @property
+    def title(self) -> str:
+        """Name of the folder."""
+        return Path(self.path or "").name
+
+    def source(
+        self, seed: int, bank: Any = None, *, device: str = "cpu", indexed: bool = False, tell: Tell | None = None
+    ) -> Source:
+        """Return the rows, or what a bank holds of them; see `Data.source`."""
+        del indexed
+        rows = self.rows(seed)
+        if bank is None:
+            return RowSource(rows)
+        memory = bank.build(self.num_classes, rows.shape, rows.dtype, device)
+        return RowBankSource(rows, memory, push_per_step=bank.push_per_step, seed=seed, tell=tell)
+
+    def _folder(self) -> str:
+        if self.path is None:
+            raise InputError(f"data is missing: pass --data with {self._place}")
+        return str(Path(self.path).expanduser().resolve())
+
+    def _classes(self, found: int | None) -> int | None:
+        """Return how many of the classes that were found are used, or raise InputError if there are none to use."""
+        if not self.conditional:
+            return None
+        if found is None:
+            raise InputError(f"data is '{self.path}', which has no labels: use one sub-folder per class, or train without labels")
+        return found

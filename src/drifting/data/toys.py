@@ -7,12 +7,15 @@ whose shares a good generator must get right.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import nearest_name
+from drifting.data.dataset import StreamSource
+from drifting.data.points import PlaneData
 from drifting.errors import InputError
 
 Points = Float[Tensor, "n 2"]
@@ -108,3 +111,25 @@ TOYS = {
     "eight_gaussians": Toy(_eight_gaussians, _EIGHT_CENTRES),
     "pinwheel": Toy(_pinwheel),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyData(PlaneData):
+    """A distribution in the plane, see `toy`."""
+
+    dataset: str
+
+    @property
+    def title(self) -> str:
+        """Its name."""
+        return self.dataset
+
+    @property
+    def modes(self) -> Float[Tensor, "k 2"] | None:
+        """Centres of equally likely parts."""
+        return toy(self.dataset).modes
+
+    def source(self, seed: int, bank: Any = None, **options: Any) -> StreamSource:
+        """Return fresh samples of the distribution."""
+        del seed, bank, options
+        return StreamSource(toy(self.dataset).draw, (2,))

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from drifting._seeds import stream_seed
+from drifting.data.facts import NEIGHBORS
 from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
@@ -47,9 +48,6 @@ _FLOOR_SEED = stream_seed(0, "floor")
 
 # Images whose distances from each other are looked at, at most.
 _PAIRED = 2000
-
-# Images that have a fifth nearest neighbor among them.
-NEIGHBORS = 6
 
 # Share of the samples from which on a floor of fewer images serves them all the same.
 _NEARLY = 0.9

@@ -8,7 +8,8 @@ is divided by a scale of its own. docs/cifar10.md compares the four.
 import dataclasses
 from dataclasses import dataclass
 
-from drifting.config import ClassifierConfig, ImagesData, LossConfig, RunConfig
+from drifting.config import ClassifierConfig, LossConfig, RunConfig
+from drifting.data import ImagesData
 from drifting.encoders import ResNetConfig, SimCLRConfig
 from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig, UNetConfig

@@ -1,6 +1,7 @@
 """Handwritten digits of 8 x 8 pixels: class-conditional images in under a minute on a CPU."""
 
-from drifting.config import DigitsData, LossConfig, RunConfig
+from drifting.config import LossConfig, RunConfig
+from drifting.data import DigitsData
 from drifting.fields import MeanShift
 from drifting.generators import MLPConfig
 from drifting.training.schedule import Schedule

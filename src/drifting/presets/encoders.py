@@ -8,7 +8,8 @@ import torch
 
 from drifting import config as configuration
 from drifting._checks import nearest_name
-from drifting.config import AnyConfig, EncoderRunConfig, ImagesData, RunConfig
+from drifting.config import AnyConfig, EncoderRunConfig, RunConfig
+from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig, EncoderConfig, MAEConfig, PixelsConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.resnet import ResNet, available_features, stage_depths
 from drifting.errors import InputError

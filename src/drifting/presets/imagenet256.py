@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from drifting.config import BankConfig, EncoderRunConfig, ImageFilesData, LatentsData, LossConfig, RunConfig
+from drifting.config import EncoderRunConfig, LossConfig, RunConfig
+from drifting.data import BankConfig, ImageFilesData, LatentsData
 from drifting.encoders import MAEConfig, MAEFeaturesConfig
 from drifting.errors import InputError
 from drifting.fields import MeanShift

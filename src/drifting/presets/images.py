@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from drifting import config as configuration
-from drifting.config import ClassifierConfig, ImagesData, LossConfig, RunConfig
+from drifting.config import ClassifierConfig, LossConfig, RunConfig
+from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig, ResNetConfig, resnet
 from drifting.encoders.autoencoder import Autoencoder, available_features
 from drifting.encoders.resnet import ResNet
@@ -129,8 +129,8 @@ def images_classifier(
 def _look(source: ImagesData) -> Found:
     """Return what sizes are chosen by; of images that cannot be read what is usual, for the run itself tells why they cannot."""
     try:
-        known = configuration.find_images(source)
-        train = configuration.load_split(known, "train")
+        known = source.find()
+        train = known.load("train")
     except InputError:
         return _UNKNOWN
     return Found(len(train.images), train.num_classes or 1, train.image_shape)

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from drifting.config import ClassifierConfig, ImagesData, LossConfig, RunConfig
+from drifting.config import ClassifierConfig, LossConfig, RunConfig
+from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig
 from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig

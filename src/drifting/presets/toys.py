@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from drifting.config import LossConfig, PointsData, RunConfig, ToyData
+from drifting.config import LossConfig, RunConfig
+from drifting.data import PointsData, ToyData
 from drifting.data.toys import toy as check_toy
 from drifting.errors import InputError
 from drifting.fields import MeanShift

@@ -6,7 +6,8 @@ A tiny version has the same classes, encoder, bank and guidance, in sizes with w
 import dataclasses
 from typing import Any, TypeVar
 
-from drifting.config import AnyConfig, BankConfig, ClassifierConfig, ImageFilesData, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, RunConfig
+from drifting.data import BankConfig, ImageFilesData
 from drifting.encoders import AutoencoderConfig, MAEConfig, MAEFeaturesConfig, ResNetConfig
 from drifting.generators import DecoderMLPConfig, DiTConfig, MLPConfig, UNetConfig
 from drifting.training.schedule import Schedule
@@ -17,7 +18,7 @@ def joint(config: RunConfig) -> RunConfig:
     schedule = config.schedule
     sizes = {name: schedule.labels_per_step * getattr(schedule, name) for name in ("generated", "positives")}
     together = dataclasses.replace(schedule, labels_per_step=1, guidance_scale=1.0, **sizes)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, conditional=False), schedule=together)
+    return dataclasses.replace(config, data=config.data.changed(conditional=False), schedule=together)
 
 
 STEPS = 2

@@ -15,11 +15,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting import config as configuration
 from drifting import runs
 from drifting._files import atomic_path, check_writable
 from drifting.checkpoint import load_json
 from drifting.config import RunConfig
+from drifting.data.pixels import to_signed
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, as_text
 from drifting.plotting import RunColumn, draw_runs
@@ -276,4 +276,4 @@ def _grid(run: runs.Run) -> Float[Tensor, "rows columns c h w"]:
     classes = run.generator.num_classes
     rows = min(_ROWS, classes or _ROWS)
     samples = run.sample(rows * _COLUMNS, seed=0, labels=None if classes is None else range(rows))
-    return configuration.to_signed(samples.movedim(-1, 1)).unflatten(0, (_COLUMNS, rows)).transpose(0, 1)
+    return to_signed(samples.movedim(-1, 1)).unflatten(0, (_COLUMNS, rows)).transpose(0, 1)

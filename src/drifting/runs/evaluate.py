@@ -9,28 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting import config as configuration
 from drifting._checks import check_counts, check_device
 from drifting._files import check_writable
 from drifting._progress import show_images, show_sampling
-from drifting.config import (
-    DigitsData,
-    ImagesData,
-    RunConfig,
-    StreamedData,
-    ToyData,
-    build_loss,
-    build_source,
-)
+from drifting.config import RunConfig, build_loss
+from drifting.data import Decoder, ImageData, ImagesData
 from drifting.data.dataset import InMemorySource, reference_samples
 from drifting.data.digits import load_digits
-from drifting.data.toys import toy
+from drifting.data.pixels import to_bytes
+from drifting.data.points import PlaneData
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, Sampler, compare, evaluate_digits, evaluate_images, evaluate_points, frechet_curve, see
 from drifting.evaluation.images import Batch
@@ -98,10 +91,11 @@ def evaluate_run(
     scale = config.schedule.scale_of_samples(asked.guidance_scale)
     check_writable(folder, "run")
     with _moved(generator, asked.device):
-        if isinstance(config.data, StreamedData) or (isinstance(config.data, ImagesData) and asked.real):
+        kind = config.data.kind
+        if kind == "streamed" or (kind == "images" and asked.real):
             metrics = _evaluate_streamed(config, generator, asked, scale, folder)
-        elif isinstance(config.data, ImagesData):
-            metrics = _evaluate_in_memory(config, config.data, generator, asked, scale, frames)
+        elif kind == "images":
+            metrics = _evaluate_in_memory(config, cast(ImagesData, config.data), generator, asked, scale, frames)
         else:
             for name, value in (("judge", asked.judge), ("real", asked.real)):
                 if value is not None:
@@ -120,18 +114,18 @@ def _evaluate_in_memory(
     scale: float | None,
     frames: Callable[[], Mapping[int, Tensor]],
 ) -> Metrics:
-    train, test = (configuration.load_split(data, split) for split in ("train", "test"))
+    train, test = (data.load(split) for split in ("train", "test"))
     told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale}
     told |= {"batch_size": asked.batch_size} if asked.batch_size else {}
 
     def draw(number: int, labels: Sequence[int] | None) -> Tensor:
         with show_sampling(number) as progress:
-            return configuration.to_bytes(sample(generator, number, labels=labels, on_progress=progress.advance, **told))
+            return to_bytes(sample(generator, number, labels=labels, on_progress=progress.advance, **told))
 
     judge = load_judge(asked.judge, config, asked.device)
     metrics = {"judge": judge.name, **evaluate_images(draw, train, test, judge, count=asked.count or IN_MEMORY)}
     if known := frames():
-        as_bytes = {step: configuration.to_bytes(frame) for step, frame in known.items()}
+        as_bytes = {step: to_bytes(frame) for step, frame in known.items()}
         metrics |= frechet_curve(as_bytes, train, test, judge)
     return metrics
 
@@ -141,7 +135,7 @@ def _evaluate_streamed(config: RunConfig, generator: Generator, asked: Asked, sc
     if count < 2:
         raise InputError(f"num_samples is {count}: ask for at least 2")
     judge = load_judge(asked.judge, config, asked.device)
-    decode = configuration.build_decoder(config, asked.device)
+    decode = cast(ImageData, config.data).decoder(asked.device)
     cache = judge.cache or folder / STATISTICS
     reference, floor = real_images(config, asked.real, judge, decode, count=count, cache=cache)
     told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale, "batch_size": batch_size}
@@ -159,7 +153,7 @@ def _evaluate_streamed(config: RunConfig, generator: Generator, asked: Asked, sc
 
 def sampled_batches(
     generator: Generator,
-    decode: configuration.Decoder,
+    decode: Decoder,
     indices: Sequence[int],
     *,
     labels: Sequence[int] | None = None,
@@ -209,9 +203,9 @@ def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sample
     Raises:
         InputError: for fewer than 2 points, of a sampler or in each half of a data set.
     """
-    if isinstance(config.data, DigitsData):
+    if config.data.kind == "digits":
         return partial(evaluate_digits, split=load_digits())
-    source = build_source(config)
+    source = config.data.source(config.seed)
     if count < 2:
         raise InputError(f"num_samples is {count}: ask for at least 2")
     if isinstance(source, InMemorySource):
@@ -222,7 +216,7 @@ def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sample
             raise InputError(f"{few}: evaluate a run of at least 4")
     if count > _MOST_POINTS:
         raise InputError(f"num_samples is {count}, all pairs of which are compared, for hours: ask for at most {_MOST_POINTS}")
-    modes = toy(config.data.dataset).modes if isinstance(config.data, ToyData) else None
+    modes = cast(PlaneData, config.data).modes
     return partial(
         evaluate_points,
         real=lambda total, seed: reference_samples(source, total, _EVALUATION_STREAM + seed),

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting.checkpoint import load_json, load_network, load_tensors, save_json, save_tensors
-from drifting.config import ClassifierConfig, ImagesData, RunConfig, StreamedData
+from drifting.config import ClassifierConfig, RunConfig
+from drifting.data import ImagesData, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
@@ -45,7 +46,7 @@ def train_classifier(config: ClassifierConfig, folder: Path) -> float:
 
     Goes on from its newest checkpoint if there is one.
     """
-    train = configuration.load_split(config.data, "train")
+    train = config.data.load("train")
     labels = cast(Tensor, train.labels)
     seen = ~_held_out(labels)
     network = cast(Classifier, configuration.build_network(config)).to(config.device)
@@ -62,7 +63,7 @@ def train_classifier(config: ClassifierConfig, folder: Path) -> float:
     facts, command = configuration.to_json(config), command_to_go_on(config.preset, folder)
     saving = Saving(folder=folder, facts=facts, command=command, every=_CHECKPOINT_EVERY, keep=1)
     follow(training, saving, what="classifier", batch_size=config.batch_size)
-    test = configuration.load_split(config.data, "test")
+    test = config.data.load("test")
     accuracy = accuracy_of(network.eval(), test.images, cast(Tensor, test.labels))
     save_json(folder / CONFIG, facts)
     counts = {"num_training_images": int(seen.sum()), "num_test_images": len(test.images)}
@@ -113,7 +114,7 @@ def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Jud
         return Judge("inception", inception, cache=_if_writable(Path(judge).parent), probabilities=inception.probabilities)
     folder = _classifier_folder(judge, data)
     saved = configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
-    made = configuration.exported_shape(config)
+    made = config.data.exported_shape()
     if not isinstance(saved, ClassifierConfig) or saved.data.image_shape != made:
         shape = saved.data.image_shape if isinstance(saved, ClassifierConfig) else "no images"
         raise InputError(f"judge is '{folder}', which takes {shape}, but the run makes {made}: name another judge")
@@ -139,7 +140,7 @@ def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Jud
 
 def _classifier_folder(judge: str | None, data: ImagesData | StreamedData) -> Path:
     """Return where a trained classifier lies, or raise InputError."""
-    name = data.name if isinstance(data, ImagesData) else None
+    name = getattr(data, "name", None)
     if judge is None and name is None:
         raise InputError(
             "judge is not given, and there is none of its own for these images: pass the Inception file, --judge FILE.pt"
@@ -155,7 +156,7 @@ def _classifier_folder(judge: str | None, data: ImagesData | StreamedData) -> Pa
 
 def _pixels(data: ImagesData | StreamedData) -> Judge:
     """Return a judge whose features are the pixels: of large images, which are streamed, means over squares of them."""
-    if isinstance(data, ImagesData):
+    if data.kind == "images":
         return Judge("pixels", lambda images: to_signed(images).flatten(1))
 
     def embed(images: Tensor) -> Tensor:

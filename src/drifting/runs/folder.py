@@ -9,7 +9,7 @@ from typing import Any
 from drifting import config as configuration
 from drifting._files import clear_scratch
 from drifting.checkpoint import checkpoints, load_json, steps_done
-from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, LatentsData, ReleasedConfig, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ReleasedConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import CHECKPOINTS, FRAMES
 
@@ -79,7 +79,7 @@ def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> 
         kinds = {RunConfig: "generator", ClassifierConfig: "classifier", EncoderRunConfig: "encoder"}
         raise InputError(f"save_dir is '{folder}', which holds no {kinds[type(config)]} to resume: name another folder")
     if getattr(saved.data, "path", None) == getattr(config.data, "path", None):
-        configuration.check_data(saved.data)
+        saved.data.check()
     _check_same(saved, config)
     for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
         steps_done(newest, _part_trained(config).steps)
@@ -167,9 +167,9 @@ def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
     free = tuple(name for name in _FREE if not (falls and name == "steps"))
     parts = ("schedule", "generator") if isinstance(saved, RunConfig) else ("encoder",)
     changed = {part: _as_in(getattr(saved, part), getattr(asked, part), free) for part in parts if hasattr(saved, part)}
-    unknown = [name for name in _FOUND_LATER if getattr(saved.data, name, 0) is None]
-    known = {name: getattr(asked.data, name) for name in unknown if hasattr(asked.data, name)}
-    saved = _as_in(dataclasses.replace(saved, **changed, data=dataclasses.replace(saved.data, **known)), asked, free)
+    fields = vars(asked.data)
+    known = {name: fields[name] for name in _FOUND_LATER if name in fields and vars(saved.data).get(name, 0) is None}
+    saved = _as_in(dataclasses.replace(saved, **changed, data=saved.data.changed(**known)), asked, free)
     if saved == asked:
         return
     before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))
@@ -219,7 +219,8 @@ def _origin(config: AnyConfig) -> str:
 
 def _made_of(config: AnyConfig, saved: AnyConfig, folder: Path) -> bool:
     """Return whether a run is on the latents that are made of the images of a configuration, see `train.with_latents`."""
-    if not isinstance(config.data, LatentsData) or config.data.path is None or _kind(config) != _kind(saved):
+    path = getattr(config.data, "path", None)
+    if not config.data.latent or path is None or _kind(config) != _kind(saved):
         return False
-    images = Path(config.data.path).expanduser().resolve()
+    images = Path(path).expanduser().resolve()
     return getattr(saved.data, "path", None) == str(folder.resolve().parent / f"{images.name}-latents")

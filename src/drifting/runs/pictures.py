@@ -4,28 +4,19 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from drifting._seeds import stream_seed
-from drifting.config import (
-    DigitsData,
-    ImagesData,
-    LatentsData,
-    PointsData,
-    RunConfig,
-    StreamedData,
-    build_decoder,
-    build_loss,
-    build_source,
-    load_split,
-)
+from drifting.config import RunConfig, build_loss
+from drifting.data import ImagesData, StreamedData
 from drifting.data.dataset import Source, reference_samples
 from drifting.data.digits import load_digits
 from drifting.data.pixels import to_bytes, to_signed
-from drifting.data.points import Frame
+from drifting.data.points import PlaneData
 from drifting.loss import DriftingLoss, drifting_loss
 from drifting.metrics.memorisation import nearest
 from drifting.metrics.two_sample import energy_distance
@@ -39,27 +30,22 @@ Pictures = Callable[..., list[Path]]
 
 def build_pictures(config: RunConfig) -> Pictures:
     """Return the function (folder, frames=, log=) that draws the pictures of a run."""
-    source = build_source(config)
-    if isinstance(config.data, DigitsData | ImagesData):
-        return _image_pictures(config, source)
-    if isinstance(config.data, StreamedData):
-        return _streamed_pictures(config, config.data, source)
-    return _point_pictures(config, source)
+    return _PICTURES[config.data.kind](config, config.data.source(config.seed))
 
 
 def _image_pictures(config: RunConfig, source: Source) -> Pictures:
-    title = config.data.name if isinstance(config.data, ImagesData) else "digits"
+    title = config.data.title
     classes = source.num_classes or _COLUMNS
     columns = max(1, min(_COLUMNS, config.frame_samples // classes))
     rows = min(classes, config.frame_samples, _ROWS)
-    names = getattr(config.data, "class_names", None)
+    names = config.data.class_names
 
     def grid(samples: Tensor) -> Tensor:
         """Return samples of the first classes, one class a row; they come with all classes in turn."""
         return samples[: classes * columns].unflatten(0, (columns, -1))[:, :rows].transpose(0, 1)
 
     real = grid(reference_samples(source, classes * columns, 0))
-    train = load_split(config.data, "train").images if isinstance(config.data, ImagesData) else to_bytes(load_digits().train)
+    train = to_bytes(load_digits().train) if config.data.kind == "digits" else cast(ImagesData, config.data).load("train").images
 
     def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
         shown = {step: grid(samples) for step, samples in frames.items()}
@@ -75,12 +61,12 @@ def _image_pictures(config: RunConfig, source: Source) -> Pictures:
     return draw
 
 
-def _streamed_pictures(config: RunConfig, data: StreamedData, source: Source) -> Pictures:
+def _streamed_pictures(config: RunConfig, source: Source) -> Pictures:
     """Return the pictures of images too many for memory: latents are decoded, and nobody looks for the nearest real images."""
-    decode = build_decoder(config, config.device)
+    data = cast(StreamedData, config.data)
+    decode = data.decoder(config.device)
     rows, columns = _layout(source.num_classes, config.frame_samples)
     count, labelled = rows * columns, source.num_classes == rows
-    title = Path(data.path or "").name + (", decoded latents" if isinstance(data, LatentsData) else "")
 
     def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
         anything = source.draw_unconditional(1, count, torch.Generator().manual_seed(stream_seed(0, "pictures")))[0]
@@ -90,7 +76,7 @@ def _streamed_pictures(config: RunConfig, data: StreamedData, source: Source) ->
         shown = {step: decode(samples[:count]) for step, samples in frames.items()}
         return draw_images(
             folder,
-            title=title,
+            title=data.title,
             real=in_rows,
             frames=shown,
             log=log,
@@ -111,8 +97,8 @@ def _layout(classes: int | None, count: int) -> tuple[int, int]:
 
 def _point_pictures(config: RunConfig, source: Source) -> Pictures:
     real, other = reference_samples(source, 2 * config.frame_samples, 0).chunk(2)
-    frame = config.data.frame if isinstance(config.data, PointsData) else Frame((0.0, 0.0), 1.0)
-    title = Path(config.data.path).stem if isinstance(config.data, PointsData) else getattr(config.data, "dataset", "")
+    data = cast(PlaneData, config.data)
+    frame = data.frame
     floor = energy_distance(real, other)
 
     loss = build_loss(config)
@@ -127,7 +113,7 @@ def _point_pictures(config: RunConfig, source: Source) -> Pictures:
         restored = {step: frame.restore(points) for step, points in frames.items()}
         return draw_points(
             folder,
-            title=title,
+            title=data.title,
             real=frame.restore(real),
             frames=restored,
             log=log,
@@ -136,6 +122,15 @@ def _point_pictures(config: RunConfig, source: Source) -> Pictures:
         )
 
     return draw
+
+
+# Kind of data -> what draws it.
+_PICTURES: Mapping[str, Callable[[RunConfig, Source], Pictures]] = {
+    "points": _point_pictures,
+    "digits": _image_pictures,
+    "images": _image_pictures,
+    "streamed": _streamed_pictures,
+}
 
 
 def bandwidths(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> tuple[list[float], float]:

@@ -28,7 +28,8 @@ from drifting.checkpoint import (
     save_tensors,
     steps_done,
 )
-from drifting.config import AnyConfig, EncoderRunConfig, ImagesData, RunConfig, StreamedData
+from drifting.config import AnyConfig, EncoderRunConfig, RunConfig
+from drifting.data import ImagesData, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
@@ -122,10 +123,10 @@ def check_networks(config: AnyConfig) -> None:
     network = configuration.build_network(config)
     if isinstance(config, RunConfig):
         configuration.build_encoder(config, network)
-        configuration.build_export(config)
-    if network is not None and isinstance(config.data, ImagesData):
+        config.data.exporter()
+    if network is not None and config.data.kind == "images":
         only_probed = isinstance(config, EncoderRunConfig) and not config.learns_classes
-        (configuration.load_labelled if only_probed else configuration.load_split)(config.data, "test")
+        cast(ImagesData, config.data).load("test", labelled=only_probed)
 
 
 def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
@@ -168,7 +169,7 @@ def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, int | flo
     network = cast(Network, configuration.build_network(config)).to(config.device)
     facts = configuration.to_json(config)
     saving = Saving(folder=folder, facts=facts, command=command_of(config, folder), every=config.checkpoint_every, keep=config.keep)
-    if isinstance(config.data, ImagesData):
+    if config.data.kind == "images":
         _train(network, config, config.encoder, saving)
         figures = _figures(network.eval(), config)
     else:
@@ -203,18 +204,17 @@ def _train_stage(network: nn.Module, config: RunConfig, folder: Path) -> None:
 def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) -> None:
     data = cast(ImagesData, config.data)
     network.eval()
-    test = configuration.load_split(data, "test").images
+    test = data.load("test").images
     # In the order of the files there would be one class alone.
     images = test[shuffled_indices(len(test), 0, min(_RECONSTRUCTED, len(test)), stream_seed(config.seed, "reconstruction"))]
     again = in_batches(lambda part: network(part.to(config.device))[0], images)
     title = f"{data.name}: {len(images)} test images through a code of {network.code_dim} numbers"
-    draw_reconstruction(folder, title=title, images=configuration.to_signed(images), reconstructed=again)
+    draw_reconstruction(folder, title=title, images=to_signed(images), reconstructed=again)
 
 
 def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, settings: Any, saving: Saving) -> None:
     """Train the network of an encoder for its objective."""
-    load = configuration.load_split if settings.objective == "reconstruction" else configuration.load_labelled
-    images = load(cast(ImagesData, config.data), "train")
+    images = cast(ImagesData, config.data).load("train", labelled=settings.objective != "reconstruction")
     training = train_network(network, settings, images.images, images.labels, seed=config.seed)
     follow(training, saving, what="encoder", batch_size=settings.batch_size)
 
@@ -224,7 +224,7 @@ def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str
 
     That is by a linear classifier on the features, fitted to training images, and by the logits of a network that learnt classes.
     """
-    train, test = (configuration.load_labelled(cast(ImagesData, config.data), split) for split in ("train", "test"))
+    train, test = (cast(ImagesData, config.data).load(split, labelled=True) for split in ("train", "test"))
     figures: dict[str, int | float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
     if train.labels is None or test.labels is None:
         return figures
@@ -254,7 +254,7 @@ def train_streamed(network: MaskedAutoencoder, config: EncoderRunConfig, saving:
         DivergenceError: if its loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop; the state is saved.
     """
-    settings, rows = cast(MAEConfig, config.encoder), configuration.open_rows(cast(StreamedData, config.data), config.seed)
+    settings, rows = cast(MAEConfig, config.encoder), cast(StreamedData, config.data).rows(config.seed)
     state = masked_state(network, settings, config.seed)
     batches = batches_of(rows, settings.batch_size, config.seed)
     with ThreadPoolExecutor(1) as thread:

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from drifting import config as configuration
 from drifting._progress import show_images
 from drifting._seeds import stream_seed
-from drifting.config import Decoder, ImageFilesData, ImagesData, LatentsData, RunConfig
+from drifting.config import RunConfig
+from drifting.data import Decoder, ImageFilesData, LatentsData
 from drifting.data.image_folder import ImageFiles, splits_of
 from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
@@ -258,8 +258,8 @@ def real_images(
     Raises:
         InputError: if there are no real images, or they are not such as the run makes.
     """
-    if real is None and isinstance(config.data, LatentsData):
-        return _decoded_latents(config, config.data, judge, decode, count)
+    if real is None and config.data.latent:
+        return _decoded_latents(config, cast(LatentsData, config.data), judge, decode, count)
     return _Sides(config, judge, count, cache).find(real)
 
 
@@ -267,7 +267,7 @@ def _decoded_latents(config: RunConfig, data: LatentsData, judge: Judge, decode:
     if not judge.name.startswith("pixels"):
         without = f"real is not given, and the latents of '{data.path}' hold no real images"
         raise InputError(f"{without}: pass --real FOLDER or a file of statistics, or look at decoded latents with --judge pixels")
-    rows = configuration.open_rows(data, config.seed)
+    rows = data.rows(config.seed)
     # Half of them on each side, where there are not enough for both.
     each = min(count, len(rows) // 2)
     if rows.labels is None:
@@ -293,7 +293,7 @@ class _Sides:
 
     def find(self, real: str | None) -> tuple[Reference, Floor]:
         """Return the reference and the floor; arguments and errors as in `real_images`."""
-        shape, data = configuration.exported_shape(self.config), self.config.data
+        shape, data = self.config.data.exported_shape(), self.config.data
         if real is not None and Path(real).suffix in SUFFIXES:
             seen = read_statistics(Path(real))
             check_feature_size(self.judge, shape, seen, real)
@@ -315,8 +315,8 @@ class _Sides:
         held_out = next((split for split in _HELD_OUT if split in known), "train")
 
         def files(split: str) -> ImageFiles:
-            if own and isinstance(data, ImageFilesData):
-                return configuration.open_files(data, split)
+            if own:
+                return cast(ImageFilesData, data).open(split)
             return ImageFiles(place, image_size=image_size, split=split)
 
         images = files(held_out)
@@ -354,39 +354,30 @@ class _Sides:
     def _trained_on(self, shares: Tensor | None, apart_from: Path | None = None) -> Floor:
         """Return the training images of the run, where it has any that do not lie in the folder of the reference."""
         name = "training images"
-        match self.config.data:
-            case ImagesData() as data:
-                train = configuration.load_split(data, "train")
-                return self._floor(name, _InMemory(train), train.labels, shares, data.path or data.name)
-            case ImageFilesData(path=str(path)) as data:
-                if not Path(path).is_dir():
-                    return NoFloor(f"the training images, '{path}', are not there")
-                train = configuration.open_files(data)
-                own, other = train.root.resolve(), None if apart_from is None else apart_from.resolve()
-                if other and (own.is_relative_to(other) or other.is_relative_to(own)):
-                    return NoFloor(f"the training images, '{own}', are those of the reference")
-                return self._floor(name, train, train.labels if data.conditional else None, shares, str(own))
-            case _:
-                return NoFloor("the run has no other real images")
+        data: Any = self.config.data
+        if data.kind == "images":
+            train = data.load("train")
+            return self._floor(name, _InMemory(train), train.labels, shares, data.path or data.name)
+        if data.latent or data.path is None:
+            return NoFloor("the run has no other real images")
+        if not Path(data.path).is_dir():
+            return NoFloor(f"the training images, '{data.path}', are not there")
+        files = data.open()
+        own, other = files.root.resolve(), None if apart_from is None else apart_from.resolve()
+        if other and (own.is_relative_to(other) or other.is_relative_to(own)):
+            return NoFloor(f"the training images, '{own}', are those of the reference")
+        return self._floor(name, files, files.labels if data.conditional else None, shares, str(own))
 
     def _classes(self) -> tuple[Tensor | None, tuple[str, ...] | None]:
         """Return the class of every training image and the names of the classes; None where there are none, or no data."""
         data = self.config.data
-        counts, names = getattr(data, "counts", None), getattr(data, "class_names", None)
-        if not getattr(data, "conditional", False):
+        counts, names = data.counts, data.class_names
+        if not data.conditional:
             return None, None
         if counts and names:
             return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), names
         try:
-            match data:
-                case LatentsData():
-                    cache = configuration.open_latents(data)
-                    return cache.labels, cache.index.class_names
-                case ImagesData() | ImageFilesData():
-                    train = (
-                        configuration.load_split(data, "train") if isinstance(data, ImagesData) else configuration.open_files(data)
-                    )
-                    return train.labels, train.class_names
+            return data.labels()
         except InputError as error:
             warnings.warn(f"samples are of all classes equally often, for those of the data are not known ({error})", stacklevel=2)
         return None, names

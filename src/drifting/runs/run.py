@@ -17,7 +17,8 @@ from drifting import config as configuration
 from drifting._files import atomic_path, check_space, check_writable, hold
 from drifting._progress import show_sampling
 from drifting.checkpoint import load_network, save_json
-from drifting.config import LatentsData, RunConfig
+from drifting.config import RunConfig
+from drifting.data import ImageData
 from drifting.distributed import join
 from drifting.errors import InputError
 from drifting.evaluation import Metrics
@@ -59,9 +60,9 @@ class Run:
 
         Labels are numbers of classes, or their names; see `sampling.label_numbers`.
         """
-        export, told = configuration.build_export(self.config), self._told(seed, labels, guidance_scale)
-        if isinstance(self.config.data, LatentsData):
-            check_fits(count, _COPIES * math.prod(configuration.exported_shape(self.config)))
+        export, told = self.config.data.exporter(), self._told(seed, labels, guidance_scale)
+        if isinstance(self.config.data, ImageData) and self.config.data.latent:
+            check_fits(count, _COPIES * math.prod(self.config.data.exported_shape()))
         with show_sampling(max(1, count), quiet=not join().is_main_process) as progress:
             samples = sample(self.generator, count, on_progress=progress.advance, **told)
         return export(samples)
@@ -70,7 +71,7 @@ class Run:
         self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
     ) -> Iterator[Tensor]:
         """Yield what `sample` returns in parts, each of which fits into memory."""
-        export, told = configuration.build_export(self.config), self._told(seed, labels, guidance_scale)
+        export, told = self.config.data.exporter(), self._told(seed, labels, guidance_scale)
         done = 0
         with show_sampling(max(1, count), quiet=not join().is_main_process) as progress:
             for part in sample_in_parts(self.generator, count, **told):

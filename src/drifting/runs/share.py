@@ -206,7 +206,9 @@ def _network(config: SavedConfig, folder: Path, num_classes: int | None) -> Netw
             return build_network(metadata, str(folder), num_classes)
         case EncoderRunConfig(data=data, encoder=MAEConfig(width=width, patch=patch, depths=depths)):
             # Not as a training builds it: that would look at the images.
-            return MaskedAutoencoder(data.image_shape or (), width=width, patch=patch, depths=depths, num_classes=num_classes)
+            return MaskedAutoencoder(
+                getattr(data, "image_shape", None) or (), width=width, patch=patch, depths=depths, num_classes=num_classes
+            )
         case _:
             return cast(DiT, configuration.build_generator(cast(RunConfig, config)))
 

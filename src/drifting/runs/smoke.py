@@ -15,7 +15,8 @@ from typing import Any
 from drifting import presets, runs
 from drifting._checks import check_device
 from drifting._files import check_writable
-from drifting.config import ClassifierConfig, ImageFilesData, ImagesData, LatentsData, RunConfig
+from drifting.config import ClassifierConfig, RunConfig
+from drifting.data import ImagesData
 from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.synthetic import write_convnext, write_images, write_vae
 from drifting.distributed import join
@@ -97,9 +98,9 @@ def _check_made(made: Path, *, overwrite: bool) -> None:
 def _with_names(config: Any, made: Path) -> Any:
     """Return a configuration that names its data and what its encoder needs, where they were left to it; `_make` makes them."""
     if getattr(config.data, "path", "") is None:
-        place = made / ("latents" if isinstance(config.data, LatentsData) else "images")
+        place = made / ("latents" if config.data.latent else "images")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(place)))
-    if isinstance(config, RunConfig) and isinstance(config.encoder, MAEFeaturesConfig):
+    if _has_masked_features(config):
         weights = config.encoder.weights or str(made / "encoder" / ENCODER_WEIGHTS)
         convnext = None if config.encoder.convnext is None else str(made / "convnext")
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=weights, convnext=convnext))
@@ -109,15 +110,15 @@ def _with_names(config: Any, made: Path) -> Any:
 def _make(given: Any, config: Any, made: Path) -> None:
     """Make what a configuration names and was not given."""
     images, own = made / "images", getattr(config.data, "path", None) in (str(made / "images"), str(made / "latents"))
-    match config.data:
-        case LatentsData() if own:
-            write_images(images, image_size=LATENT_IMAGE_SIZE, channels=3)
-            write_latents(images, write_vae(made / "vae"), made / "latents", CacheSettings(image_size=LATENT_IMAGE_SIZE))
-        case ImageFilesData(image_size=side) if own:
-            write_images(images, image_size=side, channels=3)
-        case ImagesData(name=name, colour=colour) if own:
-            write_images(images, image_size=_SIDES.get(name, 16), channels=3 if colour else 1)
-    if isinstance(config, RunConfig) and isinstance(config.encoder, MAEFeaturesConfig):
+    data = config.data
+    if own and data.latent:
+        write_images(images, image_size=LATENT_IMAGE_SIZE, channels=3)
+        write_latents(images, write_vae(made / "vae"), made / "latents", CacheSettings(image_size=LATENT_IMAGE_SIZE))
+    elif own and data.kind == "streamed":
+        write_images(images, image_size=data.image_size, channels=3)
+    elif own:
+        write_images(images, image_size=_SIDES.get(data.name, 16), channels=3 if data.colour else 1)
+    if _has_masked_features(config):
         if given.encoder.weights is None:
             kind = RECIPES[config.preset.removeprefix("imagenet256-")].encoder
             runs.train_encoder(dataclasses.replace(smoke(mae(kind)), data=config.data), made / "encoder")
@@ -125,14 +126,18 @@ def _make(given: Any, config: Any, made: Path) -> None:
             write_convnext(Path(config.encoder.convnext))
 
 
+def _has_masked_features(config: Any) -> bool:
+    return isinstance(getattr(config, "encoder", None), MAEFeaturesConfig)
+
+
 def _seen_by(config: RunConfig, made: Path) -> dict[str, Any]:
     """Return who judges a run, and which real images it is compared with where they are not its own data."""
     images = made / "images"
-    if not isinstance(config.data, ImagesData | ImageFilesData | LatentsData):
+    if config.data.kind not in ("images", "streamed"):
         return {}
     if not images.is_dir():
         return {"judge": "pixels"}
     # A classifier as those of the presets are; a covariance of all pixels would take minutes.
     shown = ImagesData(name="smoke", path=str(images))
     judge = runs.train_judge(smoke(ClassifierConfig(preset="smoke", data=shown)), made / "judge").folder
-    return {"judge": str(judge)} | ({"real": str(images)} if isinstance(config.data, LatentsData) else {})
+    return {"judge": str(judge)} | ({"real": str(images)} if config.data.latent else {})

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from rich.console import Console
 
@@ -15,7 +15,8 @@ from drifting import config as configuration
 from drifting._files import check_space, check_writable, hold
 from drifting._progress import TrainingProgress, tell_stage
 from drifting.checkpoint import load_weights, save_json, save_tensors
-from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, LatentsData, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
+from drifting.data import forget_data
 from drifting.data.dataset import reference_samples
 from drifting.data.latents import INDEX
 from drifting.data.latents_writer import CacheSettings, write_latents
@@ -82,7 +83,7 @@ def train_judge(config: ClassifierConfig, save_dir: str | Path, *, resume: bool 
     """Train a classifier into a folder, for the evaluation of generators; arguments and errors as in `train`."""
     folder = Path(save_dir)
     _check_once(resume=resume, overwrite=overwrite)
-    configuration.forget_data()
+    forget_data()
     config = configuration.resolve(config)
     pretrain.check_networks(config)
     check_writable(folder, "save_dir")
@@ -99,7 +100,7 @@ def train_encoder(
     """Train a feature encoder into a folder, for generators to drift in its features; arguments and errors as in `train`."""
     folder = Path(save_dir)
     _check_once(resume=resume, overwrite=overwrite)
-    configuration.forget_data()
+    forget_data()
     config = configuration.resolve(with_latents(config, folder, join(), overwrite=overwrite))
     pretrain.check_networks(config)
     check_writable(folder, "save_dir")
@@ -113,7 +114,7 @@ def train_encoder(
 
 
 def _tell_found(config: AnyConfig) -> None:
-    if lines := configuration.found_lines(config.data):
+    if lines := config.data.report():
         print(*lines, sep="\n", flush=True)
 
 
@@ -130,9 +131,9 @@ def train_generator(config: RunConfig, save_dir: str | Path, *, resume: bool = F
     folder, processes = Path(save_dir), join()
     _check_once(resume=resume, overwrite=overwrite)
     check_device(config.device, processes)
-    configuration.forget_data()
+    forget_data()
     config = configuration.resolve(with_latents(configuration.find_weights(config), folder, processes, overwrite=overwrite))
-    source, generator = configuration.build_source(config), configuration.build_generator(config)
+    source, generator = config.data.source(config.seed), configuration.build_generator(config)
     check_shares(config.schedule, source.num_classes, processes)
     pretrain.check_networks(config)
     command = command_to_go_on(config.preset, folder, processes.size)
@@ -266,8 +267,8 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
     Raises:
         InputError: if there is a run in the folder, or its encoder does not fit; else as `latents_writer.write_latents` does.
     """
-    data = config.data
-    if not isinstance(data, LatentsData) or data.files is not None or data.path is None:
+    data: Any = config.data
+    if not data.latent or data.files is not None or data.path is None:
         return config
     images = Path(data.path).expanduser().resolve()
     if not images.is_dir() or (images / INDEX).exists():
