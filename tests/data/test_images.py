@@ -227,7 +227,7 @@ def test_unreachable_hub_and_missing_library_say_what_to_do(monkeypatch):
     with pytest.raises(InputError, match=r"\(no network here\): pass --data FOLDER or set DRIFTING_DATA$"):
         load_images("someone/else")
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(InputError, match=r"pip install 'drifting\[images\]', or pass --data FOLDER or set DRIFTING_DATA$"):
+    with pytest.raises(InputError, match=r"pip install 'drifting-models\[images\]', or pass --data FOLDER or set DRIFTING_DATA$"):
         load_images(None, name="fashion_mnist" if not Path("zalando-datasets").exists() else "mnist")
 
 
