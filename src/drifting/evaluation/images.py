@@ -49,8 +49,6 @@ _FLOOR_SEED = stream_seed(0, "floor")
 # Images whose distances from each other are looked at, at most.
 _PAIRED = 2000
 
-# Share of the samples from which on a floor of fewer images serves them all the same.
-_NEARLY = 0.9
 NO_FLOOR = "the floor, the same figures of other real images, is left out"
 
 

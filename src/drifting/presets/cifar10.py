@@ -25,7 +25,7 @@ FOUR = (*_ONE, "stage3_mean", "stage3_std", "stage3_mean_4")
 _PLACES = ("stage2_mean_4", "stage2_std_4")
 # The last stage of a narrow ResNet-50 is projected to 2048; places and spreads are those of the block before, which is not.
 _LONG = tuple({"stage4_std": "stage4_block2_std", "stage4_mean_2": "stage4_block2_mean_2"}.get(name, name) for name in FOUR)
-_ALL_DIMS = (64, 128, 256, 512)
+ALL_DIMS = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ SYSTEMS = {
         what="512 features of a ResNet-18",
         minutes="20 on one core, its encoder 4 on two",
         frechet_distance=2.7,
-        encoder=ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=_ONE, steps=2400),
+        encoder=ResNetConfig(arch="resnet18", width=16, feature_dims=ALL_DIMS, features=_ONE, steps=2400),
     ),
     "resnet50": System(
         what="2048 features of a ResNet-50",
@@ -64,7 +64,7 @@ SYSTEMS = {
         what="64 + 128 + 256 + 512 features of a ResNet-18",
         minutes="19 on one core, its encoder 4 on two",
         frechet_distance=2.0,
-        encoder=ResNetConfig(arch="resnet18", width=16, feature_dims=_ALL_DIMS, features=FOUR, steps=2400),
+        encoder=ResNetConfig(arch="resnet18", width=16, feature_dims=ALL_DIMS, features=FOUR, steps=2400),
     ),
     "simclr": System(
         what="512 features of SimCLR, without labels",

@@ -18,6 +18,7 @@ from drifting.encoders.resnet import ResNet
 from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig
+from drifting.presets.cifar10 import ALL_DIMS, FOUR
 from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
 
@@ -26,12 +27,6 @@ FEATURES = (
     *("code", "stage1_mean", "stage1_std", "stage2_mean", "stage2_std", "stage2_mean_4", "stage2_std_4"),
     *("image_mean_4", "image_std_4", "chroma_std_4"),
 )
-# Those of a ResNet, and projections of its stages.
-_RESNET_FEATURES = (
-    *("stage4_mean", "stage4_std", "stage4_mean_2", "stage3_mean", "stage3_std", "stage3_mean_4"),
-    *("stage1_mean", "stage1_std", "stage2_mean", "stage2_std", "image_mean_4", "image_std_4", "chroma_std_4"),
-)
-_RESNET_DIMS = (64, 128, 256, 512)
 # Images from this side on are large: a ResNet sees them at half the side, tiles have 8 pixels in place of 4, and the decoder begins
 # at an eighth of the side.
 _LARGE = 64
@@ -150,7 +145,7 @@ def _encoder(found: Found) -> AutoencoderConfig | ResNetConfig:
     batch_size = max(1, min(128, found.images))
     if found.classes > 1 and found.images >= _MANY_IMAGES and found.image_shape[2] <= _LARGEST_TILED:
         resize = found.image_shape[2] // 2 if found.image_shape[2] >= _LARGE else None
-        network = ResNetConfig(width=16, feature_dims=_RESNET_DIMS, resize=resize, steps=600, batch_size=batch_size)
+        network = ResNetConfig(width=16, feature_dims=ALL_DIMS, resize=resize, steps=600, batch_size=batch_size)
         return dataclasses.replace(network, features=resnet_features_of(found.image_shape, resize))
     steps = min(1000, max(400, 20 * found.images // batch_size))
     return AutoencoderConfig(code_dim=64, width=32, features=features_of(found.image_shape), steps=steps, batch_size=batch_size)
@@ -175,7 +170,7 @@ def resnet_features_of(image_shape: tuple[int, int, int], resize: int | None) ->
     with torch.device("meta"):
         sizes = {"num_classes": None, "small_stem": True, "width": 1, "resize": resize, "statistics": (halves, halves)}
         known = resnet.available_features(ResNet("resnet18", image_shape, **sizes))
-    return tuple(name for name in _in_tiles(_RESNET_FEATURES, image_shape) if name in known)
+    return tuple(name for name in _in_tiles(FOUR, image_shape) if name in known)
 
 
 def _in_tiles(names: Sequence[str], image_shape: tuple[int, int, int]) -> list[str]:
