@@ -41,9 +41,9 @@ def plain_drift(generated: Tensor, positives: Tensor, affinity: Tensor) -> Tenso
     """Return the cross-weighted drift of Algorithm 2."""
     count = generated.shape[-2]
     negative, positive = affinity[..., :count], affinity[..., count:]
-    towards = positive * negative.sum(-1, keepdim=True)
+    toward = positive * negative.sum(-1, keepdim=True)
     away = negative * positive.sum(-1, keepdim=True)
-    return towards @ positives - away @ generated
+    return toward @ positives - away @ generated
 
 
 def plain_distances(generated: Tensor, positives: Tensor) -> Tensor:

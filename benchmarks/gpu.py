@@ -3,7 +3,7 @@
 Command: python benchmarks/gpu.py [--only loss step] [--tiny]
 
 The loss stands beside the paper's listing in batched eager PyTorch, out of place, in the same process. Steps are of
-`cifar10-multiscale-gpu` on random images: generator, encoder of width 64, loss, optimiser and average. Times are medians after a
+`cifar10-multiscale-gpu` on random images: generator, encoder of width 64, loss, optimizer and average. Times are medians after a
 warm-up, memory is the most that torch had allocated. --tiny is for trying the file out on a CPU.
 """
 
@@ -37,7 +37,7 @@ TEMPERATURES = (0.02, 0.05, 0.2)
 LOSSES = [(8192, 64, 80, 256), (2048, 64, 80, 512), (512, 64, 80, 1024), (128, 64, 80, 2048), (10, 64, 64, 784), (1, 640, 640, 512)]
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     """Wait for the device."""
     if device == "cuda":
         torch.cuda.synchronize()
@@ -47,10 +47,10 @@ def median_seconds(call: Callable[[], object], device: str, repeats: int) -> flo
     """Return the median time of a call after two that warm up."""
     times = []
     for _ in range(repeats + 2):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         call()
-        synchronise(device)
+        synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 

@@ -151,7 +151,7 @@ def parts_of(
 
 
 def time_step(device: str, tiny: bool, compiled: bool, labels: int, at_once: int, repeats: int) -> list[str]:
-    """Time a training step of the ablation recipe without the optimiser; return a row."""
+    """Time a training step of the ablation recipe without the optimizer; return a row."""
     generator, call, encoder = recipe(device, tiny, compiled)
     loss, count = Timed(), 4 if tiny else 64
     parts = parts_of(generator.sample_shape, encoder, device, (labels, at_once, count))
@@ -193,7 +193,7 @@ def main() -> None:
             "GB",
             "in the loss",
         )
-        table = Table(*columns, title="step of imagenet256-ablation, without its optimiser")
+        table = Table(*columns, title="step of imagenet256-ablation, without its optimizer")
         for compiled in (False, True) if options.compile else (False,):
             for labels in options.labels:
                 for at_once in options.labels_per_microbatch:

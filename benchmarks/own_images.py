@@ -28,7 +28,7 @@ def main() -> None:
     """Read the command line and write the folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="cifar10", help="a name, a folder or a Hub id of colour images")
+    parser.add_argument("--data", default="cifar10", help="a name, a folder or a Hub id of color images")
     parser.add_argument("--train", type=int, default=300, help="training images in all")
     parser.add_argument("--test", type=int, default=300, help="test images in all")
     parser.add_argument("--classes", type=int, default=3)

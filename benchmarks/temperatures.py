@@ -91,12 +91,12 @@ def draw(results: Results, path: Path) -> None:
     figure, axes = panels(1, 3, size=4.4, title="MNIST: what each temperature does, median of the seeds")
     names = [name_of(setting) for setting in SETTINGS]
     for panel, name in zip(axes, ("frechet_distance", "precision", "recall"), strict=True):
-        for preset, colour in (("mnist-pixel", REAL), ("mnist-encoder", GENERATED)):
+        for preset, color in (("mnist-pixel", REAL), ("mnist-encoder", GENERATED)):
             known = [label for label in names if results.get((preset, label))]
             if not known:
                 continue
             values = [statistics.median(run[name] for run in results[preset, label]) for label in known]
-            panel.plot(known, values, marker="o", color=colour, label=preset)
+            panel.plot(known, values, marker="o", color=color, label=preset)
         panel.set(title=name.replace("_", " "), xlabel="temperatures", yscale="log" if name == "frechet_distance" else "linear")
         panel.tick_params(axis="x", rotation=60)
         panel.legend()

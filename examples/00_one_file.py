@@ -1,6 +1,6 @@
 """Drifting in one page: PyTorch only, nothing of this library. It learns eight Gaussians on a ring in about a minute.
 
-A generator pushes noise forward in one pass. Every step, each sample x is asked where the drift field would move it: towards
+A generator pushes noise forward in one pass. Every step, each sample x is asked where the drift field would move it: toward
 real data, away from the other generated samples. The generator is then regressed on its own drifted samples:
 
     loss = mean || x - stopgrad(x + V(x)) ||^2
@@ -26,12 +26,12 @@ def drift(generated, positives, temperature):
     to_negatives.fill_diagonal_(math.inf)  # a sample does not repel itself
     to_positives = torch.cdist(generated, positives, compute_mode="donot_use_mm_for_euclid_dist")
     logits = -torch.cat([to_negatives, to_positives], 1) / temperature
-    affinity = (logits.softmax(0) * logits.softmax(1)).sqrt()  # normalised over samples and over targets
+    affinity = (logits.softmax(0) * logits.softmax(1)).sqrt()  # normalized over samples and over targets
     repel, attract = affinity[:, :n], affinity[:, n:]
     # Each side is weighted by the other's mass, so that both pull equally hard.
-    towards = (attract * repel.sum(1, keepdim=True)) @ positives
+    toward = (attract * repel.sum(1, keepdim=True)) @ positives
     away = (repel * attract.sum(1, keepdim=True)) @ generated
-    return towards - away
+    return toward - away
 
 
 def draw_data(n):

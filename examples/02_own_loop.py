@@ -13,7 +13,7 @@ from drifting.fields import MeanShift
 
 
 def main(steps=300, n=512, autocast=False, backend=None):
-    """Train a small network on moons and print what is worth watching: raw drift norm and effective neighbours.
+    """Train a small network on moons and print what is worth watching: raw drift norm and effective neighbors.
 
     With `autocast` the network computes in bfloat16, with a `backend`, such as "inductor", it is compiled.
     """

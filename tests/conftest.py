@@ -22,7 +22,7 @@ from tests.support.image_folders import write_images
 
 BATCH_SIZES = {"toy": 32, "digits": 40, "mnist-pixel": 24, "mnist-encoder": 24, "images": 24}
 FRAME_SAMPLES = {"toy": 40, "digits": 100, "mnist-pixel": 60, "mnist-encoder": 60, "images": 60}
-CENTRE, SCALE = (1000.0, -3000.0), 50.0
+CENTER, SCALE = (1000.0, -3000.0), 50.0
 
 
 def shrunk(config: RunConfig | ClassifierConfig) -> RunConfig | ClassifierConfig:
@@ -132,11 +132,11 @@ def command(capsys) -> Callable[..., Result]:
 
 @pytest.fixture(scope="session")
 def own_points(tmp_path_factory) -> Path:
-    """A file of points far from the origin, in three clumps: centre (1000, -3000), scale 50."""
+    """A file of points far from the origin, in three clumps: center (1000, -3000), scale 50."""
     rng = np.random.default_rng(0)
     clumps = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])[rng.integers(3, size=120)]
     path = tmp_path_factory.mktemp("points") / "own.npy"
-    np.save(path, np.array(CENTRE) + SCALE * (clumps + 0.1 * rng.standard_normal(clumps.shape)))
+    np.save(path, np.array(CENTER) + SCALE * (clumps + 0.1 * rng.standard_normal(clumps.shape)))
     return path
 
 
@@ -161,34 +161,34 @@ def points_run(tmp_path_factory, own_points) -> Path:
 
 
 @pytest.fixture(scope="session")
-def grey_folder(tmp_path_factory) -> Path:
-    """A folder of 8 x 8 grey images in three classes; 27 of each are for training, 3 are held out."""
-    return write_images(tmp_path_factory.mktemp("images") / "grey", {"a": 30, "b": 30, "c": 30})
+def gray_folder(tmp_path_factory) -> Path:
+    """A folder of 8 x 8 gray images in three classes; 27 of each are for training, 3 are held out."""
+    return write_images(tmp_path_factory.mktemp("images") / "gray", {"a": 30, "b": 30, "c": 30})
 
 
 @pytest.fixture(scope="session")
-def colour_folder(tmp_path_factory) -> Path:
-    """The same in colour, of 16 x 16 pixels."""
-    return write_images(tmp_path_factory.mktemp("images") / "colour", {"a": 30, "b": 30, "c": 30}, size=16, channels=3)
+def color_folder(tmp_path_factory) -> Path:
+    """The same in color, of 16 x 16 pixels."""
+    return write_images(tmp_path_factory.mktemp("images") / "color", {"a": 30, "b": 30, "c": 30}, size=16, channels=3)
 
 
 @pytest.fixture
-def tiny_images(grey_folder) -> RunConfig:
-    """Stand in for the preset "images", on the grey folder."""
-    return shrunk(presets.preset("images", data=str(grey_folder)))
+def tiny_images(gray_folder) -> RunConfig:
+    """Stand in for the preset "images", on the gray folder."""
+    return shrunk(presets.preset("images", data=str(gray_folder)))
 
 
 @pytest.fixture(scope="session")
-def images_run(tmp_path_factory, grey_folder) -> Path:
+def images_run(tmp_path_factory, gray_folder) -> Path:
     """The folder of a finished run of images with its pictures; copy it before changing it."""
-    config = shrunk(presets.preset("images", data=str(grey_folder)))
+    config = shrunk(presets.preset("images", data=str(gray_folder)))
     return runs.train(config, tmp_path_factory.mktemp("runs") / "images").folder
 
 
 @pytest.fixture(scope="session")
-def judge_folder(tmp_path_factory, grey_folder) -> Path:
-    """The folder of a classifier of the grey folder's images."""
-    config = shrunk(presets.preset("mnist-classifier", data=str(grey_folder)))
+def judge_folder(tmp_path_factory, gray_folder) -> Path:
+    """The folder of a classifier of the gray folder's images."""
+    config = shrunk(presets.preset("mnist-classifier", data=str(gray_folder)))
     return runs.train_judge(config, tmp_path_factory.mktemp("runs") / "judge").folder
 
 

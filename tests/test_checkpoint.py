@@ -358,7 +358,7 @@ def _step(layer: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def test_optimiser_goes_on_bit_for_bit_after_a_round_trip(tmp_path):
+def test_optimizer_goes_on_bit_for_bit_after_a_round_trip(tmp_path):
     layer, optimizer = _trained(3)
     save_tensors(tmp_path / "x.safetensors", flatten_optimizer(optimizer))
     other, restored = _trained(0)
@@ -370,7 +370,7 @@ def test_optimiser_goes_on_bit_for_bit_after_a_round_trip(tmp_path):
     assert torch.equal(layer.bias, other.bias)
 
 
-def test_fused_optimiser_of_weights_with_channels_last_goes_on_bit_for_bit(tmp_path):
+def test_fused_optimizer_of_weights_with_channels_last_goes_on_bit_for_bit(tmp_path):
     def made() -> tuple[nn.Conv2d, torch.optim.Optimizer]:
         torch.manual_seed(0)
         layer = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

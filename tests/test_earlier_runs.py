@@ -21,7 +21,7 @@ from tests.support.image_folders import write_images
 
 EARLIER = Path(__file__).parent / "earlier_runs"
 NAMES = ("toy", "digits", "images")
-# Grey values of a byte, and points.
+# Gray values of a byte, and points.
 TOLERANCE = {torch.uint8: 1.0, torch.float32: 1e-4}
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

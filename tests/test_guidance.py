@@ -35,7 +35,7 @@ def test_no_guidance_is_weight_zero():
 @pytest.mark.parametrize("guidance_scale", [1.0, 1.5, 4.0])
 def test_equilibrium_is_the_guided_mixture(guidance_scale):
     # With a flat kernel the drift compares means: it vanishes where p = (q + (alpha - 1) u) / alpha, up to O(1 / n), for a
-    # generated sample as a negative is normalised over one row fewer.
+    # generated sample as a negative is normalized over one row fewer.
     n, m, label, everything = 300, 16, 2.0, -1.0
     wanted = guidance_scale * label - (guidance_scale - 1) * everything
     weight = unconditional_weight(torch.tensor(guidance_scale, dtype=torch.float64), n, m)

@@ -1,4 +1,4 @@
-"""`DriftingLoss` on plain tensors and on labelled batches, and weights that no set of samples can have."""
+"""`DriftingLoss` on plain tensors and on labeled batches, and weights that no set of samples can have."""
 
 import importlib
 import re
@@ -50,7 +50,7 @@ def _oracle(generated, positives, labels, positive_labels):
 
 
 @pytest.mark.parametrize("counts", [(4, 4, 4), (2, 7, 5), (6, 1, 5), (3, 6, 3)])
-def test_labelled_batch_is_the_loss_of_its_classes(counts):
+def test_labeled_batch_is_the_loss_of_its_classes(counts):
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([2, 5, 9]).repeat_interleave(torch.tensor(counts))[order]
     positive_labels = torch.tensor([5, 2, 9, 9, 2, 5, 9, 7, 2, 5, 5, 2, 9, 9])

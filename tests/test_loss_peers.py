@@ -17,7 +17,7 @@ OPTIONS = {
     "one temperature": {"temperatures": (0.1,)},
     "features as they are": {"normalize_features": False, "field": MeanShift(0.0), "temperatures": (0.2, 2.0)},
     "drift as it is": {"normalize_drift": False, "temperatures": (0.1, 0.5)},
-    "nothing normalised": {"normalize_features": False, "normalize_drift": False, "temperatures": (0.2, 2.0)},
+    "nothing normalized": {"normalize_features": False, "normalize_drift": False, "temperatures": (0.2, 2.0)},
 }
 PARTS = ("generated", "positives", "unconditional", "generated_negatives")
 EXTRAS = [(), ("unconditional",), ("weights", "unconditional"), ("generated_negatives", "weights")]

@@ -60,7 +60,7 @@ for name in ("toy", "digits"):
     runs.train(presets.adjust(shrunk(presets.preset(name)), steps=2), folder)
     for out in ("s.png", "s.npy"):
         runs.write_samples(runs.load(folder), folder / out, 20)
-data = str(write_images(place / "grey", {"a": 30, "b": 30, "c": 30}))
+data = str(write_images(place / "gray", {"a": 30, "b": 30, "c": 30}))
 run = presets.adjust(shrunk(presets.preset("images", data=data)), steps=2)
 files = ImageFilesData(path=data, image_size=8)
 runs.train(dataclasses.replace(run, data=files, encoder=PixelsConfig(), bank=BankConfig(capacity_per_class=6)), place / "files")

@@ -184,8 +184,8 @@ def check_seed(seed: int) -> None:
 
 
 def check_learning_rate(value: float, name: str = "learning_rate") -> None:
-    """Raise InputError unless an optimiser can work with the learning rate."""
-    if not 0 < value <= 1e30:  # beyond, the optimiser itself overflows
+    """Raise InputError unless an optimizer can work with the learning rate."""
+    if not 0 < value <= 1e30:  # beyond, the optimizer itself overflows
         raise InputError(f"{name} is {value}: pass a number above 0, such as 1e-3")
 
 

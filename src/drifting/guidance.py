@@ -54,7 +54,7 @@ def draw_guidance_scale(
 
     Args:
         count: number of labels.
-        exponent: k, from 0 to 100; 1 is log-uniform, larger favours weak guidance.
+        exponent: k, from 0 to 100; 1 is log-uniform, larger favors weak guidance.
         highest: end of the interval, above 1.
         unguided_prob: probability of drawing exactly 1 instead.
         rng: source of randomness; its device is that of the result.

@@ -4,8 +4,8 @@ Equation, per group, with x the generated samples, s the feature scale and V_t t
 
     loss = mean || x/s - stopgrad( x/s + sum_t V_t / rms(V_t) ) ||^2,    d loss / dx = -2 sum_t V_t / rms(V_t) / (n d s)
 
-The normalised loss is constant by construction, about (number of temperatures)^2, and says nothing about convergence:
-`drift_norms`, the mean squares before normalisation, are what shrinks.
+The normalized loss is constant by construction, about (number of temperatures)^2, and says nothing about convergence:
+`drift_norms`, the mean squares before normalization, are what shrinks.
 
 Shapes: g groups (label x location), n generated, p positives, m unconditional negatives, r independent generated negatives,
 d feature channels, l labels, k locations.
@@ -53,7 +53,7 @@ class DriftLoss:
 
     Attributes:
         loss: one value per group, with gradient.
-        scale: the feature scale, the weighted mean distance of the call (1 where features are not normalised).
+        scale: the feature scale, the weighted mean distance of the call (1 where features are not normalized).
         drift_norms: temperature -> mean square of the raw drift over all groups, samples and channels.
         statistics: what the field tells of its kernel, a number for each temperature and name, where it was asked for and the
             field tells something.
@@ -96,14 +96,14 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         positive_weights: weight of each positive; ones by default.
         unconditional_weights: weight of each unconditional negative; see `guidance.unconditional_weight`.
         temperatures: kernel bandwidths, each above 0: relative to the mean distance, or in the units of the features where
-            those are not normalised.
+            those are not normalized.
         field: the drift field, with its own parameters; by default the mean shift of the release. Points in few dimensions need
             `MeanShift(affinity_floor=0.0)`.
         generated_negatives: an independent second generated batch that repels in place of `generated` itself, unmasked.
         normalize_features: divide features by the scale; without, `scale` is 1.
         normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
         scale: the feature scale where it was computed elsewhere (microbatches, several devices).
-        drift_norms: the raw mean squares where they were computed elsewhere; they normalise the drift and are returned.
+        drift_norms: the raw mean squares where they were computed elsewhere; they normalize the drift and are returned.
         statistics: also return how the kernel spreads, at the cost of a second pass, if the field tells.
         memory: where to put the distances; one object kept between calls makes them faster on a CPU.
         peers: the processes over which the groups of a step are split, the same number to each: scale, drift norms and statistics
@@ -116,7 +116,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         InputError: if shapes disagree or temperatures are not positive, finite and different.
 
     Source: paper, Algorithm 1 and appendix A.6. As in the release there is one scale and one drift norm per temperature over all
-    groups of a call; unlike it, features are centred before distances, and a sample is masked exactly from itself.
+    groups of a call; unlike it, features are centered before distances, and a sample is masked exactly from itself.
     """
     check_temperatures(temperatures)
     if generated.ndim == 2:
@@ -147,7 +147,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
 
 @dataclass(frozen=True)
 class FeatureLoss:
-    """What `DriftingLoss` returns: the scalar to minimise, and the report of every feature map by its name."""
+    """What `DriftingLoss` returns: the scalar to minimize, and the report of every feature map by its name."""
 
     loss: Float[Tensor, ""]
     features: dict[str, DriftLoss]
@@ -223,7 +223,7 @@ class DriftingLoss(nn.Module):
         Features are a tensor, [n, d] for one population or [l, n, d] for one of each label, or such tensors by name, where
         [l, n, k, d] has k locations. A tensor without a name is called "sample" in the report.
 
-        A labelled batch is flat, [b, d] or by name [b, k, d], and comes with `labels`; every class is then a population. Classes
+        A labeled batch is flat, [b, d] or by name [b, k, d], and comes with `labels`; every class is then a population. Classes
         may have different numbers of samples: scale and drift norms are means over all of them, and every generated sample counts
         once. A class with a single generated sample has nothing that repels, and its drift is 0.
 

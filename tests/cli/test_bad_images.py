@@ -15,7 +15,7 @@ from tests.support.image_folders import write_images
 __all__ = ["refused"]
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")
 
-GREY = "train images --data {grey} "
+GRAY = "train images --data {gray} "
 TRAINING = {
     "train images": ("data is missing", "pass --data FOLDER"),
     "train images --unconditional": ("data is missing", "pass --data FOLDER"),
@@ -34,30 +34,30 @@ TRAINING = {
     "train mnist-classifier --batch-size 1": ("batch_size is 1", "pass at least 2"),
     "train mnist-classifier --steps 0": ("steps is 0", "pass at least 1"),
     "train mnist-classifier --save-dir none --resume": ("save_dir is 'none'", "leave out --resume"),
-    GREY + "--image-size 0": ("image_size is 0", "pass 1 or more"),
-    GREY + "--image-size -8": ("image_size is -8", "pass 1 or more"),
-    GREY + "--channels 2": ("channels is 2", "pass 1 or 3"),
-    GREY + "--channels 0": ("channels is 0", "pass 1 or 3"),
-    GREY + "--image-size 10": ("image_shape is (1, 10, 10)", "side divisible by 4"),
-    GREY + "--device tpu": ("device is 'tpu'", "pass cpu, cuda"),
-    GREY + "--batch-size 2": ("batch_size is 2", "pass at least 3"),
+    GRAY + "--image-size 0": ("image_size is 0", "pass 1 or more"),
+    GRAY + "--image-size -8": ("image_size is -8", "pass 1 or more"),
+    GRAY + "--channels 2": ("channels is 2", "pass 1 or 3"),
+    GRAY + "--channels 0": ("channels is 0", "pass 1 or 3"),
+    GRAY + "--image-size 10": ("image_shape is (1, 10, 10)", "side divisible by 4"),
+    GRAY + "--device tpu": ("device is 'tpu'", "pass cpu, cuda"),
+    GRAY + "--batch-size 2": ("batch_size is 2", "pass at least 3"),
 }
 
 
 @pytest.mark.parametrize("arguments", TRAINING)
-def test_bad_training_argument(refused, grey_folder, arguments):
-    refused(arguments.format(grey=grey_folder), *TRAINING[arguments])
+def test_bad_training_argument(refused, gray_folder, arguments):
+    refused(arguments.format(gray=gray_folder), *TRAINING[arguments])
 
 
-def test_overwriting_is_refused_before_the_old_run_is_gone(refused, grey_folder, images_run, tmp_path):
+def test_overwriting_is_refused_before_the_old_run_is_gone(refused, gray_folder, images_run, tmp_path):
     shutil.copytree(images_run, tmp_path / "x")
-    refused(f"train images --data {grey_folder} --image-size 10 --save-dir x --overwrite", "side divisible by 4")
+    refused(f"train images --data {gray_folder} --image-size 10 --save-dir x --overwrite", "side divisible by 4")
     small = write_images(tmp_path / "small", {"a": 20}, size=4)
     refused(f"train mnist-classifier --data {small} --save-dir x --overwrite", "image_shape is (1, 4, 4)", "at least 8 x 8")
 
 
 @pytest.mark.parametrize("preset", ["images", "mnist-encoder", "mnist-pixel", "mnist-classifier"])
-def test_unlabelled_images_where_classes_are_asked_for(refused, tmp_path, preset):
+def test_unlabeled_images_where_classes_are_asked_for(refused, tmp_path, preset):
     write_images(tmp_path / "loose", {".": 20})
     refused(f"train {preset} --data loose", "loose', which has no labels", "without labels")
 
@@ -131,11 +131,11 @@ def test_resuming_other_images(refused, images_run, tmp_path, change):
     refused(f"train images --save-dir x --resume {change}", f"{name} is", "but the run to resume has", "leave it out")
 
 
-def test_resuming_a_classifier(refused, judge_folder, grey_folder, tmp_path):
+def test_resuming_a_classifier(refused, judge_folder, gray_folder, tmp_path):
     shutil.copytree(judge_folder, tmp_path / "x")
     refused("train mnist-classifier --save-dir x --resume --steps 61", "steps is 61", "the run to resume has 60")
     refused("train toy --save-dir x --resume", "preset is 'toy'", "has mnist-classifier", "another --save-dir")
-    refused(f"train mnist-classifier --data {grey_folder} --save-dir x", "save_dir is 'x'", "already holds a run", "--overwrite")
+    refused(f"train mnist-classifier --data {gray_folder} --save-dir x", "save_dir is 'x'", "already holds a run", "--overwrite")
 
 
 @pytest.mark.parametrize("verb", ["sample", "evaluate"])

@@ -245,7 +245,7 @@ def test_run_that_is_no_folder(refused, verb, tmp_path):
     refused([verb, "empty"], "empty/config.json", "does not exist")
 
 
-@pytest.mark.parametrize("arguments", ["", "fly", "train", "train toy --colour red", "train toy --steps many", "sample"])
+@pytest.mark.parametrize("arguments", ["", "fly", "train", "train toy --color red", "train toy --steps many", "sample"])
 def test_misspelt_command_exits_2(command, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     assert command(*arguments.split()).status == 2
@@ -253,9 +253,9 @@ def test_misspelt_command_exits_2(command, tmp_path, monkeypatch, arguments):
 
 
 @pytest.mark.parametrize("words", bad_commands(60), ids=" ".join)
-def test_command_lines_that_cannot_work(refused, digits_run, grey_folder, tmp_path, words):
+def test_command_lines_that_cannot_work(refused, digits_run, gray_folder, tmp_path, words):
     (tmp_path / "taken").write_text("mine")
-    places = {"RUN": str(digits_run), "IMAGES": str(grey_folder)}
+    places = {"RUN": str(digits_run), "IMAGES": str(gray_folder)}
     before = _files(digits_run)
     refused([places.get(word, word.replace("FILE", "taken")) for word in words])
     assert _files(digits_run) == before

@@ -17,7 +17,7 @@ from drifting._progress import TrainingProgress
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.presets import GROUPS, PRESETS
 from drifting.runs import pictures as drawing
-from tests.conftest import CENTRE, SCALE
+from tests.conftest import CENTER, SCALE
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_own_points_are_sampled_in_their_own_coordinates(here, command, points_r
     assert command("sample", points_run, "--out", "s.npy").status == 0
     samples = np.load("s.npy")
     assert (samples.shape, samples.dtype) == ((64, 2), np.float64)
-    assert np.abs(samples - np.array(CENTRE)).max() < 4 * SCALE
+    assert np.abs(samples - np.array(CENTER)).max() < 4 * SCALE
 
 
 def test_digit_samples_are_uint8_images(here, command, digits_run):

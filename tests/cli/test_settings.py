@@ -71,10 +71,10 @@ def test_setting_of_a_toy_reaches_its_run_and_nothing_else_changes(here, command
     assert _config(here / "x") == json.loads(json.dumps(expected))
 
 
-def test_settings_of_every_part_of_a_run_of_images(here, command, grey_folder):
+def test_settings_of_every_part_of_a_run_of_images(here, command, gray_folder):
     flags = "--encoder.width 5 --encoder-steps 3 --encoder.batch-size 9 --encoder.features code stage1_mean --generator.code-dim 6"
     flags += " --loss.temperatures 0.3 --schedule.labels-per-step 2 --batch-size 8 --data.channels 1 --seed 7"
-    assert command("train", "images", "--data", grey_folder, "--save-dir", "x", "--steps", 1, *flags.split()).status == 0
+    assert command("train", "images", "--data", gray_folder, "--save-dir", "x", "--steps", 1, *flags.split()).status == 0
     config = _config(here / "x")
     assert config["encoder"]["features"] == ["code", "stage1_mean"]
     assert [config["encoder"][name] for name in ("width", "steps", "batch_size")] == [5, 3, 9]
@@ -91,8 +91,8 @@ def test_settings_of_a_bank_of_a_recipe(here, command):
     assert (config["encoder"]["every"], config["generator"]["num_styles"]) == (1, 2)
 
 
-def test_settings_of_a_classifier_and_of_an_encoder(here, command, grey_folder):
-    train = ("--data", grey_folder, "--steps", 1, "--batch-size", 5, "--save-dir")
+def test_settings_of_a_classifier_and_of_an_encoder(here, command, gray_folder):
+    train = ("--data", gray_folder, "--steps", 1, "--batch-size", 5, "--save-dir")
     assert command("train", "mnist-classifier", *train, "a", "--shift", 1, "--label-smoothing", 0.1).status == 0
     assert command("train-encoder", "mae", *train, "b", "--width", 9, "--encoder.weight-decay", 0.5, "--log", 3).status == 2
     assert (
@@ -190,12 +190,12 @@ def test_saved_configuration_is_trained_again(here, command, toy_run, assert_sam
     assert_same_tensors(*(load_tensors(folder / "generator.safetensors") for folder in (toy_run, here / "again")))
 
 
-def test_saved_configuration_is_trained_with_flags_on_top(here, command, images_run, colour_folder):
-    flags = ("--steps", 2, "--generator.width", 8, "--data", colour_folder)
+def test_saved_configuration_is_trained_with_flags_on_top(here, command, images_run, color_folder):
+    flags = ("--steps", 2, "--generator.width", 8, "--data", color_folder)
     assert command("train", "--config", images_run, "--save-dir", "again", *flags).status == 0
     before, after = _config(images_run), _config(here / "again")
     assert (after["schedule"]["steps"], after["generator"]["width"]) == (2, 8)
-    assert (after["data"]["path"], after["data"]["image_shape"]) == (str(colour_folder), [3, 16, 16])
+    assert (after["data"]["path"], after["data"]["image_shape"]) == (str(color_folder), [3, 16, 16])
     assert after["data"]["fingerprint"] != before["data"]["fingerprint"]
     assert after["encoder"] == before["encoder"]
 

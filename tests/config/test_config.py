@@ -19,7 +19,7 @@ def _every_config() -> list[RunConfig]:
     made = [presets.preset(name, **{"data": "x"} if name.startswith("images") else {}) for name in presets.PRESETS]
     made += [presets.preset("toy", dataset=name) for name in TOYS]
     points = presets.preset("toy", data="points.npy")
-    known = dataclasses.replace(points, data=PointsData(path="points.npy", centre=(0.1, -1e300), scale=1 / 3))
+    known = dataclasses.replace(points, data=PointsData(path="points.npy", center=(0.1, -1e300), scale=1 / 3))
     odd = {"max_grad_norm": None, "ema_decay": 0.1 + 0.2, "other_ema_decays": (1 / 3, 0.999), "microbatch_size": 7}
     fine = dataclasses.replace(made[0].schedule, independent_negatives=True, **odd)
     drawn = {"guidance_exponent": 1 / 3, "highest_guidance_scale": 3.5, "unguided_prob": 0.1 + 0.2, "unconditional": 3}
@@ -214,10 +214,10 @@ def test_cuda_device_beyond_the_last_one_is_refused(tiny_toy, monkeypatch):
 
 def test_resolving_finds_where_points_lie_and_happens_once(own_points):
     config = presets.preset("toy", data=str(own_points))
-    with pytest.raises(InputError, match="centre and scale are not known yet"):
+    with pytest.raises(InputError, match="center and scale are not known yet"):
         _ = config.data.frame
     resolved = resolve(config)
-    assert resolved.data.frame.centre == pytest.approx((1000, -3000), abs=20)
+    assert resolved.data.frame.center == pytest.approx((1000, -3000), abs=20)
     assert resolved.data.frame.scale > 0
     assert resolve(resolved) == resolved
     assert resolved.data.source(resolved.seed).samples.square().mean().sqrt() == pytest.approx(0.5, rel=1e-4)
@@ -265,7 +265,7 @@ def test_images_are_exported_as_rounded_bytes_channels_last(tiny_digits):
 
 
 def test_points_are_exported_in_the_users_coordinates(tiny_toy):
-    data = PointsData(path="points.npy", centre=(1000.0, -3000.0), scale=50.0)
+    data = PointsData(path="points.npy", center=(1000.0, -3000.0), scale=50.0)
     export = dataclasses.replace(tiny_toy, data=data).data.exporter()
     assert export(torch.tensor([[0.0, 0.0], [1.0, -2.0]])).tolist() == [[1000, -3000], [1050, -3100]]
 

@@ -20,8 +20,8 @@ from tests.support.image_folders import write_images
 
 
 @pytest.fixture
-def classifier(grey_folder):
-    return presets.preset("mnist-classifier", data=str(grey_folder))
+def classifier(gray_folder):
+    return presets.preset("mnist-classifier", data=str(gray_folder))
 
 
 def test_json_names_the_kinds_of_all_parts(tiny_images, classifier):

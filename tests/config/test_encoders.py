@@ -33,11 +33,11 @@ def network() -> MaskedAutoencoder:
 
 
 @pytest.fixture
-def run(tiny_images, colour_folder, network, tmp_path) -> RunConfig:
-    """A run on colour images in the features of that network."""
+def run(tiny_images, color_folder, network, tmp_path) -> RunConfig:
+    """A run on color images in the features of that network."""
     save_tensors(tmp_path / "encoder.safetensors", network.state_dict())
     encoder = MAEFeaturesConfig(weights=str(tmp_path / "encoder.safetensors"), **SIZES)
-    data = dataclasses.replace(tiny_images.data, path=str(colour_folder))
+    data = dataclasses.replace(tiny_images.data, path=str(color_folder))
     return resolve(dataclasses.replace(tiny_images, data=data, encoder=encoder))
 
 

@@ -12,7 +12,7 @@ from drifting.errors import InputError
 
 RNG = np.random.default_rng(0)
 COLOR = RNG.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-GREY = RNG.integers(0, 256, (20, 8, 8), dtype=np.uint8)
+GRAY = RNG.integers(0, 256, (20, 8, 8), dtype=np.uint8)
 LABELS = np.arange(20) % 4
 EXPECTED = torch.from_numpy(COLOR).movedim(-1, 1)
 
@@ -54,7 +54,7 @@ def test_files_of_medmnist_and_keras(tmp_path):
     medical = {f"{split}_images": COLOR[:count] for split, count in (("train", 8), ("val", 4), ("test", 6))}
     medical |= {name.replace("images", "labels"): LABELS[: len(array), None] for name, array in medical.items()}
     np.savez_compressed(tmp_path / "medmnist.npz", **medical)
-    np.savez(tmp_path / "mnist.npz", x_train=GREY[:8], y_train=LABELS[:8], x_test=GREY[:6], y_test=LABELS[:6])
+    np.savez(tmp_path / "mnist.npz", x_train=GRAY[:8], y_train=LABELS[:8], x_test=GRAY[:6], y_test=LABELS[:6])
     for name in ("medmnist", "mnist"):
         train, test = (load_images(str(tmp_path / f"{name}.npz"), split=split) for split in ("train", "test"))
         assert (len(train.images), len(test.images)) == (8, 6)
@@ -82,16 +82,16 @@ def test_npy_files_of_a_folder_are_told_by_their_names(tmp_path):
     [
         (COLOR, EXPECTED),
         (np.moveaxis(COLOR, -1, 1), EXPECTED),
-        (GREY, torch.from_numpy(GREY)[:, None]),
-        (GREY[:, None], torch.from_numpy(GREY)[:, None]),
-        (GREY[..., None], torch.from_numpy(GREY)[:, None]),
+        (GRAY, torch.from_numpy(GRAY)[:, None]),
+        (GRAY[:, None], torch.from_numpy(GRAY)[:, None]),
+        (GRAY[..., None], torch.from_numpy(GRAY)[:, None]),
         (np.asfortranarray(COLOR), EXPECTED),
         (COLOR.astype(np.int64), EXPECTED),
         (COLOR.astype(np.float32), EXPECTED),
         (COLOR / np.float32(255), EXPECTED),
         (COLOR / 255, EXPECTED),
         ((COLOR / np.float32(127.5) - 1), EXPECTED),
-        (GREY > 127, 255 * torch.from_numpy(GREY > 127)[:, None].to(torch.uint8)),
+        (GRAY > 127, 255 * torch.from_numpy(GRAY > 127)[:, None].to(torch.uint8)),
     ],
 )
 def test_axes_and_ranges_of_images(tmp_path, array, expected):
@@ -147,7 +147,7 @@ def test_labels_of_other_forms(tmp_path):
         found = load_images(str(tmp_path / "x.npz"))
         assert found.labels is None
         with pytest.raises(InputError, match="has no labels"):
-            load_images(str(tmp_path / "x.npz"), labelled=True)
+            load_images(str(tmp_path / "x.npz"), labeled=True)
         assert re.search(said, found.doubts[0])
     for labels, message in ((LABELS[:5], "5 labels for 20 images"), (np.float64(3), "1 labels for 20 images")):
         np.savez(tmp_path / "x.npz", images=COLOR, labels=labels)

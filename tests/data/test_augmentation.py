@@ -11,9 +11,9 @@ from drifting.data import augmentation
 from drifting.data.augmentation import Views, augment, draw_boxes
 from drifting.errors import InputError
 
-OFF = dict.fromkeys(("crop", "stretch", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur"), 0.0)
-FULL = Views(crop=0.9, jitter=1.0, brightness=1.5, contrast=1.5, saturation=1.5, hue=0.5, grey=0.3, blur=1.5)
-GEOMETRY = Views(jitter=0.0, grey=0.0)
+OFF = dict.fromkeys(("crop", "stretch", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "gray", "blur"), 0.0)
+FULL = Views(crop=0.9, jitter=1.0, brightness=1.5, contrast=1.5, saturation=1.5, hue=0.5, gray=0.3, blur=1.5)
+GEOMETRY = Views(jitter=0.0, gray=0.0)
 LUMA = np.array([0.299, 0.587, 0.114])
 YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
@@ -46,11 +46,11 @@ def crop_oracle(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     return view
 
 
-def colour_oracle(name: str, image: np.ndarray, value: float) -> np.ndarray:
-    """Change the colours of one image pixel by pixel, in [0, 1]."""
+def color_oracle(name: str, image: np.ndarray, value: float) -> np.ndarray:
+    """Change the colors of one image pixel by pixel, in [0, 1]."""
     unit = (image + 1) / 2
-    grey = sum(LUMA[channel] * unit[channel] for channel in range(3)) if len(unit) == 3 else unit[0]
-    other = {"brightness": 0 * grey, "contrast": np.full_like(grey, grey.mean()), "saturation": grey}[name]
+    gray = sum(LUMA[channel] * unit[channel] for channel in range(3)) if len(unit) == 3 else unit[0]
+    other = {"brightness": 0 * gray, "contrast": np.full_like(gray, gray.mean()), "saturation": gray}[name]
     view = np.stack([value * channel + (1 - value) * other for channel in unit])
     return 2 * np.clip(view, 0, 1) - 1
 
@@ -90,10 +90,10 @@ def test_crop_is_that_of_the_loops():
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_colours_are_those_of_the_loops(name, channels):
+def test_colors_are_those_of_the_loops(name, channels):
     images, factors = _images(channels=channels), torch.tensor([0.0, 0.6, 1.4, 3.0], dtype=torch.float64)
     changed = getattr(augmentation, name)(images, factors).numpy()
-    expected = np.stack([colour_oracle(name, image, float(value)) for image, value in zip(images.numpy(), factors, strict=True)])
+    expected = np.stack([color_oracle(name, image, float(value)) for image, value in zip(images.numpy(), factors, strict=True)])
     np.testing.assert_allclose(changed, expected, atol=1e-12)
 
 
@@ -105,20 +105,20 @@ def test_hue_is_that_of_the_loops():
 
 @pytest.mark.parametrize("turn", [-0.1, 0.05, 0.1])
 def test_hue_turns_about_as_far_as_that_of_hsv(turn):
-    colours = torch.tensor([[0.6, 0.4, 0.4], [0.5, 0.45, 0.3], [0.4, 0.6, 0.45], [0.4, 0.4, 0.6], [0.55, 0.4, 0.6]])
-    turned = (augmentation.hue(2 * colours[:, :, None, None] - 1, torch.full((5,), turn)) + 1) / 2
-    for before, after in zip(colours.tolist(), turned.flatten(1).tolist(), strict=True):
+    colors = torch.tensor([[0.6, 0.4, 0.4], [0.5, 0.45, 0.3], [0.4, 0.6, 0.45], [0.4, 0.4, 0.6], [0.55, 0.4, 0.6]])
+    turned = (augmentation.hue(2 * colors[:, :, None, None] - 1, torch.full((5,), turn)) + 1) / 2
+    for before, after in zip(colors.tolist(), turned.flatten(1).tolist(), strict=True):
         apart = (colorsys.rgb_to_hsv(*after)[0] - colorsys.rgb_to_hsv(*before)[0] + 0.5) % 1 - 0.5
         assert apart == pytest.approx(turn, abs=0.06)
         assert np.dot(LUMA, after) == pytest.approx(np.dot(LUMA, before), abs=1e-6)
 
 
-def test_greyscale_is_luma_and_has_no_colour_to_change():
+def test_grayscale_is_luma_and_has_no_color_to_change():
     images = _images()
-    grey = augmentation.greyscale(images)
-    np.testing.assert_allclose(grey.numpy(), np.einsum("c,bchw->bhw", LUMA, images.numpy())[:, None].repeat(3, 1), atol=1e-12)
+    gray = augmentation.grayscale(images)
+    np.testing.assert_allclose(gray.numpy(), np.einsum("c,bchw->bhw", LUMA, images.numpy())[:, None].repeat(3, 1), atol=1e-12)
     for change in (augmentation.hue, augmentation.saturation):
-        torch.testing.assert_close(change(grey, torch.tensor([0.1, 0.3, 0.5, 2.0], dtype=torch.float64)), grey)
+        torch.testing.assert_close(change(gray, torch.tensor([0.1, 0.3, 0.5, 2.0], dtype=torch.float64)), gray)
 
 
 def test_blur_is_that_of_the_loops():
@@ -162,12 +162,12 @@ def test_boxes_have_the_drawn_areas_and_fit():
 @pytest.mark.parametrize(("strength", "least", "most"), [(0.4, 0.6, 1.4), (1.5, 0.0, 2.5)])
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_factors_are_uniform_in_their_range(name, strength, least, most):
-    # Every image shows its factor: a pixel that is not clamped, over what it was apart from black, the mean or grey.
+    # Every image shows its factor: a pixel that is not clamped, over what it was apart from black, the mean or gray.
     image = torch.tensor([[-0.8, -0.9], [-0.9, -0.8], [-0.9, -0.8]]).reshape(1, 3, 1, 2).expand(20_000, -1, -1, -1)
     luma = (image * torch.tensor(LUMA).float()[:, None, None]).sum(1)
-    centre = {"brightness": -1, "contrast": luma[0].mean(), "saturation": luma[0, 0, 0]}[name]
+    center = {"brightness": -1, "contrast": luma[0].mean(), "saturation": luma[0, 0, 0]}[name]
     changed = augment(image, _only(jitter=0.8, **{name: strength}), _rng())[:, 0, 0, 0]
-    factor = ((changed - centre) / (image[0, 0, 0, 0] - centre)).double()
+    factor = ((changed - center) / (image[0, 0, 0, 0] - center)).double()
     untouched = changed == image[0, 0, 0, 0]
     assert float(untouched.double().mean()) == pytest.approx(0.2, abs=0.02)
     assert least - 1e-3 < float(factor.min()) < float(factor.max()) < most + 1e-3
@@ -178,7 +178,7 @@ def test_factors_are_uniform_in_their_range(name, strength, least, most):
 def test_probabilities_and_turns_are_those_asked_for():
     images = (0.2 * _images(1, dtype=torch.float32)).expand(5000, -1, -1, -1)
     # A standard deviation below a sixth of a pixel changes no digit: of the blurred ones one in twenty.
-    chances = [({"flip": 0.3}, 0.3), ({"grey": 0.2}, 0.2), ({"blur": 4.0}, 0.48), ({"jitter": 0.6, "hue": 0.2}, 0.6)]
+    chances = [({"flip": 0.3}, 0.3), ({"gray": 0.2}, 0.2), ({"blur": 4.0}, 0.48), ({"jitter": 0.6, "hue": 0.2}, 0.6)]
     for strengths, share in chances:
         changed = (augment(images, _only(**strengths), _rng()) != images).flatten(1).any(1)
         assert float(changed.double().mean()) == pytest.approx(share, abs=0.035)
@@ -222,7 +222,7 @@ def test_values_stay_between_black_and_white(dtype):
             assert float(augment(extreme, FULL, _rng(seed)).abs().max()) <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("strengths", [*({name: getattr(FULL, name)} for name in ("crop", "flip", "grey", "blur")), {}])
+@pytest.mark.parametrize("strengths", [*({name: getattr(FULL, name)} for name in ("crop", "flip", "gray", "blur")), {}])
 def test_views_are_differentiable(strengths):
     # Away from where values are cut off at black and white.
     settings = _only(**strengths) if strengths else Views(brightness=0.2, saturation=0.2, hue=0.05, blur=1.0)
@@ -230,14 +230,14 @@ def test_views_are_differentiable(strengths):
     assert torch.autograd.gradcheck(lambda x: augment(x, settings, _rng(3)), images)
 
 
-def test_views_without_colour_parts_keep_the_colours_of_the_crop():
+def test_views_without_color_parts_keep_the_colors_of_the_crop():
     images = _images(20, height=12, width=12)
     matrix = torch.randn(3, 3, generator=_rng(1), dtype=torch.float64)
-    recoloured = torch.einsum("ij,bjhw->bihw", matrix, augment(images, GEOMETRY, _rng())) + 0.2
-    torch.testing.assert_close(augment(torch.einsum("ij,bjhw->bihw", matrix, images) + 0.2, GEOMETRY, _rng()), recoloured)
+    recolored = torch.einsum("ij,bjhw->bihw", matrix, augment(images, GEOMETRY, _rng())) + 0.2
+    torch.testing.assert_close(augment(torch.einsum("ij,bjhw->bihw", matrix, images) + 0.2, GEOMETRY, _rng()), recolored)
     flipped = augment(images, _only(flip=0.5), _rng())
     assert torch.equal(flipped.flatten(2).sort().values, images.flatten(2).sort().values)
-    # Of colours that change evenly, a crop's mean is the colour of its centre.
+    # Of colors that change evenly, a crop's mean is the color of its center.
     slope, y, x = (
         torch.randn(3, 2, generator=_rng(2), dtype=torch.float64) / 4,
         *torch.meshgrid(*[torch.arange(16.0)] * 2, indexing="ij"),
@@ -251,15 +251,15 @@ def test_views_without_colour_parts_keep_the_colours_of_the_crop():
     torch.testing.assert_close(means[inside], ((boxes[:, :2] + boxes[:, 2:] / 2) @ slope.T)[inside])
 
 
-def test_grey_images_of_one_channel_are_those_of_three():
+def test_gray_images_of_one_channel_are_those_of_three():
     images = _images(20, channels=1)
     three = augment(images.expand(-1, 3, -1, -1), FULL, _rng())
     torch.testing.assert_close(augment(images, FULL, _rng()).expand(-1, 3, -1, -1), three)
 
 
-def test_other_channels_have_views_without_colour_parts_alone():
+def test_other_channels_have_views_without_color_parts_alone():
     assert augment(_images(channels=4), GEOMETRY, _rng()).shape == (4, 4, 6, 9)
-    for settings in (Views(), _only(grey=0.1), _only(jitter=0.5, contrast=0.1)):
+    for settings in (Views(), _only(gray=0.1), _only(jitter=0.5, contrast=0.1)):
         with pytest.raises(InputError, match="images have 4 channels"):
             augment(_images(channels=4), settings, _rng())
 
@@ -267,7 +267,7 @@ def test_other_channels_have_views_without_colour_parts_alone():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("crop", 1.0), ("crop", -0.1), ("flip", 1.1), ("jitter", 2.0), ("grey", -1.0), ("hue", 0.6), ("blur", math.inf)],
+        *[("crop", 1.0), ("crop", -0.1), ("flip", 1.1), ("jitter", 2.0), ("gray", -1.0), ("hue", 0.6), ("blur", math.inf)],
         *[("contrast", math.nan), ("stretch", -0.5), ("brightness", -0.1), ("saturation", math.inf)],
     ],
 )

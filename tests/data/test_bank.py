@@ -126,7 +126,7 @@ def test_unconditional_sets_are_independent():
     assert len({tuple(row.tolist()) for row in drawn}) == 4
 
 
-def test_unlabelled_samples_are_one_class():
+def test_unlabeled_samples_are_one_class():
     bank = _bank(None)
     bank.push(torch.arange(3.0))
     assert sorted(bank.draw(None, 3, _rng())[0].tolist()) == [0, 1, 2]
@@ -300,7 +300,7 @@ def test_resumed_source_goes_on_bit_for_bit():
     assert all(torch.equal(value, two.tensors()[name]) for name, value in one.tensors().items())
 
 
-def test_unlabelled_source():
+def test_unlabeled_source():
     source = BankSource(SAMPLES, None, _bank(None, shape=(2,)), push_per_step=2, seed=0)
     assert source.draw(None, 3, _rng()).shape == (1, 3, 2)
     assert source.num_classes is None

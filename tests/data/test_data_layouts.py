@@ -16,7 +16,7 @@ from drifting.data.images import load_images
 from drifting.data.readers import hub
 from drifting.errors import InputError
 from tests.data.test_readers import pixels, png, write_cifar_py, write_idx, write_mnist
-from tests.data.test_tables import grey, library_set, numbers, write_images
+from tests.data.test_tables import gray, library_set, numbers, write_images
 
 # MNIST and CIFAR
 
@@ -171,7 +171,7 @@ def test_archives_are_read_as_the_folder_that_is_in_them(tmp_path, write):
 
 
 def test_archives_that_lead_elsewhere_or_are_damaged_are_refused(tmp_path):
-    image, path = png(grey(1)), tmp_path / "x.zip"
+    image, path = png(gray(1)), tmp_path / "x.zip"
     for name in ("../../out.png", "/etc/out.png", "a/../../out.png"):
         with zipfile.ZipFile(path, "w") as packed:
             packed.writestr(name, image)
@@ -182,7 +182,7 @@ def test_archives_that_lead_elsewhere_or_are_damaged_are_refused(tmp_path):
         link.external_attr = 0o120777 << 16
         packed.writestr(link, "/etc/passwd")
         packed.writestr("a/0.png", image)
-    assert len(load_images(str(path), labelled=False).images) == 1
+    assert len(load_images(str(path), labeled=False).images) == 1
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a/0.png", image + b"\0" * 1000)
     whole = path.read_bytes()

@@ -54,7 +54,7 @@ def test_unconditional_samples_are_prepared_like_others():
     assert float(source.draw_unconditional(2, 5, _rng()).min()) >= 100
 
 
-def test_unlabelled_data_is_one_population():
+def test_unlabeled_data_is_one_population():
     source = InMemorySource(SAMPLES)
     assert source.num_classes is None
     assert source.sample_shape == (2,)

@@ -19,7 +19,7 @@ from drifting.errors import InputError
 from tests.support.covering import each_once
 
 RNG = np.random.default_rng(0)
-COLOURS = RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+COLORS = RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)
 ALPHA = RNG.integers(0, 256, (6, 6), dtype=np.uint8)
 # Turns that undo what a camera notes as its orientation, by numpy.
 UPRIGHT = {
@@ -40,37 +40,37 @@ def encoded(image, kind="png", **options):
     return EncodedImage(buffer.getvalue(), f"x.{kind}")
 
 
-def on_white(colours, alpha):
+def on_white(colors, alpha):
     shares = alpha[..., None] / 255
-    return torch.from_numpy(colours * shares + 255 * (1 - shares)).movedim(-1, 0)
+    return torch.from_numpy(colors * shares + 255 * (1 - shares)).movedim(-1, 0)
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
-def test_transparent_colours_are_laid_on_white(kind):
+def test_transparent_colors_are_laid_on_white(kind):
     image = encoded(
-        Image.fromarray(np.dstack([COLOURS, ALPHA])), kind, **({"lossless": True, "exact": True} if kind == "webp" else {})
+        Image.fromarray(np.dstack([COLORS, ALPHA])), kind, **({"lossless": True, "exact": True} if kind == "webp" else {})
     )
-    assert (decode([image])[0] - on_white(COLOURS, ALPHA)).abs().max() <= 1
+    assert (decode([image])[0] - on_white(COLORS, ALPHA)).abs().max() <= 1
 
 
-def test_hidden_colours_do_not_show():
+def test_hidden_colors_do_not_show():
     shown = []
     for hidden in (0, 200):
-        array = np.dstack([np.full_like(COLOURS, hidden), np.zeros_like(ALPHA)])
+        array = np.dstack([np.full_like(COLORS, hidden), np.zeros_like(ALPHA)])
         array[2:4, 2:4] = (255, 0, 0, 255)
         shown.append(decode([encoded(Image.fromarray(array))], image_size=4))
     assert torch.equal(*shown)
     assert shown[0][0, :, 0, 0].tolist() == [255, 255, 255]
 
 
-def test_transparent_greys_stay_grey():
-    grey = COLOURS[..., 0]
-    found = decode([encoded(Image.fromarray(np.dstack([grey, ALPHA])))])
+def test_transparent_grays_stay_gray():
+    gray = COLORS[..., 0]
+    found = decode([encoded(Image.fromarray(np.dstack([gray, ALPHA])))])
     assert found.shape == (1, 1, 6, 6)
-    assert (found[0] - on_white(grey[..., None], ALPHA)).abs().max() <= 1
+    assert (found[0] - on_white(gray[..., None], ALPHA)).abs().max() <= 1
 
 
-def test_transparent_entries_of_a_palette_and_colour_keys():
+def test_transparent_entries_of_a_palette_and_color_keys():
     palette = Image.new("P", (6, 6), 1)
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     palette.paste(2, (0, 0, 3, 6))
@@ -84,8 +84,8 @@ def test_transparent_entries_of_a_palette_and_colour_keys():
 
 
 def test_opaque_images_keep_every_pixel():
-    opaque = np.dstack([COLOURS, np.full_like(ALPHA, 255)])
-    assert torch.equal(decode([encoded(Image.fromarray(opaque))])[0], torch.from_numpy(COLOURS).movedim(-1, 0))
+    opaque = np.dstack([COLORS, np.full_like(ALPHA, 255)])
+    assert torch.equal(decode([encoded(Image.fromarray(opaque))])[0], torch.from_numpy(COLORS).movedim(-1, 0))
 
 
 @pytest.mark.parametrize(*each_once(kind=("png", "jpeg", "webp", "tiff", "avif"), orientation=list(UPRIGHT)))
@@ -102,8 +102,8 @@ def test_images_of_every_format_are_turned_upright(kind, orientation):
 
 
 def test_damaged_note_of_the_camera_does_not_damage_the_image():
-    image = encoded(Image.fromarray(COLOURS), exif=b"Exif\0\0no such header")
-    assert torch.equal(decode([image])[0], torch.from_numpy(COLOURS).movedim(-1, 0))
+    image = encoded(Image.fromarray(COLORS), exif=b"Exif\0\0no such header")
+    assert torch.equal(decode([image])[0], torch.from_numpy(COLORS).movedim(-1, 0))
 
 
 @pytest.mark.parametrize("suffix", ["jfif", "jpe", "avif", "jp2", "j2k", "qoi", "tga", "pnm", "dib", "mpo", "webp", "PNG"])
@@ -131,7 +131,7 @@ def test_what_is_not_converted_is_refused_for_its_reason(image, kind, reason):
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
-def test_colours_of_print_and_video_are_converted(mode):
+def test_colors_of_print_and_video_are_converted(mode):
     image = Image.new("RGB", (8, 8), (200, 40, 90)).convert(mode)
     assert torch.allclose(decode([encoded(image, "tiff")])[0, :, 0, 0].float(), torch.tensor([200.0, 40, 90]), atol=3)
 

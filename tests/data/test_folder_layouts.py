@@ -142,7 +142,7 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"class (1 \()?'c'\)? has no images"):
             read()
     assert load_images(str(tmp_path), split="test").class_names == ("a", "c")
-    assert len(load_images(str(tmp_path), labelled=False).images) == 2
+    assert len(load_images(str(tmp_path), labeled=False).images) == 2
 
 
 SYSTEM = ["@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", ".ipynb_checkpoints", ".git", "#recycle"]

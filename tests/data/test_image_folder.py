@@ -42,12 +42,12 @@ def test_folder_without_splits_or_classes(tmp_path):
     write_images(tmp_path, {".": 3})
     files = ImageFiles(tmp_path, image_size=8)
     assert (files.labels, files.class_names, files.num_classes) == (None, None, None)
-    grey = files.read(torch.arange(3))
-    assert grey.shape == (3, 3, 8, 8)
-    assert torch.equal(grey[:, 0], grey[:, 2])
+    gray = files.read(torch.arange(3))
+    assert gray.shape == (3, 3, 8, 8)
+    assert torch.equal(gray[:, 0], gray[:, 2])
 
 
-def test_centre_of_an_oblong_image_is_kept(tmp_path):
+def test_center_of_an_oblong_image_is_kept(tmp_path):
     (tmp_path / "a").mkdir()
     wide = np.zeros((4, 12, 3), np.uint8)
     wide[:, 4:8] = 200

@@ -65,10 +65,10 @@ def test_without_a_test_split_a_fixed_tenth_of_each_class_is_held_out(tmp_path):
     assert test.labels.bincount().tolist() == [6, 4]
     assert numbers_of(test) == HELD_OUT
     assert (train.class_names, test.class_names) == (("a", "b"), ("a", "b"))
-    assert numbers_of(load_images(folder, split="test", labelled=False)) == HELD_OUT
+    assert numbers_of(load_images(folder, split="test", labeled=False)) == HELD_OUT
 
 
-def test_tenth_of_unlabelled_images(tmp_path):
+def test_tenth_of_unlabeled_images(tmp_path):
     folder = numbered(tmp_path, {".": 25})
     train, test = load_images(folder), load_images(folder, split="test")
     assert (len(train.images), len(test.images)) == (23, 2)
@@ -106,7 +106,7 @@ def test_mixed_sizes_and_oblongs_need_an_image_size(tmp_path):
     assert load_images(str(tmp_path), image_size=3).images.shape == (2, 1, 3, 3)
 
 
-def test_resizing_crops_the_centre_and_is_bicubic(tmp_path):
+def test_resizing_crops_the_center_and_is_bicubic(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
     save(tmp_path / "test" / "0.png", array)
     save(tmp_path / "train" / "0.png", array)
@@ -117,12 +117,12 @@ def test_resizing_crops_the_centre_and_is_bicubic(tmp_path):
 
 
 def test_channels_are_kept_or_converted(tmp_path):
-    grey, colour = np.full((4, 4), 90), np.broadcast_to([10, 20, 200], (4, 4, 3))
-    save(tmp_path / "test" / "0.png", grey)
-    save(tmp_path / "train" / "0.png", grey)
+    gray, color = np.full((4, 4), 90), np.broadcast_to([10, 20, 200], (4, 4, 3))
+    save(tmp_path / "test" / "0.png", gray)
+    save(tmp_path / "train" / "0.png", gray)
     assert load_images(str(tmp_path)).image_shape == (1, 4, 4)
     assert load_images(str(tmp_path), channels=3).images[0, :, 0, 0].tolist() == [90] * 3
-    save(tmp_path / "train" / "1.png", colour)
+    save(tmp_path / "train" / "1.png", color)
     assert load_images(str(tmp_path)).images[:, :, 0, 0].tolist() == [[90] * 3, [10, 20, 200]]
     luma = round(0.299 * 10 + 0.587 * 20 + 0.114 * 200)
     assert load_images(str(tmp_path), channels=1).images[:, 0, 0, 0].tolist() == [90, luma]
@@ -157,12 +157,12 @@ def test_impossible_options_are_refused(tmp_path, options, message):
 
 
 def test_labels_can_be_demanded_or_left_out(tmp_path):
-    folder = numbered(tmp_path / "labelled", {"a": 2, "b": 2})
-    assert load_images(folder, labelled=True).num_classes == 2
-    plain = load_images(folder, labelled=False)
+    folder = numbered(tmp_path / "labeled", {"a": 2, "b": 2})
+    assert load_images(folder, labeled=True).num_classes == 2
+    plain = load_images(folder, labeled=False)
     assert (plain.labels, plain.num_classes) == (None, None)
     with pytest.raises(InputError, match="has no labels: use one sub-folder per class"):
-        load_images(numbered(tmp_path / "flat", {".": 2}), labelled=True)
+        load_images(numbered(tmp_path / "flat", {".": 2}), labeled=True)
 
 
 def test_missing_empty_and_unknown_sources_are_refused(tmp_path):
@@ -215,7 +215,7 @@ def test_labels_outside_the_classes_are_refused(monkeypatch, label):
     monkeypatch.setattr(datasets, "load_dataset", lambda path: datasets.DatasetDict(train=wrong, test=wrong))
     with pytest.raises(InputError, match=r"the label -1|class 2 has no images"):
         load_images("someone/else")
-    assert load_images("someone/else", labelled=False).labels is None
+    assert load_images("someone/else", labeled=False).labels is None
 
 
 def test_unreachable_hub_and_missing_library_say_what_to_do(monkeypatch):
@@ -242,7 +242,7 @@ def test_test_images_of_mnist_are_whole():
 @needs_data
 @pytest.mark.data
 def test_mnist_is_whole():
-    train = load_images(None, name="mnist", labelled=True)
+    train = load_images(None, name="mnist", labeled=True)
     assert (train.images.shape, train.labels[:3].tolist()) == ((60_000, 1, 28, 28), [5, 0, 4])
     assert (train.num_classes, train.class_names) == (10, tuple("0123456789"))
     assert abs(float(train.images.double().mean()) / 255 - 0.1307) < 1e-4

@@ -87,7 +87,7 @@ def test_missing_file_and_folder_are_refused(tmp_path):
 
 def test_frame_gives_points_the_size_of_the_toys():
     points = 1000 + 50 * torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    standard = frame_of(points, "x.npy").standardise(points)
+    standard = frame_of(points, "x.npy").standardize(points)
     assert standard.dtype == torch.float32
     torch.testing.assert_close(standard.mean(0), torch.zeros(2), rtol=0, atol=1e-6)
     assert float(standard.square().mean().sqrt()) == pytest.approx(0.5)
@@ -95,7 +95,7 @@ def test_frame_gives_points_the_size_of_the_toys():
 
 def test_both_axes_are_scaled_alike():
     points = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 2.0], [8.0, 2.0]], dtype=torch.float64)
-    standard = frame_of(points, "x.npy").standardise(points)
+    standard = frame_of(points, "x.npy").standardize(points)
     width, height = standard.amax(0) - standard.amin(0)
     assert float(width / height) == pytest.approx(4)
 
@@ -103,29 +103,29 @@ def test_both_axes_are_scaled_alike():
 def test_frame_goes_there_and_back():
     frame = Frame((1000.0, -3000.0), 50.0)
     points = torch.tensor([[1.0, 2.0], [950.5, -3100.25]], dtype=torch.float64)
-    restored = frame.restore(frame.standardise(points))
+    restored = frame.restore(frame.standardize(points))
     assert restored.dtype == torch.float64
     torch.testing.assert_close(restored, points, rtol=0, atol=50 * 1e-5)
 
 
 @pytest.mark.parametrize(
-    ("centre", "spread"),
+    ("center", "spread"),
     [(1.7e9, 20.0), (-1.7e9, 1e-3), (6e6, 1e-4), (0.0, 1e-250), (0.0, 1e250), (1e250, 1e240), (1e-200, 1e-205)],
 )
-def test_points_keep_their_digits_wherever_they_lie(centre, spread):
-    # On a grid of 0.01 of the spread, which float32 could not tell apart around most of the centres.
-    points = centre + spread * 0.01 * torch.randperm(400, generator=torch.Generator().manual_seed(0)).double().view(200, 2)
+def test_points_keep_their_digits_wherever_they_lie(center, spread):
+    # On a grid of 0.01 of the spread, which float32 could not tell apart around most of the centers.
+    points = center + spread * 0.01 * torch.randperm(400, generator=torch.Generator().manual_seed(0)).double().view(200, 2)
     frame = frame_of(points, "x.npy")
     assert frame.scale == pytest.approx(2 * spread * 0.01 * np.sqrt((400**2 - 1) / 12), rel=0.01)
-    restored = frame.restore(frame.standardise(points))
-    assert float((restored - points).abs().max()) < 1e-5 * spread + 4 * np.spacing(abs(centre))
+    restored = frame.restore(frame.standardize(points))
+    assert float((restored - points).abs().max()) < 1e-5 * spread + 4 * np.spacing(abs(center))
     assert len(restored.unique()) == 400
 
 
-def test_points_in_float32_are_standardised_from_the_digits_they_have():
-    centre = 2.0**24
-    points = torch.tensor([[centre + 2, centre + 4]])
-    assert Frame((centre + 1, centre + 1), 2.0).standardise(points).tolist() == [[0.5, 1.5]]
+def test_points_in_float32_are_standardized_from_the_digits_they_have():
+    center = 2.0**24
+    points = torch.tensor([[center + 2, center + 4]])
+    assert Frame((center + 1, center + 1), 2.0).standardize(points).tolist() == [[0.5, 1.5]]
 
 
 @pytest.mark.parametrize("spread", [1e-300, 1e305])

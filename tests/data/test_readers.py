@@ -150,7 +150,7 @@ def test_idx_keeps_every_pixel_and_label(tmp_path, suffix, dot):
         assert found.labels.tolist() == [index % 3 for index in range(count)]
 
 
-def test_idx_without_labels_is_unlabelled(tmp_path):
+def test_idx_without_labels_is_unlabeled(tmp_path):
     (write_mnist(tmp_path) / "train-labels-idx1-ubyte.gz").unlink()
     assert load_images(str(tmp_path)).labels is None
 

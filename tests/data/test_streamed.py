@@ -40,7 +40,7 @@ def files(tmp_path):
 
 
 def _rows(cache, **options):
-    return LatentRows(cache, **{"labelled": True, "flip": True, "seed": 0, **options})
+    return LatentRows(cache, **{"labeled": True, "flip": True, "seed": 0, **options})
 
 
 def _source(rows, *, per_class=4, unconditional=5, push=5, seed=3, **options) -> RowBankSource:
@@ -57,7 +57,7 @@ def _numbers(latents):
 
 
 def test_latents_have_the_mean_and_spread_that_their_moments_say(spread):
-    taken = _rows(spread, flip=False, labelled=False).take(torch.zeros(4000, dtype=torch.long), torch.arange(4000))
+    taken = _rows(spread, flip=False, labeled=False).take(torch.zeros(4000, dtype=torch.long), torch.arange(4000))
     assert taken.shape == (4000, 2, 3, 3)
     assert float(taken.mean()) == pytest.approx((3 - 1) * 2, abs=0.02)
     assert float(taken.std()) == pytest.approx(0.5 * 2, abs=0.02)
@@ -66,7 +66,7 @@ def test_latents_have_the_mean_and_spread_that_their_moments_say(spread):
 
 
 def test_threads_change_nothing(spread, monkeypatch):
-    indices, rows = torch.arange(300) % 2, _rows(spread, labelled=False)
+    indices, rows = torch.arange(300) % 2, _rows(spread, labeled=False)
     shared = rows.take(indices, torch.arange(300))
     monkeypatch.setattr("drifting.data.latents._AT_ONCE", 300)
     assert torch.equal(rows.take(indices, torch.arange(300)), shared)
@@ -81,12 +81,12 @@ def test_every_other_latent_is_of_the_mirror_image(cache):
 
 def test_every_other_image_is_mirrored(files):
     images = files.read(torch.arange(12))
-    rows = ImageRows(files, labelled=True, flip=True, seed=0)
+    rows = ImageRows(files, labeled=True, flip=True, seed=0)
     taken = rows.take(torch.arange(12).repeat(20), torch.arange(240)).unflatten(0, (20, 12))
     same, mirrored = ((taken == seen).flatten(2).all(2) for seen in (images, images.flip(-1)))
     assert bool((same ^ mirrored).all())
     assert 90 < int(mirrored.sum()) < 150
-    plain = ImageRows(files, labelled=True, flip=False, seed=0)
+    plain = ImageRows(files, labeled=True, flip=False, seed=0)
     assert torch.equal(plain.take(torch.arange(12), torch.arange(12)), images)
 
 
@@ -94,8 +94,8 @@ def test_every_other_image_is_mirrored(files):
 def test_seed_and_position_alone_decide_how_a_row_is_varied(spread, files, kind):
     def make(seed=0):
         if kind == "latents":
-            return _rows(spread, labelled=False, seed=seed)
-        return ImageRows(files, labelled=False, flip=True, seed=seed)
+            return _rows(spread, labeled=False, seed=seed)
+        return ImageRows(files, labeled=False, flip=True, seed=seed)
 
     indices, positions = torch.tensor([0, 1, 1, 0] * 8), torch.arange(100, 132)
     together = make().take(indices, positions)
@@ -119,7 +119,7 @@ def test_source_draws_of_the_class_that_is_asked_for_without_replacement(cache):
 
 
 def test_source_of_images_gives_floats(files):
-    drawn = RowSource(ImageRows(files, labelled=False, flip=False, seed=0)).draw(None, 12, _rng())
+    drawn = RowSource(ImageRows(files, labeled=False, flip=False, seed=0)).draw(None, 12, _rng())
     assert drawn.dtype == torch.float32
     expected = to_signed(files.read(torch.arange(12)))
     assert sorted(drawn[0].flatten(1).tolist()) == sorted(expected.flatten(1).tolist())
@@ -190,7 +190,7 @@ def test_first_unconditional_samples_are_of_a_class_as_often_as_its_rows(tmp_pat
 
 
 def test_bank_of_images_keeps_bytes_and_gives_floats(files):
-    source = _source(ImageRows(files, labelled=True, flip=False, seed=0), per_class=5)
+    source = _source(ImageRows(files, labeled=True, flip=False, seed=0), per_class=5)
     drawn = source.draw(torch.tensor([0]), 5, _rng())
     assert (source.bank.rings["classes"].samples.dtype, drawn.dtype) == (torch.uint8, torch.float32)
     assert sorted(drawn[0].flatten(1).tolist()) == sorted(to_signed(files.read(torch.arange(5))).flatten(1).tolist())
@@ -198,13 +198,13 @@ def test_bank_of_images_keeps_bytes_and_gives_floats(files):
 
 
 @pytest.mark.parametrize("kind", ["latents", "images"])
-@pytest.mark.parametrize("labelled", [True, False])
-def test_resumed_source_goes_on_bit_for_bit(spread, cache, files, kind, labelled):
+@pytest.mark.parametrize("labeled", [True, False])
+def test_resumed_source_goes_on_bit_for_bit(spread, cache, files, kind, labeled):
     if kind == "images":
-        rows = ImageRows(files, labelled=labelled, flip=True, seed=1)
+        rows = ImageRows(files, labeled=labeled, flip=True, seed=1)
     else:
-        rows = _rows(cache if labelled else spread, labelled=labelled)
-    labels, rng, told = torch.tensor([1, 0]) if labelled else None, _rng(), []
+        rows = _rows(cache if labeled else spread, labeled=labeled)
+    labels, rng, told = torch.tensor([1, 0]) if labeled else None, _rng(), []
     one, two = _source(rows), _source(rows, tell=lambda done, total: told.append((done, total)))
     for _ in range(4):
         one.draw(labels, 2, rng)

@@ -19,20 +19,20 @@ def numbers(found):
     return found.images[:, 0, 0, 0].tolist()
 
 
-def grey(value, size=4):
+def gray(value, size=4):
     return np.full((size, size), value, np.uint8)
 
 
 def write_images(folder, values):
     folder.mkdir(parents=True, exist_ok=True)
     for value in values:
-        Image.fromarray(grey(value)).save(folder / f"{value}.png")
+        Image.fromarray(gray(value)).save(folder / f"{value}.png")
 
 
 def write_table(path, **columns):
     path.parent.mkdir(parents=True, exist_ok=True)
     count = len(next(iter(columns.values())))
-    rows = [{"bytes": png(grey(index)), "path": None} for index in range(count)]
+    rows = [{"bytes": png(gray(index)), "path": None} for index in range(count)]
     pq.write_table(pa.table({"image": rows, **columns}), path)
 
 
@@ -101,7 +101,7 @@ def test_first_of_several_label_columns_is_taken_and_said(tmp_path):
         columns = {"coarse_label": [0, 0, 0, 1], "category": ["x"] * 4, "fine_label": [3, 2, 1, 0]}
         write_table(tmp_path / f"train{suffix}.parquet", **columns)
         write_table(tmp_path / f"test{suffix}.parquet", **columns)
-    found = load_images(str(tmp_path / "train.parquet"), labelled=False)
+    found = load_images(str(tmp_path / "train.parquet"), labeled=False)
     assert found.labels is None
     found = load_images(str(tmp_path))
     assert found.labels.tolist() == [3, 2, 1, 0] * 2
@@ -141,7 +141,7 @@ def test_rows_name_no_other_file_of_the_machine(tmp_path, kind):
         load_images(named(folder, [name]))
 
 
-def test_pointers_of_git_lfs_are_recognised(tmp_path):
+def test_pointers_of_git_lfs_are_recognized(tmp_path):
     (tmp_path / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(InputError, match="only points to a file of Git LFS: run git lfs pull"):
         load_images(str(tmp_path))
@@ -162,7 +162,7 @@ def test_labels_beyond_all_classes_are_refused_before_they_are_counted(tmp_path,
 def library_set(values, **columns):
     columns = columns or {"label": [value % 2 for value in values]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
-    images = [Image.fromarray(grey(value)) for value in values]
+    images = [Image.fromarray(gray(value)) for value in values]
     return datasets.Dataset.from_dict({"image": images, **columns}, features=features)
 
 

@@ -26,7 +26,7 @@ GUIDED = {"guidance_exponent": 2.0, "unguided_prob": 0.3, "unconditional": 3}
 class Case:
     """A training: `schedule` changes its settings."""
 
-    labelled: bool = True
+    labeled: bool = True
     bank: bool = False
     sharded: bool = False
     gradient_checkpointing: bool = False
@@ -44,18 +44,18 @@ class Case:
         generator = DiT(
             sample_shape=SHAPE,
             size=size,
-            num_classes=CLASSES if self.labelled else None,
+            num_classes=CLASSES if self.labeled else None,
             guided=schedule.draws_guidance,
             output_std=0.5,
             gradient_checkpointing=self.gradient_checkpointing,
         )
         for weight in generator.parameters():  # away from the start, where gates are closed
             weight.data = torch.randn(weight.shape, generator=rng) * 0.3
-        samples, labels = torch.randn(40, *SHAPE, generator=rng), torch.arange(40) % CLASSES if self.labelled else None
+        samples, labels = torch.randn(40, *SHAPE, generator=rng), torch.arange(40) % CLASSES if self.labeled else None
         source = InMemorySource(samples, labels)
         if self.bank:
             sizes = {"capacity_per_class": 8, "unconditional_capacity": 20, "dtype": samples.dtype, "device": self.device}
-            bank = MemoryBank(CLASSES if self.labelled else None, sample_shape=SHAPE, **sizes)
+            bank = MemoryBank(CLASSES if self.labeled else None, sample_shape=SHAPE, **sizes)
             source = BankSource(samples, labels, bank, push_per_step=3, seed=5)
         shared = {"processes": join(), "sharded": self.sharded}
         positives = Positives(source, encode, later=schedule.labels_per_microbatch is not None)

@@ -28,7 +28,7 @@ CASES = {
         dtype=torch.float32, sharded=True, gradient_checkpointing=True, schedule={"microbatch_size": 5, "max_grad_norm": 1e-3}
     ),
     "shares, bfloat16": Case(dtype=torch.float32, sharded=True, schedule={"precision": "bfloat16"}),
-    "one population": Case(dtype=torch.float32, labelled=False, bank=True, sharded=True),
+    "one population": Case(dtype=torch.float32, labeled=False, bank=True, sharded=True),
 }
 
 

@@ -39,7 +39,7 @@ def test_first_step_is_that_of_one_process(pair, recipe, expected, parallel, bou
     whole = torch.stack([gradient.norm() for gradient in expected["gradients"].values()]).norm()
     assert whole > 0
     for found in pair(first_step, config):
-        # Of so narrow an encoder some features are blank: their drift is rounding, and adds a normalised constant to the loss.
+        # Of so narrow an encoder some features are blank: their drift is rounding, and adds a normalized constant to the loss.
         assert_close(found["loss"], expected["loss"], rtol=3e-3, atol=0)
         assert_close(found["norms"], expected["norms"], rtol=1e-4, atol=1e-8)
         errors = [(found["gradients"][name] - gradient).norm() for name, gradient in expected["gradients"].items()]

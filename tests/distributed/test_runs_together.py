@@ -70,8 +70,8 @@ def test_first_process_alone_writes(pair, tmp_path, parallel):
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
-def test_encoder_is_trained_by_the_first_process_for_all(pair, grey_folder, tmp_path):
-    config = shrunk(presets.preset("mnist-encoder", data=str(grey_folder)))
+def test_encoder_is_trained_by_the_first_process_for_all(pair, gray_folder, tmp_path):
+    config = shrunk(presets.preset("mnist-encoder", data=str(gray_folder)))
     config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, labels_per_step=2))
     first, second = pair(train, config, tmp_path / "run")
     assert any("encoder.safetensors" in line for line in first["written"])

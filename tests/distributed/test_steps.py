@@ -21,16 +21,16 @@ CASES = {
     "microbatches": Case(schedule={"microbatch_size": 5, **GUIDED}),
     "labels one at a time": Case(bank=True, schedule={"labels_per_microbatch": 1, "independent_negatives": True, **GUIDED}),
     "clipping": Case(schedule={"max_grad_norm": 1e-3}),
-    "one population": Case(labelled=False),
-    "one population, bank": Case(labelled=False, bank=True),
-    "one population, independent": Case(labelled=False, schedule={"independent_negatives": True}),
-    "one population, microbatches": Case(labelled=False, schedule={"microbatch_size": 2}),
+    "one population": Case(labeled=False),
+    "one population, bank": Case(labeled=False, bank=True),
+    "one population, independent": Case(labeled=False, schedule={"independent_negatives": True}),
+    "one population, microbatches": Case(labeled=False, schedule={"microbatch_size": 2}),
     "shares of weights": Case(sharded=True, schedule={"max_grad_norm": 1e-3}),
     "shares, microbatches": Case(sharded=True, gradient_checkpointing=True, schedule={"microbatch_size": 5, **GUIDED}),
     "shares, labels one at a time": Case(
         sharded=True, gradient_checkpointing=True, schedule={"labels_per_microbatch": 1, **GUIDED}
     ),
-    "shares, one population": Case(labelled=False, sharded=True, gradient_checkpointing=True),
+    "shares, one population": Case(labeled=False, sharded=True, gradient_checkpointing=True),
     "muon": Case(schedule={"optimizer": "muon"}),
 }
 
@@ -62,7 +62,7 @@ def test_several_steps_stay_together(pair):
 @pytest.mark.parametrize("name", ["guidance", "bank", "independent negatives", "one population", "one population, bank"])
 def test_draws_do_not_depend_on_the_number_of_processes(pair, name):
     first, second = pair(drawn, CASES[name])
-    dim = 0 if CASES[name].labelled else 1
+    dim = 0 if CASES[name].labeled else 1
     for one, *two in zip(drawn(CASES[name]), first, second, strict=True):
         for key, value in one.items():
             parts = [part[key] for part in two]

@@ -20,7 +20,7 @@ def test_logits_are_a_linear_map_of_the_embedding():
     torch.testing.assert_close(classifier(images), classifier.embed(images) @ classifier.output.weight.T + classifier.output.bias)
 
 
-def test_judgement_depends_on_the_image_alone():
+def test_judgment_depends_on_the_image_alone():
     classifier = Frozen(Classifier((1, 8, 8), 3, width=4))
     images = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(classifier(images)[2:3], classifier(images[2:3]))

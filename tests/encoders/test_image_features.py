@@ -13,7 +13,7 @@ def _network(channels: int = 3) -> ResNet:
     return ResNet("resnet18", (channels, 16, 16), num_classes=None, small_stem=True, width=4, statistics=statistics)
 
 
-def test_colours_of_the_images_stand_beside_the_features():
+def test_colors_of_the_images_stand_beside_the_features():
     images = IMAGES
     features = ResNetFeatures(_network(), ["image_std_4", "image_mean", "norm_x", "pixels", "stage3_std", "image_mean_8"])(images)
     assert [tuple(value.shape[1:]) for value in features.values()] == [(16, 3), (1, 3), (1, 3), (1, 768), (1, 16), (4, 3)]
@@ -27,7 +27,7 @@ def test_colours_of_the_images_stand_beside_the_features():
     assert not any(name.startswith("stage") and name.endswith("_8") for name in available_features(_network()))
 
 
-def test_chroma_is_what_is_left_of_colours_beside_grey():
+def test_chroma_is_what_is_left_of_colors_beside_gray():
     names = ("chroma_mean", "chroma_std", "chroma_std_4", "image_std")
     encoder = ResNetFeatures(_network().double(), names)
     images = IMAGES.double()
@@ -39,6 +39,6 @@ def test_chroma_is_what_is_left_of_colours_beside_grey():
     tiles = chromas.unflatten(3, (-1, 4)).unflatten(2, (-1, 4)).movedim(3, 4)
     spread = (tiles.var((4, 5), correction=0)).flatten(2).mT
     torch.testing.assert_close(features["chroma_std_4"], spread.add(1e-6).sqrt(), rtol=1e-3, atol=1e-3)
-    grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    assert float(encoder(grey)["chroma_std"].max()) < 2e-3
+    gray = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    assert float(encoder(gray)["chroma_std"].max()) < 2e-3
     assert "chroma_std" not in available_features(_network(channels=1))

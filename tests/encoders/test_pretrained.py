@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from drifting.encoders.pooling import KINDS, multi_scale
-from drifting.encoders.pretrained import CONVNEXT_FEATURES, PretrainedFeatures, load_pretrained, normalise_places
+from drifting.encoders.pretrained import CONVNEXT_FEATURES, PretrainedFeatures, load_pretrained, normalize_places
 from drifting.errors import InputError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.2, 0.25)
@@ -21,7 +21,7 @@ def _images(side: int, count: int = 2, channels: int = 3) -> torch.Tensor:
     return 2 * torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(0)) - 1
 
 
-def _standardised(images: torch.Tensor) -> torch.Tensor:
+def _standardized(images: torch.Tensor) -> torch.Tensor:
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS)
     return ((images + 1) / 2 - mean) / std
 
@@ -69,25 +69,25 @@ def _features(network: nn.Module, names, side: int = 8, **kwargs) -> PretrainedF
     return PretrainedFeatures(network, names, image_shape=(3, side, side), statistics=STATISTICS, **kwargs)
 
 
-def test_places_are_normalised_over_their_channels():
+def test_places_are_normalized_over_their_channels():
     map = torch.randn(2, 5, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = (map - map.mean(1, keepdim=True)) / (map.std(1, correction=0, keepdim=True) + 1e-3)
-    torch.testing.assert_close(normalise_places(map), expected, rtol=1e-12, atol=1e-12)
-    assert normalise_places(map.bfloat16()).dtype == torch.float32
-    normalise_places(even := torch.ones(1, 4, 2, 2, requires_grad=True)).sum().backward()
+    torch.testing.assert_close(normalize_places(map), expected, rtol=1e-12, atol=1e-12)
+    assert normalize_places(map.bfloat16()).dtype == torch.float32
+    normalize_places(even := torch.ones(1, 4, 2, 2, requires_grad=True)).sum().backward()
     assert bool(even.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_features_of_stages(normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_features_of_stages(normalize):
     network, images = _Stages(), _images(8)
     names = ["pooled_std", "stage2_mean", "stage1", "stage1_std_2", "pooled"]
-    encoder = _features(network, names, normalise=normalise)
+    encoder = _features(network, names, normalize=normalize)
     features = encoder.train()(images)
     assert list(features) == names
-    first = network.stages[1](network.stages[0](_standardised(images).sin()).sin())
+    first = network.stages[1](network.stages[0](_standardized(images).sin()).sin())
     last = network.stages[2](first.sin())
-    maps = [normalise_places(map) if normalise else map for map in (first, last)]
+    maps = [normalize_places(map) if normalize else map for map in (first, last)]
     torch.testing.assert_close(features["stage1"], maps[0].flatten(2).transpose(1, 2))
     torch.testing.assert_close(features["stage1_std_2"], multi_scale("x", maps[0], ["std_2"])["x_std_2"])
     torch.testing.assert_close(features["stage2_mean"][:, 0], maps[1].mean((2, 3)))
@@ -104,7 +104,7 @@ def test_recipe_of_the_release_is_there():
 def test_features_of_tokens_lie_where_their_patches_lie():
     network, images = _Tokens(patch_size=[2, 4]), _images(6)
     features = _features(network, ["patches", "patches_mean_2", "pooled"], 6, resize=8)(images)
-    grid = network.project(_standardised(functional.interpolate(images, (8, 8), mode="bilinear", align_corners=False)))
+    grid = network.project(_standardized(functional.interpolate(images, (8, 8), mode="bilinear", align_corners=False)))
     assert grid.shape == (2, 6, 4, 2)
     torch.testing.assert_close(features["patches"], grid.flatten(2).transpose(1, 2))
     torch.testing.assert_close(features["patches_mean_2"][:, 1], grid[:, :, 2:].mean((2, 3)))
@@ -116,7 +116,7 @@ def test_masked_autoencoder_masks_nothing_and_keeps_the_order():
     before = torch.get_rng_state()
     features = _features(network, ["patches", "pooled"])(images)
     assert torch.equal(torch.get_rng_state(), before)
-    torch.testing.assert_close(features["patches"], network.project(_standardised(images)).flatten(2).transpose(1, 2))
+    torch.testing.assert_close(features["patches"], network.project(_standardized(images)).flatten(2).transpose(1, 2))
     torch.testing.assert_close(features["pooled"][:, 0], network.special[0].expand(2, -1))
 
 
@@ -181,7 +181,7 @@ def test_statistics_are_read_beside_the_weights(stand_in, tmp_path):
     for facts, expected in (({"image_mean": MEAN, "image_std": STD}, STATISTICS), ({"do_normalize": False}, ((0,) * 3, (1,) * 3))):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(facts))
         encoder = load_pretrained(tmp_path, image_shape=(3, 8, 8))
-        for values, buffer in zip(expected, encoder.standardise.buffers(), strict=True):
+        for values, buffer in zip(expected, encoder.standardize.buffers(), strict=True):
             assert buffer.flatten().tolist() == pytest.approx(values)
         assert {value.dtype for value in encoder.parameters()} == {torch.float32}
 
@@ -220,7 +220,7 @@ def test_every_family_gives_its_own_outputs(saved):
     model = sys.modules["transformers"].AutoModel.from_pretrained(folder).eval()
     if family == "vit_mae":
         model.config.mask_ratio = 0.0
-    output = model(_standardised(images), output_hidden_states=True)
+    output = model(_standardized(images), output_hidden_states=True)
     if family in ("resnet", "convnextv2"):
         maps = {f"stage{n}": output.hidden_states[n] for n in (1, 2, 3, 4)}
         pooled = output.pooler_output
@@ -230,7 +230,7 @@ def test_every_family_gives_its_own_outputs(saved):
             patches = patches.take_along_dim(output.ids_restore[:, :, None], 1)
         maps, pooled = {"patches": patches.transpose(1, 2).unflatten(2, (4, 4))}, output.last_hidden_state[:, 0]
     kinds = [*(f"{map}{kind}" for map in maps for kind in ("", "_mean", "_std")), "pooled"]
-    features = load_pretrained(folder, kinds, image_shape=images.shape[1:], normalise=False)(images)
+    features = load_pretrained(folder, kinds, image_shape=images.shape[1:], normalize=False)(images)
     torch.testing.assert_close(features.pop("pooled")[:, 0], pooled.flatten(1))
     for name, map in maps.items():
         for key, value in multi_scale(name, map, KINDS[:3]).items():

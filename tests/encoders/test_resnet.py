@@ -32,7 +32,7 @@ def _network(arch: str = "resnet18", shape=SHAPE, seed: int = 0, **kwargs) -> Re
 
 
 def _shaken(network: nn.Module) -> nn.Module:
-    """Return the network in float64 and evaluation mode, its normalisations far from the identity."""
+    """Return the network in float64 and evaluation mode, its normalizations far from the identity."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight.data, module.bias.data, module.running_mean):
@@ -105,7 +105,7 @@ def test_every_map_is_that_of_the_definition(arch, small_stem, side):
 
 
 def _naive_layer(x: np.ndarray, conv: nn.Conv2d, norm: nn.BatchNorm2d, stride: int) -> np.ndarray:
-    """Return convolution and normalisation by the batch's statistics, place by place."""
+    """Return convolution and normalization by the batch's statistics, place by place."""
     weight, pad = conv.weight.detach().numpy(), conv.weight.shape[2] // 2
     x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     rows, columns = ((side - weight.shape[2]) // stride + 1 for side in x.shape[2:])
@@ -145,13 +145,13 @@ def test_bottlenecks_begin_as_their_shortcuts():
     torch.testing.assert_close(maps["stage3_block1"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_images_are_resized_and_standardised_inside():
+def test_images_are_resized_and_standardized_inside():
     shape = (2, 6, 8)
     network = _network(shape=shape, resize=12, statistics=((0.5, 0.2), (0.1, 0.4))).double()
     images = _images(shape, dtype=torch.float64).requires_grad_()
     large = functional.interpolate(images, (12, 12), mode="bilinear", align_corners=False)
     expected = torch.stack([((large[:, 0] + 1) / 2 - 0.5) / 0.1, ((large[:, 1] + 1) / 2 - 0.2) / 0.4], 1)
-    torch.testing.assert_close(network.standardise(images), expected)
+    torch.testing.assert_close(network.standardize(images), expected)
     assert network.map_shapes["stage1"] == (4, 12, 12)
     network.eval()(images).sum().backward()
     assert bool((images.grad != 0).all())
@@ -163,9 +163,9 @@ def test_layers_behind_the_last_map_are_not_run():
     assert list(network.maps(_images(), ("stage2_block1", "stage1"))) == ["stage2_block1", "stage1"]
     with pytest.raises(pytest.fail.Exception):
         network.maps(_images(), ("stage2",))
-    colours = ResNetFeatures(network, ["image_mean", "pixels"])
-    network.conv1.register_forward_hook(lambda *_: pytest.fail("the network was run for colours"))
-    assert colours(_images())["image_mean"].shape == (3, 1, 3)
+    colors = ResNetFeatures(network, ["image_mean", "pixels"])
+    network.conv1.register_forward_hook(lambda *_: pytest.fail("the network was run for colors"))
+    assert colors(_images())["image_mean"].shape == (3, 1, 3)
 
 
 @pytest.mark.parametrize("dims", [None, (6, 7, 8, 40), (24,)])

@@ -36,6 +36,6 @@ def test_own_resnet_is_that_of_the_library(arch):
 
     other.load_state_dict({name: own.state_dict()[ours(name)] for name in other.state_dict()})
     names, images = ["stage1", "stage2_std", "stage3", "stage4_mean"], IMAGES
-    expected = PretrainedFeatures(other, names, image_shape=(3, 33, 33), statistics=STATISTICS, normalise=False)(images)
+    expected = PretrainedFeatures(other, names, image_shape=(3, 33, 33), statistics=STATISTICS, normalize=False)(images)
     for name, value in ResNetFeatures(own, names)(images).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)

@@ -117,7 +117,7 @@ def test_model_compares_projections_of_the_trunk():
         torch.testing.assert_close(model(first, second), nt_xent(*sides, temperature=0.2))
 
 
-def test_both_views_are_normalised_as_one_batch():
+def test_both_views_are_normalized_as_one_batch():
     model, (first, second) = _model(), _views()
     model(first, second)
     together, expected = model.trunk.norm.running_mean, _model()

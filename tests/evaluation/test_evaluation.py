@@ -119,17 +119,17 @@ def _held_out_as_samples(count: int, seed: int) -> torch.Tensor:
 
 def test_real_digits_reach_the_floors():
     metrics = evaluate_digits(_held_out_as_samples, load_digits())
-    for name in ("nearest_neighbour", "logistic"):
+    for name in ("nearest_neighbor", "logistic"):
         assert metrics[f"{name}_accuracy"] == pytest.approx(metrics[f"{name}_accuracy_floor"], abs=0.02)
         assert metrics[f"{name}_accuracy_floor"] > 0.95
     assert metrics["energy_distance"] < metrics["energy_distance_floor"]
     assert metrics["nearest_distance"] == pytest.approx(metrics["nearest_distance_floor"], rel=0.05)
 
 
-def test_grey_images_are_far_from_the_floors():
+def test_gray_images_are_far_from_the_floors():
     metrics = evaluate_digits(lambda count, seed: torch.zeros(count, 1, 8, 8), load_digits())
     assert metrics["logistic_accuracy"] == pytest.approx(0.1, abs=0.01)
-    assert metrics["nearest_neighbour_accuracy"] == pytest.approx(0.1, abs=0.01)
+    assert metrics["nearest_neighbor_accuracy"] == pytest.approx(0.1, abs=0.01)
     assert metrics["energy_distance"] > 50 * metrics["energy_distance_floor"]
     assert metrics["nearest_distance"] > metrics["nearest_distance_floor"]
 

@@ -82,10 +82,10 @@ def test_constants_have_no_recall_and_are_far_away():
     assert metrics["frechet_distance"] > 50 * metrics["frechet_distance_floor"]
     assert metrics["kernel_distance"] > 50 * abs(metrics["kernel_distance_floor"])
     assert metrics["accuracy"] == pytest.approx(1 / 3, abs=0.01)
-    assert (metrics["pairwise_distance"], metrics["colour_mean"], metrics["colour_std"]) == (0, [-1], [0])
+    assert (metrics["pairwise_distance"], metrics["color_mean"], metrics["color_std"]) == (0, [-1], [0])
     seen = TEST.images.double() / 127.5 - 1
-    assert metrics["colour_mean_floor"] == pytest.approx([float(seen.mean())])
-    assert metrics["colour_std_floor"] == pytest.approx([float(seen.std(correction=0))], rel=1e-6)
+    assert metrics["color_mean_floor"] == pytest.approx([float(seen.mean())])
+    assert metrics["color_std_floor"] == pytest.approx([float(seen.std(correction=0))], rel=1e-6)
     assert metrics["histogram_distance"] > 0.3 > metrics["histogram_distance_floor"]
 
 
@@ -96,10 +96,10 @@ def test_mean_distance_between_images_leaves_out_each_one_itself():
     assert metrics["pairwise_distance"] == pytest.approx(float(between), rel=1e-6)
 
 
-def test_images_that_are_neither_grey_nor_colour_have_no_colours():
+def test_images_that_are_neither_gray_nor_color_have_no_colors():
     train, test = (ImageSet(part.images.repeat(1, 2, 1, 1), part.labels, None) for part in (TRAIN, TEST))
     metrics = evaluate_images(lambda count, labels: train.images[:count], train, test, JUDGE, count=50)
-    assert not [name for name in metrics if name.startswith(("colour", "histogram"))]
+    assert not [name for name in metrics if name.startswith(("color", "histogram"))]
 
 
 def test_curve_of_distances_is_of_the_frames_in_the_order_of_their_steps():
@@ -128,10 +128,10 @@ def test_labels_asked_for_are_those_of_the_images_of_the_floor():
     assert torch.equal(real, TEST.images)
 
 
-def test_unlabelled_images_have_no_accuracy():
-    unlabelled = ImageSet(TRAIN.images, None, None)
+def test_unlabeled_images_have_no_accuracy():
+    unlabeled = ImageSet(TRAIN.images, None, None)
     asked = []
-    metrics = _measured(lambda count, labels: asked.append(labels) or TRAIN.images[:count], train=unlabelled, count=100)
+    metrics = _measured(lambda count, labels: asked.append(labels) or TRAIN.images[:count], train=unlabeled, count=100)
     assert asked == [None]
     assert "accuracy" not in metrics
     assert "accuracy" not in _measured(judge=Judge("columns", _project))

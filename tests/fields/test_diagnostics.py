@@ -63,7 +63,7 @@ def test_statistics_are_averages_over_the_rows_of_the_affinity(seed, n, p, m, te
         torch.testing.assert_close(torch.stack(statistics)[:, index], torch.tensor(expected))
 
 
-def test_one_hot_kernel_has_one_neighbour_on_each_side():
+def test_one_hot_kernel_has_one_neighbor_on_each_side():
     # On a line: a positive, two generated samples, a positive, each one unit apart.
     generated = torch.tensor([[[1.0], [2.0]]], dtype=torch.float64)
     positives = torch.tensor([[[0.0], [3.0]]], dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_one_hot_kernel_has_one_neighbour_on_each_side():
     torch.testing.assert_close(torch.stack(statistics), torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.5, 0.5]], dtype=torch.float64))
 
 
-def test_flat_kernel_has_every_sample_as_a_neighbour_but_itself():
+def test_flat_kernel_has_every_sample_as_a_neighbor_but_itself():
     generated, positives, others = draw(0, (3, 6, 2), (3, 9, 2), (3, 4, 2))
     masked = kernel_statistics(generated, positives, generated, temperatures=FLAT, num_self=6)
     independent = kernel_statistics(generated, positives, others, temperatures=FLAT)
@@ -81,7 +81,7 @@ def test_flat_kernel_has_every_sample_as_a_neighbour_but_itself():
     torch.testing.assert_close([float(value) for value in independent], [9.0, 4.0, 9 / 13])
 
 
-def test_weight_zero_removes_a_neighbour():
+def test_weight_zero_removes_a_neighbor():
     generated, positives, negatives = draw(1, (1, 5, 2), (1, 4, 2), (1, 3, 2))
     weights = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
     statistics = kernel_statistics(generated, positives, negatives, temperatures=FLAT, weights=weights)
@@ -96,7 +96,7 @@ def test_share_of_the_positives_is_half_in_a_symmetric_case():
     forth = kernel_statistics(generated, positives, negatives, **options)
     back = kernel_statistics(generated, negatives, positives, **options)
     torch.testing.assert_close(forth.positive_share, 1 - back.positive_share)
-    torch.testing.assert_close(forth.positive_neighbours, back.negative_neighbours)
+    torch.testing.assert_close(forth.positive_neighbors, back.negative_neighbors)
 
 
 def test_loss_reports_the_statistics_of_its_own_kernel_on_request():

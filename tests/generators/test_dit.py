@@ -16,7 +16,7 @@ def _network(**settings) -> DiT:
     return DiT(**{"sample_shape": (3, 4, 8), "size": TINY, "num_classes": 3, **settings})
 
 
-def _randomised(network: DiT) -> DiT:
+def _randomized(network: DiT) -> DiT:
     """Replace all weights, so that nothing is at its start, where much is zero."""
     with torch.no_grad():
         for parameter in network.parameters():
@@ -86,7 +86,7 @@ def test_first_samples_spread_as_asked_and_differ(name):
 
 @pytest.mark.parametrize("name", ["noise", "labels", "guidance_scale", "style_indices"])
 def test_every_input_acts_on_its_own_sample_only(name):
-    network, inputs = _randomised(_network()), _inputs()
+    network, inputs = _randomized(_network()), _inputs()
     changed = {**inputs, name: inputs[name].clone()}
     changed[name][1] = {"noise": 0.5, "labels": 2, "guidance_scale": 4.0, "style_indices": 3 - inputs["style_indices"][1]}[name]
     differs = (network(**changed) - network(**inputs)).flatten(1).abs().amax(1)
@@ -95,7 +95,7 @@ def test_every_input_acts_on_its_own_sample_only(name):
 
 
 def test_no_guidance_scale_is_one_and_missing_codes_are_drawn():
-    network, inputs = _randomised(_network()), _inputs()
+    network, inputs = _randomized(_network()), _inputs()
     inputs["guidance_scale"] = torch.ones(4)
     assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
     inputs["style_indices"] = None
@@ -107,7 +107,7 @@ def test_no_guidance_scale_is_one_and_missing_codes_are_drawn():
 
 
 def test_network_is_the_sum_of_its_parts():
-    network, inputs = _randomised(_network()).double(), _inputs(torch.float64)
+    network, inputs = _randomized(_network()).double(), _inputs(torch.float64)
     rows = []
     for index in range(4):
         noise, label, alpha, codes = (value[index] for value in inputs.values())
@@ -156,20 +156,20 @@ def _by_hand(network: DiT, noise: np.ndarray, label: int, alpha: torch.Tensor, c
 
 
 def test_unguided_network_ignores_the_scale():
-    network, inputs = _randomised(_network(guided=False)), _inputs()
+    network, inputs = _randomized(_network(guided=False)), _inputs()
     assert (network.guided, _network().guided) == (False, True)
     assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
 
 
 def test_bounded_samples_are_the_others_through_tanh():
-    plain, bounded = _randomised(_network()), _randomised(_network(bounded=True))
+    plain, bounded = _randomized(_network()), _randomized(_network(bounded=True))
     torch.testing.assert_close(bounded(**_inputs()), plain(**_inputs()).tanh())
 
 
 def test_checkpointing_changes_no_gradient():
     gradients = []
     for gradient_checkpointing in (False, True):
-        network = _randomised(_network(gradient_checkpointing=gradient_checkpointing)).double()
+        network = _randomized(_network(gradient_checkpointing=gradient_checkpointing)).double()
         network(**_inputs(torch.float64)).square().sum().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients[0])
@@ -177,13 +177,13 @@ def test_checkpointing_changes_no_gradient():
 
 
 def test_double_precision_agrees_with_single():
-    network = _randomised(_network())
+    network = _randomized(_network())
     single = network(**_inputs())
     torch.testing.assert_close(single.double(), network.double()(**_inputs(torch.float64)), rtol=1e-4, atol=1e-5)
 
 
 def test_autocast_keeps_what_must_be_kept_in_float32():
-    network, inputs, seen = _randomised(_network()), _inputs(), {}
+    network, inputs, seen = _randomized(_network()), _inputs(), {}
     for name, module in network.named_modules():
         if not list(module.children()):
             module.register_forward_hook(lambda module, given, out, name=name: seen.__setitem__(name, out.dtype))
@@ -198,14 +198,14 @@ def test_autocast_keeps_what_must_be_kept_in_float32():
 
 
 def test_weights_go_through_a_state_dict():
-    first, second = _randomised(_network()), _network()
+    first, second = _randomized(_network()), _network()
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(**_inputs()), second(**_inputs()))
     assert set(first.state_dict()) == {name for name, _ in first.named_parameters()}
 
 
 def test_network_compiles_as_one_graph():
-    network, inputs = _randomised(_network(gradient_checkpointing=True)), _inputs()
+    network, inputs = _randomized(_network(gradient_checkpointing=True)), _inputs()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs), network(**inputs))
     compiled(inputs["noise"], inputs["labels"])

@@ -18,7 +18,7 @@ def _network(**settings) -> UNet:
     return UNet(**{"sample_shape": (3, 8, 16), "size": TINY, "num_classes": 3, **settings})
 
 
-def _randomised(network: nn.Module) -> nn.Module:
+def _randomized(network: nn.Module) -> nn.Module:
     """Replace all weights, so that nothing is at its start, where the condition has no effect."""
     with torch.no_grad():
         for parameter in network.parameters():
@@ -97,7 +97,7 @@ def test_asked_spread_is_that_before_tanh():
 
 @pytest.mark.parametrize("name", ["noise", "labels", "guidance_scale", "style_indices"])
 def test_every_input_acts_on_its_own_sample_only(name):
-    network, inputs = _randomised(_network()), _inputs()
+    network, inputs = _randomized(_network()), _inputs()
     changed = {**inputs, name: inputs[name].clone()}
     changed[name][1] = {"noise": 0.5, "labels": 2, "guidance_scale": 4.0, "style_indices": 3 - inputs["style_indices"][1]}[name]
     differs = (network(**changed) - network(**inputs)).flatten(1).abs().amax(1)
@@ -106,7 +106,7 @@ def test_every_input_acts_on_its_own_sample_only(name):
 
 
 def test_no_guidance_scale_is_one_and_missing_codes_are_drawn():
-    network, inputs = _randomised(_network()), _inputs()
+    network, inputs = _randomized(_network()), _inputs()
     inputs["guidance_scale"] = torch.ones(4)
     assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
     inputs["style_indices"] = None
@@ -114,13 +114,13 @@ def test_no_guidance_scale_is_one_and_missing_codes_are_drawn():
 
 
 def test_unguided_network_ignores_the_scale():
-    network, inputs = _randomised(_network(guided=False)), _inputs()
+    network, inputs = _randomized(_network(guided=False)), _inputs()
     assert (network.guided, _network().guided) == (False, True)
     assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
 
 
 def test_samples_are_bounded_and_those_before_tanh_are_not():
-    plain, bounded = _randomised(_network(bounded=False, output_std=9.0)), _randomised(_network(output_std=9.0))
+    plain, bounded = _randomized(_network(bounded=False, output_std=9.0)), _randomized(_network(output_std=9.0))
     torch.testing.assert_close(bounded(**_inputs()), plain(**_inputs()).tanh())
     assert float(plain(**_inputs()).detach().abs().max()) > 1
 
@@ -158,7 +158,7 @@ def _block(block: Block, maps: torch.Tensor, active: torch.Tensor) -> torch.Tens
 
 
 def test_network_is_the_formula():
-    network, inputs = _randomised(_network().double()), _inputs(torch.float64)
+    network, inputs = _randomized(_network().double()), _inputs(torch.float64)
     active = _silu(network.condition(**inputs))
     level, below = network.maps, network.maps.below
     first = _block(level.down[0], _conv(network.stem, inputs["noise"]), active)
@@ -181,7 +181,7 @@ def test_network_is_the_formula():
 def test_checkpointing_changes_no_gradient():
     gradients = []
     for gradient_checkpointing in (False, True):
-        network = _randomised(_network(gradient_checkpointing=gradient_checkpointing).double())
+        network = _randomized(_network(gradient_checkpointing=gradient_checkpointing).double())
         network(**_inputs(torch.float64)).square().sum().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients[0])
@@ -190,13 +190,13 @@ def test_checkpointing_changes_no_gradient():
 
 
 def test_double_precision_agrees_with_single():
-    network = _randomised(_network())
+    network = _randomized(_network())
     single = network(**_inputs())
     torch.testing.assert_close(single.double(), network.double()(**_inputs(torch.float64)), rtol=1e-4, atol=1e-5)
 
 
 def test_autocast_keeps_what_must_be_kept_in_float32():
-    network, inputs, seen = _randomised(_network()), _inputs(), {}
+    network, inputs, seen = _randomized(_network()), _inputs(), {}
     for name, module in network.named_modules():
         if not list(module.children()) and not isinstance(module, nn.Identity):
             module.register_forward_hook(lambda module, given, out, name=name: seen.__setitem__(name, out.dtype))
@@ -212,7 +212,7 @@ def test_autocast_keeps_what_must_be_kept_in_float32():
 
 
 def test_weights_go_through_a_file(tmp_path):
-    first, second = _randomised(_network()), _network()
+    first, second = _randomized(_network()), _network()
     save_tensors(tmp_path / "unet.safetensors", first.state_dict())
     load_weights(second, load_tensors(tmp_path / "unet.safetensors"), "unet")
     assert torch.equal(first(**_inputs()), second(**_inputs()))
@@ -229,7 +229,7 @@ def test_maps_are_kept_channels_last():
 
 
 def test_network_compiles_as_one_graph():
-    network, inputs = _randomised(_network(gradient_checkpointing=True)), _inputs()
+    network, inputs = _randomized(_network(gradient_checkpointing=True)), _inputs()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs), network(**inputs))
     compiled(inputs["noise"], inputs["labels"])

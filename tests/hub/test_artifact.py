@@ -190,7 +190,7 @@ def test_arrays_that_do_not_fit_are_named(change, message, tmp_path):
     ("kind", "changes", "message"),
     [
         ("gen", {"use_swiglu": False}, "use_swiglu is false .* perceptrons without a gate are not built here"),
-        ("gen", {"use_rmsnorm": False}, "use_rmsnorm is false .* layer normalisation"),
+        ("gen", {"use_rmsnorm": False}, "use_rmsnorm is false .* layer normalization"),
         ("gen", {"use_rope": "yes"}, "use_rope is 'yes' .* pass true or false"),
         ("gen", {"use_rop": True}, "an unknown 'use_rop': did you mean 'use_rope'?"),
         ("mae", {"hidden_size": 8}, "an unknown 'hidden_size'"),

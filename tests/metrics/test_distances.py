@@ -64,7 +64,7 @@ def test_copies_are_measured_once(monkeypatch):
 
 def test_radii_are_those_of_scikit_learn():
     features = _features(60, 4, 0)
-    expected = NearestNeighbors(n_neighbors=5).fit(features).kneighbors()[0]  # a point is not its own neighbour
+    expected = NearestNeighbors(n_neighbors=5).fit(features).kneighbors()[0]  # a point is not its own neighbor
     narrow, wide = squared_radii(features, (3, 5))
     assert narrow.sqrt().tolist() == pytest.approx(expected[:, 2])
     assert wide.sqrt().tolist() == pytest.approx(expected[:, 4])

@@ -8,8 +8,8 @@ from drifting.metrics.linear_probe import linear_probe
 def _classes(count: int, seed: int, distance: float = 6.0) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
-    centres = distance * torch.eye(3, 5)
-    return centres[labels] + torch.randn(count, 5, generator=rng), labels
+    centers = distance * torch.eye(3, 5)
+    return centers[labels] + torch.randn(count, 5, generator=rng), labels
 
 
 def test_separate_classes_are_named_right():

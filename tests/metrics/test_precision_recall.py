@@ -22,13 +22,13 @@ def _oracle(generated, real, k=3, wide=5):
     def radius(points, index, count):
         return sorted(math.dist(points[index], other) for place, other in enumerate(points) if place != index)[count - 1]
 
-    def share(points, centres):
-        radii = [radius(centres, index, k) for index in range(len(centres))]
-        hits = [any(math.dist(point, centre) <= reach for centre, reach in zip(centres, radii, strict=True)) for point in points]
+    def share(points, centers):
+        radii = [radius(centers, index, k) for index in range(len(centers))]
+        hits = [any(math.dist(point, center) <= reach for center, reach in zip(centers, radii, strict=True)) for point in points]
         return sum(hits) / len(hits)
 
     radii = [radius(real, index, wide) for index in range(len(real))]
-    inside = [[math.dist(point, centre) <= reach for point in generated] for centre, reach in zip(real, radii, strict=True)]
+    inside = [[math.dist(point, center) <= reach for point in generated] for center, reach in zip(real, radii, strict=True)]
     density = sum(map(sum, inside)) / (wide * len(generated))
     return share(generated, real), share(real, generated), density, sum(map(any, inside)) / len(real)
 
@@ -39,7 +39,7 @@ def test_figures_equal_the_loop(n, m, d, shift):
     found = precision_recall(generated, real)
     assert tuple(found) == pytest.approx(_oracle(generated, real), abs=1e-12)
     assert 0 < found.precision < 1 or 0 < found.recall < 1
-    other = precision_recall(generated, real, neighbours=2, density_neighbours=1)
+    other = precision_recall(generated, real, neighbors=2, density_neighbors=1)
     assert tuple(other) == pytest.approx(_oracle(generated, real, 2, 1), abs=1e-12)
     assert other != found
 
@@ -50,7 +50,7 @@ def test_identical_sets_are_perfect(dtype, offset):
     real = (_features(100, 16, 0) + offset).to(dtype)
     found = precision_recall(real[torch.randperm(100)], real)
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
-    assert found.density == pytest.approx(1.2, abs=1e-12)  # a ball holds its centre and 5 neighbours, the last one on its border
+    assert found.density == pytest.approx(1.2, abs=1e-12)  # a ball holds its center and 5 neighbors, the last one on its border
 
 
 def _of_scipy(generated, real, k=3, wide=5):
@@ -176,7 +176,7 @@ def test_wrong_sets_are_refused():
     with pytest.raises(InputError, match="generated has 3 samples"):
         precision_recall(features[:3], features)
     with pytest.raises(InputError, match="at least 1"):
-        precision_recall(features, features, density_neighbours=0)
+        precision_recall(features, features, density_neighbors=0)
     with pytest.raises(InputError, match="same encoder"):
         precision_recall(features[:, :2], features)
     with pytest.raises(InputError, match="generated has 1 rows of 6"):

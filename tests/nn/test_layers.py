@@ -14,7 +14,7 @@ def _random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
-def _randomised(module: nn.Module) -> nn.Module:
+def _randomized(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, mean=0.3, std=0.5)
@@ -27,7 +27,7 @@ def _condition(**settings) -> Condition:
 
 
 def test_norm_is_that_of_the_formula():
-    norm, x = _randomised(RMSNorm(5)), _random(2, 3, 5)
+    norm, x = _randomized(RMSNorm(5)), _random(2, 3, 5)
     expected = [[row / math.sqrt(float((row**2).mean()) + 1e-6) for row in rows] for rows in x.numpy()]
     np.testing.assert_allclose(norm(x).detach().numpy(), np.array(expected) * norm.weight.detach().numpy(), rtol=1e-12)
     assert RMSNorm(5)(x.bfloat16()).dtype == torch.float32
@@ -48,7 +48,7 @@ def test_gated_perceptron_has_the_hidden_width_of_the_release(width, ratio, hidd
 
 
 def test_gated_perceptron_is_that_of_the_formula():
-    layer, x = _randomised(SwiGLU(6, 4.0)), _random(2, 3, 6)
+    layer, x = _randomized(SwiGLU(6, 4.0)), _random(2, 3, 6)
     gate, value = (x @ part.weight.T + part.bias for part in (layer.gate, layer.value))
     expected = (gate / (1 + torch.exp(-gate)) * value) @ layer.output.weight.T + layer.output.bias
     torch.testing.assert_close(layer(x), expected)
@@ -78,7 +78,7 @@ def test_rotation_turns_planes_by_falling_frequencies():
 
 def test_attention_is_that_of_the_loops():
     width, heads, length = 12, 3, 5
-    attention, tokens = _randomised(Attention(width, heads, length)), _random(2, length, width)
+    attention, tokens = _randomized(Attention(width, heads, length)), _random(2, length, width)
     qkv = tokens @ attention.qkv.weight.T + attention.qkv.bias
     frequencies = torch.tensor([1.0, 10000**-0.5], dtype=torch.float64)
     expected = torch.zeros(2, length, width, dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_attention_is_that_of_the_loops():
 
 
 def test_plain_attention_is_that_of_torch():
-    attention, tokens = _randomised(Attention(12, 3, 5, normalised=False, rotary=False)), _random(2, 5, 12)
+    attention, tokens = _randomized(Attention(12, 3, 5, normalized=False, rotary=False)), _random(2, 5, 12)
     plain = nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
     weights = {"in_proj_weight": attention.qkv.weight, "in_proj_bias": attention.qkv.bias}
     output = {f"out_proj.{name}": value for name, value in attention.output.state_dict().items()}
@@ -147,7 +147,7 @@ def test_guidance_is_embedded_as_in_the_formula():
 
 
 def test_condition_is_the_sum_of_its_parts():
-    condition, noise = _randomised(_condition()), _random(2, 1, 2, 2)
+    condition, noise = _randomized(_condition()), _random(2, 1, 2, 2)
     labels, scales, codes = torch.tensor([2, 0]), torch.tensor([1.5, 3.0]).double(), torch.tensor([[3, 0], [1, 2]])
     first, last = condition.guidance[0], condition.guidance[2]
     hidden = layers.guidance_embedding(scales) @ first.weight.T + first.bias

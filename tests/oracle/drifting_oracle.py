@@ -19,7 +19,7 @@ class OracleLoss(NamedTuple):
 
 
 class OracleField(NamedTuple):
-    """The normalised distances, weights, coordinates and number of negatives of one group."""
+    """The normalized distances, weights, coordinates and number of negatives of one group."""
 
     distances: list[list[float]]
     weights: list[float]
@@ -106,7 +106,7 @@ def drifting_loss(
 
     scale = _scale(problems)
     unit = max(scale / math.sqrt(channels), 1e-3)
-    problems = [_normalised(problem, max(scale, 1e-3), unit) for problem in problems]
+    problems = [_normalized(problem, max(scale, 1e-3), unit) for problem in problems]
     total, norms = np.zeros(generated.shape), []
     for temperature in temperatures:
         drift = np.stack([field(problem, temperature, num_self, floor) for problem in problems])
@@ -134,7 +134,7 @@ def _scale(problems):
     return math.fsum(above) / math.fsum(below)
 
 
-def _normalised(problem, scale, unit):
+def _normalized(problem, scale, unit):
     distances = [[distance / scale for distance in row] for row in problem.distances]
     return problem._replace(distances=distances, targets=problem.targets / unit)
 

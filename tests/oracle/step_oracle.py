@@ -128,8 +128,8 @@ def drift(targets, distances, weights, negatives, floor):
         logits[row, row] = -torch.inf
     affinity = torch.sqrt((logits.softmax(1) * logits.softmax(0)).clamp(min=floor)) * weights
     mass = affinity[:, :negatives].sum(1, keepdim=True), affinity[:, negatives:].sum(1, keepdim=True)
-    towards = (affinity[:, negatives:] * mass[0]) @ targets[negatives:]
-    return towards - (affinity[:, :negatives] * mass[1]) @ targets[:negatives]
+    toward = (affinity[:, negatives:] * mass[0]) @ targets[negatives:]
+    return toward - (affinity[:, :negatives] * mass[1]) @ targets[:negatives]
 
 
 def _distances(samples, targets):
@@ -141,8 +141,8 @@ def _mean(vectors):
 
 
 def _deviation(vectors):
-    centre = _mean(vectors)
-    return torch.sqrt(_mean([(vector - centre) ** 2 for vector in vectors]) + 1e-6)
+    center = _mean(vectors)
+    return torch.sqrt(_mean([(vector - center) ** 2 for vector in vectors]) + 1e-6)
 
 
 def _of_labels(features, labels):

@@ -102,7 +102,7 @@ def test_grid_holds_every_image_in_its_place():
     assert set(np.unique(grid)) == {0, 50, 100, 150, 200, 255}
 
 
-def test_grid_keeps_colours_and_the_size_of_large_images():
+def test_grid_keeps_colors_and_the_size_of_large_images():
     images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     images[0, ..., 2] = 255
     grid = image_grid(images, columns=2)
@@ -118,7 +118,7 @@ def test_points_are_drawn_in_orange(shift):
     assert int(((red > green + 60) & (green > blue)).sum()) > 500
 
 
-def test_real_and_generated_have_one_colour_everywhere():
+def test_real_and_generated_have_one_color_everywhere():
     assert panels.REAL != panels.GENERATED
 
 

@@ -32,7 +32,7 @@ def _known(system: str, **choices):
 
 @SYSTEMS
 @pytest.mark.parametrize("size", ["", "-gpu"])
-def test_features_have_the_stated_widths_beside_the_colours(system, size):
+def test_features_have_the_stated_widths_beside_the_colors(system, size):
     config = _known(system + size)
     if size and system == "resnet50":
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=4))
@@ -65,13 +65,13 @@ def test_both_sizes_make_images_of_every_class(system):
 
 
 @SYSTEMS
-def test_grey_images_are_refused(system, grey_folder):
-    with pytest.raises(InputError, match=r"data is .*, whose images have 1 channel, not red, green and blue: pass colour images"):
-        resolve(preset(f"cifar10-{system}", data=str(grey_folder)))
+def test_gray_images_are_refused(system, gray_folder):
+    with pytest.raises(InputError, match=r"data is .*, whose images have 1 channel, not red, green and blue: pass color images"):
+        resolve(preset(f"cifar10-{system}", data=str(gray_folder)))
 
 
-def test_grey_images_are_refused_before_anything_is_written(command, grey_folder, tmp_path):
-    result = command("train", "cifar10-simclr", "--data", grey_folder, "--save-dir", tmp_path / "run")
+def test_gray_images_are_refused_before_anything_is_written(command, gray_folder, tmp_path):
+    result = command("train", "cifar10-simclr", "--data", gray_folder, "--save-dir", tmp_path / "run")
     assert result.status == 2
     assert "not red, green and blue" in result.err
     assert not (tmp_path / "run").exists()
@@ -114,5 +114,5 @@ def test_small_sizes_are_trained_by_muon_and_simclr_alone_is_guided():
     assert {preset(f"cifar10-{system}-gpu").schedule.optimizer for system in WIDTHS} == {"adamw"}
 
 
-def test_judge_is_of_colour_images():
-    assert preset("cifar10-classifier").data == ImagesData(name="cifar10", colour=True)
+def test_judge_is_of_color_images():
+    assert preset("cifar10-classifier").data == ImagesData(name="cifar10", color=True)

@@ -14,8 +14,8 @@ IN_MEMORY = [name for name in PRESETS if not name.startswith(("imagenet256-", "m
 
 
 @pytest.mark.parametrize("name", IN_MEMORY)
-def test_every_preset_is_a_complete_configuration_of_its_name(name, grey_folder, colour_folder):
-    folder, shape = (colour_folder, (3, 16, 16)) if name.startswith("cifar10") else (grey_folder, (1, 8, 8))
+def test_every_preset_is_a_complete_configuration_of_its_name(name, gray_folder, color_folder):
+    folder, shape = (color_folder, (3, 16, 16)) if name.startswith("cifar10") else (gray_folder, (1, 8, 8))
     choices = {} if name in ("toy", "digits") else {"data": str(folder)}
     config = preset(name, **choices)
     assert isinstance(config, ClassifierConfig if name.endswith("classifier") else RunConfig)
@@ -87,7 +87,7 @@ def test_nearest_preset_is_offered(typed, meant):
         preset(typed)
 
 
-@pytest.mark.parametrize("choice", [{"dataset": "moons"}, {"data": "x.npy"}, {"colour": "red"}])
+@pytest.mark.parametrize("choice", [{"dataset": "moons"}, {"data": "x.npy"}, {"color": "red"}])
 def test_choice_that_a_preset_does_not_take_is_refused(choice):
     (name, value), *_ = choice.items()
     with pytest.raises(InputError, match=f"{name} is '{value}', which the preset 'digits' does not take: leave it out"):
@@ -138,13 +138,13 @@ def test_batch_of_one_sample_per_label_is_refused(name, size):
         adjust(preset(name), batch_size=size)
 
 
-def test_saved_run_of_the_same_choices_is_accepted(own_points, grey_folder):
+def test_saved_run_of_the_same_choices_is_accepted(own_points, gray_folder):
     check_choices(preset("digits"), "digits")
     check_choices(preset("toy", dataset="checker"), "toy", dataset="checker")
     check_choices(preset("toy", dataset="checker"), "toy")
     check_choices(resolve(preset("toy", data=str(own_points))), "toy", data=str(own_points))
-    images = resolve(preset("images", data=str(grey_folder), unconditional=True))
-    check_choices(images, "images", data=str(grey_folder), unconditional=True)
+    images = resolve(preset("images", data=str(gray_folder), unconditional=True))
+    check_choices(images, "images", data=str(gray_folder), unconditional=True)
     check_choices(images, "images")
 
 
@@ -156,8 +156,8 @@ def test_saved_run_of_other_choices_is_refused(name, choices):
 
 
 @pytest.mark.parametrize("choices", [{"unconditional": True}, {"image_size": 8}, {"channels": 3}, {"data": "elsewhere"}])
-def test_saved_run_of_other_images_is_refused(choices, grey_folder):
-    saved = resolve(preset("images", data=str(grey_folder)))
+def test_saved_run_of_other_images_is_refused(choices, gray_folder):
+    saved = resolve(preset("images", data=str(gray_folder)))
     (name, value), *_ = choices.items()
     with pytest.raises(InputError, match=f"{name} is '{value}', but the run to resume has"):
         check_choices(saved, "images", **choices)

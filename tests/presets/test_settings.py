@@ -109,12 +109,12 @@ def test_batch_is_shared_among_as_many_labels_as_are_asked_for():
     assert (schedule.generated, schedule.positives) == (40, 7)
 
 
-def test_other_data_are_found_anew(grey_folder, colour_folder):
-    config = resolve(preset("images", data=str(grey_folder)))
+def test_other_data_are_found_anew(gray_folder, color_folder):
+    config = resolve(preset("images", data=str(gray_folder)))
     assert config.data.image_shape == (1, 8, 8)
     assert adjust(config, **{"data.path": config.data.path}) == config
-    other = resolve(adjust(config, **{"data.path": str(colour_folder)}))
-    assert other.data == resolve(preset("images", data=str(colour_folder))).data
+    other = resolve(adjust(config, **{"data.path": str(color_folder)}))
+    assert other.data == resolve(preset("images", data=str(color_folder))).data
 
 
 def test_bank_is_changed_where_there_is_one():

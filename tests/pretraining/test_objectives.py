@@ -169,7 +169,7 @@ def test_affine_of_no_size_changes_nothing():
     torch.testing.assert_close(random_affine(images, _rng(), rotation=0.0, scale=0.0), images)
 
 
-def test_rotation_keeps_a_centred_disc_in_place_even_off_square():
+def test_rotation_keeps_a_centered_disc_in_place_even_off_square():
     row, column = torch.meshgrid(torch.arange(24) - 11.5, torch.arange(36) - 17.5, indexing="ij")
     disc = torch.exp(-(row**2 + column**2) / 18)[None, None] * 2 - 1
     turned = random_affine(disc.expand(8, -1, -1, -1), _rng(), rotation=180.0, scale=0.0)

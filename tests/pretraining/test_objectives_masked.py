@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from drifting.encoders.base import Optimisation
+from drifting.encoders.base import Optimization
 from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining, mae_loss, random_mask
 from drifting.errors import InputError
 from drifting.pretraining.objectives import masked_state, train_masked
@@ -37,11 +37,11 @@ def _trained(
 
 
 def test_learning_rate_rises_and_stays():
-    settings = Optimisation(warmup_steps=4)
+    settings = Optimization(warmup_steps=4)
     assert [settings.factor(number, 10) for number in (1, 2, 4, 5, 10)] == [0.25, 0.5, 1, 1, 1]
-    assert Optimisation(warmup_steps=0).factor(1, 10) == 1
+    assert Optimization(warmup_steps=0).factor(1, 10) == 1
     # Else it rises over a fifth, and falls.
-    assert Optimisation().factor(10, 10) < 0.1
+    assert Optimization().factor(10, 10) < 0.1
 
 
 def test_classes_have_a_share_at_the_end_alone():
@@ -118,14 +118,14 @@ def test_bytes_are_images():
 def test_labels_are_asked_for_where_they_are_learnt():
     settings = dataclasses.replace(SETTINGS, classification_weight=0.5, classified_steps=2)
 
-    def unlabelled(number, rng):
+    def unlabeled(number, rng):
         return IMAGES[:6], None
 
     with pytest.raises(InputError, match=r"classification_weight is 0\.5: pass one label for every image"):
-        _trained(settings, batches=unlabelled)
+        _trained(settings, batches=unlabeled)
     with pytest.raises(InputError, match=r"classification_weight is 0\.5, but the network names no classes: pass 0"):
         _trained(settings, _network(num_classes=None))
-    assert len(_trained(SETTINGS, batches=unlabelled)[1]) == 4
+    assert len(_trained(SETTINGS, batches=unlabeled)[1]) == 4
 
 
 BAD = {

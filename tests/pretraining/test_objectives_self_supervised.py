@@ -15,7 +15,7 @@ SETTINGS = {"steps": 30, "batch_size": 16, "learning_rate": 3e-3, "seed": 0}
 
 
 def _images(count: int = 48) -> torch.Tensor:
-    """Return squares of one colour each, at a place of their own."""
+    """Return squares of one color each, at a place of their own."""
     rng = torch.Generator().manual_seed(0)
     images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
     for image in images:
@@ -39,7 +39,7 @@ def _losses(steps) -> list[float]:
 
 
 def test_simclr_learns_to_know_views_of_one_image():
-    losses = _losses(train_simclr(_simclr(), _images(), **{**SETTINGS, "steps": 60}, views=Views(crop=0.2, jitter=0, grey=0)))
+    losses = _losses(train_simclr(_simclr(), _images(), **{**SETTINGS, "steps": 60}, views=Views(crop=0.2, jitter=0, gray=0)))
     assert losses[0] == pytest.approx(math.log(31), rel=0.15)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
@@ -52,7 +52,7 @@ def test_mae_learns_to_fill_in():
 def test_mae_learns_classes_where_they_have_a_weight():
     images, labels = _images(), torch.arange(48) % 2
     images[labels == 1] = 255 - images[labels == 1]
-    # Of up to 32 channels every one is normalised by itself, and its mean over places says nothing.
+    # Of up to 32 channels every one is normalized by itself, and its mean over places says nothing.
     network = _autoencoder(num_classes=2, width=16)
     _losses(train_mae(network, images, labels, **SETTINGS, classification_weight=0.9))
     network.eval()
@@ -77,7 +77,7 @@ def test_every_image_is_seen_once_in_an_epoch(monkeypatch):
     seen = []
     network = _simclr()
     monkeypatch.setattr(network, "embed", lambda views: seen.append(views[: len(views) // 2]) or network.trunk.embed(views))
-    still = Views(crop=0, flip=0, jitter=0, grey=0)
+    still = Views(crop=0, flip=0, jitter=0, gray=0)
     list(train_simclr(network, _images(), **{**SETTINGS, "steps": 3}, views=still))
     order = torch.cat(seen).flatten(1)
     images = (_images().float() / 127.5 - 1).flatten(1)

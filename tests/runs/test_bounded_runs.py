@@ -151,7 +151,7 @@ def test_bounds_of_labels_and_of_samples_replace_each_other():
 # What configurations have had since runs were first written.
 NEW = {
     "schedule": ("labels_per_microbatch", "compile"),
-    "generator": ("gradient_checkpointing", "normalised", "rotary"),
+    "generator": ("gradient_checkpointing", "normalized", "rotary"),
     "bank": ("on_cpu",),
     "encoder": (),
     "loss": (),

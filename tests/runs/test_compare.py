@@ -21,7 +21,7 @@ from drifting.runs import compare as comparing
 
 FIGURES = {"judge": "columns", "num_samples": 100_000, "frechet_distance": 2.34567891, "frechet_distance_floor": 0.5}
 CURVE = {"frechet_curve_steps": [0, 2, 6], "frechet_curve": [9.0, 4.0, 2.5], "frechet_curve_floor": 0.5}
-GREY = torch.zeros(2, 3, 1, 4, 4)
+GRAY = torch.zeros(2, 3, 1, 4, 4)
 
 
 def _made(folder: Path, config: RunConfig, metrics: dict | None = None, **changes) -> Path:
@@ -71,7 +71,7 @@ def test_table_holds_the_figures_of_every_run_and_the_floors_once(three, command
     table = _table()
     assert list(table) == ["a", "b", "c", "real against real"]
     names = [name for name in measured["a"] if not name.endswith("_floor")]
-    assert {"frechet_distance", "recall", "copy_share", "colour_mean"} < set(names)
+    assert {"frechet_distance", "recall", "copy_share", "color_mean"} < set(names)
     assert list(table["a"]) == ["run", "preset", "encoder", "steps", "minutes", *names]
     assert [table[row].pop("judge") for row in table] == ["pixels", "pixels", "-", "-"]
     for name in names[1:]:
@@ -109,7 +109,7 @@ def test_encoder_steps_and_minutes_are_those_of_the_files(three, tiny_images):
 
 
 def test_floors_that_differ_stand_beside_each_figure_and_are_told(three, command):
-    _update("b", frechet_distance_floor=0.75, colour_mean=[0.5, -1], colour_mean_floor=[0.25, 0])
+    _update("b", frechet_distance_floor=0.75, color_mean=[0.5, -1], color_mean_floor=[0.25, 0])
     result = command("compare", "a", "b", "--out", "out")
     assert result.status == 0
     words = r"frechet_distance_floor is 0\.5 of 'a' and 0\.75 of 'b'"
@@ -117,7 +117,7 @@ def test_floors_that_differ_stand_beside_each_figure_and_are_told(three, command
     table = _table()
     assert list(table) == ["a", "b"]
     assert [table[row]["frechet_distance"] for row in "ab"] == ["3 (0.5)", "1.25 (0.75)"]
-    assert [table[row]["colour_mean"] for row in "ab"] == ["-", "0.5 -1 (0.25 0)"]
+    assert [table[row]["color_mean"] for row in "ab"] == ["-", "0.5 -1 (0.25 0)"]
     assert [table[row]["num_samples"] for row in "ab"] == ["100000", "100000"]
 
 
@@ -192,7 +192,7 @@ def test_picture_is_as_wide_as_its_runs_and_grows_by_the_curves(three, command):
 
 
 def test_titles_are_names_and_distances_and_no_formulas():
-    columns = [RunColumn("cost $x", "Frechet distance 3", GREY), RunColumn("_$\\frac$", "", GREY, [0, 1], [1.0, 2.0], 0.5)]
+    columns = [RunColumn("cost $x", "Frechet distance 3", GRAY), RunColumn("_$\\frac$", "", GRAY, [0, 1], [1.0, 2.0], 0.5)]
     first, second, curves = runs_figure(columns, "").axes
     assert [axes.get_title() for axes in (first, second)] == ["cost $x\nFrechet distance 3", "_$\\frac$"]
     legend = curves.get_legend()
@@ -201,17 +201,17 @@ def test_titles_are_names_and_distances_and_no_formulas():
     panels.pixels(runs_figure(columns, ""))
 
 
-@pytest.mark.parametrize(("floors", "colours"), [((0.5, 0.5), [panels.REAL]), ((0.5, 0.7), panels.LINES[:2]), ((None, None), [])])
-def test_curves_lie_above_dashed_floors(floors, colours):
+@pytest.mark.parametrize(("floors", "colors"), [((0.5, 0.5), [panels.REAL]), ((0.5, 0.7), panels.LINES[:2]), ((None, None), [])])
+def test_curves_lie_above_dashed_floors(floors, colors):
     columns = [
-        RunColumn("a", "", GREY, [0, 2, 6], [9.0, 4.0, 2.0], floors[0]),
-        RunColumn("b", "", GREY, [0, 3], [8.0, 1.0], floors[1]),
+        RunColumn("a", "", GRAY, [0, 2, 6], [9.0, 4.0, 2.0], floors[0]),
+        RunColumn("b", "", GRAY, [0, 3], [8.0, 1.0], floors[1]),
     ]
-    curves = runs_figure([*columns, RunColumn("c", "", GREY)], "").axes[-1]
+    curves = runs_figure([*columns, RunColumn("c", "", GRAY)], "").axes[-1]
     solid = [line.get_xydata() for line in curves.lines if line.get_linestyle() == "-"]
     dashed = [line for line in curves.lines if line.get_linestyle() == "--"]
     assert [np.asarray(points).tolist() for points in solid] == [[[0, 9], [2, 4], [6, 2]], [[0, 8], [3, 1]]]
-    assert [line.get_color() for line in dashed] == list(colours)
+    assert [line.get_color() for line in dashed] == list(colors)
     assert {np.asarray(line.get_ydata())[0] for line in dashed} == set(floors) - {None}
 
 
@@ -297,7 +297,7 @@ def test_what_cannot_be_compared_is_refused(refused, tiny_toy, tiny_images, argu
         ("[1]", "no figures by name"),
         ('{"recall": null}', "recall is no figure"),
         ('{"recall": "high"}', "recall is no figure"),
-        ('{"colour_mean": [0.1, "x"]}', "colour_mean is no figure"),
+        ('{"color_mean": [0.1, "x"]}', "color_mean is no figure"),
         ('{"judge": 3}', "judge is no figure"),
         ('{"frechet_curve_steps": [0, 1], "frechet_curve": [2.0]}', "differ in length"),
     ],

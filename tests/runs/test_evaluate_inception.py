@@ -69,10 +69,10 @@ def test_nothing_is_kept_beside_a_file_that_lies_where_nothing_can_be_written(ti
 
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
-def test_run_of_images_in_memory_is_streamed_against_what_is_named(images_run, inception_file, tmp_path, colour_folder):
+def test_run_of_images_in_memory_is_streamed_against_what_is_named(images_run, inception_file, tmp_path, color_folder):
     run = runs.load(shutil.copytree(images_run, tmp_path / "run"))
-    with pytest.raises(InputError, match=r"whose images are read as squares in colour, but the run makes \(1, 8, 8\): name stat"):
-        run.evaluate(judge=str(inception_file), real=str(colour_folder))
+    with pytest.raises(InputError, match=r"whose images are read as squares in color, but the run makes \(1, 8, 8\): name stat"):
+        run.evaluate(judge=str(inception_file), real=str(color_folder))
     train, test = (run.config.data.load(split).images for split in ("train", "test"))
     judge = load_judge(str(inception_file), run.config)
     save_seen(tmp_path / "test.safetensors", Seen(gaussian_of(judge.embed(test)), digests=digests(test)))

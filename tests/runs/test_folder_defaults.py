@@ -49,16 +49,16 @@ def test_points_of_one_name_do_not_share_a_folder(here, command, own_points):
     assert command("train", "toy", "--data", str(here / "a" / "points.npy"), "--overwrite").status == 0
 
 
-def test_images_of_one_name_do_not_share_a_folder(here, command, grey_folder):
+def test_images_of_one_name_do_not_share_a_folder(here, command, gray_folder):
     for name in ("a", "b"):
-        shutil.copytree(grey_folder, f"{name}/train")
+        shutil.copytree(gray_folder, f"{name}/train")
     assert command("train", "images", "--data", "a/train").status == 0
     own = re.escape(str(here / "a" / "train"))
     _refused(command, "train images --data b/train", rf"runs/train' by default, which holds the run 'images' on {own}")
 
 
-def test_presets_and_their_data_do_not_share_a_folder(here, command, grey_folder):
-    shutil.copytree(grey_folder, "a/digits")
+def test_presets_and_their_data_do_not_share_a_folder(here, command, gray_folder):
+    shutil.copytree(gray_folder, "a/digits")
     assert command("train", "images", "--data", "a/digits").status == 0
     assert command("train", "digits").status == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits", "images-digits"]
@@ -75,9 +75,9 @@ def test_no_name_of_data_is_that_of_a_preset_or_a_toy():
     assert folder_of_data("cifar10-simclr", "encoder", PRESETS) == Path("runs/encoder-cifar10-simclr")
 
 
-def test_encoders_of_one_name_do_not_share_a_folder(here, command, grey_folder):
+def test_encoders_of_one_name_do_not_share_a_folder(here, command, gray_folder):
     for name in ("a", "b"):
-        shutil.copytree(grey_folder, f"{name}/train")
+        shutil.copytree(gray_folder, f"{name}/train")
     settings = "--steps 1 --width 4 --batch-size 8"
     assert command(*f"train-encoder supervised --data a/train {settings}".split()).status == 0
     own = re.escape(str(here / "a" / "train"))

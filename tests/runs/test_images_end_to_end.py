@@ -34,8 +34,8 @@ def test_finished_run_of_images_holds_the_promised_files(images_run):
     assert {path.name for path in images_run.iterdir()} == files | pictures
 
 
-def test_pictures_are_named_and_can_be_opened(here, command, grey_folder):
-    result = command("train", "images", "--data", grey_folder, "--save-dir", "x")
+def test_pictures_are_named_and_can_be_opened(here, command, gray_folder):
+    result = command("train", "images", "--data", gray_folder, "--save-dir", "x")
     assert (result.status, result.err) == (0, "")
     lines = result.out.splitlines()
     encoder = next(line for line in lines if line.startswith("step 20/20"))
@@ -51,7 +51,7 @@ def test_pictures_are_named_and_can_be_opened(here, command, grey_folder):
 
 @no_pictures
 @pytest.mark.parametrize(("size", "channels"), [(8, 3), (12, 1), (12, 3)])
-def test_images_of_any_size_and_colour_are_made_by_class(here, command, size, channels):
+def test_images_of_any_size_and_color_are_made_by_class(here, command, size, channels):
     write_images(here / "photos", {"cat": 12, "dog": 12}, size=size, channels=channels)
     assert command("train", "images", "--data", "photos").status == 0
     assert _config(here / "runs" / "photos")["data"]["image_shape"] == [channels, size, size]
@@ -79,8 +79,8 @@ def test_images_without_classes_are_one_population(here, command):
 
 
 @no_pictures
-def test_labels_can_be_left_out(here, command, grey_folder):
-    assert command("train", "images", "--data", grey_folder, "--unconditional", "--save-dir", "x").status == 0
+def test_labels_can_be_left_out(here, command, gray_folder):
+    assert command("train", "images", "--data", gray_folder, "--unconditional", "--save-dir", "x").status == 0
     assert runs.load("x").generator.num_classes is None
     assert command("evaluate", "x", "--judge", "pixels").status == 0
     assert "accuracy" not in json.loads((here / "x" / "metrics.json").read_text())
@@ -99,8 +99,8 @@ def test_mixed_images_are_cropped_resized_and_converted_when_asked(here, command
 
 
 @no_pictures
-def test_resumed_images_go_on(here, command, grey_folder, assert_same_tensors):
-    train = ("train", "images", "--data", grey_folder)
+def test_resumed_images_go_on(here, command, gray_folder, assert_same_tensors):
+    train = ("train", "images", "--data", gray_folder)
     assert command(*train, "--save-dir", "whole").status == 0
     assert command(*train, "--save-dir", "halves", "--steps", 4).status == 0
     assert command("train", "images", "--save-dir", "halves", "--resume", "--steps", 6).status == 0
@@ -108,24 +108,24 @@ def test_resumed_images_go_on(here, command, grey_folder, assert_same_tensors):
 
 
 @no_pictures
-def test_images_in_their_pixels_need_no_encoder(here, command, grey_folder):
-    assert command("train", "mnist-pixel", "--data", grey_folder, "--save-dir", "x").status == 0
+def test_images_in_their_pixels_need_no_encoder(here, command, gray_folder):
+    assert command("train", "mnist-pixel", "--data", gray_folder, "--save-dir", "x").status == 0
     assert not (here / "x" / "encoder.safetensors").exists()
     lines = [json.loads(line) for line in (here / "x" / "metrics.jsonl").read_text().splitlines()]
     assert any(name.startswith("drift_norm/sample/") for name in lines[0])
 
 
 @no_pictures
-def test_features_of_the_encoder_are_those_that_are_logged(here, command, grey_folder):
-    assert command("train", "mnist-encoder", "--data", grey_folder, "--save-dir", "x").status == 0
+def test_features_of_the_encoder_are_those_that_are_logged(here, command, gray_folder):
+    assert command("train", "mnist-encoder", "--data", gray_folder, "--save-dir", "x").status == 0
     lines = [json.loads(line) for line in (here / "x" / "metrics.jsonl").read_text().splitlines()]
     logged = {name.split("/")[1] for name in lines[0] if name.startswith("drift_norm/")}
     assert logged == set(_config(here / "x")["encoder"]["features"])
 
 
-def test_judge_is_trained_and_judges(here, command, images_run, grey_folder):
+def test_judge_is_trained_and_judges(here, command, images_run, gray_folder):
     run = shutil.copytree(images_run, here / "run")
-    trained = command("train", "mnist-classifier", "--data", grey_folder, "--save-dir", "judge")
+    trained = command("train", "mnist-classifier", "--data", gray_folder, "--save-dir", "judge")
     assert trained.status == 0
     *progress, accuracy, path = trained.out.splitlines()
     assert re.match(r"step 60/60 .*loss of the classifier", progress[-1])

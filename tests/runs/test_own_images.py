@@ -108,8 +108,8 @@ def _resnet(shape: tuple[int, int, int], resize: int | None) -> ResNet:
     return ResNet("resnet18", shape, num_classes=2, small_stem=True, width=2, resize=resize, statistics=(halves, halves))
 
 
-def test_steps_of_the_encoder_can_be_chosen(grey_folder):
-    config = presets.preset("images", data=str(grey_folder))
+def test_steps_of_the_encoder_can_be_chosen(gray_folder):
+    config = presets.preset("images", data=str(gray_folder))
     changed = presets.adjust(config, steps=3, encoder_steps=5)
     assert (changed.encoder.steps, changed.schedule.steps) == (5, 3)
     assert dataclasses.replace(changed.encoder, steps=config.encoder.steps) == config.encoder
@@ -120,21 +120,21 @@ def test_steps_of_the_encoder_can_be_chosen(grey_folder):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, grey_folder) -> dict[str, Path]:
-    """Encoders that were trained before, on the images of `grey_folder`."""
+def folders(tmp_path_factory, gray_folder) -> dict[str, Path]:
+    """Encoders that were trained before, on the images of `gray_folder`."""
     root = tmp_path_factory.mktemp("encoders")
     for kind in ("supervised", "simclr", "mae"):
-        main(["train-encoder", kind, "--data", str(grey_folder), "--save-dir", str(root / kind), *SIZES.split()])
-    run = smoke(presets.preset("images", data=str(grey_folder)))
+        main(["train-encoder", kind, "--data", str(gray_folder), "--save-dir", str(root / kind), *SIZES.split()])
+    run = smoke(presets.preset("images", data=str(gray_folder)))
     prepare_encoder(resolve(run), root / "autoencoder")
     return {kind: root / kind for kind in ("supervised", "simclr", "mae", "autoencoder")}
 
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("kind", ["supervised", "simclr", "mae", "autoencoder"])
-def test_encoder_that_was_trained_before_brings_its_settings(folders, grey_folder, tmp_path, kind, assert_same_tensors):
+def test_encoder_that_was_trained_before_brings_its_settings(folders, gray_folder, tmp_path, kind, assert_same_tensors):
     weights = folders[kind] / "encoder.safetensors"
-    configs = [presets.preset("images", data=str(grey_folder), encoder_weights=str(place)) for place in (folders[kind], weights)]
+    configs = [presets.preset("images", data=str(gray_folder), encoder_weights=str(place)) for place in (folders[kind], weights)]
     assert configs[0] == configs[1]
     encoder = configs[0].encoder
     assert encoder.weights == str(weights)
@@ -171,9 +171,9 @@ def test_encoder_of_other_images_is_refused(folders, tmp_path, kind, fits):
         resolve(presets.preset("images", data=colored, encoder_weights=str(folders[kind])))
 
 
-def test_weights_without_settings_are_those_of_the_preset(folders, grey_folder, tmp_path):
+def test_weights_without_settings_are_those_of_the_preset(folders, gray_folder, tmp_path):
     shutil.copy(folders["autoencoder"] / "encoder.safetensors", tmp_path / "mine.safetensors")
-    config = presets.preset("images", data=str(grey_folder), encoder_weights=str(tmp_path / "mine.safetensors"))
+    config = presets.preset("images", data=str(gray_folder), encoder_weights=str(tmp_path / "mine.safetensors"))
     assert isinstance(config.encoder, AutoencoderConfig)
     assert config.encoder.width == 32
     with pytest.raises(InputError, match=r"mine\.safetensors' do not fit the configuration"):
@@ -182,8 +182,8 @@ def test_weights_without_settings_are_those_of_the_preset(folders, grey_folder, 
     assert build_network(resolve(dataclasses.replace(config, encoder=fitting))) is not None
 
 
-def test_bad_encoder_weights(refused, folders, images_run, grey_folder, tmp_path):
-    command = f"train images --data {grey_folder} --save-dir x --encoder-weights"
+def test_bad_encoder_weights(refused, folders, images_run, gray_folder, tmp_path):
+    command = f"train images --data {gray_folder} --save-dir x --encoder-weights"
     refused(f"{command} nowhere", "encoder_weights is 'nowhere', where there are none", "name the folder of a trained encoder")
     (tmp_path / "empty").mkdir()
     refused(f"{command} empty", "encoder_weights is 'empty', where there are none")
@@ -204,9 +204,9 @@ def test_bad_encoder_weights(refused, folders, images_run, grey_folder, tmp_path
     refused(f"{command} classifier", "do not fit the configuration")
 
 
-def test_encoder_steps_on_the_command_line(refused, tmp_path, grey_folder):
+def test_encoder_steps_on_the_command_line(refused, tmp_path, gray_folder):
     refused("train toy --encoder-steps 3", "encoder_steps is 3", "leave it out")
-    refused(f"train images --data {grey_folder} --encoder-steps 0", "encoder.steps is 0: pass at least 1")
+    refused(f"train images --data {gray_folder} --encoder-steps 0", "encoder.steps is 0: pass at least 1")
 
 
 @pytest.mark.parametrize(("each", "told"), [(20, "4 test images are too few"), (9, "1 test image is too few"), (30, None)])

@@ -36,8 +36,8 @@ def config(tiny_images):
 
 
 @pytest.fixture
-def classifier(grey_folder):
-    return shrunk(presets.preset("mnist-classifier", data=str(grey_folder)))
+def classifier(gray_folder):
+    return shrunk(presets.preset("mnist-classifier", data=str(gray_folder)))
 
 
 def _training(monkeypatch, name: str = "train_autoencoder") -> list:
@@ -87,8 +87,8 @@ def test_training_of_the_encoder_depends_on_the_seed_alone(config, tmp_path, ass
     assert not torch.equal(other.to_code.weight, first.to_code.weight)
 
 
-def test_encoder_sees_every_class_of_more_classes_than_its_batch(tmp_path, monkeypatch, grey_folder):
-    config = resolve(shrunk(presets.preset("images", data=str(grey_folder))))
+def test_encoder_sees_every_class_of_more_classes_than_its_batch(tmp_path, monkeypatch, gray_folder):
+    config = resolve(shrunk(presets.preset("images", data=str(gray_folder))))
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, batch_size=2, steps=12))
     seen = []
     forward = Autoencoder.forward
@@ -101,8 +101,8 @@ def test_encoder_sees_every_class_of_more_classes_than_its_batch(tmp_path, monke
 
 
 @pytest.mark.parametrize("unconditional", [False, True])
-def test_unlabelled_images_have_an_encoder_too(grey_folder, tmp_path, unconditional):
-    config = resolve(shrunk(presets.preset("images", data=str(grey_folder), unconditional=unconditional)))
+def test_unlabeled_images_have_an_encoder_too(gray_folder, tmp_path, unconditional):
+    config = resolve(shrunk(presets.preset("images", data=str(gray_folder), unconditional=unconditional)))
     assert isinstance(prepare_encoder(config, tmp_path), Autoencoder)
 
 
@@ -219,7 +219,7 @@ def test_resumed_run_reuses_its_encoder_and_equals_the_whole_one(config, tmp_pat
         assert_same_tensors(load_tensors(whole / name), load_tensors(halves / name))
 
 
-def test_classifier_is_trained_into_its_folder(judge_folder, grey_folder):
+def test_classifier_is_trained_into_its_folder(judge_folder, gray_folder):
     files = {"config.json", "classifier.safetensors", "metrics.json", "trained_on.safetensors"}
     assert files <= {path.name for path in judge_folder.iterdir()}
     metrics = json.loads((judge_folder / "metrics.json").read_text())
@@ -227,7 +227,7 @@ def test_classifier_is_trained_into_its_folder(judge_folder, grey_folder):
     assert metrics["test_accuracy"] == 1
     saved = json.loads((judge_folder / "config.json").read_text())
     assert (saved["type"], saved["data"]["image_shape"], saved["data"]["num_classes"]) == ("ClassifierConfig", [1, 8, 8], 3)
-    assert saved["data"]["path"] == str(grey_folder)
+    assert saved["data"]["path"] == str(gray_folder)
 
 
 def test_training_a_judge_tells_its_accuracy_and_is_reproducible(classifier, tmp_path, judge_folder, assert_same_tensors):

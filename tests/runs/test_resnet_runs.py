@@ -79,8 +79,8 @@ def test_generator_is_trained_in_its_features(config, tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_joint_population_still_learns_from_the_classes(grey_folder, tmp_path):
-    config = presets.adjust(presets.preset("images", data=str(grey_folder), unconditional=True), steps=2, batch_size=8)
+def test_joint_population_still_learns_from_the_classes(gray_folder, tmp_path):
+    config = presets.adjust(presets.preset("images", data=str(gray_folder), unconditional=True), steps=2, batch_size=8)
     config = _with(dataclasses.replace(config, frame_samples=20), CLASSES)
     assert config.data.num_classes is None
     assert build_network(config).num_classes == 3
@@ -92,13 +92,13 @@ def test_labels_that_cannot_be_used_are_left_out_and_damaged_images_are_told(tmp
     data = ImagesData(name="own", path=str(folder))
     with pytest.raises(LabelError, match=r"class 2 \('c'\) has no images"):
         data.load("train")
-    train, test = (data.load(split, labelled=True) for split in ("train", "test"))
+    train, test = (data.load(split, labeled=True) for split in ("train", "test"))
     assert (train.labels, len(train.images)) == (None, 24)
     assert test.labels.tolist() == [0] * 4 + [2] * 4
     (folder / "train" / "a" / "003.png").write_bytes(b"no image")
     monkeypatch.setattr(images, "_load_split", images._load_split.__wrapped__)
     with pytest.raises(InputError, match=r"003\.png', which is truncated or corrupted"):
-        data.load("train", labelled=True)
+        data.load("train", labeled=True)
 
 
 @pytest.mark.parametrize("names", [("a",), (".",)], ids=["one class", "no labels"])

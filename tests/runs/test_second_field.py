@@ -81,7 +81,7 @@ def test_field_tells_its_own_statistics_or_none(tiny_toy):
     assert told.temperature.tolist() == [0.5, 2.0]
     assert told.targets.tolist() == [schedule.generated + schedule.positives] * 2
     mean_shift = _last_report(_config(tiny_toy, MeanShift())).statistics
-    assert set(mean_shift._asdict()) == {"positive_neighbours", "negative_neighbours", "positive_share"}
+    assert set(mean_shift._asdict()) == {"positive_neighbors", "negative_neighbors", "positive_share"}
 
 
 def test_picture_of_the_field_is_of_the_field_that_trains_or_left_out(tiny_toy, tmp_path, monkeypatch):

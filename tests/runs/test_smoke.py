@@ -88,12 +88,12 @@ def test_tiny_version_is_of_the_same_kinds(name):
         assert getattr(tiny.encoder, "features", None) == getattr(config.encoder, "features", None)
 
 
-def test_settings_and_choices_reach_the_tiny_version(here, command, grey_folder):
-    settings = ("--data", grey_folder, "--seed", 3, "--steps", 3, "--unconditional")
+def test_settings_and_choices_reach_the_tiny_version(here, command, gray_folder):
+    settings = ("--data", gray_folder, "--seed", 3, "--steps", 3, "--unconditional")
     assert command("train", "mnist-pixel", "--smoke", *settings, "--save-dir", "x").status == 0
     config = _config(here / "x")
     assert isinstance(config, RunConfig)
-    assert (config.data.path, config.data.conditional, config.seed, config.schedule.steps) == (str(grey_folder), False, 3, 3)
+    assert (config.data.path, config.data.conditional, config.seed, config.schedule.steps) == (str(gray_folder), False, 3, 3)
     assert json.loads((here / "x" / "metrics.json").read_text())["judge"] == "pixels"
 
 

@@ -60,7 +60,7 @@ def test_latents_are_decoded_for_pictures(drawn, monkeypatch, tmp_path):
     build_pictures(_config(data, 12))(tmp_path, frames=frames, log=LOG)
     (shown,) = drawn
     assert shown["title"] == "cache, decoded latents"
-    assert (shown["real"].shape, shown["labelled"]) == ((3, 4, 3, 8, 8), True)
+    assert (shown["real"].shape, shown["labeled"]) == ((3, 4, 3, 8, 8), True)
     assert torch.equal(shown["frames"][7], to_bytes(load_vae(folder).decode(latents[12:24])))
     # Rows are classes, of latents of the data.
     decoded = to_bytes(load_vae(folder).decode(latents)).flatten(1).int()
@@ -77,7 +77,7 @@ def test_many_classes_are_shown_in_a_square(drawn, monkeypatch, tmp_path, classe
     data = ImageFilesData(path="photos", image_size=4, image_shape=(3, 4, 4), num_classes=classes)
     build_pictures(_config(data, 20))(tmp_path, frames={1: images[:20]}, log=LOG)
     (shown,) = drawn
-    assert (shown["title"], shown["real"].shape, shown["labelled"]) == ("photos", (4, 4, 3, 4, 4), False)
+    assert (shown["title"], shown["real"].shape, shown["labeled"]) == ("photos", (4, 4, 3, 4, 4), False)
     assert torch.equal(shown["frames"][1], to_bytes(images[:16]))
 
 

@@ -19,7 +19,7 @@ from drifting.loss import DriftingLoss
 from drifting.runs import Interrupted, pictures
 from drifting.runs.pictures import build_pictures
 from drifting.training.loop import DivergenceError
-from tests.conftest import CENTRE, SCALE
+from tests.conftest import CENTER, SCALE
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 RESOURCES = ("steps_per_second", "mean_steps_per_second", "samples_per_second", "peak_memory_bytes")
@@ -243,13 +243,13 @@ def test_own_points_are_sampled_in_their_own_coordinates(points_run, own_points)
     real = np.load(own_points)
     assert samples.dtype == np.float64
     assert np.abs(samples.mean(0) - real.mean(0)).max() < 0.5 * SCALE
-    assert np.abs(samples - np.array(CENTRE)).max() < 4 * SCALE
+    assert np.abs(samples - np.array(CENTER)).max() < 4 * SCALE
     assert 0.3 < samples.std() / real.std() < 1.7
 
 
 def test_points_far_from_the_origin_are_sampled_and_drawn_with_their_digits(tiny_toy, tmp_path, own_points, monkeypatch):
     # Moments of some 20 seconds, in seconds since 1970: float32 has one number for all of them.
-    times = 1.7e9 + 20 * (np.load(own_points) - np.array(CENTRE)) / SCALE
+    times = 1.7e9 + 20 * (np.load(own_points) - np.array(CENTER)) / SCALE
     np.save(tmp_path / "times.npy", times)
     drawn = {}
     monkeypatch.setattr(pictures, "draw_points", lambda folder, **given: drawn.update(given) or [])

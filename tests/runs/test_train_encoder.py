@@ -83,9 +83,9 @@ def test_figures_are_of_the_saved_weights_and_of_the_test_images(folders, kind):
     assert ("test_accuracy" in figures) == (kind == "supervised")
 
 
-def test_supervised_encoder_names_classes(command, grey_folder, tmp_path):
+def test_supervised_encoder_names_classes(command, gray_folder, tmp_path):
     sizes = "--width 4 --batch-size 16 --steps 25 --flip 0"
-    result = command("train-encoder", "supervised", "--data", grey_folder, "--save-dir", tmp_path / "x", *sizes.split())
+    result = command("train-encoder", "supervised", "--data", gray_folder, "--save-dir", tmp_path / "x", *sizes.split())
     figures, config, network = _read(tmp_path / "x")
     test: Any = config.data.load("test")
     named = [int(network(_signed(image[None])).argmax()) for image in test.images]
@@ -141,11 +141,11 @@ def test_every_setting_reaches_the_configuration(command, tmp_path, monkeypatch)
     network = "--width 2 --feature-dims 8 --small-stem False --crop 0.1 --flip 0.2"
     trained = {"steps": 1, "batch_size": 3, "learning_rate": 0.01}
     resnet = {"width": 2, "feature_dims": (8,), "small_stem": False, "crop": 0.1, "flip": 0.2}
-    views = {"jitter": 0.3, "grey": 0.4, "temperature": 0.6}
+    views = {"jitter": 0.3, "gray": 0.4, "temperature": 0.6}
     patches = {"width": 10, "patch": 3, "classification_weight": 0.25}
     for kind, given, expected in (
         ("supervised", f"{network} --arch resnet50", ResNetConfig(arch="resnet50", **resnet, **trained)),
-        ("simclr", f"{network} --jitter 0.3 --grey 0.4 --temperature 0.6", SimCLRConfig(**resnet, **views, **trained)),
+        ("simclr", f"{network} --jitter 0.3 --gray 0.4 --temperature 0.6", SimCLRConfig(**resnet, **views, **trained)),
         (
             "mae",
             "--arch resnet50 --width 10 --patch 3 --classification-weight 0.25",
@@ -193,8 +193,8 @@ SETTINGS = {
     "mae --arch vgg": ("arch is 'vgg': pass resnet18 or resnet50",),
     **{f"{kind} --width 0": ("width is 0: pass at least 1",) for kind in KINDS},
     "supervised --width -3": ("width is -3: pass at least 1",),
-    "simclr --batch-size 1": ("batch_size is 1, too few to normalise over: pass at least 2",),
-    "supervised --batch-size 1": ("batch_size is 1, too few to normalise over: pass at least 2",),
+    "simclr --batch-size 1": ("batch_size is 1, too few to normalize over: pass at least 2",),
+    "supervised --batch-size 1": ("batch_size is 1, too few to normalize over: pass at least 2",),
     "mae --batch-size 0": ("batch_size is 0: pass at least 1",),
     "simclr --steps 0": ("steps is 0: pass at least 1",),
     "mae --learning-rate nan": ("learning_rate is nan", "above 0"),
@@ -218,9 +218,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("arguments", SETTINGS)
-def test_bad_setting(refused, grey_folder, folders, tmp_path, arguments):
+def test_bad_setting(refused, gray_folder, folders, tmp_path, arguments):
     shutil.copytree(folders["mae"], tmp_path / "x")
-    command = f"train-encoder {arguments} --data {grey_folder} --save-dir x --overwrite"
+    command = f"train-encoder {arguments} --data {gray_folder} --save-dir x --overwrite"
     refused(command, *SETTINGS[arguments])
 
 

@@ -11,7 +11,7 @@ _DEVICE = ("tpu", "cuda:99", "cpu:7", "cpu:-2", "[red]", "CPU 1", "")
 _CHOICE = ("nope", "7", "None-of-these", "[/bold]", "")
 _SWITCH = ("maybe", "2", "")
 _FOLDER = (f"{FILE}/x", "/proc/none/x", "")
-_UNKNOWN = {"--lr": ("1",), "--colour": ("red",), "-q": ("",), "--steps=": ("",), "--": ("more",)}
+_UNKNOWN = {"--lr": ("1",), "--color": ("red",), "-q": ("",), "--steps=": ("",), "--": ("more",)}
 
 _TRAINING = {
     "--steps": _COUNT,

@@ -169,7 +169,7 @@ def test_step_that_can_be_shared_is_not(settings, classes, size):
 
 
 @pytest.mark.parametrize(
-    ("settings", "labelled", "message"),
+    ("settings", "labeled", "message"),
     [
         ({"labels_per_microbatch": 0}, True, "labels_per_microbatch is 0: pass at least 1"),
         ({"labels_per_microbatch": -1}, False, "labels_per_microbatch is -1: pass at least 1"),
@@ -185,7 +185,7 @@ def test_step_that_can_be_shared_is_not(settings, classes, size):
         ),
     ],
 )
-def test_passes_that_contradict_themselves_are_refused(settings, labelled, message):
+def test_passes_that_contradict_themselves_are_refused(settings, labeled, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        check_schedule(schedule(**settings), labelled=labelled)
-    check_schedule(dataclasses.replace(schedule(**settings), labels_per_microbatch=None), labelled=labelled)
+        check_schedule(schedule(**settings), labeled=labeled)
+    check_schedule(dataclasses.replace(schedule(**settings), labels_per_microbatch=None), labeled=labeled)

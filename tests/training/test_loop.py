@@ -44,7 +44,7 @@ def test_n_and_n_steps_equal_2n_bit_for_bit(kind, independent, optimizer, reques
     assert_same_tensors(resumed.tensors(), _trained(config, **options).tensors())
 
 
-def test_state_names_generator_average_optimiser_and_stream(tiny_toy):
+def test_state_names_generator_average_optimizer_and_stream(tiny_toy):
     names = {name.split(".")[0] for name in _trained(tiny_toy).tensors()}
     assert names == {"generator", "average", "optimizer", "rng"}
 

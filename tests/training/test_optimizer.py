@@ -191,4 +191,4 @@ def test_a_layer_without_other_weights_learns_a_linear_map():
 
 def test_unknown_optimizer_is_refused():
     with pytest.raises(InputError, match="optimizer is 'sgd': pass adamw or muon"):
-        check_schedule(dataclasses.replace(SCHEDULE, optimizer="sgd"), labelled=False)
+        check_schedule(dataclasses.replace(SCHEDULE, optimizer="sgd"), labeled=False)

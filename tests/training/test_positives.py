@@ -29,7 +29,7 @@ def _rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _unlabelled(config):
+def _unlabeled(config):
     data = dataclasses.replace(config.data, conditional=False, image_shape=None)
     return resolve(dataclasses.replace(config, data=data, schedule=dataclasses.replace(config.schedule, guidance_scale=1.0)))
 
@@ -61,7 +61,7 @@ def test_sets_are_encoded_each_on_its_own():
 @pytest.mark.parametrize("unconditional", [False, True])
 def test_features_are_those_of_the_samples_that_a_source_draws(config, unconditional):
     if unconditional:
-        config = _unlabelled(config)
+        config = _unlabeled(config)
     config = dataclasses.replace(config, encoder=PixelsConfig())
     labels = None if unconditional else torch.tensor([2, 0])
     positives, source = _positives(config), config.data.source(config.seed)
@@ -113,7 +113,7 @@ def test_n_and_n_steps_with_a_bank_equal_2n_bit_for_bit(config, cache, encoder, 
     if encoder == "pixels":
         config = dataclasses.replace(config, encoder=PixelsConfig())
     if unconditional:
-        config = _unlabelled(config)
+        config = _unlabeled(config)
     halves = _trained(config, 6, _trained(config, 3), done=3)
     whole = _trained(config, 6)
     assert {name for name in whole if name.startswith("positives.")} == {

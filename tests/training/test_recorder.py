@@ -78,7 +78,7 @@ def test_spread_of_the_kernel_is_written_for_every_temperature(make, tiny_toy):
     (line,) = recorder.log.read()
     for temperature in tiny_toy.loss.temperatures:
         assert 0 <= line[f"positive_share/sample/{temperature:g}"] <= 1
-        assert 1 <= line[f"positive_neighbours/sample/{temperature:g}"] <= 32
+        assert 1 <= line[f"positive_neighbors/sample/{temperature:g}"] <= 32
 
 
 def test_frame_holds_the_same_samples_each_time_and_measures_them(make):

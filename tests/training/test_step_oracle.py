@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(REFERENCE is None, reason="DRIFTING_REFERENCE na
 
 CAPACITY, UNCONDITIONAL_CAPACITY, PER_CLASS = 8, 40, 12
 TEMPERATURES = (0.02, 0.05, 0.2)
-# Of 32 channels normalised in 32 groups: the same for all samples, so that their drift is rounding. In float32 it adds a
+# Of 32 channels normalized in 32 groups: the same for all samples, so that their drift is rounding. In float32 it adds a
 # hundredth to the loss here, and nothing to the gradient.
 CONSTANT = {"layer1_mean", "layer1_std"}
 # With 4 others to each sample and 4 unconditional ones, the weight (alpha - 1) 4/4 of the library is exact in float32 too.
@@ -76,9 +76,9 @@ def real_samples(generator):
     """Return samples of every class around a mean of its own, exact in float32, and their labels."""
     rng = torch.Generator().manual_seed(0)
     classes = generator.num_classes
-    centres = torch.randn(classes, 1, *generator.sample_shape, generator=rng, dtype=torch.float32)
+    centers = torch.randn(classes, 1, *generator.sample_shape, generator=rng, dtype=torch.float32)
     spread = torch.randn(classes, PER_CLASS, *generator.sample_shape, generator=rng, dtype=torch.float32)
-    return (0.5 * centres + 0.5 * spread).flatten(0, 1), torch.arange(classes).repeat_interleave(PER_CLASS)
+    return (0.5 * centers + 0.5 * spread).flatten(0, 1), torch.arange(classes).repeat_interleave(PER_CLASS)
 
 
 def take_step(case, dtype, monkeypatch, schedule) -> Taken:

@@ -22,7 +22,7 @@ def network(inputs: int = 4, outputs: int = 2) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 32), nn.SiLU(), nn.Linear(32, outputs))
 
 
-class Labelled(nn.Module):
+class Labeled(nn.Module):
     """Noise and labels -> points."""
 
     noise_shape = (4,)
@@ -83,7 +83,7 @@ def test_training_brings_samples_to_the_data():
 
 
 def test_samples_of_labels_come_from_the_data_of_their_class():
-    trainer = Trainer(Labelled(), points(), loss=LOSS, schedule=schedule(150, labels_per_step=3, generated=32, positives=32))
+    trainer = Trainer(Labeled(), points(), loss=LOSS, schedule=schedule(150, labels_per_step=3, generated=32, positives=32))
     for _ in trainer:
         pass
     means = [float(trainer.sample(60, labels=[label]).mean()) for label in range(3)]
@@ -97,12 +97,12 @@ def _data(kind: str):
         "tensor data set": TensorDataset(samples),
         "data set": Items(samples, None),
         "pair": (samples, labels),
-        "labelled data set": Items(samples, labels),
-        "labelled tensor data set": TensorDataset(samples, labels),
+        "labeled data set": Items(samples, labels),
+        "labeled tensor data set": TensorDataset(samples, labels),
         "loader": DataLoader(TensorDataset(samples), batch_size=50, shuffle=True),
         "loader with a generator": DataLoader(TensorDataset(samples), 50, shuffle=True, generator=torch.Generator()),
         "loader of random transforms": DataLoader(Jittered(samples, None), batch_size=70, shuffle=True),
-        "labelled loader": DataLoader(Items(samples, labels), batch_size=50, shuffle=True),
+        "labeled loader": DataLoader(Items(samples, labels), batch_size=50, shuffle=True),
     }[kind]
 
 
@@ -110,18 +110,18 @@ KINDS = (
     "tensor",
     "data set",
     "pair",
-    "labelled data set",
+    "labeled data set",
     "loader",
     "loader with a generator",
     "loader of random transforms",
-    "labelled loader",
+    "labeled loader",
 )
 
 
 def _trainer(kind: str, steps: int) -> Trainer:
-    labelled = "labelled" in kind or kind == "pair"
-    module = Labelled() if labelled else network()
-    labels = {"labels_per_step": 2} if labelled else {}
+    labeled = "labeled" in kind or kind == "pair"
+    module = Labeled() if labeled else network()
+    labels = {"labels_per_step": 2} if labeled else {}
     return Trainer(module, _data(kind), loss=LOSS, schedule=schedule(steps, **labels), noise_shape=4, seed=5)
 
 
@@ -134,13 +134,13 @@ def test_resumed_training_is_the_whole_one_bit_for_bit(kind, assert_same_tensors
     resumed.load_state_dict(half.state_dict())
     assert first + [float(step.loss) for step in resumed] == losses
     assert_same_tensors(resumed.state_dict(), whole.state_dict())
-    labels = [0] if whole.sample(1).shape and ("labelled" in kind or kind == "pair") else None
+    labels = [0] if whole.sample(1).shape and ("labeled" in kind or kind == "pair") else None
     assert torch.equal(resumed.sample(9, seed=2, labels=labels), whole.sample(9, seed=2, labels=labels))
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("tensor", "data set"), ("tensor", "tensor data set"), ("pair", "labelled data set"), ("pair", "labelled tensor data set")],
+    [("tensor", "data set"), ("tensor", "tensor data set"), ("pair", "labeled data set"), ("pair", "labeled tensor data set")],
 )
 def test_same_data_train_alike_whatever_holds_them(one, other, assert_same_tensors):
     trainers = [_trainer(kind, 3) for kind in (one, other)]
@@ -202,7 +202,7 @@ def test_own_encoder_may_return_a_tensor_or_several_by_name():
 def test_defaults_train():
     trainer = Trainer(network(), points()[0], noise_shape=[4])
     assert next(iter(trainer)).number == 1
-    assert Trainer(Labelled(), points()).schedule.labels_per_step == 3
+    assert Trainer(Labeled(), points()).schedule.labels_per_step == 3
 
 
 def _loader(*tensors: torch.Tensor, batch_size: int = 8) -> DataLoader:
@@ -223,8 +223,8 @@ BAD = {
     "unwanted labels": ({"data": (X, Y), "noise_shape": 4}, "module takes noise alone, but the data have labels"),
     "too few labels": ({"data": (X, Y[:3])}, r"labels are torch.int64 of shape \(3,\) for 30 samples"),
     "labels that are fractions": ({"data": (X, Y.float())}, "labels are torch.float32 .*: pass one whole number for each sample"),
-    "missing labels": ({"module": Labelled()}, "module takes 2 arguments, but the data have no labels: pass a pair"),
-    "missing class": ({"module": Labelled(), "data": (X, Y + 1)}, "data has no sample of class 0"),
+    "missing labels": ({"module": Labeled()}, "module takes 2 arguments, but the data have no labels: pass a pair"),
+    "missing class": ({"module": Labeled(), "data": (X, Y + 1)}, "data has no sample of class 0"),
     "classes of a loader": (
         {"data": _loader(X, Y), "noise_shape": 4},
         "num_classes is missing, which a DataLoader .*: pass the number",
@@ -233,7 +233,7 @@ BAD = {
     "loader of three": ({"data": _loader(X, Y, Y)}, r"data has batches of \(Tensor, Tensor, Tensor\)"),
     "two samples of a step": ({"schedule": schedule(generated=0), "noise_shape": 4}, "generated is 0: pass at least 1"),
     "guidance": (
-        {"schedule": schedule(guidance_exponent=1.0, unconditional=2, labels_per_step=2), "module": Labelled(), "data": (X, Y)},
+        {"schedule": schedule(guidance_exponent=1.0, unconditional=2, labels_per_step=2), "module": Labeled(), "data": (X, Y)},
         "guidance_exponent is 1.0, but the module takes no guidance scale: pass None",
     ),
     "image features": (
@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(case):
 
 
 def test_class_that_a_loader_never_yields_is_named():
-    trainer = Trainer(Labelled(), _loader(X, Y.clamp(max=1)), schedule=schedule(2, labels_per_step=3))
+    trainer = Trainer(Labeled(), _loader(X, Y.clamp(max=1)), schedule=schedule(2, labels_per_step=3))
     with pytest.raises(InputError, match="data has no sample of class 2 in an epoch"):
         next(iter(trainer))
 

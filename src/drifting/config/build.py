@@ -34,7 +34,7 @@ def resolve(config: Config) -> Config:
     config = find_weights(config)
     check_device(config.device)
     # An encoder that learns without labels is measured by them.
-    data = config.data.find(labelled=isinstance(config, EncoderRunConfig))
+    data = config.data.find(labeled=isinstance(config, EncoderRunConfig))
     if data == config.data:
         return config
     config = dataclasses.replace(config, data=data)

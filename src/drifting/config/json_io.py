@@ -15,6 +15,11 @@ RENAMED = {
     "labels_per_pass": "labels_per_microbatch",
     "checkpointing": "gradient_checkpointing",
     "unguided_share": "unguided_prob",
+    "colour": "color",
+    "grey": "gray",
+    "centre": "center",
+    "normalise": "normalize",
+    "normalised": "normalized",
 }
 SavedConfig = AnyConfig | ReleasedConfig
 

@@ -92,7 +92,7 @@ class RunConfig:
             raise InputError(f"parallel is '{self.parallel}': pass {' or '.join(PARALLEL)}")
         if self.parallel == "fsdp" and schedule.optimizer == "muon":
             raise InputError("parallel is 'fsdp', but muon needs whole matrices of weights: pass ddp, or optimizer adamw")
-        check_schedule(schedule, labelled=self.data.conditional)
+        check_schedule(schedule, labeled=self.data.conditional)
 
     @property
     def trains_encoder(self) -> bool:
@@ -108,7 +108,7 @@ class ClassifierConfig:
 
     Attributes:
         preset: the name it was made from.
-        data: labelled images.
+        data: labeled images.
         width: number of channels of the first maps.
         steps: number of optimizer steps.
         batch_size: number of images in a step.
@@ -140,14 +140,14 @@ class ClassifierConfig:
         """Raise InputError for a value with which training could not work."""
         check_counts({name: getattr(self, name) for name in ("width", "steps", "batch_size")})
         if self.batch_size == 1:
-            raise InputError("batch_size is 1, too few to normalise over: pass at least 2")
+            raise InputError("batch_size is 1, too few to normalize over: pass at least 2")
         check_seed(self.seed)
         check_learning_rate(self.learning_rate)
         self.augmentation()
 
     def augmentation(self) -> Augmentation:
         """Return how images and labels are varied, or raise InputError for a value out of its range."""
-        views = Views(crop=0, flip=self.flip, jitter=0, grey=0) if self.flip else None
+        views = Views(crop=0, flip=self.flip, jitter=0, gray=0) if self.flip else None
         varied = {name: getattr(self, name) for name in ("shift", "rotation", "scale", "label_smoothing")}
         return Augmentation(views=views, **varied)
 

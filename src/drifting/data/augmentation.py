@@ -1,20 +1,20 @@
 """Views of images for contrastive training: SimCLR's augmentations as batch operations, each with a strength, 0 switching it off.
 
 In this order: crop, flip, then with some probability brightness, contrast, saturation and hue (in this fixed order, where SimCLR
-draws one), greyscale, blur. Every image has draws of its own, and is changed without a look at the others; every part is
+draws one), grayscale, blur. Every image has draws of its own, and is changed without a look at the others; every part is
 differentiable in the images. The parts take the draws as arguments, one value per image; `augment` makes the draws.
 
     brightness     v' = a v             with v = (x + 1) / 2, the image in [0, 1]
-    contrast       x' = a x + (1 - a) mean of grey(x)
-    saturation     x' = a x + (1 - a) grey(x)
-    hue            the chroma (I, Q) of YIQ turned by an angle: linear, and grey and luma stay, unlike with the hue of HSV
+    contrast       x' = a x + (1 - a) mean of gray(x)
+    saturation     x' = a x + (1 - a) gray(x)
+    hue            the chroma (I, Q) of YIQ turned by an angle: linear, and gray and luma stay, unlike with the hue of HSV
 
-Each of the four ends at the nearest of -1 and 1. A trunk trained on views of changed colour cannot see colour: leave it out with
-`jitter=0, grey=0`.
+Each of the four ends at the nearest of -1 and 1. A trunk trained on views of changed color cannot see color: leave it out with
+`jitter=0, gray=0`.
 
 Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", arXiv:2002.05709, appendix.
 
-Shapes: b images, c channels (colour needs 3; grey images have 1, and no saturation or hue), h x w pixels in [-1, 1].
+Shapes: b images, c channels (color needs 3; gray images have 1, and no saturation or hue), h x w pixels in [-1, 1].
 """
 
 import functools
@@ -28,7 +28,7 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
 from drifting.errors import InputError
 
-# Red, green and blue -> luma and the two axes of chroma (NTSC); rows of chroma sum to 0, so grey has none.
+# Red, green and blue -> luma and the two axes of chroma (NTSC); rows of chroma sum to 0, so gray has none.
 _LUMA = (0.299, 0.587, 0.114)
 _YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
@@ -55,8 +55,8 @@ class Views:
             contrast and saturation likewise.
         contrast: as brightness.
         saturation: as brightness.
-        hue: largest turn of the colour circle, in whole turns, up to 0.5.
-        grey: probability that an image loses its colour.
+        hue: largest turn of the color circle, in whole turns, up to 0.5.
+        gray: probability that an image loses its color.
         blur: largest standard deviation of a Gaussian, in pixels, uniform from 0; half of the images are blurred.
     """
 
@@ -68,12 +68,12 @@ class Views:
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1
-    grey: float = 0.2
+    gray: float = 0.2
     blur: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise InputError for a strength out of its range."""
-        highest = {"flip": 1.0, "jitter": 1.0, "grey": 1.0, "hue": 0.5}
+        highest = {"flip": 1.0, "jitter": 1.0, "gray": 1.0, "hue": 0.5}
         for name in self.__dataclass_fields__:
             value, most = getattr(self, name), highest.get(name, math.inf)
             if not (0 <= value <= most and math.isfinite(value)):
@@ -83,25 +83,25 @@ class Views:
             raise InputError(f"crop is {self.crop}: pass a number from 0 to below 1, the share that may be left out")
 
     @property
-    def coloured(self) -> bool:
-        """Whether colours change."""
-        return bool(self.grey or (self.jitter and (self.brightness or self.contrast or self.saturation or self.hue)))
+    def colored(self) -> bool:
+        """Whether colors change."""
+        return bool(self.gray or (self.jitter and (self.brightness or self.contrast or self.saturation or self.hue)))
 
 
 def augment(images: Images, settings: Views, rng: torch.Generator) -> Images:
     """Return a view of every image, of the same size.
 
     Args:
-        images: of 1 or 3 channels, if colours change.
+        images: of 1 or 3 channels, if colors change.
         settings: the strengths.
         rng: of all draws; its device should be that of the images.
 
     Raises:
-        InputError: if colours are to change in images that are neither grey nor of red, green and blue.
+        InputError: if colors are to change in images that are neither gray nor of red, green and blue.
     """
-    if settings.coloured and images.shape[1] not in (1, 3):
-        raise InputError(f"images have {images.shape[1]} channels: colours need 3, or 1 for grey; pass jitter=0 and grey=0")
-    # Products in half precision would shift colours.
+    if settings.colored and images.shape[1] not in (1, 3):
+        raise InputError(f"images have {images.shape[1]} channels: colors need 3, or 1 for gray; pass jitter=0 and gray=0")
+    # Products in half precision would shift colors.
     with torch.autocast(images.device.type, enabled=False):
         if settings.crop:
             images = crop(images, draw_boxes(images, rng, left_out=settings.crop, stretch=settings.stretch))
@@ -109,8 +109,8 @@ def augment(images: Images, settings: Views, rng: torch.Generator) -> Images:
             images = flip(images, _uniform(images, rng) < settings.flip)
         if settings.jitter:
             images = _jitter(images, settings, rng)
-        if settings.grey:
-            images = _choose(_uniform(images, rng) < settings.grey, greyscale(images), images)
+        if settings.gray:
+            images = _choose(_uniform(images, rng) < settings.gray, grayscale(images), images)
         if settings.blur:
             blurred = blur(images, settings.blur * _uniform(images, rng), reach=settings.blur)
             images = _choose(_uniform(images, rng) < _BLURRED, blurred, images)
@@ -137,7 +137,7 @@ def draw_boxes(images: Images, rng: torch.Generator, *, left_out: float, stretch
 def crop(images: Images, boxes: Float[Tensor, "b 4"]) -> Images:
     """Return boxes (top, left, height, width; shares of the image) stretched to the size of the images, bilinearly.
 
-    Up to half a pixel beyond the outermost centres of pixels, the image goes on as it ends.
+    Up to half a pixel beyond the outermost centers of pixels, the image goes on as it ends.
     """
     top, left, height, width = boxes.unbind(1)
     zero = torch.zeros_like(top)
@@ -165,22 +165,22 @@ def contrast(images: Images, factor: PerImage) -> Images:
 
 
 def saturation(images: Images, factor: PerImage) -> Images:
-    """Return images whose differences from their luma, pixel by pixel, are multiplied by a factor; grey ones stay."""
+    """Return images whose differences from their luma, pixel by pixel, are multiplied by a factor; gray ones stay."""
     return _blend(images, _luma(images), factor)
 
 
 def hue(images: Images, turns: PerImage) -> Images:
-    """Return images whose colours are turned about grey at constant luma, red towards yellow; one turn is none, grey ones stay."""
+    """Return images whose colors are turned about gray at constant luma, red toward yellow; one turn is none, gray ones stay."""
     if images.shape[1] == 1:
         return images
     angle = (2 * math.pi * turns)[:, None, None]
-    grey, quarter = images.new_tensor([_LUMA] * 3), images.new_tensor(_quarter_turn())
+    gray, quarter = images.new_tensor([_LUMA] * 3), images.new_tensor(_quarter_turn())
     # Luma stays, and chroma c becomes c cos + (c turned by a quarter) sin; an angle of 0 changes no digit.
-    matrix = grey + angle.cos() * (torch.eye(3).to(grey) - grey) + angle.sin() * quarter
+    matrix = gray + angle.cos() * (torch.eye(3).to(gray) - gray) + angle.sin() * quarter
     return (matrix @ images.flatten(2)).unflatten(2, images.shape[2:]).clamp(-1, 1)
 
 
-def greyscale(images: Images) -> Images:
+def grayscale(images: Images) -> Images:
     """Return images with their luma in every channel."""
     return _luma(images).expand_as(images)
 
@@ -195,7 +195,7 @@ def blur(images: Images, std: PerImage, *, reach: float) -> Images:
     """
     radius = math.ceil(_REACH * reach)
     places = torch.arange(-radius, radius + 1, device=images.device)
-    # The least deviation leaves the middle alone: its neighbours underflow to 0.
+    # The least deviation leaves the middle alone: its neighbors underflow to 0.
     weights = torch.exp(-0.5 * (places / std.clamp_min(1e-2)[:, None]).square())
     weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)[:, None]
     # As many groups as there are maps: each has the kernel of its image.
@@ -206,7 +206,7 @@ def blur(images: Images, std: PerImage, *, reach: float) -> Images:
 
 
 def _jitter(images: Images, settings: Views, rng: torch.Generator) -> Images:
-    """Return images of changed colours; those that are not chosen keep every digit."""
+    """Return images of changed colors; those that are not chosen keep every digit."""
     chosen = _uniform(images, rng) < settings.jitter
     for change, strength in [(brightness, settings.brightness), (contrast, settings.contrast), (saturation, settings.saturation)]:
         if strength:
@@ -220,7 +220,7 @@ def _jitter(images: Images, settings: Views, rng: torch.Generator) -> Images:
 
 @functools.cache
 def _quarter_turn() -> list[list[float]]:
-    """Return the matrix that takes a colour's luma away and turns its chroma by a quarter, red towards yellow."""
+    """Return the matrix that takes a color's luma away and turns its chroma by a quarter, red toward yellow."""
     to_yiq = torch.tensor(_YIQ, dtype=torch.float64)
     turn = to_yiq.new_tensor([[0, 0, 0], [0, 0, 1], [0, -1, 0]])
     return (torch.linalg.inv(to_yiq) @ turn @ to_yiq).tolist()

@@ -107,7 +107,7 @@ class MemoryBank:
     """Recent real samples, by class and all together.
 
     Args:
-        num_classes: number of labels; None for one unlabelled population, kept as class 0.
+        num_classes: number of labels; None for one unlabeled population, kept as class 0.
         capacity_per_class: samples kept of each class.
         unconditional_capacity: samples kept of all together.
         sample_shape: shape of one sample.
@@ -299,7 +299,7 @@ class BankSource:
 
     Args:
         samples: all real samples, on any device.
-        labels: their classes; None for one unlabelled population.
+        labels: their classes; None for one unlabeled population.
         bank: the memory, empty.
         push_per_step: fresh samples before each draw.
         seed: of the order.

@@ -56,7 +56,7 @@ def owned(drawn: Shaped[Tensor, "l p *sample"], labels: Tensor | None, own: slic
 
 
 class StreamSource:
-    """Unlabelled samples drawn afresh from a distribution, never twice the same."""
+    """Unlabeled samples drawn afresh from a distribution, never twice the same."""
 
     num_classes = None
 
@@ -78,7 +78,7 @@ class InMemorySource:
 
     Args:
         samples: all real samples, or what `prepare` makes them from.
-        labels: their classes, 0 to num_classes - 1, every one present; None for one unlabelled population.
+        labels: their classes, 0 to num_classes - 1, every one present; None for one unlabeled population.
         prepare: turns drawn rows of `samples` into samples, such as bytes into floats; None if they are samples.
     """
 
@@ -216,16 +216,16 @@ class Data(ABC):
         """Return the data with other values of some fields."""
         return dataclasses.replace(cast(Any, self), **fields)
 
-    def find(self, *, labelled: bool = False) -> "Data":
+    def find(self, *, labeled: bool = False) -> "Data":
         """Return the data with where they are and what is found by reading them; the same where that is known.
 
         Args:
-            labelled: read labels even if the data are not conditional.
+            labeled: read labels even if the data are not conditional.
 
         Raises:
             InputError: if they are not there, or cannot be used.
         """
-        del labelled
+        del labeled
         return self
 
     def check(self) -> None:  # noqa: B027 - most have nothing to check

@@ -27,7 +27,7 @@ from drifting.errors import InputError
 
 _CHUNK = 256
 _MODES = {1: "L", 3: "RGB"}
-_GREY = {"1", "L", "LA", "La"}
+_GRAY = {"1", "L", "LA", "La"}
 # Formats that start other programs on a file (Ghostscript, system libraries), or that PIL names but does not decode.
 _NOT_DECODED = {"EPS", "WMF", "EMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
 # Images of more pixels are decoded one at a time: each of several threads would hold one.
@@ -37,11 +37,11 @@ _LARGE = 2**25
 def decode(
     images: Sequence[EncodedImage] | UInt8[Tensor, "s c h w"], *, image_size: int | None = None, channels: int | None = None
 ) -> UInt8[Tensor, "s c h w"]:
-    """Return images as one tensor: 1 channel where all are grey, 3 where any is coloured; transparency is laid on white.
+    """Return images as one tensor: 1 channel where all are gray, 3 where any is colored; transparency is laid on white.
 
     Args:
         images: at least one image.
-        image_size: pixels to a side, after a centre crop to a square and by bicubic resizing; None to keep squares of one size.
+        image_size: pixels to a side, after a center crop to a square and by bicubic resizing; None to keep squares of one size.
         channels: 1 or 3 to convert; None to keep what is there.
 
     Raises:
@@ -141,14 +141,14 @@ def _opaque(image: Image.Image, origin: str) -> Image.Image:
         raise InputError(f"data holds '{origin}' in the color space LAB: convert it to RGB")
     if not image.has_transparency_data:
         return image
-    grey = image.mode in _GREY
-    coloured = image.convert("RGBA")
-    laid = Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured)
-    return laid.convert("L" if grey else "RGB")
+    gray = image.mode in _GRAY
+    colored = image.convert("RGBA")
+    laid = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colored)
+    return laid.convert("L" if gray else "RGB")
 
 
 def _fitted(image: Image.Image, image_size: int | None, channels: int | None) -> Image.Image:
-    mode = _MODES[channels or (1 if image.mode in _GREY else 3)]
+    mode = _MODES[channels or (1 if image.mode in _GRAY else 3)]
     image = image if image.mode == mode else image.convert(mode)
     if image_size is None or image.size == (image_size, image_size):
         return image
@@ -163,7 +163,7 @@ def _origin(item: EncodedImage | np.ndarray) -> str:
 
 
 def _together(arrays: list[np.ndarray]) -> UInt8[Tensor, "s c h w"]:
-    """Stack [h w] and [h w 3]; grey images among coloured ones get three equal channels."""
+    """Stack [h w] and [h w 3]; gray images among colored ones get three equal channels."""
     channels = 3 if any(array.ndim == 3 for array in arrays) else 1
     stacked = torch.empty((len(arrays), channels, *arrays[0].shape[:2]), dtype=torch.uint8)
     for target, array in zip(stacked.numpy(), arrays, strict=True):

@@ -11,8 +11,8 @@ from torch import Tensor
 from drifting.data.dataset import ImageData, InMemorySource
 
 
-class LabelledSplit(NamedTuple):
-    """A fixed, stratified division of a labelled data set. Images are [s, channels, height, width] in [-1, 1]."""
+class LabeledSplit(NamedTuple):
+    """A fixed, stratified division of a labeled data set. Images are [s, channels, height, width] in [-1, 1]."""
 
     train: Float[Tensor, "s c h w"]
     train_labels: Int[Tensor, " s"]
@@ -20,7 +20,7 @@ class LabelledSplit(NamedTuple):
     held_out_labels: Int[Tensor, " t"]
 
 
-def load_digits() -> LabelledSplit:
+def load_digits() -> LabeledSplit:
     """Return the 1797 digits of 8 x 8 pixels, one fifth of each class held out, always the same one.
 
     Source: scikit-learn's `load_digits`, the test part of "Optical Recognition of Handwritten Digits" (UCI).
@@ -32,7 +32,7 @@ def load_digits() -> LabelledSplit:
     images = (np.asarray(pixels) / 8 - 1).astype(np.float32).reshape(-1, 1, 8, 8)
     parts = train_test_split(images, np.asarray(labels), test_size=0.2, stratify=labels, random_state=0)
     train, held_out, train_labels, held_out_labels = map(torch.from_numpy, parts)
-    return LabelledSplit(train, train_labels, held_out, held_out_labels)
+    return LabeledSplit(train, train_labels, held_out, held_out_labels)
 
 
 @dataclass(frozen=True, kw_only=True)

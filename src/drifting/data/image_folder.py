@@ -26,7 +26,7 @@ from drifting.errors import InputError
 
 
 class ImageFiles:
-    """Images of one split of a folder, in colour, cropped to a centred square and resized.
+    """Images of one split of a folder, in color, cropped to a centered square and resized.
 
     Args:
         path: a folder with a sub-folder for each class, or with train/, val/ or test/ above those; see `readers.folder`.
@@ -168,15 +168,15 @@ class ImageRows:
 
     Args:
         files: where they lie.
-        labelled: whether their classes are used.
+        labeled: whether their classes are used.
         flip: mirror every other image, by chance.
         seed: of the chance.
     """
 
     dtype = torch.uint8
 
-    def __init__(self, files: ImageFiles, *, labelled: bool, flip: bool, seed: int) -> None:
-        self.shape, self.labels = (3, files.image_size, files.image_size), files.labels if labelled else None
+    def __init__(self, files: ImageFiles, *, labeled: bool, flip: bool, seed: int) -> None:
+        self.shape, self.labels = (3, files.image_size, files.image_size), files.labels if labeled else None
         self._files, self._flip, self._seed = files, flip, seed
 
     def __len__(self) -> int:
@@ -221,9 +221,9 @@ class ImageFilesData(StreamedData):
 
     _place: ClassVar[str] = "a folder of images"
 
-    def find(self, *, labelled: bool = False) -> "ImageFilesData":
+    def find(self, *, labeled: bool = False) -> "ImageFilesData":
         """Return the data with place, shape, classes and what stands for the files."""
-        del labelled
+        del labeled
         if self.files is not None:
             return self
         data = replace(self, path=self._folder())
@@ -256,7 +256,7 @@ class ImageFilesData(StreamedData):
 
     def rows(self, seed: int) -> ImageRows:
         """Return the images, each mirrored by chance."""
-        return ImageRows(self.open(), labelled=self.conditional, flip=self.flip, seed=seed)
+        return ImageRows(self.open(), labeled=self.conditional, flip=self.flip, seed=seed)
 
     def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
         """Return the class of every training image, and the names of the classes."""

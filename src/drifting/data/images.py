@@ -43,7 +43,7 @@ class ImageSet:
 
     Attributes:
         images: all pixels, 0 to 255.
-        labels: 0 to num_classes - 1; None for one unlabelled population.
+        labels: 0 to num_classes - 1; None for one unlabeled population.
         class_names: a name for each label, where they are known.
         left_out: what is in their folder and is not used, in a few words each.
         doubts: sentences on what may not be as its owner means it.
@@ -85,7 +85,7 @@ def load_images(
     split: str = "train",
     image_size: int | None = None,
     channels: int | None = None,
-    labelled: bool | None = None,
+    labeled: bool | None = None,
 ) -> ImageSet:
     """Read, check and decode one split of an image data set.
 
@@ -97,26 +97,26 @@ def load_images(
             find the data set `name`: in the folder $DRIFTING_DATA/name, else on the Hub.
         name: one of HUB_IDS, or a folder in $DRIFTING_DATA; unused where `source` is given.
         split: "train", "test", or another one that the source has.
-        image_size: pixels to a side, cropped to a centred square and resized; None to keep squares of one size.
+        image_size: pixels to a side, cropped to a centered square and resized; None to keep squares of one size.
         channels: 1 or 3 to convert; None to keep what is there.
-        labelled: True to demand labels, False to leave them out, None to take them if they are there.
+        labeled: True to demand labels, False to leave them out, None to take them if they are there.
 
     Raises:
         InputError: if the source is missing, empty, damaged or of no known layout; if sizes differ and `image_size` is None.
         LabelError: if they are demanded and missing; if one is below 0 or beyond the class names, or a class has no images.
     """
     reader, path = _found(source, name)
-    part = _read(reader, path, split, labelled)
-    if labelled and part.labels is None:
+    part = _read(reader, path, split, labeled)
+    if labeled and part.labels is None:
         raise LabelError(f"data is '{path}', which has no labels: use one sub-folder per class, or train without labels")
     images = decode(part.images, image_size=image_size, channels=channels)
-    labels, class_names = (None, None) if labelled is False or part.labels is None else (part.labels, part.class_names)
+    labels, class_names = (None, None) if labeled is False or part.labels is None else (part.labels, part.class_names)
     return ImageSet(images, labels, class_names, part.left_out, part.doubts)
 
 
-def stored_split(source: str | None, name: str | None, split: str, *, labelled: bool | None = None) -> Split:
+def stored_split(source: str | None, name: str | None, split: str, *, labeled: bool | None = None) -> Split:
     """Return a split without decoding its images; arguments and errors as in `load_images`."""
-    return _read(*_found(source, name), split, labelled)
+    return _read(*_found(source, name), split, labeled)
 
 
 def _found(source: "str | os.PathLike[str] | Dataset | DatasetDict | None", name: str | None) -> tuple[Reader, Path]:
@@ -144,7 +144,7 @@ def _locate(source: str | None, name: str | None) -> Path:
     return Path(HUB_IDS[name])
 
 
-def _read(reader: Reader, path: Path, split: str, labelled: bool | None) -> Split:
+def _read(reader: Reader, path: Path, split: str, labeled: bool | None) -> Split:
     """Return a split, still encoded, its labels checked unless they are to be left out; "test" may be a tenth of "train"."""
     known = reader.splits(path)
     by_usual_name = {usual: name for name in reversed(known) if (usual := split_name(name))}
@@ -157,7 +157,7 @@ def _read(reader: Reader, path: Path, split: str, labelled: bool | None) -> Spli
     part = reader.read(path, stored)
     if len(part.images) == 0:
         raise InputError(f"data is '{path}', whose split '{stored}' holds no images: add some")
-    if labelled is not False:
+    if labeled is not False:
         _check_labels(part, path, complete=stored == "train")
     if not divided:
         return part
@@ -220,7 +220,7 @@ class ImagesData(ImageData):
         path: folder or Hub id; None to look for `name`.
         image_size: pixels to a side after cropping and resizing; None to keep them.
         channels: 1 or 3 to convert; None to keep them.
-        colour: refuse images that are not of red, green and blue.
+        color: refuse images that are not of red, green and blue.
         conditional: one population for each class, or one for all.
         image_shape: channels, height and width; found when the images are first read and kept with the run.
         num_classes: found likewise; None where there are no labels or they are not used.
@@ -234,7 +234,7 @@ class ImagesData(ImageData):
     path: str | None = None
     image_size: int | None = None
     channels: int | None = None
-    colour: bool = False
+    color: bool = False
     conditional: bool = True
     image_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None
@@ -260,36 +260,36 @@ class ImagesData(ImageData):
     def _origin(self) -> str:
         return self.path or self.name
 
-    def find(self, *, labelled: bool = False) -> "ImagesData":
+    def find(self, *, labeled: bool = False) -> "ImagesData":
         """Return the data with place, shape and classes."""
         if self.image_shape is not None:
             return self
         path = str(Path(self.path).resolve()) if self.path and Path(self.path).exists() else self.path
         data = replace(self, path=path)
-        found = data.load("train", labelled=labelled)
-        if self.colour and found.image_shape[0] != 3:
-            grey = f"data is '{data._origin}', whose images have {found.image_shape[0]} channel, not red, green and blue"
-            raise InputError(f"{grey}: pass colour images, or train the preset images on these")
+        found = data.load("train", labeled=labeled)
+        if self.color and found.image_shape[0] != 3:
+            gray = f"data is '{data._origin}', whose images have {found.image_shape[0]} channel, not red, green and blue"
+            raise InputError(f"{gray}: pass color images, or train the preset images on these")
         return replace(data, conditional=found.labels is not None, **_facts(found))
 
-    def load(self, split: str, *, labelled: bool = False) -> ImageSet:
+    def load(self, split: str, *, labeled: bool = False) -> ImageSet:
         """Return one split, read once; raises InputError if the images are no longer those of the run.
 
         Args:
             split: "train" or "test".
-            labelled: with labels, where there are some that can be used, whether or not the data are conditional.
+            labeled: with labels, where there are some that can be used, whether or not the data are conditional.
         """
-        if labelled:
+        if labeled:
             try:
-                return self._labelled(True).load(split)
+                return self._labeled(True).load(split)
             except LabelError:
-                return self._labelled(False).load(split)
+                return self._labeled(False).load(split)
         images = _load_split(self.path, self.name, split, (self.image_size, self.channels, self.conditional))
         if self.image_shape is not None:
             _check_same(self, images, split)
         return images
 
-    def _labelled(self, conditional: bool) -> "ImagesData":
+    def _labeled(self, conditional: bool) -> "ImagesData":
         """Return data whose labels are used, or not; what was found in them is compared with them only if it was found so."""
         return self if self.conditional == conditional else replace(self, conditional=conditional, image_shape=None)
 
@@ -304,7 +304,7 @@ class ImagesData(ImageData):
 
     def classes_to_learn(self) -> int | None:
         """Return the number of classes, or raise LabelError if there are no labels."""
-        return self._labelled(True).load("train").num_classes
+        return self._labeled(True).load("train").num_classes
 
     def source(self, seed: int, bank: Any = None, *, device: str = "cpu", indexed: bool = False, **options: Any) -> Source:
         """Return the training images; see `Data.source`."""
@@ -324,7 +324,7 @@ class ImagesData(ImageData):
         classes, doubts = describe_classes(train.labels, train.class_names, len(train.images))
         count = 0
         try:
-            test = stored_split(self.path, self.name, "test", labelled=None if self.conditional else False)
+            test = stored_split(self.path, self.name, "test", labeled=None if self.conditional else False)
             count = len(test.images)
             if self.conditional and test.labels is None:
                 doubts.append(
@@ -341,8 +341,8 @@ class ImagesData(ImageData):
 
 @read_once(4)
 def _load_split(path: str | None, name: str, split: str, options: tuple) -> ImageSet:
-    image_size, channels, labelled = options
-    return load_images(path, name=name, split=split, image_size=image_size, channels=channels, labelled=labelled)
+    image_size, channels, labeled = options
+    return load_images(path, name=name, split=split, image_size=image_size, channels=channels, labeled=labeled)
 
 
 # Looking at every pixel of a large set takes a second.

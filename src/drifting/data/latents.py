@@ -240,13 +240,13 @@ class LatentRows:
 
     Args:
         cache: where the moments lie.
-        labelled, flip, seed: as for `ImageRows`.
+        labeled, flip, seed: as for `ImageRows`.
     """
 
     dtype = torch.float32
 
-    def __init__(self, cache: LatentCache, *, labelled: bool, flip: bool, seed: int) -> None:
-        self.shape, self.labels = cache.index.latent_shape, cache.labels if labelled else None
+    def __init__(self, cache: LatentCache, *, labeled: bool, flip: bool, seed: int) -> None:
+        self.shape, self.labels = cache.index.latent_shape, cache.labels if labeled else None
         self._cache, self._flip, self._seed = cache, flip, seed
 
     def __len__(self) -> int:
@@ -309,9 +309,9 @@ class LatentsData(StreamedData):
         """Name of the folder, and that pictures show decoded latents."""
         return f"{super().title}, decoded latents"
 
-    def find(self, *, labelled: bool = False) -> "LatentsData":
+    def find(self, *, labeled: bool = False) -> "LatentsData":
         """Return the data with place, shape, classes, auto-encoder and what stands for the files."""
-        del labelled
+        del labeled
         if self.files is not None:
             return self
         data = replace(self, path=self._folder())
@@ -350,7 +350,7 @@ class LatentsData(StreamedData):
 
     def rows(self, seed: int) -> LatentRows:
         """Return the latents, each drawn from its distribution."""
-        return LatentRows(self.open(), labelled=self.conditional, flip=self.flip, seed=seed)
+        return LatentRows(self.open(), labeled=self.conditional, flip=self.flip, seed=seed)
 
     def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
         """Return the class of every image, and the names of the classes."""

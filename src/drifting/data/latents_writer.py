@@ -37,7 +37,7 @@ class CacheSettings:
     """How latents are computed and laid down.
 
     Attributes:
-        image_size: pixels to a side, after a centre crop to a square.
+        image_size: pixels to a side, after a center crop to a square.
         split: of the folder of images: "train", which is everything where there is no such folder, or another.
         batch_size: images of a pass.
         device: where the auto-encoder runs.

@@ -25,18 +25,18 @@ _BYTES_PER_CHARACTER = 40
 
 
 class Frame(NamedTuple):
-    """Where points lie: coordinates = centre + scale * standardised, each axis of the plane scaled alike."""
+    """Where points lie: coordinates = center + scale * standardized, each axis of the plane scaled alike."""
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     scale: float
 
-    def standardise(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    def standardize(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
         """Return points as training sees them, in float32."""
-        return ((points.double() - torch.tensor(self.centre, dtype=torch.float64)) / self.scale).float()
+        return ((points.double() - torch.tensor(self.center, dtype=torch.float64)) / self.scale).float()
 
     def restore(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
         """Return points in the user's coordinates, in float64: far from the origin float32 would have no digits left for them."""
-        return points.double() * self.scale + torch.tensor(self.centre, dtype=torch.float64)
+        return points.double() * self.scale + torch.tensor(self.center, dtype=torch.float64)
 
 
 def load_points(path: Path) -> Float[Tensor, "n 2"]:
@@ -123,10 +123,10 @@ def frame_of(points: Float[Tensor, "n 2"], origin: str) -> Frame:
     relative = offsets / size
     middle = relative.mean(0)
     scale = 2 * float((relative - middle).square().mean().sqrt()) * float(size)
-    centre = (points[0] + middle * size).tolist()
+    center = (points[0] + middle * size).tolist()
     if not _LEAST_SCALE < scale < _MOST_SCALE:
         raise InputError(f"data is '{origin}', whose points are {scale / 2:g} apart: choose another unit for them")
-    return Frame((centre[0], centre[1]), scale)
+    return Frame((center[0], center[1]), scale)
 
 
 class PlaneData(Data):
@@ -134,7 +134,7 @@ class PlaneData(Data):
 
     Attributes:
         frame: where they lie in the user's coordinates.
-        modes: centres of equally likely parts, or None where the distribution has none.
+        modes: centers of equally likely parts, or None where the distribution has none.
     """
 
     kind: ClassVar[str] = "points"
@@ -151,7 +151,7 @@ class PlaneData(Data):
 
     @property
     def modes(self) -> Float[Tensor, "k 2"] | None:
-        """Centres of equally likely parts; None where there are none."""
+        """Centers of equally likely parts; None where there are none."""
         return None
 
 
@@ -161,13 +161,13 @@ class PointsData(PlaneData):
 
     Attributes:
         path: of their file.
-        centre, scale: where they lie; found when the file is first read and kept with the run.
+        center, scale: where they lie; found when the file is first read and kept with the run.
         count, fingerprint: how many there are, and what stands for them; found likewise, and checked whenever the file is read
             again. Runs of earlier versions have neither.
     """
 
     path: str
-    centre: tuple[float, float] | None = None
+    center: tuple[float, float] | None = None
     scale: float | None = None
     count: int | None = None
     fingerprint: str | None = None
@@ -175,26 +175,26 @@ class PointsData(PlaneData):
     @property
     def frame(self) -> Frame:
         """Where the points lie; only of data that are found."""
-        if self.centre is None or self.scale is None:
-            raise InputError(f"data is '{self.path}', whose centre and scale are not known yet: resolve the configuration first")
-        return Frame(self.centre, self.scale)
+        if self.center is None or self.scale is None:
+            raise InputError(f"data is '{self.path}', whose center and scale are not known yet: resolve the configuration first")
+        return Frame(self.center, self.scale)
 
     @property
     def title(self) -> str:
         """Name of the file."""
         return Path(self.path).stem
 
-    def find(self, *, labelled: bool = False) -> "PointsData":
+    def find(self, *, labeled: bool = False) -> "PointsData":
         """Return the data with frame, count and fingerprint."""
-        del labelled
+        del labeled
         if self.scale is not None:
             return self
         points = load_points(Path(self.path))
-        centre, scale = frame_of(points, self.path)
+        center, scale = frame_of(points, self.path)
         return replace(
             self,
             path=str(Path(self.path).resolve()),
-            centre=centre,
+            center=center,
             scale=scale,
             count=len(points),
             fingerprint=_fingerprint(points),
@@ -217,7 +217,7 @@ class PointsData(PlaneData):
     def source(self, seed: int, bank: Any = None, **options: Any) -> InMemorySource:
         """Return the points as training sees them."""
         del seed, bank, options
-        return InMemorySource(self.frame.standardise(self.load()))
+        return InMemorySource(self.frame.standardize(self.load()))
 
     def report(self) -> list[str]:
         """Return how many points there are, and whether those are few."""

@@ -27,7 +27,7 @@ class Toy:
 
     Attributes:
         draw: (count, rng) -> that many fresh points, on the device of rng.
-        modes: centres of equally likely parts, or None where the distribution is connected.
+        modes: centers of equally likely parts, or None where the distribution is connected.
     """
 
     draw: Callable[[int, torch.Generator], Points]
@@ -68,7 +68,7 @@ def _swiss_roll(count: int, rng: torch.Generator) -> Points:
 
 
 def _checker(count: int, rng: torch.Generator) -> Points:
-    corners = _CHECKER_CENTRES.to(rng.device)[_choice(count, len(_CHECKER_CENTRES), rng)] - 0.25
+    corners = _CHECKER_CENTERS.to(rng.device)[_choice(count, len(_CHECKER_CENTERS), rng)] - 0.25
     x, y = corners.unbind(1)
     return _with_noise(x + 0.5 * _uniform(count, rng), y + 0.5 * _uniform(count, rng), 0.05, rng)
 
@@ -86,7 +86,7 @@ def _spirals(count: int, rng: torch.Generator) -> Points:
 
 
 def _eight_gaussians(count: int, rng: torch.Generator) -> Points:
-    x, y = _EIGHT_CENTRES.to(rng.device)[_choice(count, len(_EIGHT_CENTRES), rng)].unbind(1)
+    x, y = _EIGHT_CENTERS.to(rng.device)[_choice(count, len(_EIGHT_CENTERS), rng)].unbind(1)
     return _with_noise(x, y, 0.1, rng)
 
 
@@ -97,18 +97,18 @@ def _pinwheel(count: int, rng: torch.Generator) -> Points:
     return torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], 1)
 
 
-_CHECKER_CENTRES = torch.tensor(
+_CHECKER_CENTERS = torch.tensor(
     [(-0.75 + 0.5 * column, -0.75 + 0.5 * row) for row in range(4) for column in range(4) if (row + column) % 2 == 0]
 )
-_EIGHT_CENTRES = torch.tensor([(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)])
+_EIGHT_CENTERS = torch.tensor([(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)])
 
 TOYS = {
     "moons": Toy(_moons),
     "swiss_roll": Toy(_swiss_roll),
-    "checker": Toy(_checker, _CHECKER_CENTRES),
+    "checker": Toy(_checker, _CHECKER_CENTERS),
     "circles": Toy(_circles),
     "spirals": Toy(_spirals),
-    "eight_gaussians": Toy(_eight_gaussians, _EIGHT_CENTRES),
+    "eight_gaussians": Toy(_eight_gaussians, _EIGHT_CENTERS),
     "pinwheel": Toy(_pinwheel),
 }
 
@@ -126,7 +126,7 @@ class ToyData(PlaneData):
 
     @property
     def modes(self) -> Float[Tensor, "k 2"] | None:
-        """Centres of equally likely parts."""
+        """Centers of equally likely parts."""
         return toy(self.dataset).modes
 
     def source(self, seed: int, bank: Any = None, **options: Any) -> StreamSource:

@@ -1,7 +1,7 @@
 """A small convolutional auto-encoder, trained on the very images that are to be generated: a feature space without outside weights.
 
 Two convolutions of stride 2 and one matrix product make the code; an `upsampling.Decoder` turns it back. There is no
-normalisation: its gradient grows without bound at the constant images that an untrained generator emits.
+normalization: its gradient grows without bound at the constant images that an untrained generator emits.
 
 Shapes: b images, c channels, h x h pixels (h divisible by 4), w width, z code.
 """

@@ -191,7 +191,7 @@ class PixelsConfig(EncoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimisation:
+class Optimization:
     """How AdamW is kept steady, beside its learning rate; as it stands, for trainings of a few thousand steps.
 
     Attributes:

@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
 
 def _halving(before: int, after: int, kernel: int) -> nn.Sequential:
-    """Return convolution, 2 x 2 maximum, batch normalisation, ReLU: normalising the smaller map is cheaper and is the same."""
+    """Return convolution, 2 x 2 maximum, batch normalization, ReLU: normalizing the smaller map is cheaper and is the same."""
     return nn.Sequential(
         nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(after), nn.ReLU()
     )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, relu
 
 from drifting._checks import check_counts, check_learning_rate, check_precision, full_precision
-from drifting.encoders.base import EncoderConfig, FeatureEncoder, Optimisation, Weights
+from drifting.encoders.base import EncoderConfig, FeatureEncoder, Optimization, Weights
 from drifting.encoders.pooling import subsampled
 from drifting.errors import InputError
 
@@ -102,14 +102,14 @@ class MaskedAutoencoder(nn.Module):
         return split.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)
 
     def maps(self, images: Images, mask: Mask | None = None) -> dict[str, Float[Tensor, "b _ _ _"]]:
-        """Return the maps in the order of `map_shapes`: the stem's "conv1", and of each stage all blocks and its normalised end.
+        """Return the maps in the order of `map_shapes`: the stem's "conv1", and of each stage all blocks and its normalized end.
 
         Args:
             images: of the shape that the network was made for.
             mask: True where a place of the grid is hidden, that is zero in all channels; None hides nothing.
         """
         hidden = self.patches(images) if mask is None else self.patches(images).masked_fill(mask, 0)
-        # Not channels last: group normalisation then takes longer than the convolutions gain.
+        # Not channels last: group normalization then takes longer than the convolutions gain.
         map = self.stem(hidden.contiguous())
         maps = {"conv1": map}
         for number, stage in enumerate(self.stages, 1):
@@ -187,7 +187,7 @@ def mae_loss(
 
 
 class _ConvNorm(nn.Module):
-    """Convolution without bias that keeps the size but for its stride, then group normalisation."""
+    """Convolution without bias that keeps the size but for its stride, then group normalization."""
 
     def __init__(self, before: int, after: int, kernel: int = 3, stride: int = 1, *, active: bool = True) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class _Stage(nn.Module):
         self.norm = _norm(after)
 
     def forward(self, map: Float[Tensor, "b c h w"]) -> tuple[list[Tensor], Float[Tensor, "b _ _ _"]]:
-        """Return the output of every block, and the last one normalised."""
+        """Return the output of every block, and the last one normalized."""
         outputs = []
         for block in self.blocks:
             map = block(map)
@@ -254,7 +254,7 @@ def _map_shapes(width: int, grid: tuple[int, ...], depths: Sequence[int]) -> dic
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedTraining(Optimisation):
+class MaskedTraining(Optimization):
     """How a masked auto-encoder is trained.
 
     Attributes:
@@ -327,11 +327,11 @@ class MAEConfig(MaskedTraining, EncoderConfig):
         if any(side % MASK_SIDE for side in network.grid):
             cut = f"cuts images into {network.grid[0]} x {network.grid[1]} patches, of which squares of {MASK_SIDE} are hidden"
             raise InputError(f"patch is {self.patch}, which {cut}: pass one that leaves an even number")
-        # A channel that is normalised by itself has lost its mean: at a single place, or in features that are means, it is blank.
+        # A channel that is normalized by itself has lost its mean: at a single place, or in features that are means, it is blank.
         blank = [shape[0] for name, shape in network.map_shapes.items() if name == "layer4" or shape[1:] == (1, 1)]
         if min(blank) <= MAX_GROUPS:
             least = -(-(MAX_GROUPS + 1) * self.width // min(blank))
-            raise InputError(f"width is {self.width}, whose last maps are blank once normalised: pass at least {least}")
+            raise InputError(f"width is {self.width}, whose last maps are blank once normalized: pass at least {least}")
         return network
 
     def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:

@@ -18,7 +18,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 Statistics = tuple[Sequence[float], Sequence[float]]
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """Images in [-1, 1] -> what a network was trained on: resized, then (x - mean) / std of x in [0, 1]; no weights.
 
     Args:

@@ -26,9 +26,9 @@ KINDS = ("all", "mean", "std", "mean_2", "std_2", "mean_4", "std_4")
 # Windows of 8 are for images alone, which are larger than the maps of a network.
 IMAGE_KINDS = (*KINDS, "mean_8", "std_8")
 _SMALLEST_VARIANCE = 1e-6
-# The maps that are no network's, but the images themselves; the second is of colour images alone.
+# The maps that are no network's, but the images themselves; the second is of color images alone.
 _IMAGE, _CHROMA = "image", "chroma"
-_COLOURS = 3
+_COLORS = 3
 
 
 def feature_name(name: str, kind: str) -> str:
@@ -84,17 +84,17 @@ def pooled_names(map_shapes: Mapping[str, Sequence[int]], kinds: Sequence[str] =
 
 def image_names(image_shape: Sequence[int]) -> tuple[str, ...]:
     """Return the names of all features that `image_features` makes of images of this shape."""
-    maps = [_IMAGE] + [_CHROMA] * (image_shape[0] == _COLOURS)
+    maps = [_IMAGE] + [_CHROMA] * (image_shape[0] == _COLORS)
     # The images as they are have the name "pixels"; as a map, every pixel would be a problem of its own.
     names = pooled_names(dict.fromkeys(maps, image_shape), IMAGE_KINDS)
     return (*(name for name in names if name not in maps), "pixels", "norm_x")
 
 
 def image_features(images: Float[Tensor, "b c h w"], names: Sequence[str]) -> Features:
-    """Return features of images themselves, which see colours, and leave out names of others.
+    """Return features of images themselves, which see colors, and leave out names of others.
 
     "pixels" is the flattened image and "norm_x" the root mean square of each channel. "image" comes in the pooled kinds, such as
-    "image_mean" and "image_std_4"; of colour images "chroma" too, whose spread sees specks of colour that those of the channels
+    "image_mean" and "image_std_4"; of color images "chroma" too, whose spread sees specks of color that those of the channels
     do not.
     """
     features: Features = {}
@@ -114,7 +114,7 @@ def norm_x(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 c"]:
 
 
 def chroma(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 h w"]:
-    """Return red against green, and both against blue: two axes at right angles to grey, of the length of the channels' own."""
+    """Return red against green, and both against blue: two axes at right angles to gray, of the length of the channels' own."""
     red, green, blue = full_precision(images).unbind(1)
     return torch.stack([(red - green) / 2**0.5, (red + green - 2 * blue) / 6**0.5], 1)
 
@@ -129,15 +129,15 @@ def projected(places: Float[Tensor, "*b c"], projection: Float[Tensor, "d c"] | 
     return places if projection is None else linear(places, projection)
 
 
-def _spread(centred: Float[Tensor, "b k m c"], projection: Float[Tensor, "d c"] | None) -> Float[Tensor, "b k d"]:
+def _spread(centered: Float[Tensor, "b k m c"], projection: Float[Tensor, "d c"] | None) -> Float[Tensor, "b k d"]:
     """Return the standard deviation of every channel after the projection, of places whose mean is 0.
 
     Where there are more places than channels, their covariance C is smaller than they: the variances are the diagonal of P C P^T.
     """
-    count, channels = centred.shape[2:]
+    count, channels = centered.shape[2:]
     if projection is None or count <= channels:
-        return _root_mean_square(projected(centred, projection))
-    covariance = centred.transpose(2, 3) @ centred / count
+        return _root_mean_square(projected(centered, projection))
+    covariance = centered.transpose(2, 3) @ centered / count
     variance = ((projection @ covariance) * projection).sum(3)
     return torch.sqrt(variance.clamp(min=0) + _SMALLEST_VARIANCE)
 

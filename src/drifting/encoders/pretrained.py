@@ -1,6 +1,6 @@
 """Backbones of the library `transformers` as feature encoders: ResNet, ConvNeXt-V2, DINOv2, ViT-MAE and their like.
 
-A convolutional backbone gives one map a stage, "stage1" onwards, each place of which is normalised over its channels:
+A convolutional backbone gives one map a stage, "stage1" onwards, each place of which is normalized over its channels:
 
     y <- (y - mean) / (std + 1e-3)
 
@@ -8,7 +8,7 @@ A vision transformer gives its patch tokens behind the final norm as one map, "p
 
 Shapes: b images, c channels, h x w pixels or places, d features.
 
-Source: paper, appendix A.5; the normalisation, with the population's variance, is a fact of the authors' release.
+Source: paper, appendix A.5; the normalization, with the population's variance, is a fact of the authors' release.
 """
 
 import json
@@ -24,7 +24,7 @@ from drifting._checks import full_precision
 from drifting._pretrained import is_here, load_published
 from drifting.checkpoint import check_finite
 from drifting.encoders.base import Features, Frozen, checked_names
-from drifting.encoders.normalize import Standardise, Statistics
+from drifting.encoders.normalize import Standardize, Statistics
 from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale
 from drifting.errors import InputError, reason
 
@@ -48,11 +48,11 @@ class PretrainedFeatures(Frozen):
         network: a base model of `transformers`, such as ResNetModel or Dinov2Model.
         names: which features: the maps in the kinds of `pooling.multi_scale`, such as "stage2_mean", "patches" or "patches_std";
             "pooled", what the network pools itself (the class token, or the mean over places, behind the final norm); and of a
-            convolutional one "pooled_std", the standard deviation over places of the last map before it is normalised.
+            convolutional one "pooled_std", the standard deviation over places of the last map before it is normalized.
         image_shape: channels, height and width of the images, which are in [-1, 1].
         statistics: mean and standard deviation of every channel that the network was trained with, for images in [0, 1].
         resize: side of the square that images are resized to, bilinearly; None for none.
-        normalise: whether each place of a convolutional map is normalised over its channels.
+        normalize: whether each place of a convolutional map is normalized over its channels.
 
     Raises:
         InputError: if a name is unknown or double, or the images are none that the network takes.
@@ -66,14 +66,14 @@ class PretrainedFeatures(Frozen):
         image_shape: Sequence[int],
         statistics: Statistics,
         resize: int | None = None,
-        normalise: bool = True,
+        normalize: bool = True,
     ) -> None:
         super().__init__(network)
-        self.normalise, self._config = normalise, _config(network)
+        self.normalize, self._config = normalize, _config(network)
         channels, device = getattr(self._config, "num_channels", image_shape[0]), next(network.parameters()).device
         if image_shape[0] != channels:
             raise InputError(f"images have {image_shape[0]} channels, but the encoder takes {channels}: convert them")
-        self.standardise = Standardise(image_shape, statistics, resize).to(device)
+        self.standardize = Standardize(image_shape, statistics, resize).to(device)
         self._grid = self._patch_grid()
         if self._config.model_type == "vit_mae":
             self._config.mask_ratio = 0.0
@@ -89,7 +89,7 @@ class PretrainedFeatures(Frozen):
         """Return the rows and columns of patches, or raise InputError if they do not fill the images."""
         patch = getattr(self._config, "patch_size", 1)
         rows, columns = patch if isinstance(patch, (list, tuple)) else (patch, patch)
-        height, width = self.standardise.sides
+        height, width = self.standardize.sides
         if height % rows or width % columns:
             taken = f"multiples of {rows} x {columns}: pass resize, such as {rows * 8}"
             raise InputError(f"images are {height} x {width} pixels, but the encoder takes {taken}")
@@ -103,7 +103,7 @@ class PretrainedFeatures(Frozen):
             order = torch.arange(float(self._grid[0] * self._grid[1]), device=samples.device)
             options["noise"] = order.expand(len(samples), -1)
             options["interpolate_pos_encoding"] = True
-        output = self.module(self.standardise(samples), **options)
+        output = self.module(self.standardize(samples), **options)
         last, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
         if last.ndim == 4:
             stages = output.hidden_states[-len(self._config.depths) :]
@@ -125,17 +125,17 @@ class PretrainedFeatures(Frozen):
                 features.update(multi_scale("pooled", list(maps.values())[-1], ("std",)))
             for name, map in maps.items():
                 if self._kinds[name]:
-                    places = normalise_places(map) if self.normalise and name != "patches" else map
+                    places = normalize_places(map) if self.normalize and name != "patches" else map
                     features.update(multi_scale(name, places, self._kinds[name]))
         return {name: features[name] for name in self.names}
 
 
-def normalise_places(map: Images) -> Images:
-    """Return a map with every place normalised over its channels, (y - mean) / (std + 1e-3), in float32."""
-    centred = full_precision(map) - full_precision(map).mean(1, keepdim=True)
+def normalize_places(map: Images) -> Images:
+    """Return a map with every place normalized over its channels, (y - mean) / (std + 1e-3), in float32."""
+    centered = full_precision(map) - full_precision(map).mean(1, keepdim=True)
     # A place where all channels are alike would have no gradient but NaN.
-    std = centred.square().mean(1, keepdim=True).clamp_min(_SMALLEST_VARIANCE).sqrt()
-    return centred / (std + 1e-3)
+    std = centered.square().mean(1, keepdim=True).clamp_min(_SMALLEST_VARIANCE).sqrt()
+    return centered / (std + 1e-3)
 
 
 def load_pretrained(
@@ -145,7 +145,7 @@ def load_pretrained(
     image_shape: Sequence[int],
     resize: int | None = None,
     statistics: Statistics | None = None,
-    normalise: bool = True,
+    normalize: bool = True,
 ) -> PretrainedFeatures:
     """Return a published backbone as a feature encoder; only safetensors are read, and no code that comes with them is run.
 
@@ -155,7 +155,7 @@ def load_pretrained(
         image_shape: channels, height and width of the images, which are in [-1, 1].
         resize: side of the square that images are resized to, such as 224; None for none.
         statistics: mean and standard deviation of every channel, for images in [0, 1]; those published with the weights if None.
-        normalise: whether each place of a convolutional map is normalised over its channels.
+        normalize: whether each place of a convolutional map is normalized over its channels.
 
     Raises:
         InputError: if the library or the weights are not there, or do not fit, or an argument is out of its range.
@@ -163,7 +163,7 @@ def load_pretrained(
     origin = str(name_or_folder)
     network = _load_network(origin)
     statistics = statistics or _published_statistics(origin)
-    return PretrainedFeatures(network, names, image_shape=image_shape, statistics=statistics, resize=resize, normalise=normalise)
+    return PretrainedFeatures(network, names, image_shape=image_shape, statistics=statistics, resize=resize, normalize=normalize)
 
 
 def _config(network: nn.Module) -> Any:

@@ -21,7 +21,7 @@ from drifting._checks import check_counts, check_learning_rate
 from drifting.checkpoint import load_weights
 from drifting.data.augmentation import Views
 from drifting.encoders.base import EncoderConfig, Features, Frozen, Weights, checked_names
-from drifting.encoders.normalize import IMAGENET, Standardise, Statistics
+from drifting.encoders.normalize import IMAGENET, Standardize, Statistics
 from drifting.encoders.pooling import (
     KINDS,
     feature_name,
@@ -56,13 +56,13 @@ class _Block(nn.Module):
         self.bottleneck, self.stride = expansion > 1, stride
 
     def forward(self, map: Map) -> Map:
-        inner = normalised(map, self.conv1, self.bn1).relu_()
-        inner = normalised(inner, self.conv2, self.bn2)
+        inner = normalized(map, self.conv1, self.bn1).relu_()
+        inner = normalized(inner, self.conv2, self.bn2)
         if self.bottleneck:
-            inner = normalised(inner.relu_(), self.conv3, self.bn3)
+            inner = normalized(inner.relu_(), self.conv3, self.bn3)
         if self.downsample is not None:
             map = subsampled(map, self.stride)
-            map = normalised(map, cast(nn.Conv2d, self.downsample[0]), cast(nn.BatchNorm2d, self.downsample[1]))
+            map = normalized(map, cast(nn.Conv2d, self.downsample[0]), cast(nn.BatchNorm2d, self.downsample[1]))
         return inner.add_(map).relu_()
 
 
@@ -105,12 +105,12 @@ class ResNet(nn.Module):
         dims = tuple(feature_dims or ())
         _check(arch, dims, width=width, num_classes=num_classes, feature_dims=min(dims, default=None), resize=resize)
         depths, expansion = _ARCHS[arch]
-        self.standardise = Standardise(image_shape, statistics, resize)
+        self.standardize = Standardize(image_shape, statistics, resize)
         self.image_shape, self.num_classes = tuple(image_shape), num_classes
         self.conv1, self.bn1 = _layer(self.image_shape[0], width, 3) if small_stem else _layer(self.image_shape[0], width, 7, 2)
         self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, padding=1)
         self.map_shapes: dict[str, tuple[int, int, int]] = {}
-        before, sides = width, [side if small_stem else -(-side // 4) for side in self.standardise.sides]
+        before, sides = width, [side if small_stem else -(-side // 4) for side in self.standardize.sides]
         for index, (stage, depth) in enumerate(zip(STAGES, depths, strict=True)):
             inside, stride = width * 2**index, min(2, index + 1)
             blocks = [_Block(before if n == 0 else expansion * inside, inside, 1 if n else stride, expansion) for n in range(depth)]
@@ -123,10 +123,10 @@ class ResNet(nn.Module):
         self.projections = nn.ModuleDict({stage: nn.Linear(*sizes, bias=False) for stage, sizes in projected.items()})
         self.feature_dim = dims[-1] if dims else before
         self.fc = nn.Linear(self.feature_dim, num_classes) if num_classes else nn.Identity()
-        self._initialise()
+        self._initialize()
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - faster on a CPU
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -148,7 +148,7 @@ class ResNet(nn.Module):
             InputError: if a name is unknown or there is none, or the images are of another shape.
         """
         checked_names(names, tuple(self.map_shapes))
-        map = self.maxpool(normalised(self.standardise(images), self.conv1, self.bn1).relu_())
+        map = self.maxpool(normalized(self.standardize(images), self.conv1, self.bn1).relu_())
         found: dict[str, Tensor] = {}
         blocks = (block for index in range(len(STAGES)) for block in getattr(self, f"layer{index + 1}"))
         for name, block in zip(self.map_shapes, blocks, strict=True):
@@ -198,7 +198,7 @@ class ResNetFeatures(Frozen):
 
     def forward(self, samples: Images) -> Features:
         """Return the chosen features in the order of `names`; those of maps in float32."""
-        self.network.standardise.check(samples)
+        self.network.standardize.check(samples)
         maps = self.network.maps(samples, tuple(self._kinds)) if self._kinds else {}
         features = image_features(samples, self.names)
         with torch.autocast(samples.device.type, enabled=False):
@@ -216,7 +216,7 @@ def adapt_weights(network: ResNet, weights: Mapping[str, Tensor]) -> dict[str, T
     """Return published weights as `checkpoint.load_weights` takes them for this network.
 
     A classifier `fc` for other classes is dropped, since features do not need it: logits are then untrained, if there are any.
-    Weights saved before torch counted the batches of its normalisations are given the network's own counts.
+    Weights saved before torch counted the batches of its normalizations are given the network's own counts.
     """
     own = network.state_dict()
     adapted = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")} | dict(weights)
@@ -227,10 +227,10 @@ def adapt_weights(network: ResNet, weights: Mapping[str, Tensor]) -> dict[str, T
     return adapted
 
 
-def normalised(map: Map, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Map:
-    """Return the normalised convolution of a map.
+def normalized(map: Map, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Map:
+    """Return the normalized convolution of a map.
 
-    In evaluation the normalisation is folded into the convolution: no pass over the map, and no copy of it for the backward pass.
+    In evaluation the normalization is folded into the convolution: no pass over the map, and no copy of it for the backward pass.
     """
     if norm.training:
         return norm(convolution(map))
@@ -300,7 +300,7 @@ class ResNetConfig(EncoderConfig):
     @property
     def views(self) -> Views:
         """How its images are varied."""
-        return Views(crop=self.crop, flip=self.flip, jitter=0.0, grey=0.0)
+        return Views(crop=self.crop, flip=self.flip, jitter=0.0, gray=0.0)
 
     @property
     def learns_classes(self) -> bool:
@@ -334,6 +334,6 @@ class ResNetConfig(EncoderConfig):
         check_counts({f"{prefix}{name}": getattr(self, name) for name in ("width", "steps", "batch_size")})
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
         if self.batch_size == 1:
-            raise InputError(f"{prefix}batch_size is 1, too few to normalise over: pass at least 2")
+            raise InputError(f"{prefix}batch_size is 1, too few to normalize over: pass at least 2")
         stage_depths(self.arch)
         _ = self.views

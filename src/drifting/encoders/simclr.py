@@ -3,7 +3,7 @@
     loss = mean over the 2b views i of  -log [ exp(s_ij / temperature) / sum over k != i of exp(s_ik / temperature) ]
 
 with s the cosine similarity of two projections and j the other view of i's image. What the views differ in, the trunk learns not to
-see: a trunk trained on views of changed colour is blind to colour, and so is a generator trained in its features.
+see: a trunk trained on views of changed color is blind to color, and so is a generator trained in its features.
 
 Source: Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive Learning of Visual Representations" (2020).
 
@@ -50,7 +50,7 @@ class SimCLR(nn.Module):
         check_temperature(temperature)
         self.trunk, self.temperature = trunk, temperature
         hidden = features if hidden is None else hidden
-        # The normalisation has an offset of its own.
+        # The normalization has an offset of its own.
         self.project = nn.Sequential(
             nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, projection)
         )
@@ -60,7 +60,7 @@ class SimCLR(nn.Module):
         return cast(Callable[[Tensor], Tensor], self.trunk.embed)(images)
 
     def forward(self, first: Images, second: Images) -> Float[Tensor, ""]:
-        """Return the loss; both views pass as one batch, whose statistics they share wherever batches are normalised.
+        """Return the loss; both views pass as one batch, whose statistics they share wherever batches are normalized.
 
         Raises:
             InputError: if there are fewer than two images, or not two views of each.
@@ -71,7 +71,7 @@ class SimCLR(nn.Module):
 
 
 def nt_xent(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], *, temperature: float = 0.5) -> Float[Tensor, ""]:
-    """Return the normalised, temperature-scaled cross-entropy of two views, in float32 or better.
+    """Return the normalized, temperature-scaled cross-entropy of two views, in float32 or better.
 
     Where all projections point one way it is log(2b - 1), whatever the temperature.
 
@@ -123,7 +123,7 @@ class SimCLRConfig(ResNetConfig):
     Attributes:
         crop: largest share of the area of an image that a view leaves out, from 0 to below 1; see `data.augmentation.Views`.
         jitter: probability that the colors of a view change. A network whose views differ in color learns not to see it.
-        grey: probability of a view without color.
+        gray: probability of a view without color.
         temperature: temperature of the contrastive loss.
     """
 
@@ -132,13 +132,13 @@ class SimCLRConfig(ResNetConfig):
 
     crop: float = 0.8
     jitter: float = 0.8
-    grey: float = 0.2
+    gray: float = 0.2
     temperature: float = 0.5
 
     @property
     def views(self) -> Views:
         """How views of an image differ."""
-        return Views(crop=self.crop, flip=self.flip, jitter=self.jitter, grey=self.grey)
+        return Views(crop=self.crop, flip=self.flip, jitter=self.jitter, gray=self.gray)
 
     @property
     def learns_classes(self) -> bool:

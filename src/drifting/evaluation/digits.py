@@ -7,17 +7,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.data.digits import LabelledSplit
+from drifting.data.digits import LabeledSplit
 from drifting.evaluation.base import Metrics, Sampler
-from drifting.metrics.memorisation import nearest
+from drifting.metrics.memorization import nearest
 from drifting.metrics.two_sample import energy_distance
 
 
-def evaluate_digits(sampler: Sampler, split: LabelledSplit) -> Metrics:
+def evaluate_digits(sampler: Sampler, split: LabeledSplit) -> Metrics:
     """Compare generated digits, classes in turn, with real ones: are they the digits asked for, spread like real ones, and new?
 
     Returns:
-        `nearest_neighbour_accuracy` and `logistic_accuracy`: share of samples that classifiers fit on the training digits name as
+        `nearest_neighbor_accuracy` and `logistic_accuracy`: share of samples that classifiers fit on the training digits name as
         their label (the floors: the same for held-out digits). `energy_distance` to the held-out digits (floor: of the training
         digits). `nearest_distance`: median distance to the nearest training digit (floor: of held-out digits).
     """
@@ -40,7 +40,7 @@ def _classifiers() -> dict:
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
-    return {"nearest_neighbour": KNeighborsClassifier(1), "logistic": LogisticRegression(max_iter=2000)}
+    return {"nearest_neighbor": KNeighborsClassifier(1), "logistic": LogisticRegression(max_iter=2000)}
 
 
 def _nearest(samples: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> float:

@@ -1,4 +1,4 @@
-"""Images, seen through a judge that took no part in their training: distance, fidelity, diversity, labels, colours, copies.
+"""Images, seen through a judge that took no part in their training: distance, fidelity, diversity, labels, colors, copies.
 
 Images too many for memory are seen in batches: what is kept of them is small. Means and covariances, and with them the Frechet
 distance, are of every image. Whatever compares pairs is of the features of the first ones of each side, which are kept: give images
@@ -24,7 +24,7 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation.base import Metrics
 from drifting.evaluation.references import digests, images_in_shares, images_of_labels, labels_in_shares, weights_in_shares
-from drifting.metrics.colour import compare_colours
+from drifting.metrics.color import compare_colors
 from drifting.metrics.frechet import (
     Gaussian,
     RunningGaussian,
@@ -36,7 +36,7 @@ from drifting.metrics.frechet import (
     unreliable,
 )
 from drifting.metrics.inception_score import RunningInceptionScore
-from drifting.metrics.memorisation import memorisation
+from drifting.metrics.memorization import memorization
 from drifting.metrics.precision_recall import precision_recall
 from drifting.metrics.two_sample import mean_distance
 
@@ -86,9 +86,9 @@ def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judg
     Returns:
         Figures, each with its floor: `frechet_distance` and `kernel_distance` to the test set; `precision`, `recall`, `density` and
         `coverage` against it; `pairwise_distance`, the mean between two images; `accuracy`, the share of images that the judge
-        names as their label; of grey and colour images `colour_mean`, `colour_std` (of each channel, in [-1, 1]; the floor is the
-        test set's) and `histogram_distance`, see `metrics.colour`; `nearest_distance` and `copy_share` in the space of pixels, see
-        `metrics.memorisation`. `num_samples_floor` where the floor is of another number of images. Warns of those that are
+        names as their label; of gray and color images `color_mean`, `color_std` (of each channel, in [-1, 1]; the floor is the
+        test set's) and `histogram_distance`, see `metrics.color`; `nearest_distance` and `copy_share` in the space of pixels, see
+        `metrics.memorization`. `num_samples_floor` where the floor is of another number of images. Warns of those that are
         unreliable, and of those that are left out.
     """
     if count < 2:
@@ -115,7 +115,7 @@ def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judg
     if judge.classify is not None and labels is not None and test.labels is not None:
         metrics["accuracy"] = _share(judge.classify(generated) == labels)
         metrics["accuracy_floor"] = _share(judge.classify(test.images) == test.labels)
-    return metrics | _colours(generated, others, test) | _copies(generated, train, test)
+    return metrics | _colors(generated, others, test) | _copies(generated, train, test)
 
 
 def _floor_of(train: ImageSet, test: ImageSet, judge: Judge, count: int) -> Int[Tensor, " f"]:
@@ -208,25 +208,25 @@ def _reference(judge: Judge, test: ImageSet, features: Callable[[], Float[Tensor
     return cached_gaussian(judge.cache / f"{judge.name}-{fingerprint}.safetensors", fingerprint, lambda: gaussian_of(features()))
 
 
-def _colours(generated: Bytes, real: UInt8[Tensor, "f c h w"], test: ImageSet) -> Metrics:
+def _colors(generated: Bytes, real: UInt8[Tensor, "f c h w"], test: ImageSet) -> Metrics:
     if generated.shape[1] not in (1, 3):
         return {}
-    found = compare_colours(to_signed(generated), to_signed(test.images))
+    found = compare_colors(to_signed(generated), to_signed(test.images))
     metrics: Metrics = {
-        "colour_mean": list(found.mean),
-        "colour_mean_floor": list(found.real_mean),
-        "colour_std": list(found.std),
-        "colour_std_floor": list(found.real_std),
+        "color_mean": list(found.mean),
+        "color_mean_floor": list(found.real_mean),
+        "color_std": list(found.std),
+        "color_std_floor": list(found.real_std),
         "histogram_distance": found.histogram_distance,
     }
     if len(real):
-        metrics["histogram_distance_floor"] = compare_colours(to_signed(real), to_signed(test.images)).histogram_distance
+        metrics["histogram_distance_floor"] = compare_colors(to_signed(real), to_signed(test.images)).histogram_distance
     return metrics
 
 
 def _copies(generated: Bytes, train: ImageSet, test: ImageSet) -> Metrics:
     pixels = (to_signed(images).flatten(1) for images in (generated, train.images, test.images))
-    found = memorisation(*pixels)
+    found = memorization(*pixels)
     return {
         "nearest_distance": found.distance,
         "nearest_distance_floor": found.distance_floor,
@@ -296,7 +296,7 @@ def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT, remember: b
         InputError: for fewer than two images, or features that are not finite.
     """
     gaussian, score, kept = RunningGaussian(), RunningInceptionScore(), list[Tensor]()
-    block, known, hits, labelled = list[Tensor](), list[Tensor](), 0, 0
+    block, known, hits, labeled = list[Tensor](), list[Tensor](), 0, 0
     for images, labels in batches:
         features = judge.embed(images).cpu()
         block.append(features)
@@ -311,14 +311,14 @@ def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT, remember: b
             score.add(judge.probabilities(images))
         if judge.classify is not None and labels is not None:
             hits += int((judge.classify(images).cpu() == labels.cpu()).sum())
-            labelled += len(labels)
+            labeled += len(labels)
         del images
     if block:
         gaussian.add(torch.cat(block))
     return Seen(
         gaussian.gaussian(),
         torch.cat(kept) if kept else None,
-        accuracy=hits / labelled if labelled else None,
+        accuracy=hits / labeled if labeled else None,
         inception_score=None if judge.probabilities is None else score.score(),
         digests=torch.cat(known) if known else None,
     )
@@ -333,7 +333,7 @@ def compare(generated: Seen, real: Seen, floor: Seen | None = None) -> Metrics:
         floor: other real images, as many as there are samples; None where there are none. `num_samples_floor` tells another number.
 
     Returns:
-        Figures by the names and meanings of `evaluate_images`, each with its floor, but none of colours and copies. Where
+        Figures by the names and meanings of `evaluate_images`, each with its floor, but none of colors and copies. Where
         statistics alone are known, there are the Frechet distance and what looks at no real image. `num_real` and `num_features`
         count the images behind the Frechet distance and behind comparisons of pairs. Warns of what is unreliable.
     """

@@ -35,7 +35,7 @@ def evaluate_points(
         drift: (generated, positives) -> the raw drift of training.
         batch: points on each side of the drift, on which its noise depends: those of a training step.
         endless: whether no two draws of real points share a point; of a finite set only the two halves of one draw do not.
-        modes: centres of equally likely parts of the distribution.
+        modes: centers of equally likely parts of the distribution.
 
     Returns:
         `energy_distance` and its floor (medians over all pairs of 5 draws on each side: one pair alone is off by a factor of two

@@ -5,7 +5,7 @@ A step is split in one of two ways, and either gives the field of the whole:
 - groups are split: every process has groups of its own, whole. Only the feature scale, the drift norms and the statistics, which
   are means over all groups, know of the others.
 - the rows of each group are split: of a population of N generated samples every process moves n, and sees all N as targets. Then
-  the column normalisers, sums over the moved samples, are those of all processes too.
+  the column normalizers, sums over the moved samples, are those of all processes too.
 
 Nothing here communicates: whoever has processes implements `Peers` over them.
 """

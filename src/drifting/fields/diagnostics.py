@@ -18,12 +18,12 @@ from drifting.fields.mean_shift import Targets
 class KernelStatistics(NamedTuple):
     """How the kernel spreads at each temperature, averaged over all generated samples.
 
-    An effective number of neighbours near 1 means a one-hot kernel (temperature too small for the batch); near the number of
+    An effective number of neighbors near 1 means a one-hot kernel (temperature too small for the batch); near the number of
     candidates, a flat one (too large). Both stall silently.
     """
 
-    positive_neighbours: Float[Tensor, " t"]
-    negative_neighbours: Float[Tensor, " t"]
+    positive_neighbors: Float[Tensor, " t"]
+    negative_neighbors: Float[Tensor, " t"]
     positive_share: Float[Tensor, " t"]
 
 
@@ -38,7 +38,7 @@ def mean_shift_at(
 ) -> Float[Tensor, "q d"]:
     """Return the drift that a test particle would feel at `points`: where the field of the samples points, for drawing.
 
-    The points only look: the column normalisers are those of the generated samples, so that the picture does not depend on
+    The points only look: the column normalizers are those of the generated samples, so that the picture does not depend on
     which or how many points are asked for. An affinity is at most 1, as it is between samples.
 
     Args:
@@ -61,7 +61,7 @@ def mean_shift_at(
     column = pairwise.column_potential(of_samples, of_samples.amin(1, keepdim=True), scale)
     distances = pairwise.pairwise_distances(points[None], targets.coordinates)
     row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale)
-    # Where no sample is near a target, its column normaliser is far too large for a point that is.
+    # Where no sample is near a target, its column normalizer is far too large for a point that is.
     affinity = pairwise.affinity(distances, row, column, scale, affinity_floor).clamp_(max=1)
     return targets.drift(affinity, slice(0, 1))[0]
 

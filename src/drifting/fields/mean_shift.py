@@ -1,4 +1,4 @@
-"""The paper's drift field: a mean shift towards data and away from the other generated samples.
+"""The paper's drift field: a mean shift toward data and away from the other generated samples.
 
 Equation (paper, Algorithm 2), with the affinity A of `pairwise`, split into its positive and negative columns:
 
@@ -149,12 +149,12 @@ class Targets:
     def __init__(self, positives: Tensor, negatives: Tensor, weights: Tensor | None) -> None:
         self._sides = (negatives, positives)
         self.num_negatives = split = negatives.shape[1]
-        # Rows [w * (y - centre) | w]: one product with the affinity gives both the weighted sum and the mass.
+        # Rows [w * (y - center) | w]: one product with the affinity gives both the weighted sum and the mass.
         width = positives.shape[2]
-        centre = (negatives.sum(1, keepdim=True) + positives.sum(1, keepdim=True)) / (split + positives.shape[1])
+        center = (negatives.sum(1, keepdim=True) + positives.sum(1, keepdim=True)) / (split + positives.shape[1])
         summed = positives.new_empty(len(positives), split + positives.shape[1], width + 1)
-        torch.sub(negatives, centre, out=summed[:, :split, :width])
-        torch.sub(positives, centre, out=summed[:, split:, :width])
+        torch.sub(negatives, center, out=summed[:, :split, :width])
+        torch.sub(positives, center, out=summed[:, split:, :width])
         summed[..., width] = 1
         if weights is not None:
             summed *= weights[..., None]
@@ -171,5 +171,5 @@ class Targets:
         split = self.num_negatives
         negative = affinity[..., :split] @ self._summed[groups, :split]
         positive = affinity[..., split:] @ self._summed[groups, split:]
-        towards = torch.mul(negative[..., -1:], positive[..., :-1], out=out)
-        return towards.addcmul_(positive[..., -1:], negative[..., :-1], value=-1)
+        toward = torch.mul(negative[..., -1:], positive[..., :-1], out=out)
+        return toward.addcmul_(positive[..., -1:], negative[..., :-1], value=-1)

@@ -1,4 +1,4 @@
-"""How pairwise work is done: distances and doubly normalised affinities, in tiles that stay in cache.
+"""How pairwise work is done: distances and doubly normalized affinities, in tiles that stay in cache.
 
 Equation (paper, Algorithm 2), for the logits l_ij = -|x_i - y_j| / temperature:
 
@@ -56,7 +56,7 @@ class Memory:
         self._flat = torch.empty(0)
 
     def matrix(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return an uninitialised tensor of a shape; whatever was returned before is overwritten."""
+        """Return an uninitialized tensor of a shape; whatever was returned before is overwritten."""
         size = math.prod(shape)
         if self._flat.numel() < size or self._flat.dtype != like.dtype or self._flat.device != like.device:
             self._flat = like.new_empty(size)
@@ -70,14 +70,14 @@ def pairwise_distances(
     """Return the Euclidean distance of every x to every y of its group, in the dtype of x.
 
     The expansion |x|^2 + |y|^2 - 2xy loses digits far from the origin and near zero. So few coordinates are subtracted
-    directly; many are centred first, and on a CPU their products are summed in float64.
+    directly; many are centered first, and on a CPU their products are summed in float64.
     """
     out = (memory or Memory()).matrix((x.shape[0], x.shape[1], y.shape[1]), like=x)
     prepare = _by_difference if x.shape[-1] <= DIRECT_DIMENSIONS else _by_expansion
-    centre = y.mean(1, keepdim=True)
-    # Samples are centred and copied for a few groups at a time: of many groups of wide features they are the most memory.
+    center = y.mean(1, keepdim=True)
+    # Samples are centered and copied for a few groups at a time: of many groups of wide features they are the most memory.
     for groups, tiles_of_groups in itertools.groupby(_scratch_tiles(out), lambda tile: tile[0]):
-        fill = prepare(x[groups] - centre[groups], y[groups] - centre[groups])
+        fill = prepare(x[groups] - center[groups], y[groups] - center[groups])
         for _, rows, scratch in tiles_of_groups:
             fill(rows, out[groups, rows], scratch)
             out[groups, rows].sqrt_()

@@ -51,7 +51,7 @@ class DiTSize:
         num_styles: number of style codes of a sample.
         style_classes: number of values of a style code.
         embedding_std: how far the parts of the condition spread at the start; the release has 0.02. Short trainings want more.
-        normalised: normalise queries and keys of the attention.
+        normalized: normalize queries and keys of the attention.
         rotary: turn queries and keys of the attention by their position.
     """
 
@@ -65,7 +65,7 @@ class DiTSize:
     num_styles: int = 32
     style_classes: int = 64
     embedding_std: float = 0.02
-    normalised: bool = True
+    normalized: bool = True
     rotary: bool = True
 
 
@@ -204,7 +204,7 @@ class Block(nn.Module):
     def __init__(self, size: DiTSize, length: int) -> None:
         super().__init__()
         self.norm_attention, self.norm_mlp = RMSNorm(size.width), RMSNorm(size.width)
-        self.attention = Attention(size.width, size.heads, length, normalised=size.normalised, rotary=size.rotary)
+        self.attention = Attention(size.width, size.heads, length, normalized=size.normalized, rotary=size.rotary)
         self.mlp = SwiGLU(size.width, size.mlp_ratio)
         self.apply(_start_xavier)
         self.modulation = _start_at_zero(nn.Linear(size.cond_dim, 6 * size.width))

@@ -6,7 +6,7 @@
     sample = tanh( head(maps) )                           the side doubles until every pixel has its place
 
 All layers start such that the spread of the maps is kept, and samples of one network differ from each other as real images do:
-constant samples would see each other alone, and their gradient through a normalising encoder has no bound.
+constant samples would see each other alone, and their gradient through a normalizing encoder has no bound.
 
 Shapes: b samples, c channels, h x v pixels, e channels of the noise, w channels of a map, z width of the condition.
 

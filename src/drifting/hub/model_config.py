@@ -22,7 +22,7 @@ _LARGEST, _MOST_LAYERS, _LONGEST_SIDE, _MOST_STYLES = 2**16, 256, 2**13, 2**12
 _WITHOUT_EFFECT = {"use_bf16", "attn_fp32", "use_remat", "dropout_prob"}
 
 # Where the release would build other layers than ours.
-_ALWAYS = {"use_swiglu": "perceptrons without a gate", "use_rmsnorm": "layer normalisation"}
+_ALWAYS = {"use_swiglu": "perceptrons without a gate", "use_rmsnorm": "layer normalization"}
 _SIZES = {
     "hidden_size",
     "depth",
@@ -110,7 +110,7 @@ def _of_generator(network: DiT) -> Metadata:
         "num_heads": size.heads,
         "mlp_ratio": size.mlp_ratio,
         "out_channels": network.sample_shape[0],
-        "use_qknorm": size.normalised,
+        "use_qknorm": size.normalized,
         "use_swiglu": True,
         "use_rope": size.rotary,
         "use_rmsnorm": True,
@@ -206,7 +206,7 @@ def _generator(settings: _Settings, num_classes: int | None) -> DiT:
         num_context_tokens=settings.count("n_cls_tokens", 0),
         num_styles=num_styles,
         style_classes=settings.count("noise_classes", 1, None) if num_styles else 1,
-        normalised=settings.flag("use_qknorm"),
+        normalized=settings.flag("use_qknorm"),
         rotary=settings.flag("use_rope"),
     )
     side, channels = settings.count("input_size", most=_LONGEST_SIDE), settings.count("in_channels")

@@ -8,22 +8,22 @@ from drifting._lazy import lazy_names
 from drifting.metrics.precision_recall import PrecisionRecall, precision_recall
 
 if TYPE_CHECKING:
-    from drifting.metrics.colour import ColourComparison, compare_colours
+    from drifting.metrics.color import ColorComparison, compare_colors
     from drifting.metrics.frechet import Gaussian, RunningGaussian, frechet_distance, gaussian_of, kernel_distance
     from drifting.metrics.inception import Inception, load_inception
     from drifting.metrics.inception_score import RunningInceptionScore
-    from drifting.metrics.memorisation import Memorisation
+    from drifting.metrics.memorization import Memorization
     from drifting.metrics.two_sample import energy_distance, energy_distances, mean_distance
 
 __all__ = [
-    "ColourComparison",
+    "ColorComparison",
     "Gaussian",
     "Inception",
-    "Memorisation",
+    "Memorization",
     "PrecisionRecall",
     "RunningGaussian",
     "RunningInceptionScore",
-    "compare_colours",
+    "compare_colors",
     "energy_distance",
     "energy_distances",
     "frechet_distance",
@@ -37,11 +37,11 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "colour": ("ColourComparison", "compare_colours"),
+        "color": ("ColorComparison", "compare_colors"),
         "frechet": ("Gaussian", "RunningGaussian", "frechet_distance", "gaussian_of", "kernel_distance"),
         "inception": ("Inception", "load_inception"),
         "inception_score": ("RunningInceptionScore",),
-        "memorisation": ("Memorisation",),
+        "memorization": ("Memorization",),
         "two_sample": ("energy_distance", "energy_distances", "mean_distance"),
     },
 )

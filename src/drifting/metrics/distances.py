@@ -40,19 +40,19 @@ class Pairs:
         """
         first, second, dtype = self.first, self.second, self._dtype
         # A common offset would take the digits of the differences.
-        centre = (first.mean(0, dtype=dtype) + second.mean(0, dtype=dtype)) / 2
+        center = (first.mean(0, dtype=dtype) + second.mean(0, dtype=dtype)) / 2
         height, width = max(1, _CHUNK // len(second)), max(1, _BLOCK // second.shape[1])
 
         @lru_cache(maxsize=1)
         def converted(start: int) -> tuple[Tensor, Tensor]:
-            part = second[start : start + width].to(dtype) - centre
+            part = second[start : start + width].to(dtype) - center
             return part.T, part.square().sum(1)
 
         longest = torch.stack([converted(start)[1].max() for start in range(0, len(second), width)]).max()
         rounding = 4 * (second.shape[1] + 8) * torch.finfo(dtype).eps
         for start in range(0, len(first), height):
             rows = slice(start, min(start + height, len(first)))
-            part = first[rows].to(dtype) - centre
+            part = first[rows].to(dtype) - center
             lengths = part.square().sum(1, keepdim=True)
             squared = part.new_empty(len(part), len(second))
             for column in range(0, len(second), width):
@@ -109,7 +109,7 @@ def nearest_pairs(first: Float[Tensor, "x d"], second: Float[Tensor, "y d"]) -> 
 
 
 def squared_radii(features: Float[Tensor, "x d"], counts: tuple[int, ...]) -> list[Float[Tensor, " x"]]:
-    """Return the squared distance of every sample to its k-th nearest neighbour in its own set, for every k, in float64."""
+    """Return the squared distance of every sample to its k-th nearest neighbor in its own set, for every k, in float64."""
     pairs, smallest, most = Pairs(features, features), [], max(counts)
     for rows, squared, error in pairs.chunks():
         itself = squared.diagonal(rows.start)

@@ -1,7 +1,7 @@
 """Inception features: the 2,048 numbers per image on which FID is defined.
 
 The network is the TorchScript file that NVIDIA publishes with StyleGAN2-ADA, converted from the original graph of 2015 with its own
-resizing to 299 x 299; other Inception weights give other numbers. It is about 90 MiB, and its licence is not that of this library.
+resizing to 299 x 299; other Inception weights give other numbers. It is about 90 MiB, and its license is not that of this library.
 
 torch.jit.load runs the code of the file, and this is the only file that calls it, after the file's hash was checked.
 

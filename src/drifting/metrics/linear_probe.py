@@ -20,7 +20,7 @@ def linear_probe(
     *,
     iterations: int = 200,
 ) -> float:
-    """Return the share of test samples that a logistic regression on standardised training features names right.
+    """Return the share of test samples that a logistic regression on standardized training features names right.
 
     Args:
         train: features to fit on.

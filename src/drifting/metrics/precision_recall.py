@@ -1,6 +1,6 @@
 """Precision, recall, density and coverage: how many samples look real, and how much of the real data they reach.
 
-With B_k(x) the closed ball around x that reaches its k-th nearest neighbour within its own set, itself not counted:
+With B_k(x) the closed ball around x that reaches its k-th nearest neighbor within its own set, itself not counted:
 
     precision = share of generated samples inside any B_3(real)      density  = mean number of B_5(real) around a generated one / 5
     recall    = share of real samples inside any B_3(generated)      coverage = share of B_5(real) with a generated sample inside
@@ -39,28 +39,28 @@ class PrecisionRecall(NamedTuple):
 
 @torch.no_grad()
 def precision_recall(
-    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], *, neighbours: int = 3, density_neighbours: int = 5
+    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], *, neighbors: int = 3, density_neighbors: int = 5
 ) -> PrecisionRecall:
     """Return precision, recall, density and coverage of generated features against real ones.
 
     Args:
         generated: features of samples.
         real: features of real data by the same encoder, best as many.
-        neighbours: k of precision and recall.
-        density_neighbours: k of density and coverage.
+        neighbors: k of precision and recall.
+        density_neighbors: k of density and coverage.
 
     Raises:
-        InputError: if a set has no k-th neighbour, the feature sizes differ or a value is not finite.
+        InputError: if a set has no k-th neighbor, the feature sizes differ or a value is not finite.
     """
     check_features(generated=generated, real=real)
-    if min(neighbours, density_neighbours) < 1:
-        raise InputError(f"neighbours are {neighbours} and density_neighbours {density_neighbours}: both must be at least 1")
-    most = max(neighbours, density_neighbours)
-    for name, count, least in (("real", len(real), most), ("generated", len(generated), neighbours)):
+    if min(neighbors, density_neighbors) < 1:
+        raise InputError(f"neighbors are {neighbors} and density_neighbors {density_neighbors}: both must be at least 1")
+    most = max(neighbors, density_neighbors)
+    for name, count, least in (("real", len(real), most), ("generated", len(generated), neighbors)):
         if count <= least:
-            raise InputError(f"{name} has {count} samples, which have no neighbour number {least}: pass at least {least + 1}")
-    narrow, wide = (radii[:, None] * (1 + ROUNDING) for radii in squared_radii(real, (neighbours, density_neighbours)))
-    own = squared_radii(generated, (neighbours,))[0] * (1 + ROUNDING)
+            raise InputError(f"{name} has {count} samples, which have no neighbor number {least}: pass at least {least + 1}")
+    narrow, wide = (radii[:, None] * (1 + ROUNDING) for radii in squared_radii(real, (neighbors, density_neighbors)))
+    own = squared_radii(generated, (neighbors,))[0] * (1 + ROUNDING)
     precise = torch.zeros(len(generated), dtype=torch.bool, device=generated.device)
     inside, recalled, covered = 0, 0, 0
     pairs = Pairs(real, generated)
@@ -78,7 +78,7 @@ def precision_recall(
     return PrecisionRecall(
         precision=float(precise.double().mean()),
         recall=recalled / len(real),
-        density=inside / (density_neighbours * len(generated)),
+        density=inside / (density_neighbors * len(generated)),
         coverage=covered / len(real),
     )
 

@@ -1,9 +1,9 @@
-"""Layers that the generators of images share: the condition, normalisation, attention, patches.
+"""Layers that the generators of images share: the condition, normalization, attention, patches.
 
     condition   = class embedding + sum of style embeddings + std RMSNorm( MLP( embedding of the guidance scale ) )
     modulate(h) = h (1 + scale) + shift,    shift and scale linear in silu(condition)
 
-Normalisation, modulation and the condition are float32 under autocast too.
+Normalization, modulation and the condition are float32 under autocast too.
 
 Shapes: b samples, n tokens, w width, d channels of a head, s style codes, z width of the condition, c channels, h x v pixels.
 
@@ -54,7 +54,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
-        """Return the normalised vectors."""
+        """Return the normalized vectors."""
         return rms_norm(full_precision(x), self.weight.shape, self.weight, _EPSILON)
 
 
@@ -77,13 +77,13 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of a fixed number of tokens, with normalised queries and keys that are turned by their position.
+    """Self-attention of a fixed number of tokens, with normalized queries and keys that are turned by their position.
 
     Args:
         width: of a token.
         heads: their number; a head has width / heads channels, an even number.
         length: number of tokens.
-        normalised: whether queries and keys are.
+        normalized: whether queries and keys are.
         rotary: whether they are turned.
 
     Raises:
@@ -93,7 +93,7 @@ class Attention(nn.Module):
     cosines: Tensor
     sines: Tensor
 
-    def __init__(self, width: int, heads: int, length: int, *, normalised: bool = True, rotary: bool = True) -> None:
+    def __init__(self, width: int, heads: int, length: int, *, normalized: bool = True, rotary: bool = True) -> None:
         super().__init__()
         if heads < 1 or width % (2 * heads):
             raise InputError(
@@ -101,7 +101,7 @@ class Attention(nn.Module):
             )
         self.heads, self.channels, self.length, self.rotary = heads, width // heads, length, rotary
         self.qkv, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm_queries, self.norm_keys = (RMSNorm(width // heads) if normalised else nn.Identity() for _ in range(2))
+        self.norm_queries, self.norm_keys = (RMSNorm(width // heads) if normalized else nn.Identity() for _ in range(2))
         self.set_angles()
 
     def set_angles(self) -> None:

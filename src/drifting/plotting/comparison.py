@@ -70,15 +70,15 @@ def draw_runs(path: Path, columns: Sequence[RunColumn], title: str) -> Path:
 
 
 def _draw_curves(axes: Axes, curves: Sequence[RunColumn]) -> None:
-    """Draw distances over steps. A floor that all runs share is blue, as real data always are; others have their run's colour."""
-    colours = [LINES[index % len(LINES)] for index in range(len(curves))]
+    """Draw distances over steps. A floor that all runs share is blue, as real data always are; others have their run's color."""
+    colors = [LINES[index % len(LINES)] for index in range(len(curves))]
     lines = [
-        axes.plot(curve.steps, curve.distances, color=colour, marker="o", markersize=3)[0]
-        for curve, colour in zip(curves, colours, strict=True)
+        axes.plot(curve.steps, curve.distances, color=color, marker="o", markersize=3)[0]
+        for curve, color in zip(curves, colors, strict=True)
     ]
-    floors = {curve.floor: colour for curve, colour in zip(curves, colours, strict=True) if curve.floor is not None}
-    for floor, colour in floors.items():
-        axes.axhline(floor, color=REAL if len(floors) == 1 else colour, linestyle="--")
+    floors = {curve.floor: color for curve, color in zip(curves, colors, strict=True) if curve.floor is not None}
+    for floor, color in floors.items():
+        axes.axhline(floor, color=REAL if len(floors) == 1 else color, linestyle="--")
     dashed = "; dashed: real against real" if floors else ""
     axes.set(title=f"Frechet distance through training{dashed}", xlabel="step", ylabel="Frechet distance")
     if all(distance > 0 for curve in curves for distance in curve.distances):

@@ -37,7 +37,7 @@ def draw_images(
     frames: Mapping[int, Shaped[Tensor, "n c h w"]],
     log: Log,
     floor: float | None = None,
-    labelled: bool = True,
+    labeled: bool = True,
     names: Sequence[str] | None = None,
 ) -> list[Path]:
     """Draw samples.png (real beside generated, one row a class), progress.png, losses.png and training.gif of small images.
@@ -49,7 +49,7 @@ def draw_images(
         frames: step -> generated images, classes in turn; in [-1, 1], or as bytes.
         log: the lines of metrics.jsonl.
         floor: squared energy distance of two real samples of this size.
-        labelled: whether rows are classes.
+        labeled: whether rows are classes.
         names: of the classes, where they are known.
     """
     classes, columns = real.shape[:2]
@@ -63,7 +63,7 @@ def draw_images(
         show(axes, step)
         return figure
 
-    rows = ", one class a row" if labelled else ""
+    rows = ", one class a row" if labeled else ""
     samples, (left, right) = panels(1, 2, size=5.0, title=f"{title}: real data and samples made in one pass{rows}")
     show_grid(left, real, "data", names)
     show(right, max(frames))

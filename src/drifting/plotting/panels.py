@@ -1,4 +1,4 @@
-"""What all pictures share: colours, panels, the curves of training, and files."""
+"""What all pictures share: colors, panels, the curves of training, and files."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drifting._files import atomic_path
 
-# Okabe and Ito's palette, told apart by every kind of colour vision.
+# Okabe and Ito's palette, told apart by every kind of color vision.
 REAL, GENERATED = "#0072B2", "#D55E00"
 LINES = ("#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00")
 
@@ -73,12 +73,12 @@ def _draw_drift_norms(axes: Axes, log: Log) -> None:
     for name in norms:
         by_temperature[name.split("/")[2]].append([line.get(name, math.nan) for line in log])
     count = max(map(len, by_temperature.values()), default=0)
-    for colour, (temperature, curves) in zip(itertools.cycle(LINES), by_temperature.items(), strict=False):
+    for color, (temperature, curves) in zip(itertools.cycle(LINES), by_temperature.items(), strict=False):
         if count > 1:
-            axes.plot(steps, np.transpose(curves), color=colour, linewidth=0.6, alpha=0.35)
+            axes.plot(steps, np.transpose(curves), color=color, linewidth=0.6, alpha=0.35)
         # A norm may be 0, where all samples are alike.
         middle = np.exp(np.log(np.maximum(curves, np.finfo(float).tiny)).mean(0))
-        axes.plot(steps, middle, color=colour, label=f"temperature {temperature}")
+        axes.plot(steps, middle, color=color, label=f"temperature {temperature}")
     title = f"raw drift norm of {count} features" if count > 1 else "raw drift norm, per temperature"
     axes.set(title=title, xlabel="step", ylabel="mean square of the raw drift", yscale="log")
     if by_temperature:

@@ -34,11 +34,11 @@ class _Scene:
         """Limits of both axes, as long as each other."""
         low, high = self.real.amin(0), self.real.amax(0)
         half = _MARGIN * float((high - low).max()) / 2
-        return [(centre - half, centre + half) for centre in ((low + high) / 2).tolist()]
+        return [(center - half, center + half) for center in ((low + high) / 2).tolist()]
 
-    def scatter(self, axes: Axes, points: Float[Tensor, "n 2"], colour: str, title: str) -> None:
+    def scatter(self, axes: Axes, points: Float[Tensor, "n 2"], color: str, title: str) -> None:
         x, y = points[:_MOST_POINTS].T.numpy()
-        axes.scatter(x, y, s=3, color=colour, alpha=0.5, linewidths=0)
+        axes.scatter(x, y, s=3, color=color, alpha=0.5, linewidths=0)
         horizontal, vertical = self.window
         axes.set(xlim=horizontal, ylim=vertical, aspect="equal", xlabel="x", ylabel="y")
         axes.set_title(title, parse_math=False)
@@ -61,7 +61,7 @@ class _Scene:
 
     def field(self, drift: Callable[[Tensor, Tensor], Tensor]) -> Figure:
         figure, axes = panels(1, 2, size=5.4, title=f"{self.title}: where the drift field points")
-        figure.set_figwidth(figure.get_figwidth() + 1.2)  # for the colour bar
+        figure.set_figwidth(figure.get_figwidth() + 1.2)  # for the color bar
         places = torch.cartesian_prod(*(torch.linspace(low, high, _GRID, dtype=torch.float64) for low, high in self.window))
         shown = {"before training": self.frames[min(self.frames)], "after training": self.frames[max(self.frames)]}
         arrows = [drift(places, points) for points in shown.values()]
@@ -74,8 +74,8 @@ class _Scene:
             arrays = (part.numpy() for part in (*places.T, *(vectors / length[:, None]).T, length.log10()))
             panel.quiver(*arrays, cmap="cividis", scale=30, width=0.004, clim=limits)
         figure.colorbar(axes[0].collections[-1], ax=axes, label="log10 of the drift's length", shrink=0.8)
-        for label, colour, x in (("data", REAL, 0.02), ("samples", GENERATED, 0.08)):
-            figure.text(x, 0.98, f"● {label}", color=colour, va="top")
+        for label, color, x in (("data", REAL, 0.02), ("samples", GENERATED, 0.08)):
+            figure.text(x, 0.98, f"● {label}", color=color, va="top")
         return figure
 
     def moment(self, step: int) -> Figure:
@@ -103,7 +103,7 @@ def draw_points(
         real: real points.
         frames: step -> generated points, the start (0) and the end among them.
         log: the lines of metrics.jsonl.
-        drift: (places, generated) -> the field at those places, towards `real` and away from `generated`; None leaves it out.
+        drift: (places, generated) -> the field at those places, toward `real` and away from `generated`; None leaves it out.
         floor: squared energy distance of two real samples of this size.
     """
     scene = _Scene(title, real, frames)

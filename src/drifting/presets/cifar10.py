@@ -1,7 +1,7 @@
 """CIFAR-10 in the features of four encoders, each in a size for two CPU cores and one for a GPU; and their judge.
 
-The last stage of an encoder sees shapes, and one that was trained to overlook colours cannot teach them. Beside its features stand
-those of the first two stages, which see texture, and means and standard deviations of the colours of 8 x 8 tiles of the image; each
+The last stage of an encoder sees shapes, and one that was trained to overlook colors cannot teach them. Beside its features stand
+those of the first two stages, which see texture, and means and standard deviations of the colors of 8 x 8 tiles of the image; each
 is divided by a scale of its own. docs/cifar10.md compares the four.
 """
 
@@ -17,9 +17,9 @@ from drifting.generators.unet import SIZES
 from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
 
-_COLOURS = ("image_mean_4", "image_std_4", "chroma_std_4")
+_COLORS = ("image_mean_4", "image_std_4", "chroma_std_4")
 _TEXTURE = ("stage1_mean", "stage1_std", "stage2_mean", "stage2_std")
-_ONE = ("stage4_mean", "stage4_std", "stage4_mean_2", *_TEXTURE, *_COLOURS)
+_ONE = ("stage4_mean", "stage4_std", "stage4_mean_2", *_TEXTURE, *_COLORS)
 # What suits any ResNet.
 FOUR = (*_ONE, "stage3_mean", "stage3_std", "stage3_mean_4")
 _PLACES = ("stage2_mean_4", "stage2_std_4")
@@ -122,7 +122,7 @@ def system(name: str, data: str | None = None, unconditional: bool = False, *, g
     encoder = dataclasses.replace(chosen.encoder, **(_GPU_ENCODER if gpu else {}))
     config = RunConfig(
         preset=f"{preset}-gpu" if gpu else preset,
-        data=ImagesData(name="cifar10", path=data, colour=True),
+        data=ImagesData(name="cifar10", path=data, color=True),
         generator=UNetConfig(**vars(SIZES["gpu"])) if gpu else _DRAWER,
         encoder=encoder,
         # With a floor under the affinities every class would end at its mean.
@@ -143,5 +143,5 @@ def classifier(data: str | None = None) -> ClassifierConfig:
 
     Command: drifting train cifar10-classifier. Expected: 79 % test accuracy. Measured: docs/results.md, 2026-11-25.
     """
-    source = ImagesData(name="cifar10", path=data, colour=True)
+    source = ImagesData(name="cifar10", path=data, color=True)
     return ClassifierConfig(preset="cifar10-classifier", data=source, steps=1200, shift=3, rotation=0.0, scale=0.0, flip=0.5)

@@ -3,7 +3,7 @@
 Each is named after the size of its generator and the space that it works in. docs/imagenet.md has them as a table, and the commands
 in their order: latents, encoder, generator.
 
-Source: the authors' release; numbers of the paper are labelled *paper*.
+Source: the authors' release; numbers of the paper are labeled *paper*.
 """
 
 from collections.abc import Mapping
@@ -136,7 +136,7 @@ ENCODERS: Mapping[str, MAEConfig] = MappingProxyType(
 )
 
 
-_OPTIMISATION = {
+_OPTIMIZATION = {
     "generated": 64,
     "highest_guidance_scale": 4.0,
     "precision": "bfloat16",
@@ -179,7 +179,7 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
         generator=DiTConfig(**vars(SIZES[chosen.size]), bounded=False, output_std=0.0, gradient_checkpointing=large),
         encoder=features,
         loss=LossConfig(temperatures=(0.02, 0.05, 0.2), field=MeanShift(affinity_floor=1e-6)),
-        schedule=Schedule(**_OPTIMISATION, **chosen.schedule),
+        schedule=Schedule(**_OPTIMIZATION, **chosen.schedule),
         # Of pixels the bank takes 25 GB, of latents 2.
         bank=BankConfig(
             capacity_per_class=128,

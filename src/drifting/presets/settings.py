@@ -23,7 +23,7 @@ _FOUND = (
         f"data.{name}"
         for name in ("image_shape", "num_classes", "class_names", "counts", "count", "fingerprint", "files", "vae_fingerprint")
     }
-    | {"data.centre", "data.scale"}
+    | {"data.center", "data.scale"}
 )
 # Parts of a configuration whose settings have names of their own in it, and so can be named without the part.
 _SHORT = ("", "schedule", "loss", "loss.field", "generator")
@@ -116,7 +116,7 @@ def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int 
         config: what to start from.
         batch_size: generated samples of a step over all its labels, each given as many (the positives follow in proportion), or
             images of a step of a classifier or an encoder.
-        encoder_steps: optimiser steps of the encoder that a run trains before its generator.
+        encoder_steps: optimizer steps of the encoder that a run trains before its generator.
         changes: any setting by its dotted name, as in `adjust(config, **{"encoder.width": 32})`. Those of the run itself, of its
             schedule, its loss and its generator, and of an encoder that is trained on its own, need no dots: steps, learning_rate,
             temperatures, seed, device and so on; without dots, None leaves a setting as it is.

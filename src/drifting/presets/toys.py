@@ -43,7 +43,7 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
 
 
 def anchor(data: ToyData | PointsData) -> RunConfig:
-    """Return the notebook's setting: one short temperature, no normalisation, Adam at 1e-3.
+    """Return the notebook's setting: one short temperature, no normalization, Adam at 1e-3.
 
     Ours are the start and the end. At 0.05 mass moves slowly along the roll, so the network bends more from the first step on and
     the second moment forgets the large gradients of the start; and the steps get smaller in the end, when all drift is noise.
@@ -77,7 +77,7 @@ def disconnected(data: ToyData | PointsData, *, temperatures: tuple[float, ...] 
     """Return a setting for points that may lie in parts far from each other.
 
     At 0.05 alone no mass moves between distant parts, so temperatures are larger; and the network must tear its noise apart, which
-    it learns in time only from few dimensions, bent weights and large steps. They must shrink later: in the end the normalised
+    it learns in time only from few dimensions, bent weights and large steps. They must shrink later: in the end the normalized
     drift is all noise. What was tried is in docs/log.md.
     """
     config = anchor(data)

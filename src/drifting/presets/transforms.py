@@ -24,7 +24,7 @@ def joint(config: RunConfig) -> RunConfig:
 STEPS = 2
 
 # Pixels to a side of images that are read from files, and of those that latents are made of, by an auto-encoder that halves it.
-# The last maps of a masked auto-encoder then have 2 x 2 places: normalised over one, they have gradients beyond all bounds.
+# The last maps of a masked auto-encoder then have 2 x 2 places: normalized over one, they have gradients beyond all bounds.
 IMAGE_SIZE, LATENT_IMAGE_SIZE = 128, 32
 Config = TypeVar("Config", bound=AnyConfig)
 Part = TypeVar("Part")

@@ -1,4 +1,4 @@
-"""How the networks that are not generators are optimised: by AdamW, step after step, from a state that can be kept and restored.
+"""How the networks that are not generators are optimized: by AdamW, step after step, from a state that can be kept and restored.
 
 All randomness of a training comes from one stream, whose state is part of its own, so that a resumed one goes on bit for bit.
 """
@@ -20,17 +20,17 @@ from drifting.checkpoint import (
     restore_stream,
     start_optimizer,
 )
-from drifting.encoders.base import Optimisation
+from drifting.encoders.base import Optimization
 from drifting.training.state import DivergenceError, exponential_average
 
 # How often the losses are looked at; looking waits for the device.
 _CHECK_EVERY = 25
-_STEADY = Optimisation()
+_STEADY = Optimization()
 
 
 @dataclass(frozen=True)
 class EncoderStep:
-    """What the loops yield after each optimiser step: its number, counted from 1, and the loss of its batch, on the device."""
+    """What the loops yield after each optimizer step: its number, counted from 1, and the loss of its batch, on the device."""
 
     number: int
     loss: Float[Tensor, ""]
@@ -43,10 +43,10 @@ class NetworkState:
         model: trained in place, on its device.
         learning_rate: the highest of the schedule.
         seed: of the one random stream.
-        settings: of the optimiser.
+        settings: of the optimizer.
     """
 
-    def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimisation = _STEADY) -> None:
+    def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimization = _STEADY) -> None:
         self.model, self.learning_rate, self.settings = model, learning_rate, settings
         given = {"lr": learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
         self.optimizer = torch.optim.AdamW(model.parameters(), **given)
@@ -100,7 +100,7 @@ class NetworkTraining:
 
     Args:
         state: what is trained; advanced in place.
-        loss_of: the loss of a step, as `optimise` takes it.
+        loss_of: the loss of a step, as `optimize` takes it.
         steps: number of the last step.
     """
 
@@ -110,14 +110,14 @@ class NetworkTraining:
         self.state, self.steps, self._loss_of = state, steps, loss_of
 
     def __iter__(self) -> Iterator[EncoderStep]:
-        """Take the steps that are left; raises as `optimise` does."""
-        return optimise(self.state, self._loss_of, steps=self.steps)
+        """Take the steps that are left; raises as `optimize` does."""
+        return optimize(self.state, self._loss_of, steps=self.steps)
 
 
-def optimise(
+def optimize(
     state: NetworkState, loss_of: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]], *, steps: int
 ) -> Iterator[EncoderStep]:
-    """Minimise a loss over all weights of a network, from the state's step on, yielding after each step.
+    """Minimize a loss over all weights of a network, from the state's step on, yielding after each step.
 
     Args:
         state: what is trained; advanced in place. In the end its network is given the averaged weights, where there are any.

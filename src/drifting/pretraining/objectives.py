@@ -50,7 +50,7 @@ class Augmentation:
         rotation: largest rotation in degrees.
         scale: largest relative change of size, below 1.
         label_smoothing: probability spread evenly over all classes, in [0, 1).
-        views: crops, mirrors and colours before all that; None for none.
+        views: crops, mirrors and colors before all that; None for none.
     """
 
     shift: int = 2
@@ -67,7 +67,7 @@ class Augmentation:
                 raise InputError(f"{name} is {getattr(self, name)}: pass a number from 0 to below {limit}")
 
     def __call__(self, images: Images, rng: torch.Generator) -> Images:
-        """Return every image as another view, turned and scaled about its centre, then shifted, each by its own draw."""
+        """Return every image as another view, turned and scaled about its center, then shifted, each by its own draw."""
         if self.views is not None:
             images = augment(images, self.views, rng)
         if self.rotation or self.scale:
@@ -111,14 +111,14 @@ def train_autoencoder(
     seed: int,
     noise: float = 0.0,
 ) -> NetworkTraining:
-    """Return the training of a network (images) -> (reconstruction, code) to minimise the mean squared error.
+    """Return the training of a network (images) -> (reconstruction, code) to minimize the mean squared error.
 
     Every epoch is a new order of all images, so that each is seen as often as any other.
 
     Args:
         autoencoder: trained in place, on its device.
         images: all training images, uint8 in 0..255 or float in [-1, 1].
-        steps: number of optimiser steps.
+        steps: number of optimizer steps.
         batch_size: images of a step.
         learning_rate: the highest of the schedule, of AdamW.
         seed: of the order and of the noise.
@@ -155,7 +155,7 @@ def train_supervised(
         model: trained in place, on its device.
         images: all training images, uint8 in 0..255 or float in [-1, 1].
         labels: their classes.
-        steps: number of optimiser steps.
+        steps: number of optimizer steps.
         batch_size: images of a step.
         learning_rate: the highest of the schedule, of AdamW.
         seed: of the order and of the augmentation.
@@ -256,11 +256,11 @@ def train_simclr(
     Args:
         simclr: trained in place, on its device; its trunk is what is kept.
         images: all training images, uint8 in 0..255 or float in [-1, 1].
-        steps: number of optimiser steps.
+        steps: number of optimizer steps.
         batch_size: images of a step, at least 2; each is seen twice.
         learning_rate: the highest of the schedule, of AdamW.
         seed: of the order and of the views.
-        views: how a view differs from its image. What they vary, the trunk learns not to see: colour, above all.
+        views: how a view differs from its image. What they vary, the trunk learns not to see: color, above all.
 
     Raises:
         InputError: if there is no image, or fewer than two in a step.

@@ -6,6 +6,7 @@ Shapes: n samples, c channels, h height, w width.
 """
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,8 +107,8 @@ def write_comparison(
     entries = [read_entry(run, name) for run, name in zip(loaded, _names(loaded), strict=True)]
     compared = comparison(entries)
     columns = [_column(entry, run) for entry, run in zip(entries, loaded, strict=True)]
-    labelled = all(run.generator.num_classes is not None for run in loaded)
-    draw_runs(picture, columns, f"Samples made in one pass{', one class a row' if labelled else ''}")
+    labeled = all(run.generator.num_classes is not None for run in loaded)
+    draw_runs(picture, columns, f"Samples made in one pass{', one class a row' if labeled else ''}")
     with atomic_path(table) as scratch:
         scratch.write_text(compared.markdown())
     return compared, (table, picture)
@@ -179,7 +180,7 @@ def _read_figures(path: Path, fix: str) -> Metrics:
     for name, value in figures.items():
         if not (isinstance(value, str) if name in ("judge", "reference") else _is_figure(value)):
             raise InputError(f"file is '{path}', where {name} is no figure: {fix}")
-    return figures
+    return {re.sub("^colour", "color", name): value for name, value in figures.items()}  # as earlier versions wrote it
 
 
 def _is_figure(value: Any) -> bool:

@@ -18,7 +18,7 @@ from drifting.data.digits import load_digits
 from drifting.data.pixels import to_bytes, to_signed
 from drifting.data.points import PlaneData
 from drifting.loss import DriftingLoss, drifting_loss
-from drifting.metrics.memorisation import nearest
+from drifting.metrics.memorization import nearest
 from drifting.metrics.two_sample import energy_distance
 from drifting.plotting import draw_comparison, draw_images, draw_points
 from drifting.plotting.panels import Log
@@ -54,7 +54,7 @@ def _image_pictures(config: RunConfig, source: Source) -> Pictures:
         near = to_signed(train[indices]).unflatten(0, (rows, columns))
         in_turn = {step: samples.transpose(0, 1).flatten(0, 1) for step, samples in shown.items()}
         pictures = draw_images(
-            folder, title=title, real=real, frames=in_turn, log=log, labelled=source.num_classes is not None, names=names
+            folder, title=title, real=real, frames=in_turn, log=log, labeled=source.num_classes is not None, names=names
         )
         return [*pictures, draw_comparison(folder, title=title, real=real, generated=last, nearest=near, names=names)]
 
@@ -66,11 +66,11 @@ def _streamed_pictures(config: RunConfig, source: Source) -> Pictures:
     data = cast(StreamedData, config.data)
     decode = data.decoder(config.device)
     rows, columns = _layout(source.num_classes, config.frame_samples)
-    count, labelled = rows * columns, source.num_classes == rows
+    count, labeled = rows * columns, source.num_classes == rows
 
     def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
         anything = source.draw_unconditional(1, count, torch.Generator().manual_seed(stream_seed(0, "pictures")))[0]
-        real = decode(reference_samples(source, count, 0) if labelled else anything)
+        real = decode(reference_samples(source, count, 0) if labeled else anything)
         in_rows = to_signed(real).unflatten(0, (columns, rows)).transpose(0, 1)
         # As bytes: they are large images, at every stage of the training.
         shown = {step: decode(samples[:count]) for step, samples in frames.items()}
@@ -80,8 +80,8 @@ def _streamed_pictures(config: RunConfig, source: Source) -> Pictures:
             real=in_rows,
             frames=shown,
             log=log,
-            labelled=labelled,
-            names=data.class_names if labelled else None,
+            labeled=labeled,
+            names=data.class_names if labeled else None,
         )
 
     return draw
@@ -105,7 +105,7 @@ def _point_pictures(config: RunConfig, source: Source) -> Pictures:
     at: Callable[..., Tensor] | None = getattr(loss.field, "at", None)
 
     def drift(at: Callable[..., Tensor], places: Tensor, generated: Tensor) -> Tensor:
-        seen = (frame.standardise(places), frame.standardise(generated), real)
+        seen = (frame.standardize(places), frame.standardize(generated), real)
         temperatures, _ = bandwidths(loss, *seen[1:])
         return frame.scale * torch.stack([at(*seen, temperature=value) for value in temperatures]).sum(0)
 

@@ -126,7 +126,7 @@ def check_networks(config: AnyConfig) -> None:
         config.data.exporter()
     if network is not None and config.data.kind == "images":
         only_probed = isinstance(config, EncoderRunConfig) and not config.learns_classes
-        cast(ImagesData, config.data).load("test", labelled=only_probed)
+        cast(ImagesData, config.data).load("test", labeled=only_probed)
 
 
 def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
@@ -214,7 +214,7 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
 
 def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, settings: Any, saving: Saving) -> None:
     """Train the network of an encoder for its objective."""
-    images = cast(ImagesData, config.data).load("train", labelled=settings.objective != "reconstruction")
+    images = cast(ImagesData, config.data).load("train", labeled=settings.objective != "reconstruction")
     training = train_network(network, settings, images.images, images.labels, seed=config.seed)
     follow(training, saving, what="encoder", batch_size=settings.batch_size)
 
@@ -224,7 +224,7 @@ def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str
 
     That is by a linear classifier on the features, fitted to training images, and by the logits of a network that learnt classes.
     """
-    train, test = (cast(ImagesData, config.data).load(split, labelled=True) for split in ("train", "test"))
+    train, test = (cast(ImagesData, config.data).load(split, labeled=True) for split in ("train", "test"))
     figures: dict[str, int | float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
     if train.labels is None or test.labels is None:
         return figures

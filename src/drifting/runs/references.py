@@ -302,7 +302,7 @@ class _Sides:
         place = Path(real or getattr(data, "path", None) or "").expanduser()
         if shape[0] != 3 or shape[1] != shape[2]:
             raise InputError(
-                f"real is '{place}', whose images are read as squares in colour, but the run makes {shape}: name statistics"
+                f"real is '{place}', whose images are read as squares in color, but the run makes {shape}: name statistics"
             )
         if real is not None and not place.is_dir():
             raise InputError(

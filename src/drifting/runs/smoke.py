@@ -117,7 +117,7 @@ def _make(given: Any, config: Any, made: Path) -> None:
     elif own and data.kind == "streamed":
         write_images(images, image_size=data.image_size, channels=3)
     elif own:
-        write_images(images, image_size=_SIDES.get(data.name, 16), channels=3 if data.colour else 1)
+        write_images(images, image_size=_SIDES.get(data.name, 16), channels=3 if data.color else 1)
     if _has_masked_features(config):
         if given.encoder.weights is None:
             kind = RECIPES[config.preset.removeprefix("imagenet256-")].encoder

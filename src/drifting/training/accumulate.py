@@ -167,9 +167,9 @@ def _measured(
     processes: Processes,
 ) -> Known:
     """Return the scale and the drift norms of every feature, over all labels of all processes."""
-    normalised = loss.settings["normalize_features"]
+    normalized = loss.settings["normalize_features"]
     # Of a field that stands still nothing but the distances is computed.
-    still = DriftingLoss(temperatures=(1.0,), field=_still, normalize_features=normalised)
+    still = DriftingLoss(temperatures=(1.0,), field=_still, normalize_features=normalized)
 
     def distances(batch: Batch) -> Figures:
         features = drifting_step(*networks, still, batch).features

@@ -34,7 +34,7 @@ __all__ = ["DivergenceError", "Step", "TrainingState", "check_shares", "draw_bat
 
 @dataclass(frozen=True)
 class Step:
-    """What the loop yields after each optimiser step.
+    """What the loop yields after each optimizer step.
 
     Attributes:
         number: of the step, counted from 1.
@@ -67,7 +67,7 @@ def train(
         positives: features of real samples.
         encoder: the feature space in which samples drift, in the precision that it is to compute in.
         loss: the drifting loss over its features.
-        schedule: batch shape and optimiser settings.
+        schedule: batch shape and optimizer settings.
 
     Raises:
         InputError: if a step cannot be shared equally, see `check_shares`.

@@ -1,4 +1,4 @@
-"""The optimisers of a generator: AdamW, and Muon, which gives every direction of a matrix of weights the same step.
+"""The optimizers of a generator: AdamW, and Muon, which gives every direction of a matrix of weights the same step.
 
 Equation of Muon, for an n x k matrix W of weights (of a convolution: a row for each output channel) and its gradient G, with
 momentum m = 0.95, learning rate l and weight decay d:
@@ -31,7 +31,7 @@ _STEP_OF_ADAMW = 0.2
 
 
 def build_optimizer(generator: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Return the optimiser that a schedule asks for, over all weights of a generator, with its state from the start."""
+    """Return the optimizer that a schedule asks for, over all weights of a generator, with its state from the start."""
     settings: dict[str, Any] = {"lr": schedule.learning_rate, "betas": schedule.betas, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "muon":
         optimizer = Muon(generator, **settings)
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for the weights of `nn.Linear` and `nn.Conv2d`, AdamW for all others: biases, embeddings, scales.
 
     Args:
-        model: whose parameters are optimised; its matrices are the first group, all others the second.
+        model: whose parameters are optimized; its matrices are the first group, all others the second.
         lr: learning rate of both.
         betas: of AdamW.
         weight_decay: decoupled, of both.

@@ -1,4 +1,4 @@
-"""How a run is optimised: the shape of a step, guidance, the optimiser and its averages; and what contradicts itself."""
+"""How a run is optimized: the shape of a step, guidance, the optimizer and its averages; and what contradicts itself."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ OPTIMIZERS = ("adamw", "muon")
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How a run is optimised.
+    """How a run is optimized.
 
     Attributes:
         steps: number of optimizer steps.
@@ -105,13 +105,13 @@ class Schedule:
         return asked if self.draws_guidance else None
 
 
-def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
+def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
     """Raise InputError for settings of a training that contradict each other or the data; counts are not looked at."""
     check_learning_rate(schedule.learning_rate)
-    _check_guidance(schedule, labelled=labelled)
+    _check_guidance(schedule, labeled=labeled)
     if schedule.microbatch_size is not None:
         check_counts({"microbatch_size": schedule.microbatch_size})
-    _check_passes(schedule, labelled=labelled)
+    _check_passes(schedule, labeled=labeled)
     check_precision(schedule.precision)
     if schedule.optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer is '{schedule.optimizer}': pass {' or '.join(OPTIMIZERS)}")
@@ -132,18 +132,18 @@ def check_schedule(schedule: Schedule, *, labelled: bool) -> None:
         )
 
 
-def _check_passes(schedule: Schedule, *, labelled: bool) -> None:
+def _check_passes(schedule: Schedule, *, labeled: bool) -> None:
     at_once = schedule.labels_per_microbatch
     if at_once is None:
         return
     check_counts({"labels_per_microbatch": at_once})
-    if not labelled:
+    if not labeled:
         raise InputError(f"labels_per_microbatch is {at_once}, but the data have no labels: pass microbatch_size in place of it")
     if schedule.microbatch_size is not None:
         raise InputError(f"labels_per_microbatch is {at_once} and microbatch_size {schedule.microbatch_size}: pass one of them")
 
 
-def _check_guidance(schedule: Schedule, *, labelled: bool) -> None:
+def _check_guidance(schedule: Schedule, *, labeled: bool) -> None:
     scale, exponent = schedule.guidance_scale, schedule.guidance_exponent
     check_guidance_scale(scale)
     if exponent is None and schedule.unguided_prob != 0:
@@ -155,7 +155,7 @@ def _check_guidance(schedule: Schedule, *, labelled: bool) -> None:
             raise InputError(f"guidance_scale is {scale}, but is drawn up to {highest}: pass a number from 1 to {highest}")
     if scale == 1 and exponent is None:
         return
-    if not labelled:
+    if not labeled:
         name, value, fix = ("guidance_scale", scale, 1) if exponent is None else ("guidance_exponent", exponent, None)
         raise InputError(f"{name} is {value}, but the data have no labels: pass {fix}")
     if schedule.unconditional < 1:

@@ -1,4 +1,4 @@
-"""What changes during training: weights, their averages, the optimiser and the one random stream; and its form on disk."""
+"""What changes during training: weights, their averages, the optimizer and the one random stream; and its form on disk."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -25,7 +25,7 @@ class TrainingState:
 
     Args:
         generator: the network to train; its device is that of the run.
-        schedule: the optimiser's settings.
+        schedule: the optimizer's settings.
         seed: of the one random stream.
         processes: those that train together.
         sharded: whether each of them keeps a share of every weight, in place of a copy of all.

@@ -1,4 +1,4 @@
-"""One training step, pure: tensors in, loss and its report out. No optimiser, no device code, no logging.
+"""One training step, pure: tensors in, loss and its report out. No optimizer, no device code, no logging.
 
 Shapes: l labels, n generated, p positives and m unconditional samples per label, b = l n generated samples.
 """

@@ -78,7 +78,7 @@ class Trainer:
         source = _open(data, schedule, classes, seed, place)
         self.schedule = schedule or _default_schedule(source.num_classes)
         check_counts({name: getattr(self.schedule, name) for name in _COUNTED})
-        check_schedule(self.schedule, labelled=source.num_classes is not None)
+        check_schedule(self.schedule, labeled=source.num_classes is not None)
         generator = _as_generator(module, source, noise_shape).to(place)
         _check_guidance(generator, self.schedule)
         self._encoder = _as_encoder(encoder, self.schedule, place)
@@ -206,16 +206,16 @@ def _default_schedule(num_classes: int | None) -> Schedule:
 
 def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence[int] | None) -> Generator:
     """Return the module as a generator of the samples of a source, or raise InputError if it cannot be one."""
-    labelled = source.num_classes is not None
+    labeled = source.num_classes is not None
     if isinstance(module, Generator):
         if module.num_classes != source.num_classes:
             found = f"has {module.num_classes} classes, but the data {source.num_classes}"
             raise InputError(f"module {found}: build it with num_classes={source.num_classes}")
         return module
     required, most = _arguments(module)
-    if labelled and most < 2:
+    if labeled and most < 2:
         raise InputError("module takes noise alone, but the data have labels: pass the samples without them, or take both")
-    if not labelled and required > 1:
+    if not labeled and required > 1:
         raise InputError(f"module takes {required} arguments, but the data have no labels: pass a pair (samples, labels)")
     shape = getattr(module, "noise_shape", None) if noise_shape is None else noise_shape
     if shape is None:

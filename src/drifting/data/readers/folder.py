@@ -117,8 +117,8 @@ def listed(folder: Path, split: str) -> Listing:
     table = tables[split]
     if table is not None and table.labels is not None:
         found = _by_table(root, table, [other for other in tables.values() if other is not None])
-    elif table is not None and table.unlabelled:
-        found = _unlabelled(root, _counted_images(root))
+    elif table is not None and table.unlabeled:
+        found = _unlabeled(root, _counted_images(root))
     else:
         found = _by_folders(roots, split)
         if table is not None:
@@ -170,7 +170,7 @@ def _descended(root: Path, known: Sequence[str] = ()) -> Path:
 
 
 def _only_folder(place: Path) -> Path | None:
-    """Return the one folder in a place that holds images, if those are again in folders or labelled by a file; else None."""
+    """Return the one folder in a place that holds images, if those are again in folders or labeled by a file; else None."""
     level = _level(place)
     if level.images or label_files.is_in(place):
         return None
@@ -194,14 +194,14 @@ def _by_folders(roots: dict[str, Path], split: str) -> Listing:
         if any(_holds_images(root / name) for name in level.folders):
             first = root / min(level.images)
             raise InputError(f"data holds '{first}' beside folders of classes: move it into one, or remove those folders")
-        return _unlabelled(root, (sorted(level.images), _words_of_files(level.others)))
+        return _unlabeled(root, (sorted(level.images), _words_of_files(level.others)))
     classes = set(_level(roots.get("train", root)).folders)
     for place in roots.values():
         own = {name for name in _level(place).folders if _holds_images(place / name)}
         if classes & own:
             classes |= own
         elif place == root and own:
-            return _unlabelled(root, _counted_images(root))
+            return _unlabeled(root, _counted_images(root))
     class_names = sorted(classes, key=by_number)
     others, members = list(level.others), dict[str, list[str]]()
     for name in class_names:
@@ -248,7 +248,7 @@ def _by_table(root: Path, table: label_files.LabelFile, tables: Sequence[label_f
     return Listing(root, names, numbered, tuple(class_names), left_out, labels_from=table.path.name)
 
 
-def _unlabelled(root: Path, images: tuple[list[str], tuple[str, ...]]) -> Listing:
+def _unlabeled(root: Path, images: tuple[list[str], tuple[str, ...]]) -> Listing:
     names, left_out = images
     return Listing(root, names, None, None, left_out)
 

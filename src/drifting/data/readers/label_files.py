@@ -26,13 +26,13 @@ class LabelFile(NamedTuple):
     Attributes:
         path: of it.
         labels: path of an image, below the folder of the file -> its class as text; None if the file tells no classes.
-        unlabelled: whether it says that there are no classes.
+        unlabeled: whether it says that there are no classes.
         reason: why it tells none, as a sentence.
     """
 
     path: Path
     labels: dict[str, str] | None
-    unlabelled: bool = False
+    unlabeled: bool = False
     reason: str = ""
 
     def below(self, root: Path) -> dict[str, str]:
@@ -81,13 +81,13 @@ def _read_dataset(path: Path) -> LabelFile | None:
         return None
     pairs = values["labels"]
     if pairs is None:
-        return LabelFile(path, None, unlabelled=True)
+        return LabelFile(path, None, unlabeled=True)
     if not isinstance(pairs, list):
         return None
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise InputError(f"data holds '{path}', whose labels are no pairs of a file and its class: write [\"0.png\", 3]")
-    return _labelled(path, ((name, label) for name, label in pairs))
+    return _labeled(path, ((name, label) for name, label in pairs))
 
 
 def _read_rows(path: Path, rows: list[dict[str, Any]]) -> LabelFile:
@@ -96,10 +96,10 @@ def _read_rows(path: Path, rows: list[dict[str, Any]]) -> LabelFile:
     if _FILE_NAME not in columns or column is None:
         told = f"'{path.name}' tells no classes, for its columns are {', '.join(columns) or 'none'}"
         return LabelFile(path, None, reason=f"{told}: name them {_FILE_NAME} and {LABEL_COLUMNS[0]} if it should")
-    return _labelled(path, ((row.get(_FILE_NAME), row.get(column)) for row in rows))
+    return _labeled(path, ((row.get(_FILE_NAME), row.get(column)) for row in rows))
 
 
-def _labelled(path: Path, pairs: Iterator[tuple[Any, Any]]) -> LabelFile:
+def _labeled(path: Path, pairs: Iterator[tuple[Any, Any]]) -> LabelFile:
     labels: dict[str, str] = {}
     for name, label in pairs:
         if not isinstance(name, str):

@@ -1,4 +1,4 @@
-"""Memorisation: are the samples new, or copies of training data?
+"""Memorization: are the samples new, or copies of training data?
 
 Every sample is compared with its nearest training sample, and so is held-out real data, which cannot be a copy and gives the floor:
 
@@ -13,7 +13,7 @@ Nearly all of the work is the search for the nearest. A few directions rule out 
 so pairs whose bound lies above a distance that was found already need not be measured, and the result is exact, whichever
 directions they are. Those in which the training data spread most are best: of CIFAR-10, 256 of 3,072 leave 10 pairs of 50,000.
 
-Source: the nearest-neighbour test of Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative
+Source: the nearest-neighbor test of Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative
 models" (2020), reduced to one cell and one quantile.
 
 Shapes: s samples, m training samples, t test samples, d features.
@@ -41,7 +41,7 @@ _MOST_PAIRS = 500
 
 
 @dataclass(frozen=True, eq=False)
-class Memorisation:
+class Memorization:
     """How near the samples are to the training data, beside held-out data.
 
     Attributes:
@@ -62,9 +62,9 @@ class Memorisation:
 
 
 @torch.no_grad()
-def memorisation(
+def memorization(
     samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"], test: Float[Tensor, "t d"], *, quantile: float = 0.01
-) -> Memorisation:
+) -> Memorization:
     """Compare samples with their nearest training samples, and test data with theirs.
 
     Args:
@@ -84,7 +84,7 @@ def memorisation(
     distances, real, indices = both[: len(samples)], both[len(samples) :], found[: len(samples)]
     # A value that occurs, so that equal distances count.
     threshold = real.sort().values[int(quantile * (len(real) - 1))] * (1 + ROUNDING)
-    return Memorisation(
+    return Memorization(
         distance=float(distances.quantile(0.5)),
         distance_floor=float(real.quantile(0.5)),
         copy_share=float((distances <= threshold).double().mean()),
@@ -144,16 +144,16 @@ def _projected(
 ) -> tuple[list[Float[Tensor, "_ _"]], list[Float[Tensor, " _"]]]:
     """Return samples and training samples in a few directions, with the length of the rest, and their squared lengths."""
     train = full_precision(train)
-    centre = train.mean(0)
-    chosen = train[:: -(-len(train) // _CHOOSING)] - centre
+    center = train.mean(0)
+    chosen = train[:: -(-len(train) // _CHOOSING)] - center
     directions = torch.randn(train.shape[1], _DIRECTIONS, generator=torch.Generator().manual_seed(0)).to(train)
     for _ in range(3):
         directions = torch.linalg.qr(chosen.T @ (chosen @ directions)).Q
     views, lengths = [], []
     for some in (full_precision(samples), train):
-        centred = some - centre
-        inside = centred @ directions
-        lengths.append(centred.square().sum(1))
+        centered = some - center
+        inside = centered @ directions
+        lengths.append(centered.square().sum(1))
         rest = (lengths[-1] - inside.square().sum(1)).clamp(min=0).sqrt()
         views.append(torch.cat([inside, rest[:, None]], 1))
     return views, lengths

@@ -1,11 +1,11 @@
-"""Show what it takes for colours and textures to come out right: short trainings of CIFAR-10 presets with parts of them left out.
+"""Show what it takes for colors and textures to come out right: short trainings of CIFAR-10 presets with parts of them left out.
 
-Command: python benchmarks/colours.py --judge runs/cifar10-classifier --save-dir runs/colours [--encoder-weights simclr=FILE ...]
+Command: python benchmarks/colors.py --judge runs/cifar10-classifier --save-dir runs/colors [--encoder-weights simclr=FILE ...]
 
 Every preset is trained as it is, without the filter of its generator, without the chroma of tiles, and in the means of its stages
 alone, with nothing beside them, all four with one encoder. A run that is there is not done again. At the end stand the table and
 the picture of `drifting compare`, and for every feature of an encoder how far apart images are in it, and how far it moves, as a
-share of that, when their colours are changed: what hardly moves cannot teach colours. The distances tell also which feature would
+share of that, when their colors are changed: what hardly moves cannot teach colors. The distances tell also which feature would
 drown the others, were each not divided by its own.
 """
 
@@ -30,11 +30,11 @@ from drifting.runs.folder import ENCODER_WEIGHTS
 from drifting.runs.pretrain import prepare_encoder
 
 _IMAGES = 1000
-_OTHER_COLOURS = Views(crop=0.0, flip=0.0, jitter=1.0, grey=0.0)
+_OTHER_COLORS = Views(crop=0.0, flip=0.0, jitter=1.0, gray=0.0)
 
 
 def means_alone(config: RunConfig) -> RunConfig:
-    """Return the same run in the means of its stages, with neither texture nor colours beside them."""
+    """Return the same run in the means of its stages, with neither texture nor colors beside them."""
     assert isinstance(config.encoder, ResNetConfig)
     all_stages = "stage3_mean" in config.encoder.features
     names = tuple(f"stage{stage}_mean" for stage in ((1, 2, 3, 4) if all_stages else (4,)))
@@ -73,12 +73,12 @@ def prepared(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def sensitivity(config: RunConfig) -> dict[str, tuple[float, float]]:
-    """Return for every feature the mean distance between images, and the share of it by which other colours move an image."""
+    """Return for every feature the mean distance between images, and the share of it by which other colors move an image."""
     network = configuration.build_network(config)
     encoder = configuration.build_encoder(config, network.eval() if network else None)
     images = to_signed(config.data.load("test").images[:_IMAGES])  # pyright: ignore
     with torch.no_grad():
-        real, changed = encoder(images), encoder(augment(images, _OTHER_COLOURS, torch.Generator().manual_seed(0)))
+        real, changed = encoder(images), encoder(augment(images, _OTHER_COLORS, torch.Generator().manual_seed(0)))
     found = {}
     for name, features in real.items():
         groups = features.transpose(0, 1)
@@ -112,7 +112,7 @@ def main() -> None:
         for feature, (apart, share) in sensitivity(base).items():
             lines.append(f"| {system} | {feature} | {apart:.3g} | {share:.2f} |")
     compared, files = write_comparison(folders, options.save_dir, overwrite=True)
-    head = ["| encoder | feature | mean distance | moved by other colours |", "|---" * 4 + "|"]
+    head = ["| encoder | feature | mean distance | moved by other colors |", "|---" * 4 + "|"]
     print(compared.markdown(), *head, *lines, *files, sep="\n")
 
 

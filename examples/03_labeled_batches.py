@@ -1,4 +1,4 @@
-"""The loss on the batches of a labelled DataLoader: a generator of the digits that it is asked for, in your own loop."""
+"""The loss on the batches of a labeled DataLoader: a generator of the digits that it is asked for, in your own loop."""
 
 import torch
 from torch import nn

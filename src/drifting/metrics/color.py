@@ -1,4 +1,4 @@
-"""Colours: do samples have the brightness, contrast and palette of real images?
+"""Colors: do samples have the brightness, contrast and palette of real images?
 
     histogram_distance = 1/2 sum over bins |share in generated - share in real|      (total variation, in [0, 1])
 
@@ -7,7 +7,7 @@ collapsed samples. Values beyond [-1, 1] count as what a saved picture shows, th
 
 Source: Swain and Ballard, "Color indexing" (1991): 1 - histogram intersection.
 
-Shapes: n images, c channels (3, or 1 for grey, with 8 bins), h x w pixels, values in [-1, 1].
+Shapes: n images, c channels (3, or 1 for gray, with 8 bins), h x w pixels, values in [-1, 1].
 """
 
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ _CHUNK = 2**22
 
 
 @dataclass(frozen=True)
-class ColourComparison:
-    """Colours of two sets of images, in the units of [-1, 1].
+class ColorComparison:
+    """Colors of two sets of images, in the units of [-1, 1].
 
     Attributes:
         mean: per channel over all generated pixels; `std` likewise, so it holds contrast within and between images.
         real_mean: the same for the real images, and `real_std`.
-        histogram_distance: total variation of the two palettes: 0 the same, 1 no colour in common.
+        histogram_distance: total variation of the two palettes: 0 the same, 1 no color in common.
     """
 
     mean: tuple[float, ...]
@@ -40,8 +40,8 @@ class ColourComparison:
     histogram_distance: float
 
 
-def compare_colours(generated: Float[Tensor, "n c h w"], real: Float[Tensor, "m c height width"]) -> ColourComparison:
-    """Compare the colours of generated and real images, whose counts and sizes may differ.
+def compare_colors(generated: Float[Tensor, "n c h w"], real: Float[Tensor, "m c height width"]) -> ColorComparison:
+    """Compare the colors of generated and real images, whose counts and sizes may differ.
 
     Raises:
         InputError: if the channels differ, or images are not floating, finite, [n, c, h, w] and of 1 or 3 channels.
@@ -49,10 +49,10 @@ def compare_colours(generated: Float[Tensor, "n c h w"], real: Float[Tensor, "m 
     _check(generated, "generated")
     _check(real, "real")
     if generated.shape[1] != real.shape[1]:
-        raise InputError(f"generated has {generated.shape[1]} channels and real {real.shape[1]}: make both grey, or both colour")
-    (mean, std), (real_mean, real_std) = colour_statistics(generated), colour_statistics(real)
-    difference = colour_histogram(generated) - colour_histogram(real)
-    return ColourComparison(
+        raise InputError(f"generated has {generated.shape[1]} channels and real {real.shape[1]}: make both gray, or both color")
+    (mean, std), (real_mean, real_std) = color_statistics(generated), color_statistics(real)
+    difference = color_histogram(generated) - color_histogram(real)
+    return ColorComparison(
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
         real_mean=tuple(real_mean.tolist()),
@@ -62,7 +62,7 @@ def compare_colours(generated: Float[Tensor, "n c h w"], real: Float[Tensor, "m 
 
 
 @torch.no_grad()
-def colour_statistics(images: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+def color_statistics(images: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Return the mean and the standard deviation of every channel over all pixels of all images, in float64."""
     _check(images, "images")
     count = images.numel() // images.shape[1]
@@ -72,8 +72,8 @@ def colour_statistics(images: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "
 
 
 @torch.no_grad()
-def colour_histogram(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "*bins"]:
-    """Return the share of pixels in each of 8 x 8 x 8 equal colour bins of [-1, 1]^3, as [8, 8, 8] ([8] for grey) in float64."""
+def color_histogram(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "*bins"]:
+    """Return the share of pixels in each of 8 x 8 x 8 equal color bins of [-1, 1]^3, as [8, 8, 8] ([8] for gray) in float64."""
     _check(images, "images")
     channels = images.shape[1]
     places = BINS ** torch.arange(channels - 1, -1, -1, device=images.device)

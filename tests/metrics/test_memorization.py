@@ -4,8 +4,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from drifting.errors import InputError
 from drifting.metrics import distances as measuring
-from drifting.metrics import memorisation as memorising
-from drifting.metrics.memorisation import memorisation, nearest
+from drifting.metrics import memorization as memorizing
+from drifting.metrics.memorization import memorization, nearest
 
 
 def _features(count: int, dimensions: int, seed: int) -> torch.Tensor:
@@ -37,18 +37,18 @@ def test_of_equal_training_samples_the_first_is_named():
     assert indices.tolist() == [0, 1, 2, 1, 4, 1]
 
 
-def test_neighbours_nearer_than_the_rounding_of_the_product_are_told_apart():
+def test_neighbors_nearer_than_the_rounding_of_the_product_are_told_apart():
     """Pairs 1e-3 apart and thousands from the mean: their squared distance is lost in float32 products."""
-    centres = 4096 * _features(20, 8, 0).round()
-    train = torch.cat([centres, centres + 2.0**-9])
-    distances, indices = nearest(centres + 2.0**-10 * 0.75, train)
+    centers = 4096 * _features(20, 8, 0).round()
+    train = torch.cat([centers, centers + 2.0**-9])
+    distances, indices = nearest(centers + 2.0**-10 * 0.75, train)
     assert indices.tolist() == list(range(20))
     assert distances.tolist() == pytest.approx([2.0**-10 * 0.75 * 8**0.5] * 20, rel=0.5)
 
 
 def test_new_samples_are_at_the_floor():
     train, test, samples = _features(2000, 4, 0), _features(2000, 4, 1), _features(2000, 4, 2)
-    found = memorisation(samples, train, test)
+    found = memorization(samples, train, test)
     assert found.distance == pytest.approx(found.distance_floor, rel=0.1)
     assert found.copy_share == pytest.approx(0.01, abs=0.01)
     assert found.copy_share_floor == 0.01
@@ -56,7 +56,7 @@ def test_new_samples_are_at_the_floor():
 
 def test_figures_are_those_of_the_distances():
     samples, train, test = 0.5 * _features(101, 3, 0), _features(80, 3, 1), _features(200, 3, 2)
-    found = memorisation(samples, train, test, quantile=0.1)
+    found = memorization(samples, train, test, quantile=0.1)
     distances, indices = nearest(samples, train)
     real = sorted(nearest(test, train)[0].tolist())
     assert found.distance == sorted(distances.tolist())[50]
@@ -73,7 +73,7 @@ def test_copies_are_counted(share):
     train, test, samples = _features(1000, 16, 0), _features(1000, 16, 1), _features(500, 16, 2)
     copies = int(share * len(samples))
     samples[:copies] = train[:copies] + 1e-4
-    found = memorisation(samples, train, test)
+    found = memorization(samples, train, test)
     assert found.copy_share == pytest.approx(share, abs=0.02)
     assert found.indices[:copies].tolist() == list(range(copies))
     assert (found.distance < 0.1 * found.distance_floor) == (share > 0.5)
@@ -83,14 +83,14 @@ def test_copies_are_counted_even_where_the_test_data_repeats_the_training_data()
     """The quantile is then 0, which no distance is below: equal ones count, on both sides."""
     train, test = _features(200, 5, 0), _features(200, 5, 1)
     test[:20] = train[:20]
-    found = memorisation(train[:50], train, test)
+    found = memorization(train[:50], train, test)
     assert found.copy_share == 1
     assert found.copy_share_floor == 0.1
 
 
 def test_figures_scale_with_the_units_and_ignore_shift():
     samples, train, test = 0.5 * _features(50, 3, 0), _features(80, 3, 1), _features(90, 3, 2)
-    found, other = memorisation(samples, train, test), memorisation(*(4 * part + 64 for part in (samples, train, test)))
+    found, other = memorization(samples, train, test), memorization(*(4 * part + 64 for part in (samples, train, test)))
     assert other.distance == pytest.approx(4 * found.distance, rel=1e-4)
     assert other.distance_floor == pytest.approx(4 * found.distance_floor, rel=1e-4)
     assert other.copy_share == found.copy_share
@@ -99,20 +99,20 @@ def test_figures_scale_with_the_units_and_ignore_shift():
 def test_wrong_sets_are_refused():
     features = _features(6, 3, 0)
     with pytest.raises(InputError, match="train \\(6, 2\\)"):
-        memorisation(features, features[:, :2], features)
+        memorization(features, features[:, :2], features)
     with pytest.raises(InputError, match="at least one"):
         nearest(features, features[:0])
     with pytest.raises(InputError, match="test has 1 rows of 6"):
-        memorisation(features, features, features.index_fill(0, torch.tensor([0]), torch.nan))
+        memorization(features, features, features.index_fill(0, torch.tensor([0]), torch.nan))
     with pytest.raises(InputError, match=r"quantile is 1\.5"):
-        memorisation(features, features, features, quantile=1.5)
+        memorization(features, features, features, quantile=1.5)
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Search by directions, of few samples in few dimensions."""
     for name, value in {"_DIRECTIONS": 3, "_MANY_SAMPLES": 1, "_MANY_FEATURES": 1, "_CHOOSING": 20}.items():
-        monkeypatch.setattr(memorising, name, value)
+        monkeypatch.setattr(memorizing, name, value)
     monkeypatch.setattr(measuring, "_CPU_CACHE", 84)
     monkeypatch.setattr(measuring, "_CHUNK", 450)
 
@@ -125,7 +125,7 @@ def _spread_unevenly(count: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_directions_change_nothing(few, monkeypatch, most, even, dtype):
-    monkeypatch.setattr(memorising, "_MOST_PAIRS", most)
+    monkeypatch.setattr(memorizing, "_MOST_PAIRS", most)
     make = (lambda count, seed: _features(count, 12, seed)) if even else _spread_unevenly
     samples, train = make(40, 0).to(dtype) + 5, make(70, 1).to(dtype) + 5
     samples[3] = train[20] = train[50]
@@ -139,7 +139,7 @@ def test_directions_change_nothing(few, monkeypatch, most, even, dtype):
 def test_directions_leave_few_pairs_where_the_spread_is_uneven(few, monkeypatch):
     measured, kept = [], measuring.Pairs._measured
     monkeypatch.setattr(measuring.Pairs, "_measured", lambda self, a, b: measured.append(len(a)) or kept(self, a, b))
-    monkeypatch.setattr(memorising, "nearest_pairs", lambda samples, train: pytest.fail("searched all pairs"))
+    monkeypatch.setattr(memorizing, "nearest_pairs", lambda samples, train: pytest.fail("searched all pairs"))
     nearest(_spread_unevenly(100, 0), _spread_unevenly(1000, 1))
     assert 100 < sum(measured) < 5000
 
