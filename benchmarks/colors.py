@@ -1,6 +1,6 @@
 """Show what it takes for colors and textures to come out right: short trainings of CIFAR-10 presets with parts of them left out.
 
-Command: python benchmarks/colors.py --judge runs/cifar10-classifier --save-dir runs/colors [--encoder-weights simclr=FILE ...]
+Command: python benchmarks/colors.py --extractor runs/cifar10-classifier --save-dir runs/colors [--encoder-weights simclr=FILE ...]
 
 Every preset is trained as it is, without the filter of its generator, without the chroma of tiles, and in the means of its stages
 alone, with nothing beside them, all four with one encoder. A run that is there is not done again. At the end stand the table and
@@ -90,7 +90,7 @@ def sensitivity(config: RunConfig) -> dict[str, tuple[float, float]]:
 def main() -> None:
     """Do what is not done yet, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", required=True, help="folder of the trained cifar10-classifier")
+    parser.add_argument("--extractor", required=True, help="folder of the trained cifar10-classifier")
     parser.add_argument("--save-dir", type=Path, required=True)
     parser.add_argument("--data", help="folder or Hub id of CIFAR-10; $DRIFTING_DATA/cifar10 by default")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
@@ -107,7 +107,7 @@ def main() -> None:
             folder = options.save_dir / f"{system}-{name}"
             if not (folder / "metrics.json").exists():
                 run = runs.train(changed(base), folder, overwrite=folder.exists())
-                run.evaluate(judge=options.judge, count=options.num_samples)
+                run.evaluate(extractor=options.extractor, count=options.num_samples)
             folders.append(folder)
         for feature, (apart, share) in sensitivity(base).items():
             lines.append(f"| {system} | {feature} | {apart:.3g} | {share:.2f} |")

@@ -1,6 +1,6 @@
-"""Study what each temperature does on MNIST: short trainings of both presets, measured by the judge.
+"""Study what each temperature does on MNIST: short trainings of both presets, measured by the extractor.
 
-Command: python benchmarks/temperatures.py --judge runs/mnist-classifier --save-dir runs/temperatures [--seeds 3]
+Command: python benchmarks/temperatures.py --extractor runs/mnist-classifier --save-dir runs/temperatures [--seeds 3]
 
 A run takes the steps of about a minute: steps are counted, not seconds, so that other work beside it changes nothing. Every run's
 figures go into one JSON file in --save-dir as soon as they are known; a run that is there is not done again. So two processes of
@@ -27,7 +27,7 @@ from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.metrics.precision_recall import precision_recall
 from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
 from drifting.presets.mnist import mnist_encoder, mnist_pixel
-from drifting.runs.extractors import load_judge
+from drifting.runs.extractors import load_extractor
 from drifting.runs.pretrain import prepare_encoder
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState, train
@@ -41,22 +41,22 @@ FIGURES = ("frechet_distance", "floors", "precision", "recall", "coverage", "acc
 
 
 class Yardstick:
-    """What every generator is measured with: the judge, and the real images as it sees them, computed once."""
+    """What every generator is measured with: the extractor, and the real images as it sees them, computed once."""
 
-    def __init__(self, config: RunConfig, judge: str, count: int) -> None:
+    def __init__(self, config: RunConfig, extractor: str, count: int) -> None:
         train_set, test_set = (config.data.load(split) for split in ("train", "test"))  # pyright: ignore
-        self.judge = load_judge(judge, config)
+        self.extractor = load_extractor(extractor, config)
         assert train_set.labels is not None
         self.labels = train_set.labels[:count]
-        self.real = self.judge.embed(test_set.images)
+        self.real = self.extractor.embed(test_set.images)
         self.gaussian = gaussian_of(self.real)
-        self.floor = frechet_distance(gaussian_of(self.judge.embed(train_set.images[:count])), self.gaussian)
+        self.floor = frechet_distance(gaussian_of(self.extractor.embed(train_set.images[:count])), self.gaussian)
 
     def __call__(self, generator: Generator) -> dict[str, float]:
         """Return the figures of a generator."""
-        assert self.judge.classify is not None
+        assert self.extractor.classify is not None
         images = to_bytes(sample(generator, len(self.labels), labels=self.labels.tolist()))
-        features = self.judge.embed(images)
+        features = self.extractor.embed(images)
         distance = frechet_distance(gaussian_of(features), self.gaussian)
         found = precision_recall(features, self.real)
         return {
@@ -65,7 +65,7 @@ class Yardstick:
             "precision": found.precision,
             "recall": found.recall,
             "coverage": found.coverage,
-            "accuracy": float((self.judge.classify(images) == self.labels).double().mean()),
+            "accuracy": float((self.extractor.classify(images) == self.labels).double().mean()),
         }
 
 
@@ -113,7 +113,7 @@ def study(options: argparse.Namespace) -> Results:
         folder = options.save_dir / base.preset
         folder.mkdir(parents=True, exist_ok=True)
         encoders[base.preset] = configuration.build_encoder(base, prepare_encoder(base, folder))
-    yardstick = Yardstick(bases[0], options.judge, options.num_samples)
+    yardstick = Yardstick(bases[0], options.extractor, options.num_samples)
     for seed, base, setting in itertools.product(range(options.seeds), bases, SETTINGS):
         loss = dataclasses.replace(base.loss, temperatures=setting)
         config = dataclasses.replace(base, loss=loss, schedule=dataclasses.replace(base.schedule, steps=10**6), seed=seed)
@@ -128,7 +128,7 @@ def study(options: argparse.Namespace) -> Results:
 def main() -> None:
     """Do what is not done yet, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", required=True, help="folder of the trained mnist-classifier")
+    parser.add_argument("--extractor", required=True, help="folder of the trained mnist-classifier")
     parser.add_argument("--save-dir", type=Path, required=True)
     parser.add_argument("--data", help="folder or Hub id of MNIST; $DRIFTING_DATA/mnist by default")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))

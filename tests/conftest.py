@@ -21,12 +21,12 @@ from drifting.runs import pictures as drawing
 from tests.support.image_folders import write_images
 
 BATCH_SIZES = {"toy": 32, "digits": 40, "mnist-pixel": 24, "mnist-encoder": 24, "images": 24}
-FRAME_SAMPLES = {"toy": 40, "digits": 100, "mnist-pixel": 60, "mnist-encoder": 60, "images": 60}
+SNAPSHOT_SAMPLES = {"toy": 40, "digits": 100, "mnist-pixel": 60, "mnist-encoder": 60, "images": 60}
 CENTER, SCALE = (1000.0, -3000.0), 50.0
 
 
 def shrunk(config: RunConfig | ClassifierConfig) -> RunConfig | ClassifierConfig:
-    """Return a preset made small: six steps of few samples, networks of a few hundred weights, two frames."""
+    """Return a preset made small: six steps of few samples, networks of a few hundred weights, two snapshots."""
     if isinstance(config, ClassifierConfig):
         return dataclasses.replace(config, width=4, steps=60, batch_size=32, shift=0)
     schedule = dataclasses.replace(config.schedule, steps=6, warmup_steps=2, ema_decay=0.9)
@@ -42,8 +42,8 @@ def shrunk(config: RunConfig | ClassifierConfig) -> RunConfig | ClassifierConfig
         schedule=schedule,
         log_every=2,
         checkpoint_every=2,
-        frames=2,
-        frame_samples=FRAME_SAMPLES[config.preset],
+        snapshots=2,
+        snapshot_samples=SNAPSHOT_SAMPLES[config.preset],
     )
     return presets.adjust(small, batch_size=BATCH_SIZES[config.preset])
 
@@ -186,10 +186,10 @@ def images_run(tmp_path_factory, gray_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
-def judge_folder(tmp_path_factory, gray_folder) -> Path:
+def extractor_folder(tmp_path_factory, gray_folder) -> Path:
     """The folder of a classifier of the gray folder's images."""
     config = shrunk(presets.preset("mnist-classifier", data=str(gray_folder)))
-    return runs.train_judge(config, tmp_path_factory.mktemp("runs") / "judge").folder
+    return runs.train_classifier(config, tmp_path_factory.mktemp("runs") / "extractor").folder
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import torch
 from drifting import runs
 from drifting.checkpoint import load_tensors
 from drifting.config.json_io import RENAMED, from_json
+from drifting.runs.compare import read_figures
 from drifting.runs.folder import saved_config
 from tests.support.image_folders import write_images
 
@@ -55,7 +56,14 @@ def test_run_resumed_from_the_middle_ends_where_it_did(earlier_run):
 
 
 def test_snapshots_are_read(earlier_run):
-    assert max(runs.load(earlier_run).frames()) == 6
+    assert max(runs.load(earlier_run).snapshots()) == 6
+
+
+def test_figures_are_read_under_their_former_names(tmp_path):
+    earlier = {"judge": "pixels", "colour_mean": [0.5], "colour_std_floor": [0.25], "recall": 0.5}
+    (tmp_path / "metrics.json").write_text(json.dumps(earlier))
+    figures = read_figures(tmp_path / "metrics.json", "evaluate it")
+    assert figures == {"extractor": "pixels", "color_mean": [0.5], "color_std_floor": [0.25], "recall": 0.5}
 
 
 def test_settings_are_read_under_their_former_names(earlier_run):
@@ -64,4 +72,6 @@ def test_settings_are_read_under_their_former_names(earlier_run):
     for name in ("microbatch_size", "labels_per_microbatch", "unguided_prob"):
         saved["schedule"].pop(name, None)
     assert {"micro_batch", "labels_per_pass", "unguided_share"} <= RENAMED.keys()
-    assert from_json(saved, "here").schedule.microbatch_size == 5
+    read = from_json(saved, "here")
+    assert read.schedule.microbatch_size == 5
+    assert (read.snapshots, read.snapshot_samples) == (saved["frames"], saved["frame_samples"])

@@ -53,7 +53,7 @@ with without_pictures():
 runs.load(place / "toy").evaluate(count=100)
 """
 
-# Every kind of data, with pictures; a bank, a resumption, judges and a comparison.
+# Every kind of data, with pictures; a bank, a resumption, extractors and a comparison.
 EVERYTHING = """
 for name in ("toy", "digits"):
     folder = Path(tempfile.mkdtemp()) / name
@@ -64,14 +64,14 @@ data = str(write_images(place / "gray", {"a": 30, "b": 30, "c": 30}))
 run = presets.adjust(shrunk(presets.preset("images", data=data)), steps=2)
 files = ImageFilesData(path=data, image_size=8)
 runs.train(dataclasses.replace(run, data=files, encoder=PixelsConfig(), bank=BankConfig(capacity_per_class=6)), place / "files")
-runs.load(place / "files").evaluate(judge="pixels", count=20)
+runs.load(place / "files").evaluate(extractor="pixels", count=20)
 runs.train(run, place / "plain")
 banked = dataclasses.replace(run, bank=BankConfig(capacity_per_class=6), cache_features=False)
 runs.train(banked, place / "bank")
 runs.train(presets.adjust(banked, steps=3), place / "bank", resume=True)
-runs.train_judge(shrunk(presets.preset("mnist-classifier", data=data)), place / "judge")
-for judge in ("pixels", str(place / "judge")):
-    runs.load(place / "bank").evaluate(judge=judge, count=20)
+runs.train_classifier(shrunk(presets.preset("mnist-classifier", data=data)), place / "extractor")
+for extractor in ("pixels", str(place / "extractor")):
+    runs.load(place / "bank").evaluate(extractor=extractor, count=20)
 write_comparison([place / "plain", place / "bank"], place / "out")
 """
 

@@ -46,7 +46,7 @@ def _first_weights(network) -> torch.Tensor:
     return next(weight.detach().flatten()[:300] for weight in network.parameters() if weight.ndim > 1)
 
 
-def test_networks_of_a_run_and_their_judge_start_from_different_numbers():
+def test_networks_of_a_run_and_their_extractor_start_from_different_numbers():
     run = dataclasses.replace(presets.preset("mnist-encoder"), data=IMAGES)
     configs = [dataclasses.replace(run, encoder=AutoencoderConfig()), ClassifierConfig(preset="x", data=IMAGES, seed=run.seed)]
     networks = [build_generator(run), *map(build_network, configs)]

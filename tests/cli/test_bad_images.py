@@ -1,4 +1,4 @@
-"""Bad input around images, encoders and judges: one line that names argument, value and fix; status 2; nothing written."""
+"""Bad input around images, encoders and extractors: one line that names argument, value and fix; status 2; nothing written."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_too_few_images_to_hold_some_out_for_the_encoder(refused, tmp_path, argu
     refused(f"train {arguments} --data few", "5 images are too few", "add a folder test/")
 
 
-def test_too_few_images_to_hold_some_out_for_the_judge(refused, tmp_path):
+def test_too_few_images_to_hold_some_out_for_the_extractor(refused, tmp_path):
     write_images(tmp_path / "few", {"a": 2, "b": 2})
     refused("train mnist-classifier --data few", "4 images are too few", "add a folder test/")
 
@@ -131,49 +131,60 @@ def test_resuming_other_images(refused, images_run, tmp_path, change):
     refused(f"train images --save-dir x --resume {change}", f"{name} is", "but the run to resume has", "leave it out")
 
 
-def test_resuming_a_classifier(refused, judge_folder, gray_folder, tmp_path):
-    shutil.copytree(judge_folder, tmp_path / "x")
+def test_resuming_a_classifier(refused, extractor_folder, gray_folder, tmp_path):
+    shutil.copytree(extractor_folder, tmp_path / "x")
     refused("train mnist-classifier --save-dir x --resume --steps 61", "steps is 61", "the run to resume has 60")
     refused("train toy --save-dir x --resume", "preset is 'toy'", "has mnist-classifier", "another --save-dir")
     refused(f"train mnist-classifier --data {gray_folder} --save-dir x", "save_dir is 'x'", "already holds a run", "--overwrite")
 
 
 @pytest.mark.parametrize("verb", ["sample", "evaluate"])
-def test_classifier_in_place_of_a_generator(refused, judge_folder, verb):
-    refused([verb, judge_folder], f"run is '{judge_folder}'", "a classifier, not a generator", "name the folder of a generator")
+def test_classifier_in_place_of_a_generator(refused, extractor_folder, verb):
+    refused(
+        [verb, extractor_folder], f"run is '{extractor_folder}'", "a classifier, not a generator", "name the folder of a generator"
+    )
 
 
-def test_judge_that_is_not_there(refused, images_run):
-    refused(["evaluate", images_run], "judge is 'runs/images-classifier'", "no trained classifier", "--judge pixels")
-    refused(["evaluate", images_run, "--judge", "x"], "judge is 'x'", "no trained classifier", "--judge pixels")
-    refused(["evaluate", images_run, "--judge", "x.pt"], "judge is 'x.pt'", "which is no file: download https", "--judge pixels")
+def test_extractor_that_is_not_there(refused, images_run):
+    refused(["evaluate", images_run], "extractor is 'runs/images-classifier'", "no trained classifier", "--extractor pixels")
+    refused(["evaluate", images_run, "--extractor", "x"], "extractor is 'x'", "no trained classifier", "--extractor pixels")
+    refused(
+        ["evaluate", images_run, "--extractor", "x.pt"],
+        "extractor is 'x.pt'",
+        "which is no file: download https",
+        "--extractor pixels",
+    )
 
 
-def test_judge_of_mnist_that_is_not_there_names_its_command(refused, images_run, tmp_path, monkeypatch):
+def test_extractor_of_mnist_that_is_not_there_names_its_command(refused, images_run, tmp_path, monkeypatch):
     copy = shutil.copytree(images_run, tmp_path / "x")
     config = json.loads((copy / "config.json").read_text())
     config["data"] |= {"name": "mnist", "path": None}
     (copy / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(ImagesData, "load", lambda *arguments: None)
-    refused("evaluate x", "run drifting train mnist-classifier --save-dir runs/mnist-classifier, or pass --judge pixels")
+    refused("evaluate x", "run drifting train mnist-classifier --save-dir runs/mnist-classifier, or pass --extractor pixels")
 
 
-def test_judge_of_other_images(refused, judge_folder, tmp_path, images_run):
-    copy = shutil.copytree(judge_folder, tmp_path / "judge")
+def test_extractor_of_other_images(refused, extractor_folder, tmp_path, images_run):
+    copy = shutil.copytree(extractor_folder, tmp_path / "extractor")
     config = json.loads((copy / "config.json").read_text())
     config["data"]["image_shape"] = [3, 8, 8]
     (copy / "config.json").write_text(json.dumps(config))
-    refused(["evaluate", images_run, "--judge", "judge"], "takes (3, 8, 8), but the run makes (1, 8, 8)", "name another judge")
+    refused(
+        ["evaluate", images_run, "--extractor", "extractor"],
+        "takes (3, 8, 8), but the run makes (1, 8, 8)",
+        "name another extractor",
+    )
 
 
-def test_judge_for_a_run_without_images(refused, toy_run, digits_run):
+def test_extractor_for_a_run_without_images(refused, toy_run, digits_run):
     for run in (toy_run, digits_run):
-        refused(["evaluate", run, "--judge", "pixels"], "judge is 'pixels'", "makes no images", "leave it out")
+        refused(["evaluate", run, "--extractor", "pixels"], "extractor is 'pixels'", "makes no images", "leave it out")
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_bad_number_of_images(refused, images_run, count):
-    refused(["evaluate", images_run, "--judge", "pixels", "--num-samples", count], f"num_samples is {count}", "at least 1")
+    refused(["evaluate", images_run, "--extractor", "pixels", "--num-samples", count], f"num_samples is {count}", "at least 1")
 
 
 @pytest.mark.parametrize("labels", ["3", "0 -1"])
@@ -194,7 +205,7 @@ def test_data_that_are_gone(refused, command, tmp_path):
     assert command("train", "images", "--data", folder, "--save-dir", tmp_path / "x").status == 0
     shutil.move(folder, tmp_path / "moved")
     forget_data()
-    refused("evaluate x --judge pixels", f"data is '{folder}'", "which does not exist")
+    refused("evaluate x --extractor pixels", f"data is '{folder}'", "which does not exist")
     refused("train images --save-dir x --resume --steps 8", f"data is '{folder}'", "which does not exist")
     assert command("sample", tmp_path / "x", "--out", tmp_path / "s.npy").status == 0
     assert np.load(tmp_path / "s.npy").shape == (64, 8, 8, 1)

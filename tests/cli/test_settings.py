@@ -51,7 +51,7 @@ TOY = {
     "--drift_steps 2": ("schedule", "steps", 2),
     "--data.dataset circles": ("data", "dataset", "circles"),
     "--log-every 3": ("log_every", 3),
-    "--frame-samples 41": ("frame_samples", 41),
+    "--snapshot-samples 41": ("snapshot_samples", 41),
 }
 
 

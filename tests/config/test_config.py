@@ -120,7 +120,7 @@ def test_damaged_configuration_is_refused_with_its_place(tiny_toy, damage):
     ("part", "name", "value"),
     [
         *(("schedule", name, 0) for name in ("steps", "generated", "positives", "labels_per_step", "statistics_every")),
-        *((None, name, 0) for name in ("log_every", "checkpoint_every", "keep", "frames", "frame_samples")),
+        *((None, name, 0) for name in ("log_every", "checkpoint_every", "keep", "snapshots", "snapshot_samples")),
         ("schedule", "generated", 1),
         *(("schedule", "learning_rate", value) for value in (0.0, -1.0, float("nan"), float("inf"))),
         *(("schedule", "guidance_scale", value) for value in (0.9, 1.5, float("nan"), float("inf"))),

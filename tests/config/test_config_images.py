@@ -122,9 +122,9 @@ def test_networks_are_those_of_the_configuration(tiny_images, tiny_toy, classifi
     assert_same_tensors(build_network(config).state_dict(), network.state_dict())
     other = build_network(dataclasses.replace(config, seed=1))
     assert not torch.equal(other.to_code.weight, network.to_code.weight)
-    judge = build_network(resolve(classifier))
-    assert isinstance(judge, Classifier)
-    assert (judge.image_shape, judge.num_classes) == ((1, 8, 8), 3)
+    extractor = build_network(resolve(classifier))
+    assert isinstance(extractor, Classifier)
+    assert (extractor.image_shape, extractor.num_classes) == ((1, 8, 8), 3)
     assert build_network(tiny_toy) is None
     assert build_network(dataclasses.replace(config, encoder=PixelsConfig())) is None
 

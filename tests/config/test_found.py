@@ -34,7 +34,7 @@ def test_own_images_are_told_before_training(command, tmp_path):
     run = ("--data", folder, "--save-dir", tmp_path / "run")
     assert said(command("train", "images", *run)) == expected
     assert said(command("train", "images", "--save-dir", tmp_path / "run", "--resume", "--steps", 8)) == expected
-    assert said(command("train", "mnist-classifier", "--data", folder, "--save-dir", tmp_path / "judge"))[0].startswith(
+    assert said(command("train", "mnist-classifier", "--data", folder, "--save-dir", tmp_path / "extractor"))[0].startswith(
         "36 train and 4"
     )
     sizes = ("--steps", 1, "--width", 9, "--batch-size", 4)

@@ -176,7 +176,7 @@ def test_shares_of_weights_mean_nothing_to_one_process(tiny_digits, tmp_path, no
     assert (folder / "checkpoints" / "step-00000001" / "state.safetensors").exists()
 
 
-def test_judge_is_trained_by_one_process(monkeypatch, tmp_path):
+def test_extractor_is_trained_by_one_process(monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["drifting.runs.train"], "join", Two)
     words = "^world size is 2, but 'mnist-classifier' is trained by one process: start it without torchrun$"
     with pytest.raises(InputError, match=words):

@@ -106,7 +106,7 @@ def state_after(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     shared = {"processes": join(), "sharded": config.parallel == "fsdp"}
     state = TrainingState(configuration.build_generator(config), config.schedule, config.seed, **shared)
     positives = configuration.build_positives(config, configuration.build_encoder(config))
-    options = {"facts": {}, "reference": torch.zeros(2, 1, 8, 8), "frame_samples": 4, "keep": 1}
+    options = {"facts": {}, "reference": torch.zeros(2, 1, 8, 8), "snapshot_samples": 4, "keep": 1}
     recorder = Recorder(folder, state, positives, **options)
     recorder.resume(config.schedule.steps)
     return {name: whole(tensor) for name, tensor in state.tensors().items()}

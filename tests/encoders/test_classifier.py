@@ -20,7 +20,7 @@ def test_logits_are_a_linear_map_of_the_embedding():
     torch.testing.assert_close(classifier(images), classifier.embed(images) @ classifier.output.weight.T + classifier.output.bias)
 
 
-def test_judgment_depends_on_the_image_alone():
+def test_output_depends_on_the_image_alone():
     classifier = Frozen(Classifier((1, 8, 8), 3, width=4))
     images = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(classifier(images)[2:3], classifier(images[2:3]))
@@ -28,7 +28,7 @@ def test_judgment_depends_on_the_image_alone():
 
 def test_weights_of_another_width_are_refused():
     with pytest.raises(InputError, match="do not fit"):
-        load_weights(Classifier((1, 8, 8), 3, width=4), Classifier((1, 8, 8), 3, width=8).state_dict(), "judge")
+        load_weights(Classifier((1, 8, 8), 3, width=4), Classifier((1, 8, 8), 3, width=8).state_dict(), "extractor")
 
 
 def test_images_too_small_to_halve_are_refused():

@@ -7,7 +7,7 @@ import torch
 from drifting.data.images import ImageSet
 from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
-from drifting.evaluation import Judge, evaluate_images, frechet_curve
+from drifting.evaluation import Extractor, evaluate_images, frechet_curve
 from drifting.evaluation.images import in_batches
 from drifting.evaluation.references import digests
 from drifting.metrics.frechet import Gaussian, frechet_distance, gaussian_of
@@ -25,15 +25,15 @@ def _name(images: torch.Tensor) -> torch.Tensor:
     return _project(images)[:, 1::2].argmax(1)
 
 
-JUDGE = Judge("columns", _project, _name)
+EXTRACTOR = Extractor("columns", _project, _name)
 
 
 def _unseen(count: int, labels) -> torch.Tensor:
     return bars(torch.as_tensor(labels), seed=5)
 
 
-def _measured(sampler=_unseen, train: ImageSet = TRAIN, judge: Judge = JUDGE, **options) -> dict:
-    return evaluate_images(sampler, train, TEST, judge, **options)
+def _measured(sampler=_unseen, train: ImageSet = TRAIN, extractor: Extractor = EXTRACTOR, **options) -> dict:
+    return evaluate_images(sampler, train, TEST, extractor, **options)
 
 
 def test_training_images_passed_off_as_generated_are_at_the_floor():
@@ -98,13 +98,13 @@ def test_mean_distance_between_images_leaves_out_each_one_itself():
 
 def test_images_that_are_neither_gray_nor_color_have_no_colors():
     train, test = (ImageSet(part.images.repeat(1, 2, 1, 1), part.labels, None) for part in (TRAIN, TEST))
-    metrics = evaluate_images(lambda count, labels: train.images[:count], train, test, JUDGE, count=50)
+    metrics = evaluate_images(lambda count, labels: train.images[:count], train, test, EXTRACTOR, count=50)
     assert not [name for name in metrics if name.startswith(("color", "histogram"))]
 
 
-def test_curve_of_distances_is_of_the_frames_in_the_order_of_their_steps():
+def test_curve_of_distances_is_of_the_snapshots_in_the_order_of_their_steps():
     real, noise = TRAIN.images[:99], torch.randint(256, (99, 1, 8, 8), dtype=torch.uint8)
-    curve = frechet_curve({20: real, 0: noise}, TRAIN, TEST, JUDGE)
+    curve = frechet_curve({20: real, 0: noise}, TRAIN, TEST, EXTRACTOR)
     assert curve["frechet_curve_steps"] == [0, 20]
     first, last = curve["frechet_curve"]
     assert first > 20 * curve["frechet_curve_floor"]
@@ -120,8 +120,8 @@ def test_one_class_alone_is_precise_and_misses_the_others():
 
 def test_labels_asked_for_are_those_of_the_images_of_the_floor():
     asked, seen = [], []
-    judge = dataclasses.replace(JUDGE, embed=lambda images: seen.append(images) or _project(images))
-    _measured(lambda count, labels: asked.append(labels) or _unseen(count, labels), judge=judge, count=50)
+    extractor = dataclasses.replace(EXTRACTOR, embed=lambda images: seen.append(images) or _project(images))
+    _measured(lambda count, labels: asked.append(labels) or _unseen(count, labels), extractor=extractor, count=50)
     (labels,), (_, real, _, floor) = asked, seen
     assert len(labels) == len(floor) == 50
     assert torch.equal(_name(floor), torch.tensor(labels))
@@ -134,7 +134,7 @@ def test_unlabeled_images_have_no_accuracy():
     metrics = _measured(lambda count, labels: asked.append(labels) or TRAIN.images[:count], train=unlabeled, count=100)
     assert asked == [None]
     assert "accuracy" not in metrics
-    assert "accuracy" not in _measured(judge=Judge("columns", _project))
+    assert "accuracy" not in _measured(extractor=Extractor("columns", _project))
 
 
 def test_every_figure_has_its_floor():
@@ -145,10 +145,10 @@ def test_every_figure_has_its_floor():
 
 @pytest.mark.parametrize(("count", "warned"), [(64, True), (65, False)])
 def test_fewer_samples_than_features_are_told_in_a_sentence_and_measured_all_the_same(count, warned):
-    judge = Judge("pixels", lambda images: images.flatten(1).float() / 255)
+    extractor = Extractor("pixels", lambda images: images.flatten(1).float() / 255)
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always")
-        metrics = _measured(judge=judge, count=count)
+        metrics = _measured(extractor=extractor, count=count)
     assert [str(doubt.message) for doubt in doubts] == [
         "64 samples of 64 features have a singular covariance, so the Frechet distance is far too large: "
         "use more than 64 samples, or read the kernel distance"
@@ -158,34 +158,34 @@ def test_fewer_samples_than_features_are_told_in_a_sentence_and_measured_all_the
 
 
 def test_statistics_of_real_images_are_kept_and_found_by_their_fingerprint(tmp_path):
-    judge = dataclasses.replace(JUDGE, cache=tmp_path)
-    first = _measured(judge=judge)
+    extractor = dataclasses.replace(EXTRACTOR, cache=tmp_path)
+    first = _measured(extractor=extractor)
     (path,) = tmp_path.iterdir()
     assert path.name == f"columns-{TEST.fingerprint()}.safetensors"
     written = path.stat().st_mtime_ns
-    assert _measured(judge=judge) == first == _measured()
+    assert _measured(extractor=extractor) == first == _measured()
     assert path.stat().st_mtime_ns == written
-    evaluate_images(_unseen, TRAIN, bar_set(300, seed=2), judge)
-    _measured(judge=dataclasses.replace(judge, name="others"))
+    evaluate_images(_unseen, TRAIN, bar_set(300, seed=2), extractor)
+    _measured(extractor=dataclasses.replace(extractor, name="others"))
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_kept_statistics_are_those_used(tmp_path):
-    judge = dataclasses.replace(JUDGE, cache=tmp_path)
+    extractor = dataclasses.replace(EXTRACTOR, cache=tmp_path)
     other = bar_set(510, classes=2, seed=3)
-    evaluate_images(_unseen, TRAIN, other, judge)
+    evaluate_images(_unseen, TRAIN, other, extractor)
     (path,) = tmp_path.iterdir()
     path.rename(tmp_path / f"columns-{TEST.fingerprint()}.safetensors")
     # Of another fingerprint inside: computed anew.
-    assert _measured(judge=judge)["frechet_distance"] == _measured()["frechet_distance"]
+    assert _measured(extractor=extractor)["frechet_distance"] == _measured()["frechet_distance"]
 
 
 def test_damaged_statistics_are_computed_anew(tmp_path):
-    judge = dataclasses.replace(JUDGE, cache=tmp_path)
-    first = _measured(judge=judge)
+    extractor = dataclasses.replace(EXTRACTOR, cache=tmp_path)
+    first = _measured(extractor=extractor)
     (path,) = tmp_path.iterdir()
     path.write_bytes(b"broken")
-    assert _measured(judge=judge) == first
+    assert _measured(extractor=extractor) == first
     assert path.read_bytes() != b"broken"
 
 
@@ -218,9 +218,9 @@ def _uneven(frequencies, seed: int) -> ImageSet:
 def test_perfect_samples_of_uneven_classes_are_near_however_even_the_training_set_is(train):
     train, test = _uneven(train, 7), _uneven((450, 50), 8)
     equal = frechet_distance(gaussian_of(_project(_unseen(400, torch.arange(400) % 2))), gaussian_of(_project(test.images)))
-    metrics = evaluate_images(_unseen, train, test, JUDGE, count=400)
-    frames = {step: bars(torch.arange(400) % 2, seed=20 + step) for step in (0, 10)}
-    curve = frechet_curve(frames, train, test, JUDGE)
+    metrics = evaluate_images(_unseen, train, test, EXTRACTOR, count=400)
+    snapshots = {step: bars(torch.arange(400) % 2, seed=20 + step) for step in (0, 10)}
+    curve = frechet_curve(snapshots, train, test, EXTRACTOR)
     for distance in (metrics["frechet_distance"], *curve["frechet_curve"]):
         assert distance < 0.02 * equal
     for floor in (metrics["frechet_distance_floor"], curve["frechet_curve_floor"]):
@@ -230,7 +230,7 @@ def test_perfect_samples_of_uneven_classes_are_near_however_even_the_training_se
 
 def test_curve_of_more_classes_than_samples_looks_at_the_classes_that_it_has():
     train, test = _uneven((50, 50, 50, 50), 7), _uneven((40, 20, 40, 40), 8)
-    curve = frechet_curve({0: bars(torch.tensor([0, 1]), seed=3)}, train, test, JUDGE)
+    curve = frechet_curve({0: bars(torch.tensor([0, 1]), seed=3)}, train, test, EXTRACTOR)
     seen = test.images[test.labels < 2]
     features = _project(bars(torch.tensor([0, 1]), seed=3)).double()
     mean = (2 * features[0] + features[1]) / 3
@@ -241,28 +241,28 @@ def test_curve_of_more_classes_than_samples_looks_at_the_classes_that_it_has():
     assert curve["frechet_curve"] == pytest.approx([expected])
 
 
-def test_images_that_the_judge_was_trained_on_make_no_floor():
+def test_images_that_the_extractor_was_trained_on_make_no_floor():
     known = torch.arange(600) % 5 > 0
-    judge = dataclasses.replace(JUDGE, trained_on=digests(TRAIN.images[known]))
+    extractor = dataclasses.replace(EXTRACTOR, trained_on=digests(TRAIN.images[known]))
     looked = []
-    counting = dataclasses.replace(judge, embed=lambda images: looked.append(images) or _project(images))
+    counting = dataclasses.replace(extractor, embed=lambda images: looked.append(images) or _project(images))
     with pytest.warns(UserWarning, match="the floor is of 120 real images and so too large for 600 samples: .* --num-samples 120"):
-        metrics = _measured(judge=counting)
+        metrics = _measured(extractor=counting)
     assert (metrics["num_samples"], metrics["num_samples_floor"]) == (600, 120)
     assert [len(images) for images in looked] == [1, 510, 600, 120]
-    assert not torch.isin(digests(looked[-1]), judge.trained_on).any()
+    assert not torch.isin(digests(looked[-1]), extractor.trained_on).any()
     looked.clear()
     frechet_curve({0: TRAIN.images[:60]}, TRAIN, TEST, counting)
-    assert not torch.isin(digests(looked[-1]), judge.trained_on).any()
+    assert not torch.isin(digests(looked[-1]), extractor.trained_on).any()
 
 
-def test_floors_are_left_out_where_the_judge_was_trained_on_all_images():
-    judge = dataclasses.replace(JUDGE, trained_on=digests(TRAIN.images))
+def test_floors_are_left_out_where_the_extractor_was_trained_on_all_images():
+    extractor = dataclasses.replace(EXTRACTOR, trained_on=digests(TRAIN.images))
     with pytest.warns(UserWarning, match="the floor, the same figures of other real images, is left out: no further"):
-        metrics = _measured(judge=judge)
+        metrics = _measured(extractor=extractor)
     assert {"frechet_distance", "histogram_distance"} < metrics.keys()
     assert not {"frechet_distance_floor", "histogram_distance_floor", "num_samples_floor"} & metrics.keys()
-    assert "frechet_curve_floor" not in frechet_curve({0: TRAIN.images[:60]}, TRAIN, TEST, judge)
+    assert "frechet_curve_floor" not in frechet_curve({0: TRAIN.images[:60]}, TRAIN, TEST, extractor)
 
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
@@ -270,7 +270,7 @@ def test_floors_are_left_out_where_the_judge_was_trained_on_all_images():
 def test_few_images_have_all_figures_but_those_of_neighbors(sizes):
     train, test = (bar_set(size, seed=seed) for seed, size in enumerate(sizes))
     with pytest.warns(UserWarning, match="too few for precision, recall, density and coverage, which are left out: they need 6"):
-        metrics = evaluate_images(_unseen, train, test, JUDGE)
+        metrics = evaluate_images(_unseen, train, test, EXTRACTOR)
     assert {"frechet_distance", "kernel_distance", "pairwise_distance", "nearest_distance"} < metrics.keys()
     assert "precision" not in metrics
     numbers = [value for value in metrics.values() if not isinstance(value, list)]
@@ -281,4 +281,4 @@ def test_few_images_have_all_figures_but_those_of_neighbors(sizes):
 def test_single_image_is_told(sizes, split):
     train, test = (bar_set(size, classes=1, seed=seed) for seed, size in enumerate(sizes))
     with pytest.raises(InputError, match=f"data has 1 {split} image, too few to compare with: add some"):
-        evaluate_images(lambda *asked: pytest.fail("sampled"), train, test, JUDGE)
+        evaluate_images(lambda *asked: pytest.fail("sampled"), train, test, EXTRACTOR)

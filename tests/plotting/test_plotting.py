@@ -27,31 +27,31 @@ def _verified(path) -> tuple[int, int]:
 
 
 def test_pictures_of_points_are_made_and_the_field_is_that_of_the_first_and_the_last_samples(tmp_path):
-    frames = {step: _points(40, step) for step in (0, 2, 4)}
+    snapshots = {step: _points(40, step) for step in (0, 2, 4)}
     asked = []
 
     def drift(places, generated):
         asked.append(generated)
         return torch.ones_like(places)
 
-    made = draw_points(tmp_path, title="moons", real=_points(60, 9), frames=frames, log=LOG, drift=drift, floor=0.01)
+    made = draw_points(tmp_path, title="moons", real=_points(60, 9), snapshots=snapshots, log=LOG, drift=drift, floor=0.01)
     assert [path.name for path in made] == ["samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif"]
     assert sorted(tmp_path.iterdir()) == sorted(made)
     assert all(min(_verified(path)) > 200 for path in made)
     with Image.open(tmp_path / "training.gif") as animation:
-        assert animation.n_frames == len(frames)
-    assert [any(torch.equal(one, frames[step]) for one in asked) for step in (0, 2, 4)] == [True, False, True]
+        assert animation.n_frames == len(snapshots)
+    assert [any(torch.equal(one, snapshots[step]) for one in asked) for step in (0, 2, 4)] == [True, False, True]
 
 
 def test_field_is_asked_for_at_different_places_far_from_the_origin(tmp_path):
-    frames = {step: 1.7e9 + _points(20, step).double() for step in (0, 4)}
+    snapshots = {step: 1.7e9 + _points(20, step).double() for step in (0, 4)}
     asked = []
 
     def drift(places, generated):
         asked.append(len(places.unique(dim=0)))
         return torch.ones_like(places)
 
-    draw_points(tmp_path, title="times", real=1.7e9 + _points(60, 9).double(), frames=frames, log=LOG, drift=drift)
+    draw_points(tmp_path, title="times", real=1.7e9 + _points(60, 9).double(), snapshots=snapshots, log=LOG, drift=drift)
     assert asked == [23 * 23] * 2
 
 
@@ -74,15 +74,17 @@ def test_drift_norms_of_many_features_are_one_curve_a_temperature_and_thin_ones(
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_extreme_fields_far_samples_and_one_line_of_metrics_can_be_drawn(tmp_path, value):
-    frames = {0: _points(9, 0) * 1e4, 1: _points(9, 1)}
-    draw_points(tmp_path, title="x", real=_points(9, 9), frames=frames, log=LOG[:1], drift=lambda places, _: places * 0 + value)
+    snapshots = {0: _points(9, 0) * 1e4, 1: _points(9, 1)}
+    draw_points(
+        tmp_path, title="x", real=_points(9, 9), snapshots=snapshots, log=LOG[:1], drift=lambda places, _: places * 0 + value
+    )
     assert _verified(tmp_path / "drift_field.png")
     assert _verified(tmp_path / "losses.png")
 
 
 def test_pictures_of_images_are_made_and_named(tmp_path):
-    frames = {step: torch.rand(8, 1, 4, 4) * 2 - 1 for step in (0, 2, 4)}
-    made = draw_images(tmp_path, title="digits", real=torch.rand(2, 3, 1, 4, 4) * 2 - 1, frames=frames, log=LOG)
+    snapshots = {step: torch.rand(8, 1, 4, 4) * 2 - 1 for step in (0, 2, 4)}
+    made = draw_images(tmp_path, title="digits", real=torch.rand(2, 3, 1, 4, 4) * 2 - 1, snapshots=snapshots, log=LOG)
     assert [path.name for path in made] == ["samples.png", "progress.png", "losses.png", "training.gif"]
     assert all(min(_verified(path)) > 200 for path in made)
 
@@ -134,8 +136,8 @@ def test_picture_is_written_whole_or_not_at_all(tmp_path):
 def test_steps_shown_include_the_first_and_the_last():
     for count in (1, 2, 3, 7, 25):
         shown = []
-        frames = dict.fromkeys(range(10, 10 + count), torch.empty(0))
-        panels.progress_figure("title", frames, lambda axes, step, shown=shown: shown.append(step), lambda axes: None)
+        snapshots = dict.fromkeys(range(10, 10 + count), torch.empty(0))
+        panels.progress_figure("title", snapshots, lambda axes, step, shown=shown: shown.append(step), lambda axes: None)
         assert (len(shown), shown[0], shown[-1]) == (7, 10, 9 + count)
         assert shown == sorted(shown)
 
@@ -156,10 +158,10 @@ def test_large_images_are_shrunk_and_keep_the_lines_between_them(side, shown):
 
 def test_dollars_in_names_begin_no_formula(tmp_path):
     name = r"$\x$ and $_^{"
-    frames = {0: _points(9, 1), 1: _points(9, 2)}
-    assert len(draw_points(tmp_path, title=name, real=_points(9, 9), frames=frames, log=LOG)) > 2
+    snapshots = {0: _points(9, 1), 1: _points(9, 2)}
+    assert len(draw_points(tmp_path, title=name, real=_points(9, 9), snapshots=snapshots, log=LOG)) > 2
     grids = {step: torch.zeros(4, 1, 4, 4) for step in (0, 1)}
-    assert len(draw_images(tmp_path, title=name, real=torch.zeros(2, 2, 1, 4, 4), frames=grids, log=LOG)) > 2
+    assert len(draw_images(tmp_path, title=name, real=torch.zeros(2, 2, 1, 4, 4), snapshots=grids, log=LOG)) > 2
 
 
 _SHOWS = """

@@ -114,5 +114,5 @@ def test_small_sizes_are_trained_by_muon_and_simclr_alone_is_guided():
     assert {preset(f"cifar10-{system}-gpu").schedule.optimizer for system in WIDTHS} == {"adamw"}
 
 
-def test_judge_is_of_color_images():
+def test_extractor_is_of_color_images():
     assert preset("cifar10-classifier").data == ImagesData(name="cifar10", color=True)

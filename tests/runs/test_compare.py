@@ -19,7 +19,7 @@ from drifting.evaluation import as_text
 from drifting.plotting import RunColumn, panels, runs_figure
 from drifting.runs import compare as comparing
 
-FIGURES = {"judge": "columns", "num_samples": 100_000, "frechet_distance": 2.34567891, "frechet_distance_floor": 0.5}
+FIGURES = {"extractor": "columns", "num_samples": 100_000, "frechet_distance": 2.34567891, "frechet_distance_floor": 0.5}
 CURVE = {"frechet_curve_steps": [0, 2, 6], "frechet_curve": [9.0, 4.0, 2.5], "frechet_curve_floor": 0.5}
 GRAY = torch.zeros(2, 3, 1, 4, 4)
 
@@ -63,7 +63,7 @@ def _table(path: Path | str = "out/comparison.md") -> dict[str, dict[str, str]]:
 @pytest.mark.filterwarnings("ignore:9 samples of 64 features")
 def test_table_holds_the_figures_of_every_run_and_the_floors_once(three, command):
     for name in "ab":
-        assert runs.load(name).evaluate(judge="pixels", count=60)["judge"] == "pixels"
+        assert runs.load(name).evaluate(extractor="pixels", count=60)["extractor"] == "pixels"
     measured = {name: json.loads((Path(name) / "metrics.json").read_text()) for name in "ab"}
     assert measured["a"]["frechet_distance"] != measured["b"]["frechet_distance"]
     result = command("compare", *three, "--out", "out")
@@ -73,7 +73,7 @@ def test_table_holds_the_figures_of_every_run_and_the_floors_once(three, command
     names = [name for name in measured["a"] if not name.endswith("_floor")]
     assert {"frechet_distance", "recall", "copy_share", "color_mean"} < set(names)
     assert list(table["a"]) == ["run", "preset", "encoder", "steps", "minutes", *names]
-    assert [table[row].pop("judge") for row in table] == ["pixels", "pixels", "-", "-"]
+    assert [table[row].pop("extractor") for row in table] == ["pixels", "pixels", "-", "-"]
     for name in names[1:]:
         for row in "ab":
             assert float(table[row][name]) == pytest.approx(np.ravel(measured[row][name]), rel=6e-4)
@@ -90,7 +90,7 @@ def test_terminal_shows_the_same_table_turned_and_the_two_files(three, command):
     cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in shown]
     rows = {row[0]: row[1:] for row in cells if row}
     written = _table()
-    for name in ("run", "preset", "steps", "judge", "frechet_distance"):
+    for name in ("run", "preset", "steps", "extractor", "frechet_distance"):
         assert rows[name][:3] == [written[row][name] for row in "abc"]
     assert rows["frechet_distance"][3] == "0.5"
 
@@ -131,10 +131,10 @@ def test_floors_that_differ_by_rounding_agree(three, command):
 
 
 @pytest.mark.parametrize("floor", [0.5, 0.75])
-def test_judges_that_differ_are_told_in_one_line(three, command, floor):
-    _update("b", judge="pixels", frechet_distance_floor=floor)
+def test_extractors_that_differ_are_told_in_one_line(three, command, floor):
+    _update("b", extractor="pixels", frechet_distance_floor=floor)
     error = command("compare", "a", "b", "--out", "out").err
-    assert re.fullmatch(r"drifting: different judges .*\(columns 'a', pixels 'b'\).* cannot be compared[^\n]*\n", error)
+    assert re.fullmatch(r"drifting: different extractors .*\(columns 'a', pixels 'b'\).* cannot be compared[^\n]*\n", error)
 
 
 def _samples_in(sheet: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -298,7 +298,7 @@ def test_what_cannot_be_compared_is_refused(refused, tiny_toy, tiny_images, argu
         ('{"recall": null}', "recall is no figure"),
         ('{"recall": "high"}', "recall is no figure"),
         ('{"color_mean": [0.1, "x"]}', "color_mean is no figure"),
-        ('{"judge": 3}', "judge is no figure"),
+        ('{"extractor": 3}', "extractor is no figure"),
         ('{"frechet_curve_steps": [0, 1], "frechet_curve": [2.0]}', "differ in length"),
     ],
 )

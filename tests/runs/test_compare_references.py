@@ -8,7 +8,7 @@ from drifting.runs.compare import Entry, comparison
 @pytest.mark.parametrize("floor", [0.5, 0.75])
 def test_references_that_differ_are_told_in_one_line(tiny_toy, floor):
     known = {"a": {"reference": "images val"}, "b": {"reference": "statistics x.npz", "frechet_distance_floor": floor}, "c": {}}
-    shared = {"judge": "inception", "frechet_distance": 3.0, "frechet_distance_floor": 0.5}
+    shared = {"extractor": "inception", "frechet_distance": 3.0, "frechet_distance_floor": 0.5}
     entries = [Entry(name, Path(name), tiny_toy, {**shared, **figures}) for name, figures in known.items()]
     assert comparison(entries).doubts == (
         "the runs were measured against different real images (images val 'a', statistics x.npz 'b'), "
@@ -18,5 +18,5 @@ def test_references_that_differ_are_told_in_one_line(tiny_toy, floor):
 
 
 def test_reference_is_a_column(tiny_toy):
-    table = comparison([Entry("a", Path("a"), tiny_toy, {"judge": "inception", "reference": "images val"})])
+    table = comparison([Entry("a", Path("a"), tiny_toy, {"extractor": "inception", "reference": "images val"})])
     assert dict(zip(table.columns, table.rows[0], strict=True))["reference"] == "images val"

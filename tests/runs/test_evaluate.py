@@ -20,7 +20,7 @@ from drifting.generators import DecoderMLPConfig
 from drifting.metrics.frechet import gaussian_of
 from drifting.runs import Run, evaluate, references
 from drifting.runs.evaluate import sampled_batches
-from drifting.runs.extractors import load_judge
+from drifting.runs.extractors import load_extractor
 from drifting.sampling import sample
 from drifting.training.schedule import Schedule
 from tests.support.image_folders import write_images
@@ -86,14 +86,14 @@ def _kept(run: Run) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_image_files_are_compared_with_those_that_were_not_trained_on(files_run, images):
-    metrics = files_run.evaluate(judge="pixels", count=30, batch_size=7)
-    assert (metrics["judge"], metrics["reference"]) == ("pixels-32", f"images {images.name}/val")
+    metrics = files_run.evaluate(extractor="pixels", count=30, batch_size=7)
+    assert (metrics["extractor"], metrics["reference"]) == ("pixels-32", f"images {images.name}/val")
     assert (metrics["num_samples"], metrics["num_real"], metrics["num_features"]) == (30, 30, 30)
     assert json.loads((files_run.folder / "metrics.json").read_text()) == metrics
-    judge = load_judge("pixels", files_run.config)
+    extractor = load_extractor("pixels", files_run.config)
     samples = to_bytes(sample(files_run.generator, 30, seed=0))
     val = references.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))
-    expected = compare(see([(samples, None)], judge), see([(val, None)], judge))
+    expected = compare(see([(samples, None)], extractor), see([(val, None)], extractor))
     assert metrics["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-6)
     assert metrics["kernel_distance"] == pytest.approx(expected["kernel_distance"], rel=1e-6)
     assert metrics["frechet_distance_floor"] < metrics["frechet_distance"]
@@ -101,20 +101,20 @@ def test_image_files_are_compared_with_those_that_were_not_trained_on(files_run,
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_real_images_are_looked_at_once(files_run, monkeypatch):
-    first = files_run.evaluate(judge="pixels", count=30)
+    first = files_run.evaluate(extractor="pixels", count=30)
     assert len(_kept(files_run)) == 2
     monkeypatch.setattr(references.ImageFiles, "read", lambda self, indices: pytest.fail("looked again"))
-    assert files_run.evaluate(judge="pixels", count=30) == first
+    assert files_run.evaluate(extractor="pixels", count=30) == first
     assert len(_kept(files_run)) == 2
     with pytest.raises(pytest.fail.Exception, match="looked again"):
-        files_run.evaluate(judge="pixels", count=20)  # another floor
+        files_run.evaluate(extractor="pixels", count=20)  # another floor
 
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_batches_change_nothing(files_run):
-    first, second = (files_run.evaluate(judge="pixels", count=30, batch_size=size) for size in (4, 30))
+    first, second = (files_run.evaluate(extractor="pixels", count=30, batch_size=size) for size in (4, 30))
     assert first.keys() == second.keys()
-    for name in first.keys() - {"judge", "reference"}:
+    for name in first.keys() - {"extractor", "reference"}:
         assert first[name] == pytest.approx(second[name], rel=1e-4), name
 
 
@@ -123,7 +123,7 @@ def test_folder_without_another_split_is_its_own_reference_without_a_floor(image
     place = shutil.copytree(images / "train", tmp_path / "own")
     run = untrained(tmp_path / "run", ImageFilesData(path=str(place), image_size=8, image_shape=(3, 8, 8), num_classes=3))
     with pytest.warns(UserWarning, match="floor.* is left out: .* has no further images: add a folder val/ beside train/"):
-        metrics = run.evaluate(judge="pixels", count=30)
+        metrics = run.evaluate(extractor="pixels", count=30)
     assert metrics["num_real"] == 60
     assert not [name for name in metrics if name.endswith("_floor")]
 
@@ -135,30 +135,30 @@ def test_another_folder_is_the_reference_and_training_images_the_floor_if_they_a
 ):
     write_images(tmp_path / "elsewhere", COUNTS, channels=3, seed=7)
     place = tmp_path / "elsewhere" if named == "elsewhere" else images / named
-    metrics = files_run.evaluate(judge="pixels", count=30, real=str(place))
+    metrics = files_run.evaluate(extractor="pixels", count=30, real=str(place))
     assert metrics["reference"] == f"images {named}/train"
     assert ("frechet_distance_floor" in metrics) is floor
 
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_statistics_of_a_file_are_a_reference(files_run, images, tmp_path):
-    judge = load_judge("pixels", files_run.config)
-    known = gaussian_of(judge.embed(references.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))))
+    extractor = load_extractor("pixels", files_run.config)
+    known = gaussian_of(extractor.embed(references.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))))
     np.savez(tmp_path / "val.npz", mu=known.mean.numpy(), sigma=known.covariance.numpy())
     with pytest.warns(UserWarning, match="floor.* is left out: the statistics do not tell of which images they are"):
-        metrics = files_run.evaluate(judge="pixels", count=30, real=str(tmp_path / "val.npz"))
-    whole = files_run.evaluate(judge="pixels", count=30)
+        metrics = files_run.evaluate(extractor="pixels", count=30, real=str(tmp_path / "val.npz"))
+    whole = files_run.evaluate(extractor="pixels", count=30)
     assert metrics["reference"] == "statistics val.npz"
     assert not metrics.keys() & {"kernel_distance", "precision", "num_real", "frechet_distance_floor"}
     assert metrics["frechet_distance"] == pytest.approx(whole["frechet_distance"], rel=1e-6)
     np.savez(tmp_path / "small.npz", mu=np.zeros(5), sigma=np.eye(5))
-    with pytest.raises(InputError, match=r"whose statistics are of 5 features, but the judge pixels-32 has 192"):
-        files_run.evaluate(judge="pixels", real=str(tmp_path / "small.npz"))
+    with pytest.raises(InputError, match=r"whose statistics are of 5 features, but the extractor pixels-32 has 192"):
+        files_run.evaluate(extractor="pixels", real=str(tmp_path / "small.npz"))
 
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_latents_are_decoded_and_compared_with_decoded_ones_and_told_so(latents_run, drawn):
-    metrics = latents_run.evaluate(judge="pixels", count=30, batch_size=8)
+    metrics = latents_run.evaluate(extractor="pixels", count=30, batch_size=8)
     # Half of the 40 are the reference, the others the floor.
     figures = ("reference", "num_real", "num_samples", "num_samples_floor")
     assert [metrics[name] for name in figures] == ["decoded latents", 20, 30, 20]
@@ -172,7 +172,7 @@ def test_enough_latents_are_one_reference_and_one_floor_in_their_shares(latents_
     asked = []
     made = evaluate.sampled_batches
     monkeypatch.setattr(evaluate, "sampled_batches", lambda *args, **options: asked.append(options) or made(*args, **options))
-    metrics = latents_run.evaluate(judge="pixels", count=8)
+    metrics = latents_run.evaluate(extractor="pixels", count=8)
     assert (metrics["num_real"], metrics["num_samples"]) == (8, 8)
     assert "num_samples_floor" not in metrics
     assert len(set(drawn)) == len(drawn) == 16
@@ -194,7 +194,7 @@ def test_three_latents_are_too_few_for_a_floor(latents_run, monkeypatch):
 
     monkeypatch.setattr(LatentsData, "rows", lambda data, seed: Rows())
     with pytest.warns(UserWarning, match="floor.* is left out: the latents are of 3 images, too few for two sets of them"):
-        metrics = latents_run.evaluate(judge="pixels", count=20)
+        metrics = latents_run.evaluate(extractor="pixels", count=20)
     assert metrics["num_real"] == 3
     assert not [name for name in metrics if name.endswith("_floor")]
 
@@ -202,13 +202,13 @@ def test_three_latents_are_too_few_for_a_floor(latents_run, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_latents_are_compared_with_a_folder_of_images(latents_run, images):
     with pytest.warns(UserWarning, match="samples are of all classes equally often, for those of the data are not known"):
-        metrics = latents_run.evaluate(judge="pixels", count=20, real=str(images))
+        metrics = latents_run.evaluate(extractor="pixels", count=20, real=str(images))
     assert (metrics["reference"], metrics["num_real"]) == (f"images {images.name}/val", 30)
     assert "frechet_distance_floor" in metrics
-    judge = load_judge("pixels", latents_run.config)
+    extractor = load_extractor("pixels", latents_run.config)
     exported = latents_run.sample(20).movedim(-1, 1)
     val = references.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))
-    expected = compare(see([(exported, None)], judge), see([(val, None)], judge))
+    expected = compare(see([(exported, None)], extractor), see([(val, None)], extractor))
     assert metrics["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-5)
 
 
@@ -221,7 +221,7 @@ def test_classes_of_data_that_are_not_here_are_known_from_the_configuration(file
     write_images(tmp_path / "named", {"b": 8, "a": 4}, channels=3)
     write_images(tmp_path / "others", {"x": 8, "a": 4}, channels=3)
     for real, shares in (("named", [20, 0, 10]), ("others", [15, 5, 10])):
-        run.evaluate(judge="pixels", count=30, real=str(tmp_path / real))
+        run.evaluate(extractor="pixels", count=30, real=str(tmp_path / real))
         assert torch.tensor(asked[-1]["labels"]).bincount().tolist() == shares
 
 
@@ -236,7 +236,7 @@ def test_labels_of_many_samples_are_listed_once_and_taken_over_again(latents_run
             yield images, labels
 
     monkeypatch.setattr(evaluate, "sampled_batches", watched)
-    latents_run.evaluate(judge="pixels", count=20, batch_size=5)
+    latents_run.evaluate(extractor="pixels", count=20, batch_size=5)
     labels = torch.cat(asked[1:])
     assert torch.equal(labels[:8], labels[8:16])
     assert labels[:16].bincount().tolist() == [8, 4, 4]
@@ -249,11 +249,11 @@ def test_latents_alone_hold_no_real_images(latents_run, monkeypatch, tmp_path):
         def __call__(self, images):
             pytest.fail("looked at images")
 
-    judge = tmp_path / "inception.pt"
-    judge.touch()
+    extractor = tmp_path / "inception.pt"
+    extractor.touch()
     monkeypatch.setattr("drifting.runs.extractors.load_inception", lambda path, device: Stand())
     with pytest.raises(InputError, match=r"real is not given, and the latents of 'cache' hold no real images: pass --real FOLDER"):
-        latents_run.evaluate(judge=str(judge))
+        latents_run.evaluate(extractor=str(extractor))
 
 
 def test_image_i_of_a_seed_is_of_label_i_in_turn_whichever_are_asked_for(files_run):
@@ -277,7 +277,7 @@ def test_one_batch_of_samples_is_alive_at_a_time(files_run):
         return images
 
     batches = sampled_batches(files_run.generator, decode, range(400), batch_size=10)
-    see(show_images(batches, 400, what="samples"), load_judge("pixels", files_run.config))
+    see(show_images(batches, 400, what="samples"), load_extractor("pixels", files_run.config))
     assert before == [0] * 40
     assert not alive
 
@@ -290,7 +290,7 @@ def test_interrupted_evaluation_keeps_what_it_saw_of_real_images_and_writes_no_f
 
     monkeypatch.setattr(evaluate, "sampled_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
-        files_run.evaluate(judge="pixels", count=30)
+        files_run.evaluate(extractor="pixels", count=30)
     assert len(_kept(files_run)) == 2
     assert not (files_run.folder / "metrics.json").exists()
 
@@ -299,7 +299,7 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
     asked = []
     monkeypatch.setattr(evaluate, "sampled_batches", lambda *args, **options: asked.append((args[2], options)) or iter(()))
     with pytest.raises(InputError, match="features are of 0 samples"):
-        files_run.evaluate(judge="pixels", seed=4)
+        files_run.evaluate(extractor="pixels", seed=4)
     (_, options), (indices, again) = asked
     assert indices == range(50_000)
     assert options == {"seed": 4, "guidance_scale": None, "batch_size": 64}
@@ -309,19 +309,19 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({}, "judge is not given, and there is none of its own for these images: pass the Inception file, --judge FILE.pt"),
-        ({"judge": "pixels", "count": 0}, "num_samples is 0: ask for at least 1"),
-        ({"judge": "pixels", "count": 1}, "num_samples is 1: ask for at least 2"),
-        ({"judge": "pixels", "batch_size": 0}, "batch_size is 0: pass at least 1"),
-        ({"judge": "pixels", "device": "tpu"}, "device is 'tpu': pass cpu, cuda, cuda:1 or mps"),
-        ({"judge": "pixels", "device": "cuda:99"}, "device is 'cuda:99', which this machine does not offer: pass --device cpu"),
+        ({}, "extractor is not given, and there is none of its own for these images: pass the Inception file, --extractor FILE.pt"),
+        ({"extractor": "pixels", "count": 0}, "num_samples is 0: ask for at least 1"),
+        ({"extractor": "pixels", "count": 1}, "num_samples is 1: ask for at least 2"),
+        ({"extractor": "pixels", "batch_size": 0}, "batch_size is 0: pass at least 1"),
+        ({"extractor": "pixels", "device": "tpu"}, "device is 'tpu': pass cpu, cuda, cuda:1 or mps"),
+        ({"extractor": "pixels", "device": "cuda:99"}, "device is 'cuda:99', which this machine does not offer: pass --device cpu"),
         (
-            {"judge": "pixels", "real": "none"},
+            {"extractor": "pixels", "real": "none"},
             r"real is 'none', which is no folder: name one of images, or statistics of them \(.safetensors, .npz\)",
         ),
-        ({"judge": "pixels", "real": "none.npz"}, "real is 'none.npz', which is no file"),
+        ({"extractor": "pixels", "real": "none.npz"}, "real is 'none.npz', which is no file"),
         (
-            {"judge": "pixels", "guidance_scale": 2.0},
+            {"extractor": "pixels", "guidance_scale": 2.0},
             "guidance_scale is 2, but the run was trained at guidance scale 1 alone: leave it out",
         ),
     ],

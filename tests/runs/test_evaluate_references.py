@@ -14,13 +14,13 @@ from drifting.config import LossConfig, RunConfig
 from drifting.data import BankConfig, ImageFilesData, ImagesData, forget_data
 from drifting.data.image_folder import ImageFiles
 from drifting.data.pixels import to_signed
-from drifting.evaluation import Judge
+from drifting.evaluation import Extractor
 from drifting.evaluation.references import digests
 from drifting.generators import DecoderMLPConfig
 from drifting.generators.base import Generator
 from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.runs import Run
-from drifting.training.recorder import FRAMES
+from drifting.training.recorder import SNAPSHOTS
 from drifting.training.schedule import Schedule
 from tests.support.image_folders import bars, write_images
 
@@ -81,10 +81,10 @@ def uneven(tmp_path_factory):
 
 def test_perfect_generator_of_uneven_classes_is_near_in_memory_streamed_and_in_the_curve(uneven, tmp_path):
     memory, files = _memory_run(tmp_path / "memory", uneven), _files_run(tmp_path / "files", uneven)
-    # Frames have all classes in turn.
-    save_tensors(memory.folder / FRAMES, {"0": memory.generator(torch.randn(400, 1), torch.arange(400) % 2, None)})
-    at_once, streamed = (run.evaluate(judge="pixels", count=300) for run in (memory, files))
-    named = files.evaluate(judge="pixels", count=300, real=str(uneven / "test"))
+    # Snapshots have all classes in turn.
+    save_tensors(memory.folder / SNAPSHOTS, {"0": memory.generator(torch.randn(400, 1), torch.arange(400) % 2, None)})
+    at_once, streamed = (run.evaluate(extractor="pixels", count=300) for run in (memory, files))
+    named = files.evaluate(extractor="pixels", count=300, real=str(uneven / "test"))
     floor = at_once["frechet_distance_floor"]
     images = (
         bars(torch.arange(300) % 2, channels=3, seed=9),
@@ -108,12 +108,12 @@ def test_classes_of_another_folder_are_told_apart_by_their_names(uneven, tmp_pat
     for names, shares in ((("b",), [0, 40]), (("b", "a"), [30, 10]), (("x", "y"), [36, 4])):
         asked.clear()
         place = write_images(tmp_path / "".join(names), dict(zip(names, (10, 30), strict=False)), channels=3, seed=4)
-        run.evaluate(judge="pixels", count=40, real=str(place))
+        run.evaluate(extractor="pixels", count=40, real=str(place))
         assert torch.cat(asked[1:]).bincount(minlength=2).tolist() == shares
 
 
 def _distance(run: Run, **options) -> dict:
-    return run.evaluate(judge="pixels", count=100, **options)
+    return run.evaluate(extractor="pixels", count=100, **options)
 
 
 @pytest.mark.parametrize("make", [_files_run, _memory_run])
@@ -146,7 +146,7 @@ def test_floor_is_of_the_images_that_are_none_of_the_reference(uneven, tmp_path)
     assert "num_samples_floor" not in shared
 
 
-def test_images_that_a_streamed_judge_was_trained_on_make_no_floor(uneven, tmp_path, monkeypatch):
+def test_images_that_a_streamed_extractor_was_trained_on_make_no_floor(uneven, tmp_path, monkeypatch):
     files = ImageFiles(uneven, image_size=8)
     known = torch.arange(len(files)) % 4 > 0
     looked = []
@@ -155,11 +155,11 @@ def test_images_that_a_streamed_judge_was_trained_on_make_no_floor(uneven, tmp_p
         looked.append(digests(images))
         return images.float().mean((1, 2))
 
-    judge = Judge("columns", embed, trained_on=digests(files.read(known.nonzero()[:, 0])), cache=tmp_path)
-    monkeypatch.setattr("drifting.runs.evaluate.load_judge", lambda *args: judge)
+    extractor = Extractor("columns", embed, trained_on=digests(files.read(known.nonzero()[:, 0])), cache=tmp_path)
+    monkeypatch.setattr("drifting.runs.evaluate.load_extractor", lambda *args: extractor)
     metrics = _files_run(tmp_path / "run", uneven).evaluate(count=80)
     assert "num_samples_floor" not in metrics
-    assert not torch.isin(torch.cat(looked), judge.trained_on).any()
+    assert not torch.isin(torch.cat(looked), extractor.trained_on).any()
 
 
 def _kept(run: Run) -> int:
@@ -195,8 +195,8 @@ def test_another_size_is_another_entry(uneven):
 
 
 def test_statistics_of_two_sizes_are_kept_apart(uneven, tmp_path, monkeypatch):
-    judge = Judge("columns", lambda images: images.float().mean((1, 2))[:, :8], cache=tmp_path)
-    monkeypatch.setattr("drifting.runs.evaluate.load_judge", lambda *args: judge)
+    extractor = Extractor("columns", lambda images: images.float().mean((1, 2))[:, :8], cache=tmp_path)
+    monkeypatch.setattr("drifting.runs.evaluate.load_extractor", lambda *args: extractor)
     small = _files_run(tmp_path / "run", uneven)
     data = dataclasses.replace(small.config.data, image_size=16, image_shape=(3, 16, 16))
     large = dataclasses.replace(small, config=dataclasses.replace(small.config, data=data))

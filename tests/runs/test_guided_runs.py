@@ -78,7 +78,7 @@ def test_evaluation_of_images_is_at_the_scale_that_is_asked_for(tiny_images, tmp
     config = _with(tiny_images, **{**DRAWN, "guidance_scale": 1.0}, learning_rate=0.03, ema_decay=0.0)
     run = runs.train(config, tmp_path / "run")
     distances = {
-        scale: run.evaluate(judge="pixels", count=60, guidance_scale=scale)["frechet_distance"] for scale in (None, 1.0, 3.0)
+        scale: run.evaluate(extractor="pixels", count=60, guidance_scale=scale)["frechet_distance"] for scale in (None, 1.0, 3.0)
     }
     assert distances[None] == distances[1.0]
     assert distances[3.0] != distances[1.0]

@@ -1,4 +1,4 @@
-"""The command line on tiny folders of images: train, sample, judge and evaluate."""
+"""The command line on tiny folders of images: train, sample, extractor and evaluate."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def _config(folder) -> dict:
 
 
 def test_finished_run_of_images_holds_the_promised_files(images_run):
-    files = {"config.json", "metrics.jsonl", "encoder.safetensors", "generator.safetensors", "frames.safetensors", "checkpoints"}
+    files = {"config.json", "metrics.jsonl", "encoder.safetensors", "generator.safetensors", "snapshots.safetensors", "checkpoints"}
     pictures = {"samples.png", "progress.png", "losses.png", "training.gif", "comparison.png", "ae_reconstruction.png"}
     assert {path.name for path in images_run.iterdir()} == files | pictures
 
@@ -73,7 +73,7 @@ def test_images_without_classes_are_one_population(here, command):
     assert (config["data"]["conditional"], config["data"]["num_classes"], config["schedule"]["labels_per_step"]) == (False, None, 1)
     assert command("sample", "runs/loose", "--num-samples", 3, "--out", "s.npy").status == 0
     assert np.load("s.npy").shape == (3, 8, 8, 1)
-    result = command("evaluate", "runs/loose", "--judge", "pixels", "--num-samples", 20)
+    result = command("evaluate", "runs/loose", "--extractor", "pixels", "--num-samples", 20)
     assert result.status == 0
     assert "20 images against 2 are too few for precision, recall, density and coverage, which are left out" in result.err
 
@@ -82,7 +82,7 @@ def test_images_without_classes_are_one_population(here, command):
 def test_labels_can_be_left_out(here, command, gray_folder):
     assert command("train", "images", "--data", gray_folder, "--unconditional", "--save-dir", "x").status == 0
     assert runs.load("x").generator.num_classes is None
-    assert command("evaluate", "x", "--judge", "pixels").status == 0
+    assert command("evaluate", "x", "--extractor", "pixels").status == 0
     assert "accuracy" not in json.loads((here / "x" / "metrics.json").read_text())
 
 
@@ -93,7 +93,7 @@ def test_mixed_images_are_cropped_resized_and_converted_when_asked(here, command
     arguments = ("train", "images", "--data", "mixed", "--image-size", 8, "--channels", 1, "--save-dir", "x")
     assert command(*arguments).status == 0
     assert runs.load("x").sample(2).shape == (2, 8, 8, 1)
-    assert command("evaluate", "x", "--judge", "pixels").status == 0
+    assert command("evaluate", "x", "--extractor", "pixels").status == 0
     assert "precision" not in json.loads((here / "x" / "metrics.json").read_text())  # two images are held out
     assert command(*arguments[:7], "--image-size", 12, "--save-dir", "x", "--resume").status == 2
 
@@ -123,14 +123,14 @@ def test_features_of_the_encoder_are_those_that_are_logged(here, command, gray_f
     assert logged == set(_config(here / "x")["encoder"]["features"])
 
 
-def test_judge_is_trained_and_judges(here, command, images_run, gray_folder):
+def test_extractor_is_trained_and_extractors(here, command, images_run, gray_folder):
     run = shutil.copytree(images_run, here / "run")
-    trained = command("train", "mnist-classifier", "--data", gray_folder, "--save-dir", "judge")
+    trained = command("train", "mnist-classifier", "--data", gray_folder, "--save-dir", "extractor")
     assert trained.status == 0
     *progress, accuracy, path = trained.out.splitlines()
     assert re.match(r"step 60/60 .*loss of the classifier", progress[-1])
-    assert (accuracy, path) == ("test accuracy 1.0000", "judge/classifier.safetensors")
-    result = command("evaluate", run, "--judge", "judge", "--num-samples", 60)
+    assert (accuracy, path) == ("test accuracy 1.0000", "extractor/classifier.safetensors")
+    result = command("evaluate", run, "--extractor", "extractor", "--num-samples", 60)
     metrics = json.loads((run / "metrics.json").read_text())
     assert result.status == 0
     assert metrics["num_samples"] == 60
@@ -140,19 +140,19 @@ def test_judge_is_trained_and_judges(here, command, images_run, gray_folder):
     assert singular.startswith("drifting: 9 samples of 128 features have a singular covariance, ")
     assert floor.startswith(f"drifting: the floor is of {metrics['num_samples_floor']} real images and so too large for 60 samples")
     assert metrics["num_samples_floor"] == 15
-    assert len(list((here / "judge").glob("classifier-*.safetensors"))) == 1
-    again = command("evaluate", run, "--judge", "judge", "--num-samples", 60)
+    assert len(list((here / "extractor").glob("classifier-*.safetensors"))) == 1
+    again = command("evaluate", run, "--extractor", "extractor", "--num-samples", 60)
     assert again.out == result.out
 
 
-def test_pixels_judge(here, command, images_run):
+def test_pixels_extractor(here, command, images_run):
     run = shutil.copytree(images_run, here / "run")
-    first = command("evaluate", run, "--judge", "pixels")
+    first = command("evaluate", run, "--extractor", "pixels")
     figures = json.loads((run / "metrics.json").read_text())
     assert first.status == 0
     assert {"frechet_distance", "recall", "copy_share"} <= figures.keys()
     assert "accuracy" not in figures
-    assert command("evaluate", run, "--judge", "pixels", "--seed", 3).status == 0
+    assert command("evaluate", run, "--extractor", "pixels", "--seed", 3).status == 0
     assert json.loads((run / "metrics.json").read_text())["frechet_distance"] != figures["frechet_distance"]
 
 
@@ -167,7 +167,7 @@ def test_run_folder_is_named_after_the_folder_and_never_after_dots(here, command
 
 
 @pytest.mark.parametrize("classes", [pytest.param(30, marks=pytest.mark.slow), 70])
-def test_more_classes_than_a_picture_has_rows_or_a_frame_has_samples(here, command, classes):
+def test_more_classes_than_a_picture_has_rows_or_a_snapshot_has_samples(here, command, classes):
     write_images(here / "many", {f"{index:02d}": 1 for index in range(3)})
     for index in range(classes):
         (here / "many" / f"{index:02d}").mkdir(exist_ok=True)

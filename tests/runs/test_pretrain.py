@@ -21,7 +21,7 @@ from drifting.evaluation.references import digests
 from drifting.pretraining import objectives
 from drifting.pretraining.objectives import train_supervised
 from drifting.runs import extractors, pretrain
-from drifting.runs.extractors import load_judge
+from drifting.runs.extractors import load_extractor
 from drifting.runs.pretrain import check_networks, prepare_encoder
 from drifting.training.loop import DivergenceError
 from drifting.training.recorder import Recorder
@@ -177,13 +177,15 @@ def test_killed_before_the_first_checkpoint_of_its_generator_a_run_goes_on(confi
     assert steps == sorted(set(steps))
 
 
-def test_stopped_training_of_a_judge_goes_on_bit_for_bit(classifier, tmp_path, monkeypatch, judge_folder, assert_same_tensors):
+def test_stopped_training_of_a_extractor_goes_on_bit_for_bit(
+    classifier, tmp_path, monkeypatch, extractor_folder, assert_same_tensors
+):
     with monkeypatch.context() as patch:
         _stop_at(patch, 31)
         with pytest.raises(Interrupted, match=r"Stopped at step 31 of 60; .* drifting train mnist-classifier .* --resume"):
             runs.train(classifier, tmp_path / "x")
     runs.train(classifier, tmp_path / "x", resume=True)
-    assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (judge_folder, tmp_path / "x")))
+    assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (extractor_folder, tmp_path / "x")))
     with pytest.raises(InputError, match="steps is 61, but the run to resume has 60"):
         runs.train(dataclasses.replace(classifier, steps=61), tmp_path / "x", resume=True)
 
@@ -219,35 +221,35 @@ def test_resumed_run_reuses_its_encoder_and_equals_the_whole_one(config, tmp_pat
         assert_same_tensors(load_tensors(whole / name), load_tensors(halves / name))
 
 
-def test_classifier_is_trained_into_its_folder(judge_folder, gray_folder):
+def test_classifier_is_trained_into_its_folder(extractor_folder, gray_folder):
     files = {"config.json", "classifier.safetensors", "metrics.json", "trained_on.safetensors"}
-    assert files <= {path.name for path in judge_folder.iterdir()}
-    metrics = json.loads((judge_folder / "metrics.json").read_text())
+    assert files <= {path.name for path in extractor_folder.iterdir()}
+    metrics = json.loads((extractor_folder / "metrics.json").read_text())
     assert metrics["num_test_images"] == 9
     assert metrics["test_accuracy"] == 1
-    saved = json.loads((judge_folder / "config.json").read_text())
+    saved = json.loads((extractor_folder / "config.json").read_text())
     assert (saved["type"], saved["data"]["image_shape"], saved["data"]["num_classes"]) == ("ClassifierConfig", [1, 8, 8], 3)
     assert saved["data"]["path"] == str(gray_folder)
 
 
-def test_training_a_judge_tells_its_accuracy_and_is_reproducible(classifier, tmp_path, judge_folder, assert_same_tensors):
-    trained = runs.train_judge(classifier, tmp_path / "judge")
+def test_training_a_extractor_tells_its_accuracy_and_is_reproducible(classifier, tmp_path, extractor_folder, assert_same_tensors):
+    trained = runs.train_classifier(classifier, tmp_path / "extractor")
     assert trained.figures == {"test_accuracy": 1}
-    assert trained.summary() == ["test accuracy 1.0000", str(tmp_path / "judge" / "classifier.safetensors")]
-    assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (judge_folder, tmp_path / "judge")))
+    assert trained.summary() == ["test accuracy 1.0000", str(tmp_path / "extractor" / "classifier.safetensors")]
+    assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (extractor_folder, tmp_path / "extractor")))
 
 
-def test_judge_tells_the_images_that_it_was_trained_on_four_in_five_of_every_class(judge_folder, config):
+def test_extractor_tells_the_images_that_it_was_trained_on_four_in_five_of_every_class(extractor_folder, config):
     train = config.data.load("train")
-    known = torch.isin(digests(train.images), load_judge(str(judge_folder), config).trained_on)
+    known = torch.isin(digests(train.images), load_extractor(str(extractor_folder), config).trained_on)
     counts = train.labels.bincount()
     held_out = train.labels[~known].bincount(minlength=len(counts))
-    assert json.loads((judge_folder / "metrics.json").read_text())["num_training_images"] == int(known.sum())
+    assert json.loads((extractor_folder / "metrics.json").read_text())["num_training_images"] == int(known.sum())
     assert int(held_out.sum()) == len(train.images) // 5
     assert ((held_out - counts / 5).abs() < 1).all()
 
 
-def test_judge_learns_nothing_from_images_that_are_held_out(classifier, tmp_path, monkeypatch):
+def test_extractor_learns_nothing_from_images_that_are_held_out(classifier, tmp_path, monkeypatch):
     seen = []
 
     def watched(network, images, labels, **options):
@@ -255,103 +257,103 @@ def test_judge_learns_nothing_from_images_that_are_held_out(classifier, tmp_path
         return train_supervised(network, images, labels, **options)
 
     monkeypatch.setattr(extractors, "train_supervised", watched)
-    runs.train_judge(classifier, tmp_path / "judge")
+    runs.train_classifier(classifier, tmp_path / "extractor")
     ((images, labels),) = seen
-    assert torch.equal(images, load_tensors(tmp_path / "judge" / "trained_on.safetensors")["digests"])
+    assert torch.equal(images, load_tensors(tmp_path / "extractor" / "trained_on.safetensors")["digests"])
     assert len(images) == len(labels)
 
 
-def test_judge_of_an_earlier_version_is_told_to_be_trained_again(judge_folder, config, tmp_path):
-    copy = Path(shutil.copytree(judge_folder, tmp_path / "copy"))
+def test_extractor_of_an_earlier_version_is_told_to_be_trained_again(extractor_folder, config, tmp_path):
+    copy = Path(shutil.copytree(extractor_folder, tmp_path / "copy"))
     (copy / "trained_on.safetensors").unlink()
     with pytest.warns(
         UserWarning, match="does not tell the images that it was trained on: floors may be of those, so train it again"
     ):
-        assert load_judge(str(copy), config).trained_on is None
+        assert load_extractor(str(copy), config).trained_on is None
     save_tensors(copy / "trained_on.safetensors", {"digests": torch.zeros(3)})
     with pytest.raises(InputError, match="holds no digests of images: train it again"):
-        load_judge(str(copy), config)
+        load_extractor(str(copy), config)
 
 
-def test_judge_names_classes_and_embeds(judge_folder, config):
-    judge = load_judge(str(judge_folder), config)
+def test_extractor_names_classes_and_embeds(extractor_folder, config):
+    extractor = load_extractor(str(extractor_folder), config)
     labels = torch.arange(30) % 3
     images = bars(labels, seed=77)
-    assert torch.equal(judge.classify(images), labels)
-    assert judge.embed(images).shape == (30, 128)
-    torch.testing.assert_close(judge.embed(images)[4:6], judge.embed(images[4:6]))
-    assert judge.cache == judge_folder
+    assert torch.equal(extractor.classify(images), labels)
+    assert extractor.embed(images).shape == (30, 128)
+    torch.testing.assert_close(extractor.embed(images)[4:6], extractor.embed(images[4:6]))
+    assert extractor.cache == extractor_folder
 
 
-def test_judge_is_named_after_its_weights(judge_folder, config, tmp_path):
-    copy = Path(shutil.copytree(judge_folder, tmp_path / "copy"))
-    names = [load_judge(str(folder), config).name for folder in (judge_folder, copy)]
+def test_extractor_is_named_after_its_weights(extractor_folder, config, tmp_path):
+    copy = Path(shutil.copytree(extractor_folder, tmp_path / "copy"))
+    names = [load_extractor(str(folder), config).name for folder in (extractor_folder, copy)]
     assert names[0] == names[1]
     weights = load_tensors(copy / "classifier.safetensors")
     weights["output.bias"][0] += 1
     save_tensors(copy / "classifier.safetensors", weights)
-    assert load_judge(str(copy), config).name != names[0]
+    assert load_extractor(str(copy), config).name != names[0]
 
 
-def test_judge_of_the_data_set_is_found_by_itself(judge_folder, config, tmp_path, monkeypatch):
+def test_extractor_of_the_data_set_is_found_by_itself(extractor_folder, config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(judge_folder, tmp_path / "runs" / "images-classifier")
-    assert load_judge(None, config).name == load_judge(str(judge_folder), config).name
+    shutil.copytree(extractor_folder, tmp_path / "runs" / "images-classifier")
+    assert load_extractor(None, config).name == load_extractor(str(extractor_folder), config).name
 
 
-def test_pixels_can_judge(config):
-    judge = load_judge("pixels", config)
+def test_pixels_can_extractor(config):
+    extractor = load_extractor("pixels", config)
     images = bars(torch.tensor([0, 1]))
-    torch.testing.assert_close(judge.embed(images), to_signed(images).flatten(1))
-    assert (judge.name, judge.classify, judge.cache) == ("pixels", None, None)
+    torch.testing.assert_close(extractor.embed(images), to_signed(images).flatten(1))
+    assert (extractor.name, extractor.classify, extractor.cache) == ("pixels", None, None)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(12, 1), (8, 3)])
-def test_judge_of_other_images_is_refused(judge_folder, tmp_path, size, channels):
+def test_extractor_of_other_images_is_refused(extractor_folder, tmp_path, size, channels):
     folder = write_images(tmp_path / "other", {"a": 12, "b": 12}, size=size, channels=channels)
     other = resolve(shrunk(presets.preset("images", data=str(folder))))
     with pytest.raises(InputError, match=rf"takes \(1, 8, 8\), but the run makes \({channels}, {size}, {size}\): name another"):
-        load_judge(str(judge_folder), other)
+        load_extractor(str(extractor_folder), other)
 
 
-def test_judge_of_other_classes_is_refused(judge_folder, config):
+def test_extractor_of_other_classes_is_refused(extractor_folder, config):
     more = dataclasses.replace(config, data=dataclasses.replace(config.data, num_classes=5))
-    with pytest.raises(InputError, match=r"which names 3 classes, but the run has 5: name another judge"):
-        load_judge(str(judge_folder), more)
+    with pytest.raises(InputError, match=r"which names 3 classes, but the run has 5: name another extractor"):
+        load_extractor(str(extractor_folder), more)
 
 
-def test_missing_judge_names_the_command_that_trains_it(config):
+def test_missing_extractor_names_the_command_that_trains_it(config):
     mnist = dataclasses.replace(config, data=dataclasses.replace(config.data, name="mnist", path=None))
-    command = "run drifting train mnist-classifier --save-dir runs/mnist-classifier, or pass --judge pixels"
-    with pytest.raises(InputError, match=f"judge is 'runs/mnist-classifier', where there is no trained classifier: {command}"):
-        load_judge(None, mnist)
+    command = "run drifting train mnist-classifier --save-dir runs/mnist-classifier, or pass --extractor pixels"
+    with pytest.raises(InputError, match=f"extractor is 'runs/mnist-classifier', where there is no trained classifier: {command}"):
+        load_extractor(None, mnist)
     with pytest.raises(
-        InputError, match=r"judge is 'x', where there is no trained classifier: .*train mnist-classifier --save-dir x"
+        InputError, match=r"extractor is 'x', where there is no trained classifier: .*train mnist-classifier --save-dir x"
     ):
-        load_judge("x", mnist)
+        load_extractor("x", mnist)
     with pytest.raises(InputError, match=r"'runs/images-classifier', .*: name the folder of a classifier of these images, or pass"):
-        load_judge(None, config)
+        load_extractor(None, config)
 
 
-def test_generator_is_no_judge(images_run, config):
+def test_generator_is_no_extractor(images_run, config):
     with pytest.raises(InputError, match="where there is no trained classifier"):
-        load_judge(str(images_run), config)
+        load_extractor(str(images_run), config)
 
 
 def test_missing_inception_is_refused(config, tmp_path):
     with pytest.raises(InputError, match=r"nothing\.pt', which is no file"):
-        load_judge(str(tmp_path / "nothing.pt"), config)
+        load_extractor(str(tmp_path / "nothing.pt"), config)
 
 
-def test_damaged_judge_is_refused(judge_folder, config, tmp_path):
-    copy = Path(shutil.copytree(judge_folder, tmp_path / "copy"))
+def test_damaged_extractor_is_refused(extractor_folder, config, tmp_path):
+    copy = Path(shutil.copytree(extractor_folder, tmp_path / "copy"))
     (copy / "classifier.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match="corrupted or truncated"):
-        load_judge(str(copy), config)
-    shutil.copy(judge_folder / "classifier.safetensors", copy)
+        load_extractor(str(copy), config)
+    shutil.copy(extractor_folder / "classifier.safetensors", copy)
     (copy / "config.json").unlink()
     with pytest.raises(InputError, match=r"config\.json', which does not exist"):
-        load_judge(str(copy), config)
+        load_extractor(str(copy), config)
 
 
 def test_networks_are_checked_without_writing(config, classifier, tiny_toy):

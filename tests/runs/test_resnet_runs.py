@@ -81,7 +81,7 @@ def test_generator_is_trained_in_its_features(config, tmp_path):
 @pytest.mark.usefixtures("no_pictures")
 def test_joint_population_still_learns_from_the_classes(gray_folder, tmp_path):
     config = presets.adjust(presets.preset("images", data=str(gray_folder), unconditional=True), steps=2, batch_size=8)
-    config = _with(dataclasses.replace(config, frame_samples=20), CLASSES)
+    config = _with(dataclasses.replace(config, snapshot_samples=20), CLASSES)
     assert config.data.num_classes is None
     assert build_network(config).num_classes == 3
     runs.train(config, tmp_path / "run")

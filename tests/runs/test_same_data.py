@@ -84,7 +84,7 @@ CHANGES = {
 def test_changed_images_are_refused(refused, own, change):
     change(own)
     refused(RESUME, f"data is '{own}'", CHANGES[change])
-    refused("evaluate run --judge pixels", f"data is '{own}'", CHANGES[change])
+    refused("evaluate run --extractor pixels", f"data is '{own}'", CHANGES[change])
 
 
 def test_changed_images_are_refused_from_python_too(own, tmp_path):
@@ -146,7 +146,11 @@ def test_changed_points_are_refused(tmp_path, command, refused):
     assert command(*again.split()).status == 0
 
 
-def test_a_judge_of_other_classes_is_refused(tmp_path, command, refused, own):
+def test_a_extractor_of_other_classes_is_refused(tmp_path, command, refused, own):
     others = write_images(tmp_path / "others", {"ant": 12, "cow": 12})
-    assert command("train", "mnist-classifier", "--data", others, "--save-dir", tmp_path / "judge").status == 0
-    refused("evaluate run --judge judge", "judge is 'judge', which names other classes (ant, cow)", "name another judge")
+    assert command("train", "mnist-classifier", "--data", others, "--save-dir", tmp_path / "extractor").status == 0
+    refused(
+        "evaluate run --extractor extractor",
+        "extractor is 'extractor', which names other classes (ant, cow)",
+        "name another extractor",
+    )

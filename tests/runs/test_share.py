@@ -153,7 +153,7 @@ def test_transformers_that_the_format_cannot_hold_are_refused(settings, message,
     assert not (tmp_path / "theirs").exists()
 
 
-def test_other_networks_are_refused(tmp_path, tiny_images, judge_folder):
+def test_other_networks_are_refused(tmp_path, tiny_images, extractor_folder):
     _run(tmp_path / "run", tiny_images)
     weights = load_file(tmp_path / "run" / "generator.safetensors")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -169,7 +169,7 @@ def test_other_networks_are_refused(tmp_path, tiny_images, judge_folder):
     other = configuration.to_json(dataclasses.replace(configuration.from_json(config, ""), generator=MLPConfig()))
     save_json(tmp_path / "run" / "config.json", other)
     refused(tmp_path / "run", "of MLPConfig, which the release does not have: name a DiT or an MAE")
-    refused(judge_folder, "of ClassifierConfig, which the release does not have")
+    refused(extractor_folder, "of ClassifierConfig, which the release does not have")
     save_json(tmp_path / "run" / "config.json", {"version": 1, "type": "ReleasedConfig", "metadata": 3})
     refused(tmp_path / "run", "metadata is 3, not an object")
     refused(tmp_path, r"file is '.*config\.json', which does not exist")

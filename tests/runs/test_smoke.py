@@ -94,7 +94,7 @@ def test_settings_and_choices_reach_the_tiny_version(here, command, gray_folder)
     config = _config(here / "x")
     assert isinstance(config, RunConfig)
     assert (config.data.path, config.data.conditional, config.seed, config.schedule.steps) == (str(gray_folder), False, 3, 3)
-    assert json.loads((here / "x" / "metrics.json").read_text())["judge"] == "pixels"
+    assert json.loads((here / "x" / "metrics.json").read_text())["extractor"] == "pixels"
 
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
@@ -106,7 +106,7 @@ def test_commands_of_the_documents_follow_each_other(here, command, assert_same_
         "train mae-latent-256 --data cache --smoke --save-dir mae",
         "train imagenet256-ablation --data cache --encoder-weights mae/encoder.safetensors --smoke --save-dir run",
         "sample run --labels 2 0 1 --num-samples 6 --out grid.png",
-        "evaluate run --judge pixels --real images --num-samples 16",
+        "evaluate run --extractor pixels --real images --num-samples 16",
     ):
         result = command(*arguments.split())
         assert result.status == 0, result.err

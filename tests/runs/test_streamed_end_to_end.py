@@ -33,7 +33,7 @@ def place(tmp_path_factory):
     kinds = {"files": ImageFilesData(path=str(folder / "images"), image_size=8), "latents": LatentsData(path=str(folder / "cache"))}
     for name, data in kinds.items():
         bank = BankConfig(capacity_per_class=8, unconditional_capacity=8, push_per_step=4)
-        runs.train(dataclasses.replace(pixels, data=data, bank=bank, frame_samples=9), folder / name)
+        runs.train(dataclasses.replace(pixels, data=data, bank=bank, snapshot_samples=9), folder / name)
     return folder
 
 
@@ -68,10 +68,10 @@ def test_samples_are_images(place, tmp_path, name, command):
 @pytest.mark.parametrize(("name", "reference"), [("files", "images images/val"), ("latents", "decoded latents")])
 def test_figures_go_to_the_table_and_the_folder(copy, command, name, reference):
     run = copy(name)
-    result = command("evaluate", run, "--judge", "pixels", "--num-samples", 20, "--batch-size", 6, "--device", "cpu")
+    result = command("evaluate", run, "--extractor", "pixels", "--num-samples", 20, "--batch-size", 6, "--device", "cpu")
     metrics = json.loads((run / "metrics.json").read_text())
     assert result.status == 0
-    assert (metrics["judge"], metrics["reference"], metrics["num_samples"]) == ("pixels-32", reference, 20)
+    assert (metrics["extractor"], metrics["reference"], metrics["num_samples"]) == ("pixels-32", reference, 20)
     assert all(figure in result.out for figure in metrics if not figure.endswith("_floor"))
     assert re.search(r"^samples 20/20  .* images/s .* s left$", result.out, re.MULTILINE)
     assert "singular covariance" in result.err
@@ -79,13 +79,13 @@ def test_figures_go_to_the_table_and_the_folder(copy, command, name, reference):
 
 def test_real_images_are_named(copy, place, command):
     run = copy("latents")
-    assert command("evaluate", run, "--judge", "pixels", "--num-samples", 20, "--real", place / "images").status == 0
+    assert command("evaluate", run, "--extractor", "pixels", "--num-samples", 20, "--real", place / "images").status == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert (metrics["reference"], metrics["num_real"]) == ("images images/val", 24)
     (first, second) = (run / "statistics").iterdir()
     for statistics in (first, second):
-        assert command("evaluate", run, "--judge", "pixels", "--num-samples", 20, "--real", statistics).status == 0
-    refused = command("evaluate", run, "--judge", "pixels", "--real", place / "images" / "none")
+        assert command("evaluate", run, "--extractor", "pixels", "--num-samples", 20, "--real", statistics).status == 0
+    refused = command("evaluate", run, "--extractor", "pixels", "--real", place / "images" / "none")
     assert refused.status == 2
     assert re.fullmatch(r"drifting: real is '.*none', which is no folder: name one of images, or [^\n]*\n", refused.err)
 
@@ -95,7 +95,7 @@ def test_run_without_its_auto_encoder_says_so(copy, command):
     config = json.loads((run / "config.json").read_text())
     config["data"]["vae"] = str(run / "none")
     (run / "config.json").write_text(json.dumps(config))
-    for arguments in (("sample", run), ("evaluate", run, "--judge", "pixels")):
+    for arguments in (("sample", run), ("evaluate", run, "--extractor", "pixels")):
         result = command(*arguments)
         assert result.status == 2
         assert re.fullmatch(

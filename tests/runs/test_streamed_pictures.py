@@ -21,9 +21,9 @@ LOG = [{"step": 1, "loss": 1.0, "drift_norm/sample/0.1": 2.0, "energy_distance":
 SCHEDULE = Schedule(steps=2, generated=4, positives=4, learning_rate=1e-3)
 
 
-def _config(data, frame_samples: int) -> RunConfig:
+def _config(data, snapshot_samples: int) -> RunConfig:
     parts = {"bank": BankConfig(), "generator": DecoderMLPConfig(), "loss": LossConfig(), "schedule": SCHEDULE}
-    return RunConfig(preset="x", data=data, frame_samples=frame_samples, **parts)
+    return RunConfig(preset="x", data=data, snapshot_samples=snapshot_samples, **parts)
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def test_latents_are_decoded_for_pictures(drawn, monkeypatch, tmp_path):
     latents = torch.randn(40, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     _source(monkeypatch, latents, 3)
     data = LatentsData(path="some/cache", vae=str(folder), image_shape=(4, 4, 4), num_classes=3)
-    frames = {0: latents[:12], 7: latents[12:24]}
-    build_pictures(_config(data, 12))(tmp_path, frames=frames, log=LOG)
+    snapshots = {0: latents[:12], 7: latents[12:24]}
+    build_pictures(_config(data, 12))(tmp_path, snapshots=snapshots, log=LOG)
     (shown,) = drawn
     assert shown["title"] == "cache, decoded latents"
     assert (shown["real"].shape, shown["labeled"]) == ((3, 4, 3, 8, 8), True)
-    assert torch.equal(shown["frames"][7], to_bytes(load_vae(folder).decode(latents[12:24])))
+    assert torch.equal(shown["snapshots"][7], to_bytes(load_vae(folder).decode(latents[12:24])))
     # Rows are classes, of latents of the data.
     decoded = to_bytes(load_vae(folder).decode(latents)).flatten(1).int()
     places = [
@@ -75,10 +75,10 @@ def test_many_classes_are_shown_in_a_square(drawn, monkeypatch, tmp_path, classe
     images = torch.rand(60, 3, 4, 4) * 2 - 1
     _source(monkeypatch, images, classes)
     data = ImageFilesData(path="photos", image_size=4, image_shape=(3, 4, 4), num_classes=classes)
-    build_pictures(_config(data, 20))(tmp_path, frames={1: images[:20]}, log=LOG)
+    build_pictures(_config(data, 20))(tmp_path, snapshots={1: images[:20]}, log=LOG)
     (shown,) = drawn
     assert (shown["title"], shown["real"].shape, shown["labeled"]) == ("photos", (4, 4, 3, 4, 4), False)
-    assert torch.equal(shown["frames"][1], to_bytes(images[:16]))
+    assert torch.equal(shown["snapshots"][1], to_bytes(images[:16]))
 
 
 def test_pictures_can_be_opened_and_none_looks_for_copies(monkeypatch, tmp_path):
@@ -86,7 +86,7 @@ def test_pictures_can_be_opened_and_none_looks_for_copies(monkeypatch, tmp_path)
     _source(monkeypatch, images, 3)
     data = ImageFilesData(path="photos", image_size=8, image_shape=(3, 8, 8), num_classes=3)
     config = dataclasses.replace(_config(data, 9), device="cpu")
-    paths = build_pictures(config)(tmp_path, frames={0: images[:9], 1: images[9:18]}, log=LOG)
+    paths = build_pictures(config)(tmp_path, snapshots={0: images[:9], 1: images[9:18]}, log=LOG)
     assert [path.name for path in paths] == ["samples.png", "progress.png", "losses.png", "training.gif"]
     for path in paths:
         with Image.open(path) as picture:

@@ -39,7 +39,7 @@ def _config(data) -> RunConfig:
     guided = {"guidance_scale": 2.0, "unconditional": 2}
     schedule = Schedule(steps=4, generated=4, positives=3, labels_per_step=2, learning_rate=1e-3, **guided)
     bank = BankConfig(capacity_per_class=4, unconditional_capacity=5, push_per_step=3)
-    often = {"log_every": 2, "checkpoint_every": 2, "frames": 1, "frame_samples": 6}
+    often = {"log_every": 2, "checkpoint_every": 2, "snapshots": 1, "snapshot_samples": 6}
     generator = MLPConfig(noise_dim=4, width=8, depth=1)
     return RunConfig(preset="own", data=data, generator=generator, loss=LossConfig(), schedule=schedule, bank=bank, **often)
 

@@ -37,7 +37,7 @@ def _steps(folder: Path) -> list[int]:
 @pytest.fixture
 def assert_same_run(assert_same_tensors) -> Callable[[Path, Path], None]:
     def check(first: Path, second: Path) -> None:
-        names = ("generator.safetensors", "frames.safetensors", "checkpoints/step-00000006/state.safetensors")
+        names = ("generator.safetensors", "snapshots.safetensors", "checkpoints/step-00000006/state.safetensors")
         for name in names:
             assert_same_tensors(load_tensors(first / name), load_tensors(second / name))
         assert _lines(first) == _lines(second)
@@ -97,13 +97,13 @@ def test_run_resumed_after_a_signal_equals_the_uninterrupted_one(tiny_toy, tmp_p
     assert_same_run(runs.train(tiny_toy, tmp_path / "halves", resume=True).folder, whole)
 
 
-def test_stopped_run_that_is_to_go_no_further_ends_in_a_frame_of_its_last_step(tiny_toy, tmp_path, at_step):
+def test_stopped_run_that_is_to_go_no_further_ends_in_a_snapshot_of_its_last_step(tiny_toy, tmp_path, at_step):
     at_step(5, _signal(signal.SIGINT))
     with pytest.raises(Interrupted):
         runs.train(tiny_toy, tmp_path / "run")
-    assert max(load_tensors(tmp_path / "run" / "frames.safetensors"), key=int) != "5"
+    assert max(load_tensors(tmp_path / "run" / "snapshots.safetensors"), key=int) != "5"
     run = runs.train(presets.adjust(tiny_toy, steps=5), tmp_path / "run", resume=True)
-    assert max(run.frames()) == 5
+    assert max(run.snapshots()) == 5
 
 
 def test_signal_at_the_last_step_finishes_the_run(tiny_toy, tmp_path, at_step):
@@ -258,14 +258,14 @@ def test_points_far_from_the_origin_are_sampled_and_drawn_with_their_digits(tiny
     )
     samples = run.sample(500)
     runs.write_samples(run, tmp_path / "s.npy", 500)
-    build_pictures(run.config)(tmp_path, frames=run.frames(), log=[])
+    build_pictures(run.config)(tmp_path, snapshots=run.snapshots(), log=[])
     assert np.array_equal(np.load(tmp_path / "s.npy"), samples.numpy())
-    for points in (samples, drawn["real"], *drawn["frames"].values()):
+    for points in (samples, drawn["real"], *drawn["snapshots"].values()):
         assert points.dtype == torch.float64
         assert len(points.unique(dim=0)) > 0.9 * min(len(points), len(times))
         assert float((points - times.mean()).abs().max()) < 200
     places = torch.from_numpy(times[:9])
-    last = drawn["frames"][max(drawn["frames"])]
+    last = drawn["snapshots"][max(drawn["snapshots"])]
     assert len(drawn["drift"](places, last).unique(dim=0)) == 9
 
 

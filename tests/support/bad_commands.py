@@ -67,7 +67,7 @@ _COMMANDS = {
         "--seed": _SEED,
         "--device": _DEVICE,
         "--guidance-scale": ("0.5", "nan", "inf", "2", "x"),
-        "--judge": ("nowhere", "pixels", ""),
+        "--extractor": ("nowhere", "pixels", ""),
         "--real": ("nowhere", ""),
     },
     "latents --data IMAGES --out cache": {

@@ -43,7 +43,7 @@ from drifting.plotting.panels import losses_figure
 from drifting.runs import pictures as drawing
 from drifting.runs.compare import read_entry
 from drifting.runs.folder import saved_config
-from drifting.training.recorder import MetricsLog
+from drifting.training.recorder import EARLIER_SNAPSHOTS, MetricsLog
 from tests.support.image_folders import write_images
 from tests.support.latent_caches import told_apart, write_cache
 
@@ -224,7 +224,7 @@ class Fuzz:
             for path in source.rglob("*.safetensors") if name == SEALED else ():
                 save_tensors(path, load_tensors(path))
             (source / "encoder.json").write_text('{"linear_probe_accuracy": 0.5, "num_train_images": 60}')
-            (source / "metrics.json").write_text('{"judge": "pixels", "frechet_distance": 2.5, "recall": 0.5}')
+            (source / "metrics.json").write_text('{"extractor": "pixels", "frechet_distance": 2.5, "recall": 0.5}')
         stored = self.sources["stored"] = folder / "source-stored"
         write_cache(stored / "latents", told_apart(12), torch.arange(12) % 3)
         self.rows = torch.arange(60.0).reshape(20, 3)
@@ -248,7 +248,7 @@ class Fuzz:
             found += [("state.safetensors", run, state, self.use_resumed)] * 4
             found += [("state.json", run, f"{STATE}/state.json", self.use_resumed)]
             found += [("metrics.jsonl", run, "metrics.jsonl", self.use_log)]
-            found += [("snapshots", run, "frames.safetensors", self.use_frames)]
+            found += [("snapshots", run, EARLIER_SNAPSHOTS, self.use_snapshots)]
             found += [("figures", run, name, self.use_entry) for name in ("metrics.json", "encoder.json")]
             found += [("checkpoint folder", run, STATE, self.use_resumed)]
         array = next(self.sources["stored"].rglob("0.npy")).relative_to(self.sources["stored"]).as_posix()
@@ -264,7 +264,7 @@ class Fuzz:
         loaded = runs.load(folder)
         loaded.sample(2)
         if hash(str(folder)) % 4 == 0:
-            loaded.evaluate(judge="pixels" if run == "images" else None, count=30)
+            loaded.evaluate(extractor="pixels" if run == "images" else None, count=30)
         self.use_resumed(folder, run)
 
     def use_generator(self, folder: Path, run: str) -> None:
@@ -279,8 +279,8 @@ class Fuzz:
         losses_figure("x", MetricsLog(folder / "metrics.jsonl").read(), None)
         read_entry(runs.load(folder), "x")
 
-    def use_frames(self, folder: Path, run: str) -> None:
-        runs.load(folder).frames()
+    def use_snapshots(self, folder: Path, run: str) -> None:
+        runs.load(folder).snapshots()
         self.use_resumed(folder, run)
 
     def use_entry(self, folder: Path, run: str) -> None:

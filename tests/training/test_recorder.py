@@ -17,7 +17,7 @@ from drifting.metrics.two_sample import energy_distance, mean_distance
 from drifting.sampling import sample
 from drifting.training import recorder as recording
 from drifting.training.loop import DivergenceError, Step, TrainingState, train
-from drifting.training.recorder import FRAME_SEED, Recorder, Resources, RunningMean, frame_steps
+from drifting.training.recorder import SNAPSHOT_SEED, Recorder, Resources, RunningMean, snapshot_steps
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def make(tmp_path, tiny_toy) -> Callable[..., Recorder]:
         state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
         positives = configuration.build_positives(config, configuration.build_encoder(config))
         reference = reference_samples(config.data.source(config.seed), 40, seed=1)
-        return Recorder(tmp_path, state, positives, facts={"a": 1}, reference=reference, frame_samples=40, keep=keep)
+        return Recorder(tmp_path, state, positives, facts={"a": 1}, reference=reference, snapshot_samples=40, keep=keep)
 
     return recorder
 
@@ -81,53 +81,53 @@ def test_spread_of_the_kernel_is_written_for_every_temperature(make, tiny_toy):
         assert 1 <= line[f"positive_neighbors/sample/{temperature:g}"] <= 32
 
 
-def test_frame_holds_the_same_samples_each_time_and_measures_them(make):
+def test_snapshot_holds_the_same_samples_each_time_and_measures_them(make):
     recorder = make()
-    distance = recorder.take_frame()
-    expected = sample(recorder.state.averaged, 40, seed=FRAME_SEED)
-    assert torch.equal(recorder.frames[0], expected)
+    distance = recorder.take_snapshot()
+    expected = sample(recorder.state.averaged, 40, seed=SNAPSHOT_SEED)
+    assert torch.equal(recorder.snapshots[0], expected)
     assert distance == pytest.approx(energy_distance(expected, recorder._reference))
 
 
 def test_distances_within_the_reference_are_computed_once(make, monkeypatch):
     recorder, pairs = make(), []
     monkeypatch.setattr(recording, "mean_distance", lambda x, y: pairs.append((x, y)) or 0.25)
-    distances = [recorder.take_frame() for _ in range(3)]
+    distances = [recorder.take_snapshot() for _ in range(3)]
     ((x, y),) = pairs
     assert x is recorder._reference is y
-    frame = recorder.frames[0].flatten(1)
-    expected = 2 * mean_distance(frame, x) - mean_distance(frame, frame) - 0.25
+    snapshot = recorder.snapshots[0].flatten(1)
+    expected = 2 * mean_distance(snapshot, x) - mean_distance(snapshot, snapshot) - 0.25
     assert distances == [pytest.approx(expected)] * 3
 
 
 def test_state_goes_through_the_files_bit_for_bit(make, tiny_toy, assert_same_tensors):
     first = make()
-    first.take_frame()
+    first.take_snapshot()
     _advance(first, tiny_toy, 3)
-    first.take_frame()
+    first.take_snapshot()
     first.save()
     second = make()
     second.resume(steps=100)
     assert second.state.step == 3
     assert_same_tensors(second.state.tensors(), first.state.tensors())
-    assert_same_tensors(second.frames, first.frames)
+    assert_same_tensors(second.snapshots, first.snapshots)
 
 
-def test_resuming_goes_back_to_the_newest_checkpoint_in_log_and_frames(make, tiny_toy):
+def test_resuming_goes_back_to_the_newest_checkpoint_in_log_and_snapshots(make, tiny_toy):
     recorder = make()
 
     def each(step):
         recorder.write_metrics(step)
-        recorder.take_frame()
+        recorder.take_snapshot()
         if step.number == 2:
             recorder.save()
 
     _advance(recorder, tiny_toy, 4, each)
-    assert sorted(recorder.frames) == [1, 2, 3, 4]
-    assert sorted(load_tensors(recorder.folder / "frames.safetensors")) == ["1", "2"]
+    assert sorted(recorder.snapshots) == [1, 2, 3, 4]
+    assert sorted(load_tensors(recorder.folder / "snapshots.safetensors")) == ["1", "2"]
     fresh = make()
     fresh.resume(steps=100)
-    assert (fresh.state.step, sorted(fresh.frames)) == (2, [1, 2])
+    assert (fresh.state.step, sorted(fresh.snapshots)) == (2, [1, 2])
     assert [line["step"] for line in fresh.log.read()] == [1, 2]
 
 
@@ -149,11 +149,11 @@ def test_folder_without_checkpoints_cannot_be_resumed(make):
         make().resume(steps=100)
 
 
-def test_run_can_be_resumed_when_its_frames_were_lost(make, tiny_toy):
+def test_run_can_be_resumed_when_its_snapshots_were_lost(make, tiny_toy):
     recorder = make()
     _advance(recorder, tiny_toy, 2)
     recorder.save()
-    (recorder.folder / "frames.safetensors").unlink()
+    (recorder.folder / "snapshots.safetensors").unlink()
     fresh = make()
     fresh.resume(steps=100)
     assert fresh.state.step == 2
@@ -181,15 +181,15 @@ def test_weights_that_became_nan_in_the_last_update_are_not_saved(make, tiny_toy
 
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 1), (1, 24), (10, 24), (2000, 24), (100, 1), (6, 2)])
-def test_frames_are_within_the_run_and_include_its_end(steps, count):
-    taken = frame_steps(steps, count)
+def test_snapshots_are_within_the_run_and_include_its_end(steps, count):
+    taken = snapshot_steps(steps, count)
     assert max(taken) == steps
     assert min(taken) >= 1
     assert len(taken) <= count
 
 
-def test_frames_are_dense_at_the_start():
-    taken = sorted(frame_steps(2000, 24))
+def test_snapshots_are_dense_at_the_start():
+    taken = sorted(snapshot_steps(2000, 24))
     gaps = [after - before for before, after in pairwise(taken)]
     assert len(taken) == 24
     assert gaps == sorted(gaps)
@@ -203,7 +203,7 @@ def test_average_nearest_to_the_reference_is_chosen(make, tiny_toy):
     config = _with_averages(tiny_toy, learning_rate=0.05)
     recorder = make(config)
     _advance(recorder, config, 6)
-    own = {decay: sample(average.module, 40, seed=FRAME_SEED) for decay, average in recorder.state.averages.items()}
+    own = {decay: sample(average.module, 40, seed=SNAPSHOT_SEED) for decay, average in recorder.state.averages.items()}
     distances = {decay: energy_distance(samples, recorder._reference) for decay, samples in own.items()}
     assert len(set(distances.values())) == 3
     best = min(distances, key=distances.get)
@@ -214,7 +214,7 @@ def test_average_nearest_to_the_reference_is_chosen(make, tiny_toy):
         **{f"energy_distance/ema-{decay}": distance for decay, distance in distances.items()},
     }
     assert recorder.state.averaged is recorder.state.averages[best].module
-    assert torch.equal(recorder.frames[6], own[best])
+    assert torch.equal(recorder.snapshots[6], own[best])
 
 
 def test_worse_averages_are_not_chosen(make, tiny_toy):
@@ -230,7 +230,7 @@ def test_worse_averages_are_not_chosen(make, tiny_toy):
 def test_single_average_needs_no_choice(make):
     recorder = make()
     assert recorder.choose_average() == {}
-    assert recorder.frames == {}
+    assert recorder.snapshots == {}
 
 
 def test_choice_is_made_again_when_a_finished_run_is_resumed(make, tiny_toy):
@@ -249,15 +249,15 @@ def test_choice_is_made_again_when_a_finished_run_is_resumed(make, tiny_toy):
     assert chosen == 0.3
 
 
-def test_frame_of_a_guided_generator_is_made_at_the_scale_of_the_run(tmp_path, tiny_digits):
+def test_snapshot_of_a_guided_generator_is_made_at_the_scale_of_the_run(tmp_path, tiny_digits):
     drawn = {"guidance_exponent": 1.0, "guidance_scale": 2.0, "unconditional": 5}
     config = dataclasses.replace(tiny_digits, schedule=dataclasses.replace(tiny_digits.schedule, **drawn))
     state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
-    options = {"facts": {}, "reference": torch.zeros(10, 1, 8, 8), "frame_samples": 20, "keep": 1}
+    options = {"facts": {}, "reference": torch.zeros(10, 1, 8, 8), "snapshot_samples": 20, "keep": 1}
     recorder = Recorder(tmp_path, state, None, **options, guidance_scale=config.schedule.scale_of_samples())
-    recorder.take_frame()
-    assert torch.equal(recorder.frames[0], sample(state.averaged, 20, seed=FRAME_SEED, guidance_scale=2.0))
-    assert not torch.equal(recorder.frames[0], sample(state.averaged, 20, seed=FRAME_SEED))
+    recorder.take_snapshot()
+    assert torch.equal(recorder.snapshots[0], sample(state.averaged, 20, seed=SNAPSHOT_SEED, guidance_scale=2.0))
+    assert not torch.equal(recorder.snapshots[0], sample(state.averaged, 20, seed=SNAPSHOT_SEED))
 
 
 def test_resources_are_counted_from_where_they_are_made(monkeypatch):

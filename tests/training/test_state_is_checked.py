@@ -128,10 +128,10 @@ def test_network_of_a_configuration_is_compared_before_it_is_built(tiny_toy, tmp
 @pytest.mark.parametrize("name", ["one", "-1", "1_0", "\u0661", "01", "1.0"])
 def test_samples_of_a_step_with_an_odd_name_are_refused(tiny_toy, tmp_path, name):
     run = runs.train(tiny_toy, tmp_path / "run")
-    frames = load_tensors(run.folder / "frames.safetensors")
-    save_tensors(run.folder / "frames.safetensors", {**frames, name: frames["0"].clone()})
+    snapshots = load_tensors(run.folder / "snapshots.safetensors")
+    save_tensors(run.folder / "snapshots.safetensors", {**snapshots, name: snapshots["0"].clone()})
     with pytest.raises(InputError, match="which is no number: delete the file"):
-        run.frames()
+        run.snapshots()
 
 
 @pytest.mark.parametrize(

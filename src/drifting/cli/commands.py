@@ -4,11 +4,12 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from drifting.cli.training import latents, train, train_encoder, wrapped
 
@@ -62,7 +63,7 @@ def evaluate(
     run: Positional[Path],
     /,
     *,
-    judge: str | None = None,
+    extractor: Annotated[str | None, arg(aliases=["--judge"])] = None,
     real: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
@@ -74,7 +75,7 @@ def evaluate(
 
     Args:
         run: the run folder.
-        judge: in whose features images are compared: the folder of a trained classifier (runs/NAME-classifier by default), a
+        extractor: in whose features images are compared: the folder of a trained classifier (runs/NAME-classifier by default), a
             TorchScript Inception file (.pt), or pixels.
         real: what images are compared with: a folder of images, or statistics of them (.safetensors or .npz); the run's own by
             default. Figures of other real images beside them, the floors, hold none of these.
@@ -82,7 +83,7 @@ def evaluate(
         seed: which images.
         guidance_scale: of the samples, as in `drifting sample`.
         batch_size: images at a time: bounds memory, and changes nothing else.
-        device: where generator, decoder and judge run: cpu, cuda, cuda:1 or mps.
+        device: where generator, decoder and extractor run: cpu, cuda, cuda:1 or mps.
     """
     from drifting import runs
     from drifting.evaluation import as_text
@@ -90,7 +91,7 @@ def evaluate(
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always", UserWarning)
         given = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
-        metrics = runs.load_run(run).evaluate(judge=judge, real=real, count=num_samples, **given)
+        metrics = runs.load_run(run).evaluate(extractor=extractor, real=real, count=num_samples, **given)
     rows = []
     for name, value in metrics.items():
         if not name.endswith("_floor"):

@@ -53,7 +53,7 @@ def build_generator(config: RunConfig) -> Generator:
 
 def build_network(config: AnyConfig) -> nn.Module | None:
     """Return the network that is trained before or in place of a generator, on the CPU; None where there is none."""
-    # A judge must not start from the weights of an encoder that it is to judge.
+    # A classifier must not start from the weights of an encoder that it is to evaluate.
     with initial_weights(config.seed, "classifier" if isinstance(config, ClassifierConfig) else "encoder"):
         if isinstance(config, ClassifierConfig):
             return Classifier(config.data.sample_shape, config.data.num_classes or 0, config.width)

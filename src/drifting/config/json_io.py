@@ -20,6 +20,8 @@ RENAMED = {
     "centre": "center",
     "normalise": "normalize",
     "normalised": "normalized",
+    "frames": "snapshots",
+    "frame_samples": "snapshot_samples",
 }
 SavedConfig = AnyConfig | ReleasedConfig
 

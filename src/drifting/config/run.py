@@ -50,8 +50,8 @@ class RunConfig:
         log_every: number of steps between lines of metrics.jsonl.
         checkpoint_every: number of steps between checkpoints.
         keep: how many checkpoints to keep.
-        frames: how many times samples are set aside for the pictures of the training, the start not counted.
-        frame_samples: how many samples are set aside each time.
+        snapshots: how many times samples are set aside for the pictures of the training, the start not counted.
+        snapshot_samples: how many samples are set aside each time.
     """
 
     preset: str
@@ -68,14 +68,14 @@ class RunConfig:
     log_every: int = 25
     checkpoint_every: int = 500
     keep: int = 2
-    frames: int = 24
-    frame_samples: int = 2048
+    snapshots: int = 24
+    snapshot_samples: int = 2048
 
     def __post_init__(self) -> None:
         """Raise InputError for a value with which training could not work."""
         schedule = self.schedule
         names = ("steps", "generated", "positives", "labels_per_step", "statistics_every")
-        own = ("log_every", "checkpoint_every", "keep", "frames", "frame_samples")
+        own = ("log_every", "checkpoint_every", "keep", "snapshots", "snapshot_samples")
         check_counts({name: getattr(schedule, name) for name in names} | {name: getattr(self, name) for name in own})
         self.encoder.check("encoder.")
         if self.encoder.alone:
@@ -102,7 +102,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """The training of an `encoders.classifier.Classifier`: a judge, for evaluation only.
+    """The training of an `encoders.classifier.Classifier`: for evaluation only.
 
     It learns from four training images in five; the others make the floors of evaluations.
 

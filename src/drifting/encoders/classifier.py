@@ -1,4 +1,4 @@
-"""A small convolutional classifier: the judge of an evaluation, never a space to train in.
+"""A small convolutional classifier: its features evaluate generators, which never train in them.
 
 Three convolutions, each halving the image, then one hidden layer: about 16 MFLOP for an image of 28 x 28 pixels.
 

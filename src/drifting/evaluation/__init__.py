@@ -2,11 +2,11 @@
 
 from drifting.evaluation.base import Metrics, Sampler, as_text
 from drifting.evaluation.digits import evaluate_digits
-from drifting.evaluation.images import Judge, Seen, compare, evaluate_images, frechet_curve, see
+from drifting.evaluation.images import Extractor, Seen, compare, evaluate_images, frechet_curve, see
 from drifting.evaluation.points import evaluate_points, mode_shares
 
 __all__ = [
-    "Judge",
+    "Extractor",
     "Metrics",
     "Sampler",
     "Seen",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 # (count, seed) -> samples
 Sampler = Callable[[int, int], Tensor]
-# Who judged is a name, all else are figures.
+# The extractor is a name, all else are figures.
 Metrics = dict[str, int | float | Sequence[float] | Sequence[int] | str]
 
 

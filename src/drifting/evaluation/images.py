@@ -1,4 +1,4 @@
-"""Images, seen through a judge that took no part in their training: distance, fidelity, diversity, labels, colors, copies.
+"""Images, seen through an extractor that took no part in their training: distance, fidelity, diversity, labels, colors, copies.
 
 Images too many for memory are seen in batches: what is kept of them is small. Means and covariances, and with them the Frechet
 distance, are of every image. Whatever compares pairs is of the features of the first ones of each side, which are kept: give images
@@ -53,15 +53,15 @@ NO_FLOOR = "the floor, the same figures of other real images, is left out"
 
 
 @dataclass(frozen=True)
-class Judge:
+class Extractor:
     """A feature space to measure in, and who names the classes.
 
     Attributes:
         name: shown beside the figures; with the weights it makes the name of cached statistics.
         embed: images -> features.
-        classify: images -> the label of each; None for a judge that knows no labels.
+        classify: images -> the label of each; None for an extractor that knows no labels.
         cache: folder for statistics of real data; None to compute them anew.
-        probabilities: images -> those of the classes on which the Inception Score is defined; None for any other judge.
+        probabilities: images -> those of the classes on which the Inception Score is defined; None for any other extractor.
         trained_on: digests of the images that it was trained on, see `references.digests`, which make no floor; None for none.
     """
 
@@ -73,19 +73,21 @@ class Judge:
     trained_on: Int[Tensor, " t"] | None = None
 
 
-def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judge: Judge, *, count: int = 10_000) -> Metrics:
+def evaluate_images(
+    sampler: ImageSampler, train: ImageSet, test: ImageSet, extractor: Extractor, *, count: int = 10_000
+) -> Metrics:
     """Compare generated images with the test set, and as many training images with it: the floor.
 
     Args:
         sampler: draws from the generator; asked for labels in the shares of the test set.
         train: what the generator was trained on.
         test: real images that it was not.
-        judge: the feature space. Images that it was trained on make no floor.
+        extractor: the feature space. Images that it was trained on make no floor.
         count: images on each side, at least 2, as far as the training set reaches.
 
     Returns:
         Figures, each with its floor: `frechet_distance` and `kernel_distance` to the test set; `precision`, `recall`, `density` and
-        `coverage` against it; `pairwise_distance`, the mean between two images; `accuracy`, the share of images that the judge
+        `coverage` against it; `pairwise_distance`, the mean between two images; `accuracy`, the share of images that the extractor
         names as their label; of gray and color images `color_mean`, `color_std` (of each channel, in [-1, 1]; the floor is the
         test set's) and `histogram_distance`, see `metrics.color`; `nearest_distance` and `copy_share` in the space of pixels, see
         `metrics.memorization`. `num_samples_floor` where the floor is of another number of images. Warns of those that are
@@ -97,30 +99,30 @@ def evaluate_images(sampler: ImageSampler, train: ImageSet, test: ImageSet, judg
         if len(images.images) < 2:
             raise InputError(f"data has {len(images.images)} {split} image, too few to compare with: add some, at least 2")
     count = min(count, len(train.images))
-    dimensions = judge.embed(test.images[:1]).shape[1]
+    dimensions = extractor.embed(test.images[:1]).shape[1]
     check_covariance(max(count, len(test.images)), dimensions)
     labels = None if train.labels is None or test.labels is None else labels_in_shares(test.labels, count)
     generated = sampler(count, None if labels is None else labels.tolist())
-    others = train.images[_floor_of(train, test, judge, count)]
-    real = judge.embed(test.images)
-    reference = _reference(judge, test, lambda: real)
+    others = train.images[_floor_of(train, test, extractor, count)]
+    real = extractor.embed(test.images)
+    reference = _reference(extractor, test, lambda: real)
     if (doubt := unreliable(min(count, len(real)), dimensions)) is not None:
         warnings.warn(doubt, stacklevel=2)
     metrics: Metrics = {"num_samples": count, **compare_counts(len(others), count)}
     for kind, images in {"": generated, "_floor": others}.items():
         if len(images) >= 2:
-            features = judge.embed(images)
+            features = extractor.embed(images)
             found = {"frechet_distance": frechet_distance(gaussian_of(features), reference), **compare_features(features, real)}
             metrics |= {f"{name}{kind}": value for name, value in found.items()}
-    if judge.classify is not None and labels is not None and test.labels is not None:
-        metrics["accuracy"] = _share(judge.classify(generated) == labels)
-        metrics["accuracy_floor"] = _share(judge.classify(test.images) == test.labels)
+    if extractor.classify is not None and labels is not None and test.labels is not None:
+        metrics["accuracy"] = _share(extractor.classify(generated) == labels)
+        metrics["accuracy_floor"] = _share(extractor.classify(test.images) == test.labels)
     return metrics | _colors(generated, others, test) | _copies(generated, train, test)
 
 
-def _floor_of(train: ImageSet, test: ImageSet, judge: Judge, count: int) -> Int[Tensor, " f"]:
-    """Return which training images make the floor: none that the judge was trained on, in the shares of the test set."""
-    candidates = _unknown_to(judge, train)
+def _floor_of(train: ImageSet, test: ImageSet, extractor: Extractor, count: int) -> Int[Tensor, " f"]:
+    """Return which training images make the floor: none that the extractor was trained on, in the shares of the test set."""
+    candidates = _unknown_to(extractor, train)
     if train.labels is None or test.labels is None:
         return candidates[_by_chance(len(candidates), count)]
     return candidates[images_in_shares(train.labels[candidates], test.labels, count)]
@@ -130,10 +132,10 @@ def _by_chance(total: int, count: int) -> Int[Tensor, " f"]:
     return shuffled_indices(max(1, total), 0, min(count, total), _FLOOR_SEED)
 
 
-def _unknown_to(judge: Judge, images: ImageSet) -> Int[Tensor, " s"]:
-    if judge.trained_on is None:
+def _unknown_to(extractor: Extractor, images: ImageSet) -> Int[Tensor, " s"]:
+    if extractor.trained_on is None:
         return torch.arange(len(images.images))
-    return (~torch.isin(digests(images.images), judge.trained_on)).nonzero()[:, 0]
+    return (~torch.isin(digests(images.images), extractor.trained_on)).nonzero()[:, 0]
 
 
 def compare_counts(floor: int, count: int) -> Metrics:
@@ -159,23 +161,24 @@ def compare_features(features: Float[Tensor, "s d"], real: Float[Tensor, "r d"])
     return {**found, "pairwise_distance": _spread(features[:_PAIRED])}
 
 
-def frechet_curve(frames: Mapping[int, Bytes], train: ImageSet, test: ImageSet, judge: Judge) -> Metrics:
+def frechet_curve(snapshots: Mapping[int, Bytes], train: ImageSet, test: ImageSet, extractor: Extractor) -> Metrics:
     """Return the Frechet distance to the test set over the training, from samples that were set aside on the way.
 
     Args:
-        frames: step -> samples, of each step as many, with the classes of the training set in turn where it has some. Samples of a
-            class together weigh as much as it does in the test set; of more classes than samples, the others are left out of both.
+        snapshots: step -> samples, of each step as many, with the classes of the training set in turn where it has some. Samples
+            of a class together weigh as much as it does in the test set; of more classes than samples, the others are left out
+            of both.
             Distances fall with the number of samples, so compare them with the floor alone.
         train: real images, of which as many make the floor.
         test: real images.
-        judge: the feature space. Images that it was trained on make no floor.
+        extractor: the feature space. Images that it was trained on make no floor.
 
     Returns:
         `frechet_curve_steps`, `frechet_curve`, a distance for each of them, and `frechet_curve_floor`; nothing where there are too
         few images.
     """
-    count = min(map(len, frames.values()))
-    candidates = _unknown_to(judge, train)
+    count = min(map(len, snapshots.values()))
+    candidates = _unknown_to(extractor, train)
     if train.labels is None or test.labels is None or train.num_classes is None:
         labels, shown = None, test
         chosen = _by_chance(len(candidates), count)
@@ -186,26 +189,31 @@ def frechet_curve(frames: Mapping[int, Bytes], train: ImageSet, test: ImageSet, 
         chosen = images_of_labels(train.labels[candidates], labels)
     if min(count, len(shown.images)) < 2:
         return {}
-    reference = _reference(judge, shown, lambda: judge.embed(shown.images))
+    reference = _reference(extractor, shown, lambda: extractor.embed(shown.images))
 
     def distance(images: Bytes, of: Int[Tensor, " s"] | None) -> float:
         weights = None if of is None or shown.labels is None else weights_in_shares(of, shown.labels)
-        return frechet_distance(gaussian_of(judge.embed(images), weights), reference)
+        return frechet_distance(gaussian_of(extractor.embed(images), weights), reference)
 
-    steps = sorted(frames)
-    metrics: Metrics = {"frechet_curve_steps": steps, "frechet_curve": [distance(frames[step][:count], labels) for step in steps]}
+    steps = sorted(snapshots)
+    metrics: Metrics = {
+        "frechet_curve_steps": steps,
+        "frechet_curve": [distance(snapshots[step][:count], labels) for step in steps],
+    }
     others = candidates[chosen]
     of = None if labels is None or train.labels is None else train.labels[others]
     complete = of is None or shown.labels is None or bool(torch.isin(shown.labels, of).all())
     return metrics | ({"frechet_curve_floor": distance(train.images[others], of)} if complete and len(others) >= 2 else {})
 
 
-def _reference(judge: Judge, test: ImageSet, features: Callable[[], Float[Tensor, "r d"]]) -> Gaussian:
-    """Return the statistics of the test set, kept beside the judge; its features are asked for where they are not known yet."""
-    if judge.cache is None:
+def _reference(extractor: Extractor, test: ImageSet, features: Callable[[], Float[Tensor, "r d"]]) -> Gaussian:
+    """Return the statistics of the test set, kept beside the extractor; its features are asked for where they are not known yet."""
+    if extractor.cache is None:
         return gaussian_of(features())
     fingerprint = test.fingerprint()
-    return cached_gaussian(judge.cache / f"{judge.name}-{fingerprint}.safetensors", fingerprint, lambda: gaussian_of(features()))
+    return cached_gaussian(
+        extractor.cache / f"{extractor.name}-{fingerprint}.safetensors", fingerprint, lambda: gaussian_of(features())
+    )
 
 
 def _colors(generated: Bytes, real: UInt8[Tensor, "f c h w"], test: ImageSet) -> Metrics:
@@ -271,8 +279,8 @@ class Seen:
     Attributes:
         gaussian: mean and covariance of the features of all.
         features: of the first ones; None where only statistics are known.
-        accuracy: share that the judge names as their label; None where there are no labels or it knows none.
-        inception_score: of all, see `metrics.inception_score`; None for a judge that has none.
+        accuracy: share that the extractor names as their label; None where there are no labels or it knows none.
+        inception_score: of all, see `metrics.inception_score`; None for an extractor that has none.
         digests: of all, see `references.digests`; None where they were not asked for or are not known.
     """
 
@@ -283,12 +291,12 @@ class Seen:
     digests: Int[Tensor, " s"] | None = None
 
 
-def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT, remember: bool = False) -> Seen:
+def see(batches: Iterable[Batch], extractor: Extractor, *, keep: int = KEPT, remember: bool = False) -> Seen:
     """Look at images batch after batch, none of which is held when the next one is asked for.
 
     Args:
         batches: of any sizes, together at least two images.
-        judge: the feature space.
+        extractor: the feature space.
         keep: how many features are kept.
         remember: keep digests of the images, by which copies of them are found.
 
@@ -298,7 +306,7 @@ def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT, remember: b
     gaussian, score, kept = RunningGaussian(), RunningInceptionScore(), list[Tensor]()
     block, known, hits, labeled = list[Tensor](), list[Tensor](), 0, 0
     for images, labels in batches:
-        features = judge.embed(images).cpu()
+        features = extractor.embed(images).cpu()
         block.append(features)
         if sum(map(len, block)) >= _BLOCK:
             gaussian.add(torch.cat(block))
@@ -307,10 +315,10 @@ def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT, remember: b
             kept.append(features[:wanted].clone())
         if remember:
             known.append(digests(images))
-        if judge.probabilities is not None:
-            score.add(judge.probabilities(images))
-        if judge.classify is not None and labels is not None:
-            hits += int((judge.classify(images).cpu() == labels.cpu()).sum())
+        if extractor.probabilities is not None:
+            score.add(extractor.probabilities(images))
+        if extractor.classify is not None and labels is not None:
+            hits += int((extractor.classify(images).cpu() == labels.cpu()).sum())
             labeled += len(labels)
         del images
     if block:
@@ -319,7 +327,7 @@ def see(batches: Iterable[Batch], judge: Judge, *, keep: int = KEPT, remember: b
         gaussian.gaussian(),
         torch.cat(kept) if kept else None,
         accuracy=hits / labeled if labeled else None,
-        inception_score=None if judge.probabilities is None else score.score(),
+        inception_score=None if extractor.probabilities is None else score.score(),
         digests=torch.cat(known) if known else None,
     )
 
@@ -356,9 +364,9 @@ def compare(generated: Seen, real: Seen, floor: Seen | None = None) -> Metrics:
     return metrics
 
 
-def check_feature_size(judge: Judge, shape: tuple[int, int, int], real: Seen, origin: str) -> None:
-    """Raise InputError if statistics are of another number of features than the judge has for images of a shape."""
-    (size,) = judge.embed(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1:]
+def check_feature_size(extractor: Extractor, shape: tuple[int, int, int], real: Seen, origin: str) -> None:
+    """Raise InputError if statistics are of another number of features than the extractor has for images of a shape."""
+    (size,) = extractor.embed(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1:]
     if size != len(real.gaussian.mean):
-        numbers = f"are of {len(real.gaussian.mean)} features, but the judge {judge.name} has {size}"
-        raise InputError(f"real is '{origin}', whose statistics {numbers}: name those of this judge")
+        numbers = f"are of {len(real.gaussian.mean)} features, but the extractor {extractor.name} has {size}"
+        raise InputError(f"real is '{origin}', whose statistics {numbers}: name those of this extractor")

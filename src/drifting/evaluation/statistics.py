@@ -30,7 +30,7 @@ def cached_seen(path: Path, fingerprint: str, compute: Callable[[], Seen]) -> Se
 
     Args:
         path: a .safetensors file.
-        fingerprint: everything that what was seen depends on: images, their order, how many are kept, and the judge.
+        fingerprint: everything that what was seen depends on: images, their order, how many are kept, and the extractor.
         compute: looks at the images.
 
     Raises:

@@ -34,7 +34,7 @@ def draw_images(
     *,
     title: str,
     real: Float[Tensor, "classes columns c h w"],
-    frames: Mapping[int, Shaped[Tensor, "n c h w"]],
+    snapshots: Mapping[int, Shaped[Tensor, "n c h w"]],
     log: Log,
     floor: float | None = None,
     labeled: bool = True,
@@ -46,7 +46,7 @@ def draw_images(
         folder: where to put them.
         title: name of the data.
         real: real images of each class, in [-1, 1].
-        frames: step -> generated images, classes in turn; in [-1, 1], or as bytes.
+        snapshots: step -> generated images, classes in turn; in [-1, 1], or as bytes.
         log: the lines of metrics.jsonl.
         floor: squared energy distance of two real samples of this size.
         labeled: whether rows are classes.
@@ -55,7 +55,7 @@ def draw_images(
     classes, columns = real.shape[:2]
 
     def show(axes: Axes, step: int) -> None:
-        samples = to_signed(frames[step][: classes * columns])
+        samples = to_signed(snapshots[step][: classes * columns])
         show_grid(axes, samples.unflatten(0, (columns, classes)).transpose(0, 1), f"step {step}", names)
 
     def moment(step: int) -> Figure:
@@ -66,13 +66,13 @@ def draw_images(
     rows = ", one class a row" if labeled else ""
     samples, (left, right) = panels(1, 2, size=5.0, title=f"{title}: real data and samples made in one pass{rows}")
     show_grid(left, real, "data", names)
-    show(right, max(frames))
+    show(right, max(snapshots))
     figures = {
         "samples": samples,
-        "progress": progress_figure(title, frames, show, lambda axes: show_grid(axes, real, "data", names)),
+        "progress": progress_figure(title, snapshots, show, lambda axes: show_grid(axes, real, "data", names)),
         "losses": losses_figure(title, log, floor),
     }
-    return save_figures(folder, figures, map(moment, sorted(frames)))
+    return save_figures(folder, figures, map(moment, sorted(snapshots)))
 
 
 def draw_comparison(

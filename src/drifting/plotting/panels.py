@@ -21,7 +21,7 @@ REAL, GENERATED = "#0072B2", "#D55E00"
 LINES = ("#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00")
 
 # step -> samples set aside at that step, the start (0) and the end among them
-Frames = Mapping[int, Tensor]
+Snapshots = Mapping[int, Tensor]
 # the lines of metrics.jsonl
 Log = Sequence[Mapping[str, Any]]
 
@@ -35,11 +35,11 @@ def panels(rows: int, columns: int, *, size: float, title: str) -> tuple[Figure,
 
 
 def progress_figure(
-    title: str, frames: Frames, draw: Callable[[Axes, int], None], draw_real: Callable[[Axes], None], count: int = 7
+    title: str, snapshots: Snapshots, draw: Callable[[Axes, int], None], draw_real: Callable[[Axes], None], count: int = 7
 ) -> Figure:
     """Return samples at `count` steps of the training, and real data beside them."""
     figure, axes = panels(2, (count + 1) // 2, size=2.9, title=f"{title}: samples through training")
-    steps = sorted(frames)
+    steps = sorted(snapshots)
     for index, panel in enumerate(axes[:-1]):
         draw(panel, steps[round(index * (len(steps) - 1) / (count - 1))])
     draw_real(axes[-1])

@@ -27,7 +27,7 @@ class _Scene:
 
     title: str
     real: Float[Tensor, "r 2"]
-    frames: Mapping[int, Float[Tensor, "n 2"]]
+    snapshots: Mapping[int, Float[Tensor, "n 2"]]
 
     @property
     def window(self) -> list[tuple[float, float]]:
@@ -46,16 +46,16 @@ class _Scene:
 
     def samples(self) -> Figure:
         figure, (left, right) = panels(1, 2, size=4.6, title=f"{self.title}: real data and samples made in one pass")
-        last = max(self.frames)
+        last = max(self.snapshots)
         self.scatter(left, self.real, REAL, f"data ({len(self.real):,})")
-        self.scatter(right, self.frames[last], GENERATED, f"samples ({len(self.frames[last]):,}), step {last}")
+        self.scatter(right, self.snapshots[last], GENERATED, f"samples ({len(self.snapshots[last]):,}), step {last}")
         return figure
 
     def progress(self) -> Figure:
         return progress_figure(
             self.title,
-            self.frames,
-            lambda axes, step: self.scatter(axes, self.frames[step], GENERATED, f"step {step}"),
+            self.snapshots,
+            lambda axes, step: self.scatter(axes, self.snapshots[step], GENERATED, f"step {step}"),
             lambda axes: self.scatter(axes, self.real, REAL, "data"),
         )
 
@@ -63,7 +63,7 @@ class _Scene:
         figure, axes = panels(1, 2, size=5.4, title=f"{self.title}: where the drift field points")
         figure.set_figwidth(figure.get_figwidth() + 1.2)  # for the color bar
         places = torch.cartesian_prod(*(torch.linspace(low, high, _GRID, dtype=torch.float64) for low, high in self.window))
-        shown = {"before training": self.frames[min(self.frames)], "after training": self.frames[max(self.frames)]}
+        shown = {"before training": self.snapshots[min(self.snapshots)], "after training": self.snapshots[max(self.snapshots)]}
         arrows = [drift(places, points) for points in shown.values()]
         lengths = [vectors.norm(dim=1).clamp(min=1e-12) for vectors in arrows]
         everything = torch.cat(lengths).log10()
@@ -81,7 +81,7 @@ class _Scene:
     def moment(self, step: int) -> Figure:
         figure, (axes,) = panels(1, 1, size=4.0, title="")
         self.scatter(axes, self.real, REAL, "")
-        self.scatter(axes, self.frames[step], GENERATED, f"{self.title}: step {step}")
+        self.scatter(axes, self.snapshots[step], GENERATED, f"{self.title}: step {step}")
         return figure
 
 
@@ -90,7 +90,7 @@ def draw_points(
     *,
     title: str,
     real: Float[Tensor, "r 2"],
-    frames: Mapping[int, Float[Tensor, "n 2"]],
+    snapshots: Mapping[int, Float[Tensor, "n 2"]],
     log: Log,
     drift: Callable[[Tensor, Tensor], Tensor] | None = None,
     floor: float | None = None,
@@ -101,19 +101,19 @@ def draw_points(
         folder: where to put them.
         title: name of the data.
         real: real points.
-        frames: step -> generated points, the start (0) and the end among them.
+        snapshots: step -> generated points, the start (0) and the end among them.
         log: the lines of metrics.jsonl.
         drift: (places, generated) -> the field at those places, toward `real` and away from `generated`; None leaves it out.
         floor: squared energy distance of two real samples of this size.
     """
-    scene = _Scene(title, real, frames)
+    scene = _Scene(title, real, snapshots)
     figures = {
         "samples": scene.samples(),
         "progress": scene.progress(),
         **({} if drift is None else {"drift_field": scene.field(drift)}),
         "losses": losses_figure(title, log, floor),
     }
-    return save_figures(folder, figures, map(scene.moment, sorted(frames)))
+    return save_figures(folder, figures, map(scene.moment, sorted(snapshots)))
 
 
 def points_figure(points: Float[Tensor, "n 2"]) -> Image.Image:

@@ -82,14 +82,22 @@ GROUPS = {
     },
     "Classifiers for evaluation": {
         "mnist-classifier": Preset(
-            mnist.mnist_classifier, "the judge of MNIST generators", "MNIST", "3", "99.6 % of the test set named right"
+            mnist.mnist_classifier,
+            "the classifier that evaluates MNIST generators",
+            "MNIST",
+            "3",
+            "99.6 % of the test set named right",
         ),
         "cifar10-classifier": Preset(
-            cifar10.classifier, "the judge of CIFAR-10 generators", "CIFAR-10", "2", "79 % of the test set named right"
+            cifar10.classifier,
+            "the classifier that evaluates CIFAR-10 generators",
+            "CIFAR-10",
+            "2",
+            "79 % of the test set named right",
         ),
         "images-classifier": Preset(
             images_classifier,
-            "the judge of generators of your own images",
+            "the classifier that evaluates generators of your own images",
             "--data FOLDER or Hub id, with classes",
             "1 to 5",
             "see docs/results.md",

@@ -1,4 +1,4 @@
-"""CIFAR-10 in the features of four encoders, each in a size for two CPU cores and one for a GPU; and their judge.
+"""CIFAR-10 in the features of four encoders, each in a size for two CPU cores and one for a GPU; and a classifier.
 
 The last stage of an encoder sees shapes, and one that was trained to overlook colors cannot teach them. Beside its features stand
 those of the first two stages, which see texture, and means and standard deviations of the colors of 8 x 8 tiles of the image; each
@@ -35,7 +35,7 @@ class System:
     Attributes:
         what: the features that it drifts in.
         minutes: of the generator and its encoder, as measured; docs/results.md.
-        frechet_distance: in the judge's features, as measured. Real images are 0.16 apart.
+        frechet_distance: in the classifier's features, as measured. Real images are 0.16 apart.
         encoder: narrowed, its features projected to the standard lengths.
         guidance_scale: in training; above 1 where the features tell the classes apart too little.
     """
@@ -129,14 +129,14 @@ def system(name: str, data: str | None = None, unconditional: bool = False, *, g
         loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=dataclasses.replace(_GPU_SCHEDULE if gpu else _SCHEDULE, guidance_scale=chosen.guidance_scale),
         log_every=50,
-        frames=12,
-        frame_samples=1000,
+        snapshots=12,
+        snapshot_samples=1000,
     )
     return joint(config) if unconditional else config
 
 
 def classifier(data: str | None = None) -> ClassifierConfig:
-    """Train the judge of CIFAR-10 generators, which is never a space that they train in.
+    """Train the classifier that evaluates CIFAR-10 generators; they never train in its features.
 
     Args:
         data: folder or Hub id; $DRIFTING_DATA/cifar10, else the Hub, by default.

@@ -29,5 +29,5 @@ def digits() -> RunConfig:
             warmup_steps=100,
             ema_decay=0.998,
         ),
-        frame_samples=500,
+        snapshot_samples=500,
     )

@@ -191,8 +191,8 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
         cache_features=False,
         log_every=100,
         checkpoint_every=2000,
-        frames=12,
-        frame_samples=100,
+        snapshots=12,
+        snapshot_samples=100,
     )
 
 

@@ -86,8 +86,8 @@ def images(
         loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=_schedule(found),
         log_every=25,
-        frames=12,
-        frame_samples=max(1000, found.classes),
+        snapshots=12,
+        snapshot_samples=max(1000, found.classes),
     )
     return joint(config) if unconditional else config
 

@@ -1,4 +1,4 @@
-"""MNIST on a CPU: in its pixels and in the space of a small auto-encoder, and the classifier that judges it."""
+"""MNIST on a CPU: in its pixels and in the space of a small auto-encoder, and the classifier that evaluates both."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
         data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.
         unconditional: one joint population in place of one for each class.
 
-    Command: drifting train mnist-pixel. Hardware: two CPU cores. Time: 10 minutes. Expected: Frechet distance in the judge's
+    Command: drifting train mnist-pixel. Hardware: two CPU cores. Time: 10 minutes. Expected: Frechet distance in the classifier's
     features 3 times that of real digits, 98 % named as their label. Measured: docs/results.md, 2026-11-25; joint: not run.
     """
     config = RunConfig(
@@ -44,8 +44,8 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
         loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=_SCHEDULE,
         log_every=50,
-        frames=16,
-        frame_samples=500,
+        snapshots=16,
+        snapshot_samples=500,
     )
     return joint(config) if unconditional else config
 
@@ -68,7 +68,7 @@ def mnist_encoder(data: str | None = None, unconditional: bool = False) -> RunCo
 
 
 def mnist_classifier(data: str | None = None) -> ClassifierConfig:
-    """Train the judge of MNIST generators, which is never a space that they train in.
+    """Train the classifier that evaluates MNIST generators; they never train in its features.
 
     Args:
         data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.

@@ -31,7 +31,7 @@ Part = TypeVar("Part")
 
 # Class -> how large its fields are at most; of several numbers, each of them. Nothing is made larger, and None stays None.
 _AT_MOST: dict[type, dict[str, int]] = {
-    RunConfig: {"log_every": 1, "checkpoint_every": STEPS, "keep": 1, "frames": 1, "frame_samples": 20},
+    RunConfig: {"log_every": 1, "checkpoint_every": STEPS, "keep": 1, "snapshots": 1, "snapshot_samples": 20},
     Schedule: {
         "steps": STEPS,
         "labels_per_step": 2,

@@ -1,6 +1,6 @@
 """Several trained runs of images side by side: a table of what they are and how they were measured, a picture of their samples.
 
-A figure can be compared where the same judge saw it and real images had the same one: the judges and the floors tell.
+A figure can be compared where the same extractor saw it and real images had the same one: the extractors and the floors tell.
 
 Shapes: n samples, c channels, h height, w width.
 """
@@ -141,10 +141,10 @@ def read_entry(run: runs.Run, name: str) -> Entry:
     log = MetricsLog(run.folder / LOG).read()
     speed = log[-1].get("mean_steps_per_second") if log else None
     minutes = run.config.schedule.steps / speed / 60 if speed else None
-    metrics = _read_figures(run.folder / METRICS, f"evaluate the run again with {_evaluation(run.folder)}")
+    metrics = read_figures(run.folder / METRICS, f"evaluate the run again with {_evaluation(run.folder)}")
     if len(_list(metrics, _STEPS)) != len(_list(metrics, _CURVE)):
         raise InputError(f"file is '{run.folder / METRICS}', where {_STEPS} and {_CURVE} differ in length: evaluate the run again")
-    probe: Any = _read_figures(run.folder / ENCODER_METRICS, "delete it").get("linear_probe_accuracy")
+    probe: Any = read_figures(run.folder / ENCODER_METRICS, "delete it").get("linear_probe_accuracy")
     return Entry(name, run.folder, run.config, metrics, minutes, probe)
 
 
@@ -170,17 +170,19 @@ def _names(loaded: Sequence[runs.Run]) -> list[str]:
     return [name if names.count(name) == 1 else str(run.folder) for name, run in zip(names, loaded, strict=True)]
 
 
-def _read_figures(path: Path, fix: str) -> Metrics:
+def read_figures(path: Path, fix: str) -> Metrics:
     """Return the figures of a file by name; none if it is not there."""
     if not path.exists():
         return {}
     figures = load_json(path, fix=fix)
     if not isinstance(figures, dict):
         raise InputError(f"file is '{path}', which holds no figures by name: {fix}")
+    # Version 0.1 wrote some under other names.
+    figures = {"extractor" if name == "judge" else re.sub("^colour", "color", name): value for name, value in figures.items()}
     for name, value in figures.items():
-        if not (isinstance(value, str) if name in ("judge", "reference") else _is_figure(value)):
+        if not (isinstance(value, str) if name in ("extractor", "reference") else _is_figure(value)):
             raise InputError(f"file is '{path}', where {name} is no figure: {fix}")
-    return {re.sub("^colour", "color", name): value for name, value in figures.items()}  # as earlier versions wrote it
+    return figures
 
 
 def _is_figure(value: Any) -> bool:
@@ -226,13 +228,15 @@ def _not_evaluated(entries: Sequence[Entry]) -> list[str]:
 
 def _incomparable(entries: Sequence[Entry], apart: str | None) -> list[str]:
     """Return a sentence on what keeps figures from being compared, the weightiest alone; nothing where they can be."""
-    if (who := _names_by(entries, "judge")) is not None:
-        return [f"different judges saw the runs ({who}), so their figures cannot be compared: evaluate them with one --judge"]
+    if (who := _names_by(entries, "extractor")) is not None:
+        return [
+            f"different extractors saw the runs ({who}), so their figures cannot be compared: evaluate them with one --extractor"
+        ]
     if (what := _names_by(entries, "reference")) is not None:
         against = f"the runs were measured against different real images ({what}), so their figures cannot be compared"
         return [f"{against}: evaluate them with one --real"]
     if apart:
-        fix = "evaluate them on the same data with one --judge and --num-samples"
+        fix = "evaluate them on the same data with one --extractor and --num-samples"
         return [f"the runs were measured against different real images ({apart}), so their figures cannot be compared: {fix}"]
     curves = _difference(entries, [_CURVE_FLOOR])
     return [f"the curves are of different real images or numbers of samples ({curves}) and cannot be compared"] if curves else []

@@ -31,7 +31,7 @@ from drifting.evaluation.references import labels_in_shares
 from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss
 from drifting.metrics.frechet import check_covariance
-from drifting.runs.extractors import load_judge
+from drifting.runs.extractors import load_extractor
 from drifting.runs.folder import STATISTICS
 from drifting.runs.pictures import bandwidths
 from drifting.runs.references import real_images
@@ -49,16 +49,16 @@ class Asked:
     """What an evaluation may be asked for.
 
     Attributes:
-        judge: who sees images, see `extractors.load_judge`.
+        extractor: the network in whose features images are compared, see `extractors.load_extractor`.
         real: real images that those of a run are compared with: a folder, or a file of statistics; None for the run's own.
         count: images to compare; None for 10,000, or 50,000 where they are streamed. Digits have a fixed number.
         seed: of the samples.
         guidance_scale: of the samples; None for that of the run.
         batch_size: samples at a time: bounds memory, and changes nothing else.
-        device: where generator, decoder and judge run.
+        device: where generator, decoder and extractor run.
     """
 
-    judge: str | None = None
+    extractor: str | None = None
     real: str | None = None
     count: int | None = None
     seed: int = 0
@@ -74,16 +74,16 @@ class Asked:
 
 
 def evaluate_run(
-    config: RunConfig, generator: Generator, asked: Asked, *, folder: Path, frames: Callable[[], Mapping[int, Tensor]]
+    config: RunConfig, generator: Generator, asked: Asked, *, folder: Path, snapshots: Callable[[], Mapping[int, Tensor]]
 ) -> Metrics:
-    """Measure the samples of a run and return the figures, with who judged; see `evaluation`.
+    """Measure the samples of a run and return the figures, with the extractor; see `evaluation`.
 
     Args:
         config: of the run.
         generator: trained; it runs on the device that is asked for, and goes back to where it was.
         asked: what to do.
-        folder: of the run, where statistics of real images are kept that have no place beside their judge.
-        frames: returns the samples that were set aside during training.
+        folder: of the run, where statistics of real images are kept that have no place beside their extractor.
+        snapshots: returns the samples that were set aside during training.
 
     Raises:
         InputError: for anything that cannot work, before long work.
@@ -95,9 +95,9 @@ def evaluate_run(
         if kind == "streamed" or (kind == "images" and asked.real):
             metrics = _evaluate_streamed(config, generator, asked, scale, folder)
         elif kind == "images":
-            metrics = _evaluate_in_memory(config, cast(ImagesData, config.data), generator, asked, scale, frames)
+            metrics = _evaluate_in_memory(config, cast(ImagesData, config.data), generator, asked, scale, snapshots)
         else:
-            for name, value in (("judge", asked.judge), ("real", asked.real)):
+            for name, value in (("extractor", asked.extractor), ("real", asked.real)):
                 if value is not None:
                     raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
             metrics = build_evaluation(config, asked.count or IN_MEMORY)(
@@ -112,7 +112,7 @@ def _evaluate_in_memory(
     generator: Generator,
     asked: Asked,
     scale: float | None,
-    frames: Callable[[], Mapping[int, Tensor]],
+    snapshots: Callable[[], Mapping[int, Tensor]],
 ) -> Metrics:
     train, test = (data.load(split) for split in ("train", "test"))
     told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale}
@@ -122,11 +122,11 @@ def _evaluate_in_memory(
         with show_sampling(number) as progress:
             return to_bytes(sample(generator, number, labels=labels, on_progress=progress.advance, **told))
 
-    judge = load_judge(asked.judge, config, asked.device)
-    metrics = {"judge": judge.name, **evaluate_images(draw, train, test, judge, count=asked.count or IN_MEMORY)}
-    if known := frames():
+    extractor = load_extractor(asked.extractor, config, asked.device)
+    metrics = {"extractor": extractor.name, **evaluate_images(draw, train, test, extractor, count=asked.count or IN_MEMORY)}
+    if known := snapshots():
         as_bytes = {step: to_bytes(frame) for step, frame in known.items()}
-        metrics |= frechet_curve(as_bytes, train, test, judge)
+        metrics |= frechet_curve(as_bytes, train, test, extractor)
     return metrics
 
 
@@ -134,21 +134,21 @@ def _evaluate_streamed(config: RunConfig, generator: Generator, asked: Asked, sc
     count, batch_size = asked.count or STREAMED, asked.batch_size or _BATCH
     if count < 2:
         raise InputError(f"num_samples is {count}: ask for at least 2")
-    judge = load_judge(asked.judge, config, asked.device)
+    extractor = load_extractor(asked.extractor, config, asked.device)
     decode = cast(ImageData, config.data).decoder(asked.device)
-    cache = judge.cache or folder / STATISTICS
-    reference, floor = real_images(config, asked.real, judge, decode, count=count, cache=cache)
+    cache = extractor.cache or folder / STATISTICS
+    reference, floor = real_images(config, asked.real, extractor, decode, count=count, cache=cache)
     told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale, "batch_size": batch_size}
     for image, _ in sampled_batches(generator, decode, range(1), **told):
         # What cannot work fails before the real images are looked at.
-        check_covariance(count, judge.embed(image).shape[1])
+        check_covariance(count, extractor.embed(image).shape[1])
     if generator.num_classes is not None and reference.shares is not None:
         told["labels"] = labels_in_shares(reference.shares, min(count, _PERIOD)).tolist()
     samples = sampled_batches(generator, decode, range(count), **told)
     real = reference.see(batch_size)
     others = floor.see(batch_size, real)
-    generated = see(show_images(samples, count, what="samples"), judge)
-    return {"judge": judge.name, "reference": reference.name, **compare(generated, real, others)}
+    generated = see(show_images(samples, count, what="samples"), extractor)
+    return {"extractor": extractor.name, "reference": reference.name, **compare(generated, real, others)}
 
 
 def sampled_batches(

@@ -1,4 +1,4 @@
-"""Classifiers that judge generators of images: how they are trained, and how they are found again.
+"""Feature extractors that evaluate generators of images: how a classifier is trained, and how it is found again.
 
 A classifier's folder holds config.json, classifier.safetensors, metrics.json and trained_on.safetensors: digests of the images that
 it was trained on. One training image in five is held out, of every class alike: floors are made of those, since a classifier sees
@@ -22,7 +22,7 @@ from drifting.data import ImagesData, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
-from drifting.evaluation.images import Judge, accuracy_of, in_batches
+from drifting.evaluation.images import Extractor, accuracy_of, in_batches
 from drifting.evaluation.references import digests, images_in_shares
 from drifting.metrics.inception import URL, load_inception
 from drifting.pretraining.objectives import train_supervised
@@ -30,7 +30,7 @@ from drifting.runs.folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS, TRAINED_ON
 from drifting.runs.pretrain import Saving, follow
 from drifting.training.signals import command_to_go_on
 
-# Sides of a large image in the eyes of the judge "pixels": a covariance of all its pixels would fill any memory.
+# Sides of a large image for the extractor "pixels": a covariance of all its pixels would fill any memory.
 _PIXELS = 32
 
 # One training image in so many is held out of the training of a classifier.
@@ -41,8 +41,8 @@ _DIGESTS = "digests"
 _CHECKPOINT_EVERY = 500
 
 
-def train_classifier(config: ClassifierConfig, folder: Path) -> float:
-    """Train a judge into a folder, on four images in five, and return its accuracy on the test set.
+def fit_classifier(config: ClassifierConfig, folder: Path) -> float:
+    """Train a classifier into a folder, on four images in five, and return its accuracy on the test set.
 
     Goes on from its newest checkpoint if there is one.
     """
@@ -83,53 +83,53 @@ def _held_out(labels: Int[Tensor, " s"]) -> Bool[Tensor, " s"]:
 def _trained_on(folder: Path) -> Int[Tensor, " t"] | None:
     """Return the digests of the images that a classifier was trained on; None, with a warning, for one that does not tell."""
     if not (folder / TRAINED_ON).exists():
-        older = f"judge is '{folder}', which does not tell the images that it was trained on"
+        older = f"extractor is '{folder}', which does not tell the images that it was trained on"
         warnings.warn(f"{older}: floors may be of those, so train it again with this version", stacklevel=3)
         return None
     known = load_tensors(folder / TRAINED_ON).get(_DIGESTS)
     if known is None or known.dtype != torch.long or known.ndim != 1:
-        raise InputError(f"judge is '{folder}', whose {TRAINED_ON} holds no digests of images: train it again")
+        raise InputError(f"extractor is '{folder}', whose {TRAINED_ON} holds no digests of images: train it again")
     return known
 
 
-def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Judge:
-    """Return who judges a run of images.
+def load_extractor(extractor: str | None, config: RunConfig, device: str = "cpu") -> Extractor:
+    """Return the feature extractor that evaluates a run of images.
 
     Args:
-        judge: the folder of a trained classifier, a TorchScript Inception file (.pt), or "pixels"; None for the classifier in
+        extractor: the folder of a trained classifier, a TorchScript Inception file (.pt), or "pixels"; None for the classifier in
             runs/NAME-classifier, NAME being the data set's, where it has a name.
         config: of the run.
-        device: where the judge looks at them.
+        device: where the extractor looks at them.
 
     Raises:
         InputError: if it is not there, or takes other images.
     """
     data = cast(ImagesData | StreamedData, config.data)
-    if judge == "pixels":
+    if extractor == "pixels":
         return _pixels(data)
-    if judge is not None and judge.endswith(".pt"):
-        if not Path(judge).is_file():
-            raise InputError(f"judge is '{judge}', which is no file: download {URL} there, or pass --judge pixels")
-        inception = load_inception(Path(judge), device=device)
-        return Judge("inception", inception, cache=_if_writable(Path(judge).parent), probabilities=inception.probabilities)
-    folder = _classifier_folder(judge, data)
+    if extractor is not None and extractor.endswith(".pt"):
+        if not Path(extractor).is_file():
+            raise InputError(f"extractor is '{extractor}', which is no file: download {URL} there, or pass --extractor pixels")
+        inception = load_inception(Path(extractor), device=device)
+        return Extractor("inception", inception, cache=_if_writable(Path(extractor).parent), probabilities=inception.probabilities)
+    folder = _classifier_folder(extractor, data)
     saved = configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
     made = config.data.exported_shape()
     if not isinstance(saved, ClassifierConfig) or saved.data.image_shape != made:
         shape = saved.data.image_shape if isinstance(saved, ClassifierConfig) else "no images"
-        raise InputError(f"judge is '{folder}', which takes {shape}, but the run makes {made}: name another judge")
+        raise InputError(f"extractor is '{folder}', which takes {shape}, but the run makes {made}: name another extractor")
     if data.num_classes not in (None, saved.data.num_classes):
         classes = saved.data.num_classes
         raise InputError(
-            f"judge is '{folder}', which names {classes} classes, but the run has {data.num_classes}: name another judge"
+            f"extractor is '{folder}', which names {classes} classes, but the run has {data.num_classes}: name another extractor"
         )
     if data.class_names is not None and saved.data.class_names not in (None, data.class_names):
         others = f"which names other classes ({', '.join(saved.data.class_names[:3])}) than the run has"
-        raise InputError(f"judge is '{folder}', {others}: name another judge")
+        raise InputError(f"extractor is '{folder}', {others}: name another extractor")
     network = load_network(lambda: cast(Classifier, configuration.build_network(saved)), folder / CLASSIFIER_WEIGHTS)
     name = f"classifier-{_fingerprint(network.state_dict())}"
     network.to(device).eval()
-    return Judge(
+    return Extractor(
         name,
         lambda images: in_batches(lambda part: network.embed(part.to(device)), images),
         lambda images: in_batches(lambda part: network(part.to(device)).argmax(1), images),
@@ -138,32 +138,32 @@ def load_judge(judge: str | None, config: RunConfig, device: str = "cpu") -> Jud
     )
 
 
-def _classifier_folder(judge: str | None, data: ImagesData | StreamedData) -> Path:
+def _classifier_folder(extractor: str | None, data: ImagesData | StreamedData) -> Path:
     """Return where a trained classifier lies, or raise InputError."""
     name = getattr(data, "name", None)
-    if judge is None and name is None:
+    if extractor is None and name is None:
         raise InputError(
-            "judge is not given, and there is none of its own for these images: pass the Inception file, --judge FILE.pt"
+            "extractor is not given, and there is none of its own for these images: pass the Inception file, --extractor FILE.pt"
         )
-    folder = Path("runs") / f"{name}-classifier" if judge is None else Path(judge)
+    folder = Path("runs") / f"{name}-classifier" if extractor is None else Path(extractor)
     if not (folder / CLASSIFIER_WEIGHTS).exists():
         command = f"drifting train {name}-classifier --save-dir {folder}"
         # No preset trains on the user's own images as they are cropped and converted here.
         fix = f"run {command}" if name and data.path is None else "name the folder of a classifier of these images"
-        raise InputError(f"judge is '{folder}', where there is no trained classifier: {fix}, or pass --judge pixels")
+        raise InputError(f"extractor is '{folder}', where there is no trained classifier: {fix}, or pass --extractor pixels")
     return folder
 
 
-def _pixels(data: ImagesData | StreamedData) -> Judge:
-    """Return a judge whose features are the pixels: of large images, which are streamed, means over squares of them."""
+def _pixels(data: ImagesData | StreamedData) -> Extractor:
+    """Return an extractor whose features are the pixels: of large images, which are streamed, means over squares of them."""
     if data.kind == "images":
-        return Judge("pixels", lambda images: to_signed(images).flatten(1))
+        return Extractor("pixels", lambda images: to_signed(images).flatten(1))
 
     def embed(images: Tensor) -> Tensor:
         height, width = (min(side, _PIXELS) for side in images.shape[2:])
         return torch.nn.functional.adaptive_avg_pool2d(to_signed(images), (height, width)).flatten(1)
 
-    return Judge(f"pixels-{_PIXELS}", embed)
+    return Extractor(f"pixels-{_PIXELS}", embed)
 
 
 def _if_writable(folder: Path) -> Path | None:

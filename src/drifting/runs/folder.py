@@ -11,7 +11,7 @@ from drifting._files import clear_scratch
 from drifting.checkpoint import checkpoints, load_json, steps_done
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ReleasedConfig, RunConfig
 from drifting.errors import InputError
-from drifting.training.recorder import CHECKPOINTS, FRAMES
+from drifting.training.recorder import CHECKPOINTS, EARLIER_SNAPSHOTS, SNAPSHOTS
 
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"
 ENCODER_WEIGHTS, ENCODER_METRICS = "encoder.safetensors", "encoder.json"
@@ -22,7 +22,7 @@ RECONSTRUCTION = "ae_reconstruction.png"
 
 # Of the training of an encoder that a generator's run begins with.
 ENCODER_CHECKPOINTS = "encoder-checkpoints"
-_LOGS = (LOG, METRICS, FRAMES, CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)
+_LOGS = (LOG, METRICS, SNAPSHOTS, EARLIER_SNAPSHOTS, CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
 
 # What a run has that came to something.
@@ -112,7 +112,7 @@ def clear_unstarted(folder: Path, config: AnyConfig) -> None:
         return
     alike = isinstance(saved, RunConfig) and isinstance(config, RunConfig)
     parts = ("preset", "data", "encoder", "seed")
-    own = [LOG, FRAMES, CHECKPOINTS, "features"]
+    own = [LOG, SNAPSHOTS, EARLIER_SNAPSHOTS, CHECKPOINTS, "features"]
     alike = alike and all(getattr(saved, part) == getattr(config, part) for part in parts)
     if not alike or not (folder / ENCODER_WEIGHTS).exists():
         own += [CONFIG, ENCODER_WEIGHTS, ENCODER_METRICS, RECONSTRUCTION]

@@ -29,15 +29,15 @@ Pictures = Callable[..., list[Path]]
 
 
 def build_pictures(config: RunConfig) -> Pictures:
-    """Return the function (folder, frames=, log=) that draws the pictures of a run."""
+    """Return the function (folder, snapshots=, log=) that draws the pictures of a run."""
     return _PICTURES[config.data.kind](config, config.data.source(config.seed))
 
 
 def _image_pictures(config: RunConfig, source: Source) -> Pictures:
     title = config.data.title
     classes = source.num_classes or _COLUMNS
-    columns = max(1, min(_COLUMNS, config.frame_samples // classes))
-    rows = min(classes, config.frame_samples, _ROWS)
+    columns = max(1, min(_COLUMNS, config.snapshot_samples // classes))
+    rows = min(classes, config.snapshot_samples, _ROWS)
     names = config.data.class_names
 
     def grid(samples: Tensor) -> Tensor:
@@ -47,14 +47,14 @@ def _image_pictures(config: RunConfig, source: Source) -> Pictures:
     real = grid(reference_samples(source, classes * columns, 0))
     train = to_bytes(load_digits().train) if config.data.kind == "digits" else cast(ImagesData, config.data).load("train").images
 
-    def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
-        shown = {step: grid(samples) for step, samples in frames.items()}
+    def draw(folder: Path, *, snapshots: Mapping[int, Tensor], log: Log) -> list[Path]:
+        shown = {step: grid(samples) for step, samples in snapshots.items()}
         last = shown[max(shown)]
         _, indices = nearest(last.flatten(0, 1).flatten(1), to_signed(train).flatten(1))
         near = to_signed(train[indices]).unflatten(0, (rows, columns))
         in_turn = {step: samples.transpose(0, 1).flatten(0, 1) for step, samples in shown.items()}
         pictures = draw_images(
-            folder, title=title, real=real, frames=in_turn, log=log, labeled=source.num_classes is not None, names=names
+            folder, title=title, real=real, snapshots=in_turn, log=log, labeled=source.num_classes is not None, names=names
         )
         return [*pictures, draw_comparison(folder, title=title, real=real, generated=last, nearest=near, names=names)]
 
@@ -65,20 +65,20 @@ def _streamed_pictures(config: RunConfig, source: Source) -> Pictures:
     """Return the pictures of images too many for memory: latents are decoded, and nobody looks for the nearest real images."""
     data = cast(StreamedData, config.data)
     decode = data.decoder(config.device)
-    rows, columns = _layout(source.num_classes, config.frame_samples)
+    rows, columns = _layout(source.num_classes, config.snapshot_samples)
     count, labeled = rows * columns, source.num_classes == rows
 
-    def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
+    def draw(folder: Path, *, snapshots: Mapping[int, Tensor], log: Log) -> list[Path]:
         anything = source.draw_unconditional(1, count, torch.Generator().manual_seed(stream_seed(0, "pictures")))[0]
         real = decode(reference_samples(source, count, 0) if labeled else anything)
         in_rows = to_signed(real).unflatten(0, (columns, rows)).transpose(0, 1)
         # As bytes: they are large images, at every stage of the training.
-        shown = {step: decode(samples[:count]) for step, samples in frames.items()}
+        shown = {step: decode(samples[:count]) for step, samples in snapshots.items()}
         return draw_images(
             folder,
             title=data.title,
             real=in_rows,
-            frames=shown,
+            snapshots=shown,
             log=log,
             labeled=labeled,
             names=data.class_names if labeled else None,
@@ -96,7 +96,7 @@ def _layout(classes: int | None, count: int) -> tuple[int, int]:
 
 
 def _point_pictures(config: RunConfig, source: Source) -> Pictures:
-    real, other = reference_samples(source, 2 * config.frame_samples, 0).chunk(2)
+    real, other = reference_samples(source, 2 * config.snapshot_samples, 0).chunk(2)
     data = cast(PlaneData, config.data)
     frame = data.frame
     floor = energy_distance(real, other)
@@ -109,13 +109,13 @@ def _point_pictures(config: RunConfig, source: Source) -> Pictures:
         temperatures, _ = bandwidths(loss, *seen[1:])
         return frame.scale * torch.stack([at(*seen, temperature=value) for value in temperatures]).sum(0)
 
-    def draw(folder: Path, *, frames: Mapping[int, Tensor], log: Log) -> list[Path]:
-        restored = {step: frame.restore(points) for step, points in frames.items()}
+    def draw(folder: Path, *, snapshots: Mapping[int, Tensor], log: Log) -> list[Path]:
+        restored = {step: frame.restore(points) for step, points in snapshots.items()}
         return draw_points(
             folder,
             title=data.title,
             real=frame.restore(real),
-            frames=restored,
+            snapshots=restored,
             log=log,
             drift=None if at is None else partial(drift, at),
             floor=floor,

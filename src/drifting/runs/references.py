@@ -2,7 +2,7 @@
 
 The reference is what is named, or else the run's own folder: its images that were not trained on if there is a split of them, else
 all. The floor is made of other images: of the training split beside the reference, or of the training images of the run. No copy of
-an image of the reference is among them, and none that the judge was trained on; where there are no others, there is no floor.
+an image of the reference is among them, and none that the extractor was trained on; where there are no others, there is no floor.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.errors import InputError
-from drifting.evaluation import Judge, see
+from drifting.evaluation import Extractor, see
 from drifting.evaluation.images import KEPT, NO_FLOOR, Batch, Seen, check_feature_size
 from drifting.evaluation.references import digests, images_in_shares
 from drifting.evaluation.statistics import SUFFIXES, cached_seen, read_statistics
@@ -131,7 +131,7 @@ class Streamed:
         origin: their place, which stands for them together with the state of the files.
         order: which images, in their order.
         count: how many of those to look at, at most.
-        judge: who looks.
+        extractor: the feature space.
         cache: folder of what was seen before.
         labels: class of every image, where they are those of the run.
         shares: classes in whose shares samples are to be compared with them.
@@ -142,7 +142,7 @@ class Streamed:
     origin: str
     order: Int[Tensor, " o"]
     count: int
-    judge: Judge
+    extractor: Extractor
     cache: Path
     labels: Int[Tensor, " s"] | None = None
     shares: Int[Tensor, " r"] | None = None
@@ -153,15 +153,15 @@ class Streamed:
         Raises:
             _NothingLeftError: if fewer than two are left.
         """
-        order = self.order[: self.count] if known is None else self.order
+        order, extractor = self.order[: self.count] if known is None else self.order, self.extractor
         facts = (
-            *(_EXTRACTION, self.judge.name, self.judge.classify is None, self.judge.probabilities is None, KEPT, self.count),
+            *(_EXTRACTION, extractor.name, extractor.classify is None, extractor.probabilities is None, KEPT, self.count),
             *(self.origin, self.images.state(order), _digest(self.labels), _digest(None if known is None else known.unique())),
         )
         digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape")).hexdigest()[:16]
         batches = show_images(self._batches(order, batch_size, known), min(self.count, len(order)), what=self.name)
-        path = self.cache / f"{self.judge.name}-{digest}.safetensors"
-        return cached_seen(path, digest, lambda: see(batches, self.judge, remember=True))
+        path = self.cache / f"{self.extractor.name}-{digest}.safetensors"
+        return cached_seen(path, digest, lambda: see(batches, self.extractor, remember=True))
 
     def _batches(self, order: Int[Tensor, " o"], batch_size: int, known: Int[Tensor, " k"] | None) -> Iterator[Batch]:
         left = self.count
@@ -187,14 +187,14 @@ class OtherImages:
     images: Streamed
 
     def see(self, batch_size: int, real: Seen) -> Seen | None:
-        """Look at those that are none of the reference, and that the judge was not trained on."""
+        """Look at those that are none of the reference, and that the extractor was not trained on."""
         if real.digests is None:
             return NoFloor("the statistics do not tell of which images they are, so they may be the same").see(batch_size, real)
-        trained_on = self.images.judge.trained_on
+        trained_on = self.images.extractor.trained_on
         try:
             return self.images.see(batch_size, real.digests if trained_on is None else torch.cat([real.digests, trained_on]))
         except _NothingLeftError:
-            return NoFloor(f"all {self.images.name} are in the reference, or trained the judge").see(batch_size, real)
+            return NoFloor(f"all {self.images.name} are in the reference, or trained the extractor").see(batch_size, real)
 
 
 @dataclass
@@ -204,7 +204,7 @@ class DecodedLatents:
     rows: Rows
     indices: Int[Tensor, " r"]
     decode: Decoder
-    judge: Judge
+    extractor: Extractor
     device: str
     name: str = "decoded latents"
 
@@ -215,7 +215,7 @@ class DecodedLatents:
 
     def see(self, batch_size: int, real: Seen | None = None) -> Seen:
         """Look at them."""
-        return see(show_images(self._batches(batch_size), len(self.indices), what=self.name), self.judge)
+        return see(show_images(self._batches(batch_size), len(self.indices), what=self.name), self.extractor)
 
     def _batches(self, batch_size: int) -> Iterator[Batch]:
         for part in self.indices.split(batch_size):
@@ -243,14 +243,14 @@ def _digest(numbers: Int[Tensor, " n"] | None) -> str | None:
 
 
 def real_images(
-    config: RunConfig, real: str | None, judge: Judge, decode: Decoder, *, count: int, cache: Path
+    config: RunConfig, real: str | None, extractor: Extractor, decode: Decoder, *, count: int, cache: Path
 ) -> tuple[Reference, Floor]:
     """Return the reference of an evaluation, and what makes its floor.
 
     Args:
         config: of a run of images.
         real: folder of images, or file of statistics; None for the run's own.
-        judge: who looks.
+        extractor: the feature space.
         decode: samples -> bytes.
         count: how many images a floor has, as far as there are.
         cache: folder for what was seen.
@@ -259,14 +259,18 @@ def real_images(
         InputError: if there are no real images, or they are not such as the run makes.
     """
     if real is None and config.data.latent:
-        return _decoded_latents(config, cast(LatentsData, config.data), judge, decode, count)
-    return _Sides(config, judge, count, cache).find(real)
+        return _decoded_latents(config, cast(LatentsData, config.data), extractor, decode, count)
+    return _Sides(config, extractor, count, cache).find(real)
 
 
-def _decoded_latents(config: RunConfig, data: LatentsData, judge: Judge, decode: Decoder, count: int) -> tuple[Reference, Floor]:
-    if not judge.name.startswith("pixels"):
+def _decoded_latents(
+    config: RunConfig, data: LatentsData, extractor: Extractor, decode: Decoder, count: int
+) -> tuple[Reference, Floor]:
+    if not extractor.name.startswith("pixels"):
         without = f"real is not given, and the latents of '{data.path}' hold no real images"
-        raise InputError(f"{without}: pass --real FOLDER or a file of statistics, or look at decoded latents with --judge pixels")
+        raise InputError(
+            f"{without}: pass --real FOLDER or a file of statistics, or look at decoded latents with --extractor pixels"
+        )
     rows = data.rows(config.seed)
     # Half of them on each side, where there are not enough for both.
     each = min(count, len(rows) // 2)
@@ -276,8 +280,8 @@ def _decoded_latents(config: RunConfig, data: LatentsData, judge: Judge, decode:
         order = images_in_shares(rows.labels, rows.labels, max(2 * each, 2))
     if each < 2:
         few = f"the latents are of {len(rows)} images, too few for two sets of them"
-        return DecodedLatents(rows, order, decode, judge, config.device), NoFloor(few)
-    parts = (DecodedLatents(rows, part, decode, judge, config.device) for part in (order[:each], order[each : 2 * each]))
+        return DecodedLatents(rows, order, decode, extractor, config.device), NoFloor(few)
+    parts = (DecodedLatents(rows, part, decode, extractor, config.device) for part in (order[:each], order[each : 2 * each]))
     reference, floor = parts
     return reference, floor
 
@@ -287,7 +291,7 @@ class _Sides:
     """Finds both sides in files."""
 
     config: RunConfig
-    judge: Judge
+    extractor: Extractor
     count: int
     cache: Path
 
@@ -296,7 +300,7 @@ class _Sides:
         shape, data = self.config.data.exported_shape(), self.config.data
         if real is not None and Path(real).suffix in SUFFIXES:
             seen = read_statistics(Path(real))
-            check_feature_size(self.judge, shape, seen, real)
+            check_feature_size(self.extractor, shape, seen, real)
             shares, _ = self._classes()
             return Kept(f"statistics {Path(real).name}", seen, shares), self._trained_on(shares)
         place = Path(real or getattr(data, "path", None) or "").expanduser()
@@ -328,7 +332,7 @@ class _Sides:
             origin=str(place.resolve()),
             order=shuffled_indices(len(images), 0, len(images), _SEED),
             count=len(images),
-            judge=self.judge,
+            extractor=self.extractor,
             cache=self.cache,
             labels=labels,
             shares=training if labels is None else labels,
@@ -342,13 +346,13 @@ class _Sides:
 
     def _floor(self, name: str, images: Images, labels: Tensor | None, shares: Tensor | None, origin: str) -> Floor:
         """Return images in the shares of the reference, where classes of both are known, else by chance."""
-        more = _CANDIDATES if self.judge.trained_on is None else _CANDIDATES_OF_A_CLASSIFIER
+        more = _CANDIDATES if self.extractor.trained_on is None else _CANDIDATES_OF_A_CLASSIFIER
         wanted = min(more * self.count, len(images))
         if labels is None or shares is None:
             order = shuffled_indices(len(images), 0, wanted, _SEED)
         else:
             order = images_in_shares(labels, shares, wanted)
-        files = partial(Streamed, judge=self.judge, cache=self.cache, origin=origin)
+        files = partial(Streamed, extractor=self.extractor, cache=self.cache, origin=origin)
         return OtherImages(files(name=name, images=images, order=order, count=self.count, labels=labels))
 
     def _trained_on(self, shares: Tensor | None, apart_from: Path | None = None) -> Floor:

@@ -1,6 +1,6 @@
 """A run and its folder: load it, sample from it, evaluate it.
 
-The folder holds config.json, metrics.jsonl, generator.safetensors (averaged weights), checkpoints/, frames.safetensors and the
+The folder holds config.json, metrics.jsonl, generator.safetensors (averaged weights), checkpoints/, snapshots.safetensors and the
 pictures; `load_run(folder)` needs the first and third alone.
 """
 
@@ -27,7 +27,7 @@ from drifting.plotting import image_grid, pixels_in_grid, points_figure, save_im
 from drifting.runs.evaluate import Asked, evaluate_run
 from drifting.runs.folder import CONFIG, METRICS, WEIGHTS, read_config
 from drifting.sampling import Sampler, batch_of, check_fits, label_numbers, sample, sample_in_parts
-from drifting.training.recorder import FRAMES, read_frames
+from drifting.training.recorder import read_snapshots
 
 # Of images as bytes: those of a batch, and all.
 _COPIES = 2
@@ -84,10 +84,9 @@ class Run:
         scale, batch_size = self.config.schedule.scale_of_samples(guidance_scale), batch_of(self.generator.sample_shape)
         return {"seed": seed, "labels": numbers, "guidance_scale": scale, "processes": join(), "batch_size": batch_size}
 
-    def frames(self) -> dict[int, Tensor]:
+    def snapshots(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
-        path = self.folder / FRAMES
-        return read_frames(path, self.generator.sample_shape) if path.exists() else {}
+        return read_snapshots(self.folder, self.generator.sample_shape)
 
     def summary(self) -> list[str]:
         """Return the paths of its pictures."""
@@ -96,7 +95,7 @@ class Run:
     def evaluate(
         self,
         *,
-        judge: str | None = None,
+        extractor: str | None = None,
         real: str | None = None,
         count: int | None = None,
         seed: int = 0,
@@ -106,17 +105,17 @@ class Run:
     ) -> Metrics:
         """Measure the run against real data and keep the figures in metrics.json; arguments as of `evaluate.Asked`."""
         told = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
-        asked = Asked(judge=judge, real=real, count=count, **told)
+        asked = Asked(extractor=extractor, real=real, count=count, **told)
         check_writable(self.folder, "run")
         with hold(self.folder, "run"):
-            metrics = evaluate_run(self.config, self.generator, asked, folder=self.folder, frames=self.frames)
+            metrics = evaluate_run(self.config, self.generator, asked, folder=self.folder, snapshots=self.snapshots)
             save_json(self.folder / METRICS, metrics)
         return metrics
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network trained on its own: a judge or an encoder.
+    """A network trained on its own: a classifier or an encoder.
 
     Attributes:
         weights: their file.

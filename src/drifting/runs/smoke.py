@@ -1,7 +1,7 @@
 """A quick try of any preset: two steps of training, a checkpoint and an evaluation, on data that it makes itself.
 
-The code is that of the full preset, in tiny sizes, see `presets.transforms`: it tells in seconds whether a machine can run it. What
-a recipe needs is made by the code that makes it at full size: a cache of latents, an encoder, a judge. The figures mean nothing.
+The code is that of the full preset, in tiny sizes, see `presets.transforms`: it tells in seconds whether a machine can run it. The
+code of full size makes what a recipe needs: a cache of latents, an encoder, a classifier. The figures mean nothing.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from drifting.runs.folder import ENCODER_WEIGHTS, make_room
 
 # In the folder of the run, what is made for it.
 MADE = "smoke"
-_PARTS = {"images", "vae", "latents", "encoder", "convnext", "judge"}
+_PARTS = {"images", "vae", "latents", "encoder", "convnext", "extractor"}
 _SAMPLES = 16
 
 # Pixels to a side of images in memory, by the name of their data set.
@@ -131,13 +131,13 @@ def _has_masked_features(config: Any) -> bool:
 
 
 def _seen_by(config: RunConfig, made: Path) -> dict[str, Any]:
-    """Return who judges a run, and which real images it is compared with where they are not its own data."""
+    """Return the extractor of a run, and which real images it is compared with where they are not its own data."""
     images = made / "images"
     if config.data.kind not in ("images", "streamed"):
         return {}
     if not images.is_dir():
-        return {"judge": "pixels"}
+        return {"extractor": "pixels"}
     # A classifier as those of the presets are; a covariance of all pixels would take minutes.
     shown = ImagesData(name="smoke", path=str(images))
-    judge = runs.train_judge(smoke(ClassifierConfig(preset="smoke", data=shown)), made / "judge").folder
-    return {"judge": str(judge)} | ({"real": str(images)} if config.data.latent else {})
+    extractor = runs.train_classifier(smoke(ClassifierConfig(preset="smoke", data=shown)), made / "extractor").folder
+    return {"extractor": str(extractor)} | ({"real": str(images)} if config.data.latent else {})

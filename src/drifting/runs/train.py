@@ -28,17 +28,17 @@ from drifting.generators.base import Generator
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
 from drifting.runs.endings import ending
-from drifting.runs.extractors import train_classifier
+from drifting.runs.extractors import fit_classifier
 from drifting.runs.folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim
 from drifting.runs.run import Run, TrainedNetwork
 from drifting.training.loop import check_shares
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
-from drifting.training.recorder import Recorder, Resources, frame_steps
+from drifting.training.recorder import Recorder, Resources, snapshot_steps
 from drifting.training.signals import Interrupted, command_to_go_on, polite_stop
 from drifting.training.state import TrainingState
 
-# Real samples that the frames of a run are compared with: not those drawn in the pictures or in an evaluation.
+# Real samples that the snapshots of a run are compared with: not those drawn in the pictures or in an evaluation.
 _REFERENCE_SEED = 1
 
 
@@ -76,10 +76,12 @@ def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, over
         raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
     if isinstance(config, EncoderRunConfig):
         return train_encoder(config, save_dir, resume=resume, overwrite=overwrite)
-    return train_judge(config, save_dir, resume=resume, overwrite=overwrite)
+    return train_classifier(config, save_dir, resume=resume, overwrite=overwrite)
 
 
-def train_judge(config: ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> TrainedNetwork:
+def train_classifier(
+    config: ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> TrainedNetwork:
     """Train a classifier into a folder, for the evaluation of generators; arguments and errors as in `train`."""
     folder = Path(save_dir)
     _check_once(resume=resume, overwrite=overwrite)
@@ -91,7 +93,7 @@ def train_judge(config: ClassifierConfig, save_dir: str | Path, *, resume: bool 
         claim(folder, config, resume=resume, overwrite=overwrite)
         _tell_found(config)
         with ending(folder, config, join(), command=command_to_go_on(config.preset, folder), resume=resume):
-            return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": train_classifier(config, folder)})
+            return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": fit_classifier(config, folder)})
 
 
 def train_encoder(
@@ -154,8 +156,8 @@ def train_generator(config: RunConfig, save_dir: str | Path, *, resume: bool = F
             state,
             positives,
             facts=configuration.to_json(config),
-            reference=reference_samples(source, config.frame_samples, seed=_REFERENCE_SEED, limit=True),
-            frame_samples=config.frame_samples,
+            reference=reference_samples(source, config.snapshot_samples, seed=_REFERENCE_SEED, limit=True),
+            snapshot_samples=config.snapshot_samples,
             keep=config.keep,
             guidance_scale=config.schedule.scale_of_samples(),
         )
@@ -201,7 +203,7 @@ def _finish(recorder: Recorder, config: RunConfig) -> Run:
     load_weights(generator, weights, str(folder))
     if state.processes.is_main_process:
         save_tensors(folder / WEIGHTS, weights)
-        pictures = drawing.build_pictures(config)(folder, frames=recorder.frames, log=recorder.log.read())
+        pictures = drawing.build_pictures(config)(folder, snapshots=recorder.snapshots, log=recorder.log.read())
         reconstruction = folder / RECONSTRUCTION
         pictures += [reconstruction] if reconstruction.exists() else []
     state.processes.barrier()
@@ -209,18 +211,18 @@ def _finish(recorder: Recorder, config: RunConfig) -> Run:
 
 
 def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
-    """Run the loop: log, set frames aside, save, and stop where asked to, or where another process is.
+    """Run the loop: log, set snapshots aside, save, and stop where asked to, or where another process is.
 
     Raises:
         DivergenceError: if the loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop.
     """
     state, schedule, processes = recorder.state, config.schedule, recorder.state.processes
-    frames_at = frame_steps(schedule.steps, config.frames)
+    snapshots_at = snapshot_steps(schedule.steps, config.snapshots)
     choices = len(state.averages) + 1 if len(state.averages) > 1 else 0  # snapshots of `choose_average`
     loss = configuration.build_loss(config)
     if state.step == 0:
-        recorder.take_frame()
+        recorder.take_snapshot()
     last_time, last_step = time.perf_counter(), state.step
     samples_per_step = min(schedule.labels_per_step, positives.num_classes or 1) * schedule.generated
     resources = Resources(state.device, state.step, samples_per_step)
@@ -230,9 +232,9 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
         for step in training_steps(state, positives, encoder, loss, schedule):
             recorder.observe(step)
             more: dict[str, int | float] = {}
-            if step.number in frames_at:
-                with progress.apart(choices + sum(at > step.number for at in frames_at)):
-                    more["energy_distance"] = recorder.take_frame()
+            if step.number in snapshots_at:
+                with progress.apart(choices + sum(at > step.number for at in snapshots_at)):
+                    more["energy_distance"] = recorder.take_snapshot()
             if step.number == schedule.steps:
                 more |= recorder.choose_average() | resources.used(step)
             drift_norm = None

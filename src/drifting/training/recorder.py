@@ -1,6 +1,6 @@
 """What is kept of a run while it trains: averages of what each step reports, samples set aside for pictures, and checkpoints.
 
-The run folder holds metrics.jsonl, frames.safetensors and checkpoints/; this file writes them and winds them back on resume. Of
+The run folder holds metrics.jsonl, snapshots.safetensors and checkpoints/; this file writes them and winds them back on resume. Of
 several processes all do everything alike, and the first alone writes.
 """
 
@@ -83,10 +83,12 @@ class MetricsLog:
             scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
-FRAMES, CHECKPOINTS = "frames.safetensors", "checkpoints"
+SNAPSHOTS, CHECKPOINTS = "snapshots.safetensors", "checkpoints"
+# The name of the file of snapshots in version 0.1.
+EARLIER_SNAPSHOTS = "frames.safetensors"
 
-# Frames show the same samples, of this seed, all through training.
-FRAME_SEED = 0
+# Snapshots show the same samples, of this seed, all through training.
+SNAPSHOT_SEED = 0
 
 
 class RunningMean:
@@ -170,10 +172,10 @@ class Recorder:
         state: what is trained.
         positives: where real samples come from; a state of theirs is kept in the checkpoints.
         facts: the configuration as JSON, written into every checkpoint.
-        reference: real samples that the frames are compared with.
-        frame_samples: how many samples a frame holds.
+        reference: real samples that the snapshots are compared with.
+        snapshot_samples: how many samples a snapshot holds.
         keep: how many checkpoints to keep.
-        guidance_scale: of the samples in a frame, for a generator that is told it.
+        guidance_scale: of the samples in a snapshot, for a generator that is told it.
     """
 
     def __init__(
@@ -184,15 +186,15 @@ class Recorder:
         *,
         facts: Any,
         reference: Float[Tensor, "r *sample"],
-        frame_samples: int,
+        snapshot_samples: int,
         keep: int,
         guidance_scale: float | None = None,
     ) -> None:
         self.folder, self.state, self.facts, self.keep = folder, state, facts, keep
         self._positives = positives
         self.log = MetricsLog(folder / "metrics.jsonl")
-        self.frames: dict[int, Float[Tensor, "s *sample"]] = {}
-        self._reference, self._frame_samples = reference.flatten(1), frame_samples
+        self.snapshots: dict[int, Float[Tensor, "s *sample"]] = {}
+        self._reference, self._snapshot_samples = reference.flatten(1), snapshot_samples
         self._within_reference: float | None = None
         self._guidance_scale = guidance_scale
         self._means = RunningMean()
@@ -209,17 +211,17 @@ class Recorder:
             self.log.append(**values)
         return values
 
-    def take_frame(self) -> float:
+    def take_snapshot(self) -> float:
         """Set samples aside and return their squared energy distance to the reference."""
-        options = {"seed": FRAME_SEED, "guidance_scale": self._guidance_scale, "processes": self.state.processes}
-        frame = sample(self.state.averaged, self._frame_samples, **options)
-        self.frames[self.state.step] = frame
+        options = {"seed": SNAPSHOT_SEED, "guidance_scale": self._guidance_scale, "processes": self.state.processes}
+        snapshot = sample(self.state.averaged, self._snapshot_samples, **options)
+        self.snapshots[self.state.step] = snapshot
         if self._within_reference is None:
             self._within_reference = mean_distance(self._reference, self._reference)
-        return energy_distance(frame.flatten(1), self._reference, within_y=self._within_reference)
+        return energy_distance(snapshot.flatten(1), self._reference, within_y=self._within_reference)
 
     def choose_average(self) -> dict[str, float]:
-        """Of several averages, sample from the one whose frame is nearest to the reference from now on; it becomes the frame.
+        """Of several averages, sample from the one whose snapshot is nearest to the reference from now on; it becomes the snapshot.
 
         Returns its `ema_decay`, its squared energy distance and those of all; nothing where there is one average.
         """
@@ -228,24 +230,24 @@ class Recorder:
         distances = {}
         for decay in self.state.averages:
             self.state.chosen = decay
-            distances[decay] = self.take_frame()
+            distances[decay] = self.take_snapshot()
         best = self.state.chosen = min(distances, key=lambda decay: distances[decay])
-        self.take_frame()
+        self.take_snapshot()
         by_name = {f"energy_distance/ema-{decay}": distance for decay, distance in distances.items()}
         return {"ema_decay": best, "energy_distance": distances[best], **by_name}
 
     def save(self) -> Path:
-        """Write frames and checkpoint; refuses a state that is not finite."""
+        """Write snapshots and checkpoint; refuses a state that is not finite."""
         self.state.check_faults()
-        self._write_frames()
+        self._write_snapshots()
         positives = {f"positives.{name}": value for name, value in self._positives.tensors().items()}
         tensors = {**self.state.tensors(), **self._means.tensors(), **positives}
         options = {"keep": self.keep, "processes": self.state.processes}
         return save_checkpoint(self.folder / CHECKPOINTS, self.state.step, tensors, self.facts, **options)
 
-    def _write_frames(self) -> None:
+    def _write_snapshots(self) -> None:
         if self.state.processes.is_main_process:
-            save_tensors(self.folder / FRAMES, {str(step): frame for step, frame in self.frames.items()})
+            save_tensors(self.folder / SNAPSHOTS, {str(step): snapshot for step, snapshot in self.snapshots.items()})
 
     def resume(self, steps: int, *, may_begin: bool = False) -> None:
         """Go back to the newest checkpoint of a run that is to have `steps` steps, or to the start if there is none and it may."""
@@ -258,17 +260,16 @@ class Recorder:
             raise InputError(f"save_dir is '{self.folder}', which holds no checkpoint to resume: start again with --overwrite")
         done = steps_done(found[-1], steps)
         self._restore(found[-1], done)
-        frames = self.folder / FRAMES
-        stored = read_frames(frames, self.state.generator.sample_shape) if frames.exists() else {}
+        stored = read_snapshots(self.folder, self.state.generator.sample_shape)
         if self.state.processes.is_main_process:
             self.log.wind_back(done)
-        self.frames = {step: frame for step, frame in stored.items() if step <= done}
+        self.snapshots = {step: snapshot for step, snapshot in stored.items() if step <= done}
         # A checkpoint that was to be one of many may be taken for the last one.
-        if not self.frames or (done == steps and done not in self.frames):
-            self.take_frame()
+        if not self.snapshots or (done == steps and done not in self.snapshots):
+            self.take_snapshot()
         if done == steps:
             self.choose_average()
-            self._write_frames()
+            self._write_snapshots()
 
     def _restore(self, checkpoint: Path, step: int) -> None:
         """Take over a checkpoint of a step; nothing of it before all of it fits."""
@@ -286,32 +287,35 @@ class Recorder:
         self._means.restore(means, origin)
 
 
-def read_frames(path: Path, shape: Sequence[int]) -> dict[int, Float[Tensor, "s *sample"]]:
-    """Return the samples that were set aside during a training, step -> samples of this shape, as many at every step.
+def read_snapshots(folder: Path, shape: Sequence[int]) -> dict[int, Float[Tensor, "s *sample"]]:
+    """Return the snapshots of a run folder, step -> samples of this shape, as many at every step; none if there is no file.
 
     Raises:
         InputError: if the file is damaged.
     """
-    frames = load_tensors(path)
-    counts = {len(frame) for frame in frames.values() if frame.ndim}
-    for name, frame in frames.items():
+    path = next((path for name in (SNAPSHOTS, EARLIER_SNAPSHOTS) if (path := folder / name).exists()), None)
+    if path is None:
+        return {}
+    snapshots = load_tensors(path)
+    counts = {len(snapshot) for snapshot in snapshots.values() if snapshot.ndim}
+    for name, snapshot in snapshots.items():
         if not re.fullmatch("0|[1-9][0-9]{0,17}", name):
             raise InputError(f"file is '{path}', with samples of step '{name}', which is no number: delete the file")
         if (
-            frame.shape[1:] != tuple(shape)
+            snapshot.shape[1:] != tuple(shape)
             or len(counts) != 1
-            or frame.numel() == 0
-            or frame.dtype != torch.float32
-            or not bool(frame.isfinite().all())
+            or snapshot.numel() == 0
+            or snapshot.dtype != torch.float32
+            or not bool(snapshot.isfinite().all())
         ):
-            found = f"{tuple(frame.shape)} of {str(frame.dtype).removeprefix('torch.')}"
+            found = f"{tuple(snapshot.shape)} of {str(snapshot.dtype).removeprefix('torch.')}"
             wanted = f"samples {tuple(shape)} of float32, all finite and as many as at other steps"
             raise InputError(f"file is '{path}', whose samples of step {name} are {found}, not {wanted}: delete the file")
-    return {int(name): frame for name, frame in frames.items()}
+    return {int(name): snapshot for name, snapshot in snapshots.items()}
 
 
-def frame_steps(steps: int, count: int) -> set[int]:
-    """Return the steps at which frames are taken: dense at the start, where most happens, and the last step among them."""
+def snapshot_steps(steps: int, count: int) -> set[int]:
+    """Return the steps at which snapshots are taken: dense at the start, where most happens, and the last step among them."""
     return {max(1, round(steps * (index / count) ** 2)) for index in range(1, count + 1)}
 
 
