@@ -55,22 +55,6 @@ def test_batches_equal_one_go(sizes):
     _assert_same(running.gaussian(), gaussian_of(features))
 
 
-def test_merged_parts_equal_one_go_and_stay_as_they_are():
-    features = _mixed(40, 3, 2)
-    first, second, empty = RunningGaussian(), RunningGaussian(), RunningGaussian()
-    first.add(features[:11])
-    second.add(features[11:])
-    before = second.gaussian()
-    empty.merge(RunningGaussian())
-    assert empty.count == 0
-    empty.merge(first)
-    empty.merge(second)
-    empty.add(features[:1])
-    _assert_same(empty.gaussian(), gaussian_of(torch.cat([features, features[:1]])))
-    _assert_same(second.gaussian(), before, 0)
-    _assert_same(first.gaussian(), gaussian_of(features[:11]), 0)
-
-
 def test_a_large_shift_costs_no_digits():
     features = _features(60, 3, 3).mul(1024).round() / 1024  # exact after the shift
     running = RunningGaussian()
@@ -191,18 +175,6 @@ def test_wide_features_make_no_matrix_of_their_own_size(monkeypatch):
     monkeypatch.setattr(frechet, "LARGEST", 200_000 * 5)
     with pytest.raises(InputError, match=r"6 samples of 200000 features need 0 GB for their covariance: use at most 5 samples or"):
         gaussian_of(x)
-
-
-@pytest.mark.parametrize("sizes", [(3, 4), (3, 20), (20, 3), (20, 25)])
-def test_parts_that_keep_samples_and_parts_that_do_not_are_merged(sizes):
-    features = _mixed(sum(sizes), 10, 3)
-    first, second = RunningGaussian(), RunningGaussian()
-    for running, part in zip((first, second), features.split(sizes), strict=True):
-        for batch in part.split(2):
-            running.add(batch)
-    first.merge(second)
-    _assert_same(first.gaussian(), gaussian_of(features), 1e-11)
-    assert (second.count, first.count) == (sizes[1], sum(sizes))
 
 
 def test_root_is_kept_in_the_file(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 from drifting._checks import check_counts, check_learning_rate, check_seed, check_temperatures
 from drifting.data.augmentation import Views
 from drifting.data.bank import BankConfig
-from drifting.data.dataset import Data
+from drifting.data.dataset import FOUND, Data
 from drifting.data.images import ImagesData
 from drifting.distributed import PARALLEL
 from drifting.encoders.base import EncoderConfig, PixelsConfig
@@ -54,7 +54,7 @@ class RunConfig:
         snapshot_samples: how many samples are set aside each time.
     """
 
-    preset: str
+    preset: str = field(metadata=FOUND)
     data: Data
     generator: GeneratorConfig
     encoder: EncoderConfig = field(default_factory=PixelsConfig)
@@ -122,7 +122,7 @@ class ClassifierConfig:
         device: device to train on: cpu, cuda, cuda:1 or mps.
     """
 
-    preset: str
+    preset: str = field(metadata=FOUND)
     data: ImagesData
     width: int = 32
     steps: int = 1200
@@ -166,7 +166,7 @@ class EncoderRunConfig:
         keep: how many checkpoints to keep.
     """
 
-    preset: str = "train-encoder"
+    preset: str = field(default="train-encoder", metadata=FOUND)
     data: Data
     encoder: EncoderConfig
     seed: int = 0

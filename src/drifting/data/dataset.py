@@ -163,6 +163,15 @@ def forget_data() -> None:
         clear()
 
 
+# The mark of a field that nobody sets by hand.
+FOUND = {"found": True}
+
+
+def found() -> Any:
+    """Return a field of `Data` whose value is found by reading the data; None before."""
+    return dataclasses.field(default=None, metadata=FOUND)
+
+
 class Data(ABC):
     """What a run is trained on. Its classes are frozen dataclasses, whose fields are settings and what was found in the data.
 

@@ -16,7 +16,7 @@ from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
 from drifting._checks import check_memory
-from drifting.data.dataset import read_once
+from drifting.data.dataset import found, read_once
 from drifting.data.decode import decode, decoded_bytes
 from drifting.data.facts import as_notes, check_classes, counts_of, describe_classes, describe_images
 from drifting.data.readers import folder, listings
@@ -213,11 +213,11 @@ class ImageFilesData(StreamedData):
     image_size: int = 256
     conditional: bool = True
     flip: bool = True
-    image_shape: tuple[int, int, int] | None = None
-    num_classes: int | None = None
-    class_names: tuple[str, ...] | None = None
-    counts: tuple[int, ...] | None = None
-    files: str | None = None
+    image_shape: tuple[int, int, int] | None = found()
+    num_classes: int | None = found()
+    class_names: tuple[str, ...] | None = found()
+    counts: tuple[int, ...] | None = found()
+    files: str | None = found()
 
     _place: ClassVar[str] = "a folder of images"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from drifting._checks import nearest_name
 from drifting.data.bank import BankSource
-from drifting.data.dataset import ImageData, InMemorySource, Source, read_once
+from drifting.data.dataset import ImageData, InMemorySource, Source, found, read_once
 from drifting.data.decode import decode
 from drifting.data.facts import FIX, NEIGHBORS, as_notes, check_classes, counts_of, describe_classes, describe_images
 from drifting.data.pixels import to_signed
@@ -236,11 +236,11 @@ class ImagesData(ImageData):
     channels: int | None = None
     color: bool = False
     conditional: bool = True
-    image_shape: tuple[int, int, int] | None = None
-    num_classes: int | None = None
-    class_names: tuple[str, ...] | None = None
-    counts: tuple[int, ...] | None = None
-    fingerprint: str | None = None
+    image_shape: tuple[int, int, int] | None = found()
+    num_classes: int | None = found()
+    class_names: tuple[str, ...] | None = found()
+    counts: tuple[int, ...] | None = found()
+    fingerprint: str | None = found()
 
     kind: ClassVar[str] = "images"
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from drifting._json import parse_json, read_dataclass
-from drifting.data.dataset import Decoder, read_once
+from drifting.data.dataset import Decoder, found, read_once
 from drifting.data.facts import as_notes, describe_classes, describe_shape
 from drifting.data.pixels import to_bytes
 from drifting.data.streamed import StreamedData, mirrored, row_streams
@@ -295,11 +295,11 @@ class LatentsData(StreamedData):
     conditional: bool = True
     flip: bool = True
     vae: str | None = None
-    vae_fingerprint: str | None = None
-    image_shape: tuple[int, int, int] | None = None
-    num_classes: int | None = None
-    class_names: tuple[str, ...] | None = None
-    files: str | None = None
+    vae_fingerprint: str | None = found()
+    image_shape: tuple[int, int, int] | None = found()
+    num_classes: int | None = found()
+    class_names: tuple[str, ...] | None = found()
+    files: str | None = found()
 
     latent: ClassVar[bool] = True
     _place: ClassVar[str] = "a cache that drifting latents wrote"

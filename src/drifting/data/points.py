@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_memory
-from drifting.data.dataset import Data, InMemorySource
+from drifting.data.dataset import Data, InMemorySource, found
 from drifting.errors import InputError, reason
 
 # Units beyond these are too near to the ends of float64 to calculate and to draw with.
@@ -167,10 +167,10 @@ class PointsData(PlaneData):
     """
 
     path: str
-    center: tuple[float, float] | None = None
-    scale: float | None = None
-    count: int | None = None
-    fingerprint: str | None = None
+    center: tuple[float, float] | None = found()
+    scale: float | None = found()
+    count: int | None = found()
+    fingerprint: str | None = found()
 
     @property
     def frame(self) -> Frame:

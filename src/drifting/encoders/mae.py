@@ -96,11 +96,6 @@ class MaskedAutoencoder(nn.Module):
         split = images.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
         return split.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
-    def assemble(self, patches: Float[Tensor, "b f y x"]) -> Images:
-        """Return the images that patches, such as those of a reconstruction, were cut from."""
-        split = patches.unflatten(1, (self.patch, self.patch, -1))
-        return split.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)
-
     def maps(self, images: Images, mask: Mask | None = None) -> dict[str, Float[Tensor, "b _ _ _"]]:
         """Return the maps in the order of `map_shapes`: the stem's "conv1", and of each stage all blocks and its normalized end.
 

@@ -114,14 +114,6 @@ class RunningGaussian:
         self._release()
         self._join(len(features), *_scatter(features))
 
-    def merge(self, other: "RunningGaussian") -> None:
-        """Take in all that another has seen, for example another process; the other stays as it is."""
-        for batch in other._rows:
-            self.add(batch)
-        if other._mean is not None and other._scatter is not None:
-            self._release()
-            self._join(other.count, other._mean, other._scatter)
-
     def _release(self) -> None:
         """Turn the samples that are kept into sums of squares."""
         if self._rows:
@@ -132,8 +124,6 @@ class RunningGaussian:
         if self._mean is None or self._scatter is None:
             self.count, self._mean, self._scatter = count, mean, scatter
             return
-        if mean.shape != self._mean.shape:
-            raise InputError(f"features have {len(mean)} columns, those before {len(self._mean)}: use one encoder for all batches")
         total = self.count + count
         difference = mean - self._mean
         self._scatter = self._scatter + scatter + torch.outer(difference, difference) * (self.count * count / total)

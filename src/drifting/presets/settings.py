@@ -12,19 +12,11 @@ from typing import Any, TypeVar
 from drifting._checks import nearest_name
 from drifting._json import read_value
 from drifting.config import AnyConfig, RunConfig
+from drifting.data.dataset import FOUND
 from drifting.errors import InputError
 
 Config = TypeVar("Config", bound=AnyConfig)
 
-# What is found in the data, or made by the preset, and not set by hand.
-_FOUND = (
-    {"preset"}
-    | {
-        f"data.{name}"
-        for name in ("image_shape", "num_classes", "class_names", "counts", "count", "fingerprint", "files", "vae_fingerprint")
-    }
-    | {"data.center", "data.scale"}
-)
 # Parts of a configuration whose settings have names of their own in it, and so can be named without the part.
 _SHORT = ("", "schedule", "loss", "loss.field", "generator")
 # What a preset lets one choose -> the setting that it decides, and others with it.
@@ -62,10 +54,9 @@ class Setting:
 def settings(config: Any) -> list[Setting]:
     """Return all settings of a configuration that can be set by hand, those of its parts included, in their order."""
     parts = _parts(config)
-    found = (setting for setting in _settings(config, "") if setting.name not in _FOUND)
     return [
         dataclasses.replace(setting, short=setting.name.rpartition(".")[2] if setting.name.rpartition(".")[0] in parts else None)
-        for setting in found
+        for setting in _settings(config, "")
     ]
 
 
@@ -86,6 +77,8 @@ def _settings(part: Any, prefix: str) -> Iterator[Setting]:
     built = typing.get_type_hints(part.build).get("return") if hasattr(part, "build") else None
     kinds, help_of = typing.get_type_hints(type(part)), described(*type(part).__mro__, built)
     for field in dataclasses.fields(part):
+        if field.metadata == FOUND:
+            continue
         name, value = prefix + field.name, getattr(part, field.name)
         if dataclasses.is_dataclass(value):
             yield from _settings(value, f"{name}.")
@@ -186,7 +179,7 @@ def _replaced(part: Any, given: Mapping[str, Any]) -> Any:
     for name, changes in inside.items():
         before = getattr(part, name)
         if name == "data" and any(getattr(before, key) != value for key, value in changes.items()):
-            found = [field for field in dataclasses.fields(before) if f"data.{field.name}" in _FOUND]
-            before = dataclasses.replace(before, **{field.name: None for field in found})
+            found = [field.name for field in dataclasses.fields(before) if field.metadata == FOUND]
+            before = dataclasses.replace(before, **dict.fromkeys(found))
         own[name] = _replaced(before, changes)
     return dataclasses.replace(part, **own)
