@@ -41,8 +41,18 @@ def constant(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def not_compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function as it is inside of what `torch.compile` compiles: with tiles and memory of its own it would only be slower."""
-    return cast(Callable[P, R], torch.compiler.disable(function))
+    """Keep `torch.compile` out of a function. `torch.compiler.disable` itself would load the compiler, which takes 2 seconds."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return cast(Callable[P, R], torch.compiler.disable(function))(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    # These let the error of fullgraph=True name the function and the reason.
+    reason = "it manages tiles and memory of its own, so leave it out of the compiled function"
+    run.__dict__.update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+    return run
 
 
 def check_shapes(generated: Tensor, *targets: Tensor) -> None:
