@@ -86,6 +86,31 @@ def test_importing_writes_nothing_and_loads_nothing_heavy():
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
+HELP = """
+import contextlib, io
+from drifting.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+    main(["train", "{preset}", "--help"])
+print("--learning-rate" in shown.getvalue())
+"""
+HEAVY = """
+import sys
+heavy = {"torch._dynamo", "sympy", "matplotlib", "sklearn", "scipy", "transformers", "datasets", "diffusers"}
+print(heavy & set(sys.modules))
+"""
+
+
+@pytest.mark.parametrize("preset", ["toy", "digits", "imagenet256-ablation"])
+def test_help_of_a_preset_loads_nothing_heavy(preset):
+    result = _run(HELP.format(preset=preset) + HEAVY)
+    assert (result.stdout, result.stderr) == ("True\nset()\n", "")
+
+
+def test_presets_and_the_loss_load_nothing_heavy():
+    result = _run("import drifting\ndrifting.preset('digits'), drifting.DriftingLoss(), drifting.Trainer\n" + HEAVY)
+    assert (result.stdout, result.stderr) == ("set()\n", "")
+
+
 @pytest.mark.parametrize("code", [POINTS, pytest.param(EVERYTHING, marks=pytest.mark.slow)], ids=["points", "everything"])
 def test_shapes_in_signatures_hold_throughout_a_run(code):
     """Core functions tell of wrong shapes themselves, so that the checks of the signatures run in a process of their own."""

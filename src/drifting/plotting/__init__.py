@@ -1,6 +1,5 @@
 """The pictures of a run. Real data is blue, generated samples are orange, in every one of them."""
 
-from drifting.plotting import _backend  # noqa: F401  (before anything that imports matplotlib)
 from drifting.plotting.comparison import RunColumn, draw_runs, runs_figure
 from drifting.plotting.images import draw_comparison, draw_images, draw_reconstruction, image_grid, pixels_in_grid
 from drifting.plotting.panels import save_image

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from drifting.plotting.images import show_grid
-from drifting.plotting.panels import LINES, REAL, save_figure
+from drifting.plotting.panels import LINES, REAL, Axes, Figure, new_figure, save_figure
 
 # Inches: the width of a grid at least, and the heights of the curves and of titles.
 _GRID, _CURVES, _TITLES = 5.0, 3.4, 0.9
@@ -53,8 +51,7 @@ def runs_figure(columns: Sequence[RunColumn], title: str) -> Figure:
     width = max(_GRID, *(across / _PIXELS_PER_INCH for _, across in sizes))
     height = _TITLES + width * max(down / across for down, across in sizes)
     heights = [height, _CURVES] if curves else [height]
-    figure = Figure(figsize=(width * len(columns), sum(heights)), layout="constrained")
-    figure.suptitle(title, parse_math=False)
+    figure = new_figure(width * len(columns), sum(heights), title)
     places = figure.add_gridspec(len(heights), len(columns), height_ratios=heights)
     for index, column in enumerate(columns):
         title = "\n".join(_lines(column.name) + _lines(column.title))

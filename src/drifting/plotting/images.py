@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from drifting.data.pixels import to_signed
 from drifting.data.readers.base import shown_name
-from drifting.plotting.panels import Log, losses_figure, panels, progress_figure, save_figure, save_figures
+from drifting.plotting.panels import Axes, Figure, Log, losses_figure, panels, progress_figure, save_figure, save_figures
 
 Images = Float[Tensor, "n c h w"]
 

@@ -1,20 +1,33 @@
-"""What all pictures share: colors, panels, the curves of training, and files."""
+"""What all pictures share: colors, panels, the curves of training, and files.
 
+matplotlib is imported when the first figure is made: loading it takes half a second, which most commands do not need.
+"""
+
+import importlib.util
 import itertools
 import math
+import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from drifting._files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+else:
+    Axes = Figure = Any
+
+if importlib.util.find_spec("matplotlib") is None:  # A training must not find out at its end.
+    raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
 # Okabe and Ito's palette, told apart by every kind of color vision.
 REAL, GENERATED = "#0072B2", "#D55E00"
@@ -26,12 +39,33 @@ Snapshots = Mapping[int, Tensor]
 Log = Sequence[Mapping[str, Any]]
 
 
-def panels(rows: int, columns: int, *, size: float, title: str) -> tuple[Figure, list[Axes]]:
-    """Return a figure of equal panels, `size` inches each, and its axes row by row; in its title, $ begins no formula."""
-    figure = Figure(figsize=(size * columns, size * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """Return an empty figure of a size in inches; $ begins no formula in its title.
+
+    Figures are drawn without a backend, so matplotlib is imported without MPLBACKEND: a notebook sets it for all its processes, and
+    the import would fail where that backend is not installed.
+    """
+    if "matplotlib" not in sys.modules:
+        backend = os.environ.pop("MPLBACKEND", None)
+        try:
+            import matplotlib
+        finally:
+            if backend is not None:
+                os.environ["MPLBACKEND"] = backend
+        if backend:
+            with suppress(ValueError):
+                matplotlib.rcParams["backend"] = backend
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, parse_math=False)
-    return figure, list(axes.flat)
+    return figure
+
+
+def panels(rows: int, columns: int, *, size: float, title: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure of equal panels, `size` inches each, and its axes row by row."""
+    figure = new_figure(size * columns, size * rows + 0.5, title)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def progress_figure(
@@ -87,6 +121,8 @@ def _draw_drift_norms(axes: Axes, log: Log) -> None:
 
 def pixels(figure: Figure) -> Image.Image:
     """Return a figure as an image."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

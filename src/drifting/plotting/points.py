@@ -9,12 +9,21 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from drifting.plotting.panels import GENERATED, REAL, Log, losses_figure, panels, pixels, progress_figure, save_figures
+from drifting.plotting.panels import (
+    GENERATED,
+    REAL,
+    Axes,
+    Figure,
+    Log,
+    losses_figure,
+    panels,
+    pixels,
+    progress_figure,
+    save_figures,
+)
 
 _MARGIN = 1.15
 _GRID = 23
