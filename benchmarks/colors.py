@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from drifting import config as configuration
 from drifting import runs
 from drifting.config import RunConfig
 from drifting.data.augmentation import Views, augment
@@ -25,6 +24,7 @@ from drifting.fields.pairwise import pairwise_distances
 from drifting.generators import DecoderMLPConfig
 from drifting.presets import adjust, preset
 from drifting.presets.cifar10 import SYSTEMS
+from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.compare import write_comparison
 from drifting.runs.folder import ENCODER_WEIGHTS
 from drifting.runs.pretrain import prepare_encoder
@@ -74,8 +74,8 @@ def prepared(config: RunConfig, folder: Path) -> RunConfig:
 
 def sensitivity(config: RunConfig) -> dict[str, tuple[float, float]]:
     """Return for every feature the mean distance between images, and the share of it by which other colors move an image."""
-    network = configuration.build_network(config)
-    encoder = configuration.build_encoder(config, network.eval() if network else None)
+    network = config.build_network()
+    encoder = build_encoder(config, network.eval() if network else None)
     images = to_signed(config.data.load("test").images[:_IMAGES])  # pyright: ignore
     with torch.no_grad():
         real, changed = encoder(images), encoder(augment(images, _OTHER_COLORS, torch.Generator().manual_seed(0)))
@@ -102,7 +102,7 @@ def main() -> None:
     for system in options.systems:
         base = preset(f"cifar10-{system}", data=options.data, encoder_weights=weights.get(system))
         assert isinstance(base, RunConfig)
-        base = prepared(configuration.resolve(adjust(base, steps=options.steps)), options.save_dir / f"{system}-encoder")
+        base = prepared(resolve(adjust(base, steps=options.steps)), options.save_dir / f"{system}-encoder")
         for name, changed in VARIANTS.items():
             folder = options.save_dir / f"{system}-{name}"
             if not (folder / "metrics.json").exists():

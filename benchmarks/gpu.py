@@ -20,7 +20,6 @@ from rich.table import Table
 from torch import Tensor
 
 import drifting
-from drifting import config as configuration
 from drifting.config import RunConfig
 from drifting.data import ImagesData
 from drifting.data.dataset import InMemorySource
@@ -29,6 +28,7 @@ from drifting.generators import DiTConfig, UNetConfig
 from drifting.generators.dit import SIZES
 from drifting.generators.unet import SIZES as UNET_SIZES
 from drifting.presets import preset
+from drifting.runs.assemble import build_encoder
 from drifting.training.loop import TrainingState, train
 from drifting.training.positives import Positives
 
@@ -141,15 +141,15 @@ def time_steps(device: str, tiny: bool, steps: int) -> Table:
     table = Table("generator, precision, microbatch", "parameters", "ms a step", "GB", title="step of cifar10-multiscale-gpu")
     for name, config in small_runs(tiny):
         config = dataclasses.replace(config, device=device)  # noqa: PLW2901
-        generator = configuration.build_generator(config).to(device)
-        network = configuration.build_network(config)
+        generator = config.build_generator().to(device)
+        network = config.build_network()
         assert network is not None
-        encoder = configuration.build_encoder(config, network.to(device))
+        encoder = build_encoder(config, network.to(device))
         images = torch.rand(2000, 3, 32, 32, device=device) * 2 - 1
         positives = Positives(InMemorySource(images, torch.arange(2000, device=device) % 10), encoder, batch_size=1280)
         schedule = dataclasses.replace(config.schedule, steps=steps + 4)
         state = TrainingState(generator, schedule, 0)
-        running = train(state, positives, encoder, configuration.build_loss(config), schedule)
+        running = train(state, positives, encoder, config.loss.build(), schedule)
         peak_gigabytes(device)
         try:
             taken = f"{1e3 * median_seconds(lambda running=running: next(running), device, steps):.1f}"

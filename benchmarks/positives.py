@@ -16,21 +16,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from drifting import config as configuration
 from drifting.config import RunConfig
 from drifting.data import BankConfig
 from drifting.presets.mnist import mnist_encoder
+from drifting.runs.assemble import build_encoder, build_positives, resolve
 from drifting.training.loop import Step, TrainingState, train
 
 
 def variant(config: RunConfig, folder: Path) -> tuple[Iterator[Step], float]:
     """Return the steps of a training and the seconds that its features took beforehand."""
-    encoder = configuration.build_encoder(config, configuration.build_network(config))
+    encoder = build_encoder(config, config.build_network())
     start = time.perf_counter()
-    positives = configuration.build_positives(config, encoder, folder)
+    positives = build_positives(config, encoder, folder)
     prepared = time.perf_counter() - start
-    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
-    return train(state, positives, encoder, configuration.build_loss(config), config.schedule), prepared
+    state = TrainingState(config.build_generator(), config.schedule, config.seed)
+    return train(state, positives, encoder, config.loss.build(), config.schedule), prepared
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder or Hub id of MNIST; $DRIFTING_DATA/mnist by default")
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
-    base = configuration.resolve(mnist_encoder(options.data))
+    base = resolve(mnist_encoder(options.data))
     cases = {"whole data set": None, "memory bank, 128 a class, 64 pushed a step": BankConfig()}
     table = Table(
         "positives from", "features", "before, s", "ms a step", "steps/s", title=f"mnist-encoder, {options.steps} steps each"

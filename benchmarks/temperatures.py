@@ -17,7 +17,6 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from drifting import config as configuration
 from drifting.checkpoint import save_json
 from drifting.config import RunConfig
 from drifting.data.pixels import to_bytes
@@ -27,6 +26,7 @@ from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.metrics.precision_recall import precision_recall
 from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
 from drifting.presets.mnist import mnist_encoder, mnist_pixel
+from drifting.runs.assemble import build_encoder, build_positives, resolve
 from drifting.runs.extractors import load_extractor
 from drifting.runs.pretrain import prepare_encoder
 from drifting.sampling import sample
@@ -71,9 +71,9 @@ class Yardstick:
 
 def measure(config: RunConfig, encoder: FeatureEncoder, yardstick: Yardstick, count: int) -> dict[str, float]:
     """Take so many steps and return the figures of the averaged generator."""
-    positives = configuration.build_positives(config, encoder)
-    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
-    steps = train(state, positives, encoder, configuration.build_loss(config), config.schedule)
+    positives = build_positives(config, encoder)
+    state = TrainingState(config.build_generator(), config.schedule, config.seed)
+    steps = train(state, positives, encoder, config.loss.build(), config.schedule)
     start = time.perf_counter()
     for _ in itertools.islice(steps, count):
         pass
@@ -106,13 +106,13 @@ def draw(results: Results, path: Path) -> None:
 def study(options: argparse.Namespace) -> Results:
     """Do every run that is not done yet; return the figures of all."""
     results: Results = defaultdict(list)
-    bases = [configuration.resolve(PRESETS[name](options.data)) for name in options.presets]
+    bases = [resolve(PRESETS[name](options.data)) for name in options.presets]
     # One encoder for all seeds: what varies is the training of the generator.
     encoders = {}
     for base in bases:
         folder = options.save_dir / base.preset
         folder.mkdir(parents=True, exist_ok=True)
-        encoders[base.preset] = configuration.build_encoder(base, prepare_encoder(base, folder))
+        encoders[base.preset] = build_encoder(base, prepare_encoder(base, folder))
     yardstick = Yardstick(bases[0], options.extractor, options.num_samples)
     for seed, base, setting in itertools.product(range(options.seeds), bases, SETTINGS):
         loss = dataclasses.replace(base.loss, temperatures=setting)

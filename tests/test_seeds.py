@@ -6,7 +6,7 @@ import torch
 
 from drifting import presets
 from drifting._seeds import initial_weights, stream_seed
-from drifting.config import ClassifierConfig, EncoderRunConfig, build_generator, build_network
+from drifting.config import ClassifierConfig, EncoderRunConfig
 from drifting.data import ImagesData
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.dataset import InMemorySource, reference_samples
@@ -49,7 +49,7 @@ def _first_weights(network) -> torch.Tensor:
 def test_networks_of_a_run_and_their_extractor_start_from_different_numbers():
     run = dataclasses.replace(presets.preset("mnist-encoder"), data=IMAGES)
     configs = [dataclasses.replace(run, encoder=AutoencoderConfig()), ClassifierConfig(preset="x", data=IMAGES, seed=run.seed)]
-    networks = [build_generator(run), *map(build_network, configs)]
+    networks = [run.build_generator(), *(config.build_network() for config in configs)]
     correlations = torch.corrcoef(torch.stack([_first_weights(network) for network in networks])) - torch.eye(3)
     assert float(correlations.abs().max()) < 5 / 300**0.5
 
@@ -57,7 +57,7 @@ def test_networks_of_a_run_and_their_extractor_start_from_different_numbers():
 def test_first_mask_of_a_masked_autoencoder_knows_nothing_of_its_weights():
     """With one stream for both, the mask hid where the weights of the first layer were negative."""
     config = EncoderRunConfig(preset="x", data=ImagesData(name="x", image_shape=(3, 64, 64)), encoder=MAEConfig(width=16, patch=2))
-    network = build_network(config)
+    network = config.build_network()
     state = masked_state(network, MaskedTraining(), config.seed)
     mask = random_mask(200, (32, 32), state.rng)[:, :, ::2, ::2].flatten()
     for weight in network.parameters():
@@ -76,7 +76,7 @@ def test_streams_of_a_run_are_all_different(monkeypatch, seed):
     weights = torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda value: used.append(value) or weights(value))
     run = dataclasses.replace(presets.preset("mnist-encoder"), data=IMAGES, seed=seed)
-    generator, network = build_generator(run), build_network(run)
+    generator, network = run.build_generator(), run.build_network()
     used += [TrainingState(generator, run.schedule, seed).rng.initial_seed()]
     used += [NetworkState(network, learning_rate=1.0, seed=seed).rng.initial_seed()]
     for number in (0, 1, 10**6):

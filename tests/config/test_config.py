@@ -7,12 +7,13 @@ import torch
 from drifting import config as configuration
 from drifting import presets
 from drifting.checkpoint import load_json, save_json
-from drifting.config import ClassifierConfig, RunConfig, from_json, resolve, to_json
+from drifting.config import ClassifierConfig, RunConfig, from_json, to_json
 from drifting.data import BankConfig, ImagesData, PointsData
 from drifting.data.toys import TOYS
 from drifting.encoders import AutoencoderConfig, PixelsConfig
 from drifting.errors import InputError
 from drifting.generators import DecoderMLPConfig, MLPConfig
+from drifting.runs.assemble import resolve
 
 
 def _every_config() -> list[RunConfig]:
@@ -178,7 +179,7 @@ def test_configuration_written_before_guidance_could_be_drawn_is_read(tiny_digit
 def test_generator_takes_the_guidance_scale_where_it_is_drawn(kind, drawn, request):
     config = resolve(request.getfixturevalue(kind))
     schedule = dataclasses.replace(config.schedule, guidance_exponent=3.0 if drawn else None, unconditional=8)
-    assert configuration.build_generator(dataclasses.replace(config, schedule=schedule)).guided is drawn
+    assert dataclasses.replace(config, schedule=schedule).build_generator().guided is drawn
 
 
 def test_guidance_without_labels_is_refused(tiny_images):
@@ -230,25 +231,25 @@ def test_resolving_leaves_everything_else_alone(tiny_toy, tiny_digits):
 
 def test_initial_weights_depend_on_the_seed_alone(tiny_toy, assert_same_tensors):
     torch.manual_seed(1)
-    first = configuration.build_generator(tiny_toy).state_dict()
+    first = tiny_toy.build_generator().state_dict()
     drawn = torch.rand(2)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(2), drawn)
-    assert_same_tensors(configuration.build_generator(tiny_toy).state_dict(), first)
-    other = configuration.build_generator(dataclasses.replace(tiny_toy, seed=1)).state_dict()
+    assert_same_tensors(tiny_toy.build_generator().state_dict(), first)
+    other = dataclasses.replace(tiny_toy, seed=1).build_generator().state_dict()
     assert not torch.equal(other["output.weight"], first["output.weight"])
 
 
 @pytest.mark.parametrize("kind", ["tiny_toy", "tiny_digits"])
 def test_generator_and_source_fit(kind, request):
     config = request.getfixturevalue(kind)
-    generator, source = configuration.build_generator(config), config.data.source(config.seed)
+    generator, source = config.build_generator(), config.data.source(config.seed)
     assert generator.sample_shape == source.sample_shape
     assert generator.num_classes == source.num_classes
 
 
 def test_loss_has_the_settings_of_its_configuration(tiny_toy):
-    loss = configuration.build_loss(tiny_toy)
+    loss = tiny_toy.loss.build()
     for name, value in vars(tiny_toy.loss).items():
         assert loss.settings[name] == value
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drifting import presets
-from drifting.config import build_encoder, build_generator, build_network, resolve, to_json
+from drifting.config import to_json
 from drifting.data import BankConfig, images
 from drifting.data.pixels import to_bytes, to_signed
 from drifting.encoders import AutoencoderConfig, PixelsConfig
@@ -16,6 +16,7 @@ from drifting.encoders.base import identity
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.generators import MLPConfig
+from drifting.runs.assemble import build_encoder, resolve
 from tests.support.image_folders import write_images
 
 
@@ -50,7 +51,7 @@ def test_bank_and_encoder_are_for_images(kind, request):
     with pytest.raises(InputError, match="bank is set, but the data are no images"):
         dataclasses.replace(config, bank=BankConfig())
     with pytest.raises(InputError, match="encoder is an auto-encoder, but the data are no images"):
-        build_network(dataclasses.replace(config, encoder=AutoencoderConfig()))
+        dataclasses.replace(config, encoder=AutoencoderConfig()).build_network()
 
 
 @pytest.mark.parametrize(
@@ -78,12 +79,12 @@ def test_resolving_finds_shape_and_classes_and_happens_once(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     config = presets.preset("images", data="own", unconditional=unconditional)
     with pytest.raises(InputError, match="data is 'own', whose shape is not known yet: resolve the configuration first"):
-        build_generator(config)
+        config.build_generator()
     resolved = resolve(config)
     assert resolved.data.path == str(tmp_path / "own")
     assert (resolved.data.image_shape, resolved.data.num_classes) == (shape, None if unconditional else 2)
     assert resolve(resolved) == resolved
-    generator, source = build_generator(resolved), resolved.data.source(resolved.seed)
+    generator, source = resolved.build_generator(), resolved.data.source(resolved.seed)
     assert generator.sample_shape == source.sample_shape == shape
     assert generator.num_classes == source.num_classes == resolved.data.num_classes
 
@@ -116,24 +117,24 @@ def test_images_are_read_once(tiny_images, monkeypatch):
 
 def test_networks_are_those_of_the_configuration(tiny_images, tiny_toy, classifier, assert_same_tensors):
     config = resolve(tiny_images)
-    network = build_network(config)
+    network = config.build_network()
     assert isinstance(network, Autoencoder)
     assert (network.image_shape, network.code_dim) == ((1, 8, 8), 8)
-    assert_same_tensors(build_network(config).state_dict(), network.state_dict())
-    other = build_network(dataclasses.replace(config, seed=1))
+    assert_same_tensors(config.build_network().state_dict(), network.state_dict())
+    other = dataclasses.replace(config, seed=1).build_network()
     assert not torch.equal(other.to_code.weight, network.to_code.weight)
-    extractor = build_network(resolve(classifier))
+    extractor = resolve(classifier).build_network()
     assert isinstance(extractor, Classifier)
     assert (extractor.image_shape, extractor.num_classes) == ((1, 8, 8), 3)
-    assert build_network(tiny_toy) is None
-    assert build_network(dataclasses.replace(config, encoder=PixelsConfig())) is None
+    assert tiny_toy.build_network() is None
+    assert dataclasses.replace(config, encoder=PixelsConfig()).build_network() is None
 
 
 def test_feature_space_is_that_of_the_encoder(tiny_images):
     config = resolve(
         dataclasses.replace(tiny_images, encoder=dataclasses.replace(tiny_images.encoder, features=("code", "norm_x")))
     )
-    encoder = build_encoder(config, build_network(config))
+    encoder = build_encoder(config, config.build_network())
     assert isinstance(encoder, AutoencoderFeatures)
     features = encoder(torch.zeros(5, 1, 8, 8))
     assert {name: tuple(value.shape) for name, value in features.items()} == {"code": (5, 1, 8), "norm_x": (5, 1, 1)}
@@ -142,7 +143,7 @@ def test_feature_space_is_that_of_the_encoder(tiny_images):
 
 def test_plain_perceptron_makes_images_too(tiny_images):
     config = resolve(dataclasses.replace(tiny_images, generator=MLPConfig(noise_dim=4, width=8, depth=1)))
-    assert build_generator(config)(torch.zeros(3, 4), torch.tensor([0, 1, 2])).shape == (3, 1, 8, 8)
+    assert config.build_generator()(torch.zeros(3, 4), torch.tensor([0, 1, 2])).shape == (3, 1, 8, 8)
 
 
 @pytest.mark.slow

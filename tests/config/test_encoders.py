@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import RunConfig, build_encoder, build_network, resolve
+from drifting.config import RunConfig
 from drifting.data import LatentsData
 from drifting.data.synthetic import write_convnext
 from drifting.encoders import MAEFeaturesConfig
@@ -18,6 +18,7 @@ from drifting.encoders.mae_features import MAEFeatures
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
 from drifting.presets import preset
+from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.pretrain import check_networks, prepare_encoder
 from drifting.runs.share import convert
 from tests.support.artifacts import REFERENCE, needs_reference
@@ -46,7 +47,7 @@ def _images(count: int = 3) -> torch.Tensor:
 
 
 def _features(run: RunConfig) -> dict[str, torch.Tensor]:
-    return build_encoder(run, build_network(run))(_images())
+    return build_encoder(run, run.build_network())(_images())
 
 
 def test_features_are_those_of_the_network_and_the_sample_itself(run, network):
@@ -80,7 +81,7 @@ def test_convnext_stands_beside_them(run, tmp_path):
 def test_gradients_reach_the_samples_and_not_the_weights(run, tmp_path):
     encoder = dataclasses.replace(run.encoder, convnext=str(write_convnext(tmp_path / "convnext")), resize=32)
     config = dataclasses.replace(run, encoder=encoder)
-    network, images = build_network(config), _images().requires_grad_()
+    network, images = config.build_network(), _images().requires_grad_()
     features = build_encoder(config, network)(images)
     sum(value.square().sum() for value in features.values()).backward()
     assert float(images.grad.abs().min()) > 0
@@ -133,7 +134,7 @@ def test_encoder_of_the_authors_gives_their_features_converted_or_not(tmp_path, 
     encoder = MAEFeaturesConfig(weights=str(weights), **sizes)
     config = dataclasses.replace(preset("imagenet256-ablation"), data=data, encoder=encoder)
     config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, precision="float32"))
-    features = build_encoder(config, build_network(config))(images)
+    features = build_encoder(config, config.build_network())(images)
     assert {name for name in features if name != "global"} == {name[4:] for name in expected if name.startswith("act_")}
     for name, value in features.items():
         known = images.flatten(1)[:, None] if name == "global" else expected[f"act_{name}"]

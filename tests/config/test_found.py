@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from drifting.config import EncoderRunConfig, resolve
+from drifting.config import EncoderRunConfig
 from drifting.data import ImageFilesData
 from drifting.encoders import MAEConfig
+from drifting.runs.assemble import resolve
 from tests.support.image_folders import write_images
 
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from drifting import config as configuration
 from drifting.config import RunConfig
 from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.dataset import InMemorySource
@@ -14,6 +13,7 @@ from drifting.distributed import join, whole
 from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize
 from drifting.loss import DriftingLoss
+from drifting.runs.assemble import build_encoder, build_positives
 from drifting.training.loop import Step, TrainingState, draw_batch, train
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
@@ -78,11 +78,11 @@ def trained(case: Case) -> dict[str, Any]:
 
 def first_step(config: RunConfig) -> dict[str, Any]:
     """Return the same of the first step of a run whose data and encoder are there."""
-    encoder = configuration.build_encoder(config, configuration.build_network(config))
-    positives = configuration.build_positives(config, encoder)
+    encoder = build_encoder(config, config.build_network())
+    positives = build_positives(config, encoder)
     shared = {"processes": join(), "sharded": config.parallel == "fsdp"}
-    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed, **shared)
-    return _left(state, next(train(state, positives, encoder, configuration.build_loss(config), config.schedule)))
+    state = TrainingState(config.build_generator(), config.schedule, config.seed, **shared)
+    return _left(state, next(train(state, positives, encoder, config.loss.build(), config.schedule)))
 
 
 def assert_close(found: Any, expected: Any, **tolerance: float) -> None:

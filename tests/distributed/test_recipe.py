@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from drifting import config as configuration
 from drifting import presets
 from drifting.presets import transforms
 from drifting.runs import smoke
+from drifting.runs.assemble import resolve
 from tests.distributed.one_step import assert_close, first_step
 
 pytestmark = pytest.mark.distributed
@@ -20,7 +20,7 @@ def recipe(tmp_path_factory):
     given = transforms.smoke(presets.preset("imagenet256-ablation"))
     config = smoke._with_names(given, made)
     smoke._make(given, config, made)
-    return configuration.resolve(config)
+    return resolve(config)
 
 
 @pytest.fixture(scope="module")

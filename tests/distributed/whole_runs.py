@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from drifting import config as configuration
 from drifting import presets, runs
 from drifting.config import RunConfig
 from drifting.distributed import Processes, join, whole
@@ -15,6 +14,7 @@ from drifting.generators import DiTConfig
 from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize
 from drifting.runs import pictures as drawing
+from drifting.runs.assemble import build_encoder, build_positives
 from drifting.sampling import sample
 from tests.conftest import shrunk
 
@@ -104,8 +104,8 @@ def state_after(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     from drifting.training.state import TrainingState
 
     shared = {"processes": join(), "sharded": config.parallel == "fsdp"}
-    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed, **shared)
-    positives = configuration.build_positives(config, configuration.build_encoder(config))
+    state = TrainingState(config.build_generator(), config.schedule, config.seed, **shared)
+    positives = build_positives(config, build_encoder(config))
     options = {"facts": {}, "reference": torch.zeros(2, 1, 8, 8), "snapshot_samples": 4, "keep": 1}
     recorder = Recorder(folder, state, positives, **options)
     recorder.resume(config.schedule.steps)

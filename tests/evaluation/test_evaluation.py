@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from drifting.config import RunConfig, resolve
+from drifting.config import RunConfig
 from drifting.data import PointsData, ToyData
 from drifting.data.digits import load_digits
 from drifting.data.toys import toy
 from drifting.errors import InputError
 from drifting.evaluation import evaluate_digits, evaluate_points, mode_shares
 from drifting.metrics.two_sample import energy_distance
+from drifting.runs.assemble import resolve
 from drifting.runs.evaluate import build_evaluation
 
 MODES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])

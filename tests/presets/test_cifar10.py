@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from drifting.checkpoint import save_tensors
-from drifting.config import build_encoder, build_generator, build_network, resolve
 from drifting.data import ImagesData
 from drifting.encoders import SimCLRConfig
 from drifting.errors import InputError
 from drifting.presets import check_choices, preset
+from drifting.runs.assemble import build_encoder, resolve
 
 WIDTHS = {
     "resnet18": {1: 64, 2: 128, 4: 512},
@@ -36,7 +36,7 @@ def test_features_have_the_stated_widths_beside_the_colors(system, size):
     config = _known(system + size)
     if size and system == "resnet50":
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=4))
-    network = build_network(config)
+    network = config.build_network()
     features = build_encoder(config, network)(IMAGES)
     stages = (1, 2, 4) if system == "resnet18" else (1, 2, 3, 4)
     # A stage that is not projected is as wide as its map.
@@ -59,7 +59,7 @@ def test_features_have_the_stated_widths_beside_the_colors(system, size):
 def test_both_sizes_make_images_of_every_class(system):
     for size in ("", "-gpu"):
         config = _known(system + size)
-        generator = build_generator(config)
+        generator = config.build_generator()
         assert (generator.sample_shape, generator.num_classes) == ((3, 32, 32), 10)
         assert (config.schedule.precision, config.preset) == ("bfloat16" if size else "float32", f"cifar10-{system}{size}")
 
@@ -80,23 +80,23 @@ def test_gray_images_are_refused_before_anything_is_written(command, gray_folder
 def test_encoder_that_is_given_is_not_trained(tmp_path):
     config = _known("multiscale")
     weights = tmp_path / "encoder.safetensors"
-    save_tensors(weights, {name: value + 1 for name, value in build_network(config).state_dict().items()})
+    save_tensors(weights, {name: value + 1 for name, value in config.build_network().state_dict().items()})
     given = dataclasses.replace(_known("multiscale", encoder_weights=str(weights)).encoder)
-    network = build_network(dataclasses.replace(config, encoder=given))
-    for name, value in build_network(config).state_dict().items():
+    network = dataclasses.replace(config, encoder=given).build_network()
+    for name, value in config.build_network().state_dict().items():
         assert torch.equal(network.state_dict()[name], value + 1), name
 
 
 def test_one_encoder_serves_the_last_stage_and_all_of_them():
     one, four = _known("resnet18"), _known("multiscale")
-    assert build_network(one).state_dict().keys() == build_network(four).state_dict().keys()
+    assert one.build_network().state_dict().keys() == four.build_network().state_dict().keys()
     assert set(one.encoder.features) < set(four.encoder.features)
 
 
 def test_encoder_of_another_size_names_the_weights_that_do_not_fit(tmp_path):
-    save_tensors(tmp_path / "encoder.safetensors", build_network(_known("resnet18")).state_dict())
+    save_tensors(tmp_path / "encoder.safetensors", _known("resnet18").build_network().state_dict())
     with pytest.raises(InputError, match=r"encoder\.safetensors"):
-        build_network(_known("resnet18-gpu", encoder_weights=str(tmp_path / "encoder.safetensors")))
+        _known("resnet18-gpu", encoder_weights=str(tmp_path / "encoder.safetensors")).build_network()
 
 
 def test_run_to_resume_has_the_encoder_that_it_had(tmp_path):

@@ -3,11 +3,12 @@ import dataclasses
 import pytest
 
 from drifting import presets
-from drifting.config import ClassifierConfig, RunConfig, resolve
+from drifting.config import ClassifierConfig, RunConfig
 from drifting.data import PointsData, ToyData
 from drifting.data.toys import TOYS
 from drifting.errors import InputError
 from drifting.presets import PRESETS, adjust, check_choices, preset
+from drifting.runs.assemble import resolve
 
 # Those whose data stay on disk are in test_presets_imagenet.
 IN_MEMORY = [name for name in PRESETS if not name.startswith(("imagenet256-", "mae-"))]

@@ -5,12 +5,13 @@ import dataclasses
 
 import pytest
 
-from drifting.config import resolve, to_json
+from drifting.config import to_json
 from drifting.data import BankConfig, ImageFilesData, ImagesData
 from drifting.encoders import PixelsConfig
 from drifting.errors import InputError
 from drifting.presets import PRESETS, adjust, preset
 from drifting.presets.settings import described, settings
+from drifting.runs.assemble import resolve
 
 NEEDS_DATA = {"images", "images-classifier"}
 

@@ -10,9 +10,10 @@ import torch
 
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors
-from drifting.config import RunConfig, build_encoder, resolve
+from drifting.config import RunConfig
 from drifting.errors import InputError
 from drifting.generators import DiTConfig
+from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.folder import saved_config
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

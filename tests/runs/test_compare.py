@@ -18,6 +18,7 @@ from drifting.encoders import ResNetConfig
 from drifting.evaluation import as_text
 from drifting.plotting import RunColumn, panels, runs_figure
 from drifting.runs import compare as comparing
+from drifting.runs.assemble import resolve
 
 FIGURES = {"extractor": "columns", "num_samples": 100_000, "frechet_distance": 2.34567891, "frechet_distance_floor": 0.5}
 CURVE = {"frechet_curve_steps": [0, 2, 6], "frechet_curve": [9.0, 4.0, 2.5], "frechet_curve_floor": 0.5}
@@ -27,10 +28,10 @@ GRAY = torch.zeros(2, 3, 1, 4, 4)
 def _made(folder: Path, config: RunConfig, metrics: dict | None = None, **changes) -> Path:
     """Make the folder of a run that is not trained, of another configuration of its data where there are changes."""
     data = dataclasses.replace(config.data, **changes)
-    config = configuration.resolve(dataclasses.replace(config, data=data))
+    config = resolve(dataclasses.replace(config, data=data))
     folder.mkdir(parents=True)
     save_json(folder / "config.json", configuration.to_json(config))
-    save_tensors(folder / "generator.safetensors", configuration.build_generator(config).state_dict())
+    save_tensors(folder / "generator.safetensors", config.build_generator().state_dict())
     if metrics is not None:
         save_json(folder / "metrics.json", metrics)
     return folder

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from drifting import config as configuration
 from drifting._progress import show_images
 from drifting.config import LossConfig, RunConfig
 from drifting.data import BankConfig, ImageFilesData, LatentsData
@@ -34,7 +33,7 @@ def untrained(folder, data) -> Run:
     network = DecoderMLPConfig(noise_dim=4, width=16, depth=2, code_dim=8, decoder_width=4)
     config = RunConfig(preset="x", data=data, bank=BankConfig(), generator=network, loss=LossConfig(), schedule=SCHEDULE)
     folder.mkdir(exist_ok=True)
-    return Run(folder, config, configuration.build_generator(config).eval())
+    return Run(folder, config, config.build_generator().eval())
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ import torch
 
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors
-from drifting.config import RunConfig, build_generator, from_json, resolve, to_json
+from drifting.config import RunConfig, from_json, to_json
 from drifting.errors import InputError
 from drifting.generators import DiTConfig, UNetConfig
 from drifting.generators.dit import DiT
 from drifting.generators.unet import UNet
+from drifting.runs.assemble import resolve
 from drifting.sampling import sample
 
 UNET = UNetConfig(patch=2, widths=(8, 16), blocks=1, heads=2, cond_dim=8, num_styles=2, style_classes=3)
@@ -29,14 +30,14 @@ def test_configuration_comes_back_from_json(config):
 
 
 def test_network_is_of_the_size_that_is_asked_for(config):
-    network = build_generator(config)
+    network = config.build_generator()
     assert isinstance(network, UNet if config.generator is UNET else DiT)
     assert (network.sample_shape, network.num_classes, network.guided, network.num_styles) == ((1, 8, 8), 3, True, 2)
     assert network.size is config.generator
 
 
 def test_first_images_differ_as_real_ones_do(config):
-    images = sample(build_generator(config), 60)
+    images = sample(config.build_generator(), 60)
     assert 0.3 < float(images.std()) < 0.8
     assert float(images.std(0).mean()) > 0.2
     assert float(images.abs().max()) <= 1

@@ -12,7 +12,6 @@ from PIL import Image
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.cli import main
-from drifting.config import build_encoder, build_network, resolve
 from drifting.encoders import AutoencoderConfig, MAEFeaturesConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.autoencoder import available_features as autoencoder_features
@@ -20,6 +19,7 @@ from drifting.encoders.resnet import ResNet
 from drifting.encoders.resnet import available_features as resnet_features
 from drifting.errors import InputError
 from drifting.presets.transforms import smoke
+from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.pretrain import prepare_encoder
 from tests.cli.test_bad_input import refused
 from tests.support.image_folders import write_images
@@ -77,7 +77,7 @@ def test_features_are_those_that_the_images_have(tmp_path, shape, absent, presen
     names = set(config.encoder.features)
     assert present <= names
     assert not absent & names
-    build_encoder(config, build_network(config))
+    build_encoder(config, config.build_network())
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_weights_without_settings_are_those_of_the_preset(folders, gray_folder, 
     assert isinstance(config.encoder, AutoencoderConfig)
     assert config.encoder.width == 32
     with pytest.raises(InputError, match=r"mine\.safetensors' do not fit the configuration"):
-        build_network(resolve(config))
+        resolve(config).build_network()
     fitting = dataclasses.replace(config.encoder, width=4, code_dim=8)
-    assert build_network(resolve(dataclasses.replace(config, encoder=fitting))) is not None
+    assert resolve(dataclasses.replace(config, encoder=fitting)).build_network() is not None
 
 
 def test_bad_encoder_weights(refused, folders, images_run, gray_folder, tmp_path):

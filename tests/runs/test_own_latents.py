@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from drifting.checkpoint import save_tensors
-from drifting.config import EncoderRunConfig, resolve
+from drifting.config import EncoderRunConfig
 from drifting.data import LatentsData
 from drifting.data.latents import INDEX, LatentCache
 from drifting.data.latents_writer import CacheSettings
@@ -17,6 +17,7 @@ from drifting.encoders import MAEConfig
 from drifting.errors import InputError
 from drifting.presets import preset
 from drifting.runs import train_encoder
+from drifting.runs.assemble import resolve
 from drifting.runs.train import with_latents
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae

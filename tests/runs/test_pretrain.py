@@ -12,7 +12,6 @@ from PIL import Image
 from drifting import presets, runs
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import build_network, resolve
 from drifting.data.pixels import to_signed
 from drifting.encoders import PixelsConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.autoencoder import Autoencoder
@@ -21,6 +20,7 @@ from drifting.evaluation.references import digests
 from drifting.pretraining import objectives
 from drifting.pretraining.objectives import train_supervised
 from drifting.runs import extractors, pretrain
+from drifting.runs.assemble import resolve
 from drifting.runs.extractors import load_extractor
 from drifting.runs.pretrain import check_networks, prepare_encoder
 from drifting.training.loop import DivergenceError
@@ -52,7 +52,7 @@ def test_encoder_is_trained_into_the_folder_with_its_picture(config, tmp_path, a
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ae_reconstruction.png", "config.json", "encoder.safetensors"]
     assert_same_tensors(load_tensors(tmp_path / "encoder.safetensors"), network.state_dict())
     assert network.training is False
-    assert not torch.equal(network.to_code.weight, build_network(config).to_code.weight)
+    assert not torch.equal(network.to_code.weight, config.build_network().to_code.weight)
     with Image.open(tmp_path / "ae_reconstruction.png") as picture:
         picture.verify()
         assert min(picture.size) > 200
@@ -63,7 +63,7 @@ def test_encoder_learns_to_reconstruct(config, tmp_path):
     images = to_signed(config.data.load("test").images)
     errors = [
         float((network(images)[0].detach() - images).square().mean())
-        for network in (build_network(longer), prepare_encoder(longer, tmp_path))
+        for network in (longer.build_network(), prepare_encoder(longer, tmp_path))
     ]
     assert errors[1] < errors[0] / 4
     assert errors[1] < float(images.var()) / 2
@@ -115,7 +115,7 @@ def test_samples_themselves_need_no_network(kind, request, tmp_path):
 
 def test_encoder_that_does_not_fit_is_refused_and_left_alone(config, tmp_path):
     other = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, code_dim=3))
-    save_tensors(tmp_path / "encoder.safetensors", build_network(other).state_dict())
+    save_tensors(tmp_path / "encoder.safetensors", other.build_network().state_dict())
     before = (tmp_path / "encoder.safetensors").read_bytes()
     with pytest.raises(InputError, match=r"encoder\.safetensors' do not fit the configuration"):
         prepare_encoder(config, tmp_path)

@@ -13,13 +13,14 @@ from drifting import presets, runs
 from drifting._progress import TrainingProgress
 from drifting._seeds import stream_seed
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import EncoderRunConfig, build_network, resolve
+from drifting.config import EncoderRunConfig
 from drifting.data import ImageFilesData
 from drifting.encoders import MAEConfig, SimCLRConfig
 from drifting.encoders.mae import mae_loss, random_mask
 from drifting.errors import InputError
 from drifting.presets import PRESETS
 from drifting.presets.encoders import encoder
+from drifting.runs.assemble import resolve
 from drifting.runs.pretrain import batches_of
 from drifting.training.signals import Interrupted
 from drifting.training.state import DivergenceError
@@ -70,7 +71,7 @@ def test_figures_are_of_the_saved_weights(config, tmp_path):
     assert {path.name for path in (tmp_path / "x").iterdir()} == names
     assert [path.name for path in checkpoints(tmp_path / "x" / "checkpoints")] == ["step-00000002", "step-00000004"]
     known = resolve(config)
-    network = build_network(known).eval()
+    network = known.build_network().eval()
     network.load_state_dict(load_tensors(trained.weights))
     # Each image once, though they are fewer than are looked at together.
     images, labels = batches_of(known.data.rows(0), 14, 0)(1, torch.Generator())

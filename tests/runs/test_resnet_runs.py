@@ -6,14 +6,14 @@ import json
 import pytest
 import torch
 
-from drifting import config as configuration
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.config import RunConfig, build_network, from_json, resolve, to_json
+from drifting.config import RunConfig, from_json, to_json
 from drifting.data import ImagesData, images
 from drifting.data.images import LabelError
 from drifting.encoders import ResNetConfig, SimCLRConfig
 from drifting.errors import InputError
+from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.folder import make_room
 from drifting.runs.pretrain import prepare_encoder
 from tests.conftest import shrunk
@@ -39,7 +39,7 @@ def test_configuration_comes_back_from_json(config):
 
 def test_network_is_trained_once_and_its_probe_is_kept(config, tmp_path, assert_same_tensors):
     network = prepare_encoder(config, tmp_path)
-    before = build_network(config).state_dict()
+    before = config.build_network().state_dict()
     assert not torch.equal(network.state_dict()["layer4.0.conv1.weight"], before["layer4.0.conv1.weight"])
     assert not network.training
     facts = json.loads((tmp_path / "encoder.json").read_text())
@@ -72,7 +72,7 @@ def test_generator_is_trained_in_its_features(config, tmp_path):
     run = runs.train(config, tmp_path / "run")
     line = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert {name.split("/")[1] for name in line if name.startswith("drift_norm/")} == set(config.encoder.features)
-    features = configuration.build_encoder(config, build_network(config))(torch.zeros(2, 1, 8, 8))
+    features = build_encoder(config, config.build_network())(torch.zeros(2, 1, 8, 8))
     assert features["stage4_mean"].shape == (2, 1, 24)
     with pytest.raises(InputError, match="already holds a run"):
         runs.train(config, tmp_path / "run")
@@ -83,7 +83,7 @@ def test_joint_population_still_learns_from_the_classes(gray_folder, tmp_path):
     config = presets.adjust(presets.preset("images", data=str(gray_folder), unconditional=True), steps=2, batch_size=8)
     config = _with(dataclasses.replace(config, snapshot_samples=20), CLASSES)
     assert config.data.num_classes is None
-    assert build_network(config).num_classes == 3
+    assert config.build_network().num_classes == 3
     runs.train(config, tmp_path / "run")
 
 
@@ -109,7 +109,7 @@ def test_where_there_are_no_two_classes_there_is_no_probe(tmp_path, names):
 
 
 def test_published_weights_are_used_as_they_are(tiny_images, tmp_path, assert_same_tensors):
-    published = build_network(_with(tiny_images, CLASSES))
+    published = _with(tiny_images, CLASSES).build_network()
     save_tensors(tmp_path / "published.safetensors", published.state_dict())
     config = _with(tiny_images, dataclasses.replace(CLASSES, weights=str(tmp_path / "published.safetensors")))
     make_room(tmp_path / "run", overwrite=False)
@@ -121,7 +121,7 @@ def test_published_weights_are_used_as_they_are(tiny_images, tmp_path, assert_sa
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny_images, tmp_path):
     save_tensors(
-        tmp_path / "other.safetensors", build_network(_with(tiny_images, dataclasses.replace(CLASSES, width=8))).state_dict()
+        tmp_path / "other.safetensors", _with(tiny_images, dataclasses.replace(CLASSES, width=8)).build_network().state_dict()
     )
     for path, reason in ((tmp_path / "other.safetensors", "do not fit"), (tmp_path / "none.pth", "which is no file")):
         config = _with(tiny_images, dataclasses.replace(CLASSES, weights=str(path)))

@@ -14,6 +14,7 @@ from drifting.fields import DriftField, MeanShift
 from drifting.presets import adjust
 from drifting.runs import pictures
 from drifting.runs import pictures as drawing
+from drifting.runs.assemble import build_encoder, build_positives
 from drifting.runs.evaluate import build_evaluation
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState, train
@@ -50,15 +51,15 @@ def _config(tiny_toy: RunConfig, field: Any, **changes: Any) -> RunConfig:
 
 
 def _last_report(config: RunConfig) -> dict:
-    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
-    encoder = configuration.build_encoder(config)
+    state = TrainingState(config.build_generator(), config.schedule, config.seed)
+    encoder = build_encoder(config)
     schedule = dataclasses.replace(config.schedule, steps=1)
-    (step,) = train(state, configuration.build_positives(config, encoder), encoder, configuration.build_loss(config), schedule)
+    (step,) = train(state, build_positives(config, encoder), encoder, config.loss.build(), schedule)
     return step.report.features["sample"]
 
 
 def _measured(config: RunConfig) -> dict:
-    generator = configuration.build_generator(config)
+    generator = config.build_generator()
     return build_evaluation(config, 50)(lambda count, seed: sample(generator, count, seed=seed))
 
 
@@ -101,7 +102,7 @@ def test_evaluation_has_the_bandwidths_of_training_where_features_are_normalized
     config = _config(tiny_toy, MeanShift(), temperatures=(0.3,), normalize_features=True)
     evaluate = build_evaluation(config, 60).keywords["drift"]
     generated, positives = (torch.randn(40, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    settings = {**configuration.build_loss(config).settings, "memory": None}
+    settings = {**config.loss.build().settings, "memory": None}
     expected = drifting_loss(generated[None], positives[None], **settings).drift_norms[0.3]
     assert float(evaluate(generated, positives).square().mean()) == pytest.approx(float(expected), rel=1e-5)
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from drifting import config as configuration
 from drifting.checkpoint import save_json, save_tensors
 from drifting.config import EncoderRunConfig, ReleasedConfig, RunConfig
-from drifting.config.encoders import read_weights
 from drifting.data import ImagesData
 from drifting.encoders import MAEConfig, MAEFeaturesConfig
 from drifting.encoders.mae_features import MAEFeatures
@@ -21,6 +20,7 @@ from drifting.errors import InputError
 from drifting.generators import DiTConfig, MLPConfig
 from drifting.hub import download as official_hub
 from drifting.hub import load_encoder, load_generator, read_artifact
+from drifting.hub.download import read_weights
 from drifting.runs import load_run
 from drifting.runs.folder import saved_config
 from drifting.runs.share import convert, load
@@ -100,7 +100,7 @@ def _run(folder: Path, tiny_images: RunConfig, **generator) -> RunConfig:
     network = DiTConfig(**{**small, "bounded": False, **generator})
     schedule = dataclasses.replace(tiny_images.schedule, guidance_exponent=3.0, unconditional=8)
     config = dataclasses.replace(tiny_images, data=DATA, generator=network, schedule=schedule)
-    shapes = {name: value.shape for name, value in configuration.build_generator(config).state_dict().items()}
+    shapes = {name: value.shape for name, value in config.build_generator().state_dict().items()}
     save_tensors(folder / "generator.safetensors", {name: torch.randn(shape) / 4 for name, shape in shapes.items()})
     save_json(folder / "config.json", configuration.to_json(config))
     return config

@@ -7,7 +7,7 @@ import torch
 
 from drifting import presets, runs
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import LossConfig, RunConfig, build_generator, build_network, build_positives, from_json, resolve, to_json
+from drifting.config import LossConfig, RunConfig, from_json, to_json
 from drifting.data import BankConfig, ImageFilesData, LatentsData
 from drifting.data import bank as opening
 from drifting.data.image_folder import ImageFiles
@@ -18,6 +18,7 @@ from drifting.encoders import AutoencoderConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.generators import MLPConfig
+from drifting.runs.assemble import build_positives, resolve
 from drifting.training.schedule import Schedule
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae
@@ -65,7 +66,7 @@ def _shape(config):
 
 def test_resolving_finds_shape_classes_and_files_and_happens_once(config, place):
     with pytest.raises(InputError, match="whose shape is not known yet: resolve the configuration first"):
-        build_generator(config)
+        config.build_generator()
     resolved = resolve(config)
     assert (resolved.data.image_shape, resolved.data.num_classes) == (_shape(config), 3)
     files = ImageFiles(place / "images", image_size=8)
@@ -75,7 +76,7 @@ def test_resolving_finds_shape_classes_and_files_and_happens_once(config, place)
         assert (resolved.data.vae, resolved.data.vae_fingerprint) == (str(place / "vae"), load_vae(place / "vae").fingerprint())
     assert resolve(resolved) == resolved
     assert from_json(to_json(resolved), "here") == resolved
-    generator, source = build_generator(resolved), resolved.data.source(resolved.seed)
+    generator, source = resolved.build_generator(), resolved.data.source(resolved.seed)
     assert generator.sample_shape == source.sample_shape == _shape(config)
     assert generator.num_classes == source.num_classes == 3
 
@@ -155,7 +156,7 @@ def test_bank_is_on_the_device_of_the_run_or_on_the_cpu(config, monkeypatch):
 
 def test_encoders_that_learn_from_images_in_memory_are_refused(config):
     with pytest.raises(InputError, match="encoder is an auto-encoder, but the data stay on disk: use the space of the samples"):
-        build_network(dataclasses.replace(resolve(config), encoder=AutoencoderConfig()))
+        dataclasses.replace(resolve(config), encoder=AutoencoderConfig()).build_network()
 
 
 def test_data_that_are_missing_or_have_no_classes_are_told(config, place, tmp_path):

@@ -15,13 +15,14 @@ import torch
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_json, load_tensors
 from drifting.cli import main
-from drifting.config import EncoderRunConfig, build_encoder, build_network, from_json, resolve, to_json
+from drifting.config import EncoderRunConfig, from_json, to_json
 from drifting.data import ImagesData
 from drifting.encoders import MAEConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.metrics.linear_probe import linear_probe
 from drifting.presets.encoders import KINDS, encoder
+from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.pretrain import prepare_encoder
 from tests.cli.test_bad_input import refused
 from tests.support.image_folders import bars, write_images
@@ -43,7 +44,7 @@ def _read(folder: Path) -> tuple[dict, EncoderRunConfig, Any]:
     """Return the figures, the configuration and the network of a folder."""
     config = from_json(load_json(folder / "config.json"), "here")
     assert isinstance(config, EncoderRunConfig)
-    network: Any = build_network(config)
+    network: Any = config.build_network()
     network.eval()
     network.load_state_dict(load_tensors(folder / "encoder.safetensors"))
     return json.loads((folder / "encoder.json").read_text()), config, network
@@ -107,7 +108,7 @@ def test_training_depends_on_the_seed_alone(folders, misnamed, tmp_path, command
     first, same, other = (load_tensors(path / "encoder.safetensors") for path in places)
     assert_same_tensors(same, first)
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
-    network: Any = build_network(_read(folders[kind])[1])
+    network: Any = _read(folders[kind])[1].build_network()
     untrained = network.state_dict()
     assert any(not torch.equal(value, untrained[name]) for name, value in first.items() if value.is_floating_point())
 
@@ -131,7 +132,7 @@ def test_weights_are_loaded_by_a_run(folders, tiny_images, tmp_path, kind, asser
     torch.testing.assert_close(features["stage3_mean"], means["stage3"] @ saved["projections.stage3.weight"].T)
     torch.testing.assert_close(features["stage1_mean"], means["stage1"])
     with pytest.raises(InputError, match="do not fit"):
-        build_network(dataclasses.replace(run, encoder=dataclasses.replace(loaded, feature_dims=(24,))))
+        dataclasses.replace(run, encoder=dataclasses.replace(loaded, feature_dims=(24,))).build_network()
 
 
 def test_every_setting_reaches_the_configuration(command, tmp_path, monkeypatch):
@@ -316,10 +317,10 @@ def test_configurations_of_networks_that_are_not_meant_are_refused(tiny_images):
 def test_masked_autoencoders_that_are_narrower_than_allowed_see_nothing(tiny_images, patch, least, name):
     images = _signed(bars(torch.tensor([0, 1, 2])))
     config = EncoderRunConfig(data=resolve(tiny_images).data, encoder=MAEConfig(patch=patch, width=least))
-    networks: list[Any] = [MaskedAutoencoder((1, 8, 8), patch=patch, width=least - 1, depths=(2, 2, 2, 2)), build_network(config)]
+    networks: list[Any] = [MaskedAutoencoder((1, 8, 8), patch=patch, width=least - 1, depths=(2, 2, 2, 2)), config.build_network()]
     blank, seen = (network.maps(images)[name].mean((2, 3)).std(0).max().item() for network in networks)
     # Of a map of one value nothing is left but rounding, times a thousand.
     assert blank < 1e-3
     assert seen > 0.1
     with pytest.raises(InputError, match=f"width is {least - 1}, .* pass at least {least}"):
-        build_network(dataclasses.replace(config, encoder=MAEConfig(patch=patch, width=least - 1)))
+        dataclasses.replace(config, encoder=MAEConfig(patch=patch, width=least - 1)).build_network()

@@ -6,13 +6,14 @@ import re
 import pytest
 import torch
 
-from drifting.config import RunConfig, build_encoder, build_generator, build_loss, build_positives
+from drifting.config import RunConfig
 from drifting.data.dataset import InMemorySource
 from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
+from drifting.runs.assemble import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState, draw_batch, train
 from drifting.training.positives import Positives
@@ -63,8 +64,8 @@ def _with(config: RunConfig, **schedule) -> RunConfig:
 
 def _state(config: RunConfig) -> tuple[TrainingState, list]:
     """Return a fresh state and what else `train` takes."""
-    state, encoder = TrainingState(build_generator(config), config.schedule, config.seed), build_encoder(config)
-    return state, [build_positives(config, encoder), encoder, build_loss(config), config.schedule]
+    state, encoder = TrainingState(config.build_generator(), config.schedule, config.seed), build_encoder(config)
+    return state, [build_positives(config, encoder), encoder, config.loss.build(), config.schedule]
 
 
 @pytest.mark.parametrize(("independent", "repelling"), [(False, 3), (True, 4)])

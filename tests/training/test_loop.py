@@ -4,9 +4,9 @@ import re
 import pytest
 import torch
 
-from drifting.config import build_encoder, build_generator, build_loss, build_positives
 from drifting.errors import InputError
 from drifting.metrics.two_sample import energy_distance
+from drifting.runs.assemble import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training.loop import DivergenceError, TrainingState, draw_batch, train
 
@@ -14,8 +14,8 @@ from drifting.training.loop import DivergenceError, TrainingState, draw_batch, t
 def _state(config, **schedule) -> tuple[TrainingState, list]:
     """Return a fresh state and what else `train` takes."""
     schedule = dataclasses.replace(config.schedule, **schedule)
-    state, encoder = TrainingState(build_generator(config), schedule, config.seed), build_encoder(config)
-    return state, [build_positives(config, encoder), encoder, build_loss(config), schedule]
+    state, encoder = TrainingState(config.build_generator(), schedule, config.seed), build_encoder(config)
+    return state, [build_positives(config, encoder), encoder, config.loss.build(), schedule]
 
 
 def _trained(config, **schedule) -> TrainingState:

@@ -5,13 +5,13 @@ import torch
 
 from drifting import runs
 from drifting.checkpoint import checkpoints, load_tensors
-from drifting.config import build_encoder, build_generator, build_loss, build_network, build_positives, resolve
 from drifting.data import BankConfig
 from drifting.data.features import FeatureCache
 from drifting.data.pixels import to_signed
 from drifting.encoders import PixelsConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError
+from drifting.runs.assemble import build_encoder, build_positives, resolve
 from drifting.training.loop import TrainingState, train
 from drifting.training.positives import Positives, Stateful, encode_sets
 
@@ -35,18 +35,18 @@ def _unlabeled(config):
 
 
 def _positives(config) -> Positives:
-    return build_positives(config, build_encoder(config, build_network(config)))
+    return build_positives(config, build_encoder(config, config.build_network()))
 
 
 def _trained(config, steps: int, state: dict | None = None, done: int = 0) -> dict[str, torch.Tensor]:
     """Train from a state to a step and return the new state, with that of the positives."""
-    encoder = build_encoder(config, build_network(config))
+    encoder = build_encoder(config, config.build_network())
     positives = build_positives(config, encoder)
-    training = TrainingState(build_generator(config), config.schedule, config.seed)
+    training = TrainingState(config.build_generator(), config.schedule, config.seed)
     if state is not None:
         training.restore({name: value for name, value in state.items() if "positives." not in name}, done, "here")
         positives.restore({name.removeprefix("positives."): value for name, value in state.items() if "positives." in name}, "here")
-    for _ in train(training, positives, encoder, build_loss(config), dataclasses.replace(config.schedule, steps=steps)):
+    for _ in train(training, positives, encoder, config.loss.build(), dataclasses.replace(config.schedule, steps=steps)):
         pass
     tensors = {**training.tensors(), **{f"positives.{name}": value for name, value in positives.tensors().items()}}
     return {name: value.clone() for name, value in tensors.items()}
@@ -187,7 +187,7 @@ def test_sets_are_encoded_in_parts_without_changing_them(size):
 
 def test_microbatch_bounds_what_is_encoded_of_real_samples(config):
     schedule = dataclasses.replace(config.schedule, microbatch_size=5)
-    encoder, sizes = build_encoder(config, build_network(config)), []
+    encoder, sizes = build_encoder(config, config.build_network()), []
 
     def watched(samples):
         sizes.append(len(samples))

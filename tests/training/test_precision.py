@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from drifting.config import build_encoder
 from drifting.errors import InputError
 from drifting.loss import DriftingLoss
 from drifting.presets import adjust
+from drifting.runs.assemble import build_encoder
 from drifting.training.precision import computed_in
 from drifting.training.step import Batch, drifting_step
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from drifting import config as configuration
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import RunConfig
 from drifting.data.dataset import reference_samples
 from drifting.errors import InputError
 from drifting.metrics.two_sample import energy_distance, mean_distance
+from drifting.runs.assemble import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training import recorder as recording
 from drifting.training.loop import DivergenceError, Step, TrainingState, train
@@ -23,8 +23,8 @@ from drifting.training.recorder import SNAPSHOT_SEED, Recorder, Resources, Runni
 @pytest.fixture
 def make(tmp_path, tiny_toy) -> Callable[..., Recorder]:
     def recorder(config: RunConfig = tiny_toy, keep: int = 2) -> Recorder:
-        state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
-        positives = configuration.build_positives(config, configuration.build_encoder(config))
+        state = TrainingState(config.build_generator(), config.schedule, config.seed)
+        positives = build_positives(config, build_encoder(config))
         reference = reference_samples(config.data.source(config.seed), 40, seed=1)
         return Recorder(tmp_path, state, positives, facts={"a": 1}, reference=reference, snapshot_samples=40, keep=keep)
 
@@ -32,8 +32,8 @@ def make(tmp_path, tiny_toy) -> Callable[..., Recorder]:
 
 
 def _advance(recorder: Recorder, config: RunConfig, steps: int, each: Callable = lambda step: None) -> None:
-    encoder, loss = configuration.build_encoder(config), configuration.build_loss(config)
-    positives = configuration.build_positives(config, encoder)
+    encoder, loss = build_encoder(config), config.loss.build()
+    positives = build_positives(config, encoder)
     for step in train(recorder.state, positives, encoder, loss, dataclasses.replace(config.schedule, steps=steps)):
         recorder.observe(step)
         each(step)
@@ -252,7 +252,7 @@ def test_choice_is_made_again_when_a_finished_run_is_resumed(make, tiny_toy):
 def test_snapshot_of_a_guided_generator_is_made_at_the_scale_of_the_run(tmp_path, tiny_digits):
     drawn = {"guidance_exponent": 1.0, "guidance_scale": 2.0, "unconditional": 5}
     config = dataclasses.replace(tiny_digits, schedule=dataclasses.replace(tiny_digits.schedule, **drawn))
-    state = TrainingState(configuration.build_generator(config), config.schedule, config.seed)
+    state = TrainingState(config.build_generator(), config.schedule, config.seed)
     options = {"facts": {}, "reference": torch.zeros(10, 1, 8, 8), "snapshot_samples": 20, "keep": 1}
     recorder = Recorder(tmp_path, state, None, **options, guidance_scale=config.schedule.scale_of_samples())
     recorder.take_snapshot()

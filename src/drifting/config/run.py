@@ -1,19 +1,24 @@
-"""What a run holds as a whole, and the values with which nothing could work."""
+"""What a run holds as a whole, the values with which nothing could work, and the networks that it is made of."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from torch import nn
 
 from drifting._checks import check_counts, check_learning_rate, check_seed, check_temperatures
+from drifting._seeds import initial_weights
 from drifting.data.augmentation import Views
 from drifting.data.bank import BankConfig
 from drifting.data.dataset import FOUND, Data
 from drifting.data.images import ImagesData
 from drifting.distributed import PARALLEL
 from drifting.encoders.base import EncoderConfig, PixelsConfig
+from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.fields import DriftField
-from drifting.generators.base import GeneratorConfig
-from drifting.loss import FIELD_OF_THE_RELEASE, TEMPERATURES
+from drifting.generators.base import Generator, GeneratorConfig
+from drifting.hub.download import read_weights
+from drifting.loss import FIELD_OF_THE_RELEASE, TEMPERATURES, DriftingLoss
 from drifting.pretraining.objectives import Augmentation
 from drifting.training.schedule import Schedule, check_schedule
 
@@ -34,6 +39,10 @@ class LossConfig:
     normalize_features: bool = True
     normalize_drift: bool = True
 
+    def build(self) -> DriftingLoss:
+        """Return the loss."""
+        return DriftingLoss(**vars(self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -53,6 +62,9 @@ class RunConfig:
         snapshots: how many times samples are set aside for the pictures of the training, the start not counted.
         snapshot_samples: how many samples are set aside each time.
     """
+
+    noun: ClassVar[str] = "generator"
+    finds_labels: ClassVar[bool] = False
 
     preset: str = field(metadata=FOUND)
     data: Data
@@ -99,6 +111,16 @@ class RunConfig:
         """Whether the run trains an encoder before its generator."""
         return self.encoder.objective is not None and self.encoder.weights_file is None
 
+    def build_generator(self) -> Generator:
+        """Return the generator with its initial weights, which depend on the seed alone, on the CPU."""
+        data, guided = self.data, self.schedule.draws_guidance
+        with initial_weights(self.seed, "generator"):
+            return self.generator.build(sample_shape=data.sample_shape, num_classes=data.num_classes, guided=guided)
+
+    def build_network(self) -> nn.Module | None:
+        """Return the network of the encoder, untrained unless it has weights, on the CPU; None where there is none."""
+        return _encoder_network(self.encoder, self.data, self.seed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
@@ -121,6 +143,9 @@ class ClassifierConfig:
         seed: seed of the weights, of the order and of the augmentation.
         device: device to train on: cpu, cuda, cuda:1 or mps.
     """
+
+    noun: ClassVar[str] = "classifier"
+    finds_labels: ClassVar[bool] = False
 
     preset: str = field(metadata=FOUND)
     data: ImagesData
@@ -151,6 +176,12 @@ class ClassifierConfig:
         varied = {name: getattr(self, name) for name in ("shift", "rotation", "scale", "label_smoothing")}
         return Augmentation(views=views, **varied)
 
+    def build_network(self) -> Classifier:
+        """Return the classifier with its initial weights on the CPU."""
+        # It must not start from the weights of an encoder that it is to evaluate.
+        with initial_weights(self.seed, "classifier"):
+            return Classifier(self.data.sample_shape, self.data.num_classes or 0, self.width)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRunConfig:
@@ -165,6 +196,10 @@ class EncoderRunConfig:
         checkpoint_every: number of steps between checkpoints.
         keep: how many checkpoints to keep.
     """
+
+    noun: ClassVar[str] = "encoder"
+    # An encoder that learns without labels is measured by them.
+    finds_labels: ClassVar[bool] = True
 
     preset: str = field(default="train-encoder", metadata=FOUND)
     data: Data
@@ -196,6 +231,23 @@ class EncoderRunConfig:
         """Whether its loss needs labels."""
         return self.encoder.learns_classes
 
+    def build_network(self) -> nn.Module | None:
+        """Return the network of the encoder with its initial weights on the CPU."""
+        return _encoder_network(self.encoder, self.data, self.seed)
+
+
+def _encoder_network(encoder: EncoderConfig, data: Data, seed: int) -> nn.Module | None:
+    """Return the network of an encoder for the images of data, or raise InputError if the two do not fit."""
+    if encoder.objective is not None and not encoder.alone and data.kind != "images":
+        unfit = "stay on disk" if data.kind == "streamed" else "are no images"
+        raise InputError(f"encoder is {encoder.noun}, but the data {unfit}: use the space of the samples")
+    num_classes = data.classes_to_learn() if encoder.learns_classes else None
+    if encoder.learns_classes and (num_classes is None or num_classes < 2):
+        origin = getattr(data, "path", None) or getattr(data, "name", None)
+        raise InputError(f"data is '{origin}', whose images are all of one class: add another, or learn without classes, by simclr")
+    with initial_weights(seed, "encoder"):
+        return encoder.build_network(data.sample_shape, num_classes=num_classes, read=read_weights)
+
 
 AnyConfig = RunConfig | ClassifierConfig | EncoderRunConfig
 
@@ -207,5 +259,7 @@ class ReleasedConfig:
     Attributes:
         metadata: the artifact's metadata.json, whole, from which the network is built; see `hub.build_network`.
     """
+
+    noun: ClassVar[str] = "converted artifact"
 
     metadata: dict[str, Any]

@@ -145,6 +145,12 @@ def load_encoder(folder: str | Path) -> MAEFeatures:
     return MAEFeatures(cast(MaskedAutoencoder, _of_kind(folder, ENCODER).network()))
 
 
+def encoder_weights(folder: str | Path) -> dict[str, Tensor]:
+    """Return the weights of the encoder of an artifact by our names, in float32; raises InputError as `load_encoder` does."""
+    artifact = _of_kind(folder, ENCODER)
+    return {name: artifact.read(name).float() for name in artifact.places}
+
+
 def _of_kind(folder: str | Path, kind: str) -> Artifact:
     artifact = read_artifact(folder)
     found = artifact.metadata["kind"]

@@ -9,9 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
 from drifting._checks import nearest_name
+from drifting.checkpoint import load_state_dict
 from drifting.errors import InputError
-from drifting.hub.artifact import METADATA, PARAMETERS
+from drifting.hub.artifact import METADATA, PARAMETERS, encoder_weights
 from drifting.hub.model_config import ENCODER, GENERATOR
 
 REPOSITORY = "Goodeat/drifting"
@@ -54,3 +57,9 @@ def artifact_folder(origin: str) -> Path:
                 f"'{origin}' cannot be downloaded ({reason}): check the network, or name a downloaded folder"
             ) from None
     return Path(found[-1]).parent
+
+
+def read_weights(origin: str) -> Mapping[str, Tensor]:
+    """Return the weights of an encoder's network: of a file, or of an artifact, which may be named hub:NAME."""
+    place = artifact_folder(origin)
+    return encoder_weights(place) if place.is_dir() else load_state_dict(place)

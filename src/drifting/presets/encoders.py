@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from drifting import config as configuration
 from drifting._checks import nearest_name
-from drifting.config import AnyConfig, EncoderRunConfig, RunConfig
+from drifting.checkpoint import load_json
+from drifting.config import AnyConfig, EncoderRunConfig, from_json
 from drifting.data import ImagesData
-from drifting.encoders import AutoencoderConfig, EncoderConfig, MAEConfig, PixelsConfig, ResNetConfig, SimCLRConfig
+from drifting.encoders import AutoencoderConfig, EncoderConfig, MAEConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.resnet import ResNet, available_features, stage_depths
 from drifting.errors import InputError
 from drifting.presets.cifar10 import FOUR
@@ -24,18 +24,58 @@ KINDS: dict[str, type[ResNetConfig | SimCLRConfig | MAEConfig]] = {
 }
 
 
-def with_encoder(config: AnyConfig, weights: str) -> RunConfig:
-    """Return a run in the features of an encoder that is trained already, see `config.with_weights`.
+# What `runs.folder` calls the files of a trained encoder.
+_SETTINGS, _WEIGHTS = "config.json", "encoder.safetensors"
+
+
+def with_encoder(config: AnyConfig, weights: str) -> AnyConfig:
+    """Return a run in the features of an encoder that is trained already.
+
+    Weights that `drifting train-encoder` or a generator's run left bring the settings of their network, from the file beside them;
+    other files are taken for weights of the network that the encoder has.
+
+    Args:
+        config: of the run.
+        weights: the file, or the folder that it lies in.
 
     Raises:
-        InputError: if the weights are not there, or the run is none of a generator in the features of an encoder.
+        InputError: if there is no such file, what lies beside it is not the configuration of an encoder, or the run is none of a
+            generator in the features of an encoder.
     """
-    if not isinstance(config, RunConfig) or isinstance(config.encoder, PixelsConfig):
+    before: Any = getattr(config, "encoder", None)
+    if not hasattr(before, "weights"):
         raise InputError(f"encoder_weights is '{weights}', but '{config.preset}' has no encoder: leave it out")
-    trained, shape = configuration.with_weights(config.encoder, weights)
+    place = Path(weights).expanduser().resolve()
+    file = place / _WEIGHTS if place.is_dir() else place
+    if not file.is_file():
+        kinds = f"the folder of a trained encoder, its {_WEIGHTS}, or another file of weights"
+        raise InputError(f"encoder_weights is '{weights}', where there are none: name {kinds}")
+    saved = trained_by(str(file))
+    if saved is None:
+        return dataclasses.replace(config, encoder=dataclasses.replace(before, weights=str(file)))
+    try:
+        trained = saved.encoder.as_trained(str(file), before)
+    except InputError as error:
+        raise InputError(f"encoder_weights is '{weights}', {error}: name the folder of a trained encoder") from None
+    shape = getattr(saved.data, "image_shape", None)
     if isinstance(trained, AutoencoderConfig | ResNetConfig) and shape is not None:
-        trained = dataclasses.replace(trained, features=_features(config.encoder, trained, shape))
-    return dataclasses.replace(config, encoder=trained)
+        trained = dataclasses.replace(trained, features=_features(before, trained, shape))
+    return dataclasses.replace(config, encoder=trained)  # pyright: ignore[reportCallIssue]
+
+
+def trained_by(weights: str) -> Any:
+    """Return the configuration of the run that trained an encoder's weights; None for a file that no run left.
+
+    Raises:
+        InputError: if what lies beside the file is the configuration of something else.
+    """
+    settings = Path(weights).parent / _SETTINGS
+    if Path(weights).name != _WEIGHTS or not settings.is_file():
+        return None
+    saved = from_json(load_json(settings), str(settings))
+    if not hasattr(saved, "encoder"):
+        raise InputError(f"encoder_weights lie beside '{settings}', which is of no encoder: name the folder of a trained encoder")
+    return saved
 
 
 def _features(before: EncoderConfig, trained: AutoencoderConfig | ResNetConfig, shape: tuple[int, int, int]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from drifting._checks import check_counts, check_device
 from drifting._files import check_writable
 from drifting._progress import show_images, show_sampling
-from drifting.config import RunConfig, build_loss
+from drifting.config import RunConfig
 from drifting.data import Decoder, ImageData, ImagesData
 from drifting.data.dataset import InMemorySource, reference_samples
 from drifting.data.digits import load_digits
@@ -221,7 +221,7 @@ def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sample
         evaluate_points,
         real=lambda total, seed: reference_samples(source, total, _EVALUATION_STREAM + seed),
         count=count,
-        drift=partial(_training_drift, build_loss(config)),
+        drift=partial(_training_drift, config.loss.build()),
         batch=min(config.schedule.generated, count),
         endless=not isinstance(source, InMemorySource),
         modes=modes,

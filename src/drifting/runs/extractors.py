@@ -20,7 +20,6 @@ from drifting.checkpoint import load_json, load_network, load_tensors, save_json
 from drifting.config import ClassifierConfig, RunConfig
 from drifting.data import ImagesData, StreamedData
 from drifting.data.pixels import to_signed
-from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.evaluation.images import Extractor, accuracy_of, in_batches
 from drifting.evaluation.references import digests, images_in_shares
@@ -49,7 +48,7 @@ def fit_classifier(config: ClassifierConfig, folder: Path) -> float:
     train = config.data.load("train")
     labels = cast(Tensor, train.labels)
     seen = ~_held_out(labels)
-    network = cast(Classifier, configuration.build_network(config)).to(config.device)
+    network = config.build_network().to(config.device)
     training = train_supervised(
         network,
         train.images[seen],
@@ -126,7 +125,7 @@ def load_extractor(extractor: str | None, config: RunConfig, device: str = "cpu"
     if data.class_names is not None and saved.data.class_names not in (None, data.class_names):
         others = f"which names other classes ({', '.join(saved.data.class_names[:3])}) than the run has"
         raise InputError(f"extractor is '{folder}', {others}: name another extractor")
-    network = load_network(lambda: cast(Classifier, configuration.build_network(saved)), folder / CLASSIFIER_WEIGHTS)
+    network = load_network(saved.build_network, folder / CLASSIFIER_WEIGHTS)
     name = f"classifier-{_fingerprint(network.state_dict())}"
     network.to(device).eval()
     return Extractor(

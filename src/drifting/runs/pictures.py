@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._seeds import stream_seed
-from drifting.config import RunConfig, build_loss
+from drifting.config import RunConfig
 from drifting.data import ImagesData, StreamedData
 from drifting.data.dataset import Source, reference_samples
 from drifting.data.digits import load_digits
@@ -101,7 +101,7 @@ def _point_pictures(config: RunConfig, source: Source) -> Pictures:
     frame = data.frame
     floor = energy_distance(real, other)
 
-    loss = build_loss(config)
+    loss = config.loss.build()
     at: Callable[..., Tensor] | None = getattr(loss.field, "at", None)
 
     def drift(at: Callable[..., Tensor], places: Tensor, generated: Tensor) -> Tensor:

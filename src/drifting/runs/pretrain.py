@@ -42,6 +42,7 @@ from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
 from drifting.pretraining.loop import EncoderStep, NetworkTraining
 from drifting.pretraining.objectives import Batches, masked_state, train_masked, train_network
+from drifting.runs.assemble import build_encoder
 from drifting.runs.folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS
 from drifting.training.recorder import CHECKPOINTS
 from drifting.training.signals import Interrupted, command_to_go_on, polite_stop
@@ -120,9 +121,9 @@ Network = ResNet | MaskedAutoencoder
 
 def check_networks(config: AnyConfig) -> None:
     """Raise InputError if a network cannot be built or loaded, or lacks the images it needs, while nothing is written yet."""
-    network = configuration.build_network(config)
+    network = config.build_network()
     if isinstance(config, RunConfig):
-        configuration.build_encoder(config, network)
+        build_encoder(config, network)
         config.data.exporter()
     if network is not None and config.data.kind == "images":
         only_probed = isinstance(config, EncoderRunConfig) and not config.learns_classes
@@ -139,7 +140,7 @@ def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
         DivergenceError: if its loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop in its training; the state is saved.
     """
-    network, settings = configuration.build_network(config), config.encoder
+    network, settings = config.build_network(), config.encoder
     if network is None:
         return None
     weights = folder / ENCODER_WEIGHTS
@@ -166,7 +167,7 @@ def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, int | flo
         DivergenceError: if its loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop; the state is saved.
     """
-    network = cast(Network, configuration.build_network(config)).to(config.device)
+    network = cast(Network, config.build_network()).to(config.device)
     facts = configuration.to_json(config)
     saving = Saving(folder=folder, facts=facts, command=command_of(config, folder), every=config.checkpoint_every, keep=config.keep)
     if config.data.kind == "images":

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from drifting import config as configuration
 from drifting._files import atomic_path, check_space, check_writable, hold
 from drifting._progress import show_sampling
 from drifting.checkpoint import load_network, save_json
@@ -142,7 +141,7 @@ def load_run(folder: str | Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"run is '{folder}', which is not a folder: name the --save-dir of a training")
     config = read_config(folder / CONFIG)
-    generator = load_network(lambda: configuration.build_generator(config), folder / WEIGHTS)
+    generator = load_network(config.build_generator, folder / WEIGHTS)
     return Run(folder, config, generator.eval())
 
 

@@ -210,7 +210,7 @@ def _network(config: SavedConfig, folder: Path, num_classes: int | None) -> Netw
                 getattr(data, "image_shape", None) or (), width=width, patch=patch, depths=depths, num_classes=num_classes
             )
         case _:
-            return cast(DiT, configuration.build_generator(cast(RunConfig, config)))
+            return cast(DiT, cast(RunConfig, config).build_generator())
 
 
 def _load_converted(folder: Path, config: ReleasedConfig) -> Network:

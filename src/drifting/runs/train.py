@@ -27,6 +27,7 @@ from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
+from drifting.runs.assemble import build_encoder, build_positives, find_weights, resolve
 from drifting.runs.endings import ending
 from drifting.runs.extractors import fit_classifier
 from drifting.runs.folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim
@@ -86,7 +87,7 @@ def train_classifier(
     folder = Path(save_dir)
     _check_once(resume=resume, overwrite=overwrite)
     forget_data()
-    config = configuration.resolve(config)
+    config = resolve(config)
     pretrain.check_networks(config)
     check_writable(folder, "save_dir")
     with hold(folder, "save_dir"):
@@ -103,7 +104,7 @@ def train_encoder(
     folder = Path(save_dir)
     _check_once(resume=resume, overwrite=overwrite)
     forget_data()
-    config = configuration.resolve(with_latents(config, folder, join(), overwrite=overwrite))
+    config = resolve(with_latents(config, folder, join(), overwrite=overwrite))
     pretrain.check_networks(config)
     check_writable(folder, "save_dir")
     with hold(folder, "save_dir"):
@@ -134,8 +135,8 @@ def train_generator(config: RunConfig, save_dir: str | Path, *, resume: bool = F
     _check_once(resume=resume, overwrite=overwrite)
     check_device(config.device, processes)
     forget_data()
-    config = configuration.resolve(with_latents(configuration.find_weights(config), folder, processes, overwrite=overwrite))
-    source, generator = config.data.source(config.seed), configuration.build_generator(config)
+    config = resolve(with_latents(find_weights(config), folder, processes, overwrite=overwrite))
+    source, generator = config.data.source(config.seed), config.build_generator()
     check_shares(config.schedule, source.num_classes, processes)
     pretrain.check_networks(config)
     command = command_to_go_on(config.preset, folder, processes.size)
@@ -148,7 +149,7 @@ def train_generator(config: RunConfig, save_dir: str | Path, *, resume: bool = F
                 claim(folder, config, resume=resume, overwrite=overwrite)
             held.enter_context(ending(folder, config, processes, command=command, resume=resume))
             encoder = _prepare(config, folder, processes)
-            positives = configuration.build_positives(config, encoder, folder / "features")
+            positives = build_positives(config, encoder, folder / "features")
         shared = {"processes": processes, "sharded": config.parallel == "fsdp"}
         state = TrainingState(generator.to(config.device), config.schedule, config.seed, **shared)
         recorder = Recorder(
@@ -178,7 +179,7 @@ def _prepare(config: RunConfig, folder: Path, processes: Processes) -> FeatureEn
     has_encoder = (folder / ENCODER_WEIGHTS).exists()
     if processes.is_main_process and not has_encoder:
         _tell_found(config)
-    encoder = configuration.build_encoder(config, pretrain.prepare_encoder(config, folder))
+    encoder = build_encoder(config, pretrain.prepare_encoder(config, folder))
     if processes.is_main_process and has_encoder:
         _tell_found(config)
     if processes.is_main_process:
@@ -199,7 +200,7 @@ def _finish(recorder: Recorder, config: RunConfig) -> Run:
     """Write the weights of the generator and the pictures."""
     folder, state = recorder.folder, recorder.state
     weights = {name: whole(value).cpu() for name, value in state.averaged.state_dict().items()}
-    generator, pictures = configuration.build_generator(config), []
+    generator, pictures = config.build_generator(), []
     load_weights(generator, weights, str(folder))
     if state.processes.is_main_process:
         save_tensors(folder / WEIGHTS, weights)
@@ -220,7 +221,7 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
     state, schedule, processes = recorder.state, config.schedule, recorder.state.processes
     snapshots_at = snapshot_steps(schedule.steps, config.snapshots)
     choices = len(state.averages) + 1 if len(state.averages) > 1 else 0  # snapshots of `choose_average`
-    loss = configuration.build_loss(config)
+    loss = config.loss.build()
     if state.step == 0:
         recorder.take_snapshot()
     last_time, last_step = time.perf_counter(), state.step
@@ -284,7 +285,7 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
             if isinstance(config, RunConfig):
                 # Weights that do not fit are told now, not after hours.
                 shape = load_vae(vae).latent_shape(settings.image_size)
-                configuration.build_network(dataclasses.replace(config, data=dataclasses.replace(data, image_shape=shape)))
+                dataclasses.replace(config, data=dataclasses.replace(data, image_shape=shape)).build_network()
             print(f"{images} holds images: their latents go to {cache} first", flush=True)
             write_latents(images, vae, cache, settings)
     return dataclasses.replace(config, data=dataclasses.replace(data, path=str(cache)))

@@ -1,0 +1,109 @@
+"""What a run is made of, put together from its configuration: data that are found, weights, the feature space, real samples."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from drifting._checks import check_device
+from drifting._progress import show_encoding, tell_lines
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
+from drifting.data import ImagesData
+from drifting.data.features import FeatureCache
+from drifting.data.pixels import to_signed
+from drifting.distributed import join
+from drifting.encoders.base import FeatureEncoder, identity
+from drifting.errors import InputError
+from drifting.hub.artifact import METADATA
+from drifting.hub.download import PREFIX, artifact_folder
+from drifting.presets.encoders import trained_by
+from drifting.training.positives import Positives
+from drifting.training.precision import computed_in
+
+Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
+
+
+def resolve(config: Config) -> Config:
+    """Return the configuration with everything that depends on the data and the machine filled in and checked."""
+    config = find_weights(config)
+    check_device(config.device)
+    data = config.data.find(labeled=config.finds_labels)
+    if data != config.data:
+        config = dataclasses.replace(config, data=data)
+        _check_images(config)
+    return config
+
+
+def find_weights(config: Config) -> Config:
+    """Return the configuration with the weights of an encoder that is trained before: the authors', where none are named.
+
+    Raises:
+        InputError: if they are not there, or cannot be downloaded.
+    """
+    encoder: Any = getattr(config, "encoder", None)
+    if encoder is None or encoder.published is None:
+        return config
+    weights, name = encoder.weights_file, encoder.published
+    if weights is None:
+        published, ways = f"{PREFIX}mae_{name.replace('-', '_')}", f"`drifting train mae-{name}`, and pass --encoder-weights FILE"
+        try:
+            artifact_folder(published)
+        except InputError as error:
+            raise InputError(f"encoder_weights is missing, and the authors' {error}; or train an encoder by {ways}") from None
+        return dataclasses.replace(config, encoder=dataclasses.replace(encoder, weights=published))
+    place = artifact_folder(weights)
+    if not place.is_file() and not (place / METADATA).is_file():
+        kinds = "the encoder.safetensors of a trained encoder, a folder of the authors', or hub:NAME"
+        raise InputError(f"encoder_weights is '{weights}', which is no file: name {kinds}")
+    return config
+
+
+def _check_images(config: AnyConfig) -> None:
+    """Raise InputError unless a trained encoder was trained on images of the shape that the run's have, as far as that is known."""
+    encoder: Any = getattr(config, "encoder", None)
+    weights = None if encoder is None else encoder.weights_file
+    saved = None if weights is None else trained_by(weights)
+    if encoder is None or saved is None:
+        return
+    trained, own = (getattr(run.data, "image_shape", None) for run in (saved, config))
+    if trained is None or own is None:
+        return
+    fixed = 1 if encoder.any_size else 3
+    if tuple(trained)[:fixed] != tuple(own)[:fixed]:
+        shapes = [" x ".join(map(str, shape)) for shape in (trained, own)]
+        fix = "train another by drifting train-encoder, or convert the images with --image-size and --channels"
+        raise InputError(f"encoder_weights is '{weights}', an encoder of {shapes[0]} images, but the data are {shapes[1]}: {fix}")
+
+
+def build_encoder(config: RunConfig, network: nn.Module | None = None) -> FeatureEncoder:
+    """Return the feature space in which the samples of a run drift, over its trained network where it has one."""
+    encoder = identity if network is None else config.encoder.build_features(network, config.device)
+    encoder = torch.compile(encoder) if config.schedule.compile else encoder
+    return computed_in(config.schedule.precision, encoder, config.device)
+
+
+def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:
+    """Return where the features of real samples come from: the whole data set or a bank, encoded anew or looked up.
+
+    Args:
+        config: of the run.
+        encoder: its feature space.
+        folder: where a cache of features goes that is too large for memory.
+    """
+    cache, data, device = None, config.data, config.device
+    if config.cache_features and config.encoder.objective is not None and data.kind == "images":
+        images = cast(ImagesData, data).load("train").images
+        with show_encoding(len(images), quiet=not join().is_main_process) as progress:
+            prepare = functools.partial(_prepare_on, device)
+            cache = FeatureCache(encoder, images, prepare=prepare, folder=folder, on_progress=progress.advance)
+    tell = tell_lines("reading real samples into the memory bank")
+    source = data.source(config.seed, config.bank, device=device, indexed=cache is not None, tell=tell)
+    schedule = config.schedule
+    return Positives(source, encoder, cache, batch_size=schedule.microbatch_size, later=schedule.labels_per_microbatch is not None)
+
+
+def _prepare_on(device: str, images: Tensor) -> Tensor:
+    return to_signed(images.to(device))
