@@ -127,7 +127,7 @@ def test_empty_interval_of_guidance_scales_is_refused():
 
 @pytest.mark.parametrize("scale", [0.999, 0.0, -1.0, float("nan")])
 def test_guidance_scale_below_1_has_no_weight(scale):
-    with pytest.raises(InputError, match=r"guidance_scale is .*: pass a number from 1, which is no guidance"):
+    with pytest.raises(InputError, match=r"guidance_scale is .*: pass a number from 1 \(no guidance\) up"):
         unconditional_weight(torch.tensor([2.0, scale]), 64, 16)
 
 

@@ -83,8 +83,8 @@ def test_classes_of_equal_counts_are_groups():
         ),
         ({"labels": torch.zeros(4)}, "generated samples have labels of shape (4,) for features 'sample' of shape (3, 1, 2)"),
         ({"labels": (torch.zeros(3), torch.zeros(3, 1))}, "positive samples have labels of shape (3, 1)"),
-        ({"labels": torch.zeros(3), "weights": {"positive": torch.ones(3)}}, "labels are of generated and positives alone"),
-        ({"labels": torch.zeros(3), "statistics": True}, "labels are of generated and positives alone"),
+        ({"labels": torch.zeros(3), "weights": {"positive": torch.ones(3)}}, "labels go with generated and positives only"),
+        ({"labels": torch.zeros(3), "statistics": True}, "labels go with generated and positives only"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(options, message):

@@ -1,11 +1,11 @@
-"""The drifting loss: regress every generated sample on its own drifted self, in a feature space.
+"""The drifting loss: regress every generated sample on its own drifted version, in a feature space.
 
 Equation, per group, with x the generated samples, s the feature scale and V_t the raw drift at temperature t:
 
     loss = mean || x/s - stopgrad( x/s + sum_t V_t / rms(V_t) ) ||^2,    d loss / dx = -2 sum_t V_t / rms(V_t) / (n d s)
 
-The normalized loss is constant by construction, about (number of temperatures)^2, and says nothing about convergence:
-`drift_norms`, the mean squares before normalization, are what shrinks.
+The normalized loss is nearly constant, about (number of temperatures)^2, so it says nothing about convergence. Watch `drift_norms`,
+the mean squares before normalization: they shrink as training converges.
 
 Shapes: g groups (label x location), n generated, p positives, m unconditional negatives, r independent generated negatives,
 d feature channels, l labels, k locations.
@@ -49,14 +49,14 @@ _SMALLEST_DRIFT_NORM = 1e-8
 
 @dataclass(frozen=True)
 class DriftLoss:
-    """What `drifting_loss` returns; everything but `loss` is a constant for autograd.
+    """The result of `drifting_loss`. Only `loss` has a gradient.
 
     Attributes:
-        loss: one value per group, with gradient.
-        scale: the feature scale, the weighted mean distance of the call (1 where features are not normalized).
+        loss: one value per group.
+        scale: the feature scale: the weighted mean distance of the call, or 1 if features are not normalized.
         drift_norms: temperature -> mean square of the raw drift over all groups, samples and channels.
-        statistics: what the field tells of its kernel, a number for each temperature and name, where it was asked for and the
-            field tells something.
+        statistics: statistics of the field's kernel, one number per temperature and name; None if they were not requested or the
+            field has none.
     """
 
     loss: Float[Tensor, " g"]
@@ -89,34 +89,34 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     """Return the drifting loss of one feature map.
 
     Args:
-        generated: features of the generated samples, [g, n, d], or [n, d] for one group; the gradient flows into them.
+        generated: features of the generated samples, [g, n, d], or [n, d] for one group; they receive the gradient.
         positives: features of real samples of the group, which attract.
-        unconditional: features of real samples of any class, further negatives: guidance.
+        unconditional: features of real samples of any class, which repel as well, for guidance.
         generated_weights: weight of each generated sample (or of each of `generated_negatives`) as a negative; ones by default.
         positive_weights: weight of each positive; ones by default.
         unconditional_weights: weight of each unconditional negative; see `guidance.unconditional_weight`.
-        temperatures: kernel bandwidths, each above 0: relative to the mean distance, or in the units of the features where
-            those are not normalized.
-        field: the drift field, with its own parameters; by default the mean shift of the release. Points in few dimensions need
-            `MeanShift(affinity_floor=0.0)`.
-        generated_negatives: an independent second generated batch that repels in place of `generated` itself, unmasked.
-        normalize_features: divide features by the scale; without, `scale` is 1.
-        normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
-        scale: the feature scale where it was computed elsewhere (microbatches, several devices).
-        drift_norms: the raw mean squares where they were computed elsewhere; they normalize the drift and are returned.
-        statistics: also return how the kernel spreads, at the cost of a second pass, if the field tells.
-        memory: where to put the distances; one object kept between calls makes them faster on a CPU.
-        peers: the processes over which the groups of a step are split, the same number to each: scale, drift norms and statistics
-            are those of all, `loss` is of the groups here, and the loss of the step is its mean over processes.
-        population: where the samples of each group are split over `peers` instead: features of the generated samples of all,
-            in the order of the ranks, `generated` being the rows [rank n, (rank + 1) n). `generated_weights` are then of all N.
-            Everything else is whole on every process, and the drift is that of the whole population.
+        temperatures: kernel bandwidths, each above 0, relative to the mean distance; in the units of the features if
+            `normalize_features` is False.
+        field: the drift field with its parameters; the mean shift of the release by default. Use `MeanShift(affinity_floor=0.0)`
+            for points in few dimensions.
+        generated_negatives: an independent second generated batch that repels instead of `generated`; no pair is masked.
+        normalize_features: whether to divide features by the scale; if not, `scale` is 1.
+        normalize_drift: whether to scale the drift of every temperature to a mean square of 1 before the drifts are added.
+        scale: the feature scale, if it was computed elsewhere (microbatches, several devices).
+        drift_norms: the raw mean squares, if they were computed elsewhere; they normalize the drift and are returned.
+        statistics: whether to return the statistics of the field too, at the cost of a second pass.
+        memory: memory for the distances; keeping one object between calls makes them faster on a CPU.
+        peers: the processes over which the groups of a step are split evenly. Scale, drift norms and statistics cover all
+            processes, `loss` covers the groups of this one, and the loss of the step is the mean over processes.
+        population: pass this if the samples of each group are split over `peers` instead: the features of the generated samples of
+            all processes in rank order, of which `generated` are the rows [rank n, (rank + 1) n). `generated_weights` then cover
+            all N samples. Every other argument is the same on all processes, and the drift is that of the whole population.
 
     Raises:
-        InputError: if shapes disagree or temperatures are not positive, finite and different.
+        InputError: if the shapes do not match, or the temperatures are not positive, finite and different.
 
-    Source: paper, Algorithm 1 and appendix A.6. As in the release there is one scale and one drift norm per temperature over all
-    groups of a call; unlike it, features are centered before distances, and a sample is masked exactly from itself.
+    Source: paper, Algorithm 1 and appendix A.6. As in the release, one scale and one drift norm per temperature cover all groups of
+    a call. Unlike in the release, features are centered before distances, and the mask of a sample from itself is exact.
     """
     check_temperatures(temperatures)
     if generated.ndim == 2:
@@ -134,29 +134,29 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     feature_scale = _feature_scale(distances, weights, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
     bandwidths = _bandwidths(feature_scale, temperatures)
-    pass_on = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
-    pass_on |= {} if population is None else {"peers": peers}
+    kernel = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
+    kernel |= {} if population is None else {"peers": peers}
     measure = getattr(field, "statistics", None) if statistics else None
-    spread = None if measure is None else measure(fixed, attracting, negatives, **pass_on)
-    drift = field(fixed, attracting, negatives, **pass_on, distances=distances)
+    spread = None if measure is None else measure(fixed, attracting, negatives, **kernel)
+    drift = field(fixed, attracting, negatives, **kernel, distances=distances)
     norms = _norms(drift, unit, temperatures, drift_norms, peers)
-    # x - stopgrad(x) is 0 with the gradient of x: the residual is the drift itself, with no digits lost.
+    # x - stopgrad(x) is 0 but has the gradient of x, so the residual is the drift itself, with no digits lost.
     residual = (features - fixed).sub_(_total(drift, norms if normalize_drift else None))
     return DriftLoss(residual.square().mean((1, 2)) / unit.square(), feature_scale, norms, _spread_of_all(spread, peers))
 
 
 @dataclass(frozen=True)
 class FeatureLoss:
-    """What `DriftingLoss` returns: the scalar to minimize, and the report of every feature map by its name."""
+    """The result of `DriftingLoss`: the scalar to minimize, and feature name -> `DriftLoss`."""
 
     loss: Float[Tensor, ""]
     features: dict[str, DriftLoss]
 
 
 class DriftingLoss(nn.Module):
-    """The drifting loss over one tensor or over named feature maps: the sum over features of the mean over groups.
+    """The drifting loss of one tensor or of named feature maps: the sum over features of the mean over groups.
 
-    Every location of a map is a group of its own: locations are never mixed.
+    Every location of a map is a group of its own; locations are never mixed.
 
     Args:
         temperatures, field, normalize_features, normalize_drift: as in `drifting_loss`.
@@ -185,7 +185,7 @@ class DriftingLoss(nn.Module):
 
     @property
     def field(self) -> Field:
-        """The drift field that trains."""
+        """The drift field of this loss."""
         return self.settings["field"]
 
     if TYPE_CHECKING:
@@ -220,34 +220,34 @@ class DriftingLoss(nn.Module):
     ) -> FeatureLoss:
         """Return the loss over all features, with a report for each.
 
-        Features are a tensor, [n, d] for one population or [l, n, d] for one of each label, or such tensors by name, where
-        [l, n, k, d] has k locations. A tensor without a name is called "sample" in the report.
+        Features are a tensor or a dict of named tensors: [n, d] for one population, [l, n, d] for one population per label, or
+        [l, n, k, d] by name, for k locations. The report of a tensor without a name is called "sample".
 
         A labeled batch is flat, [b, d] or by name [b, k, d], and comes with `labels`; every class is then a population. Classes
         may have different numbers of samples: scale and drift norms are means over all of them, and every generated sample counts
-        once. A class with a single generated sample has nothing that repels, and its drift is 0.
+        once. A class with a single generated sample has no negatives, so its drift is 0.
 
-        `torch.compile` runs this loss as it is: a step that is compiled as a whole, with `fullgraph=True`, must leave it out.
+        `torch.compile` does not compile this loss but runs it eagerly. Leave it out of a step compiled with `fullgraph=True`.
 
         Args:
             generated: features of the generated samples of each label.
             positives: the same for real samples of the label.
-            unconditional: the same for real samples of any label: guidance.
-            labels: classes of a flat batch, or a pair of those of the generated samples and of the positives, where they differ.
-                Positives of classes that were not generated are left out.
-            generated_negatives: the same for an independent generated batch that repels in place of `generated`.
+            unconditional: the same for real samples of any label, for guidance.
+            labels: the class of each sample of a flat batch, or a pair (classes of the generated samples, classes of the
+                positives). Positives of classes that were not generated are ignored.
+            generated_negatives: the same for an independent generated batch that repels instead of `generated`.
             weights: any of "generated", "positive" and "unconditional" -> weight of each sample, as in `drifting_loss`.
-            known: reports of the whole batch, whose `scale` and `drift_norms`, if any, are used instead of those of this part.
-            population: the same names for the generated samples of all `peers`, where those of a label are split over them.
-            options: `statistics` and `peers`, as in `drifting_loss`. The loss of a step is then the mean over processes.
+            known: reports of the whole batch, whose `scale` and `drift_norms`, if any, replace those of this part.
+            population: the same for the generated samples of all `peers`, if the samples of a label are split over processes.
+            options: `statistics` and `peers`, as in `drifting_loss`. With peers, the loss of a step is the mean over processes.
 
         Raises:
-            InputError: if the names of the features differ, shapes disagree, or a class has no positive.
+            InputError: if the names of the features differ, the shapes do not match, or a class has no positives.
         """
         if labels is not None:
             rest = (unconditional, generated_negatives, weights, known, population)
             if any(value is not None for value in rest) or options:
-                raise InputError("labels are of generated and positives alone: for other arguments pass features [labels, n, d]")
+                raise InputError("labels go with generated and positives only: for other arguments pass features [labels, n, d]")
             return self._of_labels(generated, positives, *((labels, labels) if isinstance(labels, Tensor) else labels))
         ours, real = feature_maps(generated), feature_maps(positives)
         others = (unconditional, generated_negatives, population)
@@ -277,7 +277,7 @@ class DriftingLoss(nn.Module):
         return FeatureLoss(loss=total, features=reports)
 
     def _of_labels(self, generated: Features, positives: Features, labels: Tensor, positive_labels: Tensor) -> FeatureLoss:
-        """Return the loss of a flat batch, each class a group: those of equal counts together."""
+        """Return the loss of a flat batch in which each class is a group; classes with equal counts are computed together."""
         made, real = flat_feature_maps(generated, labels, "generated"), flat_feature_maps(positives, positive_labels, "positive")
         parts = [
             ({name: value[rows] for name, value in made.items()}, {name: value[others] for name, value in real.items()})
@@ -304,7 +304,7 @@ class DriftingLoss(nn.Module):
 
 
 def _population(fixed: Float[Tensor, "g n d"], population: Tensor | None, peers: Peers | None) -> Float[Tensor, "g N d"]:
-    """Return the generated samples of all processes: those given, where there are more than these."""
+    """Return the generated samples of all processes: `population` if there is one, else `fixed`."""
     if population is None:
         return fixed
     if peers is None:
@@ -321,7 +321,7 @@ def _targets(
     unconditional: tuple[Tensor | None, Tensor | None],
     attracting: tuple[Tensor, Tensor | None],
 ) -> tuple[Float[Tensor, "g k d"], Float[Tensor, "g m d"], Float[Tensor, "g p d"], Float[Tensor, "g k"] | None]:
-    """Return all targets, of these the negatives and the positives, and their weights, from (samples, weights) of every set."""
+    """Return all targets, the negatives and the positives among them, and their weights, from (samples, weights) of every set."""
     if fixed.ndim != 3:
         raise InputError(f"generated has shape {tuple(fixed.shape)}: pass [g, n, d], with g = 1 for a single problem")
     sets = [(samples, weights) for samples, weights in (repelling, unconditional, attracting) if samples is not None]
@@ -339,8 +339,8 @@ def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:
 def _feature_scale(
     distances: Float[Tensor, "g n k"], weights: Float[Tensor, "g k"] | None, known: Tensor | float | None, peers: Peers | None
 ) -> Float[Tensor, ""]:
-    """Bound the distances from below, in place; return the known scale, or mean(distance * weight) / mean(weight) over all
-    groups, rows and targets of all processes, self-distances included.
+    """Clamp the distances from below, in place; return the known scale, or mean(distance * weight) / mean(weight) over all
+    groups, rows and targets of all processes, including self-distances.
     """
     distances.clamp_(min=_SMALLEST_DISTANCE)
     if known is not None:
@@ -353,16 +353,16 @@ def _feature_scale(
 
 def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float]) -> Float[Tensor, " t"]:
     """Return the temperatures in the units of the features."""
-    # Not by a tensor of temperatures: to move one to a device is to wait for the device, for every feature.
+    # A tensor of temperatures would have to be moved to the device, which waits for it, once per feature.
     return torch.stack([scale.clamp(min=_SMALLEST_SCALE) * float(temperature) for temperature in temperatures])
 
 
 def _norms(
     drift: Tensor, unit: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None, peers: Peers | None
 ) -> dict[float, Tensor]:
-    """Return the mean square of drift / unit at each temperature, or those that are known."""
+    """Return the mean square of drift / unit at each temperature, or the known ones."""
     if known is None:
-        # Of each row first: squares of the whole drift would be as large as it is.
+        # Reduce each row first: a tensor of squares would be as large as the drift.
         squares = (torch.linalg.vector_norm(drift, dim=3) / unit).square().mean((1, 2)) / drift.shape[3]
         return dict(zip(map(float, temperatures), mean_over(peers, squares).unbind(), strict=True))
     missing = [float(temperature) for temperature in temperatures if float(temperature) not in known]
@@ -376,7 +376,7 @@ def _spread_of_all(spread: Statistics | None, peers: Peers | None) -> Statistics
 
 
 def _total(drift: Float[Tensor, "t g n d"], norms: Mapping[float, Tensor] | None) -> Float[Tensor, "g n d"]:
-    """Return the sum over temperatures, each divided by the root of its norm where `norms` are given."""
+    """Return the sum over temperatures, each divided by the square root of its norm if `norms` are given."""
     if norms is None:
         return drift.sum(0)
     factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()

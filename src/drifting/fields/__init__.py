@@ -1,4 +1,4 @@
-"""Drift fields: functions from generated and real samples to the direction in which each generated sample should move."""
+"""Drift fields: functions of generated and real samples that return the direction in which each generated sample should move."""
 
 from drifting.fields.base import DriftField, Field, Peers, Statistics
 from drifting.fields.diagnostics import KernelStatistics, kernel_statistics, mean_shift_at

@@ -1,13 +1,13 @@
-"""What a drift field is, and what it may know of the other processes over which a step is split.
+"""The interface of a drift field, and of the processes over which a step can be split.
 
-A step is split in one of two ways, and either gives the field of the whole:
+A step can be split in two ways. Both give the field of the whole step:
 
-- groups are split: every process has groups of its own, whole. Only the feature scale, the drift norms and the statistics, which
-  are means over all groups, know of the others.
-- the rows of each group are split: of a population of N generated samples every process moves n, and sees all N as targets. Then
-  the column normalizers, sums over the moved samples, are those of all processes too.
+- by groups: every process holds complete groups of its own. Only the feature scale, the drift norms and the statistics need the
+  other processes, because they are means over all groups.
+- by the rows of each group: every process moves n of the N generated samples of a population and sees all N as targets. The column
+  normalizers, which are sums over the moved samples, are then computed over all processes too.
 
-Nothing here communicates: whoever has processes implements `Peers` over them.
+This module does not communicate. `Peers` is implemented by whatever manages the processes, such as `drifting.distributed`.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Statistics(Protocol):
-    """What a field tells of itself: a NamedTuple of numbers for each temperature."""
+    """Statistics of a field: a NamedTuple with one number per temperature in each entry."""
 
     def _asdict(self) -> dict[str, Float[Tensor, " t"]]: ...
 
@@ -30,15 +30,15 @@ class Statistics(Protocol):
 
 @runtime_checkable
 class Field(Protocol):
-    """What the loss asks of a drift field: the drift at every temperature from one pass over the distances.
+    """A drift field: computes the drift at every temperature from one pass over the distances.
 
-    A field that can be split takes `peers` as well, see `MeanShift`; it is passed only where rows are split over processes.
-    A field may also have
+    A field that supports split rows also takes `peers`, see `MeanShift`. The loss passes it only when rows are split over
+    processes. A field may have two optional methods:
 
-    - `statistics`, called with the same arguments but `distances`: a NamedTuple of numbers for each temperature, for the log;
+    - `statistics`, called with the same arguments except `distances`: a NamedTuple with one number per temperature, for the log;
     - `at(points, generated, positives, temperature=)`: the drift at any points [q, d] among samples [n, d], for pictures.
 
-    What a field does not have is left out of logs and pictures.
+    Logs and pictures leave out what a field does not provide.
     """
 
     def __call__(
@@ -55,22 +55,22 @@ class Field(Protocol):
         """Return the drift of `generated`.
 
         Args:
-            generated: the samples to be moved.
+            generated: the samples to move.
             positives: real samples, which attract.
-            negatives: samples that repel; the first `num_self` are the generated rows themselves, which do not act on themselves.
+            negatives: samples that repel. The first `num_self` are the generated rows; a row does not repel itself.
             temperatures: kernel bandwidths, in the units of the distances.
-            weights: one per target, negatives first, multiplying its affinity; None for ones.
-            num_self: how many of the leading negatives are the generated rows.
-            distances: from generated to [negatives | positives] where already known; the field may overwrite it.
+            weights: one weight per target, negatives first, which multiplies its affinity; None for ones.
+            num_self: number of leading negatives that are the generated rows.
+            distances: distances from generated to [negatives | positives] if already known; the field may overwrite them.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DriftField(ABC):
-    """A field that is its own configuration: a frozen dataclass of its parameters, which a run can name and save.
+    """A field that is its own configuration: a frozen dataclass of its parameters.
 
-    A configuration names it by its class, of those that this package offers.
+    A saved configuration stores the name of the class, which must be exported by this package.
     """
 
     @abstractmethod
@@ -80,25 +80,25 @@ class DriftField(ABC):
 
 @runtime_checkable
 class Peers(Protocol):
-    """The processes over which a step is split; all call the same methods in the same order, with equal shapes.
+    """The processes over which a step is split. All of them call the same methods in the same order, with equal shapes.
 
     Attributes:
         rank: number of this process, from 0.
-        size: how many there are.
+        size: number of processes.
     """
 
     rank: int
     size: int
 
     def all_reduce_sum(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return the sum of every element over the processes, the same on each; `value` is a constant and may be overwritten."""
+        """Return the sum of every element over all processes, on each of them; `value` has no gradient and may be overwritten."""
         ...
 
     def all_reduce_min(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return the minimum of every element over the processes, likewise; elements may be infinite."""
+        """Return the minimum of every element over all processes, on each of them; elements may be infinite."""
         ...
 
 
 def mean_over(peers: Peers | None, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return the mean of every element over the processes: `value` itself where there are no others."""
+    """Return the mean of every element over the processes, or `value` itself if there is only one process."""
     return value if peers is None else peers.all_reduce_sum(value) / peers.size

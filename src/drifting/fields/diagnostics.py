@@ -1,4 +1,4 @@
-"""Looking at a mean-shift field: how its kernel spreads over the targets, and where it points between the samples.
+"""Diagnostics of a mean-shift field: how its kernel spreads over the targets, and where the field points between the samples.
 
 Shapes: t temperatures, g groups, n generated, p positives, m negatives, q points, d coordinates.
 """
@@ -18,8 +18,8 @@ from drifting.fields.mean_shift import Targets
 class KernelStatistics(NamedTuple):
     """How the kernel spreads at each temperature, averaged over all generated samples.
 
-    An effective number of neighbors near 1 means a one-hot kernel (temperature too small for the batch); near the number of
-    candidates, a flat one (too large). Both stall silently.
+    An effective number of neighbors near 1 means a one-hot kernel: the temperature is too small for the batch. A number near that
+    of the candidates means a flat kernel: the temperature is too large. In both cases training stalls silently.
     """
 
     positive_neighbors: Float[Tensor, " t"]
@@ -36,20 +36,20 @@ def mean_shift_at(
     temperature: float,
     affinity_floor: float = 0.0,
 ) -> Float[Tensor, "q d"]:
-    """Return the drift that a test particle would feel at `points`: where the field of the samples points, for drawing.
+    """Return the drift that a test particle would feel at `points`, to draw the field.
 
-    The points only look: the column normalizers are those of the generated samples, so that the picture does not depend on
-    which or how many points are asked for. An affinity is at most 1, as it is between samples.
+    The points do not change the field: the column normalizers are those of the generated samples, so the drift at one point does
+    not depend on the other points. Affinities are clamped to at most 1, as they are between samples.
 
     Args:
-        points: where to look.
+        points: where to evaluate the field.
         generated: the samples that repel.
         positives: real samples, which attract.
         temperature: bandwidth of the kernel, in the units of the coordinates; above 0.
         affinity_floor: lower bound of the squared affinity.
 
     Raises:
-        InputError: if shapes disagree or the temperature is not positive and finite.
+        InputError: if the shapes do not match or the temperature is not positive and finite.
     """
     check_temperature(temperature)
     check_shapes(points, generated, positives)
@@ -61,7 +61,7 @@ def mean_shift_at(
     column = pairwise.column_potential(of_samples, of_samples.amin(1, keepdim=True), scale)
     distances = pairwise.pairwise_distances(points[None], targets.coordinates)
     row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale)
-    # Where no sample is near a target, its column normalizer is far too large for a point that is.
+    # A target without samples nearby has a column normalizer that is far too large for a point close to it.
     affinity = pairwise.affinity(distances, row, column, scale, affinity_floor).clamp_(max=1)
     return targets.drift(affinity, slice(0, 1))[0]
 
@@ -80,8 +80,8 @@ def kernel_statistics(
 ) -> KernelStatistics:
     """Return how the mean-shift kernel spreads over its targets. Arguments as in `mean_shift_field` and `MeanShift`.
 
-    With peers the kernel is that of all rows, and the averages are over the rows of this process: their mean over processes is
-    what the undivided call returns.
+    With peers, the kernel covers the rows of all processes and the averages those of this process. Their mean over the processes
+    is what one call with all rows returns.
     """
     check_weights(weights)
     targets = Targets(positives, negatives, weights)
@@ -98,7 +98,7 @@ def kernel_statistics(
 
 
 def _effective_number(affinity: Float[Tensor, "g r k"]) -> Float[Tensor, "g r"]:
-    """Return (sum A)^2 / sum A^2 of each row: k for equal affinities, 1 for a single one, 0 for none."""
+    """Return (sum A)^2 / sum A^2 of each row: k for equal affinities, 1 for a single nonzero one, 0 for none."""
     peak = affinity.amax(2, keepdim=True)
     relative = affinity / peak.clamp(min=torch.finfo(affinity.dtype).tiny)
     return relative.sum(2).square_() / relative.square().sum(2).clamp_(min=1)

@@ -5,13 +5,13 @@ Equation (paper, Algorithm 2), with the affinity A of `pairwise`, split into its
     S+_i = sum_j A+_ij,   S-_i = sum_j A-_ij
     V_i  = S-_i * sum_j A+_ij y+_j  -  S+_i * sum_j A-_ij y-_j
 
-Both sides carry the mass S+ S-, so the field is antisymmetric under swapping data and generated samples. The cross weights are
-those of the mathematics, out of place; the printed pseudo-code, read in place, would give attraction 1.5 times the mass.
+Both sums have the mass S+ S-, so swapping data and generated samples flips the sign of the field. The cross weights follow the
+equation, computed out of place. The printed pseudo-code, executed in place, would give attraction 1.5 times the mass.
 
 Shapes: t temperatures, g groups (independent problems), n generated, p positives, m negatives, d coordinates.
 
-Source: paper, Algorithm 2 and section 3.3. The release clamps the squared affinity from below at 1e-6 (`affinity_floor`),
-which the paper does not mention: a weak uniform pull, harmful on low-dimensional data of several modes.
+Source: paper, Algorithm 2 and section 3.3. The release clamps the squared affinity from below at 1e-6 (`affinity_floor`), which the
+paper does not mention. The clamp acts as a weak uniform pull and harms low-dimensional data with several modes.
 """
 
 from dataclasses import dataclass
@@ -42,18 +42,18 @@ def mean_shift(
     Args:
         generated: samples [n, d], or [g, n, d] for g independent problems.
         positives: real samples.
-        negatives: samples that repel. None means the generated samples themselves, each blind to itself; an independent second
-            generated batch is passed here and every pair counts.
+        negatives: samples that repel. With None the generated samples repel each other, and no sample repels itself. Pass an
+            independent second generated batch to count every pair.
         temperature: bandwidth of the kernel exp(-distance / temperature), in the units of the coordinates; above 0.
         affinity_floor: lower bound of the squared affinity (the release: 1e-6).
         positive_weights: non-negative weight of each positive's affinity; ones by default.
-        negative_weights: the same for the negatives (for the generated rows where `negatives` is None).
+        negative_weights: the same for the negatives, or for the generated rows if `negatives` is None.
 
     Returns:
-        The drift, shaped like `generated`. float64 stays float64; half precision is computed and returned in float32.
+        The drift, shaped like `generated`: float64 for float64 samples, float32 for all others, including half precision.
 
     Raises:
-        InputError: if shapes disagree or the temperature is not positive and finite.
+        InputError: if the shapes do not match or the temperature is not positive and finite.
 
     Source: paper, Algorithm 2.
     """
@@ -85,7 +85,7 @@ def mean_shift_field(
     affinity_floor: float = 0.0,
     distances: Float[Tensor, "g n m+p"] | None = None,
 ) -> Float[Tensor, "t g n d"]:
-    """Return the mean-shift drift at every temperature: the `Field` of the paper. Arguments as in `Field` and `mean_shift`."""
+    """Return the mean-shift drift at every temperature, as a `Field` does. Arguments as in `Field` and `mean_shift`."""
     field = MeanShift(affinity_floor)
     return field(
         generated, positives, negatives, temperatures=temperatures, weights=weights, num_self=num_self, distances=distances
@@ -94,7 +94,7 @@ def mean_shift_field(
 
 @dataclass(frozen=True)
 class MeanShift(DriftField):
-    """The mean shift: a `Field` whose rows may be split over processes.
+    """The mean shift: a `Field` whose rows can be split over processes.
 
     Attributes:
         affinity_floor: Lower bound of the squared affinity; 0 for none, 1e-6 in the authors' release.
@@ -115,10 +115,10 @@ class MeanShift(DriftField):
         distances: Float[Tensor, "g n m+p"] | None = None,
         peers: Peers | None = None,
     ) -> Float[Tensor, "t g n d"]:
-        """Return the drift of `generated` at every temperature. Arguments as in `Field`, and one more.
+        """Return the drift of `generated` at every temperature. Arguments as in `Field`, plus `peers`.
 
-        `peers` are the processes over which the rows are split: then the leading negatives are the rows of all of them in turn,
-        and the first `num_self` rows here find themselves from negative rank * n on.
+        `peers` are the processes over which the rows are split. The leading negatives are then the rows of all processes in the
+        order of their ranks, so the `num_self` rows of this process begin at negative rank * n.
         """
         check_weights(weights)
         targets = Targets(positives, negatives, weights)
@@ -132,7 +132,7 @@ class MeanShift(DriftField):
 
     def statistics(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Statistics:
         """Return how the kernel spreads, see `diagnostics.kernel_statistics`."""
-        from drifting.fields.diagnostics import kernel_statistics  # which is built on this module
+        from drifting.fields.diagnostics import kernel_statistics  # imports this module
 
         return kernel_statistics(generated, positives, negatives, **options, affinity_floor=self.affinity_floor)
 
@@ -144,12 +144,12 @@ class MeanShift(DriftField):
 
 
 class Targets:
-    """Negatives and positives side by side, with their weights folded into the sums that the field needs."""
+    """Negatives and positives side by side, prepared for the weighted sums that the field needs."""
 
     def __init__(self, positives: Tensor, negatives: Tensor, weights: Tensor | None) -> None:
         self._sides = (negatives, positives)
         self.num_negatives = split = negatives.shape[1]
-        # Rows [w * (y - center) | w]: one product with the affinity gives both the weighted sum and the mass.
+        # Rows are [w * (y - center) | w], so one product with the affinity gives both the weighted sum and the mass.
         width = positives.shape[2]
         center = (negatives.sum(1, keepdim=True) + positives.sum(1, keepdim=True)) / (split + positives.shape[1])
         summed = positives.new_empty(len(positives), split + positives.shape[1], width + 1)
@@ -158,16 +158,16 @@ class Targets:
         summed[..., width] = 1
         if weights is not None:
             summed *= weights[..., None]
-        # With the targets innermost a product with few coordinates is five times faster on a CPU.
+        # For few coordinates, a product with the targets as the innermost axis is five times faster on a CPU.
         self._summed = summed.mT.contiguous().mT if width <= pairwise.DIRECT_DIMENSIONS else summed
 
     @property
     def coordinates(self) -> Float[Tensor, "g k d"]:
-        """The targets themselves, negatives first."""
+        """The targets, negatives first."""
         return torch.cat(self._sides, 1)
 
     def drift(self, affinity: Float[Tensor, "g r k"], groups: slice, out: Tensor | None = None) -> Float[Tensor, "g r d"]:
-        """Return the cross-weighted difference of attraction and repulsion for the rows of one tile."""
+        """Return the cross-weighted attraction minus repulsion for the rows of one tile."""
         split = self.num_negatives
         negative = affinity[..., :split] @ self._summed[groups, :split]
         positive = affinity[..., split:] @ self._summed[groups, split:]

@@ -1,18 +1,18 @@
-"""How pairwise work is done: distances and doubly normalized affinities, in tiles that stay in cache.
+"""Pairwise distances and doubly normalized affinities, computed in tiles that stay in cache.
 
 Equation (paper, Algorithm 2), for the logits l_ij = -|x_i - y_j| / temperature:
 
     A_ij = sqrt( softmax_j(l)_ij * softmax_i(l)_ij ) = exp( l_ij + r_i + c_j ),
     r_i = -logsumexp_j(l_ij) / 2,    c_j = -logsumexp_i(l_ij) / 2
 
-so that two vectors, the row and the column potential, and one exponential per entry make the whole matrix. Nothing but the
-distances is ever stored at full size. A masked pair is a distance of infinity and gets affinity 0.
+so two vectors (the row and the column potential) and one exponential per entry give the whole matrix. Only the distances are stored
+at full size. A masked pair has distance infinity and affinity 0.
 
-Where rows are split over processes, only the minimum and the sum of each column are those of all of them.
+If rows are split over processes, the minimum and the sum of each column are reduced over all processes.
 
 Shapes: g groups (independent problems), n rows (generated samples), k columns (targets), d coordinates.
 
-Source: paper, Algorithm 2; the arrangement is ours.
+Source: paper, Algorithm 2; the two potentials and the tiles are ours.
 """
 
 import itertools
@@ -26,20 +26,20 @@ from torch import Tensor
 from drifting._checks import constant
 from drifting.fields.base import Peers
 
-# Entries a tile may hold. On a CPU one tile and its buffer fit the second-level cache of a core; elsewhere tiles only bound memory.
+# Largest number of entries of a tile. On a CPU a tile and its buffer fit the L2 cache of a core; elsewhere tiles only bound memory.
 _CPU_TILE = 2**19
 _DEVICE_TILE = 2**26
 
 # Up to this many coordinates, summing squared differences directly is as fast as a matrix product, and exact near zero.
 DIRECT_DIMENSIONS = 8
 
-# Logits below this count as this: e^-69 is 1e-30, far from the denormal numbers on which a CPU is slow.
+# Logits are clamped here: e^-69 is 1e-30, far above the denormal numbers on which a CPU is slow.
 _UNDERFLOW = -69.0
 _MAX_SCALE = 1e20
 
 
 def tiles(shape: Sequence[int], device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Cut a [g, n, k] problem into (groups, rows) slices: several small groups at once, or some rows of one large group."""
+    """Cut a [g, n, k] problem into (groups, rows) slices: several small groups together, or some rows of one large group."""
     groups, rows, columns = shape
     budget = _CPU_TILE if device.type == "cpu" else _DEVICE_TILE
     group_step = max(1, budget // max(1, rows * columns))
@@ -50,13 +50,13 @@ def tiles(shape: Sequence[int], device: torch.device) -> Iterator[tuple[slice, s
 
 
 class Memory:
-    """Memory for one matrix, kept between calls: fetching fresh pages from the system costs a CPU more than the distances do."""
+    """Memory for one matrix, kept between calls: on a CPU, fresh pages from the system cost more time than the distances."""
 
     def __init__(self) -> None:
         self._flat = torch.empty(0)
 
     def matrix(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return an uninitialized tensor of a shape; whatever was returned before is overwritten."""
+        """Return an uninitialized tensor of a shape. It shares its memory with the tensors returned before."""
         size = math.prod(shape)
         if self._flat.numel() < size or self._flat.dtype != like.dtype or self._flat.device != like.device:
             self._flat = like.new_empty(size)
@@ -69,13 +69,13 @@ def pairwise_distances(
 ) -> Float[Tensor, "g n k"]:
     """Return the Euclidean distance of every x to every y of its group, in the dtype of x.
 
-    The expansion |x|^2 + |y|^2 - 2xy loses digits far from the origin and near zero. So few coordinates are subtracted
-    directly; many are centered first, and on a CPU their products are summed in float64.
+    The expansion |x|^2 + |y|^2 - 2xy loses digits far from the origin and near zero. Therefore up to `DIRECT_DIMENSIONS`
+    coordinates are subtracted directly; more are centered first, and on a CPU their products are summed in float64.
     """
     out = (memory or Memory()).matrix((x.shape[0], x.shape[1], y.shape[1]), like=x)
     prepare = _by_difference if x.shape[-1] <= DIRECT_DIMENSIONS else _by_expansion
     center = y.mean(1, keepdim=True)
-    # Samples are centered and copied for a few groups at a time: of many groups of wide features they are the most memory.
+    # Samples are centered and copied for a few groups at a time, because copies of many groups of wide features need most memory.
     for groups, tiles_of_groups in itertools.groupby(_scratch_tiles(out), lambda tile: tile[0]):
         fill = prepare(x[groups] - center[groups], y[groups] - center[groups])
         for _, rows, scratch in tiles_of_groups:
@@ -85,7 +85,7 @@ def pairwise_distances(
 
 
 def _by_difference(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, Tensor, Tensor], None]:
-    """Return the function that writes the squared distances of one tile, one coordinate after the other."""
+    """Return a function that writes the squared distances of one tile, one coordinate after the other."""
     x, y = (samples.movedim(-1, 0).contiguous() for samples in (x, y))
 
     def fill(rows: slice, out: Tensor, scratch: Tensor) -> None:
@@ -97,7 +97,7 @@ def _by_difference(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Call
 
 
 def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Callable[[slice, Tensor, Tensor], None]:
-    """Return the function that writes the squared distances of one tile, by |x|^2 + |y|^2 - 2xy."""
+    """Return a function that writes the squared distances of one tile as |x|^2 + |y|^2 - 2xy."""
     wide = torch.float64 if x.device.type == "cpu" else x.dtype
     y = y.to(wide)
     norms = _squared_norms(y).mT
@@ -112,12 +112,12 @@ def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Calla
 
 
 def _squared_norms(samples: Float[Tensor, "g n d"]) -> Float[Tensor, "g n 1"]:
-    """Return |x|^2, without a matrix of squares on the way."""
+    """Return |x|^2 without a temporary matrix of squares."""
     return torch.linalg.vector_norm(samples, dim=-1, keepdim=True).square_()
 
 
 def mask_self(distances: Float[Tensor, "g n k"], count: int, peers: Peers | None = None) -> None:
-    """Mask in place the pairs (i, i) of the first `count` columns, which are the rows themselves, or those of all peers in turn."""
+    """Mask the pairs (i, i) in place; the first `count` columns are the rows themselves, or the rows of all peers in rank order."""
     first = 0 if peers is None else peers.rank * distances.shape[1]
     distances[..., first:].diagonal(dim1=1, dim2=2)[:, :count] = torch.inf
 
@@ -137,7 +137,7 @@ def column_potential(
 ) -> Float[Tensor, "g 1 k"]:
     """Return c_j, half the negative log-sum-exp of each column's logits `scale * distances` over the rows of all peers.
 
-    `nearest` is the minimum of each column, over the rows of all peers likewise.
+    `nearest` is the minimum of each column, also over the rows of all peers.
     """
     shift = nearest.masked_fill(nearest == torch.inf, 0) * scale
     total = torch.zeros_like(shift)
@@ -151,7 +151,7 @@ def column_potential(
 def affinity(
     distances: Float[Tensor, "g r k"], row: Tensor, column: Tensor, scale: Tensor, floor: float, out: Tensor | None = None
 ) -> Float[Tensor, "g r k"]:
-    """Return A = exp(scale * distances + row + column), its square clamped from below at `floor`."""
+    """Return A = exp(scale * distances + row + column), with its square clamped from below at `floor`."""
     logits = torch.addcmul(column, distances, scale, out=out).add_(row)
     if floor > 0:
         return _exp_(logits, math.log(floor) / 2)
@@ -161,7 +161,7 @@ def affinity(
 def affinity_tiles(
     distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"], floor: float, peers: Peers | None = None
 ) -> Iterator[tuple[int, slice, slice, Float[Tensor, "g r k"]]]:
-    """Yield (temperature index, groups, rows, affinity) for every tile at every temperature; the next tile reuses the memory."""
+    """Yield (temperature index, groups, rows, affinity) for every tile and temperature. The next tile overwrites the affinity."""
     nearest_target, nearest_row = distances.amin(2, keepdim=True), distances.amin(1, keepdim=True)
     nearest_row = nearest_row if peers is None else peers.all_reduce_min(nearest_row)
     for index, scale in enumerate(kernel_scale(temperatures)):
@@ -173,12 +173,12 @@ def affinity_tiles(
 
 
 def kernel_scale(temperatures: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
-    """Return -1 / temperature, bounded so that its product with any ordinary distance stays finite in float32."""
+    """Return -1 / temperature, clamped so that its product with any ordinary distance is finite in float32."""
     return -temperatures.reciprocal().clamp(max=_MAX_SCALE)
 
 
 def _scratch_tiles(matrix: Float[Tensor, "g n k"]) -> Iterator[tuple[slice, slice, Float[Tensor, "g r k"]]]:
-    """Yield the tiles of a matrix with memory for one tile, the same each time: fresh memory costs more than the arithmetic."""
+    """Yield the tiles of a matrix, each with the same scratch memory: fresh memory costs more time than the arithmetic."""
     memory = matrix.new_empty(0)
     for groups, rows in tiles(matrix.shape, matrix.device):
         shape = matrix[groups, rows].shape
@@ -187,5 +187,5 @@ def _scratch_tiles(matrix: Float[Tensor, "g n k"]) -> Iterator[tuple[slice, slic
 
 
 def _exp_(logits: Tensor, lowest: float) -> Tensor:
-    """Exponentiate in place, clamped below: results that underflow cost a CPU a hundred times more, here and in every product."""
+    """Exponentiate clamped logits in place: denormal results make this and every later product a hundred times slower on a CPU."""
     return logits.clamp_(min=lowest).exp_()

@@ -62,7 +62,7 @@ class MLP(Generator):
         guidance_scale: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b *sample"]:
         """Return one sample per row of noise; a conditional generator needs `labels`, a guided one takes no scale for 1."""
-        # The logarithm of 1, which is no guidance, shifts nothing.
+        # Guidance scale 1 (none) has logarithm 0 and shifts nothing.
         logarithm = guidance_scale.log().to(noise)[:, None] if self.guided and guidance_scale is not None else None
         features = noise
         for index, layer in enumerate(self.hidden):
