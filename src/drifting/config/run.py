@@ -44,8 +44,45 @@ class LossConfig:
         return DriftingLoss(**vars(self))
 
 
+class TrainingConfig:
+    """What the configuration of any training says of it.
+
+    Attributes:
+        noun: what comes of it: a "generator", a "classifier" or an "encoder".
+        finds_labels: whether labels are read even where classes are not used.
+        short: parts whose settings have names of their own in the configuration, and so can be named without the part.
+        changeable: parts of which some settings may change when a training is resumed.
+    """
+
+    noun: ClassVar[str]
+    finds_labels: ClassVar[bool] = False
+    short: ClassVar[tuple[str, ...]] = ("", "encoder")
+    changeable: ClassVar[tuple[str, ...]] = ()
+    preset: str
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether an encoder is trained before a generator."""
+        return False
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.preset
+
+    @property
+    def optimization(self) -> Any:
+        """The part that holds the number of steps."""
+        return self
+
+    @property
+    def plans_all_steps(self) -> bool:
+        """Whether the learning rate falls over all steps: with other steps in all, those behind would have been others."""
+        return getattr(self.optimization, "warmup_steps", None) is None
+
+
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(TrainingConfig):
     """One run, completely.
 
     Attributes:
@@ -64,7 +101,8 @@ class RunConfig:
     """
 
     noun: ClassVar[str] = "generator"
-    finds_labels: ClassVar[bool] = False
+    short: ClassVar[tuple[str, ...]] = ("", "schedule", "loss", "loss.field", "generator")
+    changeable: ClassVar[tuple[str, ...]] = ("schedule", "generator")
 
     preset: str = field(metadata=FOUND)
     data: Data
@@ -121,9 +159,19 @@ class RunConfig:
         """Return the network of the encoder, untrained unless it has weights, on the CPU; None where there is none."""
         return _encoder_network(self.encoder, self.data, self.seed)
 
+    @property
+    def optimization(self) -> Any:
+        """The schedule."""
+        return self.schedule
+
+    @property
+    def plans_all_steps(self) -> bool:
+        """Never, for the learning rate of a generator stays where it is."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
+class ClassifierConfig(TrainingConfig):
     """The training of an `encoders.classifier.Classifier`: for evaluation only.
 
     It learns from four training images in five; the others make the floors of evaluations.
@@ -145,7 +193,6 @@ class ClassifierConfig:
     """
 
     noun: ClassVar[str] = "classifier"
-    finds_labels: ClassVar[bool] = False
 
     preset: str = field(metadata=FOUND)
     data: ImagesData
@@ -184,7 +231,7 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderRunConfig:
+class EncoderRunConfig(TrainingConfig):
     """The training of a feature encoder on its own; later runs name its weights in the `weights` of their encoder.
 
     Attributes:
@@ -200,6 +247,7 @@ class EncoderRunConfig:
     noun: ClassVar[str] = "encoder"
     # An encoder that learns without labels is measured by them.
     finds_labels: ClassVar[bool] = True
+    changeable: ClassVar[tuple[str, ...]] = ("encoder",)
 
     preset: str = field(default="train-encoder", metadata=FOUND)
     data: Data
@@ -225,6 +273,16 @@ class EncoderRunConfig:
     def kind(self) -> str:
         """What `drifting train-encoder` calls it."""
         return str(self.encoder.kind)
+
+    @property
+    def title(self) -> str:
+        """The preset, and the kind of the encoder."""
+        return f"{self.preset} {self.kind}"
+
+    @property
+    def optimization(self) -> Any:
+        """The encoder."""
+        return self.encoder
 
     @property
     def learns_classes(self) -> bool:
@@ -263,3 +321,8 @@ class ReleasedConfig:
     noun: ClassVar[str] = "converted artifact"
 
     metadata: dict[str, Any]
+
+    @property
+    def released_as(self) -> str:
+        """What the release calls networks of this kind: "gen" or "mae"."""
+        return str(self.metadata.get("kind"))

@@ -303,6 +303,8 @@ class MAEConfig(MaskedTraining, EncoderConfig):
     objective: ClassVar[str | None] = "masked"
     kind: ClassVar[str | None] = "mae"
     alone: ClassVar[bool] = True
+    # What the release calls networks of this kind.
+    released_as: ClassVar[str] = "mae"
 
     width: int = 64
     patch: int = 2

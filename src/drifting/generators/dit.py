@@ -13,6 +13,7 @@ Source: paper; the details are facts of the authors' release, whose outputs it r
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -174,6 +175,9 @@ class DiT(Generator):
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(DiTSize, GeneratorConfig):
     """A `DiT` of this size; for its other settings see there. With an `output_std` of 0 it starts as the release's does."""
+
+    # What the release calls networks of this kind.
+    released_as: ClassVar[str] = "gen"
 
     bounded: bool = True
     output_std: float = 0.75

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,7 +15,7 @@ from drifting.encoders.resnet import ResNet, available_features, stage_depths
 from drifting.errors import InputError
 from drifting.presets.cifar10 import FOUR
 from drifting.presets.images import features_of
-from drifting.presets.settings import Setting, described
+from drifting.presets.settings import Setting, adjust, described
 
 KINDS: dict[str, type[ResNetConfig | SimCLRConfig | MAEConfig]] = {
     "supervised": ResNetConfig,
@@ -80,13 +80,14 @@ def trained_by(weights: str) -> Any:
 
 def _features(before: EncoderConfig, trained: AutoencoderConfig | ResNetConfig, shape: tuple[int, int, int]) -> tuple[str, ...]:
     """Return what a run drifts in: the features that it had, or those of the presets, as far as the trained network has them."""
+    chosen = getattr(before, "features", None) if type(before) is type(trained) else None
     if isinstance(trained, AutoencoderConfig):
-        return before.features if isinstance(before, AutoencoderConfig) else features_of(shape)
+        return chosen or features_of(shape)
     halves = (0.5,) * shape[0]
     with torch.device("meta"):
         sizes = {"small_stem": trained.small_stem, "statistics": (halves, halves)}
         known = available_features(ResNet(trained.arch, shape, num_classes=None, width=1, **sizes))
-    return tuple(name for name in (before.features if isinstance(before, ResNetConfig) else FOUR) if name in known)
+    return tuple(name for name in chosen or FOUR if name in known)
 
 
 def encoder(
@@ -117,14 +118,13 @@ def encoder(
 
     Command: drifting train-encoder simclr. Hardware, time, expected: not run.
     """
-    settings = _checked(kind, settings)
     images = ImagesData(name=called(name, data), path=data, image_size=image_size, channels=channels)
-    return EncoderRunConfig(data=images, encoder=KINDS[kind](**settings), seed=seed, device=device)
+    return _adjusted(EncoderRunConfig(data=images, encoder=_kind(kind)(), seed=seed, device=device), settings)
 
 
 def choices(kind: str) -> list[Setting]:
     """Return what can be chosen of an encoder before its settings, or raise InputError if there is no such kind."""
-    _checked(kind, {})
+    _kind(kind)
     help_of = described(encoder)
     kinds = {"name": str, "data": str, "image_size": int, "channels": int}
     chosen = [Setting(name, of | None, None, help_of[name]) for name, of in kinds.items()]
@@ -146,10 +146,9 @@ def resumed_encoder(
         InputError: as `encoder`; if the saved one is of something else, or of other images.
     """
     images = {key: settings.pop(key) for key in ("image_size", "channels") if key in settings}
-    run = {key: settings.pop(key) for key in ("seed", "device") if key in settings}
-    settings = _checked(kind, settings)
-    found = saved.kind if isinstance(saved, EncoderRunConfig) else saved.preset
-    if not isinstance(saved, EncoderRunConfig) or found != kind:
+    _kind(kind)
+    found = getattr(saved, "kind", saved.preset)
+    if found != kind:
         raise InputError(f"kind is '{kind}', but the run to resume has {found}: name another --save-dir")
     if name is not None:
         images["name"] = name
@@ -159,17 +158,18 @@ def resumed_encoder(
     for key, value in images.items():
         if value != before.get(key):
             raise InputError(f"{key} is '{value}', but the run to resume has {before.get(key)}: leave it out")
-    return dataclasses.replace(saved, encoder=dataclasses.replace(saved.encoder, **settings), **run)
+    return _adjusted(cast(EncoderRunConfig, saved), settings)
 
 
-def _checked(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as fields of the kind's configuration, or raise InputError."""
+def _kind(kind: str) -> type[ResNetConfig | SimCLRConfig | MAEConfig]:
+    """Return the configuration of a kind of encoder, or raise InputError."""
     if kind not in KINDS:
         raise InputError(f"kind is '{kind}': did you mean '{nearest_name(kind, KINDS)}'? There are {', '.join(KINDS)}")
-    if kind == "mae" and "arch" in settings:
+    return KINDS[kind]
+
+
+def _adjusted(config: EncoderRunConfig, settings: dict[str, Any]) -> EncoderRunConfig:
+    """Return a configuration with some settings changed; `arch` stands for the depths of that network where there are depths."""
+    if "arch" in settings and hasattr(config.encoder, "depths"):
         settings = {"depths": stage_depths(settings["arch"]), **{key: settings[key] for key in settings if key != "arch"}}
-    known = {field.name for field in dataclasses.fields(KINDS[kind])}
-    for setting, value in settings.items():
-        if setting not in known:
-            raise InputError(f"{setting} is {value}, which '{kind}' does not take: leave it out")
-    return settings
+    return adjust(config, **settings)

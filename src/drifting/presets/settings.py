@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 
 from drifting._checks import nearest_name
 from drifting._json import read_value
-from drifting.config import AnyConfig, RunConfig
+from drifting.config import AnyConfig
 from drifting.data.dataset import FOUND
 from drifting.errors import InputError
+from drifting.training.schedule import Schedule
 
 Config = TypeVar("Config", bound=AnyConfig)
 
-# Parts of a configuration whose settings have names of their own in it, and so can be named without the part.
-_SHORT = ("", "schedule", "loss", "loss.field", "generator")
 # What a preset lets one choose -> the setting that it decides, and others with it.
 CHOICES = {
     "data": "data.path",
@@ -53,11 +52,8 @@ class Setting:
 
 def settings(config: Any) -> list[Setting]:
     """Return all settings of a configuration that can be set by hand, those of its parts included, in their order."""
-    parts = _parts(config)
-    return [
-        dataclasses.replace(setting, short=setting.name.rpartition(".")[2] if setting.name.rpartition(".")[0] in parts else None)
-        for setting in _settings(config, "")
-    ]
+    named = ((setting, *setting.name.rpartition(".")) for setting in _settings(config, ""))
+    return [dataclasses.replace(setting, short=last if part in config.short else None) for setting, part, _, last in named]
 
 
 def choices_of(make: Callable[..., Any]) -> list[Setting]:
@@ -119,31 +115,28 @@ def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int 
     """
     known = {setting.name: setting for setting in settings(config)}
     if encoder_steps is not None:
-        if not isinstance(config, RunConfig) or not config.trains_encoder:
+        if not config.trains_encoder:
             raise InputError(f"encoder_steps is {encoder_steps}, but no encoder is trained before a generator: leave it out")
         changes["encoder.steps"] = encoder_steps
-    if batch_size is not None and not isinstance(config, RunConfig):
+    by_label = "schedule.labels_per_step" in known
+    if batch_size is not None and not by_label:
         changes["batch_size"] = batch_size
     given: dict[str, Any] = {}
     for name, value in changes.items():
         if value is not None or "." in name:
             dotted = _dotted(name, value, known, config)
             given[dotted] = read_value(known[dotted].kind, value, name)
-    if batch_size is not None and isinstance(config, RunConfig):
-        given |= _batch(config, batch_size, given)
+    if batch_size is not None and by_label:
+        given |= _batch(config.optimization, batch_size, given)
     for one, other in (("microbatch_size", "labels_per_microbatch"), ("labels_per_microbatch", "microbatch_size")):
-        if given.get(f"schedule.{one}") is not None and isinstance(config, RunConfig):
+        if given.get(f"schedule.{one}") is not None:
             given.setdefault(f"schedule.{other}", None)
     return _replaced(config, given)
 
 
-def _parts(config: AnyConfig) -> tuple[str, ...]:
-    return _SHORT if isinstance(config, RunConfig) else ("", "encoder")
-
-
 def _dotted(name: str, value: Any, known: Mapping[str, Setting], config: AnyConfig) -> str:
     """Return the dotted name of a setting, or raise InputError if the configuration has none of that name."""
-    names = [name] if "." in name else [f"{part}.{name}".lstrip(".") for part in _parts(config)]
+    names = [name] if "." in name else [f"{part}.{name}".lstrip(".") for part in config.short]
     for dotted in names:
         if dotted in known:
             return dotted
@@ -151,15 +144,14 @@ def _dotted(name: str, value: Any, known: Mapping[str, Setting], config: AnyConf
     if "." in name:
         nearest = nearest_name(name, known)
         raise InputError(f"{name} is {shown}, which the preset '{config.preset}' does not take: did you mean {nearest}?")
-    short = {dotted.rpartition(".")[2] for dotted in known if dotted.rpartition(".")[0] in _parts(config)}
+    short = {setting.short for setting in known.values() if setting.short is not None}
     alike = difflib.get_close_matches(name, short | {"batch_size", "encoder_steps"} - {name}, n=1, cutoff=0.75)
     meant = f", or did you mean {alike[0]}?" if alike else ""
     raise InputError(f"{name} is {shown}, which the preset '{config.preset}' does not take: leave it out{meant}")
 
 
-def _batch(config: RunConfig, batch_size: int, given: Mapping[str, Any]) -> dict[str, int]:
+def _batch(before: Schedule, batch_size: int, given: Mapping[str, Any]) -> dict[str, int]:
     """Return the samples of each label in a step of so many samples over all its labels."""
-    before = config.schedule
     labels = given.get("schedule.labels_per_step", before.labels_per_step)
     if batch_size < labels:
         raise InputError(f"batch_size is {batch_size}: pass at least {labels}, one for each label in a step")

@@ -9,7 +9,7 @@ from typing import Any
 from drifting import config as configuration
 from drifting._files import clear_scratch
 from drifting.checkpoint import checkpoints, load_json, steps_done
-from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, ReleasedConfig, RunConfig
+from drifting.config import AnyConfig, ReleasedConfig, RunConfig
 from drifting.errors import InputError
 from drifting.training.recorder import CHECKPOINTS, EARLIER_SNAPSHOTS, SNAPSHOTS
 
@@ -65,7 +65,7 @@ def read_config(path: Path) -> RunConfig:
     if isinstance(config, ReleasedConfig):
         raise InputError(f"run is '{path.parent}', a converted artifact, which can only be sampled: name the folder of a training")
     if not isinstance(config, RunConfig):
-        kind = "a classifier" if isinstance(config, ClassifierConfig) else "an encoder"
+        kind = f"{'an' if config.noun == 'encoder' else 'a'} {config.noun}"
         raise InputError(f"run is '{path.parent}', {kind}, not a generator: name the folder of a generator")
     return config
 
@@ -75,14 +75,13 @@ def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> 
     if not resume:
         return make_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite", config=config)
     saved = saved_config(folder)
-    if type(saved) is not type(config):
-        kinds = {RunConfig: "generator", ClassifierConfig: "classifier", EncoderRunConfig: "encoder"}
-        raise InputError(f"save_dir is '{folder}', which holds no {kinds[type(config)]} to resume: name another folder")
+    if saved.noun != config.noun:
+        raise InputError(f"save_dir is '{folder}', which holds no {config.noun} to resume: name another folder")
     if getattr(saved.data, "path", None) == getattr(config.data, "path", None):
         saved.data.check()
     _check_same(saved, config)
     for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
-        steps_done(newest, _part_trained(config).steps)
+        steps_done(newest, config.optimization.steps)
     clear_writers(folder)
 
 
@@ -97,12 +96,10 @@ def unstarted(folder: Path) -> AnyConfig | None:
     if newest_checkpoint(folder) is not None or any((folder / name).exists() for name in _RESULTS):
         return None
     try:
-        config = configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
-    except InputError:  # no run's, or damaged
+        config = saved_config(folder)
+    except InputError:  # no training's, or damaged
         return None
-    if isinstance(config, ReleasedConfig) or ((folder / ENCODER_WEIGHTS).exists() and not isinstance(config, RunConfig)):
-        return None
-    return config
+    return config if config.noun == "generator" or not (folder / ENCODER_WEIGHTS).exists() else None
 
 
 def clear_unstarted(folder: Path, config: AnyConfig) -> None:
@@ -110,10 +107,9 @@ def clear_unstarted(folder: Path, config: AnyConfig) -> None:
     saved = unstarted(folder)
     if saved is None:
         return
-    alike = isinstance(saved, RunConfig) and isinstance(config, RunConfig)
-    parts = ("preset", "data", "encoder", "seed")
     own = [LOG, SNAPSHOTS, EARLIER_SNAPSHOTS, CHECKPOINTS, "features"]
-    alike = alike and all(getattr(saved, part) == getattr(config, part) for part in parts)
+    alike = saved.noun == config.noun == "generator"
+    alike = alike and all(getattr(saved, part) == getattr(config, part) for part in ("preset", "data", "encoder", "seed"))
     if not alike or not (folder / ENCODER_WEIGHTS).exists():
         own += [CONFIG, ENCODER_WEIGHTS, ENCODER_METRICS, RECONSTRUCTION]
     for name in own:
@@ -153,20 +149,10 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _part_trained(config: AnyConfig) -> Any:
-    """Return the part of a configuration that holds the steps of its training."""
-    if isinstance(config, RunConfig):
-        return config.schedule
-    return config.encoder if isinstance(config, EncoderRunConfig) else config
-
-
 def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
     """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
-    falls = not isinstance(saved, RunConfig) and getattr(_part_trained(saved), "warmup_steps", None) is None
-    # Where the learning rate falls over all steps, with other steps in all those behind would have been others.
-    free = tuple(name for name in _FREE if not (falls and name == "steps"))
-    parts = ("schedule", "generator") if isinstance(saved, RunConfig) else ("encoder",)
-    changed = {part: _as_in(getattr(saved, part), getattr(asked, part), free) for part in parts if hasattr(saved, part)}
+    free = tuple(name for name in _FREE if not (saved.plans_all_steps and name == "steps"))
+    changed = {part: _as_in(getattr(saved, part), getattr(asked, part), free) for part in saved.changeable}
     fields = vars(asked.data)
     known = {name: fields[name] for name in _FOUND_LATER if name in fields and vars(saved.data).get(name, 0) is None}
     saved = _as_in(dataclasses.replace(saved, **changed, data=saved.data.changed(**known)), asked, free)
@@ -199,14 +185,10 @@ def check_default(folder: Path, config: AnyConfig) -> None:
     if not (folder / CONFIG).exists() or unstarted(folder) is not None:
         return
     saved = saved_config(folder)
-    if (_kind(saved), _origin(saved)) == (_kind(config), _origin(config)) or _made_of(config, saved, folder):
+    if (saved.title, _origin(saved)) == (config.title, _origin(config)) or _made_of(config, saved, folder):
         return
-    whose = f"the run '{_kind(saved)}' on {_origin(saved)}"
+    whose = f"the run '{saved.title}' on {_origin(saved)}"
     raise InputError(f"save_dir is '{folder}' by default, which holds {whose}: pass --save-dir with another folder")
-
-
-def _kind(config: AnyConfig) -> str:
-    return f"{config.preset} {config.kind}" if isinstance(config, EncoderRunConfig) else config.preset
 
 
 def _origin(config: AnyConfig) -> str:
@@ -220,7 +202,7 @@ def _origin(config: AnyConfig) -> str:
 def _made_of(config: AnyConfig, saved: AnyConfig, folder: Path) -> bool:
     """Return whether a run is on the latents that are made of the images of a configuration, see `train.with_latents`."""
     path = getattr(config.data, "path", None)
-    if not config.data.latent or path is None or _kind(config) != _kind(saved):
+    if not config.data.latent or path is None or config.title != saved.title:
         return False
     images = Path(path).expanduser().resolve()
     return getattr(saved.data, "path", None) == str(folder.resolve().parent / f"{images.name}-latents")

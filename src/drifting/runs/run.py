@@ -17,7 +17,6 @@ from drifting._files import atomic_path, check_space, check_writable, hold
 from drifting._progress import show_sampling
 from drifting.checkpoint import load_network, save_json
 from drifting.config import RunConfig
-from drifting.data import ImageData
 from drifting.distributed import join
 from drifting.errors import InputError
 from drifting.evaluation import Metrics
@@ -60,7 +59,7 @@ class Run:
         Labels are numbers of classes, or their names; see `sampling.label_numbers`.
         """
         export, told = self.config.data.exporter(), self._told(seed, labels, guidance_scale)
-        if isinstance(self.config.data, ImageData) and self.config.data.latent:
+        if self.config.data.latent:
             check_fits(count, _COPIES * math.prod(self.config.data.exported_shape()))
         with show_sampling(max(1, count), quiet=not join().is_main_process) as progress:
             samples = sample(self.generator, count, on_progress=progress.advance, **told)

@@ -16,14 +16,12 @@ from drifting import config as configuration
 from drifting._files import check_writable
 from drifting._progress import CountProgress
 from drifting.checkpoint import check_weights, load_json, load_tensors, save_json, write_tensors
-from drifting.config import EncoderRunConfig, ReleasedConfig, RunConfig, SavedConfig
+from drifting.config import ReleasedConfig, SavedConfig
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import DEFAULT, VAE, load_vae
 from drifting.distributed import join
-from drifting.encoders import MAEConfig
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
-from drifting.generators import DiTConfig
 from drifting.generators.dit import DiT
 from drifting.hub import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
 from drifting.hub.artifact import METADATA, PARAMETERS, Network, with_weights
@@ -137,8 +135,9 @@ def load(
     config = _config_of(folder) if (folder / CONFIG).exists() else None
     if (folder / METADATA).exists():
         network = read_artifact(folder).network()
-    elif isinstance(config, ReleasedConfig):
-        network = _load_converted(folder, config)
+    elif config is not None and (metadata := _metadata(config)) is not None:
+        weights, like = _opened(folder, config)
+        network = with_weights(metadata, str(folder), like.num_classes, weights.items())
     elif vae is not None:
         raise InputError(f"vae is '{vae}', but '{folder}' was trained here and knows what decodes its samples: leave it out")
     else:
@@ -169,7 +168,7 @@ def _to_ours(artifact: Artifact) -> Callable[[Path], list[Path]]:
 def _to_artifact(folder: Path) -> Callable[[Path], list[Path]]:
     config = _config_of(folder)
     weights, network = _opened(folder, config)
-    metadata = config.metadata if isinstance(config, ReleasedConfig) else metadata_of(network)
+    metadata = _metadata(config) or metadata_of(network)
 
     def write(out: Path) -> list[Path]:
         write_artifact(out, metadata, network, weights.__getitem__)
@@ -180,16 +179,11 @@ def _to_artifact(folder: Path) -> Callable[[Path], list[Path]]:
 
 def _opened(folder: Path, config: SavedConfig) -> tuple[dict[str, Tensor], Network]:
     """Return the weights of a folder, read as they are used, and the network that they fit, without any of its own."""
-    match config:
-        case ReleasedConfig(metadata=metadata):
-            file = _WEIGHTS.get(str(metadata.get("kind")), WEIGHTS)
-        case RunConfig(generator=DiTConfig()):
-            file = WEIGHTS
-        case EncoderRunConfig(encoder=MAEConfig()):
-            file = ENCODER_WEIGHTS
-        case _:
-            part = getattr(config, "generator", getattr(config, "encoder", config))
-            raise InputError(f"run is '{folder}', of {type(part).__name__}, which the release does not have: name a DiT or an MAE")
+    part = getattr(config, "generator", getattr(config, "encoder", config))
+    kind = getattr(part, "released_as", None)
+    if kind is None:
+        raise InputError(f"run is '{folder}', of {type(part).__name__}, which the release does not have: name a DiT or an MAE")
+    file = _WEIGHTS.get(kind, WEIGHTS)
     weights = load_tensors(folder / file)
     classes = next((len(weights[name]) for name in _PER_CLASS if name in weights and weights[name].ndim), None)
     with torch.device("meta"):
@@ -201,21 +195,19 @@ def _opened(folder: Path, config: SavedConfig) -> tuple[dict[str, Tensor], Netwo
 
 
 def _network(config: SavedConfig, folder: Path, num_classes: int | None) -> Network:
-    match config:
-        case ReleasedConfig(metadata=metadata):
-            return build_network(metadata, str(folder), num_classes)
-        case EncoderRunConfig(data=data, encoder=MAEConfig(width=width, patch=patch, depths=depths)):
-            # Not as a training builds it: that would look at the images.
-            return MaskedAutoencoder(
-                getattr(data, "image_shape", None) or (), width=width, patch=patch, depths=depths, num_classes=num_classes
-            )
-        case _:
-            return cast(DiT, cast(RunConfig, config).build_generator())
+    settings: Any = config
+    if (metadata := _metadata(config)) is not None:
+        return build_network(metadata, str(folder), num_classes)
+    if settings.noun == "generator":
+        return cast(DiT, settings.build_generator())
+    # Not as a training builds it: that would look at the images.
+    sizes = {name: getattr(settings.encoder, name) for name in ("width", "patch", "depths")}
+    return MaskedAutoencoder(getattr(settings.data, "image_shape", None) or (), **sizes, num_classes=num_classes)
 
 
-def _load_converted(folder: Path, config: ReleasedConfig) -> Network:
-    weights, like = _opened(folder, config)
-    return with_weights(config.metadata, str(folder), like.num_classes, weights.items())
+def _metadata(config: SavedConfig) -> dict[str, Any] | None:
+    """Return the metadata of a converted artifact; None for a training."""
+    return getattr(config, "metadata", None)
 
 
 def _config_of(folder: Path) -> SavedConfig:

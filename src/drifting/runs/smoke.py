@@ -20,7 +20,6 @@ from drifting.data import ImagesData
 from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.synthetic import write_convnext, write_images, write_vae
 from drifting.distributed import join
-from drifting.encoders import MAEFeaturesConfig
 from drifting.errors import InputError
 from drifting.presets.imagenet256 import RECIPES, mae
 from drifting.presets.transforms import LATENT_IMAGE_SIZE, smoke
@@ -127,7 +126,7 @@ def _make(given: Any, config: Any, made: Path) -> None:
 
 
 def _has_masked_features(config: Any) -> bool:
-    return isinstance(getattr(config, "encoder", None), MAEFeaturesConfig)
+    return config.noun == "generator" and config.encoder.published is not None
 
 
 def _seen_by(config: RunConfig, made: Path) -> dict[str, Any]:
