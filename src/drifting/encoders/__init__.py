@@ -1,6 +1,6 @@
-"""Feature encoders: networks whose features say in which space samples drift.
+"""Feature encoders: networks whose features are the space in which samples drift.
 
-A configuration names its encoder by a class of this package whose name ends in "Config".
+A configuration stores its encoder as the name of a class of this package that ends in "Config".
 """
 
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderFeatures

@@ -1,7 +1,7 @@
-"""A small convolutional auto-encoder, trained on the very images that are to be generated: a feature space without outside weights.
+"""A small convolutional auto-encoder, trained on the images of the run itself: a feature space without pre-trained weights.
 
-Two convolutions of stride 2 and one matrix product make the code; an `upsampling.Decoder` turns it back. There is no
-normalization: its gradient grows without bound at the constant images that an untrained generator emits.
+Two convolutions of stride 2 and one matrix product make the code; an `upsampling.Decoder` decodes it. There are no normalization
+layers, because their gradient is unbounded at the constant images that an untrained generator makes.
 
 Shapes: b images, c channels, h x h pixels (h divisible by 4), w width, z code.
 """
@@ -46,7 +46,7 @@ class Autoencoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - faster on a CPU
 
     def maps(self, images: Images) -> dict[str, Float[Tensor, "b _ _ _"]]:
-        """Return the feature maps on the way to the code: "stage1" [b, w, h/2, h/2] and "stage2" [b, 2w, h/4, h/4]."""
+        """Return the intermediate feature maps: "stage1" [b, w, h/2, h/2] and "stage2" [b, 2w, h/4, h/4]."""
         stage1 = silu(self.down1(images.contiguous(memory_format=torch.channels_last)))
         return {"stage1": stage1, "stage2": silu(self.down2(stage1))}
 
@@ -55,7 +55,7 @@ class Autoencoder(nn.Module):
         return self.to_code(self.maps(images)["stage2"].flatten(1))
 
     def decode(self, code: Float[Tensor, "b z"]) -> Images:
-        """Return the image of every code; values may leave [-1, 1] a little."""
+        """Return the image of every code; values can lie slightly outside [-1, 1]."""
         return self.from_code(code)
 
     def forward(self, images: Images) -> tuple[Images, Float[Tensor, "b z"]]:
@@ -69,11 +69,11 @@ class AutoencoderFeatures(Frozen):
 
     Args:
         autoencoder: the trained network.
-        names: which features: "code", and the maps "stage1" and "stage2" in the kinds of `pooling.multi_scale`, such as "stage2" or
-            "stage2_mean". Of the images themselves those of `pooling.image_features`.
+        names: names of the features: "code", the maps "stage1" and "stage2" in the kinds of `pooling.multi_scale`, such as "stage2"
+            or "stage2_mean", and the features of the images themselves, see `pooling.image_features`.
 
     Raises:
-        InputError: if a name is unknown, double or of windows that do not divide the map, or there is none.
+        InputError: if a name is unknown or repeated, if its windows do not divide the map, or if there is no name.
     """
 
     def __init__(self, autoencoder: Autoencoder, names: Sequence[str] = ("code", "stage2", "stage2_mean", "stage2_std")) -> None:
@@ -103,7 +103,7 @@ def available_features(autoencoder: Autoencoder) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(EncoderConfig):
-    """Drifting in the features of an `Autoencoder` that the run trains first on its own images.
+    """Drift in the features of an `Autoencoder` that the run trains first, on its own images.
 
     Attributes:
         code_dim: length of the code.
@@ -113,7 +113,7 @@ class AutoencoderConfig(EncoderConfig):
         steps: number of optimizer steps of its training.
         batch_size: number of images in a step of its training.
         learning_rate: highest learning rate of its training.
-        noise: standard deviation of the noise that is added to its input in training, and not to its target; 0 for none.
+        noise: standard deviation of the noise added to the input, but not to the target, in its training; 0 for none.
     """
 
     objective: ClassVar[str | None] = "reconstruction"
@@ -144,6 +144,6 @@ class AutoencoderConfig(EncoderConfig):
         return AutoencoderFeatures(cast(Autoencoder, network), self.features)
 
     def check(self, prefix: str = "") -> None:
-        """Raise InputError naming a setting with which the training could not work."""
+        """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
         check_counts({f"{prefix}{name}": getattr(self, name) for name in ("code_dim", "width", "steps", "batch_size")})
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")

@@ -1,6 +1,6 @@
-"""What a feature encoder is: samples -> named feature maps, frozen, with gradients passing through it.
+"""The interface of a feature encoder: samples -> named feature maps. It is frozen, and gradients pass through it.
 
-Shapes: b samples, k locations; every location is a drifting problem of its own.
+Shapes: b samples, k locations. Every location is a drifting problem of its own.
 
 Source: paper, appendix A.5.
 """
@@ -22,15 +22,15 @@ Features = dict[str, Float[Tensor, "b k _"]]
 FeatureEncoder = Callable[[Float[Tensor, "b *sample"]], Features]
 
 
-# Of the steps of a training that is not told how long its learning rate rises.
+# Share of the steps over which the learning rate rises if a training does not set it.
 _WARMUP = 0.2
 
 
 class Frozen(nn.Module):
-    """Hold a network whose weights and statistics no longer change; gradients still flow through it to its input.
+    """A network whose weights and statistics no longer change. Gradients still flow through it to its input.
 
     Args:
-        module: the network; it is frozen in place, and `train()` of whatever contains it leaves it in evaluation mode.
+        module: the network. It is frozen in place and stays in evaluation mode when `train()` is called on a parent module.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -39,7 +39,7 @@ class Frozen(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "Frozen":
-        """Stay in evaluation mode, whatever is asked for."""
+        """Stay in evaluation mode; `mode` has no effect."""
         del mode
         return super().train(False)
 
@@ -49,13 +49,13 @@ class Frozen(nn.Module):
 
 
 def compose(encoders: Mapping[str, FeatureEncoder]) -> FeatureEncoder:
-    """Return an encoder with the features of several, each under its encoder's prefix: "prefix.name".
+    """Return an encoder with the features of several encoders, named "prefix.name".
 
     Args:
         encoders: prefix -> encoder; an empty prefix leaves names as they are.
 
     Raises:
-        InputError: if there is no encoder; when the result is called, if two features have the same name.
+        InputError: if there is no encoder, or if two features have the same name when the result is called.
     """
     if not encoders:
         raise InputError("encoders is empty: pass at least one")
@@ -74,14 +74,14 @@ def compose(encoders: Mapping[str, FeatureEncoder]) -> FeatureEncoder:
 
 
 def floats_for(network: nn.Module, samples: Tensor) -> Tensor:
-    """Return samples in the precision of a network's weights, or raise InputError if they are whole numbers."""
+    """Return samples in the precision of a network's weights, or raise InputError if they are integers."""
     if not samples.is_floating_point():
         raise InputError(f"images are {samples.dtype}: pass floats, pixels in [-1, 1]")
     return samples.to(next(network.parameters()).dtype)
 
 
 def checked_names(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of features, or raise InputError if one is unknown or double, or there is none."""
+    """Return the names of features, or raise InputError if a name is unknown or repeated, or there is none."""
     for name in names:
         if name not in known:
             raise InputError(f"features has '{name}': did you mean '{nearest_name(name, known)}'? There are {', '.join(known)}")
@@ -93,7 +93,7 @@ def checked_names(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]
 class Identity(nn.Module):
     """Feature encoder that returns each sample, flattened, as one location of the feature "sample".
 
-    This is enough for points and small images, not for natural ones: their distances are so alike that the kernel goes flat.
+    This works for points and small images. Natural images need an encoder: their distances are so similar that the kernel is flat.
     """
 
     def forward(self, samples: Float[Tensor, "b *sample"]) -> Features:
@@ -109,14 +109,14 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ABC):
-    """The settings of a feature encoder, which build its network and, over the trained network, the features.
+    """The settings of a feature encoder. They build its network and, from the trained network, the encoder.
 
     Attributes:
-        objective: what the network is trained for, of `pretraining.objectives.OBJECTIVES`; None for one that is not trained here.
-        kind: what `drifting train-encoder` calls its training on its own; None where there is no such training.
-        noun: what messages call it.
-        alone: whether the network is trained on its own alone, for another encoder to use.
-        any_size: whether the network takes images of other sizes than it was trained on.
+        objective: training objective of the network, a key of `pretraining.objectives.OBJECTIVES`; None if it is not trained here.
+        kind: name of the encoder in `drifting train-encoder`; None if that command does not train it.
+        noun: name of the encoder in messages.
+        alone: whether only `drifting train-encoder` trains the network, for another encoder to use.
+        any_size: whether the network accepts images of other sizes than it was trained on.
     """
 
     objective: ClassVar[str | None] = None
@@ -129,12 +129,12 @@ class EncoderConfig(ABC):
     def build_network(
         self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
     ) -> nn.Module | None:
-        """Return the network on the CPU, with fresh weights or those of its file; None for an encoder without a network.
+        """Return the network on the CPU, with initial weights or those of its file; None for an encoder without a network.
 
         Args:
-            image_shape: channels, height and width of an image; other shapes for samples that are no images.
-            num_classes: number of labels, where the network learns them.
-            read: returns the weights of a file that the settings name.
+            image_shape: channels, height and width of an image; samples that are not images have other shapes.
+            num_classes: number of labels, if the network learns them.
+            read: reads the weights of a file named in the settings.
 
         Raises:
             InputError: if the images or the weights do not fit.
@@ -142,16 +142,16 @@ class EncoderConfig(ABC):
 
     @abstractmethod
     def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
-        """Return the features over a trained network on a device; the network is frozen in place."""
+        """Return the encoder over a trained network on a device. The network is frozen in place."""
 
     @property
     def weights_file(self) -> str | None:
-        """The file, or the published artifact, of the weights; None for those of a training."""
+        """The file or the published artifact of the weights; None if the run trains them."""
         return getattr(self, "weights", None)
 
     @property
     def published(self) -> str | None:
-        """Name of the authors' network of this size, for an encoder that is never trained with a run; None for any other."""
+        """Name of the authors' network of this size, for an encoder that a run never trains; None for any other encoder."""
         return None
 
     @property
@@ -160,15 +160,15 @@ class EncoderConfig(ABC):
         return False
 
     def check(self, prefix: str = "") -> None:
-        """Raise InputError naming a setting, after the prefix, with which the training could not work."""
+        """Raise InputError if training cannot work with a setting; the error names the setting after the prefix."""
         del prefix
 
     def as_trained(self, weights: str, before: "EncoderConfig") -> "EncoderConfig":
-        """Return the encoder over the network that was trained by these settings, in the place of another one.
+        """Return the encoder over the network trained with these settings, to replace the encoder of a run.
 
         Args:
             weights: file of the trained weights.
-            before: the encoder that the run had.
+            before: the encoder to replace.
         """
         if self.objective is None:
             raise InputError("a run that trains no encoder")
@@ -178,29 +178,29 @@ class EncoderConfig(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelsConfig(EncoderConfig):
-    """Drifting in the space of the samples themselves: `identity`."""
+    """Drift in the space of the samples themselves, see `Identity`."""
 
     def build_network(self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]) -> None:
         """Return None: there is no network."""
         del image_shape, num_classes, read
 
     def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
-        """Return the samples themselves."""
+        """Return the encoder that leaves samples as they are."""
         del network, device
         return identity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """How AdamW is kept steady, beside its learning rate; as it stands, for trainings of a few thousand steps.
+    """Settings of AdamW other than its learning rate. The defaults suit trainings of a few thousand steps.
 
     Attributes:
         betas: decay rates of the moments of AdamW.
         weight_decay: weight decay of AdamW; 0 for none.
         max_grad_norm: norm that gradients are scaled down to.
-        warmup_steps: number of steps over which the learning rate rises linearly, to stay there; None for `schedule_factor`.
-        ema_decay: decay of the average of the weights that the network has in the end, by `exponential_average`; None for the last
-            weights.
+        warmup_steps: number of steps over which the learning rate rises linearly, after which it is constant; None for a rise and a
+            cosine decay, see `schedule_factor`.
+        ema_decay: decay of the exponential average of the weights, which the trained network takes; None for the last weights.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -210,12 +210,12 @@ class Optimization:
     ema_decay: float | None = None
 
     def factor(self, number: int, steps: int) -> float:
-        """Return the learning rate of a step, counted from 1, as a share of the highest."""
+        """Return the learning rate of a step, counted from 1, divided by the highest learning rate."""
         return schedule_factor(number, steps) if self.warmup_steps is None else min(1.0, number / max(1, self.warmup_steps))
 
 
 def schedule_factor(number: int, steps: int) -> float:
-    """Return the learning rate of a step as a share of the highest: linear rise, then half a cosine that ends near 0."""
+    """Return the learning rate of a step divided by the highest one: a linear rise, then half a cosine that ends near 0."""
     rise = max(1.0, _WARMUP * steps)
     if number <= rise:
         return number / rise

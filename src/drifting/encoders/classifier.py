@@ -1,6 +1,6 @@
-"""A small convolutional classifier: its features evaluate generators, which never train in them.
+"""A small convolutional classifier, whose features evaluate generators. No generator is trained in them.
 
-Three convolutions, each halving the image, then one hidden layer: about 16 MFLOP for an image of 28 x 28 pixels.
+Three convolutions, each of which halves the image, and one hidden layer: about 16 MFLOP for an image of 28 x 28 pixels.
 
 Shapes: b images, c channels, h x w pixels, k classes.
 """
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
 
 def _halving(before: int, after: int, kernel: int) -> nn.Sequential:
-    """Return convolution, 2 x 2 maximum, batch normalization, ReLU: normalizing the smaller map is cheaper and is the same."""
+    """Return convolution, 2 x 2 max pooling, batch normalization, ReLU: normalizing after pooling is cheaper."""
     return nn.Sequential(
         nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(after), nn.ReLU()
     )

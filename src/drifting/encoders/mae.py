@@ -1,13 +1,14 @@
-"""A masked auto-encoder on a residual network: it learns to fill in what it does not see, and its maps are the features.
+"""A masked auto-encoder on a residual network: it learns to fill in hidden patches, and its feature maps are the features.
 
     loss = (1 - weight) mean over masked entries (reconstruction - image)^2  +  weight cross_entropy(logits, labels)
 
-An image is first cut into patches, whose values become channels of one place; mask, reconstruction and loss live on that grid. Four
-stages of residual blocks make the maps, the last three halving the side; a decoder climbs back over the same maps.
+An image is first cut into patches, and the values of a patch become the channels of one place of a grid. Mask, reconstruction and
+loss are defined on that grid. Four stages of residual blocks make the maps; the last three halve the side. A decoder goes back up
+through the same maps.
 
 Shapes: b images, c channels, h x w pixels, patches of p x p; y x x the grid, y = h/p; f = c p p channels of a patch; k classes.
 
-Source: paper, appendix A.3 and A.5; the layers, their order and the 1e-6 are facts of the authors' release.
+Source: paper, appendix A.3 and A.5; the layers, their order and the 1e-6 are those of the authors' release.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +25,9 @@ from drifting.encoders.base import EncoderConfig, FeatureEncoder, Optimization, 
 from drifting.encoders.pooling import subsampled
 from drifting.errors import InputError
 
-# Of so many channels or fewer each is a group of its own.
+# Most groups of a group normalization; with at most this many channels, each is a group of its own.
 MAX_GROUPS = 32
-# Of a hidden square, in places.
+# Side of a hidden square, in places of the grid.
 MASK_SIDE = 2
 _EPSILON = 1e-6
 
@@ -35,19 +36,19 @@ Mask = Bool[Tensor, "b 1 y x"]
 
 
 class MaskedAutoencoder(nn.Module):
-    """Images -> reconstructions and logits; images in [-1, 1], or latents of mean 0: a hidden place is 0, the middle of its values.
+    """Images -> reconstructions and logits. Images are in [-1, 1], or latents with mean 0, because hidden places are set to 0.
 
     Args:
-        image_shape: channels, height and width of one image, both sides divisible by `patch`; channels alone for any such size.
+        image_shape: channels, height and width of one image, both sides divisible by `patch`; only (channels,) to accept any size.
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
-        patch: side of the patches that an image is cut into, 1 for none.
+        patch: side of the patches that an image is cut into; 1 to leave it whole.
         num_classes: number of labels, or None for a network without logits.
         depths: residual blocks of the four stages, each 1 or more.
 
     Attributes:
-        grid: places of the patches, (y, x); () for images of any size.
-        map_shapes: name -> shape of one map, of which channels alone are known for images of any size; "layer2_blk1" is the first
-            block of the second stage, "layer2" the whole stage.
+        grid: rows and columns of patches, (y, x); () for images of any size.
+        map_shapes: name -> shape of one map; only its channels for images of any size. "layer2_blk1" is the first block of the
+            second stage, "layer2" the whole stage.
 
     Raises:
         InputError: if patches do not divide the image, or there are not four stages with blocks.
@@ -84,10 +85,10 @@ class MaskedAutoencoder(nn.Module):
         self.map_shapes = _map_shapes(width, self.grid, depths)
 
     def patches(self, images: Images) -> Float[Tensor, "b f y x"]:
-        """Return images cut into patches: channels are the patch's (row, column, channel), channel fastest.
+        """Return images cut into patches; the channels of a place are (row, column, channel) of its patch, channel fastest.
 
         Raises:
-            InputError: if images have another shape than the network was made for.
+            InputError: if the shape of the images is not that of the network.
         """
         shape, known = tuple(images.shape[1:]), self.image_shape
         if shape[: len(known)] != known or len(shape) != 3 or any(side < self.patch or side % self.patch for side in shape[1:]):
@@ -97,14 +98,15 @@ class MaskedAutoencoder(nn.Module):
         return split.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
     def maps(self, images: Images, mask: Mask | None = None) -> dict[str, Float[Tensor, "b _ _ _"]]:
-        """Return the maps in the order of `map_shapes`: the stem's "conv1", and of each stage all blocks and its normalized end.
+        """Return the maps in the order of `map_shapes`: "conv1" of the stem, then all blocks and the normalized output of each
+            stage.
 
         Args:
-            images: of the shape that the network was made for.
-            mask: True where a place of the grid is hidden, that is zero in all channels; None hides nothing.
+            images: images of the shape of the network.
+            mask: True where a place of the grid is hidden, that is, set to 0 in all channels; None hides nothing.
         """
         hidden = self.patches(images) if mask is None else self.patches(images).masked_fill(mask, 0)
-        # Not channels last: group normalization then takes longer than the convolutions gain.
+        # Channels last is slower: group normalization loses more time than the convolutions gain.
         map = self.stem(hidden.contiguous())
         maps = {"conv1": map}
         for number, stage in enumerate(self.stages, 1):
@@ -127,17 +129,17 @@ class MaskedAutoencoder(nn.Module):
 
 
 def random_mask(count: int, grid: Sequence[int], rng: torch.Generator, *, probability: float = 0.5, side: int = MASK_SIDE) -> Mask:
-    """Draw which places to hide: squares of the grid, each with the same probability and independent of the others.
+    """Draw which places to hide: every square of the grid is hidden with the same probability, independently of the others.
 
     Args:
         count: number of images.
-        grid: places of the patches, (y, x): `MaskedAutoencoder.grid`, where it is known.
-        rng: the mask is on its device.
-        probability: of a square, from 0 to 1.
-        side: of a square, in places; a divisor of both sides of the grid.
+        grid: rows and columns of patches, (y, x), such as `MaskedAutoencoder.grid`.
+        rng: source of randomness; the mask is on its device.
+        probability: probability that a square is hidden, from 0 to 1.
+        side: side of a square in places, a divisor of both sides of the grid.
 
     Raises:
-        InputError: if squares do not divide the grid, or the probability is none.
+        InputError: if squares do not divide the grid, or the probability is not from 0 to 1.
     """
     if side < 1 or any(length % side for length in grid):
         raise InputError(f"side is {side}: pass a divisor of both sides of the grid, which is {grid[0]} x {grid[1]}")
@@ -156,14 +158,14 @@ def mae_loss(
     *,
     classification_weight: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Return the mean squared error over all masked entries of the batch, blended with a cross-entropy if that has a weight.
+    """Return the mean squared error over all masked entries of the batch, blended with a cross-entropy.
 
     Args:
-        reconstruction: what the network made of the masked images.
+        reconstruction: output of the network for the masked images.
         patches: `MaskedAutoencoder.patches` of the whole images.
-        mask: the one that the network was given; where it hides nothing at all the error is 0.
-        logits: of the masked images, needed for a weight above 0; `labels` likewise.
-        labels: classes of the images.
+        mask: the mask that the network took; the error of a mask that hides nothing is 0.
+        logits: logits of the masked images, required for a weight above 0.
+        labels: classes of the images, required for a weight above 0.
         classification_weight: share of the cross-entropy in the loss, from 0 to 1.
 
     Raises:
@@ -182,7 +184,7 @@ def mae_loss(
 
 
 class _ConvNorm(nn.Module):
-    """Convolution without bias that keeps the size but for its stride, then group normalization."""
+    """A padded convolution without bias, then group normalization."""
 
     def __init__(self, before: int, after: int, kernel: int = 3, stride: int = 1, *, active: bool = True) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ class _Stage(nn.Module):
         self.norm = _norm(after)
 
     def forward(self, map: Float[Tensor, "b c h w"]) -> tuple[list[Tensor], Float[Tensor, "b _ _ _"]]:
-        """Return the output of every block, and the last one normalized."""
+        """Return the output of every block, and the normalized output of the last one."""
         outputs = []
         for block in self.blocks:
             map = block(map)
@@ -255,13 +257,12 @@ class MaskedTraining(Optimization):
     Attributes:
         steps: number of optimizer steps.
         batch_size: number of images in a step.
-        microbatch_size: number of images in one pass, to bound memory; None for all. It changes nothing else.
+        microbatch_size: number of images in one pass, which bounds memory and changes no result; None for all.
         learning_rate: highest learning rate of AdamW.
-        precision: compute the network in "float32" or in "bfloat16" during training; weights, loss and averages are float32 either
-            way.
-        classification_weight: share of the classification in the loss, from 0 to 1.
-        classified_steps: number of steps at the end in which classes are learned; None for all steps.
-        classification_warmup: number of those steps over which the share of the classification rises linearly from 0.
+        precision: compute precision of the network during training: float32 or bfloat16; weights, loss and averages stay float32.
+        classification_weight: weight of the classification in the loss, from 0 to 1.
+        classified_steps: number of steps at the end that also learn classes; None for all steps.
+        classification_warmup: number of those steps over which the weight of the classification rises linearly from 0.
     """
 
     steps: int = 2000
@@ -274,12 +275,12 @@ class MaskedTraining(Optimization):
     classification_warmup: int = 0
 
     def weight_at(self, number: int) -> float:
-        """Return the share of the classes in the loss of a step, counted from 1."""
+        """Return the weight of the classification in the loss of a step, counted from 1."""
         since = number if self.classified_steps is None else number - (self.steps - self.classified_steps)
         return self.classification_weight * min(1.0, max(0, since) / max(1, self.classification_warmup))
 
     def check(self, prefix: str = "") -> None:
-        """Raise InputError naming a setting, after the prefix, with which the training could not work."""
+        """Raise InputError if training cannot work with a setting; the error names the setting after the prefix."""
         counted = {name: getattr(self, name) for name in ("steps", "batch_size", "microbatch_size")}
         check_counts({f"{prefix}{name}": value for name, value in counted.items() if value is not None})
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
@@ -292,11 +293,11 @@ class MaskedTraining(Optimization):
 
 @dataclass(frozen=True, kw_only=True)
 class MAEConfig(MaskedTraining, EncoderConfig):
-    """A `MaskedAutoencoder`, which learns to fill in hidden patches, and its training. It is trained on its own.
+    """A `MaskedAutoencoder` and its training, which is a run of its own: it learns to fill in hidden patches.
 
     Attributes:
         width: number of channels of the first stage.
-        patch: side in pixels of the patches that are hidden.
+        patch: side in pixels of the patches.
         depths: number of blocks of each stage.
     """
 
@@ -318,13 +319,13 @@ class MAEConfig(MaskedTraining, EncoderConfig):
     def build_network(
         self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
     ) -> MaskedAutoencoder:
-        """Return the network, or raise InputError if it could not be masked, or would say nothing of its images."""
+        """Return the network, or raise InputError if its grid cannot be masked or its last maps would be constant."""
         del read
         network = MaskedAutoencoder(image_shape, width=self.width, patch=self.patch, depths=self.depths, num_classes=num_classes)
         if any(side % MASK_SIDE for side in network.grid):
             cut = f"cuts images into {network.grid[0]} x {network.grid[1]} patches, of which squares of {MASK_SIDE} are hidden"
             raise InputError(f"patch is {self.patch}, which {cut}: pass one that leaves an even number")
-        # A channel that is normalized by itself has lost its mean: at a single place, or in features that are means, it is blank.
+        # A channel that is normalized by itself loses its mean, so at a single place, or in features that are means, it is 0.
         blank = [shape[0] for name, shape in network.map_shapes.items() if name == "layer4" or shape[1:] == (1, 1)]
         if min(blank) <= MAX_GROUPS:
             least = -(-(MAX_GROUPS + 1) * self.width // min(blank))
@@ -332,17 +333,17 @@ class MAEConfig(MaskedTraining, EncoderConfig):
         return network
 
     def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
-        """Raise InputError: later runs drift in its features by `MAEFeaturesConfig`."""
+        """Raise InputError: runs use the trained network through `MAEFeaturesConfig`."""
         raise InputError("encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig")
 
     def check(self, prefix: str = "") -> None:
-        """Raise InputError naming a setting with which the training could not work."""
+        """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
         check_counts({f"{prefix}width": self.width})
         super().check(prefix)
 
     def as_trained(self, weights: str, before: EncoderConfig) -> EncoderConfig:
-        """Return the features of the trained network, those that the run has named where it was one of them."""
-        from drifting.encoders.mae_features import MAEFeaturesConfig  # which builds on this file
+        """Return the encoder over the trained network, with the features of `before` if that is a masked auto-encoder too."""
+        from drifting.encoders.mae_features import MAEFeaturesConfig  # imports this module
 
         own = before if isinstance(before, MAEFeaturesConfig) else MAEFeaturesConfig()
         return replace(own, weights=weights, width=self.width, patch=self.patch, depths=self.depths)

@@ -1,4 +1,4 @@
-"""The feature space of the paper: a trained masked auto-encoder, the sample itself and, for images, a ConvNeXt-V2 beside them.
+"""The feature space of the paper: a trained masked auto-encoder, the sample itself and, for images, a ConvNeXt-V2.
 
 Source: paper, appendix A.3 and A.5.
 """
@@ -28,7 +28,7 @@ from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale, no
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
 
-# Parts of the network that features do not need: a fifth of the weights.
+# Parts of the network that features do not need; they hold a fifth of the weights.
 _DECODER = ("bridge", "climb", "head")
 
 
@@ -37,13 +37,15 @@ class MAEFeatures(Frozen):
 
     Args:
         autoencoder: the trained network.
-        names: which features: "norm_x" (root mean square of each channel of the patches), and the maps in the kinds of
-            `pooling.multi_scale`, such as "conv1", "layer1_mean" or "layer2_blk2_std_4". None for all that the release uses. With
-            images of any size, those whose windows do not divide a map are left out when it is called.
-        every: without names, which blocks inside a stage are features: 2 for each second one, as in the release.
+        names: names of the features: "norm_x" (root mean square of each channel of the patches), and the maps in the kinds of
+            `pooling.multi_scale`, such as "conv1", "layer1_mean" or "layer2_blk2_std_4"; None for all that the release uses. For
+            images of any size, a call leaves out the features whose windows do not divide a map.
+        every: interval of the blocks inside a stage that are features if `names` is None; 2 for every second block, as in the
+            release.
 
     Raises:
-        InputError: if a name is unknown, double or of windows that do not divide the map, or there is none; if `every` is below 1.
+        InputError: if a name is unknown or repeated, if its windows do not divide the map, if there is no name, or if `every` is
+            below 1.
     """
 
     def __init__(self, autoencoder: MaskedAutoencoder, names: Sequence[str] | None = None, *, every: int = 2) -> None:
@@ -59,7 +61,7 @@ class MAEFeatures(Frozen):
         return cast(MaskedAutoencoder, self.module)
 
     def forward(self, samples: Images) -> Features:
-        """Return the chosen features in the order of `names`, of images of any precision in that of the network."""
+        """Return the chosen features in the order of `names`, computed in the precision of the network."""
         samples = floats_for(self.autoencoder, samples)
         features = {"norm_x": norm_x(self.autoencoder.patches(samples))}
         for name, map in self.autoencoder.maps(samples).items():
@@ -68,9 +70,9 @@ class MAEFeatures(Frozen):
 
 
 def available_features(autoencoder: MaskedAutoencoder, every: int = 1) -> tuple[str, ...]:
-    """Return the names of all features, of the blocks inside a stage only each `every`-th, counted from 1."""
+    """Return the names of all features, with only each `every`-th block inside a stage, counted from 1."""
     if every < 1:
-        raise InputError(f"every is {every}: pass 1 for all blocks, 2 for each second one")
+        raise InputError(f"every is {every}: pass 1 for all blocks, 2 for every second one")
     names = ["norm_x"]
     for name, shape in autoencoder.map_shapes.items():
         _, _, block = name.partition("_blk")
@@ -81,17 +83,17 @@ def available_features(autoencoder: MaskedAutoencoder, every: int = 1) -> tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class MAEFeaturesConfig(EncoderConfig):
-    """Drifting in the features of a masked auto-encoder that was trained before, and in the sample itself: the paper's space.
+    """Drift in the features of a trained masked auto-encoder and in the sample itself, as in the paper.
 
     Attributes:
-        weights: file of its weights, such as the encoder.safetensors of a `MAEConfig`; None where it is not known yet.
+        weights: file of its weights, such as encoder.safetensors of a `MAEConfig` run; None if it is not known yet.
         width: number of channels of the first stage.
         patch: side in pixels of its patches.
         depths: number of blocks of each stage.
         features: names of the features that samples drift in, see `MAEFeatures`; None for all that the release uses.
-        every: without names of features, which blocks inside a stage are features: every second one at 2.
-        convnext: Hub id or folder of a ConvNeXt-V2 whose features stand beside them, for images in [-1, 1]; None for none.
-        resize: side of the square that it sees images at; None to leave them as they are.
+        every: interval of the blocks inside a stage that are features if none are named; 2 for every second block.
+        convnext: Hub id or folder of a ConvNeXt-V2 whose features are added, for images in [-1, 1]; None for none.
+        resize: side in pixels of the square that images are resized to for the ConvNeXt-V2; None to keep their size.
     """
 
     weights: str | None = None
@@ -111,12 +113,12 @@ class MAEFeaturesConfig(EncoderConfig):
     def build_network(
         self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
     ) -> MaskedAutoencoder:
-        """Return the trained network without its decoder and logits, which features do not need."""
+        """Return the trained network without decoder and logits, which features do not need."""
         del num_classes
         if len(image_shape) != 3 or self.weights is None:
             missing = "its weights are not named" if len(image_shape) == 3 else "the data are no images of a known shape"
             raise InputError(f"encoder is a masked auto-encoder, but {missing}: pass both")
-        # Without initial values, which of the largest take longer to draw than to read.
+        # On meta, because drawing the initial values of the largest networks takes longer than reading the weights.
         with torch.device("meta"):
             network = MaskedAutoencoder(image_shape, width=self.width, patch=self.patch, depths=self.depths)
         for part in _DECODER:
@@ -126,7 +128,7 @@ class MAEFeaturesConfig(EncoderConfig):
         return network
 
     def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
-        """Return the features over the network, the sample itself as "global" and, if asked for, ConvNeXt-V2's."""
+        """Return the features of the network, the sample itself as "global" and, if configured, those of a ConvNeXt-V2."""
         autoencoder = cast(MaskedAutoencoder, network)
         own = MAEFeatures(autoencoder, self.features, every=self.every)
         parts: dict[str, FeatureEncoder] = {"": _with_sample(own)}

@@ -1,12 +1,12 @@
-"""Several scales of one feature map: all its locations, and means and standard deviations of windows and of the whole.
+"""Multi-scale features of a map: all its locations, and means and standard deviations of windows and of the whole map.
 
     mean = (1/m) sum_i x_i,    std = sqrt( (1/m) sum_i (x_i - mean)^2 + 1e-6 )        per channel, over the m places of a window
 
-A linear projection of the channels may come before all that.
+Optionally, a linear projection of the channels comes first.
 
 Shapes: b samples, c channels, d channels after a projection, k locations, h x w places, m of a window; locations are row-major.
 
-Source: paper, appendix A.5; that windows do not overlap, and the 1e-6, are facts of the authors' release.
+Source: paper, appendix A.5. The windows do not overlap and the constant is 1e-6 in the authors' release.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,21 +23,21 @@ from drifting.errors import InputError
 # Kind -> side of the window, 0 for the whole map.
 _WINDOWS = {"mean": 0, "std": 0, "mean_2": 2, "std_2": 2, "mean_4": 4, "std_4": 4, "mean_8": 8, "std_8": 8}
 KINDS = ("all", "mean", "std", "mean_2", "std_2", "mean_4", "std_4")
-# Windows of 8 are for images alone, which are larger than the maps of a network.
+# Windows of 8 are only for images, which are larger than the maps of a network.
 IMAGE_KINDS = (*KINDS, "mean_8", "std_8")
 _SMALLEST_VARIANCE = 1e-6
-# The maps that are no network's, but the images themselves; the second is of color images alone.
+# Names of the maps that are the images themselves. Only color images have the second.
 _IMAGE, _CHROMA = "image", "chroma"
 _COLORS = 3
 
 
 def feature_name(name: str, kind: str) -> str:
-    """Return the name of one kind of features of a map: that of the map for "all", else NAME_KIND."""
+    """Return the name of one kind of features of a map: NAME for "all", else NAME_KIND."""
     return name if kind == "all" else f"{name}_{kind}"
 
 
 def fits(kind: str, *sides: int) -> bool:
-    """Return whether the windows of a kind divide a map of these sides, or could, where they are not known yet."""
+    """Return whether the windows of a kind divide a map of these sides; without sides, return True."""
     window = _WINDOWS.get(kind, 0)
     return window == 0 or all(side % window == 0 for side in sides)
 
@@ -48,10 +48,10 @@ def multi_scale(
     """Return the features of a map in float32: NAME, NAME_mean, NAME_std, NAME_mean_2, NAME_std_2, NAME_mean_4, NAME_std_4.
 
     Args:
-        name: of the map.
+        name: name of the map.
         map: the feature map.
-        kinds: which of `KINDS` to return; those whose windows do not divide the map are left out.
-        projection: of the channels of every place; None for none.
+        kinds: kinds to return, of `IMAGE_KINDS`; kinds whose windows do not divide the map are left out.
+        projection: matrix that projects the channels of every place; None for no projection.
 
     Raises:
         InputError: if a kind is unknown.
@@ -71,31 +71,31 @@ def multi_scale(
         side = _WINDOWS[kind]
         places = _windows(map, side or height, side or width)
         mean = places.mean(2)
-        # The mean is taken off before squaring: the difference of two large means would lose the digits of a small variance.
+        # The mean is subtracted before squaring: a difference of two large means would lose the digits of a small variance.
         found = projected(mean, projection) if kind.startswith("mean") else _spread(places - mean[:, :, None], projection)
         features[feature_name(name, kind)] = found
     return features
 
 
 def pooled_names(map_shapes: Mapping[str, Sequence[int]], kinds: Sequence[str] = KINDS) -> tuple[str, ...]:
-    """Return the names of all features of maps, given the channels, height and width of each: their kinds whose windows fit."""
+    """Return the names of all features of maps whose windows fit, given channels, height and width of each map."""
     return tuple(feature_name(name, kind) for name, shape in map_shapes.items() for kind in kinds if fits(kind, *shape[1:]))
 
 
 def image_names(image_shape: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of all features that `image_features` makes of images of this shape."""
+    """Return the names of all features that `image_features` offers for images of this shape."""
     maps = [_IMAGE] + [_CHROMA] * (image_shape[0] == _COLORS)
-    # The images as they are have the name "pixels"; as a map, every pixel would be a problem of its own.
+    # Unpooled maps are left out: every pixel would be a drifting problem of its own. "pixels" is the whole image.
     names = pooled_names(dict.fromkeys(maps, image_shape), IMAGE_KINDS)
     return (*(name for name in names if name not in maps), "pixels", "norm_x")
 
 
 def image_features(images: Float[Tensor, "b c h w"], names: Sequence[str]) -> Features:
-    """Return features of images themselves, which see colors, and leave out names of others.
+    """Return features of the images themselves, which are sensitive to color; other names are ignored.
 
     "pixels" is the flattened image and "norm_x" the root mean square of each channel. "image" comes in the pooled kinds, such as
-    "image_mean" and "image_std_4"; of color images "chroma" too, whose spread sees specks of color that those of the channels
-    do not.
+    "image_mean" and "image_std_4". So does "chroma" of color images: its deviations detect specks of color, which the deviations of
+    the channels do not.
     """
     features: Features = {}
     if "pixels" in names:
@@ -109,30 +109,30 @@ def image_features(images: Float[Tensor, "b c h w"], names: Sequence[str]) -> Fe
 
 
 def norm_x(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 c"]:
-    """Return the root mean square over places of every channel, sqrt(mean x^2 + 1e-6), as one location."""
+    """Return the root mean square of every channel over all places, sqrt(mean x^2 + 1e-6), as one location."""
     return _root_mean_square(full_precision(x).flatten(2).transpose(1, 2)[:, None])
 
 
 def chroma(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 h w"]:
-    """Return red against green, and both against blue: two axes at right angles to gray, of the length of the channels' own."""
+    """Return red minus green, and both minus blue: two orthonormal axes orthogonal to gray."""
     red, green, blue = full_precision(images).unbind(1)
     return torch.stack([(red - green) / 2**0.5, (red + green - 2 * blue) / 6**0.5], 1)
 
 
 def _root_mean_square(places: Float[Tensor, "b k m c"]) -> Float[Tensor, "b k c"]:
-    # The addend keeps the gradient of the root finite where all places are alike.
+    # The constant keeps the gradient of the root finite where all places are equal.
     return torch.sqrt(places.square().mean(2) + _SMALLEST_VARIANCE)
 
 
 def projected(places: Float[Tensor, "*b c"], projection: Float[Tensor, "d c"] | None) -> Float[Tensor, "*b d"]:
-    """Return places, channels last, after a linear projection; as they are for None."""
+    """Return places, channels last, after a linear projection, or unchanged for None."""
     return places if projection is None else linear(places, projection)
 
 
 def _spread(centered: Float[Tensor, "b k m c"], projection: Float[Tensor, "d c"] | None) -> Float[Tensor, "b k d"]:
-    """Return the standard deviation of every channel after the projection, of places whose mean is 0.
+    """Return the standard deviation of every channel after the projection, for places with mean 0.
 
-    Where there are more places than channels, their covariance C is smaller than they: the variances are the diagonal of P C P^T.
+    With more places than channels, the covariance C is smaller than the places; the variances are then the diagonal of P C P^T.
     """
     count, channels = centered.shape[2:]
     if projection is None or count <= channels:
@@ -143,15 +143,16 @@ def _spread(centered: Float[Tensor, "b k m c"], projection: Float[Tensor, "d c"]
 
 
 def _windows(map: Float[Tensor, "b c h w"], height: int, width: int) -> Float[Tensor, "b k m c"]:
-    """Return the places of each window, windows and places row-major."""
+    """Return the places of each window; windows and places are row-major."""
     split = map.unflatten(3, (-1, width)).unflatten(2, (-1, height))
     return split.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
 
 
 def subsampled(map: Float[Tensor, "b c h w"], stride: int) -> Float[Tensor, "b c _ _"]:
-    """Return the places of a map that a 1 x 1 convolution of this stride reads; of these alone it gives the same at stride 1.
+    """Return the places of a map that a 1 x 1 convolution of this stride reads, so that it can run at stride 1 with the same
+    result.
 
-    With channels last, fewer than eight of them and no AVX-512, oneDNN writes the weight gradient of such a convolution at stride 2
-    beyond its buffer: wrong gradients, and now and then a crash.
+    With channels last, fewer than eight channels and no AVX-512, oneDNN writes the weight gradient of such a convolution at stride
+    2 beyond its buffer, which gives wrong gradients and sometimes a crash.
     """
     return map[:, :, ::stride, ::stride]

@@ -1,14 +1,14 @@
-"""Backbones of the library `transformers` as feature encoders: ResNet, ConvNeXt-V2, DINOv2, ViT-MAE and their like.
+"""Backbones of the library `transformers` as feature encoders: ResNet, ConvNeXt-V2, DINOv2, ViT-MAE and similar ones.
 
-A convolutional backbone gives one map a stage, "stage1" onwards, each place of which is normalized over its channels:
+A convolutional backbone gives one map per stage, "stage1", "stage2" and so on. Each place of a map is normalized over its channels:
 
     y <- (y - mean) / (std + 1e-3)
 
-A vision transformer gives its patch tokens behind the final norm as one map, "patches"; none is masked, and they keep their order.
+A vision transformer gives its patch tokens after the final norm as one map, "patches". No patch is masked; the order is kept.
 
 Shapes: b images, c channels, h x w pixels or places, d features.
 
-Source: paper, appendix A.5; the normalization, with the population's variance, is a fact of the authors' release.
+Source: paper, appendix A.5; the normalization, with the biased variance, is that of the authors' release.
 """
 
 import json
@@ -28,7 +28,7 @@ from drifting.encoders.normalize import Standardize, Statistics
 from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale
 from drifting.errors import InputError, reason
 
-# What the release takes of ConvNeXt-V2, beside the features of the auto-encoder.
+# Features of the ConvNeXt-V2 that the release uses in addition to those of the auto-encoder.
 CONVNEXT_FEATURES = (
     *(f"stage{stage}" for stage in (2, 3, 4)),
     *(f"stage{stage}_{kind}" for stage in (1, 2, 3, 4) for kind in ("mean", "std")),
@@ -46,16 +46,17 @@ class PretrainedFeatures(Frozen):
 
     Args:
         network: a base model of `transformers`, such as ResNetModel or Dinov2Model.
-        names: which features: the maps in the kinds of `pooling.multi_scale`, such as "stage2_mean", "patches" or "patches_std";
-            "pooled", what the network pools itself (the class token, or the mean over places, behind the final norm); and of a
-            convolutional one "pooled_std", the standard deviation over places of the last map before it is normalized.
+        names: names of the features: the maps in the kinds of `pooling.multi_scale`, such as "stage2_mean", "patches" or
+            "patches_std"; "pooled", the output that the network pools itself (the class token, or the mean over places, after the
+            final norm); and, for a convolutional backbone, "pooled_std", the standard deviation over places of the last map before
+            it is normalized.
         image_shape: channels, height and width of the images, which are in [-1, 1].
-        statistics: mean and standard deviation of every channel that the network was trained with, for images in [0, 1].
-        resize: side of the square that images are resized to, bilinearly; None for none.
+        statistics: mean and standard deviation of every channel in the training of the network, for images in [0, 1].
+        resize: side of the square that images are resized to, bilinearly; None to keep their size.
         normalize: whether each place of a convolutional map is normalized over its channels.
 
     Raises:
-        InputError: if a name is unknown or double, or the images are none that the network takes.
+        InputError: if a name is unknown or repeated, or the network does not accept such images.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class PretrainedFeatures(Frozen):
         if self._config.model_type == "vit_mae":
             self._config.mask_ratio = 0.0
         self.eval()
-        # Which maps there are, and of which size, only the network itself knows.
+        # One forward pass finds the names and sizes of the maps.
         with torch.no_grad():
             maps, _ = self.maps(torch.zeros(1, *image_shape, device=device))
         known = [feature_name(name, kind) for name, map in maps.items() for kind in KINDS if fits(kind, *map.shape[2:])]
@@ -96,10 +97,10 @@ class PretrainedFeatures(Frozen):
         return height // rows, width // columns
 
     def maps(self, samples: Images) -> tuple[dict[str, Map], Float[Tensor, "b d"]]:
-        """Return the maps as they leave the network, and what it pools."""
+        """Return the maps of the network, not normalized, and its pooled output."""
         options: dict[str, Any] = {"output_hidden_states": hasattr(self._config, "depths")}
         if self._config.model_type == "vit_mae":
-            # It keeps patches in the order of this "noise"; rising, it leaves them where they are.
+            # The network sorts the patches by this "noise", so rising values keep their order.
             order = torch.arange(float(self._grid[0] * self._grid[1]), device=samples.device)
             options["noise"] = order.expand(len(samples), -1)
             options["interpolate_pos_encoding"] = True
@@ -111,7 +112,7 @@ class PretrainedFeatures(Frozen):
         else:
             if last.ndim != 3 or last.shape[1] < self._grid[0] * self._grid[1]:
                 raise InputError(f"encoder is a '{self._config.model_type}', which has no map of patches: name another backbone")
-            # The class token, and registers if there are any, stand before the patches.
+            # The class token and any registers come before the patches.
             patches = last[:, -self._grid[0] * self._grid[1] :]
             maps = {"patches": patches.transpose(1, 2).unflatten(2, self._grid)}
         return maps, last[:, 0] if pooled is None else pooled.flatten(1)
@@ -133,7 +134,7 @@ class PretrainedFeatures(Frozen):
 def normalize_places(map: Images) -> Images:
     """Return a map with every place normalized over its channels, (y - mean) / (std + 1e-3), in float32."""
     centered = full_precision(map) - full_precision(map).mean(1, keepdim=True)
-    # A place where all channels are alike would have no gradient but NaN.
+    # Without the clamp, the gradient would be NaN at a place where all channels are equal.
     std = centered.square().mean(1, keepdim=True).clamp_min(_SMALLEST_VARIANCE).sqrt()
     return centered / (std + 1e-3)
 
@@ -147,18 +148,18 @@ def load_pretrained(
     statistics: Statistics | None = None,
     normalize: bool = True,
 ) -> PretrainedFeatures:
-    """Return a published backbone as a feature encoder; only safetensors are read, and no code that comes with them is run.
+    """Return a published backbone as a feature encoder. It reads only safetensors and runs no code that comes with them.
 
     Args:
-        name_or_folder: id on the Hugging Face Hub, such as "facebook/dinov2-small", or a folder of `save_pretrained`.
-        names: which features, see `PretrainedFeatures`.
+        name_or_folder: id on the Hugging Face Hub, such as "facebook/dinov2-small", or a folder made by `save_pretrained`.
+        names: names of the features, see `PretrainedFeatures`.
         image_shape: channels, height and width of the images, which are in [-1, 1].
-        resize: side of the square that images are resized to, such as 224; None for none.
-        statistics: mean and standard deviation of every channel, for images in [0, 1]; those published with the weights if None.
+        resize: side of the square that images are resized to, such as 224; None to keep their size.
+        statistics: mean and standard deviation of every channel, for images in [0, 1]; None for those published with the weights.
         normalize: whether each place of a convolutional map is normalized over its channels.
 
     Raises:
-        InputError: if the library or the weights are not there, or do not fit, or an argument is out of its range.
+        InputError: if the library or the weights are missing or do not fit, or an argument is out of its range.
     """
     origin = str(name_or_folder)
     network = _load_network(origin)
@@ -173,7 +174,7 @@ def _config(network: nn.Module) -> Any:
 def _load_network(origin: str) -> nn.Module:
     options = {"extra": "encoders", "output_loading_info": True, "trust_remote_code": False}
     network, report = load_published("encoder", origin, "transformers", "AutoModel", **options)
-    # The library would leave them at random values, with no more than a warning.
+    # The library only warns and leaves these weights at random values.
     wrong = [str(key) for part in ("missing_keys", "mismatched_keys") for key in sorted(report.get(part, ()))]
     if wrong:
         raise InputError(f"encoder is '{origin}', whose weights lack {', '.join(wrong[:3])}: name weights of the whole backbone")
@@ -182,14 +183,14 @@ def _load_network(origin: str) -> nn.Module:
 
 
 def _published_statistics(origin: str) -> Statistics:
-    """Return mean and standard deviation of what prepares images for a network, as published beside its weights."""
+    """Return the mean and standard deviation of the image processor published with the weights."""
     fix = "pass the mean and the standard deviation of every channel"
     try:
         facts = json.loads(_published_file(origin, _PROCESSOR).read_text())
         if not facts.get("do_normalize", True):
             return (0.0,) * 3, (1.0,) * 3
         return tuple(facts["image_mean"]), tuple(facts["image_std"])
-    except Exception as error:  # of the Hub, of the file, of JSON, or a key that is not there
+    except Exception as error:  # from the Hub, the file or JSON, or a missing key
         raise InputError(f"statistics is None, and '{origin}' has none in {_PROCESSOR} ({reason(error)}): {fix}") from None
 
 

@@ -1,7 +1,7 @@
-"""ResNet-18 and ResNet-50 with torchvision's names of weights, for ImageNet's images and for small ones, and their features.
+"""ResNet-18 and ResNet-50 with torchvision's weight names, for ImageNet and for small images, and their features.
 
-Stage n is torchvision's `layern`: its map is the output of the last block, after the ReLU. The 3 x 3 convolution of a bottleneck
-has its stride, as there. With `feature_dims`, linear projections give a narrowed trunk features of a stated length.
+Stage n is torchvision's `layern`; its map is the output of the last block, after the ReLU. As in torchvision, the stride of a
+bottleneck is in its 3 x 3 convolution. With `feature_dims`, linear projections give the features of a narrow trunk a chosen length.
 
 Shapes: b images, c channels, h x w pixels or places, d features, k classes.
 
@@ -34,7 +34,7 @@ from drifting.encoders.pooling import (
 )
 from drifting.errors import InputError
 
-# Blocks of each stage, and how many times its width a block gives out: more than once for a bottleneck.
+# Blocks of each stage, and output channels of a block divided by its width; more than 1 for a bottleneck.
 _ARCHS = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
@@ -43,7 +43,7 @@ Map = Float[Tensor, "b _ _ _"]
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions or, if channels expand, a bottleneck: one between two of 1 x 1; around them a shortcut."""
+    """A residual block: two 3 x 3 convolutions or, if channels expand, a bottleneck of 1 x 1, 3 x 3 and 1 x 1 convolutions."""
 
     def __init__(self, before: int, width: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -67,23 +67,24 @@ class _Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images in [-1, 1] -> logits, with named maps on the way.
+    """Images in [-1, 1] -> logits, with named intermediate maps.
 
-    The projection of the last stage stands before the classifier, so that every loss trains it. No loss reaches those of the
-    earlier stages: they stay at their semi-orthogonal beginning, which keeps all distances where it adds channels.
+    The projection of the last stage comes before the classifier, so every loss trains it. The projections of earlier stages are not
+    trained: they keep their semi-orthogonal initial values, which preserve all distances if they add channels.
 
     Args:
         arch: "resnet18" or "resnet50".
-        image_shape: channels, height and width of the images that it takes.
+        image_shape: channels, height and width of the images.
         num_classes: number of labels, or None for a network without logits.
-        small_stem: begin with a 3 x 3 convolution, in place of a 7 x 7 one of stride 2 and a maximum of stride 2.
-        width: channels of the stem and of the first stage's convolutions; 64 is the standard.
-        feature_dims: lengths to which the means of the last stages are projected: (512,) the last one's, four all; None for none.
-        resize: side of the square to which images are resized first; None for none.
-        statistics: mean and standard deviation of every channel, for images in [0, 1]; ImageNet's.
+        small_stem: start with a 3 x 3 convolution instead of a 7 x 7 convolution of stride 2 and max pooling of stride 2.
+        width: channels of the stem and of the convolutions of the first stage; 64 is the standard.
+        feature_dims: lengths to which the features of the last stages are projected: one length for the last stage only, four for
+            all; None for no projection.
+        resize: side of the square that images are resized to first; None to keep their size.
+        statistics: mean and standard deviation of every channel, for images in [0, 1]; those of ImageNet by default.
 
     Attributes:
-        map_shapes: of every map, channels, height and width.
+        map_shapes: name of a map -> its channels, height and width.
 
     Raises:
         InputError: if an argument is out of its range.
@@ -115,7 +116,7 @@ class ResNet(nn.Module):
             inside, stride = width * 2**index, min(2, index + 1)
             blocks = [_Block(before if n == 0 else expansion * inside, inside, 1 if n else stride, expansion) for n in range(depth)]
             setattr(self, f"layer{index + 1}", nn.Sequential(*blocks))
-            # With its padding, every layer of stride 2 halves a side and rounds up.
+            # With its padding, every layer of stride 2 halves a side, rounded up.
             before, sides = expansion * inside, [-(-side // stride) for side in sides]
             names = (*(f"{stage}_block{number}" for number in range(1, depth)), stage)
             self.map_shapes |= dict.fromkeys(names, (before, sides[0], sides[1]))
@@ -130,7 +131,7 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            # Bottlenecks begin as their shortcuts: fifty layers learn faster at first.
+            # Bottlenecks start as identities, which makes fifty layers learn faster at first.
             if isinstance(module, _Block) and module.bottleneck:
                 nn.init.zeros_(module.bn3.weight)
         for stage, projection in self.projections.items():
@@ -138,14 +139,14 @@ class ResNet(nn.Module):
             projection.requires_grad_(stage == STAGES[-1])
 
     def maps(self, images: Images, names: Sequence[str] = STAGES) -> dict[str, Map]:
-        """Return the maps of these names; layers behind the last one are not run.
+        """Return the maps with these names; layers after the last one are not run.
 
         Args:
-            images: of `image_shape`, in [-1, 1].
-            names: "stage1" to "stage4", and "stage2_block1" for the output of a block other than the last one of its stage.
+            images: images of `image_shape` in [-1, 1].
+            names: "stage1" to "stage4", or names such as "stage2_block1" for the output of a block before the last of its stage.
 
         Raises:
-            InputError: if a name is unknown or there is none, or the images are of another shape.
+            InputError: if a name is unknown, there is no name, or the images have another shape.
         """
         checked_names(names, tuple(self.map_shapes))
         map = self.maxpool(normalized(self.standardize(images), self.conv1, self.bn1).relu_())
@@ -160,16 +161,16 @@ class ResNet(nn.Module):
         return {name: found[name] for name in names}
 
     def projection(self, stage: str) -> Float[Tensor, "d c"] | None:
-        """Return the matrix that projects features of a stage to its length in `feature_dims`; None if it has none."""
+        """Return the matrix that projects the features of a stage to its length in `feature_dims`, or None."""
         return cast(nn.Linear, self.projections[stage]).weight if stage in self.projections else None
 
     def embed(self, images: Images) -> Float[Tensor, "b d"]:
-        """Return the mean over places of the last stage, projected: what the classifier sees."""
+        """Return the projected mean over places of the last stage, which is the input of the classifier."""
         last = STAGES[-1]
         return projected(self.maps(images, (last,))[last].mean((2, 3)), self.projection(last))
 
     def forward(self, images: Images) -> Float[Tensor, "b k"]:
-        """Return the logits of every class; of a network without logits, what `embed` returns."""
+        """Return the logits of every class, or the result of `embed` if the network has no logits."""
         return self.fc(self.embed(images))
 
 
@@ -178,11 +179,12 @@ class ResNetFeatures(Frozen):
 
     Args:
         network: the trained network.
-        names: which features: the maps of the network in the kinds of `pooling.multi_scale`, such as "stage2" or "stage2_std";
-            "stage4_mean" is the vector of `ResNet.embed`. Of the images themselves those of `pooling.image_features`.
+        names: names of the features: the maps of the network in the kinds of `pooling.multi_scale`, such as "stage2" or
+            "stage2_std", and the features of the images themselves, see `pooling.image_features`. "stage4_mean" is the vector of
+            `ResNet.embed`.
 
     Raises:
-        InputError: if a name is unknown, double or of windows that do not divide the map, or there is none.
+        InputError: if a name is unknown or repeated, if its windows do not divide the map, or if there is no name.
     """
 
     def __init__(self, network: ResNet, names: Sequence[str] = ("stage4_mean",)) -> None:
@@ -197,7 +199,7 @@ class ResNetFeatures(Frozen):
         return cast(ResNet, self.module)
 
     def forward(self, samples: Images) -> Features:
-        """Return the chosen features in the order of `names`; those of maps in float32."""
+        """Return the chosen features in the order of `names`; features of maps are float32."""
         self.network.standardize.check(samples)
         maps = self.network.maps(samples, tuple(self._kinds)) if self._kinds else {}
         features = image_features(samples, self.names)
@@ -213,10 +215,10 @@ def available_features(network: ResNet) -> tuple[str, ...]:
 
 
 def adapt_weights(network: ResNet, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return published weights as `checkpoint.load_weights` takes them for this network.
+    """Return published weights in the form that `checkpoint.load_weights` expects for this network.
 
-    A classifier `fc` for other classes is dropped, since features do not need it: logits are then untrained, if there are any.
-    Weights saved before torch counted the batches of its normalizations are given the network's own counts.
+    A classifier `fc` for another number of classes is dropped, because features do not need it; the logits are then untrained.
+    Old weights without the batch counts of the normalization layers get those of the network.
     """
     own = network.state_dict()
     adapted = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")} | dict(weights)
@@ -228,9 +230,10 @@ def adapt_weights(network: ResNet, weights: Mapping[str, Tensor]) -> dict[str, T
 
 
 def normalized(map: Map, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Map:
-    """Return the normalized convolution of a map.
+    """Return the convolution of a map, followed by batch normalization.
 
-    In evaluation the normalization is folded into the convolution: no pass over the map, and no copy of it for the backward pass.
+    In evaluation mode the normalization is folded into the convolution, which saves a pass over the map and a copy of it for the
+    backward pass.
     """
     if norm.training:
         return norm(convolution(map))
@@ -261,27 +264,26 @@ def _check(arch: str, dims: Sequence[int], **sizes: int | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig(EncoderConfig):
-    """Drifting in the features of a `ResNet`, which learns the classes of the run's own images first.
+    """Drift in the features of a `ResNet` that the run trains first, to classify its own images.
 
     Attributes:
         arch: resnet18 or resnet50.
         width: number of channels of the first stage.
-        small_stem: start with a stem for small images, not with that of ImageNet, which takes a quarter of the side.
+        small_stem: start with a stem for small images instead of the ImageNet stem, which reduces the side to a quarter.
         feature_dims: lengths to which the features of the last stages are projected; None for no projection.
-        resize: side in pixels of the square that it sees images at; None to leave them as they are.
+        resize: side in pixels of the square that images are resized to; None to keep their size.
         features: names of the features that samples drift in, see `ResNetFeatures`.
-        weights: file of published weights in torchvision's names; None to train it.
+        weights: file of weights with torchvision's names; None to train the network.
         steps: number of optimizer steps of its training.
         batch_size: number of images in a step of its training.
         learning_rate: highest learning rate of its training.
         crop: largest share of the area of an image that a crop leaves out in training, from 0 to below 1.
-        flip: probability of a mirrored image in training.
+        flip: probability of mirroring an image in training.
     """
 
     objective: ClassVar[str | None] = "classes"
     kind: ClassVar[str | None] = "supervised"
     noun: ClassVar[str] = "a ResNet"
-    # Its maps have any size.
     any_size: ClassVar[bool] = True
 
     arch: str = "resnet18"
@@ -299,7 +301,7 @@ class ResNetConfig(EncoderConfig):
 
     @property
     def views(self) -> Views:
-        """How its images are varied."""
+        """The augmentation of its training images."""
         return Views(crop=self.crop, flip=self.flip, jitter=0.0, gray=0.0)
 
     @property
@@ -330,7 +332,7 @@ class ResNetConfig(EncoderConfig):
         return ResNetFeatures(cast(ResNet, network), self.features)
 
     def check(self, prefix: str = "") -> None:
-        """Raise InputError naming a setting with which the training could not work."""
+        """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
         check_counts({f"{prefix}{name}": getattr(self, name) for name in ("width", "steps", "batch_size")})
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
         if self.batch_size == 1:

@@ -1,9 +1,9 @@
-"""SimCLR: two views of an image should be more alike than views of different images.
+"""SimCLR: two views of an image should be more similar than views of different images.
 
     loss = mean over the 2b views i of  -log [ exp(s_ij / temperature) / sum over k != i of exp(s_ik / temperature) ]
 
-with s the cosine similarity of two projections and j the other view of i's image. What the views differ in, the trunk learns not to
-see: a trunk trained on views of changed color is blind to color, and so is a generator trained in its features.
+with s the cosine similarity of two projections and j the other view of the image of i. The trunk learns to ignore what differs
+between views: trained on views with changed colors, it is blind to color, and so is a generator trained in its features.
 
 Source: Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive Learning of Visual Representations" (2020).
 
@@ -28,14 +28,14 @@ Images = Float[Tensor, "b c h w"]
 
 
 class SimCLR(nn.Module):
-    """Two views of the same images -> the loss; what is used later is the trunk, for the projection has lost more than it.
+    """Two views of the same images -> the loss. Only the trunk is used afterwards; the projection has lost information.
 
     Args:
         trunk: a network with a method `embed`, images -> [b, f].
-        features: length f of what `embed` returns.
-        hidden: units between the two layers of the projection head; as many as features if None.
-        projection: length of the projections that are compared.
-        temperature: of the loss, see `nt_xent`.
+        features: length f of the features that `embed` returns.
+        hidden: units between the two layers of the projection head; None for as many as features.
+        projection: length of the projections.
+        temperature: temperature of the loss, see `nt_xent`.
 
     Raises:
         InputError: if the trunk has no `embed`, or the temperature is not positive.
@@ -50,7 +50,7 @@ class SimCLR(nn.Module):
         check_temperature(temperature)
         self.trunk, self.temperature = trunk, temperature
         hidden = features if hidden is None else hidden
-        # The normalization has an offset of its own.
+        # No bias: the normalization adds one.
         self.project = nn.Sequential(
             nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, projection)
         )
@@ -60,7 +60,7 @@ class SimCLR(nn.Module):
         return cast(Callable[[Tensor], Tensor], self.trunk.embed)(images)
 
     def forward(self, first: Images, second: Images) -> Float[Tensor, ""]:
-        """Return the loss; both views pass as one batch, whose statistics they share wherever batches are normalized.
+        """Return the loss. Both views pass through the network as one batch, so they share the statistics of batch normalization.
 
         Raises:
             InputError: if there are fewer than two images, or not two views of each.
@@ -73,12 +73,12 @@ class SimCLR(nn.Module):
 def nt_xent(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], *, temperature: float = 0.5) -> Float[Tensor, ""]:
     """Return the normalized, temperature-scaled cross-entropy of two views, in float32 or better.
 
-    Where all projections point one way it is log(2b - 1), whatever the temperature.
+    If all projections are equal, it is log(2b - 1) at any temperature.
 
     Args:
         first: projections of one view of every image.
-        second: those of the other view, in the same order.
-        temperature: by which cosine similarities are divided, above 0.
+        second: projections of the other view, in the same order.
+        temperature: divisor of the cosine similarities, above 0.
 
     Raises:
         InputError: if there are fewer than two images, or not two views of each; if the temperature is not positive.
@@ -86,7 +86,7 @@ def nt_xent(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], *, temper
     _check_pairs(first, second)
     check_temperature(temperature)
     with torch.autocast(first.device.type, enabled=False):
-        # bfloat16 keeps two digits of a similarity, which a small temperature multiplies.
+        # bfloat16 has two digits, and dividing by a small temperature would magnify the rounding error.
         views = normalize(full_precision(torch.cat([first, second])), dim=1)
         similarity = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
         partners = torch.arange(len(views), device=views.device).roll(len(first))
@@ -104,10 +104,10 @@ class SimCLRFeatures(ResNetFeatures):
 
     Args:
         network: the trained network; its projection head is not used.
-        names: which features, see `ResNetFeatures`.
+        names: names of the features, see `ResNetFeatures`.
 
     Raises:
-        InputError: if the trunk is no ResNet; else as `ResNetFeatures` does.
+        InputError: if the trunk is not a ResNet, or for the reasons of `ResNetFeatures`.
     """
 
     def __init__(self, network: SimCLR, names: Sequence[str] = ("stage4_mean",)) -> None:
@@ -118,11 +118,11 @@ class SimCLRFeatures(ResNetFeatures):
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig(ResNetConfig):
-    """Drifting in the features of a `ResNet` that is trained by SimCLR, without labels.
+    """Drift in the features of a `ResNet` that the run trains first by SimCLR, without labels.
 
     Attributes:
         crop: largest share of the area of an image that a view leaves out, from 0 to below 1; see `data.augmentation.Views`.
-        jitter: probability that the colors of a view change. A network whose views differ in color learns not to see it.
+        jitter: probability of changing the colors of a view. The network learns to ignore colors that differ between views.
         gray: probability of a view without color.
         temperature: temperature of the contrastive loss.
     """
@@ -137,15 +137,15 @@ class SimCLRConfig(ResNetConfig):
 
     @property
     def views(self) -> Views:
-        """How views of an image differ."""
+        """The augmentation that makes the views of an image."""
         return Views(crop=self.crop, flip=self.flip, jitter=self.jitter, gray=self.gray)
 
     @property
     def learns_classes(self) -> bool:
-        """Whether the training needs labels: it never does."""
+        """Whether the training needs labels; SimCLR never does."""
         return False
 
     def check(self, prefix: str = "") -> None:
-        """Raise InputError naming a setting with which the training could not work."""
+        """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
         super().check(prefix)
         check_temperature(self.temperature)
