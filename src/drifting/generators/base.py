@@ -1,7 +1,7 @@
-"""What a generator is: noise in, samples out, in one forward pass; and the noise and the style codes that it is given.
+"""The interface of a generator, which maps noise to samples in one forward pass, and its random inputs.
 
-Training draws whole batches of noise from one random stream. Sampling gives every sample a counter-based stream of its own, so that
-sample i of a seed is the same in any batch, order or number of processes.
+Training draws whole batches of noise from one random stream. Sampling gives every sample a counter-based stream of its own, so
+sample i of a seed is the same in any batch, in any order and with any number of processes.
 """
 
 from abc import ABC, abstractmethod
@@ -19,16 +19,16 @@ from drifting.errors import InputError
 class Generator(nn.Module):
     """A module (noise, labels, guidance_scale) -> samples.
 
-    One that takes style codes is called with `style_indices` as well. They are part of the randomness of a sample, as its noise is:
-    whoever draws the noise draws them, and passes the same ones again to compute the same samples again.
+    A generator with style codes also takes `style_indices`. Like the noise, they are part of the randomness of a sample: the caller
+    draws both, and passes the same values again to compute the same samples again.
 
     Attributes:
         noise_shape: shape of the noise of one sample.
         sample_shape: shape of one sample.
         num_classes: number of labels, or None for a generator that takes none.
-        guided: whether it takes a guidance scale; one that does not ignores it.
-        num_styles: style codes of one sample; 0 for a generator that takes none.
-        style_classes: each code is below this number.
+        guided: whether the guidance scale has an effect; other generators ignore it.
+        num_styles: number of style codes of one sample; 0 for a generator without style codes.
+        style_classes: number of values of a style code.
     """
 
     noise_shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Generator(nn.Module):
     style_classes: int = 0
 
     def draw_style_indices(self, count: int, rng: torch.Generator) -> Int[Tensor, "b s"] | None:
-        """Return uniform style codes of `count` samples on the device of rng, or None for a generator that takes none."""
+        """Return uniform style codes for `count` samples on the device of rng, or None for a generator without style codes."""
         if self.num_styles == 0:
             return None
         return torch.randint(self.style_classes, (count, self.num_styles), generator=rng, device=rng.device)
@@ -47,19 +47,19 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(ABC):
-    """The settings of a generator, which build it. What they do not say depends on the data and on the schedule."""
+    """The settings of a generator. Everything else that `build` needs follows from the data and the schedule."""
 
     @abstractmethod
     def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> Generator:
-        """Return the generator with fresh weights on the CPU.
+        """Return the generator on the CPU, with initial weights.
 
         Args:
             sample_shape: shape of one sample.
-            num_classes: number of labels, or None for a generator that takes none.
-            guided: whether it takes a guidance scale.
+            num_classes: number of labels, or None for an unconditional generator.
+            guided: whether the generator takes a guidance scale.
 
         Raises:
-            InputError: if it cannot make samples of that shape.
+            InputError: if the generator cannot make samples of this shape.
         """
 
     def _check_images(self, sample_shape: tuple[int, ...]) -> None:
@@ -76,10 +76,10 @@ def draw_noise(shape: Sequence[int], rng: torch.Generator) -> Tensor:
 
 
 def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Float[Tensor, "b *sample"]:
-    """Return standard normal noise on the CPU, one row per index, each a function of (seed, index) alone.
+    """Return standard normal noise on the CPU, one row per index. A row depends only on (seed, index).
 
     Args:
-        indices: which samples of the seed.
+        indices: indices of the samples.
         shape: shape of the noise of one sample.
         seed: any integer.
     """
@@ -88,15 +88,15 @@ def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Flo
 
 
 def seeded_codes(indices: Sequence[int], num_styles: int, style_classes: int, seed: int) -> Int[Tensor, "b s"]:
-    """Return style codes on the CPU, one row per index, each a function of (seed, index) alone.
+    """Return style codes on the CPU, one row per index. A row depends only on (seed, index).
 
     Args:
-        indices: which samples of the seed, at least one.
-        num_styles: codes of one sample.
-        style_classes: each code is below this number.
+        indices: indices of the samples, at least one.
+        num_styles: number of codes of one sample.
+        style_classes: number of values of a code.
         seed: any integer.
     """
-    # Jumped, so that they share no numbers with the noise of the sample.
+    # The stream is jumped, so the codes share no random numbers with the noise of the sample.
     streams = (np.random.Generator(_stream(seed, index).jumped()) for index in indices)
     return torch.from_numpy(np.stack([stream.integers(style_classes, size=num_styles) for stream in streams]))
 

@@ -1,4 +1,4 @@
-"""A perceptron that imagines a code, and a decoder that draws it: images on a CPU, sharp and with few operations.
+"""A perceptron that makes a code and a decoder that draws it: sharp images on a CPU, with few operations.
 
     image = tanh( decoder( perceptron(noise, label, guidance scale) ) )
 
@@ -19,16 +19,17 @@ from drifting.nn.upsampling import Decoder
 
 
 class DecoderMLP(Generator):
-    """Push noise through a perceptron, whose output is decoded into an image in (-1, 1).
+    """Generator of images in (-1, 1): a perceptron maps noise to a code, which is decoded into an image.
 
     Args:
         sample_shape: channels, height and width of one image; square, with a side divisible by 4.
         code_dim: length of the code.
         decoder_width: channels of the decoder at half the side.
-        gain: factor of the weights of the matrix products at the start. Above 1 the first images differ as much from each other as
-            from real ones; where they are alike, they see each other alone at short temperatures, and large populations starve.
-        decoder_blocks, smoothing, doublings: of the decoder, see `upsampling.Decoder`.
-        perceptron: noise_dim, width, depth, num_classes and guided of the perceptron, see `MLP`.
+        gain: factor of the initial weights of the matrix products. Above 1, the first images differ as much from each other as from
+            real images. If they are too similar, at small temperatures their kernel covers only each other and large populations
+            stop learning.
+        decoder_blocks, smoothing, doublings: arguments of the decoder, see `upsampling.Decoder`.
+        perceptron: noise_dim, width, depth, num_classes and guided, see `MLP`.
     """
 
     def __init__(
@@ -60,20 +61,20 @@ class DecoderMLP(Generator):
         labels: Int[Tensor, " b"] | None = None,
         guidance_scale: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Return one image per row of noise; a conditional generator needs `labels`, a guided one takes no scale for 1."""
+        """Return one image per row of noise. A conditional generator needs `labels`; the guidance scale is 1 by default."""
         return torch.tanh(self.decode(self.imagine(noise, labels, guidance_scale)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderMLPConfig(GeneratorConfig):
-    """A `DecoderMLP`, whose arguments these are.
+    """The settings of a `DecoderMLP`.
 
     Attributes:
         noise_dim: length of the noise vector of one sample.
         width: units of a hidden layer of the perceptron.
         depth: number of hidden layers of the perceptron.
         decoder_blocks: number of residual convolutions at a quarter of the side of the image, and as many at an eighth.
-        smoothing: filter the image that the decoder makes.
+        smoothing: whether to smooth the image that the decoder makes.
         doublings: how many times the decoder doubles the side of its first map, 2 or 3.
     """
 

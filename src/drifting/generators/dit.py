@@ -7,7 +7,7 @@
 
 Shapes: b samples, c channels, h x v pixels, n tokens, w width, z width of the condition.
 
-Source: paper; the details are facts of the authors' release, whose outputs it reproduces.
+Source: paper; the details are those of the authors' release, whose outputs it reproduces.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ from drifting.nn.layers import (
 
 @dataclass(frozen=True, kw_only=True)
 class DiTSize:
-    """How large a `DiT` is.
+    """The size of a `DiT`.
 
     Attributes:
         patch: side of a patch.
@@ -47,13 +47,13 @@ class DiTSize:
         depth: number of blocks.
         heads: number of heads of the attention, with an even number of channels each.
         cond_dim: width of the condition.
-        mlp_ratio: width of the perceptron in a block, in widths of a token; see `layers.SwiGLU`.
-        num_context_tokens: number of tokens that hold the condition, before the patches.
+        mlp_ratio: width of the perceptron in a block divided by the width of a token; see `layers.SwiGLU`.
+        num_context_tokens: number of tokens before the patches that hold the condition.
         num_styles: number of style codes of a sample.
         style_classes: number of values of a style code.
-        embedding_std: how far the parts of the condition spread at the start; the release has 0.02. Short trainings want more.
-        normalized: normalize queries and keys of the attention.
-        rotary: turn queries and keys of the attention by their position.
+        embedding_std: initial standard deviation of the parts of the condition: 0.02 in the release, more for short trainings.
+        normalized: whether to normalize queries and keys of the attention.
+        rotary: whether to rotate queries and keys of the attention by their position.
     """
 
     patch: int
@@ -73,7 +73,8 @@ class DiTSize:
 _B2 = DiTSize(patch=2, width=768, depth=12, heads=12, cond_dim=768)
 _L2 = DiTSize(patch=2, width=1024, depth=24, heads=16, cond_dim=1024)
 
-# The paper's four, patch 2 for latents and 16 for pixels; then for images of 32 x 32 pixels: on two CPU cores, and on a GPU.
+# The four sizes of the paper (patch 2 for latents, 16 for pixels), and two for images of 32 x 32 pixels: for two CPU cores, for a
+# GPU.
 SIZES: Mapping[str, DiTSize] = MappingProxyType(
     {
         "B/2": _B2,
@@ -97,21 +98,23 @@ SIZES: Mapping[str, DiTSize] = MappingProxyType(
 
 
 class DiT(Generator):
-    """Push a noise image through a transformer into an image.
+    """Generator of images: a transformer maps a noise image to an image.
 
     Args:
         sample_shape: channels, height and width of one image; the patch divides both sides.
-        size: how large the network is.
-        num_classes: number of labels, or None for a generator that takes none.
-        guided: take a guidance scale.
-        bounded: end with tanh, for images in [-1, 1].
-        output_std: how far the first outputs spread, before tanh; 0.75 leaves 0.5 after it. At 0 they are all 0, as in the release.
-            Above 0 the output layer does not start at zero, and noise outweighs position, so that the first samples differ.
-        gradient_checkpointing: compute the activations of a block again in the backward pass: less memory, a third more time.
-        noise_channels: of the noise, which has the sides of the image; None for as many as the image has.
+        size: size of the network.
+        num_classes: number of labels, or None for an unconditional generator.
+        guided: whether the generator takes a guidance scale.
+        bounded: whether to end with tanh, for images in [-1, 1].
+        output_std: initial standard deviation of the output before tanh; 0.75 gives 0.5 after it. At 0 all first outputs are 0, as
+            in the release. Above 0 the output layer does not start at zero and noise outweighs position, so the first samples
+            differ.
+        gradient_checkpointing: whether to recompute the activations of a block in the backward pass: less memory, a third more
+            time.
+        noise_channels: channels of the noise, which has the height and width of the image; None for as many as the image has.
 
     Raises:
-        InputError: if the patch does not divide the image, or the width cannot be split.
+        InputError: if the patch does not divide the image, or the width cannot be split into heads.
     """
 
     def __init__(
@@ -157,7 +160,7 @@ class DiT(Generator):
         guidance_scale: Float[Tensor, " b"] | float | None = None,
         style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b c h v"]:
-        """Return one image for each noise image, in float32 under autocast too; for the other arguments see `layers.Condition`."""
+        """Return one image per noise image, in float32 even under autocast. For the other arguments see `layers.Condition`."""
         if tuple(noise.shape[1:]) != self.noise_shape:
             raise InputError(f"noise has shape {tuple(noise.shape)}: pass {self.noise_shape} for each sample")
         condition = self.condition(noise, labels, guidance_scale, style_indices)
@@ -174,7 +177,7 @@ class DiT(Generator):
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig(DiTSize, GeneratorConfig):
-    """A `DiT` of this size; for its other settings see there. With an `output_std` of 0 it starts as the release's does."""
+    """The settings of a `DiT`. With an `output_std` of 0 it starts like the release."""
 
     # What the release calls networks of this kind.
     released_as: ClassVar[str] = "gen"
@@ -198,10 +201,10 @@ class DiTConfig(DiTSize, GeneratorConfig):
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron on every token, each modulated and gated by the condition; the gates start closed.
+    """Attention, then a perceptron on every token. The condition modulates and gates both; the gates start at 0.
 
     Args:
-        size: of the network.
+        size: size of the network.
         length: number of tokens.
     """
 

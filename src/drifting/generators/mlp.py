@@ -1,6 +1,6 @@
-"""A multi-layer perceptron generator: all matrix products, so it is fast on a CPU.
+"""A multi-layer perceptron generator. It consists of matrix products, so it is fast on a CPU.
 
-Source: the authors' notebook (32 -> 3 x 256, SiLU -> 2); labels and guidance scale are an addition of ours.
+Source: the authors' notebook (32 -> 3 x 256, SiLU -> 2); labels and guidance scale are our additions.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from drifting.generators.base import Generator, GeneratorConfig
 
 
 class MLP(Generator):
-    """Push noise through `depth` hidden layers of `width` units; a label shifts every hidden layer by a learned vector.
+    """Generator with `depth` hidden layers of `width` units. A label shifts every hidden layer by a learned vector.
 
     Args:
         noise_dim: length of the noise vector of one sample.
         sample_shape: shape of one sample.
         width: units of a hidden layer.
         depth: number of hidden layers.
-        num_classes: number of labels, or None for a generator that takes none.
-        gain: factor of the hidden weights at the start. Above 1 the network bends more from the first step on, which it must to
-            tear the noise apart into modes with nothing between them.
-        guided: be told the guidance scale, whose logarithm shifts every hidden layer along a learned vector.
+        num_classes: number of labels, or None for an unconditional generator.
+        gain: factor of the initial hidden weights. Above 1, the network is more nonlinear from the first step on, which helps to
+            split the noise into separate modes.
+        guided: whether the generator takes a guidance scale, whose logarithm shifts every hidden layer along a learned vector.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class MLP(Generator):
                 cast(nn.Linear, layer).weight.mul_(gain)
         self.shifts = nn.ModuleList(nn.Embedding(num_classes or 0, width) for _ in range(depth if num_classes else 0))
         self.output = nn.Linear(width, prod(self.sample_shape))
-        # The last to be drawn: all other weights begin as they do without guidance.
+        # Drawn last, so all other initial weights are the same with and without guidance.
         self.guidance = nn.ModuleList(nn.Linear(1, width, bias=False) for _ in range(depth if guided else 0))
 
     def forward(
@@ -61,7 +61,7 @@ class MLP(Generator):
         labels: Int[Tensor, " b"] | None = None,
         guidance_scale: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b *sample"]:
-        """Return one sample per row of noise; a conditional generator needs `labels`, a guided one takes no scale for 1."""
+        """Return one sample per row of noise. A conditional generator needs `labels`; the guidance scale is 1 by default."""
         # Guidance scale 1 (none) has logarithm 0 and shifts nothing.
         logarithm = guidance_scale.log().to(noise)[:, None] if self.guided and guidance_scale is not None else None
         features = noise
@@ -77,7 +77,7 @@ class MLP(Generator):
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig(GeneratorConfig):
-    """An `MLP`, whose arguments these are."""
+    """The settings of an `MLP`."""
 
     noise_dim: int = 32
     width: int = 256

@@ -1,16 +1,18 @@
-"""A U-Net of noise: convolutions on small maps, for images with few operations.
+"""A U-Net that maps noise to images: convolutions on small maps, with few operations.
 
-    maps   = stem(noise)                                  one place for every patch
+    maps   = stem(noise)                                  one place per patch
     block  : maps + conv( silu( modulate( norm( conv( silu( norm(maps) ) ) ) ) ) )
-    down   : blocks, then half the side; at the smallest side attention, then up again, each block with the maps of the way down
-    sample = tanh( head(maps) )                           the side doubles until every pixel has its place
+    down   : blocks, then half the side; attention at the smallest side
+    up     : blocks, which also take the maps of the way down, then twice the side
+    sample = tanh( head(maps) )                           the side doubles up to that of the image
 
-All layers start such that the spread of the maps is kept, and samples of one network differ from each other as real images do:
-constant samples would see each other alone, and their gradient through a normalizing encoder has no bound.
+The initial weights keep the variance of the maps, so samples of an untrained network differ from each other as real images do. If
+the samples were constant, their kernel would cover only each other, and their gradient through a normalizing encoder would be
+unbounded.
 
 Shapes: b samples, c channels, h x v pixels, e channels of the noise, w channels of a map, z width of the condition.
 
-Source: ours, in the manner of the U-Nets of diffusion models; the condition is that of the paper's generator.
+Source: ours, modeled on the U-Nets of diffusion models; the condition is that of the paper's generator.
 """
 
 import math
@@ -32,25 +34,25 @@ from drifting.nn.layers import Attention, Condition, check_sides, precise, run
 Maps = Float[Tensor, "b w h v"]
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
-# Mean of silu(x)^2 for standard normal x: what a layer after silu makes up for.
+# Mean of silu(x)^2 for standard normal x, for which the initial weights after a silu compensate.
 _SILU_POWER = 0.3557
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetSize:
-    """How large a `UNet` is.
+    """The size of a `UNet`.
 
     Attributes:
-        patch: side of the patches that are the places of the largest maps; a power of 2.
-        widths: channels of the maps, each divisible by 4, from the largest map to the smallest; each has half the side of the last.
+        patch: side of the patches of the image that are the places of the largest maps; a power of 2.
+        widths: channels of the maps, each divisible by 4, from the largest map to the smallest; each map halves the side.
         blocks: number of blocks for each width, on the way down and again on the way up.
         heads: number of heads of the attention at the smallest side; 0 for no attention.
         cond_dim: width of the condition.
-        head_width: channels at twice, four times, ... the side of the largest maps.
-        noise_channels: channels of the noise, which has as many pixels as the image; None for as many as the image has.
+        head_width: channels of the head, at twice, four times, ... the side of the largest maps.
+        noise_channels: channels of the noise, which has the height and width of the image; None for as many as the image has.
         num_styles: number of style codes of a sample.
         style_classes: number of values of a style code.
-        embedding_std: how far the parts of the condition spread at the start.
+        embedding_std: initial standard deviation of the parts of the condition.
     """
 
     patch: int
@@ -65,7 +67,7 @@ class UNetSize:
     embedding_std: float = 0.3
 
 
-# For images of 32 x 32 pixels: on two CPU cores, where large maps are slow, and on a GPU.
+# Sizes for images of 32 x 32 pixels: for two CPU cores, on which large maps are slow, and for a GPU.
 SIZES: Mapping[str, UNetSize] = MappingProxyType(
     {
         "cpu": UNetSize(patch=4, widths=(64, 128), blocks=1, heads=4, cond_dim=128, num_styles=8, style_classes=16),
@@ -75,16 +77,17 @@ SIZES: Mapping[str, UNetSize] = MappingProxyType(
 
 
 class UNet(Generator):
-    """Push a noise image through a U-Net into an image.
+    """Generator of images: a U-Net maps a noise image to an image.
 
     Args:
         sample_shape: channels, height and width of one image; both sides are divisible by patch * 2^(number of widths - 1).
-        size: how large the network is.
-        num_classes: number of labels, or None for a generator that takes none.
-        guided: take a guidance scale.
-        bounded: end with tanh, for images in [-1, 1].
-        output_std: how far the first outputs spread, before tanh; 0.75 leaves 0.5 after it, about that of real images.
-        gradient_checkpointing: compute the activations of a block again in the backward pass: less memory, a third more time.
+        size: size of the network.
+        num_classes: number of labels, or None for an unconditional generator.
+        guided: whether the generator takes a guidance scale.
+        bounded: whether to end with tanh, for images in [-1, 1].
+        output_std: initial standard deviation of the output before tanh; 0.75 gives 0.5 after it, close to real images.
+        gradient_checkpointing: whether to recompute the activations of a block in the backward pass: less memory, a third more
+            time.
 
     Raises:
         InputError: if the sides or the patch do not fit, or the smallest maps cannot be split into heads.
@@ -122,7 +125,7 @@ class UNet(Generator):
         guidance_scale: Float[Tensor, " b"] | None = None,
         style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b _ h v"]:
-        """Return one image for each noise image, in float32 under autocast too; for the other arguments see `layers.Condition`."""
+        """Return one image per noise image, in float32 even under autocast. For the other arguments see `layers.Condition`."""
         condition = self.condition(noise, labels, guidance_scale, style_indices)
         maps = self.maps(self.stem(noise.contiguous(memory_format=torch.channels_last)), silu(condition))
         samples = self.head(maps)
@@ -131,7 +134,7 @@ class UNet(Generator):
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(UNetSize, GeneratorConfig):
-    """A `UNet` of this size, which ends in tanh; for its other settings see there."""
+    """The settings of a `UNet` that ends in tanh."""
 
     output_std: float = 0.75
     gradient_checkpointing: bool = False
@@ -150,13 +153,13 @@ class UNetConfig(UNetSize, GeneratorConfig):
 
 
 class Level(nn.Module):
-    """Blocks on maps of one size, on the way down and on the way up; between them the levels below, or attention at the lowest.
+    """Blocks on maps of one size on the way down and on the way up; between them the level below, or attention at the lowest level.
 
     Args:
-        size: of the network.
+        size: size of the network.
         sides: height and width of the maps.
-        gradient_checkpointing: compute the activations of a block again in the backward pass.
-        depth: levels above this one.
+        gradient_checkpointing: whether to recompute the activations of a block in the backward pass.
+        depth: number of levels above this one.
     """
 
     def __init__(self, size: UNetSize, sides: tuple[int, int], gradient_checkpointing: bool, depth: int = 0) -> None:
@@ -170,7 +173,7 @@ class Level(nn.Module):
             self.grow = _spread_kept(nn.Conv2d(deeper[0], 4 * width, 1))
         elif size.heads:
             self.attention = AttentionBlock(width, size.heads, sides[0] * sides[1])
-        # At the lowest level nothing is lost on the way, so nothing is handed over.
+        # The lowest level loses no resolution, so it needs no skip connection.
         before_up = 2 * width if deeper else width
         self.down = nn.ModuleList(Block(width, width, size.cond_dim) for _ in range(size.blocks))
         self.up = nn.ModuleList(Block(before_up, width, size.cond_dim) for _ in range(size.blocks))
@@ -186,26 +189,26 @@ class Level(nn.Module):
         elif self.attention is not None:
             maps = run(self.attention, maps, gradient_checkpointing=self.gradient_checkpointing)
         for block in self.up:
-            given = maps if self.below is None else torch.cat([maps, skips.pop()], 1)
-            maps = run(block, given, active, gradient_checkpointing=self.gradient_checkpointing)
+            inputs = maps if self.below is None else torch.cat([maps, skips.pop()], 1)
+            maps = run(block, inputs, active, gradient_checkpointing=self.gradient_checkpointing)
         return maps
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut; the condition modulates between them, and has no effect at the start.
+    """A residual block of two convolutions. The condition modulates between them; at the start it has no effect.
 
     Args:
-        given: channels of the maps it is given.
-        width: channels of the maps it returns.
+        in_width: channels of the input maps.
+        width: channels of the output maps.
         cond_dim: width of the condition.
     """
 
-    def __init__(self, given: int, width: int, cond_dim: int) -> None:
+    def __init__(self, in_width: int, width: int, cond_dim: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = _norm(given), _norm(width)
-        self.conv1 = _spread_kept(nn.Conv2d(given, width, 3, padding=1), _SILU_POWER)
+        self.norm1, self.norm2 = _norm(in_width), _norm(width)
+        self.conv1 = _spread_kept(nn.Conv2d(in_width, width, 3, padding=1), _SILU_POWER)
         self.conv2 = _spread_kept(nn.Conv2d(width, width, 3, padding=1), _SILU_POWER)
-        self.shortcut = nn.Identity() if given == width else _spread_kept(nn.Conv2d(given, width, 1))
+        self.shortcut = nn.Identity() if in_width == width else _spread_kept(nn.Conv2d(in_width, width, 1))
         self.modulation = nn.Linear(cond_dim, 2 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -218,12 +221,12 @@ class Block(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention between all places of a map, beside a shortcut.
+    """Residual attention between all places of a map.
 
     Args:
         width: channels of the maps.
-        heads: of the attention.
-        places: of a map.
+        heads: number of heads of the attention.
+        places: number of places of a map.
     """
 
     def __init__(self, width: int, heads: int, places: int) -> None:
@@ -233,18 +236,18 @@ class AttentionBlock(nn.Module):
             _spread_kept(layer)
 
     def forward(self, maps: Maps) -> Maps:
-        """Return the maps with what every place gathered."""
+        """Return the maps after the attention."""
         tokens = precise(self.norm, maps).flatten(2).transpose(1, 2)
         return maps + self.attention(tokens).transpose(1, 2).unflatten(2, maps.shape[2:])
 
 
 class Head(nn.Module):
-    """From the largest maps to images, by doublings of the side.
+    """Output layers: largest maps -> images, by repeated doubling of the side.
 
     Args:
-        size: of the network.
-        channels: of an image.
-        output_std: how far the first images spread.
+        size: size of the network.
+        channels: channels of an image.
+        output_std: initial standard deviation of the images.
     """
 
     def __init__(self, size: UNetSize, channels: int, output_std: float) -> None:
@@ -283,7 +286,7 @@ def _norm(width: int) -> nn.GroupNorm:
 
 
 def _spread_kept(layer: Layer, power: float = 1.0) -> Layer:
-    """Draw weights with which inputs of a mean square of `power` give outputs of variance 1; biases start at 0."""
+    """Draw weights that map inputs with a mean square of `power` to outputs with variance 1; biases start at 0."""
     nn.init.normal_(layer.weight, std=(power * layer.weight[0].numel()) ** -0.5)
     nn.init.zeros_(cast(Tensor, layer.bias))
     return layer

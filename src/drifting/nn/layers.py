@@ -1,13 +1,13 @@
-"""Layers that the generators of images share: the condition, normalization, attention, patches.
+"""Layers shared by the generators of images: the condition, normalization, attention, patches.
 
     condition   = class embedding + sum of style embeddings + std RMSNorm( MLP( embedding of the guidance scale ) )
     modulate(h) = h (1 + scale) + shift,    shift and scale linear in silu(condition)
 
-Normalization, modulation and the condition are float32 under autocast too.
+Normalization, modulation and the condition are float32 even under autocast.
 
 Shapes: b samples, n tokens, w width, d channels of a head, s style codes, z width of the condition, c channels, h x v pixels.
 
-Source: facts of the authors' release.
+Source: the authors' release.
 """
 
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ _EPSILON = 1e-6
 
 
 def precise(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return layer(x) in float32, or in float64 if x is, whatever autocast says."""
+    """Return layer(x) in float32, or in float64 if x is float64, even under autocast."""
     with torch.autocast(x.device.type, enabled=False):
         return layer(full_precision(x))
 
 
 def run(block: nn.Module, *inputs: Tensor, gradient_checkpointing: bool) -> Tensor:
-    """Return block(*inputs); gradient checkpointing computes its activations again in the backward pass instead of keeping them."""
+    """Return block(*inputs). Gradient checkpointing recomputes its activations in the backward pass instead of storing them."""
     if gradient_checkpointing and torch.is_grad_enabled():
         return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False))
     return block(*inputs)
@@ -62,8 +62,9 @@ class SwiGLU(nn.Module):
     """A gated perceptron on every token: output( silu(gate(x)) * value(x) ).
 
     Args:
-        width: of a token.
-        ratio: about how often the hidden layer of a plain perceptron with as many weights is as wide; rounded up to 32.
+        width: width of a token.
+        ratio: hidden width, relative to a token, of a plain perceptron with as many weights; the actual width is rounded up to a
+            multiple of 32.
     """
 
     def __init__(self, width: int, ratio: float) -> None:
@@ -77,14 +78,14 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of a fixed number of tokens, with normalized queries and keys that are turned by their position.
+    """Self-attention over a fixed number of tokens, with normalized queries and keys and rotary positions.
 
     Args:
-        width: of a token.
-        heads: their number; a head has width / heads channels, an even number.
+        width: width of a token.
+        heads: number of heads; width / heads must be an even number.
         length: number of tokens.
-        normalized: whether queries and keys are.
-        rotary: whether they are turned.
+        normalized: whether to normalize queries and keys.
+        rotary: whether to rotate queries and keys by their position.
 
     Raises:
         InputError: if the width cannot be split into heads with an even number of channels.
@@ -97,7 +98,7 @@ class Attention(nn.Module):
         super().__init__()
         if heads < 1 or width % (2 * heads):
             raise InputError(
-                f"heads is {heads}: pass a number with which width {width} is an even number of channels for each head"
+                f"heads is {heads}: pass a number that splits width {width} into heads with an even number of channels"
             )
         self.heads, self.channels, self.length, self.rotary = heads, width // heads, length, rotary
         self.qkv, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -105,13 +106,13 @@ class Attention(nn.Module):
         self.set_angles()
 
     def set_angles(self) -> None:
-        """Compute how far each position turns, which no file of weights holds: once more, where the network was built on meta."""
+        """Compute the rotation of each position. Weights do not store it, so call this again for a network built on meta."""
         angles = rotary_angles(self.length, self.channels)
         self.register_buffer("cosines", angles.cos().float(), persistent=False)
         self.register_buffer("sines", angles.sin().float(), persistent=False)
 
     def forward(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
-        """Return what every token gathers from all tokens of its sample."""
+        """Return the output of the attention for every token of each sample."""
         queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys = self.norm_queries(queries), self.norm_keys(keys)
         if self.rotary:
@@ -122,7 +123,7 @@ class Attention(nn.Module):
 
 
 def rotary_angles(length: int, channels: int) -> Float[Tensor, "n d"]:
-    """Return position * 10000^(-2i / channels) for i below channels / 2, in float64, twice side by side."""
+    """Return position * 10000^(-2i / channels) for i below channels / 2 in float64, repeated to all channels."""
     powers = torch.arange(0, channels, 2, dtype=torch.float64) / channels
     return torch.outer(torch.arange(length, dtype=torch.float64), _BASE**-powers).repeat(1, 2)
 
@@ -130,7 +131,7 @@ def rotary_angles(length: int, channels: int) -> Float[Tensor, "n d"]:
 def rotate(
     vectors: Float[Tensor, "b heads n d"], cosines: Float[Tensor, "n d"], sines: Float[Tensor, "n d"]
 ) -> Float[Tensor, "b heads n d"]:
-    """Turn the plane of channels i and i + d/2 of every vector by its angle."""
+    """Rotate the plane of channels i and i + d/2 of every vector by its angle."""
     first, second = vectors.chunk(2, -1)
     return vectors * cosines + torch.cat([-second, first], -1) * sines
 
@@ -139,9 +140,9 @@ def grid_positions(rows: int, columns: int, width: int) -> Float[Tensor, "n w"]:
     """Return the 2-D sine-cosine embedding of a row-major grid: channels of the column, then of the row, each [sines | cosines].
 
     Args:
-        rows: of the grid.
-        columns: of the grid.
-        width: channels, divisible by 4; frequency i of width / 4 is 10000^(-4i / width).
+        rows: number of rows of the grid.
+        columns: number of columns of the grid.
+        width: number of channels, divisible by 4; frequency i of width / 4 is 10000^(-4i / width).
 
     Raises:
         InputError: if the width is not divisible by 4.
@@ -164,14 +165,14 @@ def patchify(images: Float[Tensor, "b c h v"], patch: int) -> Float[Tensor, "b n
 
 
 def unpatchify(patches: Float[Tensor, "b n _"], patch: int, image_shape: Sequence[int]) -> Float[Tensor, "b c h v"]:
-    """Return the images of patches: undo `patchify`."""
+    """Return the images of patches, the inverse of `patchify`."""
     channels, height, width = image_shape
     split = patches.unflatten(2, (patch, patch, channels)).unflatten(1, (height // patch, width // patch))
     return split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def check_sides(sample_shape: Sequence[int], divisor: int) -> tuple[int, int, int]:
-    """Return the shape of images whose sides a patch, or a larger square that must fit, divides, or raise InputError."""
+    """Return the shape of images, or raise InputError unless the divisor, such as a patch, divides both sides."""
     shape = tuple(sample_shape)
     if divisor < 1:
         raise InputError(f"patch is {divisor}: pass at least 1")
@@ -181,7 +182,7 @@ def check_sides(sample_shape: Sequence[int], divisor: int) -> tuple[int, int, in
 
 
 def guidance_embedding(guidance_scale: Float[Tensor, " b"]) -> Float[Tensor, "b 256"]:
-    """Return cosines, then sines, of alpha * 10000^(-i/128) for i below 128."""
+    """Return the cosines, then the sines, of alpha * 10000^(-i/128) for i below 128."""
     half = _GUIDANCE_CHANNELS // 2
     frequencies = _BASE ** -(torch.arange(half, dtype=guidance_scale.dtype, device=guidance_scale.device) / half)
     angles = guidance_scale[:, None] * frequencies
@@ -189,15 +190,15 @@ def guidance_embedding(guidance_scale: Float[Tensor, " b"]) -> Float[Tensor, "b 
 
 
 class Condition(nn.Module):
-    """Everything a sample is conditioned on beside its noise, as one vector.
+    """The condition of a sample (label, guidance scale, style codes) as one vector.
 
     Args:
-        width: of the vector.
-        num_classes: number of labels, or None for none.
+        width: length of the vector.
+        num_classes: number of labels, or None without labels.
         guided: whether there is a guidance scale.
-        num_styles: style codes of a sample, each an index into a table of its own; 0 for none.
-        style_classes: rows of such a table.
-        std: how far its parts spread at the start.
+        num_styles: number of style codes of a sample, each an index into a table of its own; 0 for none.
+        style_classes: number of rows of such a table.
+        std: initial standard deviation of the parts.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class Condition(nn.Module):
         super().__init__()
         self.width, self.num_styles, self.style_classes, self.std = width, num_styles, style_classes, std
         self.classes = nn.Embedding(num_classes, width) if num_classes else None
-        # One table after the other; a bag adds up rows without keeping them apart in memory.
+        # The tables are concatenated. A bag sums their rows without storing each of them.
         self.styles = nn.EmbeddingBag(num_styles * style_classes, width, mode="sum") if num_styles else None
         layers = (nn.Linear(_GUIDANCE_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         self.guidance = nn.Sequential(*layers) if guided else None
@@ -227,14 +228,14 @@ class Condition(nn.Module):
         """Return the condition of every sample.
 
         Args:
-            noise: of the samples; only their number, device and precision count.
-            labels: needed where there are classes, and not used elsewhere.
-            guidance_scale: one for each sample or for all; None is 1, which is none; not used by an unguided generator.
-            style_indices: None draws them from the global random stream; not used where there are no styles.
+            noise: noise of the samples, of which only the number, the device and the precision are used.
+            labels: one label per sample; required with classes, ignored without.
+            guidance_scale: one scale for each sample or one for all; None for 1 (no guidance); ignored by an unguided generator.
+            style_indices: `num_styles` codes per sample; None draws them from the global random stream; ignored without styles.
 
         Raises:
-            InputError: if labels are missing, there are not one label and `num_styles` codes to a sample, or one scale to a sample
-                or to all; on a CPU, where a look at them costs nothing, if labels or codes are out of range.
+            InputError: if labels are missing or an argument has the wrong shape; on a CPU, where reading values costs nothing, also
+                if labels or codes are out of range.
         """
         condition = full_precision(noise).new_zeros(len(noise), self.width)
         if self.guidance is not None and self.norm is not None:
@@ -256,13 +257,13 @@ class Condition(nn.Module):
         if codes is None:
             codes = torch.randint(self.style_classes, shape, device=noise.device)
         else:
-            # Beyond its own table a code would silently be one of the next.
+            # A code beyond its own table would silently read the next table.
             codes = _checked("style_indices", codes, shape, self.style_classes)
         return codes + self.style_classes * torch.arange(self.num_styles, device=codes.device)
 
 
 def _checked(name: str, indices: Tensor, shape: tuple[int, ...], end: int) -> Int[Tensor, "*n"]:
-    """Return whole numbers below `end`, or raise InputError."""
+    """Return the indices as int64, or raise InputError unless they have the shape and are integers from 0 to `end` - 1."""
     if tuple(indices.shape) != shape:
         raise InputError(f"{name} has shape {tuple(indices.shape)}: pass {shape}, one row for each sample")
     if indices.is_floating_point() or indices.dtype == torch.bool:

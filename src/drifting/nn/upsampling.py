@@ -1,14 +1,14 @@
-"""From a vector to an image by matrix products on few pixels: the second half of an auto-encoder, and of a generator of images.
+"""A decoder from vectors to images, by matrix products on small maps: used by the auto-encoder and by a generator of images.
 
-A matrix product makes a map of a quarter of the side; twice, every place of a map makes the 2 x 2 places that it stands for. That
-is faster on a CPU than transposed convolutions, and strokes come out whole, as they do not from a perceptron on pixels. A third
-doubling, from a map of an eighth of the side, is for large images.
+A matrix product makes a map with a quarter of the side of the image. Then every place of a map makes 2 x 2 places, twice. This is
+faster on a CPU than transposed convolutions, and draws whole strokes, which a perceptron on pixels does not. For large images there
+can be three doublings, which start from an eighth of the side.
 
-Images whose parts vary more than those of a digit take blocks on the maps of a quarter and an eighth of the side, maps +
-convolution(silu(maps)) over 3 x 3 places, by which every place knows what its neighbors draw, and none ends in a square.
+Images that vary more than digits need blocks, maps + convolution(silu(maps)) over 3 x 3 places, on the maps of a quarter and an
+eighth of the side. With them every place depends on its neighbors, which avoids visible square tiles.
 
-Smoothing, which is optional, is the filter [1 2 1] / 4 along both axes after the last doubling. It stops pixels that alternate,
-which an encoder with strides hardly sees.
+The optional smoothing is the filter [1 2 1] / 4 along both axes after the last doubling. It removes alternating pixels, to which an
+encoder with strides is almost blind.
 
 Shapes: b samples, f features, c channels, h x h pixels (h divisible by 4, or by 8 with three doublings), w width.
 """
@@ -25,7 +25,7 @@ from drifting.errors import InputError
 
 
 def check_square(image_shape: Sequence[int], divisor: int = 4) -> tuple[int, int]:
-    """Return channels and side of square images with a side divisible by the divisor, or raise InputError."""
+    """Return the channels and the side of square images, or raise InputError unless the divisor divides the side."""
     channels, height, side = image_shape
     if height != side or side % divisor != 0 or side == 0:
         raise InputError(f"image_shape is {tuple(image_shape)}: pass square images with a side divisible by {divisor}")
@@ -39,12 +39,12 @@ class Decoder(nn.Module):
         features: length of a vector.
         image_shape: channels, height and width of one image; square, with a side divisible by 4, or by 8 with three doublings.
         width: channels at half the side; a quarter of the side has twice as many, an eighth four times.
-        blocks: residual convolutions at a quarter of the side, and as many at an eighth.
-        smoothing: filter the image.
-        doublings: of the side of the first map, 2 or 3.
+        blocks: number of residual convolutions at a quarter of the side, and as many at an eighth.
+        smoothing: whether to smooth the images.
+        doublings: number of doublings of the side, 2 or 3.
 
     Raises:
-        InputError: if images are not square, with a side that the doublings reach, or doublings are neither 2 nor 3.
+        InputError: if images are not square with a side divisible by 2^doublings, or doublings is neither 2 nor 3.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         if doublings == 3:
             self.early_blocks = _blocks(blocks, 4 * width)
             self.early = nn.Linear(4 * width, 8 * width)
-        # Of a convolution over single places the matrix product remains; channels come last throughout.
+        # A 1 x 1 convolution is a matrix product; channels come last throughout.
         self.first = nn.Linear(2 * width, 4 * width)
         self.second = nn.Conv2d(width, 4 * channels, 3, padding=1)
         self.blocks = _blocks(blocks, 2 * width)
@@ -89,21 +89,21 @@ def _blocks(count: int, channels: int) -> nn.ModuleList:
 
 
 def _through(blocks: nn.ModuleList, maps: Float[Tensor, "b m m c"]) -> Float[Tensor, "b m m c"]:
-    """Return maps + convolution(silu(maps)), once for every block."""
+    """Return maps + convolution(silu(maps)), repeated for every block."""
     for block in blocks:
         maps = maps + block(silu(maps).movedim(-1, 1)).movedim(1, -1)
     return maps
 
 
 def double(maps: Float[Tensor, "b m m c"]) -> Float[Tensor, "b 2*m 2*m c//4"]:
-    """Return maps of twice the side: the channels of a place, in four parts, become its upper, then its lower two places."""
+    """Return maps of twice the side: the channels of a place become four places, first the upper two, then the lower two."""
     count, side, _, channels = maps.shape
     parts = maps.reshape(count, side, side, 2, 2, channels // 4)
     return parts.transpose(2, 3).reshape(count, 2 * side, 2 * side, channels // 4)
 
 
 def smoothed(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Return images filtered by [1 2 1] / 4 along both axes, edges repeated: alternating pixels cancel, even surfaces stay."""
+    """Return images filtered by [1 2 1] / 4 along both axes, with edges repeated: alternating pixels cancel, flat areas stay."""
     weights = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
     channels = images.shape[1]
     kernel = (weights[:, None] * weights).expand(channels, 1, 3, 3)
