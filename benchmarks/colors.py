@@ -67,7 +67,7 @@ def prepared(config: RunConfig, folder: Path) -> RunConfig:
     assert isinstance(config.encoder, ResNetConfig)
     if config.encoder.weights is None:
         folder.mkdir(parents=True, exist_ok=True)
-        prepare_encoder(config, folder)
+        prepare_encoder(config, folder, config.build_network())
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=str(folder / ENCODER_WEIGHTS)))
     return config
 

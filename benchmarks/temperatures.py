@@ -112,7 +112,7 @@ def study(options: argparse.Namespace) -> Results:
     for base in bases:
         folder = options.save_dir / base.preset
         folder.mkdir(parents=True, exist_ok=True)
-        encoders[base.preset] = build_encoder(base, prepare_encoder(base, folder))
+        encoders[base.preset] = build_encoder(base, prepare_encoder(base, folder, base.build_network()))
     yardstick = Yardstick(bases[0], options.extractor, options.num_samples)
     for seed, base, setting in itertools.product(range(options.seeds), bases, SETTINGS):
         loss = dataclasses.replace(base.loss, temperatures=setting)

@@ -189,7 +189,7 @@ def images_run(tmp_path_factory, gray_folder) -> Path:
 def extractor_folder(tmp_path_factory, gray_folder) -> Path:
     """The folder of a classifier of the gray folder's images."""
     config = shrunk(presets.preset("mnist-classifier", data=str(gray_folder)))
-    return runs.train_classifier(config, tmp_path_factory.mktemp("runs") / "extractor").folder
+    return runs.train(config, tmp_path_factory.mktemp("runs") / "extractor").folder
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ runs.train(run, place / "plain")
 banked = dataclasses.replace(run, bank=BankConfig(capacity_per_class=6), cache_features=False)
 runs.train(banked, place / "bank")
 runs.train(presets.adjust(banked, steps=3), place / "bank", resume=True)
-runs.train_classifier(shrunk(presets.preset("mnist-classifier", data=data)), place / "extractor")
+runs.train(shrunk(presets.preset("mnist-classifier", data=data)), place / "extractor")
 for extractor in ("pixels", str(place / "extractor")):
     runs.load(place / "bank").evaluate(extractor=extractor, count=20)
 write_comparison([place / "plain", place / "bank"], place / "out")

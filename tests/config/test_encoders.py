@@ -19,7 +19,7 @@ from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
 from drifting.presets import preset
 from drifting.runs.assemble import build_encoder, resolve
-from drifting.runs.pretrain import check_networks, prepare_encoder
+from drifting.runs.pretrain import prepare_encoder
 from drifting.runs.share import convert
 from tests.support.artifacts import REFERENCE, needs_reference
 
@@ -91,30 +91,30 @@ def test_gradients_reach_the_samples_and_not_the_weights(run, tmp_path):
 def test_weights_are_kept_with_the_run(run, network, tmp_path, assert_same_tensors):
     needed = {name: value for name, value in network.state_dict().items() if name.startswith(("stem.", "stages."))}
     assert 0 < len(needed) < len(network.state_dict())
-    prepared = prepare_encoder(run, tmp_path / "run")
+    prepared = prepare_encoder(run, tmp_path / "run", run.build_network())
     assert_same_tensors(prepared.state_dict(), needed)
     assert_same_tensors(load_tensors(tmp_path / "run" / "encoder.safetensors"), needed)
     changed = {name: value + 1 for name, value in needed.items()}
     save_tensors(tmp_path / "run" / "encoder.safetensors", changed)
-    assert_same_tensors(prepare_encoder(run, tmp_path / "run").state_dict(), changed)
+    assert_same_tensors(prepare_encoder(run, tmp_path / "run", run.build_network()).state_dict(), changed)
 
 
 def test_weights_of_another_network_are_refused(run):
     for name, value in (("width", 12), ("depths", (2, 2, 2, 3)), ("patch", 4)):
         other = dataclasses.replace(run, encoder=dataclasses.replace(run.encoder, **{name: value}))
         with pytest.raises(InputError, match=r"weights of '.*encoder\.safetensors' do not fit the configuration"):
-            check_networks(other)
+            other.build_network()
 
 
 def test_backbone_that_is_not_there_is_refused_before_anything_is_written(run, tmp_path):
     missing = dataclasses.replace(run, encoder=dataclasses.replace(run.encoder, convnext=str(tmp_path / "nothing")))
     with pytest.raises(InputError, match="nothing', which cannot be loaded"):
-        check_networks(missing)
+        build_encoder(missing, missing.build_network())
 
 
 def test_points_have_no_such_features(tiny_toy, run):
     with pytest.raises(InputError, match="encoder is a masked auto-encoder, but the data are no images"):
-        check_networks(dataclasses.replace(tiny_toy, encoder=run.encoder))
+        dataclasses.replace(tiny_toy, encoder=run.encoder).build_network()
 
 
 @needs_reference

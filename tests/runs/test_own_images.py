@@ -126,7 +126,7 @@ def folders(tmp_path_factory, gray_folder) -> dict[str, Path]:
     for kind in ("supervised", "simclr", "mae"):
         main(["train-encoder", kind, "--data", str(gray_folder), "--save-dir", str(root / kind), *SIZES.split()])
     run = smoke(presets.preset("images", data=str(gray_folder)))
-    prepare_encoder(resolve(run), root / "autoencoder")
+    prepare_encoder(resolve(run), root / "autoencoder", resolve(run).build_network())
     return {kind: root / kind for kind in ("supervised", "simclr", "mae", "autoencoder")}
 
 

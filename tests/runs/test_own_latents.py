@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from drifting import runs
 from drifting.checkpoint import save_tensors
 from drifting.config import EncoderRunConfig
 from drifting.data import LatentsData
@@ -16,22 +17,20 @@ from drifting.distributed import ALONE, Processes
 from drifting.encoders import MAEConfig
 from drifting.errors import InputError
 from drifting.presets import preset
-from drifting.runs import train_encoder
-from drifting.runs.assemble import resolve
-from drifting.runs.train import with_latents
+from drifting.runs.assemble import resolve, with_latents
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["drifting.runs.train"], "CacheSettings", functools.partial(CacheSettings, image_size=8))
+    monkeypatch.setattr(sys.modules["drifting.runs.assemble"], "CacheSettings", functools.partial(CacheSettings, image_size=8))
     images = write_images(tmp_path / "bars", {"train/a": 3, "train/b": 2}, channels=3)
     return preset("mae-latent-256", data=str(images), vae=str(write_vae(tmp_path / "vae")))
 
 
 def test_latents_of_images_are_written_beside_the_run(config, tmp_path, capsys):
-    found = with_latents(config, tmp_path / "runs" / "one", ALONE, overwrite=False)
+    found, _ = with_latents(config, tmp_path / "runs" / "one", ALONE, overwrite=False)
     cache = tmp_path / "runs" / "bars-latents"
     assert found == dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(cache)))
     assert len(LatentCache(cache)) == 5
@@ -41,11 +40,11 @@ def test_latents_of_images_are_written_beside_the_run(config, tmp_path, capsys):
 
 
 def test_runs_beside_each_other_share_them(config, tmp_path):
-    written = [with_latents(config, tmp_path / "runs" / name, ALONE, overwrite=False) for name in ("one", "two")]
+    written = [with_latents(config, tmp_path / "runs" / name, ALONE, overwrite=False)[0] for name in ("one", "two")]
     shard = tmp_path / "runs" / "bars-latents" / "shard-00000.safetensors"
     before = shard.stat().st_mtime_ns
     assert written[0] == written[1]
-    assert with_latents(written[0], tmp_path / "runs" / "one", ALONE, overwrite=False) is written[0]
+    assert with_latents(written[0], tmp_path / "runs" / "one", ALONE, overwrite=False) == (written[0], None)
     assert shard.stat().st_mtime_ns == before
 
 
@@ -53,7 +52,7 @@ def test_other_processes_leave_it_to_the_first(config, tmp_path):
     class Second(Processes):
         rank, size = 1, 2
 
-    found = with_latents(config, tmp_path / "runs" / "one", Second(), overwrite=False)
+    found, _ = with_latents(config, tmp_path / "runs" / "one", Second(), overwrite=False)
     assert found.data.path == str(tmp_path / "runs" / "bars-latents")
     assert not (tmp_path / "runs").exists()
 
@@ -81,12 +80,12 @@ def test_weights_of_another_network_are_told_before_latents_are_written(config, 
 @pytest.mark.parametrize("path", [None, "nowhere"])
 def test_what_is_no_folder_is_left_to_be_told(config, tmp_path, path):
     other = dataclasses.replace(config, data=LatentsData(path=path))
-    assert with_latents(other, tmp_path / "one", ALONE, overwrite=False) is other
+    assert with_latents(other, tmp_path / "one", ALONE, overwrite=False) == (other, None)
 
 
 def test_training_begins_with_images(config, tmp_path):
     tiny = MAEConfig(width=36, depths=(1, 1, 1, 1), patch=1, steps=2, batch_size=4, warmup_steps=1, microbatch_size=4)
-    trained = train_encoder(EncoderRunConfig(preset="x", data=config.data, encoder=tiny), tmp_path / "runs" / "one")
+    trained = runs.train(EncoderRunConfig(preset="x", data=config.data, encoder=tiny), tmp_path / "runs" / "one")
     assert trained.weights.is_file()
 
 

@@ -13,16 +13,17 @@ from drifting import presets, runs
 from drifting._progress import TrainingProgress
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.data.pixels import to_signed
+from drifting.distributed import ALONE
 from drifting.encoders import PixelsConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.errors import InputError
 from drifting.evaluation.references import digests
 from drifting.pretraining import objectives
 from drifting.pretraining.objectives import train_supervised
-from drifting.runs import extractors, pretrain
-from drifting.runs.assemble import resolve
+from drifting.runs import pretrain
+from drifting.runs.assemble import resolve, with_network
 from drifting.runs.extractors import load_extractor
-from drifting.runs.pretrain import check_networks, prepare_encoder
+from drifting.runs.pretrain import prepare_encoder
 from drifting.training.loop import DivergenceError
 from drifting.training.recorder import Recorder
 from drifting.training.signals import Interrupted
@@ -48,7 +49,7 @@ def _training(monkeypatch, name: str = "train_autoencoder") -> list:
 
 
 def test_encoder_is_trained_into_the_folder_with_its_picture(config, tmp_path, assert_same_tensors):
-    network = prepare_encoder(config, tmp_path)
+    network = prepare_encoder(config, tmp_path, config.build_network())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ae_reconstruction.png", "config.json", "encoder.safetensors"]
     assert_same_tensors(load_tensors(tmp_path / "encoder.safetensors"), network.state_dict())
     assert network.training is False
@@ -63,7 +64,7 @@ def test_encoder_learns_to_reconstruct(config, tmp_path):
     images = to_signed(config.data.load("test").images)
     errors = [
         float((network(images)[0].detach() - images).square().mean())
-        for network in (longer.build_network(), prepare_encoder(longer, tmp_path))
+        for network in (longer.build_network(), prepare_encoder(longer, tmp_path, longer.build_network()))
     ]
     assert errors[1] < errors[0] / 4
     assert errors[1] < float(images.var()) / 2
@@ -71,19 +72,21 @@ def test_encoder_learns_to_reconstruct(config, tmp_path):
 
 def test_encoder_in_the_folder_is_reused(config, tmp_path, monkeypatch, assert_same_tensors):
     trained = _training(monkeypatch)
-    first = prepare_encoder(config, tmp_path)
+    first = prepare_encoder(config, tmp_path, config.build_network())
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again = prepare_encoder(config, tmp_path)
+    again = prepare_encoder(config, tmp_path, config.build_network())
     assert len(trained) == 1
     assert_same_tensors(again.state_dict(), first.state_dict())
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_training_of_the_encoder_depends_on_the_seed_alone(config, tmp_path, assert_same_tensors):
-    first = prepare_encoder(config, tmp_path / "a")
+    first = prepare_encoder(config, tmp_path / "a", config.build_network())
     torch.manual_seed(5)
-    assert_same_tensors(prepare_encoder(config, tmp_path / "b").state_dict(), first.state_dict())
-    other = prepare_encoder(dataclasses.replace(config, seed=1), tmp_path / "c")
+    assert_same_tensors(prepare_encoder(config, tmp_path / "b", config.build_network()).state_dict(), first.state_dict())
+    other = prepare_encoder(
+        dataclasses.replace(config, seed=1), tmp_path / "c", dataclasses.replace(config, seed=1).build_network()
+    )
     assert not torch.equal(other.to_code.weight, first.to_code.weight)
 
 
@@ -93,7 +96,7 @@ def test_encoder_sees_every_class_of_more_classes_than_its_batch(tmp_path, monke
     seen = []
     forward = Autoencoder.forward
     monkeypatch.setattr(Autoencoder, "forward", lambda self, images: seen.append(images) or forward(self, images))
-    prepare_encoder(config, tmp_path)
+    prepare_encoder(config, tmp_path, config.build_network())
     batches = [images for images in seen if len(images) == 2]
     assert len(batches) == 12
     columns = torch.cat(batches).mean((1, 2))[:, 1::2].argmax(1)
@@ -103,13 +106,13 @@ def test_encoder_sees_every_class_of_more_classes_than_its_batch(tmp_path, monke
 @pytest.mark.parametrize("unconditional", [False, True])
 def test_unlabeled_images_have_an_encoder_too(gray_folder, tmp_path, unconditional):
     config = resolve(shrunk(presets.preset("images", data=str(gray_folder), unconditional=unconditional)))
-    assert isinstance(prepare_encoder(config, tmp_path), Autoencoder)
+    assert isinstance(prepare_encoder(config, tmp_path, config.build_network()), Autoencoder)
 
 
 @pytest.mark.parametrize("kind", ["tiny_toy", "tiny_images"])
 def test_samples_themselves_need_no_network(kind, request, tmp_path):
     config = dataclasses.replace(request.getfixturevalue(kind), encoder=PixelsConfig())
-    assert prepare_encoder(resolve(config), tmp_path) is None
+    assert prepare_encoder(resolve(config), tmp_path, resolve(config).build_network()) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -118,7 +121,7 @@ def test_encoder_that_does_not_fit_is_refused_and_left_alone(config, tmp_path):
     save_tensors(tmp_path / "encoder.safetensors", other.build_network().state_dict())
     before = (tmp_path / "encoder.safetensors").read_bytes()
     with pytest.raises(InputError, match=r"encoder\.safetensors' do not fit the configuration"):
-        prepare_encoder(config, tmp_path)
+        prepare_encoder(config, tmp_path, config.build_network())
     assert (tmp_path / "encoder.safetensors").read_bytes() == before
 
 
@@ -195,7 +198,8 @@ def test_reconstruction_shows_images_of_every_class(tmp_path, monkeypatch):
     write_images(folder / "test", {"a": 100, "b": 100, "c": 100})
     shown = []
     monkeypatch.setattr(pretrain, "draw_reconstruction", lambda folder, images, **rest: shown.append(images))
-    prepare_encoder(resolve(shrunk(presets.preset("images", data=str(folder)))), tmp_path)
+    config = resolve(shrunk(presets.preset("images", data=str(folder))))
+    prepare_encoder(config, tmp_path, config.build_network())
     columns = shown[0].mean((1, 2))[:, 1::2].argmax(1)
     assert len(columns) == 64
     assert columns.unique().tolist() == [0, 1, 2]
@@ -233,7 +237,7 @@ def test_classifier_is_trained_into_its_folder(extractor_folder, gray_folder):
 
 
 def test_training_a_extractor_tells_its_accuracy_and_is_reproducible(classifier, tmp_path, extractor_folder, assert_same_tensors):
-    trained = runs.train_classifier(classifier, tmp_path / "extractor")
+    trained = runs.train(classifier, tmp_path / "extractor")
     assert trained.figures == {"test_accuracy": 1}
     assert trained.summary() == ["test accuracy 1.0000", str(tmp_path / "extractor" / "classifier.safetensors")]
     assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (extractor_folder, tmp_path / "extractor")))
@@ -256,8 +260,8 @@ def test_extractor_learns_nothing_from_images_that_are_held_out(classifier, tmp_
         seen.append((digests(images), labels))
         return train_supervised(network, images, labels, **options)
 
-    monkeypatch.setattr(extractors, "train_supervised", watched)
-    runs.train_classifier(classifier, tmp_path / "extractor")
+    monkeypatch.setattr(pretrain, "train_supervised", watched)
+    runs.train(classifier, tmp_path / "extractor")
     ((images, labels),) = seen
     assert torch.equal(images, load_tensors(tmp_path / "extractor" / "trained_on.safetensors")["digests"])
     assert len(images) == len(labels)
@@ -356,9 +360,10 @@ def test_damaged_extractor_is_refused(extractor_folder, config, tmp_path):
         load_extractor(str(copy), config)
 
 
-def test_networks_are_checked_without_writing(config, classifier, tiny_toy):
-    for fine in (config, resolve(classifier), tiny_toy):
-        check_networks(fine)
+def test_networks_are_checked_without_writing(config, classifier, tiny_toy, tmp_path):
+    for fine in (config, classifier, tiny_toy):
+        with_network(fine, tmp_path / "run", ALONE, overwrite=False)
     wrong = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, features=("codes",)))
     with pytest.raises(InputError, match="features has 'codes': did you mean 'code'"):
-        check_networks(wrong)
+        with_network(wrong, tmp_path / "run", ALONE, overwrite=False)
+    assert list(tmp_path.iterdir()) == []

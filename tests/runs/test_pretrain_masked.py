@@ -169,7 +169,7 @@ def test_encoders_of_images_on_disk_are_masked_ones(folder):
 def test_every_setting_counts_for_images_in_memory_too(folder, tmp_path):
     settings = {"width": 10, "steps": 4, "batch_size": 6, "learning_rate": 0.1}
     plain, averaged = (
-        load_tensors(runs.train_encoder(encoder("mae", data=str(folder), **settings, **more), tmp_path / str(len(more))).weights)
+        load_tensors(runs.train(encoder("mae", data=str(folder), **settings, **more), tmp_path / str(len(more))).weights)
         for more in ({}, {"ema_decay": 0.9})
     )
     assert any(not torch.equal(value, averaged[name]) for name, value in plain.items())

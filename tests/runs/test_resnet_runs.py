@@ -38,7 +38,7 @@ def test_configuration_comes_back_from_json(config):
 
 
 def test_network_is_trained_once_and_its_probe_is_kept(config, tmp_path, assert_same_tensors):
-    network = prepare_encoder(config, tmp_path)
+    network = prepare_encoder(config, tmp_path, config.build_network())
     before = config.build_network().state_dict()
     assert not torch.equal(network.state_dict()["layer4.0.conv1.weight"], before["layer4.0.conv1.weight"])
     assert not network.training
@@ -46,18 +46,18 @@ def test_network_is_trained_once_and_its_probe_is_kept(config, tmp_path, assert_
     assert 0 <= facts["linear_probe_accuracy"] <= 1
     assert (facts["num_train_images"], facts["num_test_images"]) == (81, 9)
     (tmp_path / "encoder.json").unlink()
-    assert_same_tensors(prepare_encoder(config, tmp_path).state_dict(), network.state_dict())
+    assert_same_tensors(prepare_encoder(config, tmp_path, config.build_network()).state_dict(), network.state_dict())
     assert not (tmp_path / "encoder.json").exists()
 
 
 def test_classes_that_are_easy_are_found_by_the_probe(tiny_images, tmp_path):
     config = _with(tiny_images, dataclasses.replace(CLASSES, steps=60))
-    prepare_encoder(config, tmp_path)
+    prepare_encoder(config, tmp_path, config.build_network())
     assert json.loads((tmp_path / "encoder.json").read_text())["linear_probe_accuracy"] == 1
 
 
 def test_same_seed_gives_the_same_network(config, tmp_path, assert_same_tensors):
-    first, second = (prepare_encoder(config, tmp_path / name) for name in _folders(tmp_path, "a", "b"))
+    first, second = (prepare_encoder(config, tmp_path / name, config.build_network()) for name in _folders(tmp_path, "a", "b"))
     assert_same_tensors(first.state_dict(), second.state_dict())
 
 
@@ -104,7 +104,8 @@ def test_labels_that_cannot_be_used_are_left_out_and_damaged_images_are_told(tmp
 @pytest.mark.parametrize("names", [("a",), (".",)], ids=["one class", "no labels"])
 def test_where_there_are_no_two_classes_there_is_no_probe(tmp_path, names):
     folder = write_images(tmp_path / "own", dict.fromkeys(names, 20))
-    prepare_encoder(_with(shrunk(presets.preset("images", data=str(folder), unconditional=True)), VIEWS), tmp_path)
+    config = _with(shrunk(presets.preset("images", data=str(folder), unconditional=True)), VIEWS)
+    prepare_encoder(config, tmp_path, config.build_network())
     assert json.loads((tmp_path / "encoder.json").read_text()) == {"num_train_images": 18, "num_test_images": 2}
 
 
@@ -113,7 +114,7 @@ def test_published_weights_are_used_as_they_are(tiny_images, tmp_path, assert_sa
     save_tensors(tmp_path / "published.safetensors", published.state_dict())
     config = _with(tiny_images, dataclasses.replace(CLASSES, weights=str(tmp_path / "published.safetensors")))
     make_room(tmp_path / "run", overwrite=False)
-    network = prepare_encoder(config, tmp_path / "run")
+    network = prepare_encoder(config, tmp_path / "run", config.build_network())
     kept = {name: value for name, value in published.state_dict().items() if not name.startswith("fc.")}
     assert_same_tensors(network.state_dict(), kept)
     assert_same_tensors(load_tensors(tmp_path / "run" / "encoder.safetensors"), kept)

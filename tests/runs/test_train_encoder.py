@@ -122,7 +122,7 @@ def test_weights_are_loaded_by_a_run(folders, tiny_images, tmp_path, kind, asser
     names = ("stage3_mean", "stage4_mean", "stage1_mean")
     loaded = ResNetConfig(width=4, feature_dims=(16, 24), features=names, weights=str(path))
     run = resolve(dataclasses.replace(tiny_images, encoder=loaded))
-    network: Any = prepare_encoder(run, tmp_path)
+    network: Any = prepare_encoder(run, tmp_path, run.build_network())
     assert_same_tensors(network.state_dict(), {name: value for name, value in saved.items() if not name.startswith("fc.")})
     images = _signed(bars(torch.tensor([0, 1, 2])))
     features = {name: value[:, 0] for name, value in build_encoder(run, network)(images).items()}

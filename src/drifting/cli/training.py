@@ -205,7 +205,7 @@ def _train_encoder(run: _EncoderRun, folder: Path, config: Any, changes: dict[st
     config = presets.adjust(config, **changes)
     if run.save_dir is None and not run.resume:
         check_default(folder, config)
-    trained = runs.train_encoder(config, folder, resume=run.resume, overwrite=run.overwrite)
+    trained = runs.train(config, folder, resume=run.resume, overwrite=run.overwrite)
     print(*trained.summary(), sep="\n")
 
 

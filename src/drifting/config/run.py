@@ -145,6 +145,11 @@ class RunConfig(TrainingConfig):
         check_schedule(schedule, labeled=self.data.conditional)
 
     @property
+    def learns_classes(self) -> bool:
+        """Whether the loss of its encoder needs labels."""
+        return self.encoder.learns_classes
+
+    @property
     def trains_encoder(self) -> bool:
         """Whether the run trains an encoder before its generator."""
         return self.encoder.objective is not None and self.encoder.weights_file is None
@@ -193,6 +198,7 @@ class ClassifierConfig(TrainingConfig):
     """
 
     noun: ClassVar[str] = "classifier"
+    learns_classes: ClassVar[bool] = True
 
     preset: str = field(metadata=FOUND)
     data: ImagesData

@@ -11,7 +11,6 @@ steps of 0.004 of its range; and a log-variance of -20 by 0.008, its standard de
 Shapes: s images, b of them at once, k channels of a latent, y x x its places.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -32,7 +31,7 @@ from drifting.data.dataset import Decoder, found, read_once
 from drifting.data.facts import as_notes, describe_classes, describe_shape
 from drifting.data.pixels import to_bytes
 from drifting.data.streamed import StreamedData, mirrored, row_streams
-from drifting.data.vae import VAE, draw_latents, load_vae
+from drifting.data.vae import VAE, draw_latents, full_name, load_vae
 from drifting.errors import InputError, one_line, reason
 
 VERSION = 1
@@ -270,10 +269,15 @@ class LatentRows:
 _open_cache = read_once(2)(LatentCache)
 
 
-@functools.lru_cache(maxsize=1)
-def _load_vae(name: str) -> tuple[VAE, str]:
+@read_once(1)
+def _open_vae(name: str) -> tuple[VAE, str]:
     vae = load_vae(name)
     return vae, vae.fingerprint()
+
+
+def open_vae(name_or_folder: str) -> tuple[VAE, str]:
+    """Return an auto-encoder and its fingerprint, read once until `forget_data`; raises InputError as `load_vae` does."""
+    return _open_vae(full_name(name_or_folder))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +339,7 @@ class LatentsData(StreamedData):
         """Return the auto-encoder that latents were made with, on a device or where it is; raises InputError if it is another."""
         if self.vae is None:
             raise InputError(f"data is '{self.path}', whose VAE is not known yet: resolve the configuration first")
-        vae, found = _load_vae(self.vae)
+        vae, found = open_vae(self.vae)
         if self.vae_fingerprint not in (None, found):
             other = f"which is not the one that made the latents ({found}, not {self.vae_fingerprint})"
             raise InputError(f"vae is '{self.vae}', {other}: bring that back")

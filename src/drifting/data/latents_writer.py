@@ -52,13 +52,13 @@ class CacheSettings:
 
 
 def write_latents(
-    data: str | Path, vae: str | Path, out: str | Path, settings: CacheSettings | None = None, *, overwrite: bool = False
+    data: str | Path, vae: VAE | str | Path, out: str | Path, settings: CacheSettings | None = None, *, overwrite: bool = False
 ) -> CacheIndex:
     """Write the latents of a folder of images and of their mirror images into a cache, or what is missing of it.
 
     Args:
         data: a folder with a sub-folder for each class, or with train/ and val/ above those.
-        vae: name or folder of the auto-encoder, see `data.vae.load_vae`.
+        vae: the auto-encoder, or its name or folder, see `data.vae.load_vae`.
         out: folder of the cache.
         settings: of images, files and device.
         overwrite: delete the cache that is there.
@@ -71,9 +71,9 @@ def write_latents(
     check_device(settings.device)
     check_writable(out, "out")
     files = ImageFiles(data, image_size=settings.image_size, split=settings.split)
-    encoder = load_vae(vae)
+    encoder = vae if isinstance(vae, VAE) else load_vae(vae)
     index = CacheIndex(
-        vae=str(Path(vae).resolve()) if Path(vae).exists() else str(vae),
+        vae=encoder.origin,
         vae_fingerprint=encoder.fingerprint(),
         scale=encoder.scale,
         shift=encoder.shift,

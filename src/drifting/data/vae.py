@@ -34,15 +34,18 @@ class VAE(nn.Module):
 
     Args:
         network: an AutoencoderKL of diffusers, or a module of the same interface.
+        origin: name or folder that it was loaded from.
 
     Attributes:
+        origin: the same; a folder with its whole path.
         channels: of an image.
         latent_channels: of a latent.
         reduction: pixels of an image to one place of its latent, along each side.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, origin: str | Path = "") -> None:
         super().__init__()
+        self.origin = full_name(origin)
         self.network = network.requires_grad_(False).eval()
         facts: Any = network.config
         self.scale, self.shift = float(facts.scaling_factor), float(getattr(facts, "shift_factor", None) or 0.0)
@@ -90,6 +93,11 @@ def draw_latents(moments: Moments, noise: Latents, *, scale: float, shift: float
     return (mean + (log_variance.clamp(*_LOG_VARIANCES) / 2).exp() * noise - shift) * scale
 
 
+def full_name(name_or_folder: str | Path) -> str:
+    """Return the name of a published auto-encoder, or the whole path of a folder."""
+    return str(Path(name_or_folder).resolve()) if name_or_folder and Path(name_or_folder).exists() else str(name_or_folder)
+
+
 def load_vae(name_or_folder: str | Path = DEFAULT) -> VAE:
     """Return a published auto-encoder; only safetensors are read, and no code that comes with them is run.
 
@@ -101,4 +109,4 @@ def load_vae(name_or_folder: str | Path = DEFAULT) -> VAE:
     """
     network = load_published("vae", str(name_or_folder), "diffusers", "AutoencoderKL", extra="vae", low_cpu_mem_usage=False)
     check_finite(network.state_dict().items(), str(name_or_folder))
-    return VAE(network.float())
+    return VAE(network.float(), name_or_folder)

@@ -134,6 +134,7 @@ class AutoencoderConfig(EncoderConfig):
         """Return the network; see `EncoderConfig.build_network`."""
         del num_classes
         network = Autoencoder(image_shape, code_dim=self.code_dim, width=self.width)
+        checked_names(self.features, available_features(network))
         if self.weights is not None:
             load_weights(network, read(self.weights), self.weights)
         return network

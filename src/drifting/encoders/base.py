@@ -131,13 +131,15 @@ class EncoderConfig(ABC):
     ) -> nn.Module | None:
         """Return the network on the CPU, with initial weights or those of its file; None for an encoder without a network.
 
+        Features that it has not got are refused here, before it is trained.
+
         Args:
             image_shape: channels, height and width of an image; samples that are not images have other shapes.
             num_classes: number of labels, if the network learns them.
             read: reads the weights of a file named in the settings.
 
         Raises:
-            InputError: if the images or the weights do not fit.
+            InputError: if the images, the features or the weights do not fit.
         """
 
     @abstractmethod

@@ -322,6 +322,7 @@ class ResNetConfig(EncoderConfig):
             resize=self.resize,
             statistics=IMAGENET if image_shape[0] == 3 else (halves, halves),
         )
+        checked_names(self.features, available_features(network))
         if self.weights is not None:
             load_weights(network, adapt_weights(network, read(self.weights)), self.weights)
         return network

@@ -5,7 +5,7 @@ The functions that are used most are here; each file tells one part of the story
 
 from drifting.runs.run import Run, TrainedNetwork, check_output, load_run, write_samples
 from drifting.runs.share import ReleasedGenerator, load
-from drifting.runs.train import train, train_classifier, train_encoder, train_generator
+from drifting.runs.train import train
 from drifting.training.signals import Interrupted
 
 __all__ = [
@@ -17,8 +17,5 @@ __all__ = [
     "load",
     "load_run",
     "train",
-    "train_classifier",
-    "train_encoder",
-    "train_generator",
     "write_samples",
 ]

@@ -1,4 +1,7 @@
-"""What a run is made of, put together from its configuration: data that are found, weights, the feature space, real samples."""
+"""What a run is made of, put together once, in this order: weights and data that are found, networks, real samples.
+
+A recipe on latents that is given images has their latents written first, once, beside the folder of its run.
+"""
 
 import dataclasses
 import functools
@@ -9,21 +12,87 @@ import torch
 from torch import Tensor, nn
 
 from drifting._checks import check_device
+from drifting._files import check_writable
 from drifting._progress import show_encoding, tell_lines
-from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
+from drifting.config import AnyConfig, RunConfig
 from drifting.data import ImagesData
 from drifting.data.features import FeatureCache
+from drifting.data.latents import INDEX, open_vae
+from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.pixels import to_signed
-from drifting.distributed import join
+from drifting.data.vae import DEFAULT
+from drifting.distributed import Processes, join
 from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError
 from drifting.hub.artifact import METADATA
 from drifting.hub.download import PREFIX, artifact_folder
 from drifting.presets.encoders import trained_by
+from drifting.runs.folder import check_room
 from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
 
-Config = TypeVar("Config", RunConfig, ClassifierConfig, EncoderRunConfig)
+Config = TypeVar("Config", bound=AnyConfig)
+
+
+def with_network(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> tuple[Config, nn.Module | None]:
+    """Return the configuration with everything that is found, and the network that it builds; nothing is written into the folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        processes: those that train it.
+        overwrite: whether a run in the folder would be deleted.
+
+    Raises:
+        InputError: if a part cannot be found, built or loaded, or lacks the images it needs.
+    """
+    config, network = with_latents(find_weights(config), folder, processes, overwrite=overwrite)
+    config = resolve(config)
+    network = config.build_network() if network is None else network
+    if network is not None and config.data.kind == "images":
+        # The labels of an encoder that learns without them are only looked at to measure it.
+        only_probed = config.finds_labels and not config.learns_classes
+        cast(ImagesData, config.data).load("test", labeled=only_probed)
+    return config, network
+
+
+def with_latents(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> tuple[Config, nn.Module | None]:
+    """Return a configuration whose latents are a cache: that of FOLDER/../IMAGES-latents, made here, where images are named.
+
+    Runs beside each other, such as an encoder and the generator that drifts in its features, share it. Stopped on the way it goes
+    on, when the run is started again.
+
+    Args:
+        config: of the run, its weights found.
+        folder: of the run.
+        processes: those that train it, the first of which writes.
+        overwrite: whether a run in the folder would be deleted.
+
+    Returns:
+        The configuration, and the trained network of its encoder, if it had to be looked at before hours of work.
+
+    Raises:
+        InputError: if there is a run in the folder, or its encoder does not fit; else as `latents_writer.write_latents` does.
+    """
+    data: Any = config.data
+    if not data.latent or data.files is not None or data.path is None:
+        return config, None
+    images = Path(data.path).expanduser().resolve()
+    if not images.is_dir() or (images / INDEX).exists():
+        return config, None
+    check_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite")
+    check_writable(folder, "save_dir")
+    cache, network = folder.resolve().parent / f"{images.name}-latents", None
+    settings, encoder = CacheSettings(device=config.device), getattr(config, "encoder", None)
+    with processes.main_process_first():
+        if processes.is_main_process:
+            vae, _ = open_vae(data.vae or DEFAULT)
+            if encoder is not None and encoder.weights_file is not None:
+                shape = vae.latent_shape(settings.image_size)
+                network = dataclasses.replace(config, data=dataclasses.replace(data, image_shape=shape)).build_network()
+            print(f"{images} holds images: their latents go to {cache} first", flush=True)
+            write_latents(images, vae, cache, settings)
+    return dataclasses.replace(config, data=dataclasses.replace(data, path=str(cache))), network
 
 
 def resolve(config: Config) -> Config:

@@ -1,4 +1,4 @@
-"""Feature extractors that evaluate generators of images: how a classifier is trained, and how it is found again.
+"""Feature extractors that evaluate generators of images, and how they are found.
 
 A classifier's folder holds config.json, classifier.safetensors, metrics.json and trained_on.safetensors: digests of the images that
 it was trained on. One training image in five is held out, of every class alike: floors are made of those, since a classifier sees
@@ -12,71 +12,21 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from drifting import config as configuration
-from drifting.checkpoint import load_json, load_network, load_tensors, save_json, save_tensors
+from drifting.checkpoint import load_json, load_network, load_tensors
 from drifting.config import ClassifierConfig, RunConfig
 from drifting.data import ImagesData, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.errors import InputError
-from drifting.evaluation.images import Extractor, accuracy_of, in_batches
-from drifting.evaluation.references import digests, images_in_shares
+from drifting.evaluation.images import Extractor, in_batches
 from drifting.metrics.inception import URL, load_inception
-from drifting.pretraining.objectives import train_supervised
-from drifting.runs.folder import CLASSIFIER_WEIGHTS, CONFIG, METRICS, TRAINED_ON
-from drifting.runs.pretrain import Saving, follow
-from drifting.training.signals import command_to_go_on
+from drifting.runs.folder import CLASSIFIER_WEIGHTS, CONFIG, DIGESTS, TRAINED_ON
 
 # Sides of a large image for the extractor "pixels": a covariance of all its pixels would fill any memory.
 _PIXELS = 32
-
-# One training image in so many is held out of the training of a classifier.
-_HELD_OUT = 5
-_DIGESTS = "digests"
-
-# Steps between checkpoints of a classifier in training.
-_CHECKPOINT_EVERY = 500
-
-
-def fit_classifier(config: ClassifierConfig, folder: Path) -> float:
-    """Train a classifier into a folder, on four images in five, and return its accuracy on the test set.
-
-    Goes on from its newest checkpoint if there is one.
-    """
-    train = config.data.load("train")
-    labels = cast(Tensor, train.labels)
-    seen = ~_held_out(labels)
-    network = config.build_network().to(config.device)
-    training = train_supervised(
-        network,
-        train.images[seen],
-        labels[seen],
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        augmentation=config.augmentation(),
-    )
-    facts, command = configuration.to_json(config), command_to_go_on(config.preset, folder)
-    saving = Saving(folder=folder, facts=facts, command=command, every=_CHECKPOINT_EVERY, keep=1)
-    follow(training, saving, what="classifier", batch_size=config.batch_size)
-    test = config.data.load("test")
-    accuracy = accuracy_of(network.eval(), test.images, cast(Tensor, test.labels))
-    save_json(folder / CONFIG, facts)
-    counts = {"num_training_images": int(seen.sum()), "num_test_images": len(test.images)}
-    save_json(folder / METRICS, {"test_accuracy": accuracy, **counts})
-    save_tensors(folder / TRAINED_ON, {_DIGESTS: digests(train.images[seen])})
-    save_tensors(folder / CLASSIFIER_WEIGHTS, network.state_dict())
-    return accuracy
-
-
-def _held_out(labels: Int[Tensor, " s"]) -> Bool[Tensor, " s"]:
-    """Return which images are held out, of each class alike; a class's only image is never among them."""
-    chosen = images_in_shares(labels, labels, len(labels) // _HELD_OUT)
-    chosen = chosen[labels.bincount()[labels[chosen]] > 1]
-    return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, chosen, True)
 
 
 def _trained_on(folder: Path) -> Int[Tensor, " t"] | None:
@@ -85,7 +35,7 @@ def _trained_on(folder: Path) -> Int[Tensor, " t"] | None:
         older = f"extractor is '{folder}', which does not tell the images that it was trained on"
         warnings.warn(f"{older}: floors may be of those, so train it again with this version", stacklevel=3)
         return None
-    known = load_tensors(folder / TRAINED_ON).get(_DIGESTS)
+    known = load_tensors(folder / TRAINED_ON).get(DIGESTS)
     if known is None or known.dtype != torch.long or known.ndim != 1:
         raise InputError(f"extractor is '{folder}', whose {TRAINED_ON} holds no digests of images: train it again")
     return known

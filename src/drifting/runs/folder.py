@@ -15,7 +15,8 @@ from drifting.training.recorder import CHECKPOINTS, EARLIER_SNAPSHOTS, SNAPSHOTS
 
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"
 ENCODER_WEIGHTS, ENCODER_METRICS = "encoder.safetensors", "encoder.json"
-TRAINED_ON = "trained_on.safetensors"
+# Digests of the images that a classifier was trained on.
+TRAINED_ON, DIGESTS = "trained_on.safetensors", "digests"
 METRICS, LOG = "metrics.json", "metrics.jsonl"
 STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"
@@ -200,7 +201,7 @@ def _origin(config: AnyConfig) -> str:
 
 
 def _made_of(config: AnyConfig, saved: AnyConfig, folder: Path) -> bool:
-    """Return whether a run is on the latents that are made of the images of a configuration, see `train.with_latents`."""
+    """Return whether a run is on the latents that are made of the images of a configuration, see `assemble.with_latents`."""
     path = getattr(config.data, "path", None)
     if not config.data.latent or path is None or config.title != saved.title:
         return False

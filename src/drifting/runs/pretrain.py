@@ -5,7 +5,7 @@ images, or latents of them, than memory holds: read batch after batch from the d
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from drifting import config as configuration
@@ -28,22 +29,33 @@ from drifting.checkpoint import (
     save_tensors,
     steps_done,
 )
-from drifting.config import AnyConfig, EncoderRunConfig, RunConfig
+from drifting.config import ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.distributed import join
 from drifting.encoders.autoencoder import Autoencoder
+from drifting.encoders.classifier import Classifier
 from drifting.encoders.mae import MAEConfig, MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.resnet import ResNet
 from drifting.evaluation.images import accuracy_of, in_batches
+from drifting.evaluation.references import digests, images_in_shares
 from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
 from drifting.pretraining.loop import EncoderStep, NetworkTraining
-from drifting.pretraining.objectives import Batches, masked_state, train_masked, train_network
-from drifting.runs.assemble import build_encoder
-from drifting.runs.folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS
+from drifting.pretraining.objectives import Batches, masked_state, train_masked, train_network, train_supervised
+from drifting.runs.folder import (
+    CLASSIFIER_WEIGHTS,
+    CONFIG,
+    DIGESTS,
+    ENCODER_CHECKPOINTS,
+    ENCODER_METRICS,
+    ENCODER_WEIGHTS,
+    METRICS,
+    TRAINED_ON,
+)
+from drifting.runs.run import TrainedNetwork
 from drifting.training.recorder import CHECKPOINTS
 from drifting.training.signals import Interrupted, command_to_go_on, polite_stop
 
@@ -119,72 +131,116 @@ _PROBED = 10_000
 Network = ResNet | MaskedAutoencoder
 
 
-def check_networks(config: AnyConfig) -> None:
-    """Raise InputError if a network cannot be built or loaded, or lacks the images it needs, while nothing is written yet."""
-    network = config.build_network()
-    if isinstance(config, RunConfig):
-        build_encoder(config, network)
-        config.data.exporter()
-    if network is not None and config.data.kind == "images":
-        only_probed = isinstance(config, EncoderRunConfig) and not config.learns_classes
-        cast(ImagesData, config.data).load("test", labeled=only_probed)
-
-
-def prepare_encoder(config: RunConfig, folder: Path) -> nn.Module | None:
-    """Return the trained network of a run's encoder on the run's device: read from its folder, else trained into it.
+def prepare_encoder(config: RunConfig, folder: Path, network: Any) -> Any:
+    """Return the network of a run's encoder on the run's device, its weights read from the folder, else trained into it.
 
     Its training is saved now and then in the folder, and taken up again from there.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        network: that the configuration built; None for an encoder without.
 
     Raises:
         InputError: if the weights in the folder do not fit the configuration.
         DivergenceError: if its loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop in its training; the state is saved.
     """
-    network, settings = config.build_network(), config.encoder
     if network is None:
         return None
-    weights = folder / ENCODER_WEIGHTS
+    weights, objective = folder / ENCODER_WEIGHTS, config.encoder.objective
     if weights.exists():
         load_weights(network, load_tensors(weights), str(weights))
         return network.to(config.device)
     network.to(config.device)
     if config.trains_encoder:
         _train_stage(network, config, folder)
-    if settings.objective == "reconstruction":
-        _draw_reconstruction(cast(Autoencoder, network), config, folder)
-    elif settings.objective is not None:
-        save_json(folder / ENCODER_METRICS, _figures(cast(ResNet, network).eval(), config))
+    if objective == "reconstruction":
+        _draw_reconstruction(network, config, folder)
+    elif objective is not None:
+        save_json(folder / ENCODER_METRICS, _figures(network.eval(), config))
     network.eval()
     save_tensors(weights, network.state_dict())
     shutil.rmtree(folder / ENCODER_CHECKPOINTS, ignore_errors=True)
     return network
 
 
-def train_encoder(config: EncoderRunConfig, folder: Path) -> dict[str, int | float]:
-    """Train an encoder into a folder of its own, from its newest checkpoint if there is one, and return its figures.
+def train_alone(config: ClassifierConfig | EncoderRunConfig, network: Any, folder: Path) -> TrainedNetwork:
+    """Train the network of an encoder or a classifier into a folder of its own, from its newest checkpoint if there is one.
 
     Raises:
         DivergenceError: if its loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop; the state is saved.
     """
-    network = cast(Network, config.build_network()).to(config.device)
+    return _ALONE[config.noun](config, network.to(config.device), folder)
+
+
+def _train_encoder(config: EncoderRunConfig, network: Any, folder: Path) -> TrainedNetwork:
     facts = configuration.to_json(config)
     saving = Saving(folder=folder, facts=facts, command=command_of(config, folder), every=config.checkpoint_every, keep=config.keep)
     if config.data.kind == "images":
         _train(network, config, config.encoder, saving)
         figures = _figures(network.eval(), config)
     else:
-        figures = train_streamed(cast(MaskedAutoencoder, network), config, saving)
+        figures = train_streamed(network, config, saving)
     save_json(folder / CONFIG, facts)
     save_json(folder / ENCODER_METRICS, figures)
     save_tensors(folder / ENCODER_WEIGHTS, network.state_dict())
-    return figures
+    shown = {name: value for name, value in figures.items() if name.endswith(("accuracy", "error"))}
+    return TrainedNetwork(folder / ENCODER_WEIGHTS, shown)
 
 
-def command_of(config: EncoderRunConfig, folder: Path) -> str:
-    """Return the command by which the training of an encoder goes on."""
-    preset, verb = (config.kind, "train-encoder") if config.preset == "train-encoder" else (config.preset, "train")
-    return command_to_go_on(preset, folder, verb=verb)
+# One training image in so many is held out of the training of a classifier.
+_HELD_OUT = 5
+
+# Steps between checkpoints of a classifier in training.
+_CHECKPOINT_EVERY = 500
+
+
+def _train_classifier(config: ClassifierConfig, network: Classifier, folder: Path) -> TrainedNetwork:
+    """Train a classifier on four images in five, and keep digests of those, since it sees them in another way than new ones."""
+    train = config.data.load("train")
+    labels = cast(Tensor, train.labels)
+    seen = ~_held_out(labels)
+    training = train_supervised(
+        network,
+        train.images[seen],
+        labels[seen],
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        augmentation=config.augmentation(),
+    )
+    facts, command = configuration.to_json(config), command_of(config, folder)
+    saving = Saving(folder=folder, facts=facts, command=command, every=_CHECKPOINT_EVERY, keep=1)
+    follow(training, saving, what="classifier", batch_size=config.batch_size)
+    test = config.data.load("test")
+    accuracy = accuracy_of(network.eval(), test.images, cast(Tensor, test.labels))
+    save_json(folder / CONFIG, facts)
+    counts = {"num_training_images": int(seen.sum()), "num_test_images": len(test.images)}
+    save_json(folder / METRICS, {"test_accuracy": accuracy, **counts})
+    save_tensors(folder / TRAINED_ON, {DIGESTS: digests(train.images[seen])})
+    save_tensors(folder / CLASSIFIER_WEIGHTS, network.state_dict())
+    return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": accuracy})
+
+
+def _held_out(labels: Int[Tensor, " s"]) -> Bool[Tensor, " s"]:
+    """Return which images are held out, of each class alike; a class's only image is never among them."""
+    chosen = images_in_shares(labels, labels, len(labels) // _HELD_OUT)
+    chosen = chosen[labels.bincount()[labels[chosen]] > 1]
+    return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, chosen, True)
+
+
+# What a configuration's network is -> how it is trained on its own.
+_ALONE: Mapping[str, Callable[..., TrainedNetwork]] = {"encoder": _train_encoder, "classifier": _train_classifier}
+
+
+def command_of(config: ClassifierConfig | EncoderRunConfig, folder: Path) -> str:
+    """Return the command by which the training of an encoder or a classifier goes on."""
+    if config.preset == "train-encoder":
+        return command_to_go_on(cast(EncoderRunConfig, config).kind, folder, verb=config.preset)
+    return command_to_go_on(config.preset, folder)
 
 
 def _train_stage(network: nn.Module, config: RunConfig, folder: Path) -> None:

@@ -120,7 +120,7 @@ def _make(given: Any, config: Any, made: Path) -> None:
     if _has_masked_features(config):
         if given.encoder.weights is None:
             kind = RECIPES[config.preset.removeprefix("imagenet256-")].encoder
-            runs.train_encoder(dataclasses.replace(smoke(mae(kind)), data=config.data), made / "encoder")
+            runs.train(dataclasses.replace(smoke(mae(kind)), data=config.data), made / "encoder")
         if config.encoder.convnext is not None:
             write_convnext(Path(config.encoder.convnext))
 
@@ -138,5 +138,5 @@ def _seen_by(config: RunConfig, made: Path) -> dict[str, Any]:
         return {"extractor": "pixels"}
     # A classifier as those of the presets are; a covariance of all pixels would take minutes.
     shown = ImagesData(name="smoke", path=str(images))
-    extractor = runs.train_classifier(smoke(ClassifierConfig(preset="smoke", data=shown)), made / "extractor").folder
+    extractor = runs.train(smoke(ClassifierConfig(preset="smoke", data=shown)), made / "extractor").folder
     return {"extractor": str(extractor)} | ({"real": str(images)} if config.data.latent else {})

@@ -1,15 +1,12 @@
-"""From a configuration to a trained run in a folder: what is shown, logged, set aside and saved, and how it stops.
+"""From a configuration to a trained run in a folder: what is shown, logged, set aside and saved, and how it stops."""
 
-A recipe on latents that is given images has their latents written first, once, beside the folder of its run.
-"""
-
-import dataclasses
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import overload
 
 from rich.console import Console
+from torch import nn
 
 from drifting import config as configuration
 from drifting._files import check_space, check_writable, hold
@@ -18,19 +15,15 @@ from drifting.checkpoint import load_weights, save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import forget_data
 from drifting.data.dataset import reference_samples
-from drifting.data.latents import INDEX
-from drifting.data.latents_writer import CacheSettings, write_latents
-from drifting.data.vae import DEFAULT, load_vae
-from drifting.distributed import Processes, check_device, join, whole
+from drifting.distributed import Processes, check_device, is_sharded, join, whole
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
-from drifting.runs.assemble import build_encoder, build_positives, find_weights, resolve
+from drifting.runs.assemble import build_encoder, build_positives, with_network
 from drifting.runs.endings import ending
-from drifting.runs.extractors import fit_classifier
-from drifting.runs.folder import CLASSIFIER_WEIGHTS, CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim
+from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, claim
 from drifting.runs.run import Run, TrainedNetwork
 from drifting.training.loop import check_shares
 from drifting.training.loop import train as training_steps
@@ -71,49 +64,25 @@ def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, over
         Interrupted: if the process was asked to stop; the state is saved.
         LostProcessError: if another process died; the last checkpoint is kept.
     """
+    if resume and overwrite:
+        raise InputError("resume and overwrite are both given: pass one of them")
+    forget_data()
     if isinstance(config, RunConfig):
-        return train_generator(config, save_dir, resume=resume, overwrite=overwrite)
+        return _train_generator(config, Path(save_dir), join(), resume=resume, overwrite=overwrite)
     if (size := join().size) > 1:
         raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
-    if isinstance(config, EncoderRunConfig):
-        return train_encoder(config, save_dir, resume=resume, overwrite=overwrite)
-    return train_classifier(config, save_dir, resume=resume, overwrite=overwrite)
+    return _train_network(config, Path(save_dir), resume=resume, overwrite=overwrite)
 
 
-def train_classifier(
-    config: ClassifierConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
-) -> TrainedNetwork:
-    """Train a classifier into a folder, for the evaluation of generators; arguments and errors as in `train`."""
-    folder = Path(save_dir)
-    _check_once(resume=resume, overwrite=overwrite)
-    forget_data()
-    config = resolve(config)
-    pretrain.check_networks(config)
-    check_writable(folder, "save_dir")
-    with hold(folder, "save_dir"):
-        claim(folder, config, resume=resume, overwrite=overwrite)
-        _tell_found(config)
-        with ending(folder, config, join(), command=command_to_go_on(config.preset, folder), resume=resume):
-            return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": fit_classifier(config, folder)})
-
-
-def train_encoder(
-    config: EncoderRunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False
-) -> TrainedNetwork:
-    """Train a feature encoder into a folder, for generators to drift in its features; arguments and errors as in `train`."""
-    folder = Path(save_dir)
-    _check_once(resume=resume, overwrite=overwrite)
-    forget_data()
-    config = resolve(with_latents(config, folder, join(), overwrite=overwrite))
-    pretrain.check_networks(config)
+def _train_network(config: ClassifierConfig | EncoderRunConfig, folder: Path, *, resume: bool, overwrite: bool) -> TrainedNetwork:
+    """Train an encoder for generators to drift in its features, or a classifier for their evaluation, into a folder."""
+    config, network = with_network(config, folder, join(), overwrite=overwrite)
     check_writable(folder, "save_dir")
     with hold(folder, "save_dir"):
         claim(folder, config, resume=resume, overwrite=overwrite)
         _tell_found(config)
         with ending(folder, config, join(), command=pretrain.command_of(config, folder), resume=resume):
-            figures = pretrain.train_encoder(config, folder)
-    shown = {name: value for name, value in figures.items() if name.endswith(("accuracy", "error"))}
-    return TrainedNetwork(folder / ENCODER_WEIGHTS, shown)
+            return pretrain.train_alone(config, network, folder)
 
 
 def _tell_found(config: AnyConfig) -> None:
@@ -121,24 +90,18 @@ def _tell_found(config: AnyConfig) -> None:
         print(*lines, sep="\n", flush=True)
 
 
-def _check_once(*, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise InputError("resume and overwrite are both given: pass one of them")
+def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, resume: bool, overwrite: bool) -> Run:
+    """Train a generator, and the encoder that it needs, together with all processes that were started to do so.
 
-
-def train_generator(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
-    """Train a run into a folder and return it, together with all processes that were started to do so.
-
-    Arguments and errors are those of `train`. A resumed run may have another number of processes.
+    A resumed run may have another number of processes.
     """
-    folder, processes = Path(save_dir), join()
-    _check_once(resume=resume, overwrite=overwrite)
     check_device(config.device, processes)
-    forget_data()
-    config = resolve(with_latents(find_weights(config), folder, processes, overwrite=overwrite))
+    config, network = with_network(config, folder, processes, overwrite=overwrite)
     source, generator = config.data.source(config.seed), config.build_generator()
     check_shares(config.schedule, source.num_classes, processes)
-    pretrain.check_networks(config)
+    # What freezes a network comes after its training.
+    encoder = None if config.trains_encoder else build_encoder(config, network)
+    config.data.exporter()
     command = command_to_go_on(config.preset, folder, processes.size)
     with ExitStack() as held:
         with processes.main_process_first():
@@ -148,7 +111,7 @@ def train_generator(config: RunConfig, save_dir: str | Path, *, resume: bool = F
                 held.enter_context(hold(folder, "save_dir"))
                 claim(folder, config, resume=resume, overwrite=overwrite)
             held.enter_context(ending(folder, config, processes, command=command, resume=resume))
-            encoder = _prepare(config, folder, processes)
+            encoder = _prepare(config, folder, network, encoder)
             positives = build_positives(config, encoder, folder / "features")
         shared = {"processes": processes, "sharded": config.parallel == "fsdp"}
         state = TrainingState(generator.to(config.device), config.schedule, config.seed, **shared)
@@ -173,16 +136,17 @@ def train_generator(config: RunConfig, save_dir: str | Path, *, resume: bool = F
         return _finish(recorder, config)
 
 
-def _prepare(config: RunConfig, folder: Path, processes: Processes) -> FeatureEncoder:
+def _prepare(config: RunConfig, folder: Path, network: nn.Module | None, encoder: FeatureEncoder | None) -> FeatureEncoder:
     """Tell what was found, return the encoder, trained if it is not yet, and write the configuration."""
     # An encoder that is there may turn out not to fit; one that is not is trained first.
-    has_encoder = (folder / ENCODER_WEIGHTS).exists()
-    if processes.is_main_process and not has_encoder:
+    has_encoder, is_main = (folder / ENCODER_WEIGHTS).exists(), join().is_main_process
+    if is_main and not has_encoder:
         _tell_found(config)
-    encoder = build_encoder(config, pretrain.prepare_encoder(config, folder))
-    if processes.is_main_process and has_encoder:
+    pretrain.prepare_encoder(config, folder, network)
+    encoder = build_encoder(config, network) if encoder is None else encoder
+    if is_main and has_encoder:
         _tell_found(config)
-    if processes.is_main_process:
+    if is_main:
         save_json(folder / CONFIG, configuration.to_json(config))
     return encoder
 
@@ -199,16 +163,18 @@ def _check_space(folder: Path, config: RunConfig, generator: Generator, *, resum
 def _finish(recorder: Recorder, config: RunConfig) -> Run:
     """Write the weights of the generator and the pictures."""
     folder, state = recorder.folder, recorder.state
-    weights = {name: whole(value).cpu() for name, value in state.averaged.state_dict().items()}
-    generator, pictures = config.build_generator(), []
-    load_weights(generator, weights, str(folder))
+    generator, pictures = state.averaged, []
+    weights = {name: whole(value).cpu() for name, value in generator.state_dict().items()}
+    if is_sharded(generator):
+        generator = config.build_generator()
+        load_weights(generator, weights, str(folder))
     if state.processes.is_main_process:
         save_tensors(folder / WEIGHTS, weights)
         pictures = drawing.build_pictures(config)(folder, snapshots=recorder.snapshots, log=recorder.log.read())
         reconstruction = folder / RECONSTRUCTION
         pictures += [reconstruction] if reconstruction.exists() else []
     state.processes.barrier()
-    return Run(folder, config, generator.eval(), tuple(pictures))
+    return Run(folder, config, generator.cpu().requires_grad_().eval(), tuple(pictures))
 
 
 def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
@@ -250,42 +216,3 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
                 recorder.save()
             if stopped and step.number < schedule.steps:
                 raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
-
-
-Config = TypeVar("Config", RunConfig, EncoderRunConfig)
-
-
-def with_latents(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> Config:
-    """Return a configuration whose latents are a cache: that of FOLDER/../IMAGES-latents, made here, where images are named.
-
-    Runs beside each other, such as an encoder and the generator that drifts in its features, share it. Stopped on the way it goes
-    on, when the run is started again.
-
-    Args:
-        config: of the run, its weights found.
-        folder: of the run.
-        processes: those that train it, the first of which writes.
-        overwrite: whether a run in the folder would be deleted.
-
-    Raises:
-        InputError: if there is a run in the folder, or its encoder does not fit; else as `latents_writer.write_latents` does.
-    """
-    data: Any = config.data
-    if not data.latent or data.files is not None or data.path is None:
-        return config
-    images = Path(data.path).expanduser().resolve()
-    if not images.is_dir() or (images / INDEX).exists():
-        return config
-    check_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite")
-    check_writable(folder, "save_dir")
-    cache = folder.resolve().parent / f"{images.name}-latents"
-    settings, vae = CacheSettings(device=config.device), data.vae or DEFAULT
-    with processes.main_process_first():
-        if processes.is_main_process:
-            if isinstance(config, RunConfig):
-                # Weights that do not fit are told now, not after hours.
-                shape = load_vae(vae).latent_shape(settings.image_size)
-                dataclasses.replace(config, data=dataclasses.replace(data, image_shape=shape)).build_network()
-            print(f"{images} holds images: their latents go to {cache} first", flush=True)
-            write_latents(images, vae, cache, settings)
-    return dataclasses.replace(config, data=dataclasses.replace(data, path=str(cache)))
