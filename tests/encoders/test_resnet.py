@@ -21,8 +21,8 @@ from drifting.errors import InputError
 
 SHAPE = (3, 16, 16)
 # Stages, blocks and convolutions of torchvision's networks, written out from their state dicts.
-CONVOLUTIONS = {"resnet18": 2, "resnet50": 3}
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+CONVOLUTIONS = {"resnet10": 2, "resnet18": 2, "resnet50": 3}
+DEPTHS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 ALL = pytest.mark.parametrize(("arch", "small_stem"), [(arch, stem) for arch in DEPTHS for stem in (True, False)])
 
 
@@ -256,7 +256,7 @@ def test_weights_of_another_network_are_refused_by_name(network, words):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"arch": "resnet34"}, "arch is 'resnet34': pass resnet18 or resnet50"),
+        ({"arch": "resnet34"}, "arch is 'resnet34': pass resnet10 or resnet18 or resnet50"),
         ({"width": 0}, "width is 0"),
         ({"num_classes": -1}, "num_classes is -1"),
         ({"feature_dims": (8, 0)}, "feature_dims is 0"),

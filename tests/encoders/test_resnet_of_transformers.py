@@ -13,7 +13,7 @@ STATISTICS = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 IMAGES = 2 * torch.rand(2, 3, 33, 33, generator=torch.Generator().manual_seed(1)) - 1
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("arch", ["resnet10", "resnet18", "resnet50"])
 def test_own_resnet_is_that_of_the_library(arch):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -23,7 +23,11 @@ def test_own_resnet_is_that_of_the_library(arch):
             # At 0, where bottlenecks begin, nothing of their convolutions would be seen.
             module.weight.data.uniform_(0.5, 1.5)
     sizes = [own.map_shapes[f"stage{number}"][0] for number in (1, 2, 3, 4)]
-    kind, depths = ("basic", [2, 2, 2, 2]) if arch == "resnet18" else ("bottleneck", [3, 4, 6, 3])
+    kind, depths = {
+        "resnet10": ("basic", [1, 1, 1, 1]),
+        "resnet18": ("basic", [2, 2, 2, 2]),
+        "resnet50": ("bottleneck", [3, 4, 6, 3]),
+    }[arch]
     config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=sizes, depths=depths, layer_type=kind)
     other = transformers.ResNetModel(config)
 

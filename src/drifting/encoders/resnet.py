@@ -1,7 +1,8 @@
-"""ResNet-18 and ResNet-50 with torchvision's weight names, for ImageNet and for small images, and their features.
+"""ResNet-10, ResNet-18 and ResNet-50 with torchvision's weight names, for ImageNet and for small images, and their features.
 
-Stage n is torchvision's `layern`; its map is the output of the last block, after the ReLU. As in torchvision, the stride of a
-bottleneck is in its 3 x 3 convolution. With `feature_dims`, linear projections give the features of a narrow trunk a chosen length.
+ResNet-10 has one block in every stage. Stage n is torchvision's `layern`; its map is the output of the last block, after the ReLU.
+As in torchvision, the stride of a bottleneck is in its 3 x 3 convolution. With `feature_dims`, linear projections give the features
+of a narrow trunk a chosen length.
 
 Shapes: b images, c channels, h x w pixels or places, d features, k classes.
 
@@ -35,7 +36,7 @@ from drifting.encoders.pooling import (
 from drifting.errors import InputError
 
 # Blocks of each stage, and output channels of a block divided by its width; more than 1 for a bottleneck.
-_ARCHS = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}
+_ARCHS = {"resnet10": ((1, 1, 1, 1), 1), "resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 Images = Float[Tensor, "b c h w"]
@@ -73,7 +74,7 @@ class ResNet(nn.Module):
     trained: they keep their semi-orthogonal initial values, which preserve all distances if they add channels.
 
     Args:
-        arch: "resnet18" or "resnet50".
+        arch: "resnet10", "resnet18" or "resnet50".
         image_shape: channels, height and width of the images.
         num_classes: number of labels, or None for a network without logits.
         small_stem: start with a 3 x 3 convolution instead of a 7 x 7 convolution of stride 2 and max pooling of stride 2.
@@ -267,7 +268,7 @@ class ResNetConfig(EncoderConfig):
     """Drift in the features of a `ResNet` that the run trains first, to classify its own images.
 
     Attributes:
-        arch: resnet18 or resnet50.
+        arch: resnet10, resnet18 or resnet50.
         width: number of channels of the first stage.
         small_stem: start with a stem for small images instead of the ImageNet stem, which reduces the side to a quarter.
         feature_dims: lengths to which the features of the last stages are projected; None for no projection.

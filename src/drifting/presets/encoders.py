@@ -128,7 +128,7 @@ def choices(kind: str) -> list[Setting]:
     help_of = described(encoder)
     kinds = {"name": str, "data": str, "image_size": int, "channels": int}
     chosen = [Setting(name, of | None, None, help_of[name]) for name, of in kinds.items()]
-    arch = Setting("arch", str | None, None, "Which ResNet it has as many blocks as, in each stage: resnet18 or resnet50.")
+    arch = Setting("arch", str | None, None, "Depths of its stages: those of resnet10, resnet18 or resnet50.")
     return [*chosen, arch] if kind == "mae" else chosen
 
 
