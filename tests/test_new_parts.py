@@ -1,11 +1,12 @@
 """A kind of data, an encoder, a generator and a drift field that the library does not know train like its own.
 
-Each is one class, and one line that makes it a name of its package.
+Each is one class, and one line that makes it a name of its package. A kind of data draws and measures its samples itself.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +19,15 @@ import drifting.fields
 import drifting.generators
 from drifting import presets, runs
 from drifting.config import LossConfig, RunConfig, from_json, to_json
-from drifting.data import Source, StreamSource
+from drifting.data import Data, Source, StreamSource
+from drifting.data.dataset import reference_samples
 from drifting.data.points import PlaneData
 from drifting.encoders import EncoderConfig, FeatureEncoder
 from drifting.fields import DriftField
 from drifting.generators import Generator, GeneratorConfig
+from drifting.metrics import energy_distance
+from drifting.plotting.panels import panels, save_figure
 from tests.conftest import shrunk
-
-pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,37 @@ class SquareData(PlaneData):
 
     def source(self, seed: int, bank: Any = None, **options: Any) -> Source:
         return StreamSource(lambda count, rng: self.side * torch.rand(count, 2, generator=rng, device=rng.device), (2,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveData(Data):
+    """Waves of four values: neither points in the plane nor images."""
+
+    height: float = 1.0
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return (4,)
+
+    @property
+    def title(self) -> str:
+        return "waves"
+
+    def source(self, seed: int, bank: Any = None, **options: Any) -> Source:
+        def draw(count: int, rng: torch.Generator) -> Tensor:
+            phases = 6.28 * torch.rand(count, 1, generator=rng, device=rng.device)
+            return self.height * (phases + torch.arange(4)).sin()
+
+        return StreamSource(draw, (4,))
+
+    def depict(self, drawing: Any) -> list[Path]:
+        figure, (axes,) = panels(1, 1, size=3.0, title=self.title)
+        axes.plot(drawing.snapshots[max(drawing.snapshots)].T.numpy())
+        return [save_figure(figure, drawing.folder / "waves.png")]
+
+    def evaluate(self, evaluation: Any) -> dict[str, Any]:
+        real = reference_samples(self.source(0), 50, 0)
+        return {"num_samples": 50, "energy_distance": energy_distance(evaluation.sample(50, 0), real)}
 
 
 class Scaling(nn.Module):
@@ -99,6 +132,7 @@ class Pull(DriftField):
 def _offered(monkeypatch):
     """One line for each part, in place of one in the `__init__` of its package."""
     monkeypatch.setattr(drifting.data, "SquareData", SquareData, raising=False)
+    monkeypatch.setattr(drifting.data, "WaveData", WaveData, raising=False)
     monkeypatch.setattr(drifting.encoders, "ScalingConfig", ScalingConfig, raising=False)
     monkeypatch.setattr(drifting.generators, "LineConfig", LineConfig, raising=False)
     monkeypatch.setattr(drifting.fields, "Pull", Pull, raising=False)
@@ -113,6 +147,7 @@ PARTS = {
 PARTS["all"] = {name: part for parts in PARTS.values() for name, part in parts.items()}
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("part", PARTS)
 def test_new_part_trains_and_is_read_again(part, tmp_path):
     config: RunConfig = dataclasses.replace(presets.adjust(shrunk(presets.preset("toy")), steps=2), **PARTS[part])
@@ -128,6 +163,29 @@ def test_new_part_trains_and_is_read_again(part, tmp_path):
     assert {name for name in last if name.startswith("drift_norm/")} == {
         f"drift_norm/{feature}/{temperature}" for temperature in config.loss.temperatures
     }
+
+
+def test_new_kind_of_data_is_drawn_measured_and_told_of_by_its_own_class(tmp_path, command):
+    config: RunConfig = presets.adjust(shrunk(presets.preset("toy")), steps=2)
+    config = dataclasses.replace(config, data=WaveData(height=0.5), generator=LineConfig())
+    run = runs.train(config, tmp_path / "run")
+    assert run.pictures == (tmp_path / "run" / "waves.png",)
+    assert run.pictures[0].stat().st_size > 0
+    metrics = runs.load(tmp_path / "run").evaluate()
+    assert metrics.keys() == {"num_samples", "energy_distance"}
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+    result = command("evaluate", tmp_path / "run", "--extractor", "pixels")
+    assert (result.status, "this run makes no images to show it: leave it out" in result.err) == (2, True)
+    assert command("sample", tmp_path / "run", "--num-samples", 3, "--out", tmp_path / "waves.npy").status == 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_kind_of_data_that_does_not_say_how_it_is_measured_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.delattr(WaveData, "evaluate")
+    config = dataclasses.replace(shrunk(presets.preset("toy")), data=WaveData(), generator=LineConfig())
+    run = runs.train(presets.adjust(config, steps=2), tmp_path / "run")
+    with pytest.raises(drifting.InputError, match="data is WaveData, which does not say how its samples are measured: write its"):
+        run.evaluate()
 
 
 def test_part_that_its_package_does_not_offer_is_refused(monkeypatch):

@@ -37,7 +37,8 @@ def test_shares_of_real_data_are_one():
 def _measured(config: RunConfig, sampler: Callable, dataset: str = "eight_gaussians", count: int = 300) -> dict:
     """Measure a sampler against a toy, with fewer points than usual."""
     loss = dataclasses.replace(config.loss, temperatures=(0.05, 0.2, 0.8))
-    measure = build_evaluation(dataclasses.replace(config, data=ToyData(dataset=dataset), loss=loss))
+    data = ToyData(dataset=dataset)
+    measure = build_evaluation(dataclasses.replace(config, data=data, loss=loss), modes=data.modes)
     measure.keywords["count"] = count
     return measure(sampler)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 import warnings
 
 import pytest
@@ -9,7 +10,8 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, evaluate_images, frechet_curve
 from drifting.evaluation.images import in_batches
-from drifting.evaluation.references import digests
+from drifting.evaluation.references import in_memory
+from drifting.evaluation.shares import digests
 from drifting.metrics.frechet import Gaussian, frechet_distance, gaussian_of
 from tests.support.image_folders import bar_set, bars
 
@@ -32,8 +34,24 @@ def _unseen(count: int, labels) -> torch.Tensor:
     return bars(torch.as_tensor(labels), seed=5)
 
 
-def _measured(sampler=_unseen, train: ImageSet = TRAIN, extractor: Extractor = EXTRACTOR, **options) -> dict:
-    return evaluate_images(sampler, train, TEST, extractor, **options)
+def _measured(
+    sampler=_unseen,
+    train: ImageSet = TRAIN,
+    test: ImageSet = TEST,
+    extractor: Extractor = EXTRACTOR,
+    batch_size: int = 600,
+    **options,
+) -> dict:
+    """Measure what a sampler makes of (count, labels), after it was asked for one image of any class."""
+
+    def batches(count, labels):
+        images = train.images[:1] if (count, labels) == (1, None) else sampler(count, labels)
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            yield images[part], None if labels is None else torch.tensor(labels[part])
+
+    sides = in_memory("bars/test", train, test, extractor, **options)
+    return evaluate_images(batches, sides, extractor, batch_size=batch_size)
 
 
 def test_training_images_passed_off_as_generated_are_at_the_floor():
@@ -98,7 +116,7 @@ def test_mean_distance_between_images_leaves_out_each_one_itself():
 
 def test_images_that_are_neither_gray_nor_color_have_no_colors():
     train, test = (ImageSet(part.images.repeat(1, 2, 1, 1), part.labels, None) for part in (TRAIN, TEST))
-    metrics = evaluate_images(lambda count, labels: train.images[:count], train, test, EXTRACTOR, count=50)
+    metrics = _measured(lambda count, labels: train.images[:count], train, test, count=50)
     assert not [name for name in metrics if name.startswith(("color", "histogram"))]
 
 
@@ -122,7 +140,7 @@ def test_labels_asked_for_are_those_of_the_images_of_the_floor():
     asked, seen = [], []
     extractor = dataclasses.replace(EXTRACTOR, embed=lambda images: seen.append(images) or _project(images))
     _measured(lambda count, labels: asked.append(labels) or _unseen(count, labels), extractor=extractor, count=50)
-    (labels,), (_, real, _, floor) = asked, seen
+    (labels,), (_, real, floor, _) = asked, seen
     assert len(labels) == len(floor) == 50
     assert torch.equal(_name(floor), torch.tensor(labels))
     assert torch.equal(real, TEST.images)
@@ -139,7 +157,7 @@ def test_unlabeled_images_have_no_accuracy():
 
 def test_every_figure_has_its_floor():
     metrics = _measured()
-    names = {name for name in metrics if not name.endswith("_floor")} - {"num_samples"}
+    names = {name for name in metrics if not name.endswith("_floor")} - {"num_samples", "num_real", "num_features"}
     assert {f"{name}_floor" for name in names} == {name for name in metrics if name.endswith("_floor")}
 
 
@@ -160,22 +178,26 @@ def test_fewer_samples_than_features_are_told_in_a_sentence_and_measured_all_the
 def test_statistics_of_real_images_are_kept_and_found_by_their_fingerprint(tmp_path):
     extractor = dataclasses.replace(EXTRACTOR, cache=tmp_path)
     first = _measured(extractor=extractor)
-    (path,) = tmp_path.iterdir()
-    assert path.name == f"columns-{TEST.fingerprint()}.safetensors"
-    written = path.stat().st_mtime_ns
+    paths = sorted(tmp_path.iterdir())
+    # Of the test set and of the floor.
+    assert [path.name.partition("-")[0] for path in paths] == ["columns", "columns"]
+    written = [path.stat().st_mtime_ns for path in paths]
     assert _measured(extractor=extractor) == first == _measured()
-    assert path.stat().st_mtime_ns == written
-    evaluate_images(_unseen, TRAIN, bar_set(300, seed=2), extractor)
+    assert [path.stat().st_mtime_ns for path in paths] == written
+    _measured(test=bar_set(300, seed=2), extractor=extractor)
     _measured(extractor=dataclasses.replace(extractor, name="others"))
-    assert len(list(tmp_path.iterdir())) == 3
+    # The floor of both references is the same.
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_kept_statistics_are_those_used(tmp_path):
     extractor = dataclasses.replace(EXTRACTOR, cache=tmp_path)
-    other = bar_set(510, classes=2, seed=3)
-    evaluate_images(_unseen, TRAIN, other, extractor)
-    (path,) = tmp_path.iterdir()
-    path.rename(tmp_path / f"columns-{TEST.fingerprint()}.safetensors")
+    _measured(extractor=extractor)
+    paths = set(tmp_path.iterdir())
+    _measured(test=bar_set(510, classes=2, seed=3), extractor=extractor)
+    for path in paths:
+        for other in set(tmp_path.iterdir()) - paths:
+            shutil.copy(other, path)
     # Of another fingerprint inside: computed anew.
     assert _measured(extractor=extractor)["frechet_distance"] == _measured()["frechet_distance"]
 
@@ -183,10 +205,18 @@ def test_kept_statistics_are_those_used(tmp_path):
 def test_damaged_statistics_are_computed_anew(tmp_path):
     extractor = dataclasses.replace(EXTRACTOR, cache=tmp_path)
     first = _measured(extractor=extractor)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(b"broken")
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"broken")
     assert _measured(extractor=extractor) == first
-    assert path.read_bytes() != b"broken"
+    assert all(path.read_bytes() != b"broken" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [7, 100])
+def test_batches_change_no_figure(size):
+    several, whole = _measured(batch_size=size, count=200), _measured(count=200)
+    assert several.keys() == whole.keys()
+    for name, value in whole.items():
+        assert several[name] == pytest.approx(value, rel=1e-9), name
 
 
 @pytest.mark.parametrize("count", [1, 0, -4])
@@ -218,7 +248,7 @@ def _uneven(frequencies, seed: int) -> ImageSet:
 def test_perfect_samples_of_uneven_classes_are_near_however_even_the_training_set_is(train):
     train, test = _uneven(train, 7), _uneven((450, 50), 8)
     equal = frechet_distance(gaussian_of(_project(_unseen(400, torch.arange(400) % 2))), gaussian_of(_project(test.images)))
-    metrics = evaluate_images(_unseen, train, test, EXTRACTOR, count=400)
+    metrics = _measured(train=train, test=test, count=400)
     snapshots = {step: bars(torch.arange(400) % 2, seed=20 + step) for step in (0, 10)}
     curve = frechet_curve(snapshots, train, test, EXTRACTOR)
     for distance in (metrics["frechet_distance"], *curve["frechet_curve"]):
@@ -249,8 +279,8 @@ def test_images_that_the_extractor_was_trained_on_make_no_floor():
     with pytest.warns(UserWarning, match="the floor is of 120 real images and so too large for 600 samples: .* --num-samples 120"):
         metrics = _measured(extractor=counting)
     assert (metrics["num_samples"], metrics["num_samples_floor"]) == (600, 120)
-    assert [len(images) for images in looked] == [1, 510, 600, 120]
-    assert not torch.isin(digests(looked[-1]), extractor.trained_on).any()
+    assert [len(images) for images in looked] == [1, 510, 120, 600]
+    assert not torch.isin(digests(looked[2]), extractor.trained_on).any()
     looked.clear()
     frechet_curve({0: TRAIN.images[:60]}, TRAIN, TEST, counting)
     assert not torch.isin(digests(looked[-1]), extractor.trained_on).any()
@@ -270,7 +300,7 @@ def test_floors_are_left_out_where_the_extractor_was_trained_on_all_images():
 def test_few_images_have_all_figures_but_those_of_neighbors(sizes):
     train, test = (bar_set(size, seed=seed) for seed, size in enumerate(sizes))
     with pytest.warns(UserWarning, match="too few for precision, recall, density and coverage, which are left out: they need 6"):
-        metrics = evaluate_images(_unseen, train, test, EXTRACTOR)
+        metrics = _measured(train=train, test=test)
     assert {"frechet_distance", "kernel_distance", "pairwise_distance", "nearest_distance"} < metrics.keys()
     assert "precision" not in metrics
     numbers = [value for value in metrics.values() if not isinstance(value, list)]
@@ -281,4 +311,4 @@ def test_few_images_have_all_figures_but_those_of_neighbors(sizes):
 def test_single_image_is_told(sizes, split):
     train, test = (bar_set(size, classes=1, seed=seed) for seed, size in enumerate(sizes))
     with pytest.raises(InputError, match=f"data has 1 {split} image, too few to compare with: add some"):
-        evaluate_images(lambda *asked: pytest.fail("sampled"), train, test, EXTRACTOR)
+        _measured(lambda *asked: pytest.fail("sampled"), train, test)

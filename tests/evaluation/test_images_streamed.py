@@ -11,7 +11,8 @@ from drifting._progress import show_images
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, compare, evaluate_images, see
 from drifting.evaluation.images import check_feature_size
-from drifting.evaluation.references import images_in_shares
+from drifting.evaluation.references import in_memory
+from drifting.evaluation.shares import images_in_shares
 from drifting.metrics.frechet import Gaussian, gaussian_of
 from tests.support.image_folders import bar_set, bars
 
@@ -48,7 +49,10 @@ def _generated(labels: torch.Tensor) -> torch.Tensor:
 def test_figures_are_those_of_all_images_at_once():
     chosen = images_in_shares(TRAIN.labels, TEST.labels, 600)
     labels = TRAIN.labels[chosen]
-    whole = evaluate_images(lambda count, asked: _generated(torch.tensor(asked)), TRAIN, TEST, EXTRACTOR)
+    sides = in_memory("bars/test", TRAIN, TEST, EXTRACTOR)
+    whole = evaluate_images(
+        lambda count, asked: _batches(_generated(torch.tensor(asked or [0])), labels), sides, EXTRACTOR, batch_size=600
+    )
     streamed = compare(
         see(_batches(_generated(labels), labels), EXTRACTOR),
         see(_batches(TEST.images, TEST.labels, 37), EXTRACTOR),

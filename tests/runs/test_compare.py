@@ -75,12 +75,13 @@ def test_table_holds_the_figures_of_every_run_and_the_floors_once(three, command
     assert {"frechet_distance", "recall", "copy_share", "color_mean"} < set(names)
     assert list(table["a"]) == ["run", "preset", "encoder", "steps", "minutes", *names]
     assert [table[row].pop("extractor") for row in table] == ["pixels", "pixels", "-", "-"]
-    for name in names[1:]:
+    assert [table[row].pop("reference") for row in table] == ["images gray/test", "images gray/test", "-", "-"]
+    for name in names[2:]:
         for row in "ab":
             assert float(table[row][name]) == pytest.approx(np.ravel(measured[row][name]), rel=6e-4)
         floor, shown = measured["a"].get(f"{name}_floor"), table["real against real"][name]
         assert shown == "-" if floor is None else float(shown) == pytest.approx(np.ravel(floor), rel=6e-4)
-    assert {table["c"][name] for name in names[1:]} == {"-"}
+    assert {table["c"][name] for name in names[2:]} == {"-"}
     assert table["c"]["preset"] == "images"
 
 

@@ -14,10 +14,10 @@ from drifting.config import LossConfig, RunConfig
 from drifting.data import BankConfig, ImageFilesData, LatentsData
 from drifting.data.pixels import to_bytes
 from drifting.errors import InputError
-from drifting.evaluation import compare, see
+from drifting.evaluation import compare, references, see
 from drifting.generators import DecoderMLPConfig
 from drifting.metrics.frechet import gaussian_of
-from drifting.runs import Run, evaluate, references
+from drifting.runs import Run, evaluate
 from drifting.runs.evaluate import sampled_batches
 from drifting.runs.extractors import load_extractor
 from drifting.sampling import sample
@@ -226,7 +226,7 @@ def test_classes_of_data_that_are_not_here_are_known_from_the_configuration(file
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_labels_of_many_samples_are_listed_once_and_taken_over_again(latents_run, drawn, monkeypatch):
-    monkeypatch.setattr(evaluate, "_PERIOD", 8)
+    monkeypatch.setattr("drifting.evaluation.images._PERIOD", 8)
     asked, made = [], evaluate.sampled_batches
 
     def watched(*arguments, **options):
@@ -301,7 +301,7 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
         files_run.evaluate(extractor="pixels", seed=4)
     (_, options), (indices, again) = asked
     assert indices == range(50_000)
-    assert options == {"seed": 4, "guidance_scale": None, "batch_size": 64}
+    assert options == {"seed": 4, "guidance_scale": None, "batch_size": 64, "labels": None}
     assert again == {**options, "labels": [index % 3 for index in range(50_000)]}
 
 

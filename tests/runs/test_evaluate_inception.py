@@ -12,7 +12,7 @@ from drifting import runs
 from drifting.data import ImageFilesData
 from drifting.errors import InputError
 from drifting.evaluation import Seen
-from drifting.evaluation.references import digests
+from drifting.evaluation.shares import digests
 from drifting.evaluation.statistics import save_seen
 from drifting.metrics import inception
 from drifting.metrics.frechet import frechet_distance, gaussian_of

@@ -5,8 +5,10 @@ Shapes: l labels, p positives.
 
 import dataclasses
 import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -47,6 +49,33 @@ class Source(Protocol):
 
     def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Float[Tensor, "l m *sample"]:
         """Return `sets` independent sets of `count` real samples of any label, or the `own` ones of them, on the device of rng."""
+        ...
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Real images by position, in memory or in files, and their classes where they have any."""
+
+    @property
+    def labels(self) -> Int[Tensor, " s"] | None:
+        """Class of each."""
+        ...
+
+    @property
+    def root(self) -> Path | None:
+        """The folder that holds them; None where they are in memory."""
+        ...
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def read(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """Return some of them."""
+        ...
+
+    def state(self, indices: Int[Tensor, " b"]) -> str:
+        """Return what stands for the contents of some of them, and for how they are read."""
         ...
 
 
@@ -176,7 +205,7 @@ class Data(ABC):
     """What a run is trained on. Its classes are frozen dataclasses, whose fields are settings and what was found in the data.
 
     Attributes:
-        kind: how samples are drawn in pictures and compared with real ones: as "points", "digits", "images" or "streamed" images.
+        kind: "points", "digits", "images" in memory or "streamed" images; empty for any other.
         latent: whether samples are latents, which an auto-encoder decodes.
         num_classes: number of labels; None where there are none, or they are not used.
         class_names: name of each label, where they are known.
@@ -184,7 +213,7 @@ class Data(ABC):
         conditional: whether each class is a population of its own.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[str] = ""
     latent: ClassVar[bool] = False
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
@@ -256,6 +285,19 @@ class Data(ABC):
         """Return channels, height and width of the images that samples become, or raise InputError if they become none."""
         raise InputError(f"data is {type(self).__name__}, of no known image shape: name a run of images")
 
+    def depict(self, drawing: Any) -> list[Path]:
+        """Draw the pictures of a run and return their paths: by one of the ways of a `runs.pictures.Drawing`, or in an own one."""
+        del drawing
+        return []
+
+    def evaluate(self, evaluation: Any) -> dict[str, Any]:
+        """Measure the samples of a run: by one of the ways of a `runs.evaluate.Evaluation`, or in an own one.
+
+        Raises:
+            InputError: if nothing can be measured.
+        """
+        raise InputError(f"data is {type(self).__name__}, which does not say how its samples are measured: write its `evaluate`")
+
     def exporter(self) -> Callable[[Tensor], Tensor]:
         """Return the map from samples to the user's form: points in their coordinates, images as uint8 [n, h, w, c].
 
@@ -267,6 +309,25 @@ class Data(ABC):
 
 class ImageData(Data):
     """Data whose samples are images, or latents of images."""
+
+    path: str | None = None
+
+    def training_images(self) -> Images | None:
+        """Return the images that are trained on; None where there are none, or they are not there."""
+        return None
+
+    def training_classes(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
+        """Return the class of every training image, and the names of the classes; None where there are none, or no data."""
+        counts, names = self.counts, self.class_names
+        if not self.conditional:
+            return None, None
+        if counts and names:
+            return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), names
+        try:
+            return self.labels()
+        except InputError as error:
+            warnings.warn(f"samples are of all classes equally often, for those of the data are not known ({error})", stacklevel=2)
+        return None, names
 
     def exported_shape(self) -> tuple[int, int, int]:
         """Return channels, height and width of the images that samples become."""

@@ -1,6 +1,7 @@
 """Small real images that come with a library: scikit-learn's handwritten digits."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from drifting.data.dataset import ImageData, InMemorySource
+from drifting.data.pixels import to_bytes
 
 
 class LabeledSplit(NamedTuple):
@@ -58,3 +60,11 @@ class DigitsData(ImageData):
         del seed, bank, options
         split = load_digits()
         return InMemorySource(split.train, split.train_labels)
+
+    def depict(self, drawing: Any) -> list[Path]:
+        """Draw images, and the nearest of the training images."""
+        return drawing.images(to_bytes(load_digits().train))
+
+    def evaluate(self, evaluation: Any) -> dict[str, Any]:
+        """Ask classifiers of digits."""
+        return evaluation.digits(load_digits())

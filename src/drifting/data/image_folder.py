@@ -113,9 +113,10 @@ class ImageFiles:
     def state(self, indices: Int[Tensor, " b"]) -> str:
         """Return 16 hexadecimal digits that stand for the contents of some images, in their order, and for how they are read.
 
-        The contents are known by names, sizes and times of change: another file in the place of one has others.
+        The contents are known by place, names, sizes and times of change: another file in the place of one has others.
         """
         digest = hashlib.sha256(f"{self.image_size} pixels, 3 channels, center crop, bicubic".encode())
+        digest.update(os.fsencode(self._listing.root.resolve()))
         for index in indices.tolist():
             facts = _written(self._listing.path(index))
             digest.update(f"{self._listing.names[index]} {facts}\n".encode(errors="surrogateescape"))
@@ -253,6 +254,10 @@ class ImageFilesData(StreamedData):
     def check(self) -> None:
         """Raise InputError if the files are no longer those that a run began with."""
         self.open()
+
+    def training_images(self) -> ImageFiles | None:
+        """Return the images of the split "train"; None where they are not there."""
+        return self.open() if self.path is not None and Path(self.path).is_dir() else None
 
     def rows(self, seed: int) -> ImageRows:
         """Return the images, each mirrored by chance."""

@@ -47,6 +47,7 @@ class ImageSet:
         class_names: a name for each label, where they are known.
         left_out: what is in their folder and is not used, in a few words each.
         doubts: sentences on what may not be as its owner means it.
+        root: none, for they lie in no folder.
     """
 
     images: UInt8[Tensor, "s c h w"]
@@ -54,6 +55,19 @@ class ImageSet:
     class_names: tuple[str, ...] | None
     left_out: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    root: None = None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def read(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """Return some of the images."""
+        return self.images[indices]
+
+    def state(self, indices: Int[Tensor, " b"]) -> str:
+        """Return hexadecimal digits that stand for some of the images, in their order."""
+        return f"{self.fingerprint()} {hashlib.sha256(indices.contiguous().numpy().data).hexdigest()[:16]}"
 
     @property
     def num_classes(self) -> int | None:
@@ -289,6 +303,10 @@ class ImagesData(ImageData):
             _check_same(self, images, split)
         return images
 
+    def training_images(self) -> ImageSet:
+        """Return the images of the split "train"."""
+        return self.load("train")
+
     def _labeled(self, conditional: bool) -> "ImagesData":
         """Return data whose labels are used, or not; what was found in them is compared with them only if it was found so."""
         return self if self.conditional == conditional else replace(self, conditional=conditional, image_shape=None)
@@ -317,6 +335,14 @@ class ImagesData(ImageData):
             return InMemorySource(samples, images.labels, prepare)
         memory = bank.build(images.num_classes, shape, dtype, device)
         return BankSource(samples, images.labels, memory, push_per_step=bank.push_per_step, seed=seed, prepare=prepare)
+
+    def depict(self, drawing: Any) -> list[Path]:
+        """Draw images, and the nearest of the training images."""
+        return drawing.images(self.load("train").images)
+
+    def evaluate(self, evaluation: Any) -> dict[str, Any]:
+        """Compare images with the test set."""
+        return evaluation.images_in_memory(Path(self._origin).name, self.load)
 
     def report(self) -> list[str]:
         """Return what there is to train and to test on."""

@@ -154,6 +154,14 @@ class PlaneData(Data):
         """Centers of equally likely parts; None where there are none."""
         return None
 
+    def depict(self, drawing: Any) -> list[Path]:
+        """Draw points."""
+        return drawing.points(self.frame)
+
+    def evaluate(self, evaluation: Any) -> dict[str, Any]:
+        """Compare points."""
+        return evaluation.points(self.modes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PointsData(PlaneData):

@@ -257,6 +257,14 @@ class StreamedData(ImageData):
         memory = bank.build(self.num_classes, rows.shape, rows.dtype, device)
         return RowBankSource(rows, memory, push_per_step=bank.push_per_step, seed=seed, tell=tell)
 
+    def depict(self, drawing: Any) -> list[Path]:
+        """Draw images as they are decoded."""
+        return drawing.decoded(self.decoder(drawing.config.device))
+
+    def evaluate(self, evaluation: Any) -> dict[str, Any]:
+        """Compare images with some that stay on disk."""
+        return evaluation.images()
+
     def _folder(self) -> str:
         if self.path is None:
             raise InputError(f"data is missing: pass --data with {self._place}")

@@ -1,37 +1,35 @@
 """Images, seen through an extractor that took no part in their training: distance, fidelity, diversity, labels, colors, copies.
 
-Images too many for memory are seen in batches: what is kept of them is small. Means and covariances, and with them the Frechet
-distance, are of every image. Whatever compares pairs is of the features of the first ones of each side, which are kept: give images
-in an order in which those stand for all.
+Images are seen in batches: what is kept of them is small. Means and covariances, and with them the Frechet distance, are of every
+image. Whatever compares pairs is of the features that are kept: of the first images of each side where those are too many for
+memory, so give images in an order in which those stand for all.
 
 Shapes: s samples, r real images, c channels, h x w pixels, d features, f features kept, k classes.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from drifting._seeds import stream_seed
+from drifting._progress import show_images
 from drifting.data.facts import NEIGHBORS
 from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
-from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation.base import Metrics
-from drifting.evaluation.references import digests, images_in_shares, images_of_labels, labels_in_shares, weights_in_shares
+from drifting.evaluation.shares import digests, labels_in_shares
 from drifting.metrics.color import compare_colors
 from drifting.metrics.frechet import (
     Gaussian,
     RunningGaussian,
-    cached_gaussian,
     check_covariance,
     frechet_distance,
-    gaussian_of,
     kernel_distance,
     unreliable,
 )
@@ -42,14 +40,19 @@ from drifting.metrics.two_sample import mean_distance
 
 Bytes = UInt8[Tensor, "s c h w"]
 
-# (count, labels) -> that many images, one for each label where there are any
-ImageSampler = Callable[[int, Sequence[int] | None], Bytes]
-_FLOOR_SEED = stream_seed(0, "floor")
+# Images, and the label of each where they have any.
+Batch = tuple[Bytes, Int[Tensor, " s"] | None]
+# (count, labels) -> that many images in batches, of these labels in turn, or of all classes in turn
+ImageSampler = Callable[[int, Sequence[int] | None], Iterable[Batch]]
 
+# Features of so many images are kept, where the images do not fit into memory.
+KEPT = 10_000
+# Features are added to a covariance by so many: each time costs d x d numbers more.
+_BLOCK = 2048
+# Labels of samples are listed for so many, and over again for more: memory does not grow with their number.
+_PERIOD = 100_000
 # Images whose distances from each other are looked at, at most.
 _PAIRED = 2000
-
-NO_FLOOR = "the floor, the same figures of other real images, is left out"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Extractor:
         classify: images -> the label of each; None for an extractor that knows no labels.
         cache: folder for statistics of real data; None to compute them anew.
         probabilities: images -> those of the classes on which the Inception Score is defined; None for any other extractor.
-        trained_on: digests of the images that it was trained on, see `references.digests`, which make no floor; None for none.
+        trained_on: digests of the images that it was trained on, see `shares.digests`, which make no floor; None for none.
     """
 
     name: str
@@ -73,77 +76,109 @@ class Extractor:
     trained_on: Int[Tensor, " t"] | None = None
 
 
-def evaluate_images(
-    sampler: ImageSampler, train: ImageSet, test: ImageSet, extractor: Extractor, *, count: int = 10_000
-) -> Metrics:
-    """Compare generated images with the test set, and as many training images with it: the floor.
+@runtime_checkable
+class Reference(Protocol):
+    """Real images that samples are compared with."""
+
+    @property
+    def name(self) -> str:
+        """What is shown beside the figures."""
+        ...
+
+    @property
+    def shares(self) -> Int[Tensor, " r"] | None:
+        """Classes of the run, in whose shares samples are made; None where they are not known."""
+        ...
+
+    def see(self, batch_size: int) -> "Seen":
+        """Look at them, so many at a time."""
+        ...
+
+
+@runtime_checkable
+class Floor(Protocol):
+    """Other real images."""
+
+    def see(self, batch_size: int, real: "Seen") -> "Seen | None":
+        """Look at those that are none of a reference; None, with a warning, where there are none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """What samples are compared with.
+
+    Attributes:
+        reference: real images.
+        floor: others.
+        count: how many samples to make.
+        keep: features of how many are kept.
+        pixels: what is compared of the images themselves, where all of them are in memory.
+    """
+
+    reference: Reference
+    floor: Floor
+    count: int
+    keep: int = KEPT
+    pixels: "Pixels | None" = None
+
+
+class Pixels:
+    """What is compared of images that are all in memory: colors and copies.
 
     Args:
-        sampler: draws from the generator; asked for labels in the shares of the test set.
         train: what the generator was trained on.
         test: real images that it was not.
-        extractor: the feature space. Images that it was trained on make no floor.
-        count: images on each side, at least 2, as far as the training set reaches.
+        others: real images that make a floor.
+    """
+
+    def __init__(self, train: ImageSet, test: ImageSet, others: Bytes) -> None:
+        self._train, self._test, self._others, self._seen = train, test, others, list[Bytes]()
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass samples on and remember them; without labels where the test set has none, by which no figure could be compared."""
+        for images, labels in batches:
+            self._seen.append(images.cpu())
+            yield images, labels if self._test.labels is not None else None
+
+    def figures(self) -> Metrics:
+        """Return the figures of the samples that were passed on."""
+        generated = torch.cat(self._seen)
+        return _colors(generated, self._others, self._test) | _copies(generated, self._train, self._test)
+
+
+def evaluate_images(sampler: ImageSampler, sides: Sides, extractor: Extractor, *, batch_size: int) -> Metrics:
+    """Make images batch after batch, look at them and at real ones, and compare them.
+
+    Args:
+        sampler: draws from the generator; asked for labels in the shares of the reference, where those are known.
+        sides: what they are compared with, see `references`.
+        extractor: the feature space.
+        batch_size: real images at a time.
 
     Returns:
-        Figures, each with its floor: `frechet_distance` and `kernel_distance` to the test set; `precision`, `recall`, `density` and
-        `coverage` against it; `pairwise_distance`, the mean between two images; `accuracy`, the share of images that the extractor
-        names as their label; of gray and color images `color_mean`, `color_std` (of each channel, in [-1, 1]; the floor is the
-        test set's) and `histogram_distance`, see `metrics.color`; `nearest_distance` and `copy_share` in the space of pixels, see
-        `metrics.memorization`. `num_samples_floor` where the floor is of another number of images. Warns of those that are
-        unreliable, and of those that are left out.
+        The figures of `compare` and, where all images are in memory, each with its floor: of gray and color images `color_mean`,
+        `color_std` (of each channel, in [-1, 1]; the floor is the test set's) and `histogram_distance`, see `metrics.color`;
+        `nearest_distance` and `copy_share` in the space of pixels, see `metrics.memorization`.
+
+    Raises:
+        InputError: before the real images are looked at, if their statistics would not fit into memory.
     """
-    if count < 2:
-        raise InputError(f"num_samples is {count}: ask for at least 2")
-    for split, images in (("training", train), ("test", test)):
-        if len(images.images) < 2:
-            raise InputError(f"data has {len(images.images)} {split} image, too few to compare with: add some, at least 2")
-    count = min(count, len(train.images))
-    dimensions = extractor.embed(test.images[:1]).shape[1]
-    check_covariance(max(count, len(test.images)), dimensions)
-    labels = None if train.labels is None or test.labels is None else labels_in_shares(test.labels, count)
-    generated = sampler(count, None if labels is None else labels.tolist())
-    others = train.images[_floor_of(train, test, extractor, count)]
-    real = extractor.embed(test.images)
-    reference = _reference(extractor, test, lambda: real)
-    if (doubt := unreliable(min(count, len(real)), dimensions)) is not None:
-        warnings.warn(doubt, stacklevel=2)
-    metrics: Metrics = {"num_samples": count, **compare_counts(len(others), count)}
-    for kind, images in {"": generated, "_floor": others}.items():
-        if len(images) >= 2:
-            features = extractor.embed(images)
-            found = {"frechet_distance": frechet_distance(gaussian_of(features), reference), **compare_features(features, real)}
-            metrics |= {f"{name}{kind}": value for name, value in found.items()}
-    if extractor.classify is not None and labels is not None and test.labels is not None:
-        metrics["accuracy"] = _share(extractor.classify(generated) == labels)
-        metrics["accuracy_floor"] = _share(extractor.classify(test.images) == test.labels)
-    return metrics | _colors(generated, others, test) | _copies(generated, train, test)
-
-
-def _floor_of(train: ImageSet, test: ImageSet, extractor: Extractor, count: int) -> Int[Tensor, " f"]:
-    """Return which training images make the floor: none that the extractor was trained on, in the shares of the test set."""
-    candidates = _unknown_to(extractor, train)
-    if train.labels is None or test.labels is None:
-        return candidates[_by_chance(len(candidates), count)]
-    return candidates[images_in_shares(train.labels[candidates], test.labels, count)]
-
-
-def _by_chance(total: int, count: int) -> Int[Tensor, " f"]:
-    return shuffled_indices(max(1, total), 0, min(count, total), _FLOOR_SEED)
-
-
-def _unknown_to(extractor: Extractor, images: ImageSet) -> Int[Tensor, " s"]:
-    if extractor.trained_on is None:
-        return torch.arange(len(images.images))
-    return (~torch.isin(digests(images.images), extractor.trained_on)).nonzero()[:, 0]
+    for image, _ in sampler(1, None):
+        check_covariance(sides.count, extractor.embed(image).shape[1])
+    shares = sides.reference.shares
+    labels = None if shares is None else labels_in_shares(shares, min(sides.count, _PERIOD)).tolist()
+    real = sides.reference.see(batch_size)
+    others = sides.floor.see(batch_size, real)
+    samples = show_images(sampler(sides.count, labels), sides.count, what="samples")
+    watched = samples if sides.pixels is None else sides.pixels.watch(samples)
+    metrics = compare(see(watched, extractor, keep=sides.keep), real, others)
+    return metrics if sides.pixels is None else metrics | sides.pixels.figures()
 
 
 def compare_counts(floor: int, count: int) -> Metrics:
     """Return the number of images of a floor where it is not that of the samples, and warn of what it is worth then."""
     if floor == count:
-        return {}
-    if floor < 2:
-        warnings.warn(f"{NO_FLOOR}: no further real images have the classes of the reference", stacklevel=3)
         return {}
     too = f"the floor is of {floor} real images and so too large for {count} samples"
     warnings.warn(f"{too}: compare with it at --num-samples {floor}", stacklevel=3)
@@ -151,7 +186,7 @@ def compare_counts(floor: int, count: int) -> Metrics:
 
 
 def compare_features(features: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> dict[str, float]:
-    """Return every figure of features but the Frechet distance, see `evaluate_images`; those of neighbors need some images."""
+    """Return every figure of features but the Frechet distance, see `compare`; those of neighbors need some images."""
     found = {"kernel_distance": kernel_distance(features, real)}
     if min(len(features), len(real)) >= NEIGHBORS:
         found |= precision_recall(features, real)._asdict()
@@ -159,61 +194,6 @@ def compare_features(features: Float[Tensor, "s d"], real: Float[Tensor, "r d"])
         few = f"{len(features)} images against {len(real)} are too few for precision, recall, density and coverage"
         warnings.warn(f"{few}, which are left out: they need {NEIGHBORS}", stacklevel=3)
     return {**found, "pairwise_distance": _spread(features[:_PAIRED])}
-
-
-def frechet_curve(snapshots: Mapping[int, Bytes], train: ImageSet, test: ImageSet, extractor: Extractor) -> Metrics:
-    """Return the Frechet distance to the test set over the training, from samples that were set aside on the way.
-
-    Args:
-        snapshots: step -> samples, of each step as many, with the classes of the training set in turn where it has some. Samples
-            of a class together weigh as much as it does in the test set; of more classes than samples, the others are left out
-            of both.
-            Distances fall with the number of samples, so compare them with the floor alone.
-        train: real images, of which as many make the floor.
-        test: real images.
-        extractor: the feature space. Images that it was trained on make no floor.
-
-    Returns:
-        `frechet_curve_steps`, `frechet_curve`, a distance for each of them, and `frechet_curve_floor`; nothing where there are too
-        few images.
-    """
-    count = min(map(len, snapshots.values()))
-    candidates = _unknown_to(extractor, train)
-    if train.labels is None or test.labels is None or train.num_classes is None:
-        labels, shown = None, test
-        chosen = _by_chance(len(candidates), count)
-    else:
-        labels = torch.arange(count) % train.num_classes
-        seen = torch.isin(test.labels, labels)
-        shown = test if bool(seen.all()) else ImageSet(test.images[seen], test.labels[seen], test.class_names)
-        chosen = images_of_labels(train.labels[candidates], labels)
-    if min(count, len(shown.images)) < 2:
-        return {}
-    reference = _reference(extractor, shown, lambda: extractor.embed(shown.images))
-
-    def distance(images: Bytes, of: Int[Tensor, " s"] | None) -> float:
-        weights = None if of is None or shown.labels is None else weights_in_shares(of, shown.labels)
-        return frechet_distance(gaussian_of(extractor.embed(images), weights), reference)
-
-    steps = sorted(snapshots)
-    metrics: Metrics = {
-        "frechet_curve_steps": steps,
-        "frechet_curve": [distance(snapshots[step][:count], labels) for step in steps],
-    }
-    others = candidates[chosen]
-    of = None if labels is None or train.labels is None else train.labels[others]
-    complete = of is None or shown.labels is None or bool(torch.isin(shown.labels, of).all())
-    return metrics | ({"frechet_curve_floor": distance(train.images[others], of)} if complete and len(others) >= 2 else {})
-
-
-def _reference(extractor: Extractor, test: ImageSet, features: Callable[[], Float[Tensor, "r d"]]) -> Gaussian:
-    """Return the statistics of the test set, kept beside the extractor; its features are asked for where they are not known yet."""
-    if extractor.cache is None:
-        return gaussian_of(features())
-    fingerprint = test.fingerprint()
-    return cached_gaussian(
-        extractor.cache / f"{extractor.name}-{fingerprint}.safetensors", fingerprint, lambda: gaussian_of(features())
-    )
 
 
 def _colors(generated: Bytes, real: UInt8[Tensor, "f c h w"], test: ImageSet) -> Metrics:
@@ -264,14 +244,6 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Bytes, size: int = 
         return torch.cat([function(to_signed(part)).cpu() for part in images.split(size)])
 
 
-# Images, and the label of each where they have any.
-Batch = tuple[Bytes, Int[Tensor, " s"] | None]
-KEPT = 10_000
-
-# Features are added to a covariance by so many: each time costs d x d numbers more.
-_BLOCK = 2048
-
-
 @dataclass(frozen=True, eq=False)
 class Seen:
     """What is kept of images.
@@ -281,7 +253,7 @@ class Seen:
         features: of the first ones; None where only statistics are known.
         accuracy: share that the extractor names as their label; None where there are no labels or it knows none.
         inception_score: of all, see `metrics.inception_score`; None for an extractor that has none.
-        digests: of all, see `references.digests`; None where they were not asked for or are not known.
+        digests: of all, see `shares.digests`; None where they were not asked for or are not known.
     """
 
     gaussian: Gaussian
@@ -341,17 +313,19 @@ def compare(generated: Seen, real: Seen, floor: Seen | None = None) -> Metrics:
         floor: other real images, as many as there are samples; None where there are none. `num_samples_floor` tells another number.
 
     Returns:
-        Figures by the names and meanings of `evaluate_images`, each with its floor, but none of colors and copies. Where
-        statistics alone are known, there are the Frechet distance and what looks at no real image. `num_real` and `num_features`
-        count the images behind the Frechet distance and behind comparisons of pairs. Warns of what is unreliable.
+        Figures, each with its floor: `frechet_distance` and `kernel_distance` to the real images; `precision`, `recall`, `density`
+        and `coverage` against them; `pairwise_distance`, the mean between two images; `accuracy`, the share of images that the
+        extractor names as their label; `inception_score`. Where statistics alone are known, there are the Frechet distance and
+        what looks at no real image. `num_real` and `num_features` count the images behind the Frechet distance and behind
+        comparisons of pairs. Warns of what is unreliable.
     """
+    counts = [seen.gaussian.count for seen in (generated, real) if seen.gaussian.count]
+    if (doubt := unreliable(min(counts), len(generated.gaussian.mean))) is not None:
+        warnings.warn(doubt, stacklevel=2)
     metrics: Metrics = {"num_samples": generated.gaussian.count}
     metrics |= {} if floor is None else compare_counts(floor.gaussian.count, generated.gaussian.count)
     metrics |= {"num_real": real.gaussian.count} if real.gaussian.count else {}
     metrics |= {"num_features": len(generated.features)} if generated.features is not None else {}
-    counts = [seen.gaussian.count for seen in (generated, real) if seen.gaussian.count]
-    if (doubt := unreliable(min(counts), len(generated.gaussian.mean))) is not None:
-        warnings.warn(doubt, stacklevel=2)
     for kind, seen in (("", generated), ("_floor", floor)):
         if seen is not None:
             found = {"frechet_distance": frechet_distance(seen.gaussian, real.gaussian)}

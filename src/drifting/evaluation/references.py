@@ -1,81 +1,354 @@
-"""Classes in the shares of a reference: which labels samples are asked for, and which real images make a floor.
+"""Which real images the samples of a run are compared with, and which ones make the floor.
 
-A set of images with other shares of its classes is far from a reference however good each image is, so both sides of a comparison
-have the shares of the reference. What stands for an image is a checksum of its pixels, by which copies are found.
-
-Shapes: r real images of the reference, s images to choose from, f chosen ones, n labels, c channels, h x w pixels.
+The reference is the test set, or what is named, or else the run's own folder: its images that were not trained on if there is a
+split of them, else all. The floor is made of other images: of the training split beside the reference, or of the training images of
+the run. None that the extractor was trained on is among them and, of those that stay on disk, no copy of an image of the reference;
+where there are no others, there is no floor.
 """
 
 import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
+from drifting._progress import show_images
 from drifting._seeds import stream_seed
+from drifting.data import Decoder
+from drifting.data.dataset import Images
+from drifting.data.image_folder import ImageFiles, splits_of
+from drifting.data.images import ImageSet
+from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
+from drifting.data.streamed import Rows
+from drifting.errors import InputError
+from drifting.evaluation.images import KEPT, Batch, Extractor, Floor, Pixels, Reference, Seen, Sides, check_feature_size, see
+from drifting.evaluation.shares import by_chance, digests, images_in_shares, unknown_to
+from drifting.evaluation.statistics import SUFFIXES, cached_seen, read_statistics
 
-_SEED = stream_seed(0, "shares")
+# Samples that are made of a run whose images are in memory, and of one whose images stay on disk.
+IN_MEMORY, STREAMED = 10_000, 50_000
 
-# Its multiples, modulo 1, fill the unit interval evenly.
-_GOLDEN = (5**0.5 - 1) / 2
+_SEED = stream_seed(0, "real images")
+
+# Raised whenever images are decoded, cropped, resized or prepared for an extractor in another way than before.
+_EXTRACTION = 3
+_POSITIONS = 2**62  # of rows of a cache that stand for real images; training does not use them
+
+# Images that may make a floor, for each that is wanted: some are copies of the reference, or a classifier was trained on them.
+_CANDIDATES, _CANDIDATES_OF_A_CLASSIFIER = 2, 8
+_HELD_OUT = ("test", "val")
 
 
-def labels_in_shares(reference: Int[Tensor, " r"], count: int) -> Int[Tensor, " n"]:
-    """Return `count` labels in which every class has the share that it has in the reference, to less than one image.
+@dataclass
+class Kept:
+    """Statistics of a file."""
 
-    The first labels of them are in about the same shares. Classes that are all equally frequent come in turn: 0, 1, 2, 0, 1, 2.
+    name: str
+    seen: Seen
+    shares: Int[Tensor, " r"] | None
+
+    def see(self, batch_size: int) -> Seen:
+        """Return them."""
+        return self.seen
+
+
+@dataclass
+class NoFloor:
+    """Why there is no floor."""
+
+    reason: str
+
+    def see(self, batch_size: int, real: Seen) -> None:
+        """Warn of it."""
+        warnings.warn(f"the floor, the same figures of other real images, is left out: {self.reason}", stacklevel=2)
+
+
+class _NothingLeftError(Exception):
+    """Fewer than two images are none of those to be left out."""
+
+
+@dataclass(kw_only=True)
+class Streamed:
+    """Images that are read as they are looked at; what was seen is kept.
+
+    Attributes:
+        name: for the figures.
+        images: where they come from.
+        order: which images, in their order.
+        count: how many of those to look at, at most.
+        extractor: the feature space.
+        cache: folder of what was seen before; None to look at them anew.
+        labels: class of every image, where they are those of the run.
+        shares: classes in whose shares samples are to be compared with them.
+        keep: features of how many are kept.
     """
-    ordered = reference.long().sort().values
-    classes, frequencies = ordered.unique(return_counts=True)
-    if int(frequencies.min()) == int(frequencies.max()):
-        return classes[torch.arange(count) % len(classes)]
-    places = ((torch.arange(count, dtype=torch.float64) + 0.5) * (len(ordered) / count)).long()
-    chosen = ordered[places.clamp_(max=len(ordered) - 1)]
-    counts, offset = chosen.bincount(), torch.arange(int(chosen.max()) + 1, dtype=torch.float64) * _GOLDEN % 1
-    return chosen[((_rank(chosen) + offset[chosen]) / counts[chosen]).argsort(stable=True)]
+
+    name: str
+    images: Images
+    order: Int[Tensor, " o"]
+    count: int
+    extractor: Extractor
+    cache: Path | None
+    labels: Int[Tensor, " s"] | None = None
+    shares: Int[Tensor, " r"] | None = None
+    keep: int = KEPT
+    _seen: Seen | None = field(default=None, init=False)
+
+    def see(self, batch_size: int, known: Int[Tensor, " k"] | None = None) -> Seen:
+        """Look at the first of the order, copies of known images left out, or find what was seen before.
+
+        Raises:
+            _NothingLeftError: if fewer than two are left.
+        """
+        if self._seen is None:
+            self._seen = self._found(batch_size, known)
+        return self._seen
+
+    def _found(self, batch_size: int, known: Int[Tensor, " k"] | None) -> Seen:
+        order, extractor = self.order[: self.count] if known is None else self.order, self.extractor
+        batches = show_images(self._batches(order, batch_size, known), min(self.count, len(order)), what=self.name)
+        compute = partial(see, batches, extractor, keep=self.keep, remember=True)
+        if self.cache is None:
+            return compute()
+        facts = (
+            *(_EXTRACTION, extractor.name, extractor.classify is None, extractor.probabilities is None, self.keep, self.count),
+            *(self.images.state(order), _digest(self.labels), _digest(None if known is None else known.unique())),
+        )
+        digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape")).hexdigest()[:16]
+        return cached_seen(self.cache / f"{extractor.name}-{digest}.safetensors", digest, compute)
+
+    def _batches(self, order: Int[Tensor, " o"], batch_size: int, known: Int[Tensor, " k"] | None) -> Iterator[Batch]:
+        left = self.count
+        for part in order.split(batch_size):
+            images, labels = self.images.read(part), None if self.labels is None else self.labels[part]
+            if known is not None:
+                fresh = (~torch.isin(digests(images), known)).nonzero()[:left, 0]
+                images, labels = images[fresh], None if labels is None else labels[fresh]
+            left -= len(images)
+            if len(images):
+                yield images, labels
+            del images
+            if left == 0:
+                return
+        if known is not None and self.count - left < 2:
+            raise _NothingLeftError
 
 
-def images_in_shares(labels: Int[Tensor, " s"], reference: Int[Tensor, " r"], count: int) -> Int[Tensor, " n"]:
-    """Return the indices of at most `count` different images whose classes have the shares of a reference, in an order of chance.
+@dataclass
+class ChosenImages:
+    """Images that make a floor, as they are."""
 
-    They are none if a class of the reference has no image here. The first ones are in about the same shares.
+    images: Streamed
+
+    def see(self, batch_size: int, real: Seen) -> Seen:
+        """Look at them."""
+        return self.images.see(batch_size)
+
+
+@dataclass
+class OtherImages:
+    """Images that make a floor."""
+
+    images: Streamed
+
+    def see(self, batch_size: int, real: Seen) -> Seen | None:
+        """Look at those that are none of the reference, and that the extractor was not trained on."""
+        if real.digests is None:
+            return NoFloor("the statistics do not tell of which images they are, so they may be the same").see(batch_size, real)
+        trained_on = self.images.extractor.trained_on
+        try:
+            return self.images.see(batch_size, real.digests if trained_on is None else torch.cat([real.digests, trained_on]))
+        except _NothingLeftError:
+            return NoFloor(f"all {self.images.name} are in the reference, or trained the extractor").see(batch_size, real)
+
+
+@dataclass
+class DecodedLatents:
+    """Some real latents as an auto-encoder decodes them, which are no real images."""
+
+    rows: Rows
+    decode: Decoder
+    extractor: Extractor
+    device: str
+    indices: Int[Tensor, " r"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    name: str = "decoded latents"
+
+    @property
+    def shares(self) -> Int[Tensor, " r"] | None:
+        """Class of each."""
+        return None if self.rows.labels is None else self.rows.labels[self.indices]
+
+    def see(self, batch_size: int, real: Seen | None = None) -> Seen:
+        """Look at them."""
+        return see(show_images(self._batches(batch_size), len(self.indices), what=self.name), self.extractor)
+
+    def _batches(self, batch_size: int) -> Iterator[Batch]:
+        for part in self.indices.split(batch_size):
+            yield self.decode(to_signed(self.rows.take(part, _POSITIONS + part).to(self.device))), None
+
+
+def _digest(numbers: Int[Tensor, " n"] | None) -> str | None:
+    return None if numbers is None else hashlib.sha256(numbers.contiguous().numpy().data).hexdigest()
+
+
+def in_memory(name: str, train: ImageSet, test: ImageSet, extractor: Extractor, *, count: int = IN_MEMORY) -> Sides:
+    """Return the test set as a reference, and as many training images as samples for its floor.
+
+    Args:
+        name: of the test set.
+        train: what the generator was trained on.
+        test: real images that it was not.
+        extractor: the feature space. Images that it was trained on make no floor.
+        count: images on each side, at least 2, as far as the training set reaches.
     """
-    shares = reference.bincount()
-    there, needed = labels.bincount(minlength=len(shares))[: len(shares)], shares > 0
-    reached = int((there * len(reference))[needed].div(shares[needed], rounding_mode="floor").min())
-    if (count := min(count, reached)) < 1 or len(labels) == 0:
-        return torch.empty(0, dtype=torch.long)
-    return images_of_labels(labels, labels_in_shares(reference, count))
+    if count < 2:
+        raise InputError(f"num_samples is {count}: ask for at least 2")
+    for split, images in (("training", train), ("test", test)):
+        if len(images) < 2:
+            raise InputError(f"data has {len(images)} {split} image, too few to compare with: add some, at least 2")
+    count, order = min(count, len(train)), torch.arange(len(test))
+    candidates = unknown_to(extractor.trained_on, train.images)
+    if train.labels is None or test.labels is None:
+        labels, chosen = None, candidates[by_chance(len(candidates), count)]
+    else:
+        labels, chosen = test.labels, candidates[images_in_shares(train.labels[candidates], test.labels, count)]
+    kept = max(count, len(test))
+    files = partial(Streamed, extractor=extractor, cache=extractor.cache, keep=kept)
+    reference = files(name=name, images=test, order=order, count=len(test), labels=labels, shares=labels)
+    floor: Floor = NoFloor("no further real images have the classes of the reference")
+    if len(chosen) >= 2:
+        floor = ChosenImages(files(name="training images", images=train, order=chosen, count=len(chosen)))
+    return Sides(reference=reference, floor=floor, count=count, keep=kept, pixels=Pixels(train, test, train.images[chosen]))
 
 
-def images_of_labels(labels: Int[Tensor, " s"], wanted: Int[Tensor, " n"]) -> Int[Tensor, " f"]:
-    """Return for each wanted label the index of another image of its class, by chance; fewer where a class runs out."""
-    if len(labels) == 0:
-        return torch.empty(0, dtype=torch.long)
-    there = labels.bincount(minlength=int(wanted.max()) + 1)
-    order = shuffled_indices(len(labels), 0, len(labels), _SEED)
-    by_class = order[labels[order].argsort(stable=True)]
-    rank = _rank(wanted)
-    enough = rank < there[wanted]
-    return by_class[((there.cumsum(0) - there)[wanted] + rank)[enough]]
+def streamed(
+    data: Any, real: str | None, extractor: Extractor, *, decode: Decoder, seed: int, count: int, cache: Path, device: str
+) -> Sides:
+    """Return real images that are looked at where they lie, and what makes their floor.
+
+    Args:
+        data: `data.ImageData` that the generator was trained on.
+        real: folder of images, or file of statistics; None for the images of the data that were not trained on, or of latents
+            for some of them, decoded.
+        extractor: the feature space.
+        decode: samples -> bytes.
+        seed: by which latents are drawn.
+        count: how many samples to make and how many images a floor has, as far as there are.
+        cache: folder for what was seen.
+        device: where latents are decoded.
+
+    Raises:
+        InputError: if there are no real images, or they are not such as the generator makes.
+    """
+    if real is None and data.latent:
+        if not extractor.name.startswith("pixels"):
+            without = f"real is not given, and the latents of '{data.path}' hold no real images"
+            raise InputError(
+                f"{without}: pass --real FOLDER or a file of statistics, or look at decoded latents with --extractor pixels"
+            )
+        reference, floor = _decoded(DecodedLatents(data.rows(seed), decode, extractor, device), count)
+    else:
+        reference, floor = _Files(data, extractor, count, cache).find(real)
+    return Sides(reference=reference, floor=floor, count=count)
 
 
-def weights_in_shares(labels: Int[Tensor, " n"], reference: Int[Tensor, " r"]) -> Float[Tensor, " n"]:
-    """Return a weight for every image, by which those of a class together have the share of that class in the reference."""
-    size = int(torch.cat([labels, reference]).max()) + 1
-    return (reference.bincount(minlength=size) / len(reference) / labels.bincount(minlength=size).clamp(min=1))[labels]
+def _decoded(latents: "DecodedLatents", count: int) -> tuple[Reference, Floor]:
+    """Return two sets of latents; half of them on each side, where there are not enough for both."""
+    labels, total = latents.rows.labels, len(latents.rows)
+    each = min(count, total // 2)
+    order = shuffled_indices(total, 0, total, _SEED) if labels is None else images_in_shares(labels, labels, max(2 * each, 2))
+    if each < 2:
+        return replace(latents, indices=order), NoFloor(f"the latents are of {total} images, too few for two sets of them")
+    return replace(latents, indices=order[:each]), replace(latents, indices=order[each : 2 * each])
 
 
-def _rank(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Return for every label how many equal ones are before it."""
-    counts, order = labels.bincount(), labels.argsort(stable=True)
-    rank = torch.empty_like(labels)
-    rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    return rank
+@dataclass(frozen=True)
+class _Files:
+    """Finds both sides in files."""
+
+    data: Any
+    extractor: Extractor
+    count: int
+    cache: Path
+
+    def find(self, real: str | None) -> tuple[Reference, Floor]:
+        """Return the reference and the floor; arguments and errors as in `streamed`."""
+        shape = self.data.exported_shape()
+        if real is not None and Path(real).suffix in SUFFIXES:
+            seen = read_statistics(Path(real))
+            check_feature_size(self.extractor, shape, seen, real)
+            shares, _ = self.data.training_classes()
+            return Kept(f"statistics {Path(real).name}", seen, shares), self._trained_on(shares)
+        place = Path(real or self.data.path or "").expanduser()
+        if shape[0] != 3 or shape[1] != shape[2]:
+            raise InputError(
+                f"real is '{place}', whose images are read as squares in color, but the run makes {shape}: name statistics"
+            )
+        if real is not None and not place.is_dir():
+            raise InputError(
+                f"real is '{place}', which is no folder: name one of images, or statistics of them ({', '.join(SUFFIXES)})"
+            )
+        opened = self.data.open if real is None else partial(ImageFiles, place, image_size=shape[1])
+        return self._in_folder(place, lambda split: opened(split=split), own=real is None)
+
+    def _in_folder(self, place: Path, opened: Callable[[str], ImageFiles], *, own: bool) -> tuple[Reference, Floor]:
+        known = splits_of(place)
+        held_out = next((split for split in _HELD_OUT if split in known), "train")
+        images = opened(held_out)
+        training, names = self.data.training_classes()
+        labels = _as_of_run(images, names)
+        reference = Streamed(
+            name=f"images {place.name}/{held_out}",
+            images=images,
+            order=shuffled_indices(len(images), 0, len(images), _SEED),
+            count=len(images),
+            extractor=self.extractor,
+            cache=self.cache,
+            labels=labels,
+            shares=training if labels is None else labels,
+        )
+        if held_out != "train" and "train" in known:
+            others = opened("train")
+            return reference, self._floor(f"images {place.name}/train", others, _as_of_run(others, names), labels)
+        if own:
+            return reference, NoFloor(f"'{place}' has no further images: add a folder val/ beside train/")
+        return reference, self._trained_on(labels, apart_from=images.root)
+
+    def _floor(self, name: str, images: Images, labels: Tensor | None, shares: Tensor | None) -> Floor:
+        """Return images in the shares of the reference, where classes of both are known, else by chance."""
+        more = _CANDIDATES if self.extractor.trained_on is None else _CANDIDATES_OF_A_CLASSIFIER
+        wanted = min(more * self.count, len(images))
+        if labels is None or shares is None:
+            order = shuffled_indices(len(images), 0, wanted, _SEED)
+        else:
+            order = images_in_shares(labels, shares, wanted)
+        files = partial(Streamed, extractor=self.extractor, cache=self.cache)
+        return OtherImages(files(name=name, images=images, order=order, count=self.count, labels=labels))
+
+    def _trained_on(self, shares: Tensor | None, apart_from: Path | None = None) -> Floor:
+        """Return the training images of the run, where it has any that do not lie in the folder of the reference."""
+        images = self.data.training_images()
+        if images is None:
+            gone = self.data.path is not None and not self.data.latent
+            return NoFloor(
+                f"the training images, '{self.data.path}', are not there" if gone else "the run has no other real images"
+            )
+        own, other = images.root, None if apart_from is None else apart_from.resolve()
+        if own and other and (own.resolve().is_relative_to(other) or other.is_relative_to(own.resolve())):
+            return NoFloor(f"the training images, '{own.resolve()}', are those of the reference")
+        return self._floor("training images", images, images.labels if self.data.conditional else None, shares)
 
 
-def digests(images: UInt8[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
-    """Return 64 bits that stand for the pixels of every image."""
-    found = [hashlib.blake2b(image.contiguous().numpy().data, digest_size=8).digest() for image in images.cpu()]
-    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in found], dtype=torch.long)
+def _as_of_run(images: ImageFiles, names: tuple[str, ...] | None) -> Int[Tensor, " s"] | None:
+    """Return the labels of images as a run numbers its classes; None where one has a name that the run does not know."""
+    if images.labels is None or images.class_names is None or not set(images.class_names) <= set(names or ()):
+        return None
+    numbers = {name: number for number, name in enumerate(names or ())}
+    return torch.tensor([numbers[name] for name in images.class_names])[images.labels]

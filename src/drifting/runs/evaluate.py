@@ -1,7 +1,6 @@
-"""The evaluation of a run: what its samples are compared with, and through whose eyes, by the kind of its data.
+"""The evaluation of a run: what its samples are compared with, and in whose features, as its data choose.
 
-Points, digits and images in memory are compared at once. Images that are too many for that are made, decoded and looked at batch
-after batch, and so are the real ones.
+Points and digits are compared at once. Images are made, decoded and looked at batch after batch, and so are the real ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -17,31 +16,24 @@ from torch import Tensor
 
 from drifting._checks import check_counts, check_device
 from drifting._files import check_writable
-from drifting._progress import show_images, show_sampling
 from drifting.config import RunConfig
-from drifting.data import Decoder, ImageData, ImagesData
+from drifting.data import Decoder, ImageData, ImageSet
 from drifting.data.dataset import InMemorySource, reference_samples
-from drifting.data.digits import load_digits
+from drifting.data.digits import LabeledSplit
 from drifting.data.pixels import to_bytes
-from drifting.data.points import PlaneData
 from drifting.errors import InputError
-from drifting.evaluation import Metrics, Sampler, compare, evaluate_digits, evaluate_images, evaluate_points, frechet_curve, see
+from drifting.evaluation import Extractor, Metrics, Sampler, Sides, evaluate_digits, evaluate_images, evaluate_points, frechet_curve
 from drifting.evaluation.images import Batch
-from drifting.evaluation.references import labels_in_shares
+from drifting.evaluation.references import IN_MEMORY, STREAMED, in_memory, streamed
 from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss
-from drifting.metrics.frechet import check_covariance
 from drifting.runs.extractors import load_extractor
 from drifting.runs.folder import STATISTICS
 from drifting.runs.pictures import bandwidths
-from drifting.runs.references import real_images
 from drifting.sampling import check_request, sample, sample_indices
 
-IN_MEMORY, STREAMED = 10_000, 50_000
-_BATCH = 64
-
-# Labels of samples are listed for so many, and over again for more: memory does not grow with their number.
-_PERIOD = 100_000
+# Images at a time: small ones of a data set in memory, and others.
+_BATCH_IN_MEMORY, _BATCH = 500, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +43,7 @@ class Asked:
     Attributes:
         extractor: the network in whose features images are compared, see `extractors.load_extractor`.
         real: real images that those of a run are compared with: a folder, or a file of statistics; None for the run's own.
-        count: images to compare; None for 10,000, or 50,000 where they are streamed. Digits have a fixed number.
+        count: images to compare; None for 10,000, or 50,000 where the data stay on disk. Digits have a fixed number.
         seed: of the samples.
         guidance_scale: of the samples; None for that of the run.
         batch_size: samples at a time: bounds memory, and changes nothing else.
@@ -91,64 +83,90 @@ def evaluate_run(
     scale = config.schedule.scale_of_samples(asked.guidance_scale)
     check_writable(folder, "run")
     with _moved(generator, asked.device):
-        kind = config.data.kind
-        if kind == "streamed" or (kind == "images" and asked.real):
-            metrics = _evaluate_streamed(config, generator, asked, scale, folder)
-        elif kind == "images":
-            metrics = _evaluate_in_memory(config, cast(ImagesData, config.data), generator, asked, scale, snapshots)
-        else:
-            for name, value in (("extractor", asked.extractor), ("real", asked.real)):
-                if value is not None:
-                    raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
-            metrics = build_evaluation(config, asked.count or IN_MEMORY)(
-                lambda count, seed: sample(generator, count, seed=seed, guidance_scale=scale)
-            )
+        metrics = config.data.evaluate(Evaluation(config, generator, asked, scale, folder, snapshots))
     return metrics if scale is None else {"guidance_scale": scale, **metrics}
 
 
-def _evaluate_in_memory(
-    config: RunConfig,
-    data: ImagesData,
-    generator: Generator,
-    asked: Asked,
-    scale: float | None,
-    snapshots: Callable[[], Mapping[int, Tensor]],
-) -> Metrics:
-    train, test = (data.load(split) for split in ("train", "test"))
-    told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale}
-    told |= {"batch_size": asked.batch_size} if asked.batch_size else {}
+@dataclass(frozen=True)
+class Evaluation:
+    """The ways in which the samples of a run are measured; the data of the run choose one, or measure `sample` in their own.
 
-    def draw(number: int, labels: Sequence[int] | None) -> Tensor:
-        with show_sampling(number) as progress:
-            return to_bytes(sample(generator, number, labels=labels, on_progress=progress.advance, **told))
+    Attributes:
+        config: of the run.
+        generator: trained.
+        asked: what to do.
+        guidance_scale: of the samples; None for a generator that takes none.
+        folder: of the run.
+        snapshots: returns the samples that were set aside during training.
+    """
 
-    extractor = load_extractor(asked.extractor, config, asked.device)
-    metrics = {"extractor": extractor.name, **evaluate_images(draw, train, test, extractor, count=asked.count or IN_MEMORY)}
-    if known := snapshots():
-        as_bytes = {step: to_bytes(frame) for step, frame in known.items()}
-        metrics |= frechet_curve(as_bytes, train, test, extractor)
-    return metrics
+    config: RunConfig
+    generator: Generator
+    asked: Asked
+    guidance_scale: float | None
+    folder: Path
+    snapshots: Callable[[], Mapping[int, Tensor]]
 
+    def sample(self, count: int, seed: int) -> Tensor:
+        """Return samples of a seed; raises InputError if an extractor is asked for, which would look at images."""
+        for name in ("extractor", "real"):
+            if (value := getattr(self.asked, name)) is not None:
+                raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
+        return sample(self.generator, count, seed=seed, guidance_scale=self.guidance_scale)
 
-def _evaluate_streamed(config: RunConfig, generator: Generator, asked: Asked, scale: float | None, folder: Path) -> Metrics:
-    count, batch_size = asked.count or STREAMED, asked.batch_size or _BATCH
-    if count < 2:
-        raise InputError(f"num_samples is {count}: ask for at least 2")
-    extractor = load_extractor(asked.extractor, config, asked.device)
-    decode = cast(ImageData, config.data).decoder(asked.device)
-    cache = extractor.cache or folder / STATISTICS
-    reference, floor = real_images(config, asked.real, extractor, decode, count=count, cache=cache)
-    told: dict[str, Any] = {"seed": asked.seed, "guidance_scale": scale, "batch_size": batch_size}
-    for image, _ in sampled_batches(generator, decode, range(1), **told):
-        # What cannot work fails before the real images are looked at.
-        check_covariance(count, extractor.embed(image).shape[1])
-    if generator.num_classes is not None and reference.shares is not None:
-        told["labels"] = labels_in_shares(reference.shares, min(count, _PERIOD)).tolist()
-    samples = sampled_batches(generator, decode, range(count), **told)
-    real = reference.see(batch_size)
-    others = floor.see(batch_size, real)
-    generated = see(show_images(samples, count, what="samples"), extractor)
-    return {"extractor": extractor.name, "reference": reference.name, **compare(generated, real, others)}
+    def points(self, modes: Tensor | None = None) -> Metrics:
+        """Measure points in the plane; see `evaluate_points`."""
+        return build_evaluation(self.config, self.asked.count or IN_MEMORY, modes)(self.sample)
+
+    def digits(self, split: LabeledSplit) -> Metrics:
+        """Measure digits; see `evaluate_digits`."""
+        return evaluate_digits(self.sample, split)
+
+    def images_in_memory(self, name: str, load: Callable[[str], ImageSet]) -> Metrics:
+        """Measure images by the test set, unless others are named, and the snapshots with them.
+
+        Args:
+            name: of the data set.
+            load: split -> its images.
+        """
+        if self.asked.real is not None:
+            return self.images()
+        train, test = load("train"), load("test")
+        extractor = load_extractor(self.asked.extractor, self.config, self.asked.device)
+        sides = in_memory(f"images {name}/test", train, test, extractor, count=self.asked.count or IN_MEMORY)
+        batch_size = self.asked.batch_size or _BATCH_IN_MEMORY
+        metrics = self._compared(sides, extractor, to_bytes, batch_size)
+        if known := self.snapshots():
+            as_bytes = {step: to_bytes(samples) for step, samples in known.items()}
+            metrics |= frechet_curve(as_bytes, train, test, extractor, sides.reference.see(batch_size).gaussian)
+        return metrics
+
+    def images(self) -> Metrics:
+        """Measure images by real ones that stay on disk."""
+        asked, count = self.asked, self.asked.count or STREAMED
+        if count < 2:
+            raise InputError(f"num_samples is {count}: ask for at least 2")
+        extractor = load_extractor(asked.extractor, self.config, asked.device)
+        data = cast(ImageData, self.config.data)
+        decode, cache = data.decoder(asked.device), extractor.cache or self.folder / STATISTICS
+        found = {"seed": self.config.seed, "count": count, "cache": cache, "device": asked.device}
+        sides = streamed(data, asked.real, extractor, decode=decode, **found)
+        return self._compared(sides, extractor, decode, asked.batch_size or _BATCH)
+
+    def _compared(self, sides: Sides, extractor: Extractor, decode: Decoder, batch_size: int) -> Metrics:
+        def sampler(count: int, labels: Sequence[int] | None) -> Iterator[Batch]:
+            return sampled_batches(
+                self.generator,
+                decode,
+                range(count),
+                labels=None if self.generator.num_classes is None else labels,
+                seed=self.asked.seed,
+                guidance_scale=self.guidance_scale,
+                batch_size=batch_size,
+            )
+
+        names = {"extractor": extractor.name, "reference": sides.reference.name}
+        return {**names, **evaluate_images(sampler, sides, extractor, batch_size=batch_size)}
 
 
 def sampled_batches(
@@ -197,14 +215,12 @@ _EVALUATION_STREAM = 10**6
 _MOST_POINTS = 100_000
 
 
-def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sampler], Metrics]:
-    """Return the function that measures a sampler against the real data of a run: so many points, or digits, which are all used.
+def build_evaluation(config: RunConfig, count: int = IN_MEMORY, modes: Tensor | None = None) -> Callable[[Sampler], Metrics]:
+    """Return the function that measures a sampler against so many real points of a run.
 
     Raises:
         InputError: for fewer than 2 points, of a sampler or in each half of a data set.
     """
-    if config.data.kind == "digits":
-        return partial(evaluate_digits, split=load_digits())
     source = config.data.source(config.seed)
     if count < 2:
         raise InputError(f"num_samples is {count}: ask for at least 2")
@@ -216,7 +232,6 @@ def build_evaluation(config: RunConfig, count: int = 10_000) -> Callable[[Sample
             raise InputError(f"{few}: evaluate a run of at least 4")
     if count > _MOST_POINTS:
         raise InputError(f"num_samples is {count}, all pairs of which are compared, for hours: ask for at most {_MOST_POINTS}")
-    modes = cast(PlaneData, config.data).modes
     return partial(
         evaluate_points,
         real=lambda total, seed: reference_samples(source, total, _EVALUATION_STREAM + seed),

@@ -2,21 +2,20 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from drifting._seeds import stream_seed
 from drifting.config import RunConfig
-from drifting.data import ImagesData, StreamedData
+from drifting.data import Decoder
 from drifting.data.dataset import Source, reference_samples
-from drifting.data.digits import load_digits
-from drifting.data.pixels import to_bytes, to_signed
-from drifting.data.points import PlaneData
+from drifting.data.pixels import to_signed
+from drifting.data.points import Frame
 from drifting.loss import DriftingLoss, drifting_loss
 from drifting.metrics.memorization import nearest
 from drifting.metrics.two_sample import energy_distance
@@ -30,61 +29,91 @@ Pictures = Callable[..., list[Path]]
 
 def build_pictures(config: RunConfig) -> Pictures:
     """Return the function (folder, snapshots=, log=) that draws the pictures of a run."""
-    return _PICTURES[config.data.kind](config, config.data.source(config.seed))
-
-
-def _image_pictures(config: RunConfig, source: Source) -> Pictures:
-    title = config.data.title
-    classes = source.num_classes or _COLUMNS
-    columns = max(1, min(_COLUMNS, config.snapshot_samples // classes))
-    rows = min(classes, config.snapshot_samples, _ROWS)
-    names = config.data.class_names
-
-    def grid(samples: Tensor) -> Tensor:
-        """Return samples of the first classes, one class a row; they come with all classes in turn."""
-        return samples[: classes * columns].unflatten(0, (columns, -1))[:, :rows].transpose(0, 1)
-
-    real = grid(reference_samples(source, classes * columns, 0))
-    train = to_bytes(load_digits().train) if config.data.kind == "digits" else cast(ImagesData, config.data).load("train").images
 
     def draw(folder: Path, *, snapshots: Mapping[int, Tensor], log: Log) -> list[Path]:
-        shown = {step: grid(samples) for step, samples in snapshots.items()}
+        return config.data.depict(Drawing(config, config.data.source(config.seed), folder, snapshots, log))
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The ways in which the samples of a run are drawn; the data of the run choose one, or draw their own pictures.
+
+    Attributes:
+        config: of the run.
+        source: real samples.
+        folder: for the pictures.
+        snapshots: step -> samples that were set aside, the start (0) and the end among them.
+        log: the lines of metrics.jsonl.
+    """
+
+    config: RunConfig
+    source: Source
+    folder: Path
+    snapshots: Mapping[int, Tensor]
+    log: Log
+
+    def images(self, train: UInt8[Tensor, "s c h w"]) -> list[Path]:
+        """Draw images, one class a row, and the training images that are nearest to the last of them."""
+        config, source, names = self.config, self.source, self.config.data.class_names
+        classes = source.num_classes or _COLUMNS
+        columns = max(1, min(_COLUMNS, config.snapshot_samples // classes))
+        rows = min(classes, config.snapshot_samples, _ROWS)
+
+        def grid(samples: Tensor) -> Tensor:
+            """Return samples of the first classes, one class a row; they come with all classes in turn."""
+            return samples[: classes * columns].unflatten(0, (columns, -1))[:, :rows].transpose(0, 1)
+
+        real = grid(reference_samples(source, classes * columns, 0))
+        shown = {step: grid(samples) for step, samples in self.snapshots.items()}
         last = shown[max(shown)]
         _, indices = nearest(last.flatten(0, 1).flatten(1), to_signed(train).flatten(1))
         near = to_signed(train[indices]).unflatten(0, (rows, columns))
         in_turn = {step: samples.transpose(0, 1).flatten(0, 1) for step, samples in shown.items()}
-        pictures = draw_images(
-            folder, title=title, real=real, snapshots=in_turn, log=log, labeled=source.num_classes is not None, names=names
-        )
-        return [*pictures, draw_comparison(folder, title=title, real=real, generated=last, nearest=near, names=names)]
+        titled = {"title": config.data.title, "real": real, "names": names}
+        labeled = source.num_classes is not None
+        pictures = draw_images(self.folder, snapshots=in_turn, log=self.log, labeled=labeled, **titled)
+        return [*pictures, draw_comparison(self.folder, generated=last, nearest=near, **titled)]
 
-    return draw
-
-
-def _streamed_pictures(config: RunConfig, source: Source) -> Pictures:
-    """Return the pictures of images too many for memory: latents are decoded, and nobody looks for the nearest real images."""
-    data = cast(StreamedData, config.data)
-    decode = data.decoder(config.device)
-    rows, columns = _layout(source.num_classes, config.snapshot_samples)
-    count, labeled = rows * columns, source.num_classes == rows
-
-    def draw(folder: Path, *, snapshots: Mapping[int, Tensor], log: Log) -> list[Path]:
+    def decoded(self, decode: Decoder) -> list[Path]:
+        """Draw images too many for memory, as they are decoded; nobody looks for the nearest real images."""
+        config, source = self.config, self.source
+        rows, columns = _layout(source.num_classes, config.snapshot_samples)
+        count, labeled = rows * columns, source.num_classes == rows
         anything = source.draw_unconditional(1, count, torch.Generator().manual_seed(stream_seed(0, "pictures")))[0]
         real = decode(reference_samples(source, count, 0) if labeled else anything)
-        in_rows = to_signed(real).unflatten(0, (columns, rows)).transpose(0, 1)
-        # As bytes: they are large images, at every stage of the training.
-        shown = {step: decode(samples[:count]) for step, samples in snapshots.items()}
         return draw_images(
-            folder,
-            title=data.title,
-            real=in_rows,
-            snapshots=shown,
-            log=log,
+            self.folder,
+            title=config.data.title,
+            real=to_signed(real).unflatten(0, (columns, rows)).transpose(0, 1),
+            # As bytes: they are large images, at every stage of the training.
+            snapshots={step: decode(samples[:count]) for step, samples in self.snapshots.items()},
+            log=self.log,
             labeled=labeled,
-            names=data.class_names if labeled else None,
+            names=config.data.class_names if labeled else None,
         )
 
-    return draw
+    def points(self, frame: Frame) -> list[Path]:
+        """Draw points in the plane and, where the field that trains tells it, the drift at every place."""
+        real, other = reference_samples(self.source, 2 * self.config.snapshot_samples, 0).chunk(2)
+        loss = self.config.loss.build()
+        at: Callable[..., Tensor] | None = getattr(loss.field, "at", None)
+
+        def drift(at: Callable[..., Tensor], places: Tensor, generated: Tensor) -> Tensor:
+            seen = (frame.standardize(places), frame.standardize(generated), real)
+            temperatures, _ = bandwidths(loss, *seen[1:])
+            return frame.scale * torch.stack([at(*seen, temperature=value) for value in temperatures]).sum(0)
+
+        return draw_points(
+            self.folder,
+            title=self.config.data.title,
+            real=frame.restore(real),
+            snapshots={step: frame.restore(points) for step, points in self.snapshots.items()},
+            log=self.log,
+            drift=None if at is None else partial(drift, at),
+            floor=energy_distance(real, other),
+        )
 
 
 def _layout(classes: int | None, count: int) -> tuple[int, int]:
@@ -93,44 +122,6 @@ def _layout(classes: int | None, count: int) -> tuple[int, int]:
         return classes, min(_COLUMNS, count // classes)
     side = min(_COLUMNS, math.isqrt(count))
     return side, side
-
-
-def _point_pictures(config: RunConfig, source: Source) -> Pictures:
-    real, other = reference_samples(source, 2 * config.snapshot_samples, 0).chunk(2)
-    data = cast(PlaneData, config.data)
-    frame = data.frame
-    floor = energy_distance(real, other)
-
-    loss = config.loss.build()
-    at: Callable[..., Tensor] | None = getattr(loss.field, "at", None)
-
-    def drift(at: Callable[..., Tensor], places: Tensor, generated: Tensor) -> Tensor:
-        seen = (frame.standardize(places), frame.standardize(generated), real)
-        temperatures, _ = bandwidths(loss, *seen[1:])
-        return frame.scale * torch.stack([at(*seen, temperature=value) for value in temperatures]).sum(0)
-
-    def draw(folder: Path, *, snapshots: Mapping[int, Tensor], log: Log) -> list[Path]:
-        restored = {step: frame.restore(points) for step, points in snapshots.items()}
-        return draw_points(
-            folder,
-            title=data.title,
-            real=frame.restore(real),
-            snapshots=restored,
-            log=log,
-            drift=None if at is None else partial(drift, at),
-            floor=floor,
-        )
-
-    return draw
-
-
-# Kind of data -> what draws it.
-_PICTURES: Mapping[str, Callable[[RunConfig, Source], Pictures]] = {
-    "points": _point_pictures,
-    "digits": _image_pictures,
-    "images": _image_pictures,
-    "streamed": _streamed_pictures,
-}
 
 
 def bandwidths(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> tuple[list[float], float]:
