@@ -12,9 +12,8 @@ from drifting.data.bank import BankSource, MemoryBank
 from drifting.data.dataset import InMemorySource, reference_samples
 from drifting.data.shuffle import shuffled_indices
 from drifting.encoders import AutoencoderConfig, MAEConfig
-from drifting.encoders.mae import MaskedTraining, random_mask
-from drifting.pretraining.loop import NetworkState
-from drifting.pretraining.objectives import in_order, masked_state
+from drifting.encoders.mae import random_mask
+from drifting.pretraining.loop import HeldRows, NetworkState, batches_of
 from drifting.training.state import TrainingState
 
 IMAGES = ImagesData(name="x", image_shape=(3, 16, 16), num_classes=3)
@@ -58,7 +57,7 @@ def test_first_mask_of_a_masked_autoencoder_knows_nothing_of_its_weights():
     """With one stream for both, the mask hid where the weights of the first layer were negative."""
     config = EncoderRunConfig(preset="x", data=ImagesData(name="x", image_shape=(3, 64, 64)), encoder=MAEConfig(width=16, patch=2))
     network = config.build_network()
-    state = masked_state(network, MaskedTraining(), config.seed)
+    state = NetworkState(network, learning_rate=1.0, seed=config.seed)
     mask = random_mask(200, (32, 32), state.rng)[:, :, ::2, ::2].flatten()
     for weight in network.parameters():
         if weight.ndim > 1:
@@ -89,7 +88,7 @@ def test_order_of_an_encoder_is_not_that_of_the_bank():
     bank = BankSource(torch.arange(1000.0), None, MemoryBank(None, sample_shape=()), push_per_step=1000, seed=0)
     bank.draw(None, 1, torch.Generator())
     pushed = bank.bank.rings["unconditional"].samples[0]
-    order = in_order(torch.zeros(1000, 1), 1000, 0)(1)
+    order = batches_of(HeldRows(torch.arange(1000)), 1000, 0)(1)[0]
     assert sorted(order.tolist()) == sorted(pushed.tolist())
     # Neither is made by the stream of a sample's noise, whose key is the seed itself.
     plain = shuffled_indices(1000, 0, 1000, 0)

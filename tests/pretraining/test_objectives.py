@@ -8,7 +8,8 @@ from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.base import schedule_factor
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
-from drifting.pretraining.objectives import Augmentation, in_order, random_affine, random_shift, train_autoencoder, train_supervised
+from drifting.pretraining.loop import Batches, HeldRows, batches_of
+from drifting.pretraining.objectives import Augmentation, random_affine, random_shift, train_autoencoder, train_supervised
 from drifting.training.loop import DivergenceError
 from tests.support.covering import each_once
 
@@ -29,6 +30,10 @@ def _bars(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
+def _batches(images: torch.Tensor, labels: torch.Tensor | None = None, *, batch_size: int, seed: int = 0) -> Batches:
+    return batches_of(HeldRows(images, labels), batch_size, seed)
+
+
 def _autoencoder(seed: int = 0) -> Autoencoder:
     torch.manual_seed(seed)
     return Autoencoder((1, 8, 8), code_dim=8, width=8)
@@ -36,15 +41,17 @@ def _autoencoder(seed: int = 0) -> Autoencoder:
 
 def _reconstruct(seed: int, steps: int = 4, **kwargs) -> tuple[list[float], dict]:
     model = _autoencoder()
-    arguments = {"steps": steps, "batch_size": 16, "learning_rate": 3e-3, "seed": seed, **kwargs}
-    return [float(step.loss) for step in train_autoencoder(model, _bars(64)[0], **arguments)], model.state_dict()
+    arguments = {"steps": steps, "learning_rate": 3e-3, "seed": seed, **kwargs}
+    batches = _batches(_bars(64)[0], batch_size=16, seed=seed)
+    return [float(step.loss) for step in train_autoencoder(model, batches, **arguments)], model.state_dict()
 
 
 def _classify(seed: int = 0, steps: int = 4, **kwargs) -> tuple[list[float], Classifier]:
     torch.manual_seed(0)
     model = Classifier((1, 8, 8), 2, width=4)
-    arguments = {"steps": steps, "batch_size": 16, "learning_rate": 3e-3, "seed": seed, **kwargs}
-    return [float(step.loss) for step in train_supervised(model, *_bars(64), **arguments)], model
+    arguments = {"steps": steps, "learning_rate": 3e-3, "seed": seed, **kwargs}
+    batches = _batches(*_bars(64), batch_size=16, seed=seed)
+    return [float(step.loss) for step in train_supervised(model, batches, **arguments)], model
 
 
 def test_reconstruction_improves():
@@ -53,7 +60,7 @@ def test_reconstruction_improves():
 
 
 def test_steps_are_numbered_from_one():
-    steps = list(train_autoencoder(_autoencoder(), _bars(64)[0], steps=3, batch_size=4, learning_rate=1e-3, seed=0))
+    steps = list(train_autoencoder(_autoencoder(), _batches(_bars(64)[0], batch_size=4), steps=3, learning_rate=1e-3, seed=0))
     assert [step.number for step in steps] == [1, 2, 3]
     assert not any(step.loss.requires_grad for step in steps)
 
@@ -83,9 +90,8 @@ def test_noise_is_added_to_the_input_and_not_to_the_target():
             return self.weight.expand_as(images), None
 
     images = torch.full((32, 1, 8, 8), 0.5)
-    losses = [
-        float(step.loss) for step in train_autoencoder(Spy(), images, steps=1, batch_size=32, learning_rate=1e-3, seed=0, noise=0.3)
-    ]
+    training = train_autoencoder(Spy(), _batches(images, batch_size=32), steps=1, learning_rate=1e-3, seed=0, noise=0.3)
+    losses = [float(step.loss) for step in training]
     assert losses == [0.25]
     assert float((seen[0] - images).std()) == pytest.approx(0.3, rel=0.1)
 
@@ -94,15 +100,16 @@ def test_bytes_become_signed_numbers():
     seen = []
     model = _autoencoder()
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    list(train_autoencoder(model, _bars(64)[0], steps=1, batch_size=4, learning_rate=1e-3, seed=0))
+    list(train_autoencoder(model, _batches(_bars(64)[0], batch_size=4), steps=1, learning_rate=1e-3, seed=0))
     assert set(seen[0].unique().tolist()) == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize(("bad", "steps", "seen"), [(3, 100, 24), (30, 100, 49), (2, 6, 5), (6, 6, 5)])
 def test_loss_that_is_not_finite_stops_the_training(bad, steps, seen):
     images = torch.full((2 * steps, 1, 8, 8), 0.1)
-    images[in_order(images, 2, seed=0)(bad)[0]] = float("nan")
-    training = train_autoencoder(_autoencoder(), images, steps=steps, batch_size=2, learning_rate=1e-3, seed=0)
+    numbered = torch.arange(len(images))[:, None, None, None]
+    images[_batches(numbered, batch_size=2)(bad)[0].flatten()[0]] = float("nan")
+    training = train_autoencoder(_autoencoder(), _batches(images, batch_size=2), steps=steps, learning_rate=1e-3, seed=0)
     with pytest.raises(DivergenceError, match=f"NaN or infinite at step {bad}: lower"):
         list(training)
     assert training.state.step == seen
@@ -116,7 +123,8 @@ def test_autoencoder_sees_every_image_of_every_class_equally_often(classes, batc
     model = Autoencoder((1, 4, 4), code_dim=2, width=2)
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 0, 0, 0]))
     steps = 2 * classes // math.gcd(2 * classes, batch_size)
-    list(train_autoencoder(model, images, steps=steps, batch_size=batch_size, learning_rate=1e-3, seed=3))
+    batches = _batches(images, batch_size=batch_size, seed=3)
+    list(train_autoencoder(model, batches, steps=steps, learning_rate=1e-3, seed=3))
     values, counts = torch.cat(seen).unique(return_counts=True)
     assert torch.equal(values, images[:, 0, 0, 0])
     assert counts.unique().tolist() == [steps * batch_size // (2 * classes)]
@@ -143,15 +151,17 @@ def test_an_epoch_shows_every_image_once():
     seen = []
     model = Classifier((1, 8, 8), 2, width=4)
     model.register_forward_pre_hook(lambda module, inputs: seen.extend(((inputs[0][:, 0, 0, 0] + 1) * 127.5).round().tolist()))
-    arguments = {"steps": 4, "batch_size": 5, "learning_rate": 1e-3, "seed": 0, "augmentation": NO_AUGMENTATION}
-    list(train_supervised(model, images, torch.zeros(20, dtype=torch.long), **arguments))
+    arguments = {"steps": 4, "learning_rate": 1e-3, "seed": 0, "augmentation": NO_AUGMENTATION}
+    list(train_supervised(model, _batches(images, torch.zeros(20, dtype=torch.long), batch_size=5), **arguments))
     assert sorted(seen) == list(range(20))
 
 
 def test_labels_must_be_as_many_as_images():
     images, labels = _bars(8)
     with pytest.raises(InputError, match="8 images and 7 labels"):
-        train_supervised(Classifier((1, 8, 8), 2), images, labels[1:], steps=1, batch_size=2, learning_rate=1e-3, seed=0)
+        _batches(images, labels[1:], batch_size=2)
+    with pytest.raises(InputError, match="labels are missing: pass one label for every image"):
+        list(train_supervised(Classifier((1, 8, 8), 2), _batches(images, batch_size=2), steps=1, learning_rate=1e-3, seed=0))
 
 
 def test_every_shift_moves_the_whole_image_and_lets_black_in():

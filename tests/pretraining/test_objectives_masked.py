@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from drifting.encoders.base import Optimization
 from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining, mae_loss, random_mask
 from drifting.errors import InputError
-from drifting.pretraining.objectives import masked_state, train_masked
+from drifting.pretraining.loop import NetworkState
+from drifting.pretraining.objectives import train_masked
 from drifting.training.state import exponential_average
 
 SETTINGS = MaskedTraining(steps=4, batch_size=6, learning_rate=1e-2, warmup_steps=2)
@@ -23,7 +24,7 @@ def _network(num_classes: int | None = 3) -> MaskedAutoencoder:
     return MaskedAutoencoder((2, 16, 16), width=6, depths=(1, 1, 1, 1), num_classes=num_classes)
 
 
-def _batches(number: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _batches(number: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows = torch.arange(6 * number - 6, 6 * number) % 24
     return IMAGES[rows], LABELS[rows]
 
@@ -31,9 +32,9 @@ def _batches(number: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Ten
 def _trained(
     settings: MaskedTraining, network: MaskedAutoencoder | None = None, batches: Any = _batches
 ) -> tuple[Any, list[float]]:
-    state = masked_state(network or _network(), settings, seed=5)
-    losses = [float(step.loss) for step in train_masked(state, batches, settings)]
-    return state, losses
+    training = train_masked(network or _network(), batches, settings, seed=5)
+    losses = [float(step.loss) for step in training]
+    return training.state, losses
 
 
 def test_learning_rate_rises_and_stays():
@@ -54,7 +55,7 @@ def test_classes_have_a_share_at_the_end_alone():
 def test_loss_of_a_step_is_that_of_its_definition():
     settings = dataclasses.replace(SETTINGS, steps=1, classification_weight=0.25)
     network = _network()
-    mask = random_mask(6, network.grid, masked_state(network, settings, seed=5).rng)
+    mask = random_mask(6, network.grid, NetworkState(network, learning_rate=1.0, seed=5).rng)
     reconstruction, logits = network(IMAGES[:6], mask)
     error = mae_loss(reconstruction, network.patches(IMAGES[:6]), mask)
     expected = 0.75 * error + 0.25 * cross_entropy(logits, LABELS[:6])
@@ -73,9 +74,10 @@ def test_microbatches_change_nothing(size):
 def test_network_ends_with_the_average_of_its_weights():
     plain, _ = _trained(SETTINGS)
     settings = dataclasses.replace(SETTINGS, ema_decay=0.3)
-    state = masked_state(_network(), settings, seed=5)
+    training = train_masked(_network(), _batches, settings, seed=5)
+    state = training.state
     average = exponential_average(_network(), 0.3)
-    for _ in train_masked(state, _batches, settings):
+    for _ in training:
         average.update_parameters(state.model)
     found, last = state.model.state_dict(), plain.model.state_dict()
     for name, value in average.module.state_dict().items():
@@ -88,16 +90,16 @@ def test_network_ends_with_the_average_of_its_weights():
 def test_restored_training_goes_on_bit_for_bit(ema_decay, assert_same_tensors):
     settings = dataclasses.replace(SETTINGS, ema_decay=ema_decay, classification_weight=0.5, classified_steps=1)
     whole, losses = _trained(settings)
-    half = masked_state(_network(), settings, seed=5)
-    steps = iter(train_masked(half, _batches, settings))
+    half = train_masked(_network(), _batches, settings, seed=5)
+    steps = iter(half)
     before = [float(next(steps).loss) for _ in range(2)]
-    again = masked_state(_network(num_classes=3), settings, seed=0)
-    again.restore({name: value.clone() for name, value in half.tensors().items()}, 2, "here")
-    after = [float(step.loss) for step in train_masked(again, _batches, settings)]
+    again = train_masked(_network(num_classes=3), _batches, settings, seed=0)
+    again.state.restore({name: value.clone() for name, value in half.state.tensors().items()}, 2, "here")
+    after = [float(step.loss) for step in again]
     assert before + after == losses
-    assert_same_tensors(again.tensors(), whole.tensors())
+    assert_same_tensors(again.state.tensors(), whole.tensors())
     with pytest.raises(InputError, match=r"checkpoint is 'here', .*classify.weight is unknown"):
-        masked_state(_network(num_classes=None), settings, seed=0).restore(half.tensors(), 2, "here")
+        train_masked(_network(num_classes=None), _batches, SETTINGS, seed=0).state.restore(half.state.tensors(), 2, "here")
 
 
 def test_half_precision_computes_nearly_the_same():
@@ -110,7 +112,7 @@ def test_bytes_are_images():
     pixels = torch.randint(256, (6, 2, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     settings = dataclasses.replace(SETTINGS, steps=1)
     of_bytes, of_floats = (
-        _trained(settings, batches=lambda number, rng, some=some: (some, None))[1] for some in (pixels, pixels.float() / 127.5 - 1)
+        _trained(settings, batches=lambda number, some=some: (some, None))[1] for some in (pixels, pixels.float() / 127.5 - 1)
     )
     assert of_bytes == of_floats
 
@@ -118,7 +120,7 @@ def test_bytes_are_images():
 def test_labels_are_asked_for_where_they_are_learnt():
     settings = dataclasses.replace(SETTINGS, classification_weight=0.5, classified_steps=2)
 
-    def unlabeled(number, rng):
+    def unlabeled(number):
         return IMAGES[:6], None
 
     with pytest.raises(InputError, match=r"classification_weight is 0\.5: pass one label for every image"):

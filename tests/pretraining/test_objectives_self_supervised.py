@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from drifting.data.augmentation import Views
-from drifting.encoders.mae import MaskedAutoencoder
+from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining
 from drifting.encoders.resnet import ResNet
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
-from drifting.pretraining.objectives import train_mae, train_simclr
+from drifting.pretraining.loop import HeldRows, NetworkTraining, batches_of
+from drifting.pretraining.objectives import train_masked, train_simclr
 from drifting.training.loop import DivergenceError
 
 SETTINGS = {"steps": 30, "batch_size": 16, "learning_rate": 3e-3, "seed": 0}
@@ -34,18 +35,27 @@ def _autoencoder(num_classes: int | None = None, width: int = 4) -> MaskedAutoen
     return MaskedAutoencoder((3, 8, 8), width=width, depths=(1, 1, 1, 1), num_classes=num_classes)
 
 
+def _simclr_training(network: SimCLR, images: torch.Tensor, *, batch_size: int, **settings) -> NetworkTraining:
+    return train_simclr(network, batches_of(HeldRows(images), batch_size, settings["seed"]), **settings)
+
+
+def _mae_training(network: MaskedAutoencoder, images: torch.Tensor, labels=None, *, seed: int, **settings) -> NetworkTraining:
+    batches = batches_of(HeldRows(images, labels), settings["batch_size"], seed)
+    return train_masked(network, batches, MaskedTraining(**settings), seed=seed)
+
+
 def _losses(steps) -> list[float]:
     return [float(step.loss) for step in steps]
 
 
 def test_simclr_learns_to_know_views_of_one_image():
-    losses = _losses(train_simclr(_simclr(), _images(), **{**SETTINGS, "steps": 60}, views=Views(crop=0.2, jitter=0, gray=0)))
+    losses = _losses(_simclr_training(_simclr(), _images(), **{**SETTINGS, "steps": 60}, views=Views(crop=0.2, jitter=0, gray=0)))
     assert losses[0] == pytest.approx(math.log(31), rel=0.15)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_mae_learns_to_fill_in():
-    losses = _losses(train_mae(_autoencoder(), _images(), **SETTINGS))
+    losses = _losses(_mae_training(_autoencoder(), _images(), **SETTINGS))
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
@@ -54,7 +64,7 @@ def test_mae_learns_classes_where_they_have_a_weight():
     images[labels == 1] = 255 - images[labels == 1]
     # Of up to 32 channels every one is normalized by itself, and its mean over places says nothing.
     network = _autoencoder(num_classes=2, width=16)
-    _losses(train_mae(network, images, labels, **SETTINGS, classification_weight=0.9))
+    _losses(_mae_training(network, images, labels, **SETTINGS, classification_weight=0.9))
     network.eval()
     logits = network(images.float() / 127.5 - 1)[1]
     assert float((logits.argmax(1) == labels).float().mean()) > 0.9
@@ -64,7 +74,7 @@ def test_mae_learns_classes_where_they_have_a_weight():
 def test_training_is_a_function_of_its_seed(name, assert_same_tensors):
     def trained(seed: int) -> dict[str, torch.Tensor]:
         network = _simclr() if name == "simclr" else _autoencoder()
-        train = train_simclr if name == "simclr" else train_mae
+        train = _simclr_training if name == "simclr" else _mae_training
         list(train(network, _images(), **{**SETTINGS, "steps": 3, "seed": seed}))
         return network.state_dict()
 
@@ -78,21 +88,21 @@ def test_every_image_is_seen_once_in_an_epoch(monkeypatch):
     network = _simclr()
     monkeypatch.setattr(network, "embed", lambda views: seen.append(views[: len(views) // 2]) or network.trunk.embed(views))
     still = Views(crop=0, flip=0, jitter=0, gray=0)
-    list(train_simclr(network, _images(), **{**SETTINGS, "steps": 3}, views=still))
+    list(_simclr_training(network, _images(), **{**SETTINGS, "steps": 3}, views=still))
     order = torch.cat(seen).flatten(1)
     images = (_images().float() / 127.5 - 1).flatten(1)
     assert sorted(torch.cdist(order, images).argmin(1).tolist()) == list(range(48))
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(InputError, match="batch_size is 1: pass at least 2"):
-        train_simclr(_simclr(), _images(), **{**SETTINGS, "batch_size": 1})
+    with pytest.raises(InputError, match="pass two views of each of two images or more"):
+        list(_simclr_training(_simclr(), _images(), **{**SETTINGS, "batch_size": 1}))
     with pytest.raises(InputError, match="data is empty"):
-        train_simclr(_simclr(), _images()[:0], **SETTINGS)
+        _simclr_training(_simclr(), _images()[:0], **SETTINGS)
     with pytest.raises(InputError, match=r"classification_weight is 0\.1: pass one label for every image"):
-        train_mae(_autoencoder(), _images(), **SETTINGS, classification_weight=0.1)
+        list(_mae_training(_autoencoder(num_classes=2), _images(), **SETTINGS, classification_weight=0.1))
 
 
 def test_divergence_names_the_network():
     with pytest.raises(DivergenceError, match="the loss of the maskedautoencoder became NaN or infinite at step"):
-        list(train_mae(_autoencoder(), _images(), **{**SETTINGS, "learning_rate": 1e30}))
+        list(_mae_training(_autoencoder(), _images(), **{**SETTINGS, "learning_rate": 1e30}))

@@ -20,8 +20,8 @@ from drifting.encoders.mae import mae_loss, random_mask
 from drifting.errors import InputError
 from drifting.presets import PRESETS
 from drifting.presets.encoders import encoder
+from drifting.pretraining.loop import batches_of
 from drifting.runs.assemble import resolve
-from drifting.runs.pretrain import batches_of
 from drifting.training.signals import Interrupted
 from drifting.training.state import DivergenceError
 from tests.support.image_folders import write_images
@@ -45,7 +45,7 @@ def config(folder) -> EncoderRunConfig:
 def test_every_image_is_seen_once_in_an_epoch_and_varied_anew_in_the_next(config):
     rows = resolve(config).data.rows(seed=0)
     batches, labels = batches_of(rows, 7, seed=0), rows.labels
-    seen, named = zip(*(batches(number, torch.Generator()) for number in range(1, 9)), strict=True)
+    seen, named = zip(*(batches(number) for number in range(1, 9)), strict=True)
     images = rows.take(torch.arange(14), torch.zeros(14).long())
     # As they are, or mirrored; all differ by more than nothing.
     flat = torch.cat(seen).flatten(1).float()
@@ -57,7 +57,7 @@ def test_every_image_is_seen_once_in_an_epoch_and_varied_anew_in_the_next(config
     assert torch.equal(torch.cat(named), labels[found])
     mirrored = distances.argmin(0).gather(1, found[:, None])[:, 0].unflatten(0, (4, 14))
     assert 0.2 < mirrored.double().mean() < 0.8
-    assert torch.equal(batches(3, torch.Generator())[0], seen[2])
+    assert torch.equal(batches(3)[0], seen[2])
 
 
 def test_figures_are_of_the_saved_weights(config, tmp_path):
@@ -74,7 +74,7 @@ def test_figures_are_of_the_saved_weights(config, tmp_path):
     network = known.build_network().eval()
     network.load_state_dict(load_tensors(trained.weights))
     # Each image once, though they are fewer than are looked at together.
-    images, labels = batches_of(known.data.rows(0), 14, 0)(1, torch.Generator())
+    images, labels = batches_of(known.data.rows(0), 14, 0)(1)
     signed = images.float() / 127.5 - 1
     mask = random_mask(14, network.grid, torch.Generator().manual_seed(stream_seed(0, "masks of figures")))
     with torch.no_grad():

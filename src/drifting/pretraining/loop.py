@@ -1,43 +1,105 @@
 """How the networks that are not generators are optimized: by AdamW, step after step, from a state that can be kept and restored.
 
-All randomness of a training comes from one stream, whose state is part of its own, so that a resumed one goes on bit for bit.
+Their images are in memory, or read from the disk while the step before them computes. All randomness of a training comes from one
+stream, whose state is part of its own, so that a resumed one goes on bit for bit.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from drifting._seeds import stream_seed
-from drifting.checkpoint import (
-    check_state,
-    check_stream,
-    flatten_optimizer,
-    load_weights,
-    restore_optimizer,
-    restore_stream,
-    start_optimizer,
-)
+from drifting.checkpoint import start_optimizer
+from drifting.data.shuffle import shuffled_indices
+from drifting.data.streamed import Rows
 from drifting.encoders.base import Optimization
-from drifting.training.state import DivergenceError, exponential_average
+from drifting.errors import InputError
+from drifting.training.state import DivergenceError, State, exponential_average
 
 # How often the losses are looked at; looking waits for the device.
 _CHECK_EVERY = 25
 _STEADY = Optimization()
 
+# Number of a step, counted from 1 -> its images, uint8 in 0..255, floats in [-1, 1] or latents; and their labels, if there are any.
+Batches = Callable[[int], tuple[Shaped[Tensor, "b c h w"], Int[Tensor, " b"] | None]]
+# (number of a step, rng) -> the loss of its batch, or the parts that it is the sum of.
+LossOfStep = Callable[[int, torch.Generator], Tensor | Iterable[Tensor]]
+
+
+class HeldRows:
+    """Images in memory as rows of `data.streamed.Rows`; they are not varied.
+
+    Args:
+        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        labels: their classes; None for none.
+
+    Raises:
+        InputError: if there is no image, or there are labels, but not one for every image.
+    """
+
+    def __init__(self, images: Shaped[Tensor, "s c h w"], labels: Int[Tensor, " s"] | None = None) -> None:
+        if len(images) == 0:
+            raise InputError("data is empty: pass at least one image")
+        if labels is not None and len(images) != len(labels):
+            raise InputError(f"data has {len(images)} images and {len(labels)} labels: pass one label for every image")
+        self.images, self.labels, self.shape, self.dtype = images, labels, tuple(images.shape[1:]), images.dtype
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b c h w"]:
+        """Return images."""
+        del positions
+        return self.images[indices]
+
+
+def batches_of(rows: Rows, batch_size: int, seed: int) -> Batches:
+    """Return the batches of a training: every epoch is a new order of all rows, and each time a row is varied anew.
+
+    Args:
+        rows: of images.
+        batch_size: images of a step.
+        seed: of the order.
+    """
+    order = stream_seed(seed, "encoder batches")
+
+    def batches(number: int) -> tuple[Tensor, Tensor | None]:
+        first = (number - 1) * batch_size
+        indices = shuffled_indices(len(rows), first, batch_size, order)
+        images = rows.take(indices, torch.arange(first, first + batch_size))
+        return images, None if rows.labels is None else rows.labels[indices]
+
+    return batches
+
+
+def read_ahead(batches: Batches, last: int, thread: Executor) -> Batches:
+    """Return the same batches up to that of the last step, each read by a thread while the step before it computes."""
+    waiting: dict[int, Future] = {}
+
+    def read(number: int) -> tuple[Tensor, Tensor | None]:
+        found = waiting.pop(number).result() if number in waiting else batches(number)
+        if number < last:
+            waiting[number + 1] = thread.submit(batches, number + 1)
+        return found
+
+    return read
+
 
 @dataclass(frozen=True)
 class EncoderStep:
-    """What the loops yield after each optimizer step: its number, counted from 1, and the loss of its batch, on the device."""
+    """What a training yields after each optimizer step: its number, counted from 1, and the loss of its batch, on the device."""
 
     number: int
     loss: Float[Tensor, ""]
 
 
-class NetworkState:
-    """Everything that changes while a network is trained, and its form on disk.
+class NetworkState(State):
+    """Everything that changes while a network is trained that is no generator.
 
     Args:
         model: trained in place, on its device.
@@ -48,113 +110,67 @@ class NetworkState:
 
     def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimization = _STEADY) -> None:
         self.model, self.learning_rate, self.settings = model, learning_rate, settings
-        given = {"lr": learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
-        self.optimizer = torch.optim.AdamW(model.parameters(), **given)
-        start_optimizer(self.optimizer)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        start_optimizer(optimizer)
         self.average = None if settings.ema_decay is None else exponential_average(model, settings.ema_decay)
-        self.rng = torch.Generator(device_of(model)).manual_seed(stream_seed(seed, "encoder training"))
-        self.step = 0
-        self._first_fault = torch.zeros((), dtype=torch.long, device=device_of(model))
-
-    def note_fault(self, loss: Float[Tensor, ""], number: int) -> None:
-        """Remember on the device at which step the loss first was not finite; nothing is read back here."""
-        self._first_fault = torch.where((self._first_fault == 0) & ~loss.isfinite(), number, self._first_fault)
+        averages = {} if self.average is None else {"average": self.average}
+        super().__init__({"model": model, **averages}, optimizer, stream_seed(seed, "encoder training"))
 
     def check_faults(self) -> None:
         """Raise DivergenceError if a loss was not finite. Reads from the device."""
-        if int(self._first_fault) > 0:
-            name = type(self.model).__name__.lower()
-            message = f"the loss of the {name} became NaN or infinite at step {int(self._first_fault)}"
+        if (fault := self._first_fault()) is not None:
+            message = f"the loss of the {type(self.model).__name__.lower()} became NaN or infinite at step {fault[0]}"
             raise DivergenceError(f"{message}: lower the learning rate")
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the whole state as named tensors."""
-        parts = {
-            "model": self.model.state_dict(),
-            "average": {} if self.average is None else self.average.state_dict(),
-            "optimizer": flatten_optimizer(self.optimizer),
-            "rng": {"state": self.rng.get_state()},
-        }
-        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    def descend(self, loss: Tensor | Iterable[Tensor], number: int, steps: int) -> Float[Tensor, ""]:
+        """Take the step of a number down the gradient of a loss, or of its parts, and return its value.
 
-    def restore(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
-        """Take over a state returned by `tensors`, of a step; raises InputError, before anything changes, if it does not fit."""
-        check_stream(self.rng, tensors.get("rng.state"), origin)
-        check_state(tensors, self.tensors(), origin, step=step)
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-
-        load_weights(self.model, part("model"), origin)
+        Each part is let go of before the next is asked for: that bounds memory.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros(())
+        for part in [loss] if isinstance(loss, Tensor) else loss:
+            part.backward()
+            total = total.to(part.device) + part.detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * self.settings.factor(number, steps)
+        self.optimizer.step()
         if self.average is not None:
-            load_weights(self.average, part("average"), origin)
-        restore_optimizer(self.optimizer, part("optimizer"), origin)
-        restore_stream(self.rng, tensors["rng.state"], origin)
-        self.step = step
+            self.average.update_parameters(self.model)
+        self._note_fault(total, number)
+        return total
 
 
 class NetworkTraining:
     """The steps of a training, taken one after the other by a loop over it, and the state that they advance.
 
     A loop goes on from where the state is: restored to an earlier state of the same training, it takes the same steps bit for bit.
+    In the end the network is given the averaged weights, where there are any.
 
     Args:
         state: what is trained; advanced in place.
-        loss_of: the loss of a step, as `optimize` takes it.
+        loss_of: the loss of a step.
         steps: number of the last step.
     """
 
-    def __init__(
-        self, state: NetworkState, loss_of: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]], *, steps: int
-    ) -> None:
+    def __init__(self, state: NetworkState, loss_of: LossOfStep, *, steps: int) -> None:
         self.state, self.steps, self._loss_of = state, steps, loss_of
 
     def __iter__(self) -> Iterator[EncoderStep]:
-        """Take the steps that are left; raises as `optimize` does."""
-        return optimize(self.state, self._loss_of, steps=self.steps)
-
-
-def optimize(
-    state: NetworkState, loss_of: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]], *, steps: int
-) -> Iterator[EncoderStep]:
-    """Minimize a loss over all weights of a network, from the state's step on, yielding after each step.
-
-    Args:
-        state: what is trained; advanced in place. In the end its network is given the averaged weights, where there are any.
-        loss_of: (number of the step, counted from 1, rng) -> the loss of its batch, or the parts that it is the sum of, each of
-            which is let go of before the next is asked for: that bounds memory.
-        steps: number of the last step.
-
-    Raises:
-        DivergenceError: if the loss becomes NaN or infinite.
-    """
-    model, optimizer, settings = state.model, state.optimizer, state.settings
-    for number in range(state.step + 1, steps + 1):
-        model.train()
-        optimizer.zero_grad(set_to_none=True)
-        loss = _descend(loss_of(number, state.rng))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = state.learning_rate * settings.factor(number, steps)
-        optimizer.step()
+        """Take the steps that are left, yielding after each; raises DivergenceError if the loss becomes NaN or infinite."""
+        state = self.state
+        for number in range(state.step + 1, self.steps + 1):
+            state.model.train()
+            loss = state.descend(self._loss_of(number, state.rng), number, self.steps)
+            if number % _CHECK_EVERY == 0 or number == self.steps:
+                state.check_faults()
+            state.step = number
+            yield EncoderStep(number, loss)
         if state.average is not None:
-            state.average.update_parameters(model)
-        state.note_fault(loss, number)
-        if number % _CHECK_EVERY == 0 or number == steps:
-            state.check_faults()
-        state.step = number
-        yield EncoderStep(number, loss)
-    if state.average is not None:
-        model.load_state_dict(state.average.module.state_dict())
-
-
-def _descend(loss: Tensor | Iterable[Tensor]) -> Float[Tensor, ""]:
-    """Add the gradient of a loss, part by part, and return its value."""
-    total = torch.zeros(())
-    for part in [loss] if isinstance(loss, Tensor) else loss:
-        part.backward()
-        total = total.to(part.device) + part.detach()
-    return total
+            state.model.load_state_dict(state.average.module.state_dict())
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -17,24 +17,23 @@ hidden are those of `encoders.mae.random_mask`.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
 
 from drifting._checks import full_precision
-from drifting._seeds import initial_weights, stream_seed
+from drifting._seeds import initial_weights
 from drifting.data.augmentation import Views, augment
 from drifting.data.pixels import to_signed
-from drifting.data.shuffle import shuffled_indices
 from drifting.encoders.base import EncoderConfig
 from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining, mae_loss, random_mask
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
-from drifting.pretraining.loop import NetworkState, NetworkTraining, device_of
+from drifting.pretraining.loop import Batches, NetworkState, NetworkTraining, device_of
 from drifting.training.precision import computing_in
 
 _BLACK = -1.0
@@ -102,36 +101,25 @@ def random_affine(images: Images, rng: torch.Generator, *, rotation: float = 10.
 
 
 def train_autoencoder(
-    autoencoder: nn.Module,
-    images: Shaped[Tensor, "s c h w"],
-    *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    noise: float = 0.0,
+    autoencoder: nn.Module, batches: Batches, *, steps: int, learning_rate: float, seed: int, noise: float = 0.0
 ) -> NetworkTraining:
     """Return the training of a network (images) -> (reconstruction, code) to minimize the mean squared error.
 
-    Every epoch is a new order of all images, so that each is seen as often as any other.
-
     Args:
         autoencoder: trained in place, on its device.
-        images: all training images, uint8 in 0..255 or float in [-1, 1].
+        batches: the images of every step.
         steps: number of optimizer steps.
-        batch_size: images of a step.
         learning_rate: the highest of the schedule, of AdamW.
-        seed: of the order and of the noise.
+        seed: of the noise.
         noise: standard deviation of Gaussian noise added to the input and not to the target; 0 for none.
 
     Raises:
-        InputError: if there is no image.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
-    draw, device = in_order(images, batch_size, seed), device_of(autoencoder)
+    device = device_of(autoencoder)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
-        clean = to_signed(images[draw(number)].to(device))
+        clean = to_signed(batches(number)[0].to(device))
         draws = noise * torch.randn(clean.shape, generator=rng, device=device) if noise else 0
         return mse_loss(autoencoder(clean + draws)[0], clean)
 
@@ -140,86 +128,87 @@ def train_autoencoder(
 
 def train_supervised(
     model: nn.Module,
-    images: Shaped[Tensor, "s c h w"],
-    labels: Int[Tensor, " s"],
+    batches: Batches,
     *,
     steps: int,
-    batch_size: int,
     learning_rate: float,
     seed: int,
     augmentation: Augmentation = Augmentation(),
 ) -> NetworkTraining:
-    """Return the training of a classifier (images) -> logits by cross-entropy; every epoch is a new order of all images.
+    """Return the training of a classifier (images) -> logits by cross-entropy.
 
     Args:
         model: trained in place, on its device.
-        images: all training images, uint8 in 0..255 or float in [-1, 1].
-        labels: their classes.
+        batches: the images of every step and their labels.
         steps: number of optimizer steps.
-        batch_size: images of a step.
         learning_rate: the highest of the schedule, of AdamW.
-        seed: of the order and of the augmentation.
+        seed: of the augmentation.
         augmentation: how images and labels are varied.
 
     Raises:
-        InputError: if there is not one label for every image.
+        InputError: in a step, if it has no labels.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
-    if len(images) != len(labels) or len(images) == 0:
-        raise InputError(f"data has {len(images)} images and {len(labels)} labels: pass one label for every image")
-    draw, device = in_order(images, batch_size, seed), device_of(model)
+    device = device_of(model)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
-        chosen = draw(number)
-        varied = augmentation(to_signed(images[chosen].to(device)), rng)
-        targets = labels.to(images.device)[chosen].long().to(device)
-        return cross_entropy(model(varied), targets, label_smoothing=augmentation.label_smoothing)
+        images, labels = batches(number)
+        if labels is None:
+            raise InputError("labels are missing: pass one label for every image")
+        varied = augmentation(to_signed(images.to(device)), rng)
+        return cross_entropy(model(varied), labels.long().to(device), label_smoothing=augmentation.label_smoothing)
 
     return NetworkTraining(NetworkState(model, learning_rate=learning_rate, seed=seed), loss, steps=steps)
 
 
-def in_order(images: Tensor, batch_size: int, seed: int) -> Callable[[int], Tensor]:
-    """Return the function (number of a step) -> indices of its images; every epoch is a new order of all."""
-    if len(images) == 0:
-        raise InputError("data is empty: pass at least one image")
-
-    order = stream_seed(seed, "encoder batches")
-
-    def indices(number: int) -> Tensor:
-        chosen = torch.as_tensor(shuffled_indices(len(images), (number - 1) * batch_size, batch_size, order))
-        return chosen.to(images.device)
-
-    return indices
+_VIEWS = Views()
 
 
-# (number of a step, rng) -> its images, uint8 in 0..255, floats in [-1, 1] or latents; and their labels, where there are any.
-Batches = Callable[[int, torch.Generator], tuple[Shaped[Tensor, "b c h w"], Int[Tensor, " b"] | None]]
+def train_simclr(
+    simclr: SimCLR, batches: Batches, *, steps: int, learning_rate: float, seed: int, views: Views = _VIEWS
+) -> NetworkTraining:
+    """Return the training of a trunk and its head to know two views of an image among those of all others.
+
+    Args:
+        simclr: trained in place, on its device; its trunk is what is kept.
+        batches: the images of every step, at least 2; each is seen twice.
+        steps: number of optimizer steps.
+        learning_rate: the highest of the schedule, of AdamW.
+        seed: of the views.
+        views: how a view differs from its image. What they vary, the trunk learns not to see: color, above all.
+
+    Raises:
+        InputError: in a step, if it has fewer than two images.
+        DivergenceError: in a step, if the loss becomes NaN or infinite.
+    """
+    device = device_of(simclr)
+
+    def loss(number: int, rng: torch.Generator) -> Tensor:
+        batch = to_signed(batches(number)[0].to(device))
+        return simclr(augment(batch, views, rng), augment(batch, views, rng))
+
+    return NetworkTraining(NetworkState(simclr, learning_rate=learning_rate, seed=seed), loss, steps=steps)
 
 
-def masked_state(autoencoder: MaskedAutoencoder, settings: MaskedTraining, seed: int) -> NetworkState:
-    """Return the state at the start of a training; the seed is of the masks, and of what batches draw."""
-    return NetworkState(autoencoder, learning_rate=settings.learning_rate, seed=seed, settings=settings)
-
-
-def train_masked(state: NetworkState, batches: Batches, settings: MaskedTraining) -> NetworkTraining:
+def train_masked(autoencoder: MaskedAutoencoder, batches: Batches, settings: MaskedTraining, *, seed: int) -> NetworkTraining:
     """Return the training of a masked auto-encoder to fill in what is hidden, and to name classes where they have a weight.
 
     Args:
-        state: of `masked_state`, or one restored; advanced in place.
+        autoencoder: trained in place, on its device.
         batches: the images of every step; labels are asked for where classification has a weight.
         settings: of the training.
+        seed: of the masks.
 
     Raises:
         InputError: if labels are missing where they are needed, those of a step when it is taken.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
-    autoencoder = cast(MaskedAutoencoder, state.model)
     device = device_of(autoencoder)
     if settings.classification_weight and autoencoder.classify is None:
         raise InputError(f"classification_weight is {settings.classification_weight}, but the network names no classes: pass 0")
 
     def loss(number: int, rng: torch.Generator) -> Iterator[Tensor]:
-        images, labels = batches(number, rng)
+        images, labels = batches(number)
         weight = settings.weight_at(number)
         if weight and labels is None:
             raise InputError(f"classification_weight is {settings.classification_weight}: pass one label for every image")
@@ -235,110 +224,35 @@ def train_masked(state: NetworkState, batches: Batches, settings: MaskedTraining
                 part = part + weight * cross_entropy(full_precision(cast(Tensor, logits)), named[rows]) * len(rows) / len(batch)
             yield part
 
+    state = NetworkState(autoencoder, learning_rate=settings.learning_rate, seed=seed, settings=settings)
     return NetworkTraining(state, loss, steps=settings.steps)
 
 
-_VIEWS = Views()
+def _reconstruct(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
+    return train_autoencoder(network, batches, noise=settings.noise, **_sizes(settings), seed=seed)
 
 
-def train_simclr(
-    simclr: SimCLR,
-    images: Shaped[Tensor, "s c h w"],
-    *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    views: Views = _VIEWS,
-) -> NetworkTraining:
-    """Return the training of a trunk and its head to know two views of an image among those of all others.
-
-    Args:
-        simclr: trained in place, on its device; its trunk is what is kept.
-        images: all training images, uint8 in 0..255 or float in [-1, 1].
-        steps: number of optimizer steps.
-        batch_size: images of a step, at least 2; each is seen twice.
-        learning_rate: the highest of the schedule, of AdamW.
-        seed: of the order and of the views.
-        views: how a view differs from its image. What they vary, the trunk learns not to see: color, above all.
-
-    Raises:
-        InputError: if there is no image, or fewer than two in a step.
-        DivergenceError: in a step, if the loss becomes NaN or infinite.
-    """
-    if batch_size < 2:
-        raise InputError(f"batch_size is {batch_size}: pass at least 2, since a view is known among those of other images")
-    draw, device = in_order(images, batch_size, seed), device_of(simclr)
-
-    def loss(number: int, rng: torch.Generator) -> Tensor:
-        batch = to_signed(images[draw(number)].to(device))
-        return simclr(augment(batch, views, rng), augment(batch, views, rng))
-
-    return NetworkTraining(NetworkState(simclr, learning_rate=learning_rate, seed=seed), loss, steps=steps)
-
-
-def train_mae(
-    autoencoder: MaskedAutoencoder,
-    images: Shaped[Tensor, "s c h w"],
-    labels: Int[Tensor, " s"] | None = None,
-    *,
-    seed: int,
-    **settings: Any,
-) -> NetworkTraining:
-    """Return the training of a masked auto-encoder on images in memory by `train_masked`.
-
-    Args:
-        autoencoder: trained in place, on its device.
-        images: all training images, uint8 in 0..255 or float in [-1, 1].
-        labels: their classes, where classification has a weight.
-        seed: of the order and of the masks.
-        settings: of the training, fields of `MaskedTraining`.
-
-    Raises:
-        InputError: if there is no image, or no label for every image where they are needed.
-        DivergenceError: in a step, if the loss becomes NaN or infinite.
-    """
-    training = MaskedTraining(**settings)
-    if training.classification_weight and (labels is None or len(labels) != len(images)):
-        raise InputError(f"classification_weight is {training.classification_weight}: pass one label for every image")
-    draw = in_order(images, training.batch_size, seed)
-
-    def batches(number: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        del rng
-        chosen = draw(number)
-        return images[chosen], labels[chosen] if labels is not None else None
-
-    return train_masked(masked_state(autoencoder, training, seed), batches, training)
-
-
-def _reconstruct(network: Any, settings: Any, images: Tensor, labels: Tensor | None, seed: int) -> NetworkTraining:
-    del labels
-    return train_autoencoder(network, images, noise=settings.noise, seed=seed, **_sizes(settings))
-
-
-def _classify(network: Any, settings: Any, images: Tensor, labels: Tensor | None, seed: int) -> NetworkTraining:
+def _classify(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
     varied = Augmentation(shift=0, rotation=0.0, scale=0.0, views=settings.views)
-    return train_supervised(network, images, cast(Tensor, labels), augmentation=varied, seed=seed, **_sizes(settings))
+    return train_supervised(network, batches, augmentation=varied, **_sizes(settings), seed=seed)
 
 
-def _tell_views_apart(network: Any, settings: Any, images: Tensor, labels: Tensor | None, seed: int) -> NetworkTraining:
-    del labels
+def _tell_views_apart(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
     with initial_weights(seed, "projection"):
         simclr = SimCLR(network, features=network.feature_dim, temperature=settings.temperature)
-    return train_simclr(simclr.to(device_of(network)), images, views=settings.views, seed=seed, **_sizes(settings))
+    return train_simclr(simclr.to(device_of(network)), batches, views=settings.views, **_sizes(settings), seed=seed)
 
 
-def _fill_in(network: Any, settings: Any, images: Tensor, labels: Tensor | None, seed: int) -> NetworkTraining:
-    masked = {field.name: getattr(settings, field.name) for field in fields(MaskedTraining)}
-    return train_mae(network, images, labels, seed=seed, **masked)
+def _fill_in(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
+    return train_masked(network, batches, settings, seed=seed)
 
 
 def _sizes(settings: Any) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in ("steps", "batch_size", "learning_rate")}
+    return {"steps": settings.steps, "learning_rate": settings.learning_rate}
 
 
 # What a network is trained for, see `encoders.base.EncoderConfig`.
-OBJECTIVES: Mapping[str, Callable[[Any, Any, Tensor, Tensor | None, int], NetworkTraining]] = {
+OBJECTIVES: Mapping[str, Callable[[Any, Any, Batches, int], NetworkTraining]] = {
     "reconstruction": _reconstruct,
     "classes": _classify,
     "views": _tell_views_apart,
@@ -346,16 +260,13 @@ OBJECTIVES: Mapping[str, Callable[[Any, Any, Tensor, Tensor | None, int], Networ
 }
 
 
-def train_network(
-    network: nn.Module, settings: EncoderConfig, images: Tensor, labels: Tensor | None, *, seed: int
-) -> NetworkTraining:
-    """Return the training of an encoder's network for its objective, on images in memory.
+def train_network(network: nn.Module, settings: EncoderConfig, batches: Batches, *, seed: int) -> NetworkTraining:
+    """Return the training of an encoder's network for its objective.
 
     Args:
         network: that the settings built; trained in place, on its device.
         settings: of the encoder, one with an objective.
-        images: all training images, uint8 in 0..255 or float in [-1, 1].
-        labels: their classes, where there are any.
-        seed: of the order, the views, the noise and the masks.
+        batches: the images of every step and, for objectives that need them, their labels.
+        seed: of the views, the noise and the masks.
     """
-    return OBJECTIVES[str(settings.objective)](network, settings, images, labels, seed)
+    return OBJECTIVES[str(settings.objective)](network, settings, batches, seed)

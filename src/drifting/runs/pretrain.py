@@ -6,7 +6,7 @@ images, or latents of them, than memory holds: read batch after batch from the d
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,14 +37,14 @@ from drifting.data.streamed import Rows
 from drifting.distributed import join
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.classifier import Classifier
-from drifting.encoders.mae import MAEConfig, MaskedAutoencoder, mae_loss, random_mask
+from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.resnet import ResNet
 from drifting.evaluation.images import accuracy_of, in_batches
 from drifting.evaluation.references import digests, images_in_shares
 from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
-from drifting.pretraining.loop import EncoderStep, NetworkTraining
-from drifting.pretraining.objectives import Batches, masked_state, train_masked, train_network, train_supervised
+from drifting.pretraining.loop import EncoderStep, HeldRows, NetworkTraining, batches_of, read_ahead
+from drifting.pretraining.objectives import train_network, train_supervised
 from drifting.runs.folder import (
     CLASSIFIER_WEIGHTS,
     CONFIG,
@@ -178,11 +178,8 @@ def train_alone(config: ClassifierConfig | EncoderRunConfig, network: Any, folde
 def _train_encoder(config: EncoderRunConfig, network: Any, folder: Path) -> TrainedNetwork:
     facts = configuration.to_json(config)
     saving = Saving(folder=folder, facts=facts, command=command_of(config, folder), every=config.checkpoint_every, keep=config.keep)
-    if config.data.kind == "images":
-        _train(network, config, config.encoder, saving)
-        figures = _figures(network.eval(), config)
-    else:
-        figures = train_streamed(network, config, saving)
+    _train(network, config, saving)
+    figures = (_figures if config.data.kind == "images" else _streamed_figures)(network.eval(), config)
     save_json(folder / CONFIG, facts)
     save_json(folder / ENCODER_METRICS, figures)
     save_tensors(folder / ENCODER_WEIGHTS, network.state_dict())
@@ -204,10 +201,8 @@ def _train_classifier(config: ClassifierConfig, network: Classifier, folder: Pat
     seen = ~_held_out(labels)
     training = train_supervised(
         network,
-        train.images[seen],
-        labels[seen],
+        batches_of(HeldRows(train.images[seen], labels[seen]), config.batch_size, config.seed),
         steps=config.steps,
-        batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         seed=config.seed,
         augmentation=config.augmentation(),
@@ -255,7 +250,7 @@ def _train_stage(network: nn.Module, config: RunConfig, folder: Path) -> None:
         keep=1,
         checkpoints=ENCODER_CHECKPOINTS,
     )
-    _train(network, config, settings, saving)
+    _train(network, config, saving)
 
 
 def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) -> None:
@@ -269,11 +264,21 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
     draw_reconstruction(folder, title=title, images=to_signed(images), reconstructed=again)
 
 
-def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, settings: Any, saving: Saving) -> None:
-    """Train the network of an encoder for its objective."""
-    images = cast(ImagesData, config.data).load("train", labeled=settings.objective != "reconstruction")
-    training = train_network(network, settings, images.images, images.labels, seed=config.seed)
-    follow(training, saving, what="encoder", batch_size=settings.batch_size)
+def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, saving: Saving) -> None:
+    """Train the network of an encoder for its objective, from its newest checkpoint if there is one."""
+    settings: Any = config.encoder
+    batches = batches_of(_rows(config), settings.batch_size, config.seed)
+    with ThreadPoolExecutor(1) as thread:
+        training = train_network(network, settings, read_ahead(batches, settings.steps, thread), seed=config.seed)
+        follow(training, saving, what="encoder", batch_size=settings.batch_size)
+
+
+def _rows(config: RunConfig | EncoderRunConfig) -> Rows:
+    """Return the training images of an encoder, in memory or on disk."""
+    if config.data.kind != "images":
+        return cast(StreamedData, config.data).rows(config.seed)
+    images = cast(ImagesData, config.data).load("train", labeled=config.encoder.objective != "reconstruction")
+    return HeldRows(images.images, images.labels)
 
 
 def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str, int | float]:
@@ -300,58 +305,13 @@ def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str
 _MEASURED, _AT_ONCE = 2048, 64
 
 
-def train_streamed(network: MaskedAutoencoder, config: EncoderRunConfig, saving: Saving) -> dict[str, int | float]:
-    """Train a network on its device, by `train_masked`, from its newest checkpoint if there is one.
-
-    Returns:
-        `num_train_images`; `masked_error`, the mean squared error of what is filled in, and of a network that learnt classes
-        `train_accuracy`, the share of whole images that it names right, both of training images.
-
-    Raises:
-        DivergenceError: if its loss becomes NaN or infinite.
-        Interrupted: if the process was asked to stop; the state is saved.
-    """
-    settings, rows = cast(MAEConfig, config.encoder), cast(StreamedData, config.data).rows(config.seed)
-    state = masked_state(network, settings, config.seed)
-    batches = batches_of(rows, settings.batch_size, config.seed)
-    with ThreadPoolExecutor(1) as thread:
-        training = train_masked(state, _ahead(batches, settings.steps, thread), settings)
-        follow(training, saving, what="encoder", batch_size=settings.batch_size)
-    return {"num_train_images": len(rows), **_streamed_figures(network.eval(), rows, config)}
-
-
-def batches_of(rows: Rows, batch_size: int, seed: int) -> Batches:
-    """Return the batches of a training: every epoch is a new order of all rows, and each time a row is varied anew."""
-
-    def batches(number: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        del rng
-        return _taken(rows, (number - 1) * batch_size, batch_size, seed)
-
-    return batches
-
-
-def _taken(rows: Rows, first: int, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Return the rows at places of the training's order, and their labels where they have any."""
-    indices = shuffled_indices(len(rows), first, count, stream_seed(seed, "encoder batches"))
-    images = rows.take(indices, torch.arange(first, first + count))
-    return images, None if rows.labels is None else rows.labels[indices]
-
-
-def _ahead(batches: Batches, last: int, thread: Executor) -> Batches:
-    """Return the same batches, each read by a thread while the step before it computes."""
-    waiting: dict[int, Future] = {}
-
-    def read(number: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        found = waiting.pop(number).result() if number in waiting else batches(number, rng)
-        if number < last:
-            waiting[number + 1] = thread.submit(batches, number + 1, rng)
-        return found
-
-    return read
-
-
 @torch.no_grad()
-def _streamed_figures(network: MaskedAutoencoder, rows: Rows, config: EncoderRunConfig) -> dict[str, float]:
+def _streamed_figures(network: MaskedAutoencoder, config: EncoderRunConfig) -> dict[str, int | float]:
+    """Return `num_train_images`, `masked_error`, the mean squared error of what is filled in, and `train_accuracy`.
+
+    That is the share of whole images that a network which learnt classes names right. Both are of training images.
+    """
+    rows = _rows(config)
     rng = torch.Generator(config.device).manual_seed(stream_seed(config.seed, "masks of figures"))
     errors, hidden, hits = list[Tensor](), list[Tensor](), list[Tensor]()
     for images, labels in _measured(rows, config.seed):
@@ -362,12 +322,13 @@ def _streamed_figures(network: MaskedAutoencoder, rows: Rows, config: EncoderRun
         if network.classify is not None and labels is not None:
             hits.append(cast(Tensor, network(batch)[1]).argmax(1).cpu() == labels)
     shares = torch.stack(hidden) / torch.stack(hidden).sum()
-    figures = {"masked_error": float((torch.stack(errors) * shares).sum())}
+    figures = {"num_train_images": len(rows), "masked_error": float((torch.stack(errors) * shares).sum())}
     return figures | ({"train_accuracy": float(torch.cat(hits).double().mean())} if hits else {})
 
 
 def _measured(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Return the first rows of the training's order, each once."""
-    count = min(_MEASURED, len(rows))
-    for places in torch.arange(count).split(_AT_ONCE):
-        yield _taken(rows, int(places[0]), len(places), seed)
+    batches = batches_of(rows, _AT_ONCE, seed)
+    for number, count in enumerate(torch.arange(min(_MEASURED, len(rows))).split(_AT_ONCE), 1):
+        images, labels = batches(number)
+        yield images[: len(count)], None if labels is None else labels[: len(count)]

@@ -20,8 +20,66 @@ class DivergenceError(RuntimeError):
     """The loss became NaN or infinite: one sentence that names step, feature and temperature."""
 
 
-class TrainingState:
-    """Everything that changes during training, and its form on disk.
+class State:
+    """What changes while a network is trained: weights, their averages, the optimizer, one random stream; and its form on disk.
+
+    Args:
+        networks: name in the state -> the network that is trained, first, and averages of its weights.
+        optimizer: of the network.
+        seed: of the random stream.
+
+    Attributes:
+        step: number of steps that were taken.
+        rng: the random stream.
+        device: of all of it.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, seed: int) -> None:
+        self._networks, self.optimizer = dict(networks), optimizer
+        self.device = next(weight.device for network in networks.values() for weight in network.parameters())
+        self.rng = torch.Generator(self.device).manual_seed(seed)
+        self.step = 0
+        self._faults: dict[tuple[str, float], Tensor] = {}
+
+    def _note_fault(self, value: Tensor, number: int, source: tuple[str, float] = ("", 0.0)) -> None:
+        """Remember on the device at which step a value of a source first was not finite; nothing is read back here."""
+        first = self._faults.get(source, torch.zeros((), dtype=torch.long, device=self.device))
+        self._faults[source] = torch.where((first == 0) & ~value.isfinite(), number, first)
+
+    def _first_fault(self) -> tuple[int, str, float] | None:
+        """Return the first step with a value that was not finite, and its source; None if there is none. Reads from the device."""
+        return min(((int(first), *source) for source, first in self._faults.items() if int(first) > 0), default=None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the whole state as named tensors; of sharded weights each process has its share."""
+        parts = {
+            **{name: network.state_dict() for name, network in self._networks.items()},
+            "optimizer": flatten_optimizer(self.optimizer),
+            "rng": {"state": self.rng.get_state()},
+        }
+        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+    def check(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
+        """Raise InputError unless a state is one that `tensors` returned at a step of this training; nothing is changed."""
+        check_stream(self.rng, tensors.get("rng.state"), origin)
+        check_state(tensors, self.tensors(), origin, step=step)
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
+        """Take over a state returned by `tensors`; raises InputError, before anything is taken over, as `check` does."""
+        self.check(tensors, step, origin)
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+        for name, network in self._networks.items():
+            load_weights(network, part(name), origin)
+        restore_optimizer(self.optimizer, part("optimizer"), origin)
+        restore_stream(self.rng, tensors["rng.state"], origin)
+        self.step = step
+
+
+class TrainingState(State):
+    """Everything that changes while a generator is trained.
 
     Args:
         generator: the network to train; its device is that of the run.
@@ -40,33 +98,25 @@ class TrainingState:
             for network in (generator, *(average.module for average in self.averages.values())):
                 processes.shard(network)
         self.chosen = schedule.ema_decay
-        self.optimizer = build_optimizer(generator, schedule)
-        self.device = next(generator.parameters()).device
-        self.rng = torch.Generator(self.device).manual_seed(stream_seed(seed, "training"))
-        self.step = 0
-        self._faults: dict[tuple[str, float], Tensor] = {}
+        first, *others = self.averages.items()
+        averages = {"average": first[1], **{f"average-{decay}": average for decay, average in others}}
+        super().__init__({"generator": generator, **averages}, build_optimizer(generator, schedule), stream_seed(seed, "training"))
 
     @property
     def averaged(self) -> Generator:
         """The generator with averaged weights: the one to sample from. That of `ema_decay`, unless another was `chosen`."""
         return cast(Generator, self.averages[self.chosen].module)
 
-    def _averages_by_name(self) -> dict[str, AveragedModel]:
-        first, *others = self.averages.items()
-        return {"average": first[1], **{f"average-{decay}": average for decay, average in others}}
-
     def note_faults(self, report: FeatureLoss) -> None:
         """Remember on the device at which step a drift first was not finite; nothing is read back here."""
         for name, feature in report.features.items():
             for temperature, norm in feature.drift_norms.items():
-                first = self._faults.get((name, temperature), torch.zeros((), dtype=torch.long, device=self.device))
-                self._faults[name, temperature] = torch.where((first == 0) & ~norm.isfinite(), self.step, first)
+                self._note_fault(norm, self.step, (name, temperature))
 
     def check_faults(self) -> None:
         """Raise DivergenceError if a drift was not finite since the start, or a weight is not now. Reads from the device."""
-        found = [(int(first), name, temperature) for (name, temperature), first in self._faults.items() if int(first) > 0]
-        if found:
-            step, name, temperature = min(found)
+        if (fault := self._first_fault()) is not None:
+            step, name, temperature = fault
             raise DivergenceError(
                 f"the loss became NaN or infinite at step {step}, in feature '{name}' at temperature {temperature:g}: "
                 "lower the learning rate or lengthen the warm-up"
@@ -77,16 +127,6 @@ class TrainingState:
                 f"the weights became NaN or infinite at step {self.step}: lower the learning rate or lengthen the warm-up"
             )
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the whole state as named tensors; of sharded weights each process has its share."""
-        parts = {
-            "generator": self.generator.state_dict(),
-            **{name: average.state_dict() for name, average in self._averages_by_name().items()},
-            "optimizer": flatten_optimizer(self.optimizer),
-            "rng": {"state": self.rng.get_state()},
-        }
-        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-
     def layout(self, name: str) -> Tensor | None:
         """Return a weight that an entry of the state is laid out as, by its name; None for one that is of no weight."""
         if name.startswith("optimizer."):
@@ -94,25 +134,6 @@ class TrainingState:
             return weights[int(name.split(".")[1])]
         own = name.partition(".module.")[2] or name.removeprefix("generator.")
         return dict(self.generator.named_parameters()).get(own)
-
-    def check(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
-        """Raise InputError unless a state is one that `tensors` returned at a step of this training; nothing is changed."""
-        check_stream(self.rng, tensors.get("rng.state"), origin)
-        check_state(tensors, self.tensors(), origin, step=step)
-
-    def restore(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
-        """Take over a state returned by `tensors`; raises InputError, before anything is taken over, as `check` does."""
-        self.check(tensors, step, origin)
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-
-        load_weights(self.generator, part("generator"), origin)
-        for name, average in self._averages_by_name().items():
-            load_weights(average, part(name), origin)
-        restore_optimizer(self.optimizer, part("optimizer"), origin)
-        restore_stream(self.rng, tensors["rng.state"], origin)
-        self.step = step
 
 
 def exponential_average(generator: nn.Module, decay: float) -> AveragedModel:
