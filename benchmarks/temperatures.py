@@ -27,7 +27,7 @@ from drifting.metrics.precision_recall import precision_recall
 from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
 from drifting.presets.mnist import mnist_encoder, mnist_pixel
 from drifting.runs.assemble import build_encoder, build_positives, resolve
-from drifting.runs.extractors import load_extractor
+from drifting.runs.evaluate import load_extractor
 from drifting.runs.pretrain import prepare_encoder
 from drifting.sampling import sample
 from drifting.training.loop import TrainingState, train

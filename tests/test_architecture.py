@@ -20,7 +20,7 @@ LOOPS = {("training/loop.py", "train"), ("runs/train.py", "follow")}
 # The function whose arguments are the method, with its oracle, and the class whose arguments are all that a training is made of.
 MANY_ARGUMENTS = {("loss.py", "drifting_loss"), ("drifting_oracle.py", "drifting_loss"), ("training/trainer.py", "__init__")}
 # Tests of the class of a configuration: an object is asked, not inspected.
-CONFIGURATION_BRANCHES = 13
+CONFIGURATION_BRANCHES = 7
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common", "experimental", "legacy"}
 # fields/triton.py holds a device kernel; jaxtyping is notation.
 CORE_LIBRARIES = {"torch", "jaxtyping", "drifting"}

@@ -18,8 +18,7 @@ from drifting.evaluation import compare, references, see
 from drifting.generators import DecoderMLPConfig
 from drifting.metrics.frechet import gaussian_of
 from drifting.runs import Run, evaluate
-from drifting.runs.evaluate import sampled_batches
-from drifting.runs.extractors import load_extractor
+from drifting.runs.evaluate import load_extractor, sampled_batches
 from drifting.sampling import sample
 from drifting.training.schedule import Schedule
 from tests.support.image_folders import write_images
@@ -250,7 +249,7 @@ def test_latents_alone_hold_no_real_images(latents_run, monkeypatch, tmp_path):
 
     extractor = tmp_path / "inception.pt"
     extractor.touch()
-    monkeypatch.setattr("drifting.runs.extractors.load_inception", lambda path, device: Stand())
+    monkeypatch.setattr("drifting.evaluation.extractors.load_inception", lambda path, device: Stand())
     with pytest.raises(InputError, match=r"real is not given, and the latents of 'cache' hold no real images: pass --real FOLDER"):
         latents_run.evaluate(extractor=str(extractor))
 

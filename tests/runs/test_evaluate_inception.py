@@ -16,7 +16,7 @@ from drifting.evaluation.shares import digests
 from drifting.evaluation.statistics import save_seen
 from drifting.metrics import inception
 from drifting.metrics.frechet import frechet_distance, gaussian_of
-from drifting.runs.extractors import load_extractor
+from drifting.runs.evaluate import load_extractor
 from tests.runs.test_evaluate import untrained
 from tests.support.image_folders import write_images
 

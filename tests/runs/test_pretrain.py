@@ -22,7 +22,7 @@ from drifting.pretraining import objectives
 from drifting.pretraining.objectives import train_supervised
 from drifting.runs import pretrain
 from drifting.runs.assemble import resolve, with_network
-from drifting.runs.extractors import load_extractor
+from drifting.runs.evaluate import load_extractor
 from drifting.runs.pretrain import prepare_encoder
 from drifting.training.loop import DivergenceError
 from drifting.training.recorder import Recorder

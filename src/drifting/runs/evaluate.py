@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -16,19 +16,20 @@ from torch import Tensor
 
 from drifting._checks import check_counts, check_device
 from drifting._files import check_writable
-from drifting.config import RunConfig
+from drifting.checkpoint import load_json
+from drifting.config import RunConfig, from_json
 from drifting.data import Decoder, ImageData, ImageSet
 from drifting.data.dataset import InMemorySource, reference_samples
 from drifting.data.digits import LabeledSplit
 from drifting.data.pixels import to_bytes
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, Metrics, Sampler, Sides, evaluate_digits, evaluate_images, evaluate_points, frechet_curve
+from drifting.evaluation.extractors import find_extractor
 from drifting.evaluation.images import Batch
 from drifting.evaluation.references import IN_MEMORY, STREAMED, in_memory, streamed
 from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss
-from drifting.runs.extractors import load_extractor
-from drifting.runs.folder import STATISTICS
+from drifting.runs.folder import CONFIG, STATISTICS
 from drifting.runs.pictures import bandwidths
 from drifting.sampling import check_request, sample, sample_indices
 
@@ -41,7 +42,7 @@ class Asked:
     """What an evaluation may be asked for.
 
     Attributes:
-        extractor: the network in whose features images are compared, see `extractors.load_extractor`.
+        extractor: the network in whose features images are compared, see `evaluation.extractors.find_extractor`.
         real: real images that those of a run are compared with: a folder, or a file of statistics; None for the run's own.
         count: images to compare; None for 10,000, or 50,000 where the data stay on disk. Digits have a fixed number.
         seed: of the samples.
@@ -167,6 +168,16 @@ class Evaluation:
 
         names = {"extractor": extractor.name, "reference": sides.reference.name}
         return {**names, **evaluate_images(sampler, sides, extractor, batch_size=batch_size)}
+
+
+def load_extractor(extractor: str | None, config: RunConfig, device: str = "cpu") -> Extractor:
+    """Return the feature extractor that evaluates a run of images; arguments and errors as in `find_extractor`."""
+
+    def read(folder: Path) -> Any:
+        saved = from_json(load_json(folder / CONFIG), str(folder / CONFIG))
+        return saved if saved.noun == "classifier" else None
+
+    return find_extractor(extractor, config.data, read, device=device)
 
 
 def sampled_batches(

@@ -8,64 +8,62 @@ images that it was trained on in another way than new ones.
 import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from drifting import config as configuration
-from drifting.checkpoint import load_json, load_network, load_tensors
-from drifting.config import ClassifierConfig, RunConfig
-from drifting.data import ImagesData, StreamedData
+from drifting.checkpoint import load_network, load_tensors
 from drifting.data.pixels import to_signed
 from drifting.errors import InputError
 from drifting.evaluation.images import Extractor, in_batches
 from drifting.metrics.inception import URL, load_inception
-from drifting.runs.folder import CLASSIFIER_WEIGHTS, CONFIG, DIGESTS, TRAINED_ON
 
+# What `runs.folder` calls the files of a classifier.
+_WEIGHTS, _TRAINED_ON, _DIGESTS = "classifier.safetensors", "trained_on.safetensors", "digests"
 # Sides of a large image for the extractor "pixels": a covariance of all its pixels would fill any memory.
 _PIXELS = 32
 
 
 def _trained_on(folder: Path) -> Int[Tensor, " t"] | None:
     """Return the digests of the images that a classifier was trained on; None, with a warning, for one that does not tell."""
-    if not (folder / TRAINED_ON).exists():
+    if not (folder / _TRAINED_ON).exists():
         older = f"extractor is '{folder}', which does not tell the images that it was trained on"
         warnings.warn(f"{older}: floors may be of those, so train it again with this version", stacklevel=3)
         return None
-    known = load_tensors(folder / TRAINED_ON).get(DIGESTS)
+    known = load_tensors(folder / _TRAINED_ON).get(_DIGESTS)
     if known is None or known.dtype != torch.long or known.ndim != 1:
-        raise InputError(f"extractor is '{folder}', whose {TRAINED_ON} holds no digests of images: train it again")
+        raise InputError(f"extractor is '{folder}', whose {_TRAINED_ON} holds no digests of images: train it again")
     return known
 
 
-def load_extractor(extractor: str | None, config: RunConfig, device: str = "cpu") -> Extractor:
-    """Return the feature extractor that evaluates a run of images.
+def find_extractor(extractor: str | None, data: Any, read: Callable[[Path], Any], *, device: str = "cpu") -> Extractor:
+    """Return the feature extractor that evaluates a generator of images.
 
     Args:
         extractor: the folder of a trained classifier, a TorchScript Inception file (.pt), or "pixels"; None for the classifier in
             runs/NAME-classifier, NAME being the data set's, where it has a name.
-        config: of the run.
+        data: `data.ImageData` that the generator was trained on.
+        read: folder -> the configuration of the classifier there; None for that of something else.
         device: where the extractor looks at them.
 
     Raises:
         InputError: if it is not there, or takes other images.
     """
-    data = cast(ImagesData | StreamedData, config.data)
     if extractor == "pixels":
-        return _pixels(data)
+        return _pixels(in_memory=data.kind == "images")
     if extractor is not None and extractor.endswith(".pt"):
         if not Path(extractor).is_file():
             raise InputError(f"extractor is '{extractor}', which is no file: download {URL} there, or pass --extractor pixels")
         inception = load_inception(Path(extractor), device=device)
         return Extractor("inception", inception, cache=_if_writable(Path(extractor).parent), probabilities=inception.probabilities)
     folder = _classifier_folder(extractor, data)
-    saved = configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
-    made = config.data.exported_shape()
-    if not isinstance(saved, ClassifierConfig) or saved.data.image_shape != made:
-        shape = saved.data.image_shape if isinstance(saved, ClassifierConfig) else "no images"
+    saved, made = read(folder), data.exported_shape()
+    if saved is None or saved.data.image_shape != made:
+        shape = "no images" if saved is None else saved.data.image_shape
         raise InputError(f"extractor is '{folder}', which takes {shape}, but the run makes {made}: name another extractor")
     if data.num_classes not in (None, saved.data.num_classes):
         classes = saved.data.num_classes
@@ -75,7 +73,7 @@ def load_extractor(extractor: str | None, config: RunConfig, device: str = "cpu"
     if data.class_names is not None and saved.data.class_names not in (None, data.class_names):
         others = f"which names other classes ({', '.join(saved.data.class_names[:3])}) than the run has"
         raise InputError(f"extractor is '{folder}', {others}: name another extractor")
-    network = load_network(saved.build_network, folder / CLASSIFIER_WEIGHTS)
+    network = load_network(saved.build_network, folder / _WEIGHTS)
     name = f"classifier-{_fingerprint(network.state_dict())}"
     network.to(device).eval()
     return Extractor(
@@ -87,7 +85,7 @@ def load_extractor(extractor: str | None, config: RunConfig, device: str = "cpu"
     )
 
 
-def _classifier_folder(extractor: str | None, data: ImagesData | StreamedData) -> Path:
+def _classifier_folder(extractor: str | None, data: Any) -> Path:
     """Return where a trained classifier lies, or raise InputError."""
     name = getattr(data, "name", None)
     if extractor is None and name is None:
@@ -95,7 +93,7 @@ def _classifier_folder(extractor: str | None, data: ImagesData | StreamedData) -
             "extractor is not given, and there is none of its own for these images: pass the Inception file, --extractor FILE.pt"
         )
     folder = Path("runs") / f"{name}-classifier" if extractor is None else Path(extractor)
-    if not (folder / CLASSIFIER_WEIGHTS).exists():
+    if not (folder / _WEIGHTS).exists():
         command = f"drifting train {name}-classifier --save-dir {folder}"
         # No preset trains on the user's own images as they are cropped and converted here.
         fix = f"run {command}" if name and data.path is None else "name the folder of a classifier of these images"
@@ -103,9 +101,9 @@ def _classifier_folder(extractor: str | None, data: ImagesData | StreamedData) -
     return folder
 
 
-def _pixels(data: ImagesData | StreamedData) -> Extractor:
-    """Return an extractor whose features are the pixels: of large images, which are streamed, means over squares of them."""
-    if data.kind == "images":
+def _pixels(*, in_memory: bool) -> Extractor:
+    """Return an extractor whose features are the pixels: of images that may be large, means over squares of them."""
+    if in_memory:
         return Extractor("pixels", lambda images: to_signed(images).flatten(1))
 
     def embed(images: Tensor) -> Tensor:
