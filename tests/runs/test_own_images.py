@@ -45,7 +45,7 @@ def _write(folder: Path, classes: int, each: int, shape: tuple[int, int, int] = 
 
 @pytest.mark.parametrize(
     ("classes", "each", "labels", "generated", "positives"),
-    [(1, 20, 1, 128, 126), (2, 20, 2, 64, 72), (3, 100, 3, 42, 84), (10, 40, 2, 64, 72), (300, 2, 8, 16, 16)],
+    [(1, 20, 1, 128, 126), (2, 20, 2, 64, 72), (3, 100, 3, 42, 84), (10, 40, 4, 32, 36), (300, 2, 8, 16, 16)],
 )
 def test_sizes_are_chosen_by_the_images(tmp_path, classes, each, labels, generated, positives):
     config = presets.preset("images", data=str(_write(tmp_path / "own", classes, each)))
@@ -59,7 +59,7 @@ def test_sizes_are_chosen_by_the_images(tmp_path, classes, each, labels, generat
 
 def test_sizes_of_images_that_cannot_be_read_are_the_usual_ones_and_the_run_tells_why(tmp_path):
     config = presets.preset("images", data=str(tmp_path / "nowhere"))
-    assert (config.schedule.labels_per_step, config.schedule.generated) == (2, 64)
+    assert (config.schedule.labels_per_step, config.schedule.generated) == (4, 32)
     with pytest.raises(InputError, match="which does not exist"):
         resolve(config)
 
@@ -83,7 +83,7 @@ def test_features_are_those_that_the_images_have(tmp_path, shape, absent, presen
 @pytest.mark.parametrize(
     ("images", "classes", "shape", "features"),
     [
-        (5000, 10, (3, 64, 64), {"stage4_mean", "stage3_mean_4", "image_mean_8", "chroma_std_8"}),
+        (5000, 10, (3, 64, 64), {"stage4_mean", "stage2_std_4", "stage3_mean_4", "image_mean_8", "chroma_std_8"}),
         (2000, 2, (3, 32, 32), {"stage4_mean_2", "stage3_mean_4", "image_mean_4", "chroma_std_4"}),
         (2000, 2, (1, 28, 28), {"stage4_mean_2", "image_std_4"}),
         (1999, 10, (3, 64, 64), {"code", "stage2_mean_4", "image_mean_8"}),
@@ -105,7 +105,7 @@ def test_many_images_with_classes_get_an_encoder_that_learns_the_classes(images,
 
 def _resnet(shape: tuple[int, int, int], resize: int | None) -> ResNet:
     halves = (0.5,) * shape[0]
-    return ResNet("resnet18", shape, num_classes=2, small_stem=True, width=2, resize=resize, statistics=(halves, halves))
+    return ResNet("resnet10", shape, num_classes=2, small_stem=True, width=2, resize=resize, statistics=(halves, halves))
 
 
 def test_steps_of_the_encoder_can_be_chosen(gray_folder):

@@ -1,6 +1,6 @@
 """The user's own images: a generator in the features of an encoder that is trained on them, and their classifier.
 
-Few images, or images without classes, get an auto-encoder; many images with classes get a ResNet-18 that learns the classes. Sizes
+Few images, or images without classes, get an auto-encoder; many images with classes get a ResNet-10 that learns the classes. Sizes
 are chosen by the images: how many there are, of how many classes, and how large. docs/results.md has what they reach.
 """
 
@@ -27,6 +27,8 @@ FEATURES = (
     *("code", "stage1_mean", "stage1_std", "stage2_mean", "stage2_std", "stage2_mean_4", "stage2_std_4"),
     *("image_mean_4", "image_std_4", "chroma_std_4"),
 )
+# Beside what suits any ResNet, places of its middle stages: they tell sharp edges from blurred ones.
+RESNET_FEATURES = (*FOUR, "stage2_mean_4", "stage2_std_4", "stage3_std_4")
 # Images from this side on are large: a ResNet sees them at half the side, tiles have 8 pixels in place of 4, and the decoder begins
 # at an eighth of the side.
 _LARGE = 64
@@ -34,7 +36,7 @@ _LARGE = 64
 _LARGEST_TILED = 64
 # Generated samples of a step over all its labels, at least so many of each label.
 _GENERATED, _FEWEST = 128, 16
-# Of more classes than the first number, a step has two, each with many samples; of more than the second, as many as fit.
+# Classes of a step, at most: so many have many samples each. Of more classes than the second number, as many as fit.
 _FEW_CLASSES, _MANY_CLASSES = 4, 50
 # Images from which on a training takes longer.
 _MANY_IMAGES = 2000
@@ -145,7 +147,8 @@ def _encoder(found: Found) -> AutoencoderConfig | ResNetConfig:
     batch_size = max(1, min(128, found.images))
     if found.classes > 1 and found.images >= _MANY_IMAGES and found.image_shape[2] <= _LARGEST_TILED:
         resize = found.image_shape[2] // 2 if found.image_shape[2] >= _LARGE else None
-        network = ResNetConfig(width=16, feature_dims=ALL_DIMS, resize=resize, steps=600, batch_size=batch_size)
+        sizes = {"arch": "resnet10", "width": 16, "feature_dims": ALL_DIMS, "resize": resize}
+        network = ResNetConfig(**sizes, steps=1000, batch_size=batch_size)
         return dataclasses.replace(network, features=resnet_features_of(found.image_shape, resize))
     steps = min(1000, max(400, 20 * found.images // batch_size))
     return AutoencoderConfig(code_dim=64, width=32, features=features_of(found.image_shape), steps=steps, batch_size=batch_size)
@@ -169,8 +172,8 @@ def resnet_features_of(image_shape: tuple[int, int, int], resize: int | None) ->
     halves = (0.5,) * image_shape[0]
     with torch.device("meta"):
         sizes = {"num_classes": None, "small_stem": True, "width": 1, "resize": resize, "statistics": (halves, halves)}
-        known = resnet.available_features(ResNet("resnet18", image_shape, **sizes))
-    return tuple(name for name in _in_tiles(FOUR, image_shape) if name in known)
+        known = resnet.available_features(ResNet("resnet10", image_shape, **sizes))
+    return tuple(name for name in _in_tiles(RESNET_FEATURES, image_shape) if name in known)
 
 
 def _in_tiles(names: Sequence[str], image_shape: tuple[int, int, int]) -> list[str]:
@@ -195,16 +198,14 @@ def _schedule(found: Found) -> Schedule:
         optimizer="muon",
         learning_rate=3e-3,
         warmup_steps=50,
-        decay_after=300,
+        decay_after=600 if many else 300,
         ema_decay=0.99,
         statistics_every=100,
     )
 
 
 def _labels_per_step(classes: int) -> int:
-    if classes <= _FEW_CLASSES:
-        return classes
-    return 2 if classes <= _MANY_CLASSES else _GENERATED // _FEWEST
+    return min(classes, _FEW_CLASSES) if classes <= _MANY_CLASSES else _GENERATED // _FEWEST
 
 
 def _positives(generated: int, members: int) -> int:
