@@ -1,6 +1,6 @@
-"""Data: real samples of given labels, drawn at every step.
+"""Data: real samples, drawn by label at every step.
 
-A configuration names its data by a class of this package whose name ends in "Data".
+A configuration stores its data as the name of a class of this package that ends in "Data".
 """
 
 from typing import TYPE_CHECKING

@@ -1,15 +1,15 @@
-"""Views of images for contrastive training: SimCLR's augmentations as batch operations, each with a strength, 0 switching it off.
+"""Views of images for contrastive training: SimCLR's augmentations as batch operations. A strength of 0 disables an operation.
 
-In this order: crop, flip, then with some probability brightness, contrast, saturation and hue (in this fixed order, where SimCLR
-draws one), grayscale, blur. Every image has draws of its own, and is changed without a look at the others; every part is
-differentiable in the images. The parts take the draws as arguments, one value per image; `augment` makes the draws.
+The order is crop, flip, then with some probability brightness, contrast, saturation and hue (in this fixed order; SimCLR draws the
+order), grayscale, blur. Every image has its own draws and does not depend on the others; every operation is differentiable. The
+operations take the draws as arguments, one value per image; `augment` makes the draws.
 
     brightness     v' = a v             with v = (x + 1) / 2, the image in [0, 1]
     contrast       x' = a x + (1 - a) mean of gray(x)
     saturation     x' = a x + (1 - a) gray(x)
     hue            the chroma (I, Q) of YIQ turned by an angle: linear, and gray and luma stay, unlike with the hue of HSV
 
-Each of the four ends at the nearest of -1 and 1. A trunk trained on views of changed color cannot see color: leave it out with
+Each of the four clamps its result to [-1, 1]. A trunk trained on views with changed colors is blind to color; disable this with
 `jitter=0, gray=0`.
 
 Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", arXiv:2002.05709, appendix.
@@ -32,7 +32,7 @@ from drifting.errors import InputError
 _LUMA = (0.299, 0.587, 0.114)
 _YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
-# Share of the images that are blurred, as in SimCLR, and how many standard deviations the kernel reaches.
+# Share of blurred images, as in SimCLR, and radius of the kernel in standard deviations.
 _BLURRED = 0.5
 _REACH = 3
 Images = Float[Tensor, "b c h w"]
@@ -41,23 +41,23 @@ PerImage = Float[Tensor, " b"]
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """How views of an image are made; 0 switches a part off.
+    """The strengths of the augmentation; 0 disables an operation.
 
-    The defaults are SimCLR's for CIFAR-10, but for crops, of which it takes those down to 8 % of the area.
+    The defaults are those of SimCLR for CIFAR-10, except that SimCLR crops down to 8 % of the area.
 
     Attributes:
-        crop: of the area of an image, the largest share that a crop leaves out, below 1; each share up to it is as likely. The crop
-            is stretched to the size of the image.
-        stretch: largest relative change of a crop's aspect ratio: log-uniform in [1 / (1 + stretch), 1 + stretch], where it fits.
-        flip: probability of a mirrored image.
-        jitter: probability that brightness, contrast, saturation and hue change.
-        brightness: largest relative change: the factor is uniform in [1 - brightness, 1 + brightness], without its part below 0;
-            contrast and saturation likewise.
-        contrast: as brightness.
-        saturation: as brightness.
-        hue: largest turn of the color circle, in whole turns, up to 0.5.
-        gray: probability that an image loses its color.
-        blur: largest standard deviation of a Gaussian, in pixels, uniform from 0; half of the images are blurred.
+        crop: largest share of the area of an image that a crop leaves out, below 1; the share is uniform. The crop is resized to
+            the size of the image.
+        stretch: largest relative change of the aspect ratio of a crop, log-uniform in [1 / (1 + stretch), 1 + stretch] if it fits.
+        flip: probability of mirroring an image.
+        jitter: probability of changing brightness, contrast, saturation and hue.
+        brightness: largest relative change of the brightness; the factor is uniform in [1 - brightness, 1 + brightness], clipped at
+            0.
+        contrast: the same for the contrast.
+        saturation: the same for the saturation.
+        hue: largest rotation of the color circle, in turns, up to 0.5.
+        gray: probability of removing the color of an image.
+        blur: largest standard deviation of the Gaussian in pixels, uniform from 0; half of the images are blurred.
     """
 
     crop: float = 0.8
@@ -72,7 +72,7 @@ class Views:
     blur: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise InputError for a strength out of its range."""
+        """Raise InputError if a strength is out of its range."""
         highest = {"flip": 1.0, "jitter": 1.0, "gray": 1.0, "hue": 0.5}
         for name in self.__dataclass_fields__:
             value, most = getattr(self, name), highest.get(name, math.inf)
@@ -92,12 +92,12 @@ def augment(images: Images, settings: Views, rng: torch.Generator) -> Images:
     """Return a view of every image, of the same size.
 
     Args:
-        images: of 1 or 3 channels, if colors change.
+        images: images with 1 or 3 channels if colors change.
         settings: the strengths.
-        rng: of all draws; its device should be that of the images.
+        rng: source of randomness; it should be on the device of the images.
 
     Raises:
-        InputError: if colors are to change in images that are neither gray nor of red, green and blue.
+        InputError: if colors should change in images with neither 1 nor 3 channels.
     """
     if settings.colored and images.shape[1] not in (1, 3):
         raise InputError(f"images have {images.shape[1]} channels: colors need 3, or 1 for gray; pass jitter=0 and gray=0")
@@ -118,13 +118,13 @@ def augment(images: Images, settings: Views, rng: torch.Generator) -> Images:
 
 
 def draw_boxes(images: Images, rng: torch.Generator, *, left_out: float, stretch: float) -> Float[Tensor, "b 4"]:
-    """Return a box for every image, see `crop`: its area, then its aspect ratio among those that fit, then its place.
+    """Return a box for every image, see `crop`. Its area is drawn first, then an aspect ratio that fits, then its position.
 
     Args:
-        images: whose number, type and device the boxes have.
-        rng: of the draws.
-        left_out: as `Views.crop`; `stretch` likewise. Aspect ratios are relative to that of the image.
-        stretch: see `left_out`.
+        images: the images; boxes have their number, dtype and device.
+        rng: source of randomness.
+        left_out: see `Views.crop`.
+        stretch: see `Views.stretch`. Aspect ratios are relative to that of the image.
     """
     area = 1 - left_out * _uniform(images, rng)
     widest = (-area.log()).clamp(max=math.log1p(stretch))
@@ -135,9 +135,9 @@ def draw_boxes(images: Images, rng: torch.Generator, *, left_out: float, stretch
 
 
 def crop(images: Images, boxes: Float[Tensor, "b 4"]) -> Images:
-    """Return boxes (top, left, height, width; shares of the image) stretched to the size of the images, bilinearly.
+    """Return boxes (top, left, height, width, as shares of the image) resized bilinearly to the size of the images.
 
-    Up to half a pixel beyond the outermost centers of pixels, the image goes on as it ends.
+    Outside the centers of the outermost pixels, the image continues with their values.
     """
     top, left, height, width = boxes.unbind(1)
     zero = torch.zeros_like(top)
@@ -148,34 +148,34 @@ def crop(images: Images, boxes: Float[Tensor, "b 4"]) -> Images:
 
 
 def flip(images: Images, chosen: Bool[Tensor, " b"]) -> Images:
-    """Return the chosen images mirrored left to right, the others as they are."""
+    """Return the images with the chosen ones mirrored left to right."""
     return _choose(chosen, images.flip(3), images)
 
 
 def brightness(images: Images, factor: PerImage) -> Images:
-    """Return images whose values, counted from black, are multiplied by a factor."""
+    """Return images with their values, measured from black, multiplied by a factor."""
     factor = _spread(factor)
-    # In this form a factor of 1 changes no digit.
+    # In this form a factor of 1 is exact.
     return (images * factor + (factor - 1)).clamp(-1, 1)
 
 
 def contrast(images: Images, factor: PerImage) -> Images:
-    """Return images whose differences from their mean luma are multiplied by a factor."""
+    """Return images with their differences from their mean luma multiplied by a factor."""
     return _blend(images, _luma(images).mean((2, 3), keepdim=True), factor)
 
 
 def saturation(images: Images, factor: PerImage) -> Images:
-    """Return images whose differences from their luma, pixel by pixel, are multiplied by a factor; gray ones stay."""
+    """Return images with the difference of every pixel from its luma multiplied by a factor; gray images stay."""
     return _blend(images, _luma(images), factor)
 
 
 def hue(images: Images, turns: PerImage) -> Images:
-    """Return images whose colors are turned about gray at constant luma, red toward yellow; one turn is none, gray ones stay."""
+    """Return images with their colors rotated around gray at constant luma, red toward yellow; gray images stay."""
     if images.shape[1] == 1:
         return images
     angle = (2 * math.pi * turns)[:, None, None]
     gray, quarter = images.new_tensor([_LUMA] * 3), images.new_tensor(_quarter_turn())
-    # Luma stays, and chroma c becomes c cos + (c turned by a quarter) sin; an angle of 0 changes no digit.
+    # Luma stays, and chroma c becomes c cos + (c rotated by a quarter turn) sin; an angle of 0 is exact.
     matrix = gray + angle.cos() * (torch.eye(3).to(gray) - gray) + angle.sin() * quarter
     return (matrix @ images.flatten(2)).unflatten(2, images.shape[2:]).clamp(-1, 1)
 
@@ -186,19 +186,19 @@ def grayscale(images: Images) -> Images:
 
 
 def blur(images: Images, std: PerImage, *, reach: float) -> Images:
-    """Return images under a Gaussian whose standard deviation, in pixels, is `std`; 0 changes nothing.
+    """Return images blurred with a Gaussian with standard deviation `std` in pixels; 0 changes nothing.
 
     Args:
-        images: the outermost pixels go on beyond the edges.
-        std: one per image, 0 or more.
-        reach: the kernels end at three times this many pixels, so that no `std` should be larger.
+        images: the images; their edges are replicated.
+        std: one value per image, 0 or more.
+        reach: largest `std`; the kernels end at three times this many pixels.
     """
     radius = math.ceil(_REACH * reach)
     places = torch.arange(-radius, radius + 1, device=images.device)
-    # The least deviation leaves the middle alone: its neighbors underflow to 0.
+    # With the smallest deviation only the middle of the kernel remains: its neighbors underflow to 0.
     weights = torch.exp(-0.5 * (places / std.clamp_min(1e-2)[:, None]).square())
     weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)[:, None]
-    # As many groups as there are maps: each has the kernel of its image.
+    # One group per map, each with the kernel of its image.
     maps = pad(images.flatten(0, 1)[None], (radius,) * 4, mode="replicate")
     for kernel in (weights[..., None], weights[:, :, None]):
         maps = conv2d(maps, kernel, groups=len(weights))
@@ -206,7 +206,7 @@ def blur(images: Images, std: PerImage, *, reach: float) -> Images:
 
 
 def _jitter(images: Images, settings: Views, rng: torch.Generator) -> Images:
-    """Return images of changed colors; those that are not chosen keep every digit."""
+    """Return the images with changed colors; images that are not chosen stay exactly the same."""
     chosen = _uniform(images, rng) < settings.jitter
     for change, strength in [(brightness, settings.brightness), (contrast, settings.contrast), (saturation, settings.saturation)]:
         if strength:
@@ -220,7 +220,7 @@ def _jitter(images: Images, settings: Views, rng: torch.Generator) -> Images:
 
 @functools.cache
 def _quarter_turn() -> list[list[float]]:
-    """Return the matrix that takes a color's luma away and turns its chroma by a quarter, red toward yellow."""
+    """Return the matrix that removes the luma of a color and rotates its chroma by a quarter turn, red toward yellow."""
     to_yiq = torch.tensor(_YIQ, dtype=torch.float64)
     turn = to_yiq.new_tensor([[0, 0, 0], [0, 0, 1], [0, -1, 0]])
     return (torch.linalg.inv(to_yiq) @ turn @ to_yiq).tolist()

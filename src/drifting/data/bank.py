@@ -1,7 +1,7 @@
-"""A memory of recent real samples: positives of any class, and unconditional negatives, without a search through the data.
+"""A memory bank of recent real samples, from which positives and unconditional negatives are drawn without reading all data.
 
-Every class has a ring buffer of its latest samples, and all classes together have one more. Each step pushes a few fresh
-samples and draws what it needs.
+Every class has a ring buffer of its latest samples, and all classes together have one more. Each step pushes a few new samples and
+draws the samples that it needs.
 
 Shapes: b pushed samples, l labels, p positives, m unconditional samples, r rings, k slots of a ring.
 
@@ -22,18 +22,18 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 
 _WARMUP_CHUNK = 1024
-# What a ring is made of.
+# Names of the tensors of a ring.
 _PARTS = ("samples", "pushed", "turns", "numbers")
 
 
 class Rings:
-    """Ring buffers of the same capacity, side by side.
+    """Ring buffers with the same capacity.
 
     Args:
-        rings: how many.
-        capacity: slots of each.
+        rings: number of rings.
+        capacity: number of slots of each ring.
         sample_shape: shape of one sample.
-        dtype, device: of what is stored.
+        dtype, device: dtype and device of the stored samples.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class Rings:
     ) -> None:
         self.samples: Shaped[Tensor, "r k *sample"] = torch.zeros((rings, capacity, *sample_shape), dtype=dtype, device=device)
         self.pushed: Int[Tensor, " r"] = torch.zeros(rings, dtype=torch.long, device=device)
-        # The count of pushes at which a slot was written, and the number of its sample in the data set; -1 for none.
+        # For each slot: the number of the push that wrote it, and the index of its sample in the data set; -1 if empty.
         self.turns: Int[Tensor, "r k"] = torch.full((rings, capacity), -1, device=device)
         self.numbers: Int[Tensor, "r k"] = torch.full((rings, capacity), -1, device=device)
 
     @property
     def filled(self) -> Int[Tensor, " r"]:
-        """Samples held by each ring, in its first slots."""
+        """Number of samples in each ring; they are in its first slots."""
         return (self.turns >= 0).sum(1)
 
     def push(
         self, samples: Shaped[Tensor, "b *sample"], rings: Int[Tensor, " b"], numbers: Int[Tensor, " b"] | None = None
     ) -> None:
-        """Append every sample to its ring, in their order; each ring forgets its oldest where it is full.
+        """Append every sample to its ring, in order; a full ring drops its oldest sample.
 
-        A sample takes the place of the one with the same number, where its ring holds it, so that none is held twice.
+        A sample replaces one with the same number in its ring, so a ring never holds a sample twice.
         """
         capacity = self.samples.shape[1]
         turns = self.pushed[rings] + ranks(rings)
@@ -66,7 +66,7 @@ class Rings:
         else:
             numbers = numbers.to(rings)
             places = places[ranks((rings * (numbers.max() + 1) + numbers).flip(0)).flip(0) == 0]
-        # Of a push that is longer than the ring only its end stays, so that no slot is written twice.
+        # If a push is longer than a ring, only its end stays, so that no slot is written twice.
         places = places[ranks(rings[places].flip(0)).flip(0) < capacity]
         samples, rings, numbers, turns = samples[places], rings[places], numbers[places], turns[places]
         held = (self.numbers[rings] == numbers[:, None]) & (numbers >= 0)[:, None]
@@ -82,7 +82,7 @@ class Rings:
         self.numbers[rings, slots], self.turns[rings, slots] = (value[some] for value in told)
 
     def draw(self, rings: Int[Tensor, " l"], count: int, rng: torch.Generator) -> Int[Tensor, "l p"]:
-        """Return `count` slots for each row of `rings`, all different where the ring holds that many, on the device of rng."""
+        """Return `count` slots of each given ring, all different if the ring holds that many, on the device of rng."""
         rings = rings.to(self.samples.device)
         filled = self.filled[rings].to(rng.device)[:, None]
         slots = torch.arange(self.samples.shape[1], device=rng.device)
@@ -90,13 +90,13 @@ class Rings:
         return keys.argsort(1).gather(1, torch.arange(count, device=rng.device) % filled)
 
     def take(self, rings: Int[Tensor, " l"], slots: Int[Tensor, "l p"]) -> Shaped[Tensor, "l p *sample"]:
-        """Return the samples in some slots of every ring, on the device of `slots`."""
+        """Return the samples in the given slots of each given ring, on the device of `slots`."""
         device = self.samples.device
         return self.samples[rings.to(device)[:, None], slots.to(device)].to(slots.device)
 
 
 def ranks(kinds: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """Return how many of the same kind stand before each."""
+    """Return for each element the number of equal elements before it."""
     order = kinds.argsort(stable=True)
     _, counts = kinds[order].unique_consecutive(return_counts=True)
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -104,15 +104,15 @@ def ranks(kinds: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
 
 
 class MemoryBank:
-    """Recent real samples, by class and all together.
+    """Recent real samples of each class, and of all classes together.
 
     Args:
-        num_classes: number of labels; None for one unlabeled population, kept as class 0.
-        capacity_per_class: samples kept of each class.
-        unconditional_capacity: samples kept of all together.
+        num_classes: number of labels; None for one unlabeled population, which is stored as class 0.
+        capacity_per_class: number of samples kept of each class.
+        unconditional_capacity: number of samples kept of all classes together.
         sample_shape: shape of one sample.
-        device: where they are kept.
-        dtype: as what they are kept.
+        device: device of the stored samples.
+        dtype: dtype of the stored samples.
     """
 
     def __init__(
@@ -135,27 +135,27 @@ class MemoryBank:
 
     @property
     def capacity_per_class(self) -> int:
-        """Samples that a class can hold."""
+        """Largest number of samples of a class."""
         return self._classes.samples.shape[1]
 
     @property
     def unconditional_capacity(self) -> int:
-        """Samples of all classes together that it can hold."""
+        """Largest number of samples of all classes together."""
         return self._unconditional.samples.shape[1]
 
     @property
     def filled(self) -> Int[Tensor, " classes"]:
-        """Samples held of each class."""
+        """Number of samples of each class."""
         return self._classes.filled
 
     @property
     def unconditional_filled(self) -> int:
-        """Samples held of all classes together."""
+        """Number of samples of all classes together."""
         return int(self._unconditional.filled)
 
     @property
     def rings(self) -> dict[str, Rings]:
-        """The buffers by name: one for each class, and one for all."""
+        """The buffers by name: those of the classes, and the one of all classes."""
         return {"classes": self._classes, "unconditional": self._unconditional}
 
     def push(
@@ -164,12 +164,12 @@ class MemoryBank:
         labels: Int[Tensor, " b"] | None = None,
         numbers: Int[Tensor, " b"] | None = None,
     ) -> None:
-        """Add samples, the oldest of a full buffer leaving.
+        """Add samples; a full buffer drops its oldest ones.
 
         Args:
-            samples: what is kept.
-            labels: their classes, where there are any.
-            numbers: which samples of their data set they are, from 0 on. One that is held already is replaced, never held twice.
+            samples: the samples.
+            labels: class of each sample, if there are classes.
+            numbers: index of each sample in its data set, from 0 on. A sample that the bank holds already is replaced.
 
         Raises:
             InputError: if shapes, labels or numbers do not fit.
@@ -188,12 +188,12 @@ class MemoryBank:
     def draw(
         self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
     ) -> Shaped[Tensor, "l p *sample"]:
-        """Return `count` samples of each label (one set if there are none), all different where the bank holds that many.
+        """Return `count` samples of each label (one set without labels), all different if the bank holds that many.
 
-        For `own` see `dataset.Source`.
+        See `dataset.Source` for `own`.
 
         Raises:
-            InputError: if a label is out of range or none of its samples was pushed yet.
+            InputError: if a label is out of range or the bank holds no sample of it.
         """
         rows = self._rows(labels, 1)
         empty = rows[self.filled[rows] == 0]
@@ -203,18 +203,18 @@ class MemoryBank:
         return self._classes.take(rows if labels is None else rows[own], owned(slots, labels, own))
 
     def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Shaped[Tensor, "l m *sample"]:
-        """Return `sets` independent sets of `count` samples of any class, those of a set different as far as the bank reaches."""
+        """Return `sets` independent sets of `count` samples of any class; those of a set differ if the bank holds enough."""
         if self.unconditional_filled == 0:
             raise InputError("the bank holds no sample at all: push some before drawing")
         rings = torch.zeros(sets, dtype=torch.long)
         return self._unconditional.take(rings[own], self._unconditional.draw(rings, count, rng)[own])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything the bank holds as named tensors, copied."""
+        """Return a copy of the content of the bank as named tensors."""
         return {f"{name}.{part}": getattr(rings, part).clone() for name, rings in self.rings.items() for part in _PARTS}
 
     def check(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Raise InputError unless `tensors` of a bank of this size and kind returned this; nothing is changed."""
+        """Raise InputError unless the tensors are those of a bank of this size and kind; nothing is changed."""
         check_state(
             tensors, {f"{name}.{part}": getattr(rings, part) for name, rings in self.rings.items() for part in _PARTS}, origin
         )
@@ -229,7 +229,7 @@ class MemoryBank:
             raise InputError(f"{wrong} was given {counts} samples, not as many: delete it and resume")
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
-        """Take over what `tensors` returned; raises InputError if it is of a bank of another size."""
+        """Restore the result of `tensors`, or raise InputError if it does not fit this bank."""
         tensors = {**self._missing(tensors), **tensors}
         self.check(tensors, origin)
         for name, rings in self.rings.items():
@@ -237,7 +237,7 @@ class MemoryBank:
                 getattr(rings, part).copy_(tensors[f"{name}.{part}"])
 
     def _missing(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what an earlier version did not save: turns by the place in the ring, and no numbers."""
+        """Return the tensors that earlier versions did not save: turns from the positions in the ring, and no numbers."""
         found = {}
         for name, rings in self.rings.items():
             pushed, like = tensors.get(f"{name}.pushed"), rings.pushed
@@ -250,7 +250,7 @@ class MemoryBank:
         return found
 
     def _rows(self, labels: Tensor | None, count: int) -> Int[Tensor, " l"]:
-        """Return the ring of every label, on the device of the bank."""
+        """Return the ring of each label, on the device of the bank."""
         device = self._classes.samples.device
         if (labels is None) != (self.num_classes is None):
             given = "missing" if labels is None else "given"
@@ -265,13 +265,13 @@ class MemoryBank:
 
 @dataclass(frozen=True, kw_only=True)
 class BankConfig:
-    """A `MemoryBank` that positives are drawn from, in place of the whole data set.
+    """The settings of a `MemoryBank`, from which real samples are drawn instead of from the whole data set.
 
     Attributes:
-        capacity_per_class: number of samples of each class that it holds.
-        unconditional_capacity: number of samples of any class that it holds.
-        push_per_step: number of fresh samples that come into it before each draw.
-        on_cpu: keep it in the memory of the CPU, where that of the device is too small.
+        capacity_per_class: number of samples of each class in the bank.
+        unconditional_capacity: number of samples of any class in the bank.
+        push_per_step: number of new samples added before each draw.
+        on_cpu: whether to keep the bank in CPU memory, if that of the device is too small.
     """
 
     capacity_per_class: int = 128
@@ -280,7 +280,7 @@ class BankConfig:
     on_cpu: bool = False
 
     def build(self, num_classes: int | None, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> MemoryBank:
-        """Return the bank, empty, for samples of a shape and type."""
+        """Return an empty bank for samples of a shape and dtype."""
         return MemoryBank(
             num_classes,
             sample_shape=shape,
@@ -292,18 +292,18 @@ class BankConfig:
 
 
 class BankSource:
-    """A finite data set seen through a memory bank: every draw first pushes fresh samples, in a new order each epoch.
+    """Draws from a finite data set through a memory bank. Every draw first pushes new samples, in a new order each epoch.
 
-    The first draw fills the bank: it pushes until every class has as many samples as its buffer, or its data, can hold,
-    which takes an epoch at most. No sample is in a buffer twice, so those of a small class are drawn equally often.
+    The first draw fills the bank: it pushes until every class fills its buffer or has no more samples, at most one epoch. No sample
+    is in a buffer twice, so the samples of a small class are drawn equally often.
 
     Args:
         samples: all real samples, on any device.
-        labels: their classes; None for one unlabeled population.
-        bank: the memory, empty.
-        push_per_step: fresh samples before each draw.
-        seed: of the order.
-        prepare: turns rows of `samples` into what the bank keeps, such as uint8 images into floats.
+        labels: class of each sample; None for one unlabeled population.
+        bank: an empty bank.
+        push_per_step: number of samples pushed before each draw.
+        seed: seed of the order.
+        prepare: converts rows of `samples` into what the bank stores, such as uint8 images into floats.
     """
 
     def __init__(
@@ -340,7 +340,7 @@ class BankSource:
     def draw(
         self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
     ) -> Shaped[Tensor, "l p *sample"]:
-        """Push fresh samples, then return `count` of the bank's for each label, on the device of rng."""
+        """Push new samples, then return `count` samples of each label from the bank, on the device of rng."""
         if self._full:
             self._push(self._next(self._push_per_step))
         else:
@@ -349,17 +349,17 @@ class BankSource:
         return self.bank.draw(labels, count, rng, own)
 
     def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Shaped[Tensor, "l m *sample"]:
-        """Return sets of samples of any class out of the bank, pushing nothing: draw the positives of the step first."""
+        """Return sets of samples of any class from the bank. This pushes nothing: draw the positives of the step first."""
         return self.bank.draw_unconditional(sets, count, rng, own)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return bank and position as named tensors."""
+        """Return the bank and the position as named tensors."""
         return {**self.bank.tensors(), "position": torch.tensor(self._position)}
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
-        """Take over what `tensors` returned; raises InputError if it does not fit.
+        """Restore the result of `tensors`, or raise InputError if it does not fit.
 
-        A run of an earlier version, which did not number samples, goes on as it would have there.
+        A run of an earlier version, which did not number samples, continues as it would have in that version.
         """
         check_state({name: tensors[name] for name in {"position"} & tensors.keys()}, {"position": torch.tensor(0)}, origin)
         self._restore({name: value for name, value in tensors.items() if name != "position"}, origin)

@@ -1,4 +1,4 @@
-"""Where real samples come from: what a kind of data knows, what training sees of it, and sources that hold all samples in memory.
+"""The interfaces of data: `Data` is a kind of data, `Source` draws its real samples in training. Sources of samples held in memory.
 
 Shapes: l labels, p positives.
 """
@@ -19,13 +19,13 @@ from drifting._seeds import stream_seed
 from drifting.data.pixels import to_bytes
 from drifting.errors import InputError
 
-# The share of a process that is alone.
+# The share of a process without peers: everything.
 ALL = slice(None)
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Real samples by label. `num_classes` is None where there are no labels."""
+    """Draws real samples by label."""
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -34,21 +34,21 @@ class Source(Protocol):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of labels."""
+        """Number of labels, or None without labels."""
         ...
 
     def draw(
         self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
     ) -> Float[Tensor, "l p *sample"]:
-        """Return `count` real samples for each label (one set if there are none), on the device of rng.
+        """Return `count` real samples for each label (one set without labels), on the device of rng.
 
-        Of several processes that draw the same, each takes its `own` labels, or its own samples of the one set; what rng has drawn
-        afterwards does not depend on it.
+        If several processes draw the same samples, each keeps its `own` labels, or without labels its own samples. `own` does not
+        change what is drawn from rng.
         """
         ...
 
     def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Float[Tensor, "l m *sample"]:
-        """Return `sets` independent sets of `count` real samples of any label, or the `own` ones of them, on the device of rng."""
+        """Return the `own` ones of `sets` independent sets of `count` real samples of any label, on the device of rng."""
         ...
 
 
@@ -80,12 +80,12 @@ class Images(Protocol):
 
 
 def owned(drawn: Shaped[Tensor, "l p *sample"], labels: Tensor | None, own: slice) -> Shaped[Tensor, "o q *sample"]:
-    """Return of what was drawn for all processes the share of one: its labels or, of a single set, its samples."""
+    """Return one process's share of what was drawn for all: its labels or, without labels, its samples of the one set."""
     return drawn[:, own] if labels is None else drawn[own]
 
 
 class StreamSource:
-    """Unlabeled samples drawn afresh from a distribution, never twice the same."""
+    """Unlabeled samples from a distribution; every draw is new."""
 
     num_classes = None
 
@@ -94,21 +94,21 @@ class StreamSource:
         self.sample_shape = sample_shape
 
     def draw(self, labels: Tensor | None, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
-        """Return one set of `count` fresh samples, or the own ones of them."""
+        """Return one set of `count` new samples, or the `own` ones of them."""
         return self._draw(count, rng)[None, own]
 
     def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
-        """Return sets of fresh samples."""
+        """Return sets of new samples."""
         return self._draw(sets * count, rng).unflatten(0, (sets, count))[own]
 
 
 class InMemorySource:
-    """A finite data set, drawn without replacement within a step as far as it reaches.
+    """A finite data set. Within a step, samples repeat only if the data set is smaller than the draw.
 
     Args:
-        samples: all real samples, or what `prepare` makes them from.
-        labels: their classes, 0 to num_classes - 1, every one present; None for one unlabeled population.
-        prepare: turns drawn rows of `samples` into samples, such as bytes into floats; None if they are samples.
+        samples: all real samples, or the rows from which `prepare` makes them.
+        labels: class of each sample, 0 to num_classes - 1, without empty classes; None for one unlabeled population.
+        prepare: converts drawn rows of `samples` into samples, such as bytes into floats; None if they are samples already.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class InMemorySource:
         self.samples, self.sample_shape, self._prepare = samples, tuple(samples.shape[1:]), prepare
         self.num_classes = None if labels is None else int(labels.max()) + 1
         classes = torch.zeros(len(samples), dtype=torch.long) if labels is None else labels.long().cpu()
-        present = classes.unique().tolist()  # not their counts: a table up to a label of 10^12 needs terabytes
+        present = classes.unique().tolist()  # not bincount: a table up to a label of 10^12 needs terabytes
         absent = next((label for label, found in enumerate(present) if label != found), None)
         if absent is not None:
             raise InputError(
@@ -135,8 +135,8 @@ class InMemorySource:
         self._members = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
 
     def draw(self, labels: Tensor | None, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
-        """Return `count` samples of each label, all different where the class has that many."""
-        # Moved once: the data set goes to the device that asks for it and stays there.
+        """Return `count` samples of each label, all different if the class has that many."""
+        # Moved once: the data set stays on the device that draws from it.
         self.samples, self._members = self.samples.to(rng.device), self._members.to(rng.device)
         members = self._members
         members = members[:1] if labels is None else members[labels]
@@ -157,9 +157,9 @@ class InMemorySource:
 
 
 def reference_samples(source: Source, count: int, seed: int, *, limit: bool = False) -> Float[Tensor, "r *sample"]:
-    """Return about `count` real samples of a seed on the CPU, classes in turn where there are any.
+    """Return about `count` real samples of a seed on the CPU, with the classes in turn if there are any.
 
-    Of more classes than that there is one sample each or, with a limit, there are the first ones alone, as in so many samples.
+    With more classes than `count`, the result has one sample of each class or, with `limit`, of the first `count` classes only.
     """
     rng = torch.Generator().manual_seed(stream_seed(seed, "reference"))
     if source.num_classes is None:
@@ -176,7 +176,7 @@ _read: list[Callable[[], None]] = []
 
 
 def read_once(size: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function so that what it reads stays in memory, for its last `size` arguments, until `forget_data`."""
+    """Cache the results of a function that reads data, for its last `size` arguments, until `forget_data` is called."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         cached = functools.lru_cache(maxsize=size)(function)
@@ -187,29 +187,29 @@ def read_once(size: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def forget_data() -> None:
-    """Have all data read again when they are next asked for: what lies in a folder may have changed since."""
+    """Clear the caches of `read_once`, so that data that changed on disk are read again."""
     for clear in _read:
         clear()
 
 
-# The mark of a field that nobody sets by hand.
+# Metadata of a field that is not a setting.
 FOUND = {"found": True}
 
 
 def found() -> Any:
-    """Return a field of `Data` whose value is found by reading the data; None before."""
+    """Return a field of `Data` whose value is found by reading the data; it is None before."""
     return dataclasses.field(default=None, metadata=FOUND)
 
 
 class Data(ABC):
-    """What a run is trained on. Its classes are frozen dataclasses, whose fields are settings and what was found in the data.
+    """The training data of a run. Subclasses are frozen dataclasses with settings and with facts found by reading the data.
 
     Attributes:
         kind: "points", "digits", "images" in memory or "streamed" images; empty for any other.
         latent: whether samples are latents, which an auto-encoder decodes.
-        num_classes: number of labels; None where there are none, or they are not used.
-        class_names: name of each label, where they are known.
-        counts: samples of each class, or of all without classes, where they are known.
+        num_classes: number of labels; None without labels or if they are not used.
+        class_names: name of each label, if known.
+        counts: number of samples of each class, or of all samples without classes, if known.
         conditional: whether each class is a population of its own.
     """
 
@@ -223,12 +223,12 @@ class Data(ABC):
     @property
     @abstractmethod
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample; raises InputError where it is not known yet."""
+        """Shape of one sample; raises InputError if it is not known yet."""
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """What pictures call the data."""
+        """Name of the data in pictures."""
 
     @abstractmethod
     def source(
@@ -243,11 +243,11 @@ class Data(ABC):
         """Return the real samples.
 
         Args:
-            seed: of the order and of how samples are varied.
-            bank: `data.bank.BankConfig` of the memory bank that they are drawn through; None for none.
-            device: where the bank is kept.
-            indexed: draw the indices of samples, whose features are known, in place of samples.
-            tell: is told (samples read, samples to read) while a bank is filled.
+            seed: seed of the order and of the augmentation.
+            bank: `data.bank.BankConfig` of the memory bank to draw from; None for no bank.
+            device: device of the bank.
+            indexed: whether to draw indices of samples instead of samples, for cached features.
+            tell: called with (samples read, samples to read) while a bank is filled.
         """
 
     def changed(self, **fields: Any) -> "Data":
@@ -255,22 +255,22 @@ class Data(ABC):
         return dataclasses.replace(cast(Any, self), **fields)
 
     def find(self, *, labeled: bool = False) -> "Data":
-        """Return the data with where they are and what is found by reading them; the same where that is known.
+        """Return the data with their location and the facts found by reading them. Facts that are known stay.
 
         Args:
-            labeled: read labels even if the data are not conditional.
+            labeled: whether to read labels even if the data are not conditional.
 
         Raises:
-            InputError: if they are not there, or cannot be used.
+            InputError: if the data are missing or cannot be used.
         """
         del labeled
         return self
 
     def check(self) -> None:  # noqa: B027 - most have nothing to check
-        """Raise InputError if the data are no longer those that a run began with, as far as it kept what they were."""
+        """Raise InputError if the data have changed since the run began, as far as the saved facts tell."""
 
     def report(self) -> list[str]:
-        """Return a line on what there is to train on, and one for each doubt; nothing for data that come with the library."""
+        """Return a line that describes the data, and a note for each possible problem; nothing for the built-in data."""
         return []
 
     def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
@@ -278,11 +278,11 @@ class Data(ABC):
         return None, self.class_names
 
     def classes_to_learn(self) -> int | None:
-        """Return how many classes an encoder can learn to tell apart, whether or not the data are conditional."""
+        """Return the number of classes that an encoder can learn, whether or not the data are conditional."""
         return self.num_classes
 
     def exported_shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of the images that samples become, or raise InputError if they become none."""
+        """Return channels, height and width of the exported images, or raise InputError if samples are not images."""
         raise InputError(f"data is {type(self).__name__}, of no known image shape: name a run of images")
 
     def depict(self, drawing: Any) -> list[Path]:
@@ -299,10 +299,10 @@ class Data(ABC):
         raise InputError(f"data is {type(self).__name__}, which does not say how its samples are measured: write its `evaluate`")
 
     def exporter(self) -> Callable[[Tensor], Tensor]:
-        """Return the map from samples to the user's form: points in their coordinates, images as uint8 [n, h, w, c].
+        """Return the function that exports samples: points in the coordinates of the user, images as uint8 [n, h, w, c].
 
         Raises:
-            InputError: if what it needs is not there.
+            InputError: if something that it needs is missing.
         """
         return lambda samples: samples
 
@@ -330,23 +330,23 @@ class ImageData(Data):
         return None, names
 
     def exported_shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of the images that samples become."""
+        """Return channels, height and width of the exported images."""
         channels, height, width = self.sample_shape
         return channels, height, width
 
     def decoder(self, device: str = "cpu") -> Decoder:
-        """Return the map from samples to bytes, which stay on the device of the samples.
+        """Return the function from samples to bytes on the same device.
 
         Args:
-            device: where an auto-encoder runs, which is loaded here, once in a process.
+            device: device of the auto-encoder, if there is one; it is loaded here, once per process.
 
         Raises:
-            InputError: if the auto-encoder is not there, or is one of other latents.
+            InputError: if the auto-encoder is missing or does not fit the latents.
         """
         del device
         return to_bytes
 
     def exporter(self) -> Callable[[Tensor], Tensor]:
-        """Return the map from samples to images as uint8 [n, h, w, c]."""
+        """Return the function from samples to images as uint8 [n, h, w, c]."""
         decode = self.decoder()
         return lambda samples: decode(samples).movedim(1, -1)

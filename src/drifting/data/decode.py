@@ -1,6 +1,6 @@
-"""From encoded images to one uint8 tensor: decoded once, turned upright, squared and resized if asked.
+"""Decode images into one uint8 tensor, upright and optionally cropped to a square and resized.
 
-Transparent images are laid on white: what an image hides under its transparent pixels is not what its owner sees.
+Transparent images are drawn on white, because the colors under transparent pixels are arbitrary.
 
 Shapes: s samples, c channels, h height, w width.
 """
@@ -28,25 +28,25 @@ from drifting.errors import InputError
 _CHUNK = 256
 _MODES = {1: "L", 3: "RGB"}
 _GRAY = {"1", "L", "LA", "La"}
-# Formats that start other programs on a file (Ghostscript, system libraries), or that PIL names but does not decode.
+# Formats that run other programs (Ghostscript, system libraries), or that PIL lists but cannot decode.
 _NOT_DECODED = {"EPS", "WMF", "EMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
-# Images of more pixels are decoded one at a time: each of several threads would hold one.
+# Images with more pixels are decoded one at a time, because every thread holds one in memory.
 _LARGE = 2**25
 
 
 def decode(
     images: Sequence[EncodedImage] | UInt8[Tensor, "s c h w"], *, image_size: int | None = None, channels: int | None = None
 ) -> UInt8[Tensor, "s c h w"]:
-    """Return images as one tensor: 1 channel where all are gray, 3 where any is colored; transparency is laid on white.
+    """Return images as one tensor, with 1 channel if all are gray and 3 if any has color.
 
     Args:
         images: at least one image.
-        image_size: pixels to a side, after a center crop to a square and by bicubic resizing; None to keep squares of one size.
-        channels: 1 or 3 to convert; None to keep what is there.
+        image_size: side in pixels after a center crop to a square and bicubic resizing; None to keep squares of one size.
+        channels: 1 or 3 to convert the images; None to keep their channels.
 
     Raises:
-        InputError: if an image is damaged or of a kind that is not decoded, if sizes differ or are no squares and `image_size` is
-            None, or if all images together do not fit into memory.
+        InputError: if an image is damaged or of an unsupported kind, if `image_size` is None and the images are not squares of one
+            size, or if the images do not fit into memory.
     """
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}: pass 1 or more")
@@ -67,7 +67,7 @@ def decode(
 
 
 def decoded_bytes(count: int, side: int, channels: int) -> int:
-    """Return the memory that squares take while they are decoded: each is held once on its own and once among all."""
+    """Return the bytes needed to decode squares: every image is held twice, alone and in the stacked tensor."""
     return 2 * count * side**2 * channels
 
 
@@ -78,7 +78,7 @@ def _some(images: Sequence[EncodedImage] | Tensor | Sequence[np.ndarray]) -> str
 def _decode_all(
     items: Sequence[EncodedImage] | Sequence[np.ndarray], image_size: int | None, channels: int | None
 ) -> list[np.ndarray]:
-    """Return [h w] or [h w 3] of every item, all squares of one size. PIL works outside Python's lock, so threads help."""
+    """Return every item as [h w] or [h w 3], all squares of one size. PIL releases Python's lock, so threads help."""
     threads = min(16, os.cpu_count() or 1)
     chunk = min(_CHUNK, -(-len(items) // threads))
     with _quiet_pillow():
@@ -112,7 +112,7 @@ def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: i
         content = io.BytesIO(item.content) if isinstance(item.content, bytes) else item.content
         with Image.open(content, formats=_formats()) as image, _alone(image):
             image.load()
-            with suppress(Exception):  # a damaged note on the camera is no damage to the image
+            with suppress(Exception):  # damaged EXIF data do not damage the image
                 ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(_fitted(_opaque(image, item.origin), image_size, channels))
     except (InputError, MemoryError):
@@ -122,19 +122,19 @@ def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: i
     except Image.DecompressionBombError:
         limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,}"
         raise InputError(f"data holds '{item.origin}', an image of more than {limit} pixels: shrink it, or remove it") from None
-    except Exception as error:  # every format's reader raises its own kinds where bytes are none of its format
+    except Exception as error:  # every format raises its own types for damaged bytes
         raise damaged(item.origin, error) from None
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Return the formats that are decoded, the common ones first."""
+    """Return the supported formats, common ones first."""
     Image.init()
     return tuple(name for name in Image.ID if name not in _NOT_DECODED)
 
 
 def _opaque(image: Image.Image, origin: str) -> Image.Image:
-    """Return an image of at most 8 bits to a value and without transparency, or raise InputError."""
+    """Return an image without transparency, or raise InputError if it has more than 8 bits per value."""
     if image.mode.startswith(("I", "F")):
         raise InputError(f"data holds '{origin}' of more than 8 bits to a value (mode {image.mode}): convert it to 8 bits")
     if image.mode == "LAB":
@@ -152,7 +152,7 @@ def _fitted(image: Image.Image, image_size: int | None, channels: int | None) ->
     image = image if image.mode == mode else image.convert(mode)
     if image_size is None or image.size == (image_size, image_size):
         return image
-    # Cropped first: resizing a box of the image would let the pixels around it in.
+    # Cropped first, because resizing a box of the image would mix in the pixels around it.
     side, (width, height) = min(image.size), image.size
     left, top = (width - side) // 2, (height - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -163,7 +163,7 @@ def _origin(item: EncodedImage | np.ndarray) -> str:
 
 
 def _together(arrays: list[np.ndarray]) -> UInt8[Tensor, "s c h w"]:
-    """Stack [h w] and [h w 3]; gray images among colored ones get three equal channels."""
+    """Stack [h w] and [h w 3] images; gray images among color images get three equal channels."""
     channels = 3 if any(array.ndim == 3 for array in arrays) else 1
     stacked = torch.empty((len(arrays), channels, *arrays[0].shape[:2]), dtype=torch.uint8)
     for target, array in zip(stacked.numpy(), arrays, strict=True):
@@ -175,12 +175,12 @@ _alone_lock = threading.Lock()
 
 
 def _alone(image: Image.Image) -> "nullcontext[None] | threading.Lock":
-    """Return what a large image is decoded under, so that one at a time is in memory."""
+    """Return a lock for a large image, so that only one of them is in memory at a time."""
     return _alone_lock if image.width * image.height > _LARGE else nullcontext()
 
 
 class _Silence:
-    """How many threads decode at present, and what is to be restored after the last of them."""
+    """The number of threads that decode now, and the settings to restore after the last one."""
 
     lock, count, warned = threading.Lock(), 0, warnings.catch_warnings()
     handler = logging.NullHandler()
@@ -188,7 +188,7 @@ class _Silence:
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Keep Pillow's warnings and log off the terminal. They are settings of the process, so the last of several threads ends it."""
+    """Silence Pillow's warnings and log. They are settings of the process, so the last of several threads restores them."""
     with _Silence.lock:
         _Silence.count += 1
         if _Silence.count == 1:

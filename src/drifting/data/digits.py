@@ -1,4 +1,4 @@
-"""Small real images that come with a library: scikit-learn's handwritten digits."""
+"""The handwritten digits that scikit-learn includes: small real images without a download."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from drifting.data.pixels import to_bytes
 
 
 class LabeledSplit(NamedTuple):
-    """A fixed, stratified division of a labeled data set. Images are [s, channels, height, width] in [-1, 1]."""
+    """A fixed, stratified split of a labeled data set. Images are [s, channels, height, width] in [-1, 1]."""
 
     train: Float[Tensor, "s c h w"]
     train_labels: Int[Tensor, " s"]
@@ -23,7 +23,7 @@ class LabeledSplit(NamedTuple):
 
 
 def load_digits() -> LabeledSplit:
-    """Return the 1797 digits of 8 x 8 pixels, one fifth of each class held out, always the same one.
+    """Return the 1797 digits of 8 x 8 pixels. The same fifth of each class is always held out.
 
     Source: scikit-learn's `load_digits`, the test part of "Optical Recognition of Handwritten Digits" (UCI).
     """
@@ -52,7 +52,7 @@ class DigitsData(ImageData):
 
     @property
     def title(self) -> str:
-        """What pictures call them."""
+        """Name of the data in pictures."""
         return "digits"
 
     def source(self, seed: int, bank: Any = None, **options: Any) -> InMemorySource:

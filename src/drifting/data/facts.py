@@ -1,4 +1,4 @@
-"""What a run knows of its data from when they were first read: whether they are the same, and what is said before training."""
+"""Compare data with the facts that a run saved about them, and describe data in the report before training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,21 +11,21 @@ from drifting.data.readers.base import by_number, shown_name
 from drifting.errors import InputError
 
 FIX = "bring those back, or train anew"
-# Of names in a message: at most so many.
+# Most names in a message.
 _SHOWN = 3
-# Classes that are told one by one, at most; of more the first ones and the last.
+# Most classes that are listed in full; a longer list is shortened to its first classes and the last one.
 _ALL, _FIRST = 10, 3
-# Images of each side that precision, recall, density and coverage need, see `evaluation.images`.
+# Fewest images of each side for precision, recall, density and coverage, see `evaluation.images`.
 NEIGHBORS = 6
 
 
 def counts_of(labels: Int[Tensor, " s"] | None, num_classes: int | None, total: int) -> tuple[int, ...]:
-    """Return how many images each class has; of images without labels, how many there are."""
+    """Return the number of images of each class, or of all images without labels."""
     return (total,) if labels is None else tuple(labels.bincount(minlength=num_classes or 0).tolist())
 
 
 def check_classes(data: Data, found: dict[str, Any], origin: str) -> None:
-    """Raise InputError if the classes or their sizes are others than a run has, or are numbered in another order."""
+    """Raise InputError if the classes, their order or their sizes differ from those of the run."""
     before, now = data.class_names, found["class_names"]
     what = None
     if before is not None and now != before:
@@ -33,7 +33,7 @@ def check_classes(data: Data, found: dict[str, Any], origin: str) -> None:
     elif data.conditional and data.num_classes != found["num_classes"]:
         what = f"which has {found['num_classes'] or 'no'} classes where the run began with {data.num_classes or 'none'}"
     elif before is None and now is not None and sorted(now) != list(now) == sorted(now, key=by_number):
-        # What an earlier version read.
+        # An earlier version numbered them so.
         what = f"whose classes were numbered in the order of text when the run began, {_some(sorted(now))}, and now by number"
     elif data.counts is not None and found.get("counts", data.counts) != data.counts:
         what = _sizes(data.counts, found["counts"], now)
@@ -50,7 +50,7 @@ def _changes(before: Sequence[str], now: Sequence[str]) -> str:
 
 
 def _sizes(before: Sequence[int], now: Sequence[int], names: Sequence[str] | None) -> str:
-    """Return the first class whose number of images is another, in words; or the number of all."""
+    """Return the first class whose number of images has changed, or the total number, in words."""
     if len(before) != len(now) or len(now) == 1:
         return f"which holds {sum(now)} training images where the run began with {sum(before)}"
     label = next(label for label, (then, here) in enumerate(zip(before, now, strict=True)) if then != here)
@@ -63,7 +63,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def describe_images(train: int, test: int, shape: tuple[int, ...], classes: str, left_out: Sequence[str]) -> str:
-    """Return the line on images: how many, of which size, of which classes, and what is left out."""
+    """Return the line that describes images: their number, size and classes, and what is left out."""
     counts = f"{train} train and {test} test images" if test else f"{train} train images"
     return f"{counts} of {describe_shape(shape)}, {classes}" + (
         f"; left out: {', '.join(map(shown_name, left_out))}" if left_out else ""
@@ -71,7 +71,7 @@ def describe_images(train: int, test: int, shape: tuple[int, ...], classes: str,
 
 
 def describe_classes(labels: Int[Tensor, " s"] | None, names: Sequence[str] | None, total: int) -> tuple[str, list[str]]:
-    """Return the classes with how many images each has, in words, and what is to be said of those."""
+    """Return the classes with their numbers of images in words, and a note for each possible problem."""
     if labels is None:
         return "not by class", []
     counts = counts_of(labels, None if names is None else len(names), total)

@@ -1,7 +1,7 @@
-"""Features of every real sample, computed once: while the encoder is frozen and the data finite, encoding them again is waste.
+"""A cache of the features of all real samples: the encoder is frozen and the data are finite, so they need to be encoded only once.
 
-Small caches stay in memory; larger ones are .npy files, mapped into memory, in a folder whose name is a fingerprint of the
-samples and of what the encoder makes of them, and are found again by the next run.
+Small caches stay in memory. Larger ones are memory-mapped .npy files in a folder named by a fingerprint of the samples and of their
+features, so the next run finds them again.
 
 Shapes: s samples, l labels, p positives, k locations, d channels.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from drifting._files import atomic_path
 from drifting.errors import InputError, reason
 
-# What encoders.base calls a FeatureEncoder.
+# The same type as encoders.base.FeatureEncoder.
 Encode = Callable[[Tensor], Mapping[str, Float[Tensor, "b k d"]]]
 _PROBE = 8
 
@@ -30,17 +30,17 @@ class FeatureCache:
     Args:
         encode: the encoder, on the device of `samples` after `prepare`.
         samples: all samples.
-        prepare: turns rows of `samples` into what the encoder takes, such as uint8 images into floats.
-        batch_size: samples encoded at a time. Rounding, and nothing else, depends on it.
-        folder: where files go if there must be any; None for never.
-        byte_budget: a cache of more bytes than this goes into files.
-        on_progress: called after every batch with how many samples are encoded.
+        prepare: converts rows of `samples` into inputs of the encoder, such as uint8 images into floats.
+        batch_size: number of samples encoded at a time; only rounding depends on it.
+        folder: parent folder of the files; None to write no files.
+        byte_budget: largest number of bytes of a cache in memory; a larger one is written to files.
+        on_progress: called after every batch with the number of encoded samples.
 
     Attributes:
-        path: the folder of the files, or None for a cache in memory.
+        path: folder of the files, or None for a cache in memory.
 
     Raises:
-        InputError: if there are no samples, or the cache is over its budget and there is no folder.
+        InputError: if there are no samples, or the cache exceeds its budget and there is no folder.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class FeatureCache:
         return tuple(self._arrays)
 
     def lookup(self, indices: Int[Tensor, "l p"]) -> dict[str, Float[Tensor, "l p k d"]]:
-        """Return the features of the samples of these indices, on the device of `indices`."""
+        """Return the features of the samples with these indices, on the device of `indices`."""
         rows = indices.cpu()
         if self.path is None:
             return {name: array[rows].to(indices.device) for name, array in self._arrays.items()}
@@ -107,7 +107,7 @@ def _fill(arrays: Mapping[str, Any], batches: Iterator[tuple[slice, dict[str, Te
 
 
 def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], batches: Iterator[tuple[slice, dict[str, Tensor]]]) -> None:
-    """Write one file per feature, all or none of them; a feature's name may not be a file's, so files are numbered."""
+    """Write one file per feature, all or none. The files are numbered, because a feature name may be no valid file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as scratch:
         scratch.mkdir()
@@ -121,19 +121,19 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, ...]], batches: Iterator[
 
 
 def _mapped(path: Path, index: int, shape: tuple[int, ...]) -> Any:
-    """Return the features of one name, mapped into memory, or raise InputError if they are not what was written."""
+    """Return the memory-mapped features of one name, or raise InputError if the file is damaged."""
     file = path / f"{index}.npy"
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
         if array.shape != shape or array.dtype != np.float32:
             raise ValueError(f"it has {array.shape} of {array.dtype}")
-    except Exception as error:  # numpy parses the header by several means, each with kinds of its own
+    except Exception as error:  # the parsers of the header raise many types
         raise InputError(f"features are in '{file}', which is damaged ({reason(error)}): delete the folder '{path}'") from None
     return array
 
 
 def _fingerprint(samples: Tensor, probe: Mapping[str, Tensor], batch_size: int) -> str:
-    """Return a name for these samples under this encoder, known by the features of the first of them."""
+    """Return a fingerprint of the samples and of the encoder, which is identified by the features of the first samples."""
     digest = hashlib.blake2b(str((samples.dtype, tuple(samples.shape), batch_size)).encode(), digest_size=12)
     for part in samples.split(4096):
         digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,6 +1,6 @@
-"""A folder of more images than memory holds: listed once, decoded as they are asked for.
+"""Folders of images that do not fit into memory: listed once, decoded when they are drawn.
 
-Shapes: s images, b of them at once, pixels h = w to a side.
+Shapes: s images, b images of a batch, h = w pixels to a side.
 """
 
 import functools
@@ -29,22 +29,22 @@ class ImageFiles:
     """Images of one split of a folder, in color, cropped to a centered square and resized.
 
     Args:
-        path: a folder with a sub-folder for each class, or with train/, val/ or test/ above those; see `readers.folder`.
-        image_size: pixels to a side.
-        split: "train", which is everything where there are no folders of splits; or another that is there.
+        path: a folder with one sub-folder per class, optionally inside train/, val/ or test/; see `readers.folder`.
+        image_size: side in pixels.
+        split: name of the split; without split folders, "train" is everything.
 
     Attributes:
-        path: of the folder.
-        image_size: pixels to a side.
-        split: which one.
-        splits: all that are there.
-        labels: the class of every image; None where no sub-folders tell them.
-        class_names: of each label, in the order of the numbers in them; None likewise.
-        left_out: what is there and is not used, in a few words each.
-        doubts: sentences on what may not be as its owner means it.
+        path: path of the folder.
+        image_size: side in pixels.
+        split: name of the split.
+        splits: names of all splits.
+        labels: class of every image; None without class folders.
+        class_names: name of each label, sorted by the numbers in them; None without class folders.
+        left_out: unused content of the folder, in a few words each.
+        doubts: sentences about possible problems.
 
     Raises:
-        InputError: if the folder or the split is not there, or a class is empty. Files are looked at when they are read.
+        InputError: if the folder or the split is missing, or a class is empty. The files themselves are checked when they are read.
     """
 
     def __init__(self, path: str | Path, *, image_size: int, split: str = "train") -> None:
@@ -71,27 +71,27 @@ class ImageFiles:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes; None where there are no labels."""
+        """Number of classes, or None without labels."""
         return None if self.class_names is None else len(self.class_names)
 
     def read(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Return images, decoded by several threads; raises InputError naming the file if one is damaged."""
+        """Return images decoded by several threads, or raise InputError naming a damaged file."""
         paths = [self._listing.path(index) for index in indices.tolist()]
         return decode([EncodedImage(path, str(path)) for path in paths], image_size=self.image_size, channels=3)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for the names and sizes of all files, in their order, and for their classes.
+        """Return a fingerprint of the names, sizes and classes of all files, in their order, 16 hexadecimal digits.
 
-        What is in the images is not looked at, nor when they were written: a copy of the folder has the same.
+        It does not depend on contents and times of change, so a copy of the folder has the same fingerprint.
         """
         return _digest(*self._names, *map(str, self._sizes))
 
     def names_fingerprint(self) -> str:
-        """Return the same without the sizes, as `fingerprint` did in earlier versions."""
+        """Return the fingerprint of earlier versions, which does not include the sizes."""
         return _digest(*self._names)
 
     def sizes_fingerprint(self, rows: range) -> str:
-        """Return 16 hexadecimal digits that stand for the sizes of some files, in their order."""
+        """Return a fingerprint of the sizes of some files, in their order."""
         return _digest(*map(str, self._sizes[rows.start : rows.stop]))
 
     @functools.cached_property
@@ -107,13 +107,13 @@ class ImageFiles:
 
     @property
     def root(self) -> Path:
-        """The folder that holds the images of the split."""
+        """The folder of the images of the split."""
         return self._listing.root
 
     def state(self, indices: Int[Tensor, " b"]) -> str:
-        """Return 16 hexadecimal digits that stand for the contents of some images, in their order, and for how they are read.
+        """Return a fingerprint of the contents of some images, in their order, and of how they are read.
 
-        The contents are known by place, names, sizes and times of change: another file in the place of one has others.
+        Contents are identified by the paths, sizes and times of change of the files.
         """
         digest = hashlib.sha256(f"{self.image_size} pixels, 3 channels, center crop, bicubic".encode())
         digest.update(os.fsencode(self._listing.root.resolve()))
@@ -138,7 +138,7 @@ def _digest(*facts: str) -> str:
 
 
 def _written(path: Path) -> tuple[int, int]:
-    """Return the size of a file and when it was last written; -1 for one that is gone."""
+    """Return the size of a file and the time of its last change, or -1 if it is gone."""
     try:
         found = os.stat(path)
     except OSError:
@@ -147,7 +147,7 @@ def _written(path: Path) -> tuple[int, int]:
 
 
 def splits_of(path: Path) -> tuple[str, ...]:
-    """Return the splits of a folder of image files; none where there is no folder."""
+    """Return the splits of a folder of image files; raises InputError if there is no folder."""
     return tuple(_reader_of(path).splits(path)) if path.is_dir() else ()
 
 
@@ -165,13 +165,13 @@ def _check_folder(path: Path) -> None:
 
 
 class ImageRows:
-    """Image files as uint8 images.
+    """Image files as rows of uint8 images.
 
     Args:
-        files: where they lie.
+        files: the files.
         labeled: whether their classes are used.
-        flip: mirror every other image, by chance.
-        seed: of the chance.
+        flip: whether to mirror images at random with probability 0.5.
+        seed: seed of the mirroring.
     """
 
     dtype = torch.uint8
@@ -185,7 +185,7 @@ class ImageRows:
         return len(self._files)
 
     def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *sample"]:
-        """Return images, each mirrored or not as its position has it."""
+        """Return images, each mirrored or not depending on its position."""
         images = self._files.read(indices)
         flipped = mirrored(row_streams(self._seed, positions), self._flip)
         return torch.where(flipped[:, None, None, None] == 1, images.flip(-1), images)
@@ -197,17 +197,17 @@ _list_files = read_once(2)(ImageFiles)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFilesData(StreamedData):
-    """Images of a folder that are too many for memory: decoded, cropped and resized as they are drawn.
+    """Images of a folder that do not fit into memory: decoded, cropped and resized when they are drawn.
 
     Attributes:
-        path: folder with one sub-folder for each class, or with `train` and `val` above those; None where it is not known yet.
-        image_size: pixels to a side after cropping and resizing.
-        conditional: one population for each class, or one for all.
-        flip: mirror every other image, by chance.
-        image_shape: channels, height and width; found when the folder is first listed and kept with the run.
-        num_classes: found likewise; None where labels are not used.
-        class_names, counts: names of the classes and how many images each has; found likewise.
-        files: stands for the names of the files; found likewise, and checked whenever the folder is listed again.
+        path: folder with one sub-folder per class, optionally inside train and val; None if it is not known yet.
+        image_size: side in pixels after cropping and resizing.
+        conditional: whether each class is a population of its own; otherwise there is one for all images.
+        flip: whether to mirror images at random with probability 0.5.
+        image_shape: channels, height and width; found when the folder is first listed and saved with the run.
+        num_classes: number of classes, found in the same way; None if labels are not used.
+        class_names, counts: names of the classes and their numbers of images; found in the same way.
+        files: fingerprint of the files, found in the same way and checked whenever the folder is listed again.
     """
 
     path: str | None = None
@@ -223,7 +223,7 @@ class ImageFilesData(StreamedData):
     _place: ClassVar[str] = "a folder of images"
 
     def find(self, *, labeled: bool = False) -> "ImageFilesData":
-        """Return the data with place, shape, classes and what stands for the files."""
+        """Return the data with their location, shape, classes and fingerprint."""
         del labeled
         if self.files is not None:
             return self
@@ -232,9 +232,9 @@ class ImageFilesData(StreamedData):
         return replace(data, **data._facts(files, data._classes(files.num_classes)))
 
     def open(self, split: str = "train") -> ImageFiles:
-        """Return the images, listed once in a process; raises InputError if they are no longer those of the run."""
+        """Return the images, listed once per process, or raise InputError if they have changed since the run began."""
         files = _list_files(self.path or "", image_size=self.image_size, split=split)
-        # Runs of earlier versions know the names alone.
+        # Runs of earlier versions have a fingerprint of the names only.
         if split == "train" and self.files not in (None, files.fingerprint(), files.names_fingerprint()):
             check_classes(self, self._facts(files, files.num_classes if self.conditional else None), str(self.path))
             others = f"whose files are not those that the run began with ({files.fingerprint()}, not {self.files})"
@@ -252,7 +252,7 @@ class ImageFilesData(StreamedData):
         }
 
     def check(self) -> None:
-        """Raise InputError if the files are no longer those that a run began with."""
+        """Raise InputError if the files have changed since the run began."""
         self.open()
 
     def training_images(self) -> ImageFiles | None:
@@ -260,7 +260,7 @@ class ImageFilesData(StreamedData):
         return self.open() if self.path is not None and Path(self.path).is_dir() else None
 
     def rows(self, seed: int) -> ImageRows:
-        """Return the images, each mirrored by chance."""
+        """Return the images, mirrored at random if `flip` is set."""
         return ImageRows(self.open(), labeled=self.conditional, flip=self.flip, seed=seed)
 
     def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
@@ -269,7 +269,7 @@ class ImageFilesData(StreamedData):
         return files.labels, files.class_names
 
     def report(self) -> list[str]:
-        """Return what there is to train and to test on."""
+        """Return a description of the training and test images, see `Data.report`."""
         files = self.open()
         classes, doubts = describe_classes(files.labels if self.conditional else None, files.class_names, len(files))
         held_out = next((split for split in ("test", "val") if split in files.splits), None)

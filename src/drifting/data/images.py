@@ -1,4 +1,4 @@
-"""Image data sets held in memory: from a folder in one of several layouts, or from the Hugging Face Hub.
+"""Image data sets held in memory, from a folder in one of several layouts or from the Hugging Face Hub.
 
 Shapes: s samples, c channels, h height, w width.
 """
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 HUB_IDS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
-# Of labels without names of classes: more classes than anyone has images of.
+# Largest label without class names: no data set has more classes.
 _MOST_CLASSES = 10**6
 _HELD_OUT = 10  # one image in so many
 
 
 class LabelError(InputError):
-    """Labels that are missing or cannot be used; the images themselves may be."""
+    """Labels are missing or cannot be used, although the images can."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one shape, and their classes if they have any.
+    """Images of one shape, and their classes if there are any.
 
     Attributes:
-        images: all pixels, 0 to 255.
+        images: pixels, 0 to 255.
         labels: 0 to num_classes - 1; None for one unlabeled population.
-        class_names: a name for each label, where they are known.
-        left_out: what is in their folder and is not used, in a few words each.
-        doubts: sentences on what may not be as its owner means it.
-        root: none, for they lie in no folder.
+        class_names: name of each label, if known.
+        left_out: unused content of the folder, in a few words each.
+        doubts: sentences about possible problems.
+        root: None, because the images are not files of a folder.
     """
 
     images: UInt8[Tensor, "s c h w"]
@@ -71,7 +71,7 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes; None where there are no labels."""
+        """Number of classes, or None without labels."""
         if self.labels is None:
             return None
         return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
@@ -83,7 +83,7 @@ class ImageSet:
         return channels, height, width
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for the shape, every pixel and every label."""
+        """Return a fingerprint of the shape, every pixel and every label, 16 hexadecimal digits."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().data)
         if self.labels is not None:
@@ -103,21 +103,21 @@ def load_images(
 ) -> ImageSet:
     """Read, check and decode one split of an image data set.
 
-    Where there is no split "test", the split "val" takes its place, by whatever name. Where there is neither, a fixed tenth of the
-    split "train" does: of each class alike, and not in "train".
+    If there is no split "test", it is the split "val" (under any of its usual names). If there is neither, it is a fixed tenth of
+    each class of the split "train", which is then left out of "train".
 
     Args:
-        source: a folder or file (any layout of docs/data.md), a Hub id owner/name, a data set of the `datasets` library, or None to
-            find the data set `name`: in the folder $DRIFTING_DATA/name, else on the Hub.
-        name: one of HUB_IDS, or a folder in $DRIFTING_DATA; unused where `source` is given.
-        split: "train", "test", or another one that the source has.
-        image_size: pixels to a side, cropped to a centered square and resized; None to keep squares of one size.
-        channels: 1 or 3 to convert; None to keep what is there.
-        labeled: True to demand labels, False to leave them out, None to take them if they are there.
+        source: a folder or file in any layout of docs/data.md, a Hub id owner/name, a data set of the `datasets` library, or None
+            to find the data set `name` in the folder $DRIFTING_DATA/name or else on the Hub.
+        name: one of HUB_IDS, or a folder in $DRIFTING_DATA; ignored if `source` is given.
+        split: "train", "test", or another split of the source.
+        image_size: side in pixels after a center crop to a square and resizing; None to keep squares of one size.
+        channels: 1 or 3 to convert the images; None to keep their channels.
+        labeled: True to require labels, False to ignore them, None to use them if there are any.
 
     Raises:
-        InputError: if the source is missing, empty, damaged or of no known layout; if sizes differ and `image_size` is None.
-        LabelError: if they are demanded and missing; if one is below 0 or beyond the class names, or a class has no images.
+        InputError: if the source is missing, empty, damaged or in an unknown layout; if sizes differ and `image_size` is None.
+        LabelError: if labels are required but missing; if a label is negative or has no class name, or a class has no images.
     """
     reader, path = _found(source, name)
     part = _read(reader, path, split, labeled)
@@ -129,12 +129,12 @@ def load_images(
 
 
 def stored_split(source: str | None, name: str | None, split: str, *, labeled: bool | None = None) -> Split:
-    """Return a split without decoding its images; arguments and errors as in `load_images`."""
+    """Return a split without decoding its images. Arguments and errors are those of `load_images`."""
     return _read(*_found(source, name), split, labeled)
 
 
 def _found(source: "str | os.PathLike[str] | Dataset | DatasetDict | None", name: str | None) -> tuple[Reader, Path]:
-    """Return who reads the source, and its place, or its name where it is an object."""
+    """Return the reader of the source, and its path, or its name if it is an object."""
     if source is None or isinstance(source, str | os.PathLike):
         return find_reader(_locate(None if source is None else os.fspath(source), name))
     reader = Given(source)
@@ -142,7 +142,7 @@ def _found(source: "str | os.PathLike[str] | Dataset | DatasetDict | None", name
 
 
 def _locate(source: str | None, name: str | None) -> Path:
-    """Return the folder, or the Hub id as a path."""
+    """Return the folder or the Hub id as a path."""
     if source:
         return Path(source).expanduser()
     if source == "" or name is None:
@@ -159,7 +159,7 @@ def _locate(source: str | None, name: str | None) -> Path:
 
 
 def _read(reader: Reader, path: Path, split: str, labeled: bool | None) -> Split:
-    """Return a split, still encoded, its labels checked unless they are to be left out; "test" may be a tenth of "train"."""
+    """Return a split with encoded images and checked labels; "test" may be a tenth of "train"."""
     known = reader.splits(path)
     by_usual_name = {usual: name for name in reversed(known) if (usual := split_name(name))}
     stored = split if split in known else by_usual_name.get(split_name(split) or split, split)
@@ -182,7 +182,7 @@ def _read(reader: Reader, path: Path, split: str, labeled: bool | None) -> Split
 
 
 def _check_labels(part: Split, path: Path, *, complete: bool) -> None:
-    """Raise LabelError unless labels are numbers of classes and, in a complete split, every class has images."""
+    """Raise LabelError unless the labels are class numbers and, in a complete split, every class has images."""
     if part.labels is None:
         return
     names, lowest, highest = part.class_names, int(part.labels.min()), int(part.labels.max())
@@ -202,9 +202,9 @@ def _check_labels(part: Split, path: Path, *, complete: bool) -> None:
 
 
 def _held_out(count: int, labels: Int[Tensor, " s"] | None) -> Bool[Tensor, " s"]:
-    """Return which images are the fixed tenth, of each class alike; a class's only image is never among them.
+    """Return a mask of the fixed tenth of each class. The only image of a class is never in it.
 
-    The same ones whether labels are then used or left out, so that no image is in one run's "train" and another's "test".
+    The mask is the same whether labels are used or not, so no image is in "train" of one run and in "test" of another.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     if labels is not None:
@@ -217,7 +217,7 @@ def _held_out(count: int, labels: Int[Tensor, " s"] | None) -> Bool[Tensor, " s"
 
 
 def _select(part: Split, mask: Bool[Tensor, " s"]) -> Split:
-    """Return the images of a split where the mask is true."""
+    """Return the part of a split where the mask is True."""
     if isinstance(part.images, Tensor):
         images = part.images[mask]
     else:
@@ -227,21 +227,21 @@ def _select(part: Split, mask: Bool[Tensor, " s"]) -> Split:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesData(ImageData):
-    """Images of a folder or of the Hub, see `load_images`.
+    """Images of a folder or of the Hub, held in memory; see `load_images`.
 
     Attributes:
-        name: what they are called, and where they are looked for if there is no `path`.
+        name: name of the data set, which is looked for if there is no `path`.
         path: folder or Hub id; None to look for `name`.
-        image_size: pixels to a side after cropping and resizing; None to keep them.
-        channels: 1 or 3 to convert; None to keep them.
-        color: refuse images that are not of red, green and blue.
-        conditional: one population for each class, or one for all.
-        image_shape: channels, height and width; found when the images are first read and kept with the run.
-        num_classes: found likewise; None where there are no labels or they are not used.
-        class_names: of each label, found likewise where they are known.
-        counts: training images of each class, or of all without classes; found likewise.
-        fingerprint: stands for all training images; found likewise. Classes, counts and this are checked whenever the images are
-            read again, as far as they are known: runs of earlier versions have none of the three.
+        image_size: side in pixels after cropping and resizing; None to keep the size.
+        channels: 1 or 3 to convert the images; None to keep their channels.
+        color: whether to refuse images that are not red, green and blue.
+        conditional: whether each class is a population of its own; otherwise there is one for all images.
+        image_shape: channels, height and width; found when the images are first read and saved with the run.
+        num_classes: number of classes, found in the same way; None without labels or if they are not used.
+        class_names: name of each label, found in the same way, if known.
+        counts: number of training images of each class, or of all images without classes; found in the same way.
+        fingerprint: fingerprint of all training images, found in the same way. Whenever the images are read again, this, the
+            classes and the counts are compared with them; runs of earlier versions have none of the three.
     """
 
     name: str
@@ -267,7 +267,7 @@ class ImagesData(ImageData):
 
     @property
     def title(self) -> str:
-        """What the images are called."""
+        """Name of the data in pictures."""
         return self.name
 
     @property
@@ -275,7 +275,7 @@ class ImagesData(ImageData):
         return self.path or self.name
 
     def find(self, *, labeled: bool = False) -> "ImagesData":
-        """Return the data with place, shape and classes."""
+        """Return the data with their location, shape and classes."""
         if self.image_shape is not None:
             return self
         path = str(Path(self.path).resolve()) if self.path and Path(self.path).exists() else self.path
@@ -287,11 +287,11 @@ class ImagesData(ImageData):
         return replace(data, conditional=found.labels is not None, **_facts(found))
 
     def load(self, split: str, *, labeled: bool = False) -> ImageSet:
-        """Return one split, read once; raises InputError if the images are no longer those of the run.
+        """Return one split, which is read once, or raise InputError if the images have changed since the run began.
 
         Args:
             split: "train" or "test".
-            labeled: with labels, where there are some that can be used, whether or not the data are conditional.
+            labeled: whether to read usable labels even if the data are not conditional.
         """
         if labeled:
             try:
@@ -308,11 +308,11 @@ class ImagesData(ImageData):
         return self.load("train")
 
     def _labeled(self, conditional: bool) -> "ImagesData":
-        """Return data whose labels are used, or not; what was found in them is compared with them only if it was found so."""
+        """Return the data with another `conditional`; facts found with the other value are dropped, not compared."""
         return self if self.conditional == conditional else replace(self, conditional=conditional, image_shape=None)
 
     def check(self) -> None:
-        """Raise InputError if the images are no longer those that a run began with."""
+        """Raise InputError if the images have changed since the run began."""
         self.load("train")
 
     def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
@@ -345,7 +345,7 @@ class ImagesData(ImageData):
         return evaluation.images_in_memory(Path(self._origin).name, self.load)
 
     def report(self) -> list[str]:
-        """Return what there is to train and to test on."""
+        """Return a description of the training and test images, see `Data.report`."""
         train = self.load("train")
         classes, doubts = describe_classes(train.labels, train.class_names, len(train.images))
         count = 0
@@ -371,10 +371,10 @@ def _load_split(path: str | None, name: str, split: str, options: tuple) -> Imag
     return load_images(path, name=name, split=split, image_size=image_size, channels=channels, labeled=labeled)
 
 
-# Looking at every pixel of a large set takes a second.
+# The fingerprint of a large set takes a second.
 @read_once(2)
 def _facts(images: ImageSet) -> dict[str, Any]:
-    """Return the fields of `ImagesData` that are found in the images of the split "train"."""
+    """Return the fields of `ImagesData` that are found in the split "train"."""
     return {
         "image_shape": images.image_shape,
         "num_classes": images.num_classes,
@@ -385,9 +385,9 @@ def _facts(images: ImageSet) -> dict[str, Any]:
 
 
 def _check_same(data: ImagesData, images: ImageSet, split: str) -> None:
-    """Raise InputError if images in memory are not those that a run began with, saying what changed.
+    """Raise InputError with the difference if images in memory have changed since the run began.
 
-    Only classes are compared where the run is of a version that kept no more.
+    For runs of earlier versions, which saved no fingerprint, only the classes are compared.
     """
     found = _facts(images) if split == "train" else {"num_classes": images.num_classes, "class_names": images.class_names}
     origin = data.path or data.name

@@ -1,14 +1,14 @@
-"""A cache of latents on disk: of every image and of its mirror image the mean and log-variance that an auto-encoder gives.
+"""A cache of latents on disk: the means and log-variances that an auto-encoder gives for every image and its mirror image.
 
-The folder holds index.json, which says of what the cache is, and shards of `shard_size` images, `shard-00000.safetensors` and on. A
-shard has `moments` [n, 2, 2k, y, x] (image, mirror image; mean, then log-variance, neither shifted nor scaled) and, where images
-have classes, `labels` [n]; `checks` [n, 2] of each, by which it is checked when it is read.
-Shards name the cache that they are of. `drifting.data.latents_writer` writes all this.
+The folder holds index.json, which describes the cache, and shards of `shard_size` images: `shard-00000.safetensors` and so on. A
+shard has `moments` [n, 2, 2k, y, x] (image, mirror image; mean, then log-variance, neither shifted nor scaled), `checks` [n, 2]
+(checksums of the moments, compared when they are read) and, if the images have classes, `labels` [n]. Its metadata name the cache.
+`drifting.data.latents_writer` writes the cache.
 
-float16 keeps every number to 0.05 %: a latent of unit spread moves by less than 0.0005 or so, where the bytes of an image are in
-steps of 0.004 of its range; and a log-variance of -20 by 0.008, its standard deviation by 0.4 %.
+float16 has a relative error of 0.05 %. A latent of unit standard deviation changes by less than about 0.0005, while the bytes of an
+image have steps of 0.004 of its range. A log-variance of -20 changes by 0.008, which is 0.4 % of the standard deviation.
 
-Shapes: s images, b of them at once, k channels of a latent, y x x its places.
+Shapes: s images, b images of a batch, k channels of a latent, y x x its places.
 """
 
 import hashlib
@@ -37,27 +37,27 @@ from drifting.errors import InputError, one_line, reason
 VERSION = 1
 INDEX = "index.json"
 DTYPE, _DTYPE_NAME = torch.float16, "F16"
-# Of any size in an index; beyond are damaged ones, whose shards would fill the memory when they are counted.
+# Largest size in an index. Larger ones are damage, and listing their shards would fill the memory.
 _LARGEST = 10**8
-# Latents that one thread draws, or that are decoded together.
+# Number of latents that one thread draws, or that are decoded together.
 _AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheIndex:
-    """Of what a cache is.
+    """The description of a cache.
 
     Attributes:
         vae: name or folder of the auto-encoder.
-        vae_fingerprint: of its weights.
-        scale, shift: of its latents, see `data.vae`.
+        vae_fingerprint: fingerprint of its weights.
+        scale, shift: scale and shift of its latents, see `data.vae`.
         latent_shape: channels, height and width of a latent.
-        image_size: pixels to a side of the images.
-        split: of the folder of images.
-        count: of images.
-        class_names: of the labels; None where there are none.
-        files: stands for the names of all files, in their order.
-        shard_size: images of each shard but the last.
+        image_size: side of the images in pixels.
+        split: split of the folder of images.
+        count: number of images.
+        class_names: name of each label; None without labels.
+        files: fingerprint of all files, in their order.
+        shard_size: number of images of each shard except the last.
     """
 
     vae: str
@@ -74,7 +74,7 @@ class CacheIndex:
 
     @property
     def shards(self) -> list[range]:
-        """The images of every shard."""
+        """Indices of the images of each shard."""
         starts = range(0, self.count, self.shard_size)
         return [range(start, min(start + self.shard_size, self.count)) for start in starts]
 
@@ -84,17 +84,17 @@ class CacheIndex:
         return len(self.shards[number]), 2, 2 * channels, height, width
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for all of it but where the auto-encoder was found."""
+        """Return a fingerprint of all fields except `vae`, 16 hexadecimal digits."""
         facts = {name: value for name, value in asdict(self).items() if name != "vae"}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, with the version."""
+        """Return the index and the version of the format as JSON values."""
         return {"version": VERSION, "type": "latents", **asdict(self)}
 
 
 def read_index(folder: Path, *, argument: str = "data", fix: str = "pass a folder that drifting latents wrote") -> CacheIndex:
-    """Return what a cache is of; raises InputError if there is none in the folder, it is damaged or of a newer version."""
+    """Return the index of a cache, or raise InputError if it is missing, damaged or of a newer version."""
     path = folder / INDEX
     try:
         values = parse_json(path.read_text())
@@ -120,12 +120,12 @@ def read_index(folder: Path, *, argument: str = "data", fix: str = "pass a folde
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Return where a shard lies."""
+    """Return the path of a shard."""
     return folder / f"shard-{number:05d}.safetensors"
 
 
 def open_shard(folder: Path, index: CacheIndex, number: int) -> Any:
-    """Return a shard mapped into memory; raises InputError unless its header says that it is that one of this cache."""
+    """Return a memory-mapped shard, or raise InputError unless its header names this shard of this cache."""
     path, fix = shard_path(folder, number), "delete it and run drifting latents again"
     try:
         shard = safe_open(path, "pt")
@@ -137,7 +137,7 @@ def open_shard(folder: Path, index: CacheIndex, number: int) -> Any:
             raise InputError(f"data holds '{path}' of moments {found}, not {expected}: {fix}")
         if index.class_names is not None and shard.get_slice("labels").get_shape() != [len(index.shards[number])]:
             raise InputError(f"data holds '{path}', whose labels are not one for each image: {fix}")
-        # Caches of before there were checks have none.
+        # Caches of earlier versions have no checks.
         if "checks" in shard.keys() and shard.get_slice("checks").get_shape() != [len(index.shards[number]), 2]:  # noqa: SIM118
             raise InputError(f"data holds '{path}', whose checks are not two for each image: {fix}")
     except (SafetensorError, OSError) as error:
@@ -146,13 +146,13 @@ def open_shard(folder: Path, index: CacheIndex, number: int) -> Any:
 
 
 def shard_facts(shard: Any) -> list[str]:
-    """Return what a shard tells: the fingerprint of its cache, its number, the checksum of its tensors, the sizes of its images."""
-    # In one line, for the order of several is left to chance, and so would be the bytes of the file.
+    """Return the facts in a shard: the fingerprint of its cache, its number, its checksum, and the sizes of its images."""
+    # One entry, because the order of several entries, and so the bytes of the file, would be random.
     return (shard.metadata() or {}).get("latents", "").split()
 
 
 def row_checks(moments: Float[Tensor, "s 2 _ y x"]) -> Int[Tensor, "s 2"]:
-    """Return a checksum of the bytes of every image and of its mirror image."""
+    """Return checksums of the bytes of the moments of every image and its mirror image."""
     return torch.tensor([[_check(side) for side in row] for row in moments], dtype=torch.long)
 
 
@@ -161,21 +161,22 @@ def _check(row: Tensor) -> int:
 
 
 class LatentCache:
-    """A complete cache, opened for reading; its moments stay on disk.
+    """A complete cache, opened for reading. The moments stay on disk.
 
     Args:
-        path: of the folder.
-        vae_fingerprint: of the auto-encoder that it must have been made with; None for any.
-        latent_shape: what its latents must be; None for any.
-        files: what must stand for the names of its files; None for any.
+        path: folder of the cache.
+        vae_fingerprint: fingerprint of the required auto-encoder; None for any.
+        latent_shape: required shape of a latent; None for any.
+        files: required fingerprint of the files; None for any.
 
     Attributes:
-        path: of the folder.
-        index: of what it is.
-        labels: the class of every image; None where there are none.
+        path: folder of the cache.
+        index: description of the cache.
+        labels: class of every image; None without labels.
 
     Raises:
-        InputError: if a shard is missing or not as the index says, or the cache was made with another VAE or size.
+        InputError: if a shard is missing or does not fit the index, or if the cache was made with another VAE, size or list of
+            files.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ class LatentCache:
         return None if self.index.class_names is None else len(self.index.class_names)
 
     def read(self, indices: Int[Tensor, " b"], mirrored: Int[Tensor, " b"]) -> Float[Tensor, "b _ y x"]:
-        """Return the moments of images, or of their mirror images where `mirrored` is 1, in float32; InputError for damage."""
+        """Return the moments of images, or of their mirror images if `mirrored` is 1, in float32, or raise InputError."""
         rows = []
         for index, side in zip(indices.tolist(), mirrored.tolist(), strict=True):
             number, place = divmod(index, self.index.shard_size)
@@ -235,11 +236,11 @@ class LatentCache:
 
 
 class LatentRows:
-    """A cache of moments as latents, drawn from the distribution of their image or of its mirror image, by chance.
+    """Rows of latents, drawn from the distribution of an image or, at random, of its mirror image.
 
     Args:
-        cache: where the moments lie.
-        labeled, flip, seed: as for `ImageRows`.
+        cache: cache of the moments.
+        labeled, flip, seed: as in `ImageRows`.
     """
 
     dtype = torch.float32
@@ -253,7 +254,7 @@ class LatentRows:
         return len(self._cache)
 
     def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *sample"]:
-        """Return latents, shifted and scaled; of large batches by several threads, for numpy draws noise outside Python's lock."""
+        """Return shifted and scaled latents. Large batches use several threads, because numpy releases Python's lock."""
         if len(indices) <= _AT_ONCE:
             return self._taken(indices, positions)
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -282,17 +283,17 @@ def open_vae(name_or_folder: str) -> tuple[VAE, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentsData(StreamedData):
-    """Latents of images, computed before by `drifting latents`.
+    """Latents of images, computed by `drifting latents`.
 
     Attributes:
-        path: folder of the cache; None where it is not known yet.
-        conditional: one population for each class, or one for all.
-        flip: take the latent of the mirrored image for every other one, by chance.
-        vae: name or folder of the auto-encoder that decodes samples; found in the cache and kept with the run.
-        vae_fingerprint: of the auto-encoder that the cache must have been made with; found likewise.
-        image_shape: channels, height and width that latents must have; found likewise.
-        num_classes, class_names: found likewise; None where labels are not used.
-        files: stands for the names of the files; found likewise, and checked whenever the cache is opened again.
+        path: folder of the cache; None if it is not known yet.
+        conditional: whether each class is a population of its own; otherwise there is one for all images.
+        flip: whether to take the latents of mirrored images at random with probability 0.5.
+        vae: name or folder of the auto-encoder that decodes samples; found in the cache and saved with the run.
+        vae_fingerprint: fingerprint of the auto-encoder that made the cache, found in the same way.
+        image_shape: channels, height and width of a latent, found in the same way.
+        num_classes, class_names: number and names of the classes, found in the same way; None if labels are not used.
+        files: fingerprint of the files, found in the same way and checked whenever the cache is opened again.
     """
 
     path: str | None = None
@@ -310,11 +311,11 @@ class LatentsData(StreamedData):
 
     @property
     def title(self) -> str:
-        """Name of the folder, and that pictures show decoded latents."""
+        """Name of the data in pictures, which show decoded latents."""
         return f"{super().title}, decoded latents"
 
     def find(self, *, labeled: bool = False) -> "LatentsData":
-        """Return the data with place, shape, classes, auto-encoder and what stands for the files."""
+        """Return the data with their location, shape, classes, auto-encoder and fingerprint."""
         del labeled
         if self.files is not None:
             return self
@@ -332,11 +333,11 @@ class LatentsData(StreamedData):
         )
 
     def open(self) -> LatentCache:
-        """Return the cache, opened once in a process; raises InputError if it is not that of the run."""
+        """Return the cache, opened once per process, or raise InputError if it is not that of the run."""
         return _open_cache(self.path or "", vae_fingerprint=self.vae_fingerprint, latent_shape=self.image_shape, files=self.files)
 
     def load_vae(self, device: str | None = None) -> VAE:
-        """Return the auto-encoder that latents were made with, on a device or where it is; raises InputError if it is another."""
+        """Return the auto-encoder of the latents, moved to a device if one is given; raises InputError if it is another one."""
         if self.vae is None:
             raise InputError(f"data is '{self.path}', whose VAE is not known yet: resolve the configuration first")
         vae, found = open_vae(self.vae)
@@ -353,7 +354,7 @@ class LatentsData(StreamedData):
         self.open()
 
     def rows(self, seed: int) -> LatentRows:
-        """Return the latents, each drawn from its distribution."""
+        """Return the latents, drawn from their distributions."""
         return LatentRows(self.open(), labeled=self.conditional, flip=self.flip, seed=seed)
 
     def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
@@ -362,7 +363,7 @@ class LatentsData(StreamedData):
         return cache.labels, cache.index.class_names
 
     def report(self) -> list[str]:
-        """Return what there is to train on."""
+        """Return a description of the latents, see `Data.report`."""
         if self.image_shape is None:
             return []
         cache = self.open()
@@ -370,13 +371,13 @@ class LatentsData(StreamedData):
         return [f"{len(cache)} latents of {describe_shape(self.image_shape)}, {classes}", *as_notes(doubts)]
 
     def exported_shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of decoded images; errors as in `decoder`."""
+        """Return channels, height and width of decoded images. Errors are those of `decoder`."""
         _, height, width = self.sample_shape
         vae = self.load_vae()
         return vae.channels, height * vae.reduction, width * vae.reduction
 
     def decoder(self, device: str = "cpu") -> Decoder:
-        """Return the map from latents to bytes of images; see `ImageData.decoder`."""
+        """Return the function from latents to bytes of images; see `ImageData.decoder`."""
         vae = self.load_vae(device)
-        # Of many images only the bytes are held together.
+        # Decoded in parts, so that only the bytes of many images are in memory together.
         return lambda latents: torch.cat([to_bytes(vae.decode(part)) for part in latents.split(_AT_ONCE)])

@@ -1,6 +1,6 @@
-"""How a cache of latents is written: image by image through an auto-encoder, shard by shard onto the disk, resumable.
+"""Write a cache of latents, shard by shard; an interrupted command can be resumed.
 
-What is there already is kept if it is of the same cache and its checksum fits; see `data.latents` for the files.
+Existing shards are kept if they belong to the same cache and their checksums match. See `data.latents` for the files.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ from drifting.errors import InputError, StorageError
 
 _SHARDS = "shard-*.safetensors"
 
-# Differences that are told first, in words; any other by the name of its fact.
+# Differences that are reported first, in words; others are reported by the name of the field.
 _WORDS = {"vae_fingerprint": "VAE", "image_size": "image size", "split": "split", "files": "list of files"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """How latents are computed and laid down.
+    """How latents are computed and stored.
 
     Attributes:
-        image_size: pixels to a side, after a center crop to a square.
-        split: of the folder of images: "train", which is everything where there is no such folder, or another.
-        batch_size: images of a pass.
-        device: where the auto-encoder runs.
-        shard_size: images of a file.
+        image_size: side in pixels after a center crop to a square.
+        split: split of the folder of images; without split folders, "train" is everything.
+        batch_size: number of images in one pass.
+        device: device of the auto-encoder.
+        shard_size: number of images in one file.
     """
 
     image_size: int = 256
@@ -54,17 +54,17 @@ class CacheSettings:
 def write_latents(
     data: str | Path, vae: VAE | str | Path, out: str | Path, settings: CacheSettings | None = None, *, overwrite: bool = False
 ) -> CacheIndex:
-    """Write the latents of a folder of images and of their mirror images into a cache, or what is missing of it.
+    """Write the latents of a folder of images and their mirror images into a cache, or complete the cache.
 
     Args:
-        data: a folder with a sub-folder for each class, or with train/ and val/ above those.
+        data: a folder with one sub-folder per class, optionally inside train/ and val/.
         vae: the auto-encoder, or its name or folder, see `data.vae.load_vae`.
         out: folder of the cache.
-        settings: of images, files and device.
-        overwrite: delete the cache that is there.
+        settings: settings of images, files and device.
+        overwrite: whether to delete an existing cache.
 
     Raises:
-        InputError: if something cannot work or `out` holds another cache, before any work; if an image is damaged, when it is met.
+        InputError: before any work, if an argument does not fit or `out` holds another cache; later, if an image is damaged.
     """
     settings, out = settings or CacheSettings(), Path(out)
     check_counts({name: getattr(settings, name) for name in ("batch_size", "shard_size")})
@@ -99,7 +99,7 @@ def write_latents(
 
 @contextmanager
 def _told_to_start_again(out: Path) -> Iterator[None]:
-    """Say of a disk that refuses that what is written is kept."""
+    """Turn an error of the disk into a StorageError that says what is kept and how to continue."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -110,7 +110,7 @@ def _told_to_start_again(out: Path) -> Iterator[None]:
 
 
 def _claim(out: Path, index: CacheIndex, *, overwrite: bool) -> None:
-    """Make room for the cache, or raise InputError if another is there that may not be deleted."""
+    """Prepare the folder of the cache, or raise InputError if it holds another cache and `overwrite` is False."""
     fix = "pass --overwrite, or name another folder"
     if overwrite:
         for path in (out / INDEX, *out.glob(_SHARDS)):
@@ -130,7 +130,7 @@ def _claim(out: Path, index: CacheIndex, *, overwrite: bool) -> None:
 
 
 def _missing(out: Path, index: CacheIndex, files: ImageFiles) -> list[int]:
-    """Return the shards that are not there whole, or of images that were replaced since; those will be written again."""
+    """Return the shards that must be written: missing and damaged ones, and those whose images have changed."""
     there = [number for number in range(len(index.shards)) if shard_path(out, number).is_file()]
     whole = set()
     with CountProgress("checking latents", len(there), unit="files") as progress:
@@ -147,7 +147,7 @@ def _is_whole(out: Path, index: CacheIndex, number: int, files: ImageFiles) -> b
     except InputError:
         return False
     checksum, *sizes = shard_facts(shard)[2:] or [""]
-    # Shards of earlier versions do not tell the sizes of their images.
+    # Shards of earlier versions do not store the sizes of their images.
     if sizes and sizes != [files.sizes_fingerprint(index.shards[number])]:
         return False
     return checksum == _checksum({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
@@ -187,7 +187,7 @@ def _write_shard(
 
 
 def _read_ahead(files: ImageFiles, rows: range, batch_size: int) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
-    """Yield the images of rows in batches; the next one is decoded while the last is encoded."""
+    """Yield the images of rows in batches; the next batch is decoded while the last one is encoded."""
     batches = torch.arange(rows.start, rows.stop).split(batch_size)
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(files.read, batches[0])

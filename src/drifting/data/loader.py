@@ -1,7 +1,6 @@
-"""A user's own `DataLoader` as a source of real samples: one batch of it enters a memory at every step.
+"""A user's own `DataLoader` as a source of real samples: every step adds one of its batches to a memory bank.
 
-The order of the loader, and what random transforms make of its samples, are functions of (seed, epoch, batch): a resumed training
-sees the batches that it would have seen.
+The order of the loader and its random transforms depend only on (seed, epoch, batch), so a resumed training sees the same batches.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,20 +20,20 @@ _POSITION = ("epoch", "batch")
 
 
 class LoaderSource:
-    """Batches of a loader, kept in a memory of the latest samples of each class.
+    """Draws samples from a memory bank of the latest samples of each class, filled by a loader.
 
-    The first draw reads batches until the memory is full, one epoch at most; each further draw reads one batch.
+    The first draw reads batches until the bank is full, at most one epoch; every further draw reads one batch.
 
     Args:
-        loader: of batches of samples, or of (samples, labels). Random transforms must use torch's random numbers.
-        capacity: samples of each class that are kept, or of all where there are no labels.
-        unconditional_capacity: samples that are kept of all classes together.
-        num_classes: number of labels; None where the loader has none.
-        seed: of the order.
-        device: where samples are kept.
+        loader: loader of batches of samples, or of (samples, labels). Random transforms must use torch's random numbers.
+        capacity: number of samples kept of each class, or of all samples without labels.
+        unconditional_capacity: number of samples kept of all classes together.
+        num_classes: number of labels; None for a loader without labels.
+        seed: seed of the order.
+        device: device of the bank.
 
     Raises:
-        InputError: if the loader has no batch, or its batches are not as described.
+        InputError: if the loader has no batches, or its batches have another form.
     """
 
     def __init__(
@@ -75,15 +74,15 @@ class LoaderSource:
         return self.bank.draw(labels, count, rng, own)
 
     def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Float[Tensor, "l m *sample"]:
-        """Return sets of samples of any class, reading nothing: draw the positives of the step first."""
+        """Return sets of samples of any class from the bank. This reads no batch: draw the positives of the step first."""
         return self.bank.draw_unconditional(sets, count, rng, own)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is kept and the position in the loader, for a checkpoint."""
+        """Return the content of the bank and the position in the loader, for a checkpoint."""
         return {**self.bank.tensors(), "epoch": torch.tensor(self._epoch), "batch": torch.tensor(self._batch)}
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Take over what `tensors` returned; the batches before it in its epoch are read again. Raises InputError."""
+        """Restore the result of `tensors`, or raise InputError. Earlier batches of the epoch are read again."""
         missing = [name for name in _POSITION if name not in tensors]
         if missing:
             raise InputError(f"checkpoint is '{origin}', which does not say the {missing[0]} of the data: delete it and resume")
@@ -106,7 +105,7 @@ class LoaderSource:
             self._next()
 
     def _next(self) -> tuple[Tensor, Tensor | None]:
-        """Return the next batch, the first of the next epoch after the last one of an epoch."""
+        """Return the next batch; after the last batch of an epoch, the first one of the next epoch."""
         for _ in range(2):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stream_seed(self._seed, f"data loader, epoch {self._epoch}, batch {self._batch}"))
@@ -125,7 +124,7 @@ class LoaderSource:
 
 
 def as_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Return samples and labels of what a loader yields, a tensor or a pair of them; raises InputError for anything else."""
+    """Return the samples and labels of a batch, which is a tensor or a pair of tensors; raises InputError for anything else."""
     parts = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
     if not all(isinstance(part, Tensor) for part in parts) or not 1 <= len(parts) <= 2:
         kinds = ", ".join(type(part).__name__ for part in parts)
@@ -134,7 +133,7 @@ def as_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def check_samples(samples: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return samples as float32, and labels as whole numbers, or raise InputError if they are not of this kind."""
+    """Return samples as float32 and labels as integers, or raise InputError if they have another form."""
     if not samples.is_floating_point():
         raise InputError(f"data is {samples.dtype}: pass floats, such as images / 127.5 - 1 for bytes")
     if labels is None:

@@ -1,4 +1,4 @@
-"""Images as files hold them, bytes, and as networks take them, floats in [-1, 1]."""
+"""Convert images between bytes, as in files, and floats in [-1, 1], as in networks."""
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def to_signed(images: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return images in [-1, 1] from bytes; floats are taken to be so already."""
+    """Return bytes as images in [-1, 1]; floats are returned unchanged."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 
 def to_bytes(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Return images in [-1, 1] as bytes, rounded; what lies outside is cut off."""
+    """Return images in [-1, 1] as bytes, rounded and clamped."""
     return ((images + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""A user's own points in the plane, brought to unit size for training."""
+"""A user's own points in the plane, standardized for training."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,36 +15,35 @@ from drifting._checks import check_memory
 from drifting.data.dataset import Data, InMemorySource, found
 from drifting.errors import InputError, reason
 
-# Units beyond these are too near to the ends of float64 to calculate and to draw with.
+# Larger and smaller units are too close to the limits of float64 for calculations and pictures.
 _LEAST_SCALE, _MOST_SCALE = 1e-290, 1e290
 _TEXTS = {".csv", ".tsv", ".txt"}
-# Fewer points are learnt by heart.
+# With fewer points, samples are copies of them.
 _FEW_POINTS = 100
-# Of a table as text, its words and its numbers as Python holds them.
+# Memory for the words and numbers of a text table in Python, per character.
 _BYTES_PER_CHARACTER = 40
 
 
 class Frame(NamedTuple):
-    """Where points lie: coordinates = center + scale * standardized, each axis of the plane scaled alike."""
+    """The frame of points: coordinates = center + scale * standardized, with one scale for both axes."""
 
     center: tuple[float, float]
     scale: float
 
     def standardize(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-        """Return points as training sees them, in float32."""
+        """Return standardized points in float32, for training."""
         return ((points.double() - torch.tensor(self.center, dtype=torch.float64)) / self.scale).float()
 
     def restore(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-        """Return points in the user's coordinates, in float64: far from the origin float32 would have no digits left for them."""
+        """Return points in the coordinates of the user, in float64, because float32 has too few digits far from the origin."""
         return points.double() * self.scale + torch.tensor(self.center, dtype=torch.float64)
 
 
 def load_points(path: Path) -> Float[Tensor, "n 2"]:
-    """Return points in float64, of a .npy file or of a table of numbers in text (.csv, .tsv, .txt), with a header or without.
+    """Return points in float64 from a .npy file or a text table (.csv, .tsv, .txt) with or without a header.
 
     Raises:
-        InputError: unless the file holds a finite numeric [n, 2] array; or, as text, two numbers in each line, or two columns that
-            a header calls x and y.
+        InputError: unless the file holds a finite numeric array [n, 2] or, as text, two numbers per line or the columns x and y.
     """
     kinds = ".npy or .csv file"
     if not path.exists():
@@ -56,7 +55,7 @@ def load_points(path: Path) -> Float[Tensor, "n 2"]:
         raise InputError(f"data is '{path}', an array of shape {np.shape(array)}: pass numbers of shape [n, 2]")
     if len(array) < 2:
         raise InputError(f"data is '{path}', which holds {len(array)} points: pass at least 2")
-    with np.errstate(over="ignore"):  # of numbers in extended precision
+    with np.errstate(over="ignore"):  # numbers in extended precision can overflow
         array = array.astype(np.float64)
     if not np.isfinite(array).all():
         raise InputError(f"data is '{path}', which holds NaN or infinite values: remove those points")
@@ -65,18 +64,18 @@ def load_points(path: Path) -> Float[Tensor, "n 2"]:
 
 def _npy_array(path: Path) -> np.ndarray:
     try:
-        # Mapped first: numpy asks for the memory that a head declares before it looks whether the file has as much.
+        # Mapped, because numpy.load allocates the memory that the header declares before it checks the size of the file.
         array = np.array(np.load(path, allow_pickle=False, mmap_mode="r"))
     except MemoryError:
         raise
-    except Exception as error:  # of a head that is parsed as Python, a damaged one can raise nearly anything
+    except Exception as error:  # the header is parsed as Python, so a damaged one can raise nearly anything
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"data is '{path}', which cannot be read as .npy ({reason}): save it with numpy.save") from None
     return array
 
 
 def _text_array(path: Path) -> Float[np.ndarray, "n 2"]:
-    """Return the two columns of a table; its lines are split at tabs, semicolons, commas or else spaces."""
+    """Return the two columns of a table whose lines are split at tabs, semicolons, commas or else spaces."""
     check_memory(_BYTES_PER_CHARACTER * path.stat().st_size, f"data is '{path}', whose numbers", "keep fewer points")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -114,10 +113,10 @@ def _is_number(word: str) -> bool:
 
 
 def frame_of(points: Float[Tensor, "n 2"], origin: str) -> Frame:
-    """Return the frame in which points have mean 0 and a root mean square coordinate of 0.5, the size of the toys."""
+    """Return the frame in which points have mean 0 and a root mean square coordinate of 0.5, like the toys."""
     if bool((points == points[0]).all()):
         raise InputError(f"data is '{origin}', which holds one point many times: pass points that differ")
-    # Relative to the first point and to the farthest of the others: squares and sums of the numbers themselves could overflow.
+    # Relative to the first point and the farthest other point, because sums and squares of the coordinates could overflow.
     offsets = points - points[0]
     size = offsets.abs().max()
     relative = offsets / size
@@ -133,8 +132,8 @@ class PlaneData(Data):
     """Samples in the plane.
 
     Attributes:
-        frame: where they lie in the user's coordinates.
-        modes: centers of equally likely parts, or None where the distribution has none.
+        frame: frame of the samples in the coordinates of the user.
+        modes: centers of the equally likely parts, or None.
     """
 
     kind: ClassVar[str] = "points"
@@ -146,12 +145,12 @@ class PlaneData(Data):
 
     @property
     def frame(self) -> Frame:
-        """Where the samples lie: in the unit frame, where nothing else is known."""
+        """Frame of the samples; the unit frame by default."""
         return Frame((0.0, 0.0), 1.0)
 
     @property
     def modes(self) -> Float[Tensor, "k 2"] | None:
-        """Centers of equally likely parts; None where there are none."""
+        """Centers of the equally likely parts, or None."""
         return None
 
     def depict(self, drawing: Any) -> list[Path]:
@@ -168,10 +167,10 @@ class PointsData(PlaneData):
     """A user's own points.
 
     Attributes:
-        path: of their file.
-        center, scale: where they lie; found when the file is first read and kept with the run.
-        count, fingerprint: how many there are, and what stands for them; found likewise, and checked whenever the file is read
-            again. Runs of earlier versions have neither.
+        path: file of the points.
+        center, scale: frame of the points, found when the file is first read and saved with the run.
+        count, fingerprint: number and checksum of the points, found in the same way and checked whenever the file is read again.
+            Runs of earlier versions have neither.
     """
 
     path: str
@@ -182,7 +181,7 @@ class PointsData(PlaneData):
 
     @property
     def frame(self) -> Frame:
-        """Where the points lie; only of data that are found."""
+        """Frame of the points, known after `find`."""
         if self.center is None or self.scale is None:
             raise InputError(f"data is '{self.path}', whose center and scale are not known yet: resolve the configuration first")
         return Frame(self.center, self.scale)
@@ -209,7 +208,7 @@ class PointsData(PlaneData):
         )
 
     def load(self) -> Float[Tensor, "n 2"]:
-        """Return the points in float64; raises InputError if they are no longer those of the run."""
+        """Return the points in float64, or raise InputError if they have changed since the run began."""
         points = load_points(Path(self.path))
         if self.fingerprint not in (None, _fingerprint(points)):
             what = "whose points are not those that the run began with, though they are as many"
@@ -219,23 +218,23 @@ class PointsData(PlaneData):
         return points
 
     def check(self) -> None:
-        """Raise InputError if the points are no longer those that a run began with."""
+        """Raise InputError if the points have changed since the run began."""
         self.load()
 
     def source(self, seed: int, bank: Any = None, **options: Any) -> InMemorySource:
-        """Return the points as training sees them."""
+        """Return the standardized points."""
         del seed, bank, options
         return InMemorySource(self.frame.standardize(self.load()))
 
     def report(self) -> list[str]:
-        """Return how many points there are, and whether those are few."""
+        """Return the number of points, and a note if there are few."""
         if self.count is None:
             return []
         few = f"note: {self.count} points are few, and samples will be copies of them: bring more"
         return [f"{self.count} points", *([few] if self.count < _FEW_POINTS else [])]
 
     def exporter(self) -> Callable[[Tensor], Tensor]:
-        """Return the map from samples to points in the user's coordinates."""
+        """Return the function from samples to points in the coordinates of the user."""
         return self.frame.restore
 
 

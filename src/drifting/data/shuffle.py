@@ -1,4 +1,4 @@
-"""The order in which a data set is gone through, as a function of the position alone."""
+"""A shuffled order of a data set that depends only on the seed and the position."""
 
 import functools
 
@@ -13,15 +13,15 @@ _MASK = 2**64 - 1
 
 
 def shuffled_indices(count: int, start: int, size: int, seed: int) -> Int[Tensor, " size"]:
-    """Return positions start to start + size of an endless sequence of permutations of 0 to count - 1, one for each epoch.
+    """Return positions start to start + size of an endless sequence of permutations of 0 to count - 1, one per epoch.
 
-    A pure function: a run that knows how many samples it has seen goes on from there with no other state.
+    This is a pure function: a run resumes with the number of samples it has seen as its only state.
 
     Args:
-        count: how many samples there are, 1 or more.
+        count: number of samples, 1 or more.
         start: first position, 0 or more.
-        size: how many positions, 0 or more; may span several epochs.
-        seed: any integer; see `stream_seed` for one of each purpose.
+        size: number of positions, 0 or more; they can span several epochs.
+        seed: any integer; `stream_seed` gives one for each purpose.
     """
     for name, value, least in (("count", count, 1), ("start", start, 0), ("size", size, 0)):
         if value < least:
@@ -34,6 +34,6 @@ def shuffled_indices(count: int, start: int, size: int, seed: int) -> Int[Tensor
 
 @functools.lru_cache(maxsize=2)
 def _epoch_order(count: int, seed: int, epoch: int) -> Int[Tensor, " count"]:
-    # As a plain list, numbers from 2^63 on would become floats.
+    # In a plain list, numbers from 2^63 on would become floats.
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
     return torch.from_numpy(rng.permutation(count))

@@ -1,9 +1,9 @@
-"""Samples that stay on disk until they are drawn, and are varied anew each time: mirrored, or drawn from their distribution.
+"""Samples that stay on disk until they are drawn, with a random variation each time: mirrored, or drawn from their distribution.
 
-Every row that is taken has a position, a number that is used once; seed and position alone decide how it is varied. So a run does
-not depend on how rows are taken together, and its memory bank can be told by row and position and made again from the disk.
+Every row that is taken gets a position, a number that is used once. Seed and position determine the variation. Therefore a run does
+not depend on how rows are batched, and its memory bank can be saved as rows and positions and read again from the disk.
 
-Shapes: s samples, b of them at once, l labels, p positives, m unconditional samples.
+Shapes: s samples, b samples of a batch, l labels, p positives, m unconditional samples.
 """
 
 import functools
@@ -23,9 +23,9 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 
-# Rows that are read at a time to fill a bank.
+# Number of rows read at a time to fill a bank.
 _CHUNK = 256
-# Apart from the streams of shuffled_indices and of the noise of samples, whose seeds are below.
+# Offset from the seeds of shuffled_indices and of the noise of samples, which are smaller.
 _STREAM = 2**40
 
 Tell = Callable[[int, int], None]
@@ -33,7 +33,7 @@ Tell = Callable[[int, int], None]
 
 @runtime_checkable
 class Rows(Protocol):
-    """A finite data set on disk, in the form in which a memory bank keeps it."""
+    """A finite data set on disk, in the form in which a memory bank stores it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,12 +42,12 @@ class Rows(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Kind of a row: bytes of an image, which become [-1, 1] when they are drawn, or floats."""
+        """Dtype of a row: uint8 for images, which become floats in [-1, 1] when they are drawn, or float32."""
         ...
 
     @property
     def labels(self) -> Int[Tensor, " s"] | None:
-        """The class of every row; None where there are none, or none is to be used."""
+        """Class of every row; None without labels or if they are not used."""
         ...
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Rows(Protocol):
         ...
 
     def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *sample"]:
-        """Return rows, each varied as its position has it."""
+        """Return rows, each with the variation of its position."""
         ...
 
 
@@ -66,16 +66,16 @@ def row_streams(seed: int, positions: Int[Tensor, " b"]) -> list[np.random.Gener
 
 
 def mirrored(streams: Sequence[np.random.Generator], flip: bool) -> Int[Tensor, " b"]:
-    """Return 0 or 1 for each stream; the number is drawn in any case, so that what follows is the same."""
+    """Return 0 or 1 for each stream. The number is drawn even without flips, so later draws are the same."""
     halves = torch.tensor([stream.random() < 0.5 for stream in streams])
     return (halves & flip).long()
 
 
 class RowSource:
-    """Rows drawn where they lie, each draw read anew: for a few samples. Training draws from a `RowBankSource`.
+    """Draws rows from disk, for a few samples. Training draws from a `RowBankSource`.
 
     Args:
-        rows: on disk; every class has some.
+        rows: rows on disk, without empty classes.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -88,7 +88,7 @@ class RowSource:
     def draw(
         self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
     ) -> Float[Tensor, "l p *sample"]:
-        """Return `count` samples of each label, all different where the class has that many, on the device of rng."""
+        """Return `count` samples of each label, all different if the class has that many, on the device of rng."""
         chosen = []
         for label in [0] if labels is None else labels.tolist():
             members = self._members[label]
@@ -115,18 +115,18 @@ def _positions(indices: Int[Tensor, "l p"], rng: torch.Generator) -> Int[Tensor,
 
 
 class RowBankSource(BankSource):
-    """Rows seen through a memory bank.
+    """Draws rows through a memory bank.
 
-    The first draw fills every class to what its buffer, or its data, can hold, and reads no row more; each row comes once in every
-    epoch all the same. A checkpoint holds row and
-    position of what is in the bank, which `restore` reads again, bit for bit: bytes of images would be many gigabytes.
+    The first draw reads only the rows that fill the buffer of every class, or all rows of a smaller class. Still, every epoch has
+    each row once. A checkpoint stores the rows and positions of the samples in the bank, and `restore` reads these rows again, bit
+    for bit, because the images themselves would be many gigabytes.
 
     Args:
-        rows: on disk.
-        bank: the memory, empty, for rows of this kind.
-        push_per_step: fresh rows before each draw.
-        seed: of the order.
-        tell: is told (rows read, rows to read) while the bank is filled.
+        rows: rows on disk.
+        bank: an empty bank for such rows.
+        push_per_step: number of rows pushed before each draw.
+        seed: seed of the order.
+        tell: called with (rows read, rows to read) while the bank is filled.
     """
 
     def __init__(self, rows: Rows, bank: MemoryBank, *, push_per_step: int, seed: int, tell: Tell | None = None) -> None:
@@ -143,19 +143,19 @@ class RowBankSource(BankSource):
     def draw(
         self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
     ) -> Float[Tensor, "l p *sample"]:
-        """Push fresh rows, then return `count` samples of the bank's for each label, on the device of rng."""
+        """Push new rows, then return `count` samples of each label from the bank, on the device of rng."""
         return to_signed(super().draw(labels, count, rng, own))
 
     def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Float[Tensor, "l m *sample"]:
-        """Return sets of samples of any class out of the bank, pushing nothing."""
+        """Return sets of samples of any class from the bank; this pushes nothing."""
         return to_signed(super().draw_unconditional(sets, count, rng, own))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return row and position of all that the bank holds, and the position of the next."""
+        """Return the rows and positions of the samples in the bank, and the next position."""
         return {**self._origins.tensors(), "position": torch.tensor(self._position)}
 
     def _restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Read again what `tensors` told."""
+        """Read the rows that `tensors` saved."""
         self._origins.restore(tensors, origin)
         held = {
             name: (torch.arange(rings.samples.shape[1]) < rings.filled[:, None]).nonzero()
@@ -186,15 +186,15 @@ class RowBankSource(BankSource):
 
     @property
     def _count_to_fill(self) -> int:
-        """How many rows the first draw reads: as many of each class as its buffer, or its data, can hold."""
+        """Number of rows that the first draw reads: per class, the size of the buffer or of the class, if that is smaller."""
         return int(self._enough.sum())
 
     @functools.cached_property
     def _first_epoch(self) -> Int[Tensor, " s"]:
         """The order of the first epoch: the rows that fill the bank, then the others.
 
-        Those that fill it stand backwards: what is pushed last is in the buffer of all classes together, and the front of the order
-        is of each class in proportion to its rows; its end, past the rows of full classes, is of rare classes alone.
+        The rows that fill the bank are in reverse order, because the rows pushed last stay in the buffer of all classes together.
+        The front of the order holds classes in proportion to their sizes; its end holds only rare classes.
         """
         order = shuffled_indices(len(self._rows), 0, len(self._rows), self._seed)
         classes = torch.zeros_like(order) if self._labels is None else self._labels[order]
@@ -222,17 +222,17 @@ class RowBankSource(BankSource):
 
 
 class StreamedData(ImageData):
-    """Images, or latents of them, that stay on disk until they are drawn."""
+    """Images or latents that stay on disk until they are drawn."""
 
     kind: ClassVar[str] = "streamed"
     path: str | None = None
     image_shape: tuple[int, int, int] | None = None
-    # What the folder must be, in messages.
+    # Description of the folder in messages.
     _place: ClassVar[str]
 
     @abstractmethod
     def rows(self, seed: int) -> Rows:
-        """Return the data by row, each varied by a stream of the seed whenever it is taken."""
+        """Return the rows of the data, with random variations from the seed."""
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -243,13 +243,13 @@ class StreamedData(ImageData):
 
     @property
     def title(self) -> str:
-        """Name of the folder."""
+        """Name of the data in pictures."""
         return Path(self.path or "").name
 
     def source(
         self, seed: int, bank: Any = None, *, device: str = "cpu", indexed: bool = False, tell: Tell | None = None
     ) -> Source:
-        """Return the rows, or what a bank holds of them; see `Data.source`."""
+        """Return a source of the rows, through a bank if there is one; see `Data.source`."""
         del indexed
         rows = self.rows(seed)
         if bank is None:
@@ -271,7 +271,7 @@ class StreamedData(ImageData):
         return str(Path(self.path).expanduser().resolve())
 
     def _classes(self, found: int | None) -> int | None:
-        """Return how many of the classes that were found are used, or raise InputError if there are none to use."""
+        """Return the number of classes to use, or raise InputError if labels are required but missing."""
         if not self.conditional:
             return None
         if found is None:

@@ -1,4 +1,4 @@
-"""Small data and networks with random contents: images in folders, a VAE and a backbone, all of a few kilobytes."""
+"""Random data and networks of a few kilobytes: folders of images, a VAE and a backbone."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ from drifting.errors import InputError
 
 CLASSES = ("bright", "dark", "striped")
 
-# Of each class.
+# Number of images of each class.
 _COUNTS = {"train": 8, "test": 6}
 _SEED = 0
 
@@ -51,7 +51,7 @@ def write_vae(folder: Path) -> Path:
 
 
 def write_convnext(folder: Path) -> Path:
-    """Write an untrained ConvNeXt-V2 of four stages as a published one lies in its folder, and return that."""
+    """Write an untrained ConvNeXt-V2 of four stages in the format of a published one, and return its folder."""
     transformers = _library("transformers", "encoders")
     with initial_weights(_SEED, "smoke backbone"):
         sizes = transformers.ConvNextV2Config(depths=[1, 1, 1, 1], hidden_sizes=[4, 8, 16, 32], image_size=32)

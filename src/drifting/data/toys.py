@@ -1,7 +1,7 @@
-"""Seven distributions in the plane, drawn afresh at every step: the smallest data on which a drift field can be seen to work.
+"""Seven distributions in the plane, sampled anew at every step: the smallest data that show a drift field at work.
 
-All lie within about [-1.5, 1.5]^2. `swiss_roll` and `checker` are those of the authors' notebook; `modes` names the places
-whose shares a good generator must get right.
+All lie within about [-1.5, 1.5]^2. `swiss_roll` and `checker` are those of the authors' notebook. `modes` are the equally likely
+parts, whose shares a good generator must match.
 """
 
 import math
@@ -26,8 +26,8 @@ class Toy:
     """One toy distribution.
 
     Attributes:
-        draw: (count, rng) -> that many fresh points, on the device of rng.
-        modes: centers of equally likely parts, or None where the distribution is connected.
+        draw: (count, rng) -> `count` new points on the device of rng.
+        modes: centers of the equally likely parts, or None for a connected distribution.
     """
 
     draw: Callable[[int, torch.Generator], Points]
@@ -121,7 +121,7 @@ class ToyData(PlaneData):
 
     @property
     def title(self) -> str:
-        """Its name."""
+        """Name of the distribution."""
         return self.dataset
 
     @property
@@ -130,6 +130,6 @@ class ToyData(PlaneData):
         return toy(self.dataset).modes
 
     def source(self, seed: int, bank: Any = None, **options: Any) -> StreamSource:
-        """Return fresh samples of the distribution."""
+        """Return a source of new samples of the distribution."""
         del seed, bank, options
         return StreamSource(toy(self.dataset).draw, (2,))

@@ -1,4 +1,4 @@
-"""A published variational auto-encoder as the way from images to latents and back, by the library diffusers.
+"""A published variational auto-encoder between images and latents, from the library diffusers.
 
     latent = (mean + exp(log_variance / 2) * noise - shift) * scale,    image = decode(latent / scale + shift)
 
@@ -21,7 +21,7 @@ from drifting.checkpoint import check_finite
 from drifting.errors import InputError
 
 DEFAULT = "stabilityai/sd-vae-ft-mse"
-# Log-variances beyond these are those that the library itself cuts off.
+# The library clamps log-variances to this range.
 _LOG_VARIANCES = (-30.0, 20.0)
 
 Images = Float[Tensor, "b c h w"]
@@ -30,17 +30,17 @@ Moments = Float[Tensor, "b m y x"]
 
 
 class VAE(nn.Module):
-    """A frozen auto-encoder between images in [-1, 1] and latents of about unit spread.
+    """A frozen auto-encoder between images in [-1, 1] and latents with a standard deviation of about 1.
 
     Args:
-        network: an AutoencoderKL of diffusers, or a module of the same interface.
+        network: an AutoencoderKL of diffusers, or a module with the same interface.
         origin: name or folder that it was loaded from.
 
     Attributes:
-        origin: the same; a folder with its whole path.
-        channels: of an image.
-        latent_channels: of a latent.
-        reduction: pixels of an image to one place of its latent, along each side.
+        origin: the same, with the full path of a folder.
+        channels: channels of an image.
+        latent_channels: channels of a latent.
+        reduction: side of an image divided by the side of its latent.
     """
 
     def __init__(self, network: nn.Module, origin: str | Path = "") -> None:
@@ -53,7 +53,7 @@ class VAE(nn.Module):
         self.reduction = 2 ** (len(facts.block_out_channels) - 1)
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Return the shape of the latent of a square image; raises InputError if it has no whole number of places."""
+        """Return the shape of the latent of a square image, or raise InputError if the image has no latent."""
         if image_size < 1 or image_size % self.reduction:
             raise InputError(f"image_size is {image_size}: pass a multiple of {self.reduction}, the pixels to a place of a latent")
         side = image_size // self.reduction
@@ -61,11 +61,11 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def moments(self, images: Images) -> Moments:
-        """Return mean, then log-variance, of the latents of images, neither shifted nor scaled."""
+        """Return the mean, then the log-variance, of the latents of images, neither shifted nor scaled."""
         return full_precision(self._network.encode(images).latent_dist.parameters)
 
     def draw(self, moments: Moments, noise: Latents) -> Latents:
-        """Return latents of their distribution, from standard normal noise."""
+        """Return latents drawn from the distribution with these moments, from standard normal noise."""
         return draw_latents(moments, noise, scale=self.scale, shift=self.shift)
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class VAE(nn.Module):
         return self.network
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that stand for the weights and what scales the latents."""
+        """Return a fingerprint of the weights and of the scale of the latents, 16 hexadecimal digits."""
         digest = hashlib.sha256(f"{self.scale} {self.shift}".encode())
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
@@ -88,7 +88,7 @@ class VAE(nn.Module):
 
 
 def draw_latents(moments: Moments, noise: Latents, *, scale: float, shift: float) -> Latents:
-    """Return latents of the distribution that moments describe, from standard normal noise; shifted and scaled."""
+    """Return shifted and scaled latents drawn from the distribution with these moments, from standard normal noise."""
     mean, log_variance = full_precision(moments).chunk(2, 1)
     return (mean + (log_variance.clamp(*_LOG_VARIANCES) / 2).exp() * noise - shift) * scale
 
@@ -99,13 +99,13 @@ def full_name(name_or_folder: str | Path) -> str:
 
 
 def load_vae(name_or_folder: str | Path = DEFAULT) -> VAE:
-    """Return a published auto-encoder; only safetensors are read, and no code that comes with them is run.
+    """Return a published auto-encoder. Only safetensors are read; code that comes with them never runs.
 
     Args:
-        name_or_folder: id on the Hugging Face Hub, or a folder of `save_pretrained`.
+        name_or_folder: id on the Hugging Face Hub, or a folder made by `save_pretrained`.
 
     Raises:
-        InputError: if the library or the weights are not there.
+        InputError: if the library or the weights are missing.
     """
     network = load_published("vae", str(name_or_folder), "diffusers", "AutoencoderKL", extra="vae", low_cpu_mem_usage=False)
     check_finite(network.state_dict().items(), str(name_or_folder))
