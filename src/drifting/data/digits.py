@@ -39,7 +39,7 @@ def load_digits() -> LabeledSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsData(ImageData):
-    """Handwritten digits of 8 x 8 pixels, embedded in scikit-learn."""
+    """Handwritten digits of 8 x 8 pixels, included in scikit-learn."""
 
     kind: ClassVar[str] = "digits"
     num_classes: ClassVar[int | None] = 10  # pyright: ignore[reportIncompatibleVariableOverride] - always, and no setting

@@ -1,4 +1,4 @@
-"""Presets: plain functions that return a complete configuration, and how a few settings of one are changed."""
+"""Presets: functions that return a complete configuration, whose settings can be changed by name."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ _OPTIONAL = inspect.Parameter("data", inspect.Parameter.KEYWORD_ONLY, default=No
 
 @dataclass(frozen=True)
 class Preset:
-    """An entry of `drifting presets`: what it makes, from which data, how long it takes, what to expect."""
+    """An entry of `drifting presets`: what the preset makes, its data, its time and the expected result."""
 
     make: Callable[..., AnyConfig]
     what: str
@@ -34,21 +34,21 @@ class Preset:
     expected: str
 
 
-# What they are about -> name -> preset.
+# Heading -> name -> preset.
 GROUPS = {
     "Toys and digits": {
-        "toy": Preset(toy, "points in the plane", "seven toys, or --data points.csv", "2 to 4", "energy distance as real data's"),
+        "toy": Preset(toy, "points in the plane", "seven toys, or --data points.csv", "2 to 4", "energy distance of real data"),
         "digits": Preset(
-            digits, "8 x 8 handwritten digits by class", "embedded in scikit-learn", "1", "97 % named right, new ones"
+            digits, "8 x 8 handwritten digits by class", "included in scikit-learn", "1", "97 % classified correctly, no copies"
         ),
     },
     "MNIST": {
         "mnist-pixel": Preset(
             mnist.mnist_pixel,
-            "28 x 28 digits by class, in their pixels",
+            "28 x 28 digits by class, in the space of their pixels",
             "MNIST",
             "10",
-            "3 times real data's distance, 98 % named right",
+            "3 times the distance of real data, 98 % classified correctly",
         ),
         "mnist-encoder": Preset(
             mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "10", "3.4 times, 97 %"
@@ -86,14 +86,14 @@ GROUPS = {
             "the classifier that evaluates MNIST generators",
             "MNIST",
             "3",
-            "99.6 % of the test set named right",
+            "99.6 % test accuracy",
         ),
         "cifar10-classifier": Preset(
             cifar10.classifier,
             "the classifier that evaluates CIFAR-10 generators",
             "CIFAR-10",
             "2",
-            "79 % of the test set named right",
+            "79 % test accuracy",
         ),
         "images-classifier": Preset(
             images_classifier,
@@ -122,11 +122,11 @@ def preset(name: str, **settings: Any) -> Any:
 
     Args:
         name: one of `PRESETS`.
-        settings: what the preset lets one choose, such as the dataset of a toy; and any setting of its configuration by its dotted
-            name, as in `preset("cifar10-resnet18", steps=500, **{"encoder.width": 32})`, see `adjust`.
+        settings: arguments of the preset, such as the dataset of a toy, and settings of its configuration by their dotted names, as
+            in `preset("cifar10-resnet18", steps=500, **{"encoder.width": 32})`; see `adjust`.
 
     Raises:
-        InputError: if there is no such preset, or it has no such setting.
+        InputError: if the preset or a setting does not exist.
     """
     make = _entry(name).make
     accepted = inspect.signature(make).parameters
@@ -143,12 +143,12 @@ def preset(name: str, **settings: Any) -> Any:
 
 
 def _choices() -> set[str]:
-    """Return what any preset lets one choose."""
+    """Return the names of the arguments of all presets."""
     return {name for preset in PRESETS.values() for name in inspect.signature(preset.make).parameters}
 
 
 def choices(name: str) -> list[Setting]:
-    """Return what can be chosen of a preset, by `preset`, or raise InputError if there is no such preset."""
+    """Return the arguments of a preset, see `preset`, or raise InputError if there is no such preset."""
     chosen = choices_of(_entry(name).make)
     if "encoder_weights" in (each.name for each in chosen):
         return chosen
@@ -163,28 +163,28 @@ def _entry(name: str) -> Preset:
 
 
 def default_folder(name: str, **choices: Any) -> Path:
-    """Return where a preset is trained if no folder is named: by its name, that of a toy, or that of one's own points or images."""
+    """Return the default run folder of a preset, named after the preset, the toy, or the user's own points or images."""
     if choices.get("data") and name in ("toy", "images"):
         return folder_of_data(Path(choices["data"]).resolve().stem, name, {*PRESETS, *TOYS})
     return Path("runs") / (choices.get("dataset") or name)
 
 
 def check_choices(config: AnyConfig, name: str, **choices: Any) -> None:
-    """Raise InputError unless a saved configuration is of the preset and the choices that are asked for."""
-    asked = {"preset": name, **choices}
+    """Raise InputError unless a saved configuration has this preset and these arguments."""
+    wanted = {"preset": name, **choices}
     saved = {"preset": config.preset, **vars(config.data), "data": getattr(config.data, "path", None)}
     saved["encoder_weights"] = weights = getattr(getattr(config, "encoder", None), "weights", None)
     if weights is not None and choices.get("encoder_weights") is not None:
-        given = Path(choices["encoder_weights"]).expanduser().resolve()
-        if weights in (str(given), str(given / Path(weights).name)):
-            asked["encoder_weights"] = weights
+        path = Path(choices["encoder_weights"]).expanduser().resolve()
+        if weights in (str(path), str(path / Path(weights).name)):
+            wanted["encoder_weights"] = weights
     saved["unconditional"] = not getattr(config.data, "conditional", True)
-    for key, value in asked.items():
+    for key, value in wanted.items():
         before = saved.get(key)
         if value != before and not (key == "data" and before and Path(value).resolve() == Path(before)):
             raise InputError(f"{key} is '{value}', but the run to resume has {before}: leave it out, or name another --save-dir")
 
 
 def folder_of_data(name: str, kind: str, taken: Collection[str]) -> Path:
-    """Return runs/NAME for a run of one's own data, or runs/KIND-NAME where the name is that of something else, one of `taken`."""
+    """Return runs/NAME for a run on the user's own data, or runs/KIND-NAME if the name is one of `taken`."""
     return Path("runs") / (f"{kind}-{name}" if name in taken or not name else name)

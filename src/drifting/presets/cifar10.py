@@ -1,8 +1,8 @@
-"""CIFAR-10 in the features of four encoders, each in a size for two CPU cores and one for a GPU; and a classifier.
+"""Presets for CIFAR-10 in the features of four encoders, each in a size for two CPU cores and for a GPU, and a classifier.
 
-The last stage of an encoder sees shapes, and one that was trained to overlook colors cannot teach them. Beside its features stand
-those of the first two stages, which see texture, and means and standard deviations of the colors of 8 x 8 tiles of the image; each
-is divided by a scale of its own. docs/cifar10.md compares the four.
+The last stage of an encoder is sensitive to shapes, and if it was trained to ignore colors, it cannot teach them. Therefore the
+features also include those of the first two stages, which are sensitive to texture, and means and standard deviations of the colors
+of 8 x 8 tiles of the image. Each feature is divided by a scale of its own. docs/cifar10.md compares the four.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from drifting.training.schedule import Schedule
 _COLORS = ("image_mean_4", "image_std_4", "chroma_std_4")
 _TEXTURE = ("stage1_mean", "stage1_std", "stage2_mean", "stage2_std")
 _ONE = ("stage4_mean", "stage4_std", "stage4_mean_2", *_TEXTURE, *_COLORS)
-# What suits any ResNet.
+# Features that suit any ResNet.
 FOUR = (*_ONE, "stage3_mean", "stage3_std", "stage3_mean_4")
 _PLACES = ("stage2_mean_4", "stage2_std_4")
 # The last stage of a narrow ResNet-50 is projected to 2048; places and spreads are those of the block before, which is not.
@@ -30,14 +30,14 @@ ALL_DIMS = (64, 128, 256, 512)
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """What tells one of the systems from the others, in the size for two CPU cores.
+    """The settings in which the systems differ, in the size for two CPU cores.
 
     Attributes:
-        what: the features that it drifts in.
-        minutes: of the generator and its encoder, as measured; docs/results.md.
-        frechet_distance: in the classifier's features, as measured. Real images are 0.16 apart.
-        encoder: narrowed, its features projected to the standard lengths.
-        guidance_scale: in training; above 1 where the features tell the classes apart too little.
+        what: description of the features.
+        minutes: measured training times of the generator and its encoder; docs/results.md.
+        frechet_distance: measured distance in the features of the classifier; that of real images is 0.16.
+        encoder: a narrow encoder, whose features are projected to the standard lengths.
+        guidance_scale: guidance scale in training, above 1 if the features separate the classes too little.
     """
 
     what: str
@@ -70,7 +70,7 @@ SYSTEMS = {
         what="512 features of SimCLR, without labels",
         minutes="20 on one core, its encoder 25",
         frechet_distance=5.9,
-        # Without labels the last stage knows less: the third one, as wide as its maps are, and places of the second help it.
+        # Trained without labels, the last stage is weaker, so the whole third stage and the places of the second are added.
         encoder=SimCLRConfig(arch="resnet18", width=16, feature_dims=(512,), features=(*FOUR, *_PLACES), steps=3600),
         guidance_scale=1.3,
     ),
@@ -109,14 +109,14 @@ def system(name: str, data: str | None = None, unconditional: bool = False, *, g
     """Train a generator of CIFAR-10 that drifts in the features of an encoder, which the run trains first.
 
     Args:
-        name: of `SYSTEMS`: resnet18 and resnet50 (512 and 2048 features, which learn the classes), multiscale (all stages of the
-            first, 64 + 128 + 256 + 512), simclr (512 features, learnt without labels).
+        name: one of `SYSTEMS`: resnet18 or resnet50 (512 or 2048 features of a classifier), multiscale (all stages of the
+            ResNet-18, 64 + 128 + 256 + 512), simclr (512 features, learned without labels).
         data: folder or Hub id; $DRIFTING_DATA/cifar10, else the Hub, by default.
         unconditional: one joint population in place of one for each class.
         gpu: the size for a GPU.
 
-    Command: drifting train cifar10-NAME. Hardware: two CPU cores, or a GPU. Expected, measured: docs/cifar10.md; on a GPU a
-    few hundred steps alone, docs/results.md.
+    Command: drifting train cifar10-NAME. Hardware: two CPU cores, or a GPU. Expected, measured: docs/cifar10.md; on a GPU only a
+    few hundred steps, docs/results.md.
     """
     preset, chosen = f"cifar10-{name}", SYSTEMS[name]
     encoder = dataclasses.replace(chosen.encoder, **(_GPU_ENCODER if gpu else {}))
@@ -125,7 +125,7 @@ def system(name: str, data: str | None = None, unconditional: bool = False, *, g
         data=ImagesData(name="cifar10", path=data, color=True),
         generator=UNetConfig(**vars(SIZES["gpu"])) if gpu else _DRAWER,
         encoder=encoder,
-        # With a floor under the affinities every class would end at its mean.
+        # With an affinity floor every class would end at its mean.
         loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=dataclasses.replace(_GPU_SCHEDULE if gpu else _SCHEDULE, guidance_scale=chosen.guidance_scale),
         log_every=50,
@@ -136,7 +136,7 @@ def system(name: str, data: str | None = None, unconditional: bool = False, *, g
 
 
 def classifier(data: str | None = None) -> ClassifierConfig:
-    """Train the classifier that evaluates CIFAR-10 generators; they never train in its features.
+    """Train the classifier that evaluates CIFAR-10 generators. No generator is trained in its features.
 
     Args:
         data: folder or Hub id; $DRIFTING_DATA/cifar10, else the Hub, by default.

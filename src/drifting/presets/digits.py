@@ -1,4 +1,4 @@
-"""Handwritten digits of 8 x 8 pixels: class-conditional images in under a minute on a CPU."""
+"""Preset for handwritten digits of 8 x 8 pixels: class-conditional images in about a minute on a CPU."""
 
 from drifting.config import LossConfig, RunConfig
 from drifting.data import DigitsData
@@ -11,14 +11,15 @@ def digits() -> RunConfig:
     """Train a class-conditional generator of 8 x 8 digits, in the space of their 64 pixels.
 
     Command: drifting train digits. Hardware: two CPU cores. Time: a minute.
-    Expected: both classifiers name at least 97 % of the samples as their label; energy distance at most twice that of real digits.
+    Expected: two classifiers recognize the label of at least 97 % of the samples; energy distance at most twice that of real
+    digits.
     Measured: docs/results.md, 2026-11-25.
     """
     return RunConfig(
         preset="digits",
         data=DigitsData(),
         generator=MLPConfig(noise_dim=32, width=512, depth=3),
-        # The release's floor under the affinities pulls every sample alike: here all of a class would end at its mean.
+        # The affinity floor of the release pulls all samples in the same way: here all samples of a class would end at its mean.
         loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=Schedule(
             steps=1200,

@@ -1,7 +1,7 @@
-"""ImageNet at 256 x 256 pixels: the five recipes of the authors' release, on latents and on pixels, and the encoders they drift in.
+"""Presets for ImageNet at 256 x 256 pixels: the five recipes of the authors' release, on latents and on pixels, and their encoders.
 
-Each is named after the size of its generator and the space that it works in. docs/imagenet.md has them as a table, and the commands
-in their order: latents, encoder, generator.
+A recipe is named after its space and the size of its generator. docs/imagenet.md lists the recipes, and the commands in order:
+latents, encoder, generator.
 
 Source: the authors' release; numbers of the paper are labeled *paper*.
 """
@@ -26,14 +26,14 @@ _PIXEL_PATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What tells one of the recipes from the others.
+    """The settings in which the recipes differ.
 
     Attributes:
-        size: of the generator, in `generators.dit.SIZES`.
-        parameters: of the generator, in millions; *paper*.
-        frechet_distance: of 50,000 samples, in Inception's features; *paper*.
-        encoder: which of `ENCODERS` it drifts in.
-        push_per_step: real samples that come into the bank at each step.
+        size: size of the generator, a key of `generators.dit.SIZES`.
+        parameters: parameters of the generator in millions; *paper*.
+        frechet_distance: Frechet distance of 50,000 samples in Inception features; *paper*.
+        encoder: encoder, a key of `ENCODERS`.
+        push_per_step: number of real samples pushed into the bank at each step.
         schedule: fields of `Schedule`.
     """
 
@@ -46,7 +46,7 @@ class Recipe:
 
     @property
     def pixels(self) -> bool:
-        """Whether it works on pixels, not on latents."""
+        """Whether the recipe works on pixels instead of latents."""
         return self.encoder.startswith("pixel")
 
 
@@ -55,7 +55,7 @@ def _schedule(**fields: Any) -> Mapping[str, Any]:
     return MappingProxyType(common | fields)
 
 
-# `guidance_scale` is the one that samples are made at by default, read off public ports of the release.
+# `guidance_scale` is the default for sampling, taken from public ports of the release.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "ablation": Recipe(
@@ -121,10 +121,10 @@ _TRAINING = {
     "ema_decay": 0.9995,
     "precision": "bfloat16",
 }
-# The last steps of the wide ones learn the classes too: what the release has, and *paper* FID 4.28 -> 3.36.
+# The wide encoders also learn the classes in their last steps, as in the release; *paper* FID 4.28 -> 3.36.
 _CLASSES = {"classification_weight": 0.1, "classified_steps": 3000, "classification_warmup": 1000}
 
-# 30,000 steps of 8192 are 192 epochs, 200,000 are 1280 (*paper*). How many images go through at once is ours.
+# 30,000 steps of 8192 are 192 epochs, 200,000 are 1280 (*paper*). The size of a microbatch is ours.
 ENCODERS: Mapping[str, MAEConfig] = MappingProxyType(
     {
         "latent-256": MAEConfig(width=256, patch=1, steps=30_000, microbatch_size=512, **_NETWORK, **_TRAINING),
@@ -143,7 +143,7 @@ _OPTIMIZATION = {
     "betas": (0.9, 0.95),
     "max_grad_norm": 2.0,
     "ema_decay": 0.999,
-    # Ours: the features of more labels do not fit beside the rest on a device of 80 GB.
+    # Ours: the features of more labels do not fit on a device of 80 GB.
     "labels_per_microbatch": 2,
 }
 
@@ -152,17 +152,17 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
     """Train a generator of ImageNet's classes that drifts in the features of a masked auto-encoder.
 
     Args:
-        name: of `RECIPES`: ablation, latent-b, latent-l, pixel-b or pixel-l.
-        data: the cache of `drifting latents`, or the folder of images, which has `train` and `val`: their latents are then written
-            first. For pixels the folder.
-        encoder_weights: the encoder.safetensors of `drifting train mae-...`, or the authors' by hub:NAME or in a folder; theirs by
-            default.
-        vae: name or folder of the auto-encoder of latents that are to be written; that of `data.vae` by default.
+        name: one of `RECIPES`: ablation, latent-b, latent-l, pixel-b or pixel-l.
+        data: cache of `drifting latents`, or a folder of images with `train` and `val`, whose latents are then written first. For
+            pixels, the folder.
+        encoder_weights: encoder.safetensors of `drifting train mae-...`, or the authors' weights as hub:NAME or in a folder; those
+            of the authors by default.
+        vae: name or folder of the auto-encoder that writes latents; that of `data.vae` by default.
 
     Command: drifting train imagenet256-NAME --data IMAGENET --device cuda. Hardware: several GPUs. Time: not
     measured. Expected: FID 8.46, 1.75, 1.54, 1.76 and 1.61, in the order above; *paper*. Measured: not run on ImageNet.
 
-    Source: the authors' release, whose every hyper-parameter it has.
+    Source: all hyper-parameters are those of the authors' release.
     """
     chosen = RECIPES[name]
     network, large = ENCODERS[chosen.encoder], chosen.size.startswith("L")
@@ -180,7 +180,7 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
         encoder=features,
         loss=LossConfig(temperatures=(0.02, 0.05, 0.2), field=MeanShift(affinity_floor=1e-6)),
         schedule=Schedule(**_OPTIMIZATION, **chosen.schedule),
-        # Of pixels the bank takes 25 GB, of latents 2.
+        # The bank takes 25 GB of pixels, but 2 GB of latents.
         bank=BankConfig(
             capacity_per_class=128,
             unconditional_capacity=1000,
@@ -197,17 +197,18 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
 
 
 def mae(name: str, data: str | None = None, vae: str | None = None) -> EncoderRunConfig:
-    """Train one of the masked auto-encoders that the recipes drift in.
+    """Train one of the masked auto-encoders of the recipes.
 
     Args:
-        name: of `ENCODERS`: latent-256, latent-640 or pixel-640.
-        data: as in `recipe`.
-        vae: likewise.
+        name: one of `ENCODERS`: latent-256, latent-640 or pixel-640.
+        data: cache of `drifting latents`, or folder of images, as in `recipe`.
+        vae: name or folder of the auto-encoder that writes latents, as in `recipe`.
 
     Command: drifting train mae-NAME --data CACHE --device cuda. Hardware: GPUs. Time, expected: not measured. Measured: not run on
     ImageNet.
 
-    Source: paper, appendix A.3, and its 1280 epochs. Batches of 8192, and 192 epochs of the narrow one, are read off public ports.
+    Source: paper, appendix A.3, also for the 1280 epochs. Batches of 8192 and the 192 epochs of the narrow one are those of public
+    ports.
     """
     settings = ENCODERS[name]
     source = _data(data, vae, pixels=name.startswith("pixel"), conditional=settings.classification_weight > 0)

@@ -1,4 +1,4 @@
-"""MNIST on a CPU: in its pixels and in the space of a small auto-encoder, and the classifier that evaluates both."""
+"""Presets for MNIST on a CPU: in pixels, in the space of a small auto-encoder, and the classifier that evaluates both."""
 
 import dataclasses
 
@@ -34,13 +34,13 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
         unconditional: one joint population in place of one for each class.
 
     Command: drifting train mnist-pixel. Hardware: two CPU cores. Time: 10 minutes. Expected: Frechet distance in the classifier's
-    features 3 times that of real digits, 98 % named as their label. Measured: docs/results.md, 2026-11-25; joint: not run.
+    features 3 times that of real digits, 98 % classified correctly. Measured: docs/results.md, 2026-11-25; joint: not run.
     """
     config = RunConfig(
         preset="mnist-pixel",
         data=ImagesData(name="mnist", path=data, channels=1),
         generator=DecoderMLPConfig(),
-        # As for the small digits: with a floor under the affinities every class would end at its mean.
+        # With an affinity floor every class would end at its mean, as for the small digits.
         loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=_SCHEDULE,
         log_every=50,
@@ -57,18 +57,18 @@ def mnist_encoder(data: str | None = None, unconditional: bool = False) -> RunCo
         data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.
         unconditional: one joint population in place of one for each class.
 
-    Command: drifting train mnist-encoder. Hardware: two CPU cores. Time: 10 minutes, the auto-encoder's one included. Expected:
+    Command: drifting train mnist-encoder. Hardware: two CPU cores. Time: 10 minutes, with one for the auto-encoder. Expected:
     3.4 times, 97 %. Measured: docs/results.md, 2026-11-25; joint: not run.
     """
     encoder = AutoencoderConfig(code_dim=64, width=16, steps=2000, features=("code", "pixels"))
     config = mnist_pixel(data, unconditional)
-    # A step costs more, so there are fewer; codes keep classes apart with less guidance, which leaves more of their variety.
+    # Steps are fewer, because each costs more. Codes separate classes with less guidance, which keeps more variety.
     schedule = dataclasses.replace(config.schedule, steps=6000, guidance_scale=min(1.12, config.schedule.guidance_scale))
     return dataclasses.replace(config, preset="mnist-encoder", encoder=encoder, schedule=schedule)
 
 
 def mnist_classifier(data: str | None = None) -> ClassifierConfig:
-    """Train the classifier that evaluates MNIST generators; they never train in its features.
+    """Train the classifier that evaluates MNIST generators. No generator is trained in its features.
 
     Args:
         data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.

@@ -1,4 +1,4 @@
-"""Points in the plane: the smallest runs, in which the field can be watched."""
+"""Presets for points in the plane: the smallest runs, which show the field at work."""
 
 import dataclasses
 
@@ -10,18 +10,18 @@ from drifting.fields import MeanShift
 from drifting.generators import MLPConfig
 from drifting.training.schedule import Schedule
 
-# Trained at the setting of the authors' notebook.
+# Toys trained with the settings of the authors' notebook.
 ANCHORS = ("swiss_roll", "checker")
 
 
 def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
-    """Train on a toy distribution, or on the user's own points.
+    """Train on a toy distribution or on the user's own points.
 
     Args:
         dataset: one of `data.toys.TOYS`; moons by default.
-        data: path of a .npy file of shape [n, 2] or of a table in text, instead of a toy.
+        data: path of a .npy file of shape [n, 2] or of a text table, instead of a toy.
 
-    Command: drifting train toy --dataset moons. Hardware: two CPU cores. Time: two minutes, four for other sets than the anchors.
+    Command: drifting train toy --dataset moons. Hardware: two CPU cores. Time: two minutes; four for the toys that are no anchors.
     Expected: energy distance of 10,000 samples to the data at most 1.5 times that of real points.
     Measured: docs/results.md, 2026-11-25.
 
@@ -34,7 +34,8 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
     source = ToyData(dataset=dataset) if data is None else PointsData(path=data)
     if data is None and dataset in ANCHORS:
         return anchor(source) if dataset == "swiss_roll" else _faster(anchor(source))
-    # The field sees no shape much thinner than its shortest temperature; and the more torn the set, the fewer dimensions.
+    # The field cannot resolve shapes thinner than its smallest temperature. Sets with more separate parts need fewer noise
+    # dimensions.
     if data is None and dataset == "spirals":
         return disconnected(source, temperatures=(0.05, 0.2), noise_dim=2)
     if data is None and dataset == "circles":
@@ -43,10 +44,11 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
 
 
 def anchor(data: ToyData | PointsData) -> RunConfig:
-    """Return the notebook's setting: one short temperature, no normalization, Adam at 1e-3.
+    """Return the settings of the notebook: one small temperature, no normalization, Adam at 1e-3.
 
-    Ours are the start and the end. At 0.05 mass moves slowly along the roll, so the network bends more from the first step on and
-    the second moment forgets the large gradients of the start; and the steps get smaller in the end, when all drift is noise.
+    The start and the end are ours. At 0.05, mass moves slowly along the roll. Therefore the network is more nonlinear from the
+    first step on, and Adam's second moment forgets the large gradients of the start. At the end, when the drift is only noise, the
+    learning rate decays.
     """
     return RunConfig(
         preset="toy",
@@ -68,17 +70,17 @@ def anchor(data: ToyData | PointsData) -> RunConfig:
 
 
 def _faster(config: RunConfig) -> RunConfig:
-    """Return an anchor with larger steps for longer: mass passes between the cells of a checkerboard at their corners alone."""
+    """Return an anchor with more and larger steps, because mass moves between the cells of a checkerboard only at their corners."""
     faster = dataclasses.replace(config.schedule, learning_rate=2e-3, decay_after=1600, decay_power=2.0, ema_decay=0.99)
     return dataclasses.replace(config, schedule=faster)
 
 
 def disconnected(data: ToyData | PointsData, *, temperatures: tuple[float, ...] = (0.1, 0.3), noise_dim: int = 4) -> RunConfig:
-    """Return a setting for points that may lie in parts far from each other.
+    """Return settings for points in separate parts.
 
-    At 0.05 alone no mass moves between distant parts, so temperatures are larger; and the network must tear its noise apart, which
-    it learns in time only from few dimensions, bent weights and large steps. They must shrink later: in the end the normalized
-    drift is all noise. What was tried is in docs/log.md.
+    At a temperature of 0.05 no mass moves between distant parts, so the temperatures are larger. The network must split its noise,
+    which it learns fast enough only with few noise dimensions, large initial weights and large steps. The steps shrink later,
+    because at the end the normalized drift is only noise. docs/log.md lists what was tried.
     """
     config = anchor(data)
     return dataclasses.replace(

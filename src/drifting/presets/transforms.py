@@ -1,6 +1,6 @@
-"""Other versions of a preset: one population of images in place of one for each class, and a tiny one.
+"""Variants of a preset: one population of images instead of one per class, and a tiny version.
 
-A tiny version has the same classes, encoder, bank and guidance, in sizes with which two steps take a second or so.
+A tiny version has the same classes, encoder, bank and guidance, in sizes at which two steps take about a second.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from drifting.training.schedule import Schedule
 
 
 def joint(config: RunConfig) -> RunConfig:
-    """Return a run of images with one population, as large as those of the labels of a step together, without guidance."""
+    """Return a run of images with one population, as large as all populations of a step together, without guidance."""
     schedule = config.schedule
     sizes = {name: schedule.labels_per_step * getattr(schedule, name) for name in ("generated", "positives")}
     together = dataclasses.replace(schedule, labels_per_step=1, guidance_scale=1.0, **sizes)
@@ -23,13 +23,13 @@ def joint(config: RunConfig) -> RunConfig:
 
 STEPS = 2
 
-# Pixels to a side of images that are read from files, and of those that latents are made of, by an auto-encoder that halves it.
-# The last maps of a masked auto-encoder then have 2 x 2 places: normalized over one, they have gradients beyond all bounds.
+# Side in pixels of images read from files, and of images encoded as latents, by an auto-encoder that halves the side.
+# The last maps of a masked auto-encoder then have 2 x 2 places; normalized over a single place, their gradients are unbounded.
 IMAGE_SIZE, LATENT_IMAGE_SIZE = 128, 32
 Config = TypeVar("Config", bound=AnyConfig)
 Part = TypeVar("Part")
 
-# Class -> how large its fields are at most; of several numbers, each of them. Nothing is made larger, and None stays None.
+# Class -> largest values of its fields, for each number of a tuple. Smaller values and None stay.
 _AT_MOST: dict[type, dict[str, int]] = {
     RunConfig: {"log_every": 1, "checkpoint_every": STEPS, "keep": 1, "snapshots": 1, "snapshot_samples": 20},
     Schedule: {
@@ -76,13 +76,13 @@ _ALWAYS = {"device": "cpu", "precision": "float32"}
 
 
 def smoke(config: Config) -> Config:
-    """Return a configuration made tiny: networks, batches, bank and all counts; it trains for two steps on a CPU in float32."""
+    """Return a tiny version of a configuration (networks, batches, bank, counts) that trains two steps on a CPU in float32."""
     parts = {field.name: _shrunk(getattr(config, field.name)) for field in dataclasses.fields(config)}
     return _shrunk(dataclasses.replace(config, **parts))
 
 
 def _shrunk(part: Part) -> Part:
-    """Return a part of a configuration, or the whole without its parts, in its tiny size; what has none is left as it is."""
+    """Return a part of a configuration in its tiny size, or unchanged if it has none."""
     limits = next((limits for kind, limits in _AT_MOST.items() if isinstance(part, kind)), None)
     if limits is None or not dataclasses.is_dataclass(part) or isinstance(part, type):
         return part
