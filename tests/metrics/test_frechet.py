@@ -9,7 +9,6 @@ from drifting.metrics import frechet
 from drifting.metrics.frechet import (
     Gaussian,
     RunningGaussian,
-    cached_gaussian,
     frechet_distance,
     gaussian_of,
     kernel_distance,
@@ -270,27 +269,3 @@ def test_unreadable_gaussians_are_told(tmp_path):
     frechet.save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="delete it"):
         load_gaussian(tmp_path / "other.safetensors")
-
-
-def test_cache_computes_only_what_is_missing_or_of_another_fingerprint(tmp_path):
-    path, calls = tmp_path / "real.safetensors", []
-
-    def compute(seed: int) -> Gaussian:
-        calls.append(seed)
-        return gaussian_of(_features(10, 2, seed))
-
-    first = cached_gaussian(path, "first", lambda: compute(0))
-    _assert_same(cached_gaussian(path, "first", lambda: compute(1)), first, 0)
-    assert calls == [0]
-    _assert_same(cached_gaussian(path, "second", lambda: compute(2)), gaussian_of(_features(10, 2, 2)), 0)
-    assert load_gaussian(path)[1] == "second"
-    path.write_bytes(path.read_bytes()[:-3])
-    _assert_same(cached_gaussian(path, "second", lambda: compute(3)), gaussian_of(_features(10, 2, 3)), 0)
-    assert calls == [0, 2, 3]
-    assert [file.name for file in tmp_path.iterdir()] == ["real.safetensors"]
-
-
-def test_cache_that_cannot_be_written_is_told_before_the_work(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="nothing can be written"):
-        cached_gaussian(tmp_path / "file" / "real.safetensors", "", lambda: pytest.fail("computed in vain"))

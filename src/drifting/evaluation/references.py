@@ -220,12 +220,18 @@ def in_memory(name: str, train: ImageSet, test: ImageSet, extractor: Extractor, 
     else:
         labels, chosen = test.labels, candidates[images_in_shares(train.labels[candidates], test.labels, count)]
     kept = max(count, len(test))
-    files = partial(Streamed, extractor=extractor, cache=extractor.cache, keep=kept)
-    reference = files(name=name, images=test, order=order, count=len(test), labels=labels, shares=labels)
+    files = partial(Streamed, cache=extractor.cache, keep=kept)
+    reference = files(name=name, images=test, order=order, count=len(test), extractor=extractor, labels=labels, shares=labels)
     floor: Floor = NoFloor("no further real images have the classes of the reference")
     if len(chosen) >= 2:
-        floor = ChosenImages(files(name="training images", images=train, order=chosen, count=len(chosen)))
+        others = files(name="training images", images=train, order=chosen, count=len(chosen), extractor=_of_features(extractor))
+        floor = ChosenImages(others)
     return Sides(reference=reference, floor=floor, count=count, keep=kept, pixels=Pixels(train, test, train.images[chosen]))
+
+
+def _of_features(extractor: Extractor) -> Extractor:
+    """Return an extractor for a floor: real images have one accuracy and one score, those of the reference."""
+    return replace(extractor, classify=None, probabilities=None)
 
 
 def streamed(
@@ -329,8 +335,8 @@ class _Files:
             order = shuffled_indices(len(images), 0, wanted, _SEED)
         else:
             order = images_in_shares(labels, shares, wanted)
-        files = partial(Streamed, extractor=self.extractor, cache=self.cache)
-        return OtherImages(files(name=name, images=images, order=order, count=self.count, labels=labels))
+        extractor = _of_features(self.extractor)
+        return OtherImages(Streamed(name=name, images=images, order=order, count=self.count, extractor=extractor, cache=self.cache))
 
     def _trained_on(self, shares: Tensor | None, apart_from: Path | None = None) -> Floor:
         """Return the training images of the run, where it has any that do not lie in the folder of the reference."""

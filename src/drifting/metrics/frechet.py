@@ -15,7 +15,7 @@ Shapes: n and m samples, d features, r columns of a root.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drifting._files import atomic_path, cached
+from drifting._files import atomic_path
 from drifting.errors import InputError, reason
 from drifting.metrics.precision_recall import check_features
 
@@ -281,28 +281,3 @@ def load_gaussian(path: Path) -> tuple[Gaussian, str]:
             f"path is '{path}', which is no Gaussian that can be read ({reason(error)}): delete it and compute it again"
         ) from None
     return gaussian, fingerprint
-
-
-def cached_gaussian(path: Path, fingerprint: str, compute: Callable[[], Gaussian]) -> Gaussian:
-    """Return the Gaussian of a file, or compute and write it if the file is missing, damaged or of another fingerprint.
-
-    Args:
-        path: a .safetensors file, usually of real features, which cost as much as those of the samples.
-        fingerprint: everything the features depend on: data, count, preprocessing and encoder.
-        compute: makes the Gaussian.
-
-    Raises:
-        InputError: before it is computed, if it could not be written.
-    """
-
-    def load(path: Path) -> tuple[Gaussian, str]:
-        gaussian, found = load_gaussian(path)
-        name, spread = gaussian.parts()
-        square = gaussian.mean.ndim == 1 and spread.shape[:1] == gaussian.mean.shape and spread.ndim == 2
-        if not square or (name == "covariance" and spread.shape[1] != len(spread)):
-            raise InputError(f"path is '{path}', whose mean and {name} do not fit each other: delete it and compute it again")
-        if not bool(gaussian.mean.isfinite().all() and spread.isfinite().all()):
-            raise InputError(f"path is '{path}', whose statistics are not finite: delete it and compute it again")
-        return gaussian, found
-
-    return cached(path, fingerprint, compute, load=load, save=save_gaussian)
