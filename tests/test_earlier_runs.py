@@ -1,9 +1,9 @@
 """Run folders of an earlier version (0.1.0, November 2026) still load, sample and resume.
 
 Each folder of `tests/earlier_runs` holds a finished run of 6 steps, its checkpoint of step 4, and samples of it in
-expected.safetensors. The images are those of `tests.support.image_folders`, drawn from a memory bank and compared in an auto-
-encoder. The runs were made on one processor; another may round differently, so values are compared to the digits that survive six
-steps.
+expected.safetensors; figures.json holds what that version measured of them. The images are those of `tests.support.image_folders`,
+drawn from a memory bank and compared in an auto-encoder. The runs were made on one processor; another may round differently, so
+values are compared to the digits that survive six steps.
 """
 
 import json
@@ -26,6 +26,10 @@ NAMES = ("toy", "digits", "images")
 TOLERANCE = {torch.uint8: 1.0, torch.float32: 1e-4}
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+# Of each run, how it was evaluated.
+EVALUATIONS = {"toy": {"count": 200}, "digits": {}, "images": {"extractor": "pixels"}}
 
 
 @pytest.fixture(params=NAMES)
@@ -53,6 +57,17 @@ def test_run_resumed_from_the_middle_ends_where_it_did(earlier_run):
     assert resumed.keys() == finished.keys()
     for name, weights in finished.items():
         torch.testing.assert_close(resumed[name], weights, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:9 samples of 64 features")
+def test_figures_are_those_that_it_had(earlier_run, request):
+    name = request.node.callspec.params["earlier_run"]
+    figures = runs.load(earlier_run).evaluate(**EVALUATIONS[name])
+    expected = json.loads((EARLIER / "figures.json").read_text())[name]
+    assert figures.keys() - expected.keys() <= {"reference", "num_real", "num_features"}
+    assert figures.get("extractor") == expected.pop("extractor", None)
+    for figure, value in expected.items():
+        assert figures[figure] == pytest.approx(value, rel=1e-4, abs=1e-6), figure
 
 
 def test_snapshots_are_read(earlier_run):
