@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -76,49 +75,26 @@ class Extractor:
     trained_on: Int[Tensor, " t"] | None = None
 
 
-@runtime_checkable
-class Reference(Protocol):
-    """Real images that samples are compared with."""
-
-    @property
-    def name(self) -> str:
-        """What is shown beside the figures."""
-        ...
-
-    @property
-    def shares(self) -> Int[Tensor, " r"] | None:
-        """Classes of the run, in whose shares samples are made; None where they are not known."""
-        ...
-
-    def see(self, batch_size: int) -> "Seen":
-        """Look at them, so many at a time."""
-        ...
-
-
-@runtime_checkable
-class Floor(Protocol):
-    """Other real images."""
-
-    def see(self, batch_size: int, real: "Seen") -> "Seen | None":
-        """Look at those that are none of a reference; None, with a warning, where there are none."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """What samples are compared with.
+    """What samples are compared with: a reference of real images, and other real ones, which make the floor.
 
     Attributes:
-        reference: real images.
-        floor: others.
+        name: of the reference, shown beside the figures.
+        look: (batch size) -> the reference, looked at so many images at a time.
+        floor: (batch size, reference) -> the floor, of images that are none of the reference; None, with a warning, where there are
+            none.
         count: how many samples to make.
+        shares: classes of the run, in whose shares samples are made; None where they are not known.
         keep: features of how many are kept.
         pixels: what is compared of the images themselves, where all of them are in memory.
     """
 
-    reference: Reference
-    floor: Floor
+    name: str
+    look: Callable[[int], "Seen"]
+    floor: "Floor"
     count: int
+    shares: Int[Tensor, " r"] | None = None
     keep: int = KEPT
     pixels: "Pixels | None" = None
 
@@ -166,10 +142,9 @@ def evaluate_images(sampler: ImageSampler, sides: Sides, extractor: Extractor, *
     """
     for image, _ in sampler(1, None):
         check_covariance(sides.count, extractor.embed(image).shape[1])
-    shares = sides.reference.shares
-    labels = None if shares is None else labels_in_shares(shares, min(sides.count, _PERIOD)).tolist()
-    real = sides.reference.see(batch_size)
-    others = sides.floor.see(batch_size, real)
+    labels = None if sides.shares is None else labels_in_shares(sides.shares, min(sides.count, _PERIOD)).tolist()
+    real = sides.look(batch_size)
+    others = sides.floor(batch_size, real)
     samples = show_images(sampler(sides.count, labels), sides.count, what="samples")
     watched = samples if sides.pixels is None else sides.pixels.watch(samples)
     metrics = compare(see(watched, extractor, keep=sides.keep), real, others)
@@ -261,6 +236,9 @@ class Seen:
     accuracy: float | None = None
     inception_score: float | None = None
     digests: Int[Tensor, " s"] | None = None
+
+
+Floor = Callable[[int, Seen], Seen | None]
 
 
 def see(batches: Iterable[Batch], extractor: Extractor, *, keep: int = KEPT, remember: bool = False) -> Seen:

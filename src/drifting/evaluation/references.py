@@ -28,7 +28,7 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.errors import InputError
-from drifting.evaluation.images import KEPT, Batch, Extractor, Floor, Pixels, Reference, Seen, Sides, check_feature_size, see
+from drifting.evaluation.images import KEPT, Batch, Extractor, Floor, Pixels, Seen, Sides, check_feature_size, see
 from drifting.evaluation.shares import by_chance, digests, images_in_shares, unknown_to
 from drifting.evaluation.statistics import SUFFIXES, cached_seen, read_statistics
 
@@ -46,28 +46,13 @@ _CANDIDATES, _CANDIDATES_OF_A_CLASSIFIER = 2, 8
 _HELD_OUT = ("test", "val")
 
 
-@dataclass
-class Kept:
-    """Statistics of a file."""
+def _no_floor(reason: str) -> Floor:
+    """Return a floor that there is not, of which it warns."""
 
-    name: str
-    seen: Seen
-    shares: Int[Tensor, " r"] | None
+    def look(batch_size: int, real: Seen) -> None:
+        warnings.warn(f"the floor, the same figures of other real images, is left out: {reason}", stacklevel=2)
 
-    def see(self, batch_size: int) -> Seen:
-        """Return them."""
-        return self.seen
-
-
-@dataclass
-class NoFloor:
-    """Why there is no floor."""
-
-    reason: str
-
-    def see(self, batch_size: int, real: Seen) -> None:
-        """Warn of it."""
-        warnings.warn(f"the floor, the same figures of other real images, is left out: {self.reason}", stacklevel=2)
+    return look
 
 
 class _NothingLeftError(Exception):
@@ -86,7 +71,6 @@ class Streamed:
         extractor: the feature space.
         cache: folder of what was seen before; None to look at them anew.
         labels: class of every image, where they are those of the run.
-        shares: classes in whose shares samples are to be compared with them.
         keep: features of how many are kept.
     """
 
@@ -97,7 +81,6 @@ class Streamed:
     extractor: Extractor
     cache: Path | None
     labels: Int[Tensor, " s"] | None = None
-    shares: Int[Tensor, " r"] | None = None
     keep: int = KEPT
     _seen: Seen | None = field(default=None, init=False)
 
@@ -141,57 +124,24 @@ class Streamed:
             raise _NothingLeftError
 
 
-@dataclass
-class ChosenImages:
-    """Images that make a floor, as they are."""
-
-    images: Streamed
-
-    def see(self, batch_size: int, real: Seen) -> Seen:
-        """Look at them."""
-        return self.images.see(batch_size)
+def _as_they_are(look: Callable[[int], Seen]) -> Floor:
+    """Return a floor of images that are chosen already."""
+    return lambda batch_size, real: look(batch_size)
 
 
-@dataclass
-class OtherImages:
-    """Images that make a floor."""
+def _others(images: Streamed) -> Floor:
+    """Return a floor of those images that are none of the reference, and that the extractor was not trained on."""
 
-    images: Streamed
-
-    def see(self, batch_size: int, real: Seen) -> Seen | None:
-        """Look at those that are none of the reference, and that the extractor was not trained on."""
+    def look(batch_size: int, real: Seen) -> Seen | None:
         if real.digests is None:
-            return NoFloor("the statistics do not tell of which images they are, so they may be the same").see(batch_size, real)
-        trained_on = self.images.extractor.trained_on
+            return _no_floor("the statistics do not tell of which images they are, so they may be the same")(batch_size, real)
+        trained_on = images.extractor.trained_on
         try:
-            return self.images.see(batch_size, real.digests if trained_on is None else torch.cat([real.digests, trained_on]))
+            return images.see(batch_size, real.digests if trained_on is None else torch.cat([real.digests, trained_on]))
         except _NothingLeftError:
-            return NoFloor(f"all {self.images.name} are in the reference, or trained the extractor").see(batch_size, real)
+            return _no_floor(f"all {images.name} are in the reference, or trained the extractor")(batch_size, real)
 
-
-@dataclass
-class DecodedLatents:
-    """Some real latents as an auto-encoder decodes them, which are no real images."""
-
-    rows: Rows
-    decode: Decoder
-    extractor: Extractor
-    device: str
-    indices: Int[Tensor, " r"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    name: str = "decoded latents"
-
-    @property
-    def shares(self) -> Int[Tensor, " r"] | None:
-        """Class of each."""
-        return None if self.rows.labels is None else self.rows.labels[self.indices]
-
-    def see(self, batch_size: int, real: Seen | None = None) -> Seen:
-        """Look at them."""
-        return see(show_images(self._batches(batch_size), len(self.indices), what=self.name), self.extractor)
-
-    def _batches(self, batch_size: int) -> Iterator[Batch]:
-        for part in self.indices.split(batch_size):
-            yield self.decode(to_signed(self.rows.take(part, _POSITIONS + part).to(self.device))), None
+    return look
 
 
 def _digest(numbers: Int[Tensor, " n"] | None) -> str | None:
@@ -221,12 +171,13 @@ def in_memory(name: str, train: ImageSet, test: ImageSet, extractor: Extractor, 
         labels, chosen = test.labels, candidates[images_in_shares(train.labels[candidates], test.labels, count)]
     kept = max(count, len(test))
     files = partial(Streamed, cache=extractor.cache, keep=kept)
-    reference = files(name=name, images=test, order=order, count=len(test), extractor=extractor, labels=labels, shares=labels)
-    floor: Floor = NoFloor("no further real images have the classes of the reference")
+    reference = files(name=name, images=test, order=order, count=len(test), extractor=extractor, labels=labels)
+    floor = _no_floor("no further real images have the classes of the reference")
     if len(chosen) >= 2:
         others = files(name="training images", images=train, order=chosen, count=len(chosen), extractor=_of_features(extractor))
-        floor = ChosenImages(others)
-    return Sides(reference=reference, floor=floor, count=count, keep=kept, pixels=Pixels(train, test, train.images[chosen]))
+        floor = _as_they_are(others.see)
+    pixels = Pixels(train, test, train.images[chosen])
+    return Sides(name=name, look=reference.see, floor=floor, count=count, shares=labels, keep=kept, pixels=pixels)
 
 
 def _of_features(extractor: Extractor) -> Extractor:
@@ -259,20 +210,29 @@ def streamed(
             raise InputError(
                 f"{without}: pass --real FOLDER or a file of statistics, or look at decoded latents with --extractor pixels"
             )
-        reference, floor = _decoded(DecodedLatents(data.rows(seed), decode, extractor, device), count)
+        return _decoded(data.rows(seed), decode, extractor, count, device)
+    return _Files(data, extractor, count, cache).find(real)
+
+
+def _decoded(rows: Rows, decode: Decoder, extractor: Extractor, count: int, device: str) -> Sides:
+    """Return two sets of real latents as an auto-encoder decodes them, half of them on each side where there are not enough."""
+    each = min(count, len(rows) // 2)
+    if rows.labels is None:
+        order = shuffled_indices(len(rows), 0, len(rows), _SEED)
     else:
-        reference, floor = _Files(data, extractor, count, cache).find(real)
-    return Sides(reference=reference, floor=floor, count=count)
+        order = images_in_shares(rows.labels, rows.labels, max(2 * each, 2))
 
+    def look(indices: Int[Tensor, " r"], batch_size: int) -> Seen:
+        parts = indices.split(batch_size)
+        batches = ((decode(to_signed(rows.take(part, _POSITIONS + part).to(device))), None) for part in parts)
+        return see(show_images(batches, len(indices), what=name), extractor)
 
-def _decoded(latents: "DecodedLatents", count: int) -> tuple[Reference, Floor]:
-    """Return two sets of latents; half of them on each side, where there are not enough for both."""
-    labels, total = latents.rows.labels, len(latents.rows)
-    each = min(count, total // 2)
-    order = shuffled_indices(total, 0, total, _SEED) if labels is None else images_in_shares(labels, labels, max(2 * each, 2))
-    if each < 2:
-        return replace(latents, indices=order), NoFloor(f"the latents are of {total} images, too few for two sets of them")
-    return replace(latents, indices=order[:each]), replace(latents, indices=order[each : 2 * each])
+    name, floor = "decoded latents", _no_floor(f"the latents are of {len(rows)} images, too few for two sets of them")
+    if each >= 2:
+        order, others = order[: 2 * each].split(each)
+        floor = _as_they_are(partial(look, others))
+    shares = None if rows.labels is None else rows.labels[order]
+    return Sides(name=name, look=partial(look, order), floor=floor, count=count, shares=shares)
 
 
 @dataclass(frozen=True)
@@ -284,14 +244,15 @@ class _Files:
     count: int
     cache: Path
 
-    def find(self, real: str | None) -> tuple[Reference, Floor]:
+    def find(self, real: str | None) -> Sides:
         """Return the reference and the floor; arguments and errors as in `streamed`."""
         shape = self.data.exported_shape()
         if real is not None and Path(real).suffix in SUFFIXES:
             seen = read_statistics(Path(real))
             check_feature_size(self.extractor, shape, seen, real)
             shares, _ = self.data.training_classes()
-            return Kept(f"statistics {Path(real).name}", seen, shares), self._trained_on(shares)
+            name, floor = f"statistics {Path(real).name}", self._trained_on(shares)
+            return Sides(name=name, look=lambda batch_size: seen, floor=floor, count=self.count, shares=shares)
         place = Path(real or self.data.path or "").expanduser()
         if shape[0] != 3 or shape[1] != shape[2]:
             raise InputError(
@@ -304,7 +265,7 @@ class _Files:
         opened = self.data.open if real is None else partial(ImageFiles, place, image_size=shape[1])
         return self._in_folder(place, lambda split: opened(split=split), own=real is None)
 
-    def _in_folder(self, place: Path, opened: Callable[[str], ImageFiles], *, own: bool) -> tuple[Reference, Floor]:
+    def _in_folder(self, place: Path, opened: Callable[[str], ImageFiles], *, own: bool) -> Sides:
         known = splits_of(place)
         held_out = next((split for split in _HELD_OUT if split in known), "train")
         images = opened(held_out)
@@ -318,14 +279,16 @@ class _Files:
             extractor=self.extractor,
             cache=self.cache,
             labels=labels,
-            shares=training if labels is None else labels,
         )
         if held_out != "train" and "train" in known:
             others = opened("train")
-            return reference, self._floor(f"images {place.name}/train", others, _as_of_run(others, names), labels)
-        if own:
-            return reference, NoFloor(f"'{place}' has no further images: add a folder val/ beside train/")
-        return reference, self._trained_on(labels, apart_from=images.root)
+            floor = self._floor(f"images {place.name}/train", others, _as_of_run(others, names), labels)
+        elif own:
+            floor = _no_floor(f"'{place}' has no further images: add a folder val/ beside train/")
+        else:
+            floor = self._trained_on(labels, apart_from=images.root)
+        shares = training if labels is None else labels
+        return Sides(name=reference.name, look=reference.see, floor=floor, count=self.count, shares=shares)
 
     def _floor(self, name: str, images: Images, labels: Tensor | None, shares: Tensor | None) -> Floor:
         """Return images in the shares of the reference, where classes of both are known, else by chance."""
@@ -336,19 +299,19 @@ class _Files:
         else:
             order = images_in_shares(labels, shares, wanted)
         extractor = _of_features(self.extractor)
-        return OtherImages(Streamed(name=name, images=images, order=order, count=self.count, extractor=extractor, cache=self.cache))
+        return _others(Streamed(name=name, images=images, order=order, count=self.count, extractor=extractor, cache=self.cache))
 
     def _trained_on(self, shares: Tensor | None, apart_from: Path | None = None) -> Floor:
         """Return the training images of the run, where it has any that do not lie in the folder of the reference."""
         images = self.data.training_images()
         if images is None:
             gone = self.data.path is not None and not self.data.latent
-            return NoFloor(
+            return _no_floor(
                 f"the training images, '{self.data.path}', are not there" if gone else "the run has no other real images"
             )
         own, other = images.root, None if apart_from is None else apart_from.resolve()
         if own and other and (own.resolve().is_relative_to(other) or other.is_relative_to(own.resolve())):
-            return NoFloor(f"the training images, '{own.resolve()}', are those of the reference")
+            return _no_floor(f"the training images, '{own.resolve()}', are those of the reference")
         return self._floor("training images", images, images.labels if self.data.conditional else None, shares)
 
 

@@ -139,7 +139,7 @@ class Evaluation:
         metrics = self._compared(sides, extractor, to_bytes, batch_size)
         if known := self.snapshots():
             as_bytes = {step: to_bytes(samples) for step, samples in known.items()}
-            metrics |= frechet_curve(as_bytes, train, test, extractor, sides.reference.see(batch_size).gaussian)
+            metrics |= frechet_curve(as_bytes, train, test, extractor, sides.look(batch_size).gaussian)
         return metrics
 
     def images(self) -> Metrics:
@@ -166,7 +166,7 @@ class Evaluation:
                 batch_size=batch_size,
             )
 
-        names = {"extractor": extractor.name, "reference": sides.reference.name}
+        names = {"extractor": extractor.name, "reference": sides.name}
         return {**names, **evaluate_images(sampler, sides, extractor, batch_size=batch_size)}
 
 
