@@ -190,8 +190,8 @@ def test_images_without_classes_are_learnt_from_without_a_probe(command, tmp_pat
 
 SETTINGS = {
     "superwised": ("kind is 'superwised': did you mean 'supervised'? There are supervised, simclr, mae",),
-    "supervised --arch resnet19": ("arch is 'resnet19': pass resnet18 or resnet50",),
-    "mae --arch vgg": ("arch is 'vgg': pass resnet18 or resnet50",),
+    "supervised --arch resnet19": ("arch is 'resnet19': pass resnet10 or resnet18 or resnet50",),
+    "mae --arch vgg": ("arch is 'vgg': pass resnet10 or resnet18 or resnet50",),
     **{f"{kind} --width 0": ("width is 0: pass at least 1",) for kind in KINDS},
     "supervised --width -3": ("width is -3: pass at least 1",),
     "simclr --batch-size 1": ("batch_size is 1, too few to normalize over: pass at least 2",),

@@ -91,7 +91,7 @@ def read_ahead(batches: Batches, last: int, thread: Executor) -> Batches:
 
 
 @dataclass(frozen=True)
-class EncoderStep:
+class NetworkStep:
     """What a training yields after each optimizer step: its number, counted from 1, and the loss of its batch, on the device."""
 
     number: int
@@ -159,7 +159,7 @@ class NetworkTraining:
     def __init__(self, state: NetworkState, loss_of: LossOfStep, *, steps: int) -> None:
         self.state, self.steps, self._loss_of = state, steps, loss_of
 
-    def __iter__(self) -> Iterator[EncoderStep]:
+    def __iter__(self) -> Iterator[NetworkStep]:
         """Take the steps that are left, yielding after each; raises DivergenceError if the loss becomes NaN or infinite."""
         state = self.state
         for number in range(state.step + 1, self.steps + 1):
@@ -168,7 +168,7 @@ class NetworkTraining:
             if number % _CHECK_EVERY == 0 or number == self.steps:
                 state.check_faults()
             state.step = number
-            yield EncoderStep(number, loss)
+            yield NetworkStep(number, loss)
         if state.average is not None:
             state.model.load_state_dict(state.average.module.state_dict())
 

@@ -1,7 +1,7 @@
 """Encoders and classifiers trained into a folder: taken up again, shown, saved now and then, measured and drawn.
 
-An encoder is trained before a generator, into the folder of its run, or on its own. Masked auto-encoders may be trained on more
-images, or latents of them, than memory holds: read batch after batch from the disk.
+An encoder is trained before a generator, into the folder of its run, or on its own; a classifier always on its own. Masked
+auto-encoders may be trained on more images, or latents of them, than memory holds: read batch after batch from the disk.
 """
 
 import shutil
@@ -43,7 +43,7 @@ from drifting.evaluation.images import accuracy_of, in_batches
 from drifting.evaluation.references import digests, images_in_shares
 from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
-from drifting.pretraining.loop import EncoderStep, HeldRows, NetworkTraining, batches_of, read_ahead
+from drifting.pretraining.loop import HeldRows, NetworkStep, NetworkTraining, batches_of, read_ahead
 from drifting.pretraining.objectives import train_network, train_supervised
 from drifting.runs.folder import (
     CLASSIFIER_WEIGHTS,
@@ -113,7 +113,7 @@ def follow(training: NetworkTraining, saving: Saving, *, what: str, batch_size: 
     show_steps(_saved(training, saving), training.steps, batch_size, what=what, done=training.state.step)
 
 
-def _saved(training: NetworkTraining, saving: Saving) -> Iterator[EncoderStep]:
+def _saved(training: NetworkTraining, saving: Saving) -> Iterator[NetworkStep]:
     """Pass steps on; save the state now and then, in the end, and where training is asked to stop, which it then does."""
     with polite_stop() as stop:
         for step in training:

@@ -165,7 +165,7 @@ def _finish(recorder: Recorder, config: RunConfig) -> Run:
     folder, state = recorder.folder, recorder.state
     generator, pictures = state.averaged, []
     weights = {name: whole(value).cpu() for name, value in generator.state_dict().items()}
-    if is_sharded(generator):
+    if is_sharded(generator):  # for good
         generator = config.build_generator()
         load_weights(generator, weights, str(folder))
     if state.processes.is_main_process:
