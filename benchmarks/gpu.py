@@ -29,8 +29,9 @@ from drifting.generators.dit import SIZES
 from drifting.generators.unet import SIZES as UNET_SIZES
 from drifting.presets import preset
 from drifting.runs.assemble import build_encoder
-from drifting.training.loop import TrainingState, train
+from drifting.training.loop import train
 from drifting.training.positives import Positives
+from drifting.training.state import TrainingState
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 # Groups, generated, positives, channels: locations of the maps of the ablation recipe for eight labels, a bank of MNIST, CIFAR-10.

@@ -20,7 +20,8 @@ from drifting.config import RunConfig
 from drifting.data import BankConfig
 from drifting.presets.mnist import mnist_encoder
 from drifting.runs.assemble import build_encoder, build_positives, resolve
-from drifting.training.loop import Step, TrainingState, train
+from drifting.training.loop import Step, train
+from drifting.training.state import TrainingState
 
 
 def variant(config: RunConfig, folder: Path) -> tuple[Iterator[Step], float]:

@@ -30,7 +30,8 @@ from drifting.runs.assemble import build_encoder, build_positives, resolve
 from drifting.runs.evaluate import load_extractor
 from drifting.runs.pretrain import prepare_encoder
 from drifting.sampling import sample
-from drifting.training.loop import TrainingState, train
+from drifting.training.loop import train
+from drifting.training.state import TrainingState
 
 SETTINGS = ((0.02,), (0.04,), (0.05,), (0.2,), (0.4,), (0.02, 0.05, 0.2), (0.04, 0.4))
 # (preset, temperatures) -> the figures of every seed

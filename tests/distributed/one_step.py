@@ -14,9 +14,10 @@ from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize
 from drifting.loss import DriftingLoss
 from drifting.runs.assemble import build_encoder, build_positives
-from drifting.training.loop import Step, TrainingState, draw_batch, train
+from drifting.training.loop import Step, draw_batch, train
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
+from drifting.training.state import TrainingState
 
 CLASSES, SHAPE = 4, (1, 4, 4)
 GUIDED = {"guidance_exponent": 2.0, "unguided_prob": 0.3, "unconditional": 3}

@@ -10,7 +10,7 @@ from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.pretraining.loop import Batches, HeldRows, batches_of
 from drifting.pretraining.objectives import Augmentation, random_affine, random_shift, train_autoencoder, train_supervised
-from drifting.training.loop import DivergenceError
+from drifting.training.state import DivergenceError
 from tests.support.covering import each_once
 
 NO_AUGMENTATION = Augmentation(shift=0, rotation=0.0, scale=0.0)

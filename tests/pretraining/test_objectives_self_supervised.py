@@ -10,7 +10,7 @@ from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
 from drifting.pretraining.loop import HeldRows, NetworkTraining, batches_of
 from drifting.pretraining.objectives import train_masked, train_simclr
-from drifting.training.loop import DivergenceError
+from drifting.training.state import DivergenceError
 
 SETTINGS = {"steps": 30, "batch_size": 16, "learning_rate": 3e-3, "seed": 0}
 

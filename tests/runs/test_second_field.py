@@ -17,7 +17,8 @@ from drifting.runs import pictures as drawing
 from drifting.runs.assemble import build_encoder, build_positives
 from drifting.runs.evaluate import build_evaluation
 from drifting.sampling import sample
-from drifting.training.loop import TrainingState, train
+from drifting.training.loop import train
+from drifting.training.state import TrainingState
 
 
 class Constant:

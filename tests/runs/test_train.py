@@ -18,7 +18,7 @@ from drifting.errors import InputError
 from drifting.loss import DriftingLoss
 from drifting.runs import Interrupted, pictures
 from drifting.runs.pictures import build_pictures
-from drifting.training.loop import DivergenceError
+from drifting.training.state import DivergenceError
 from tests.conftest import CENTER, SCALE
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -15,9 +15,10 @@ from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
 from drifting.runs.assemble import build_encoder, build_positives
 from drifting.sampling import sample
-from drifting.training.loop import TrainingState, draw_batch, train
+from drifting.training.loop import draw_batch, train
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
+from drifting.training.state import TrainingState
 from tests.support.two_components import two_components, upper_shares
 
 SCHEDULE = Schedule(

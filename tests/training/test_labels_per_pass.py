@@ -12,9 +12,10 @@ from drifting.distributed import Processes
 from drifting.errors import InputError
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
-from drifting.training.loop import TrainingState, check_shares, draw_batch, train
+from drifting.training.loop import check_shares, draw_batch, train
 from drifting.training.positives import Later, Positives
 from drifting.training.schedule import Schedule, check_schedule
+from drifting.training.state import TrainingState
 from tests.support.covering import pairwise
 
 CLASSES = 7

@@ -8,7 +8,8 @@ from drifting.errors import InputError
 from drifting.metrics.two_sample import energy_distance
 from drifting.runs.assemble import build_encoder, build_positives
 from drifting.sampling import sample
-from drifting.training.loop import DivergenceError, TrainingState, draw_batch, train
+from drifting.training.loop import draw_batch, train
+from drifting.training.state import DivergenceError, TrainingState
 
 
 def _state(config, **schedule) -> tuple[TrainingState, list]:

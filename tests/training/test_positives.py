@@ -12,8 +12,9 @@ from drifting.encoders import PixelsConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.runs.assemble import build_encoder, build_positives, resolve
-from drifting.training.loop import TrainingState, train
+from drifting.training.loop import train
 from drifting.training.positives import Positives, Stateful, encode_sets
+from drifting.training.state import TrainingState
 
 BANK = BankConfig(capacity_per_class=6, unconditional_capacity=4, push_per_step=5)
 FEATURES = ("code", "pixels", "norm_x", "stage2_mean")

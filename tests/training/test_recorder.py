@@ -16,8 +16,9 @@ from drifting.metrics.two_sample import energy_distance, mean_distance
 from drifting.runs.assemble import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training import recorder as recording
-from drifting.training.loop import DivergenceError, Step, TrainingState, train
+from drifting.training.loop import Step, train
 from drifting.training.recorder import SNAPSHOT_SEED, Recorder, Resources, RunningMean, snapshot_steps
+from drifting.training.state import DivergenceError, TrainingState
 
 
 @pytest.fixture

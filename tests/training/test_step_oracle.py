@@ -14,9 +14,9 @@ from drifting.encoders.mae import MaskedAutoencoder
 from drifting.hub import load_encoder, load_generator
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training import loop
-from drifting.training.loop import TrainingState
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
+from drifting.training.state import TrainingState
 from drifting.training.step import Batch
 from tests.oracle import step_oracle as oracle
 

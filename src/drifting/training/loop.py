@@ -26,10 +26,8 @@ from drifting.training.accumulate import label_batched_step, microbatched_step
 from drifting.training.positives import Positives
 from drifting.training.precision import computed_in
 from drifting.training.schedule import Schedule
-from drifting.training.state import DivergenceError, TrainingState
+from drifting.training.state import TrainingState
 from drifting.training.step import Batch, drifting_step
-
-__all__ = ["DivergenceError", "Step", "TrainingState", "check_shares", "draw_batch", "train"]
 
 
 @dataclass(frozen=True)
