@@ -1,6 +1,6 @@
 """The command line: drifting {train, train-encoder, latents, sample, convert, evaluate, compare, presets}.
 
-It parses, calls and prints, no more. Whatever ends a command says so in one sentence; nothing heavy is imported before that holds.
+It only parses, calls and prints. Whatever ends a command is reported in one sentence; heavy imports wait until that works.
 """
 
 import errno
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Commands whose work several processes can share.
 _SHARED = ("train", "sample")
-# What bounds the memory of a command.
+# How to reduce the memory of a command.
 _SMALLER = {
     "sample": "pass a smaller --num-samples",
     "evaluate": "pass a smaller --batch-size or --num-samples",
@@ -33,9 +33,9 @@ _SMALLER = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 2 on bad input, 130 if it was stopped, 1 if training diverged or the machine cannot go on.
+    """Run the command line; exit with 2 on bad input, 130 if it was stopped, 1 if training diverged or the machine cannot continue.
 
-    Started by torchrun it does its share of the work; the first process alone prints, and a process that is lost ends all with 1.
+    Under torchrun it does its share of the work. Only the first process prints; a lost process ends all others with status 1.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     with stopped_by_signals(), steady_output() as output:
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
             _say(lost)
             status = status or 1
         if together:
-            # At once: the engine's own threads may still wait for another process, or for one that is gone.
+            # Exit at once: threads of torch may still wait for another process, even for one that is lost.
             sys.stderr.flush()
             os._exit(status)
     if status:
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> tuple[int, bool]:
-    """Do what is asked for and return the status, and whether several processes do it."""
+    """Run the command and return its status, and whether several processes share it."""
     processes = None
     try:
         if arguments in (["--version"], ["-V"]):
@@ -78,7 +78,7 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
 
 
 def _end(error: BaseException, processes: "Processes | None", arguments: list[str]) -> int:
-    """Say what went wrong, once for all processes, and return the status of it; raise an error that is not foreseen."""
+    """Print an error once for all processes and return its status; raise an unexpected error."""
     reason, status = _told(error, arguments)
     if reason is None and processes is None:
         raise error
@@ -94,7 +94,7 @@ def _say(reason: str) -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
-    """Show a warning of ours as a sentence, and one of a library as usual."""
+    """Show a warning of this library as a sentence, and any other one as usual."""
     if f"{os.sep}drifting{os.sep}" in filename:
         _say(str(message))
     else:
@@ -102,7 +102,7 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
 
 def _join() -> "Processes | None":
-    """Return the processes that share the command, None for one alone, which need not wait for torch."""
+    """Return the processes that share the command; None for a single process, which then need not import torch."""
     if (os.environ.get("WORLD_SIZE") or "1") == "1":
         return None
     from drifting.distributed import join
@@ -111,7 +111,7 @@ def _join() -> "Processes | None":
 
 
 def _told(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
-    """Return what to say of an error and the status to leave with, or None for one that is not foreseen."""
+    """Return the message of an error and the exit status; the message is None for an unexpected error."""
     if type(error) is KeyboardInterrupt:
         return "Stopped; nothing of this step is kept. Start the same command again.", STOPPED
     if isinstance(error, InputError | StorageError):

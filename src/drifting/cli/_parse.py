@@ -1,4 +1,4 @@
-"""From the words of a command line to the values that were named, or to one sentence that says which word does not fit."""
+"""Parse the words of a command line into values, or raise an error of one sentence about the word that does not fit."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from tyro.conf import FlagConversionOff, arg
 
 from drifting.errors import InputError
 
-# What people call a flag elsewhere -> what it is called here.
+# Name of a flag in other programs -> its name here.
 _ELSEWHERE = {
     "lr": "learning-rate",
     "epochs": "steps",
@@ -47,7 +47,7 @@ _ELSEWHERE = {
     "amp": "precision",
     "dtype": "precision",
 }
-# How alike names must be for one to be meant by the other.
+# Smallest similarity of names at which one is suggested for the other.
 _ALIKE = 0.5
 _KINDS = {"INT|int": "a whole number", "FLOAT|float": "a number", "PATH": "a path", "STR": "a name", "True": "True or False"}
 Command = Callable[..., Any]
@@ -59,14 +59,14 @@ class Option:
     """A flag with a value.
 
     Attributes:
-        name: as a Python name, dotted where it is a setting inside a part.
-        kind: type of its value.
-        default: what `--help` shows; dataclasses.MISSING where it must be given.
-        help: what it means.
-        heading: under which it stands.
-        others: its other names.
-        shown: in place of the default.
-        switch: given without a value, as --NAME or --no-NAME.
+        name: Python name, dotted for a setting inside a part.
+        kind: type of the value.
+        default: default shown in `--help`; dataclasses.MISSING if the option is required.
+        help: description of the option.
+        heading: heading of its section in `--help`.
+        others: other names of the option.
+        shown: text shown instead of the default.
+        switch: whether the option takes no value, as in --NAME or --no-NAME.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Option:
 
     @property
     def flags(self) -> list[str]:
-        """All that it may be called on a command line, with hyphens."""
+        """All names of the option on a command line, with hyphens."""
         names = [_hyphened(f"--{name}") for name in (*self.others, self.name)]
         return [*names, *(f"--no-{name[2:]}" for name in names if self.switch)]
 
     def field(self) -> tuple[str, Any, Any]:
-        """Return it as a field of a dataclass that tyro parses."""
+        """Return the option as a field of a dataclass that tyro parses."""
         *short, longest = sorted((*self.others, self.name), key=len)
         about = arg(
             name=longest,
@@ -101,14 +101,14 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """How the words of one command are read.
+    """Reads the words of one command.
 
     Attributes:
-        command: the words before them, such as "train toy".
-        description: what the command does.
-        subject: what takes the options, such as "the preset 'toy'".
-        elsewhere: names of options that other subjects take.
-        headings: in the order in which they stand.
+        command: the words before the options, such as "train toy".
+        description: description of the command.
+        subject: subject of error messages, such as "the preset 'toy'".
+        elsewhere: names of options of other subjects.
+        headings: headings in order.
     """
 
     command: str
@@ -118,12 +118,12 @@ class Reader:
     headings: Sequence[str] = ()
 
     def read(self, options: Sequence[Option], words: Sequence[str], *, partial: bool = False) -> dict[str, Any]:
-        """Return the values of those options that are named; shows help and leaves by SystemExit where that is asked for.
+        """Return the values of the options on the command line, or show the help and raise SystemExit if that is requested.
 
         Args:
-            options: all that there are.
-            words: of the command line.
-            partial: pass over words that belong to none of the options, and over what is missing.
+            options: all options.
+            words: words of the command line.
+            partial: whether to ignore unknown words and missing options.
 
         Raises:
             InputError: if a word does not fit.
@@ -161,13 +161,13 @@ class Reader:
             name = _shown(_hyphened(first))
             if name in self.elsewhere:
                 return f"{name} is {_quoted(_value_of(first, words))}, which {self.subject} does not take: leave it out"
-        # What is said of a list does not say of what.
+        # The message of tyro about a list does not name the option.
         parsing = (option for option in options if re.search(rf"Error parsing (--\S*/)?{option.flags[0]}[/:]", said))
         return _sentence(" ".join([said, *(str(option.kind) for option in parsing)]), words, flags, see)
 
 
 def _metavar(kind: Any) -> str | None:
-    """Return how `--help` shows a value, but for one that is chosen from a few."""
+    """Return the placeholder of a value in `--help`; None for one of a few choices."""
     parts = [each for each in typing.get_args(kind) if each is not type(None)] if typing.get_origin(kind) is not tuple else [kind]
     one = parts[0] if parts else kind
     if typing.get_origin(one) is tuple:
@@ -180,7 +180,7 @@ def _required_first(options: Iterable[Option]) -> list[Option]:
 
 
 def sentenced(run: Callable[[], Any], sentence: Callable[[str], str]) -> Any:
-    """Run the parser; what it says before it leaves with a fault becomes an InputError of one sentence."""
+    """Run the parser and turn its error message into an InputError of one sentence."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -194,15 +194,15 @@ def sentenced(run: Callable[[], Any], sentence: Callable[[str], str]) -> Any:
 def parse(
     commands: Sequence[Command], arguments: Sequence[str], readers: Mapping[str, Command] | None = None
 ) -> Callable[[], None]:
-    """Return the call that is asked for; shows help and leaves by SystemExit where that is asked for.
+    """Return the call of a command, or show the help and raise SystemExit if that is requested.
 
     Args:
-        commands: what can be called, each parsed by its signature.
-        arguments: the words.
-        readers: of commands that read their words themselves, which return the call.
+        commands: commands that are parsed by their signatures.
+        arguments: words of the command line.
+        readers: commands that read their words themselves and return the call.
 
     Raises:
-        InputError: if they are no call of a command.
+        InputError: if the words do not call a command.
     """
     _check_not_empty(arguments)
     if readers and arguments and arguments[0] in readers:
@@ -217,7 +217,7 @@ def parse(
 
 
 def _deferred(command: Command) -> Callable[..., Callable[[], None]]:
-    """Return a command that, when it is called, returns its call."""
+    """Return a function that returns the call of a command instead of making it."""
 
     @functools.wraps(command)
     def call(*positional: Any, **named: Any) -> Callable[[], None]:
@@ -227,12 +227,13 @@ def _deferred(command: Command) -> Callable[..., Callable[[], None]]:
 
 
 def subject_of(words: Sequence[str], known: Collection[str], switches: Collection[str]) -> tuple[str | None, list[str]]:
-    """Return what a command is about, such as a preset, and the other words: the first one, or a known one that is no value.
+    """Return the subject of a command, such as a preset, and the other words. It is the first word, or a known word that is no
+    value.
 
     Args:
-        words: of the command line.
-        known: what there is.
-        switches: flags that no value follows.
+        words: words of the command line.
+        known: known subjects.
+        switches: flags without a value.
     """
     for index, word in enumerate(words):
         before = words[index - 1] if index else ""
@@ -243,7 +244,7 @@ def subject_of(words: Sequence[str], known: Collection[str], switches: Collectio
 
 
 def _check_not_empty(arguments: Sequence[str]) -> None:
-    """Raise InputError for a word without letters: as a path it would be the folder that the command runs in."""
+    """Raise InputError for an empty word, which as a path would be the current folder."""
     flag = "an argument"
     for word in arguments:
         name, given, value = word.partition("=")
@@ -253,8 +254,8 @@ def _check_not_empty(arguments: Sequence[str]) -> None:
 
 
 def _first_paragraph(text: str) -> str:
-    """Return the first part of the parser's message, without its frame."""
-    # Without letters for a frame, which holds the title, there is a line below that.
+    """Return the first part of the message of the parser, without its frame."""
+    # Without characters for a frame, there is a line below the title.
     lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
     parts, framed = [list[str]()], "╭" in text
     for line in lines:
@@ -307,7 +308,7 @@ def _first_unknown(words: Sequence[str], flags: Collection[str]) -> str | None:
 
 
 def _unknown(said: str, words: Sequence[str], flags: Sequence[str], see: str) -> str:
-    """Tell of a flag that there is not, with the ones that may be meant, or of a word that belongs to none."""
+    """Return the message about an unknown flag, with similar flags, or about a word that belongs to no flag."""
     unknown = _first_unknown(words, flags)
     if unknown is None:
         word = said.partition(":")[2].split(",")[0].strip()
@@ -323,7 +324,7 @@ def _unknown(said: str, words: Sequence[str], flags: Sequence[str], see: str) ->
 
 
 def _likeness(name: str, other: str) -> float:
-    """Return how alike two names are, from 0 to 1; of a dotted one also its last part alone counts, a little less."""
+    """Return the similarity of two names from 0 to 1; the last part of a dotted name counts alone too, with a smaller weight."""
     last = other.rpartition(".")[2]
     whole = difflib.SequenceMatcher(None, name.strip("-"), other.strip("-")).ratio()
     return whole if last == other else max(whole, 0.9 * difflib.SequenceMatcher(None, name.strip("-"), last).ratio())
@@ -335,7 +336,7 @@ def _missing(said: str, positional: str) -> str:
 
 
 def _unfit(name: str, said: str, words: Sequence[str], see: str) -> str:
-    """Tell of a value of another kind than that of its argument."""
+    """Return the message about a value of the wrong type."""
     value = _value_of(_flag_given(name, words), words)
     kinds = [word for kind, word in _KINDS.items() if re.search(rf"\b(?:{kind})\b", said)]
     shown = f"{_argument(name, words)} is '{value}'"
@@ -343,7 +344,7 @@ def _unfit(name: str, said: str, words: Sequence[str], see: str) -> str:
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str:
-    """Return the words that follow a flag, up to the next one."""
+    """Return the words after a flag, up to the next flag."""
     if flag not in words:
         return next((word.partition("=")[2] for word in words if word.startswith(f"{flag}=")), "")
     values: list[str] = []
@@ -355,7 +356,7 @@ def _value_of(flag: str, words: Sequence[str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """Return a value in quotes, unless it is a number, or that of a flag that has none."""
+    """Return a value in quotes, unless it is a number or empty."""
     if not value:
         return "True"
     with contextlib.suppress(ValueError):
@@ -365,7 +366,7 @@ def _quoted(value: str) -> str:
 
 
 def _flag_given(names: str, words: Sequence[str]) -> str:
-    """Return which of the names of a flag, "--a/--b", stands on the command line, as it is written there."""
+    """Return the one of the names of a flag, "--a/--b", that is on the command line, as written there."""
     known = names.split("/")
     return next((word.partition("=")[0] for word in words if _hyphened(word) in known), min(known, key=len))
 
@@ -379,6 +380,6 @@ def _shown(flag: str) -> str:
 
 
 def _argument(flags: str, words: Sequence[str]) -> str:
-    """Return an argument as errors name it: as it stands on the command line, but steps for --drift-steps."""
+    """Return the name of an argument in errors: as written on the command line, but steps for --drift-steps."""
     given = _shown(_flag_given(flags, words))
     return "steps" if given == "drift_steps" else given

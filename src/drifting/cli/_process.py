@@ -1,6 +1,6 @@
-"""The process of a command: how it is stopped, and its streams, which may be closed, full, gone or unable to show a letter.
+"""The process of a command: its signals, and its output streams, which may be closed, full or unable to encode a character.
 
-Ctrl-C, a termination and a hang-up act alike; a second one ends the process at once.
+Ctrl-C, termination and hang-up have the same effect; a second one ends the process at once.
 """
 
 import errno
@@ -17,7 +17,7 @@ STOPPED = 130
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Turn the first signal to stop into KeyboardInterrupt, so that what is half-written is cleared away; a second ends at once."""
+    """Turn the first signal to stop into KeyboardInterrupt, so that cleanup runs; a second signal ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -29,7 +29,7 @@ def stopped_by_signals() -> Iterator[None]:
         received.append(number)
         raise KeyboardInterrupt
 
-    # What is ignored stays so, as nohup asks for; what somebody else handles is theirs.
+    # Ignored signals stay ignored, as nohup requires; handlers set by others stay too.
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     if hasattr(signal, "SIGHUP"):
         usual[signal.SIGHUP] = signal.SIG_DFL
@@ -44,21 +44,21 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 class SteadyStream:
-    """A stream whose faults end no work: what cannot be written is dropped, and the first fault is kept in `fault`.
+    """A stream whose errors do not stop the command: failed output is dropped, and the first error is kept in `fault`.
 
     Args:
-        stream: to write to; None for one that was closed before the process began.
+        stream: stream to write to; None if it was closed before the process began.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115 - open as long as the process
         self.fault: OSError | None = None
         if hasattr(self._stream, "reconfigure"):
-            # A name that the terminal has no letters for is shown in escapes.
+            # Characters that the terminal cannot encode are escaped.
             self._stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
 
     def __getattr__(self, name: str) -> Any:
-        """Be the stream in everything else."""
+        """Return any other attribute of the stream."""
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -72,7 +72,7 @@ class SteadyStream:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is held back, or drop it."""
+        """Write the buffered text, or drop it."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -83,11 +83,11 @@ class SteadyStream:
     def _drop(self, error: OSError) -> None:
         self.fault = self.fault or error
         with suppress(OSError, ValueError):  # it may have no descriptor of its own
-            # What the stream still holds would be tried again when the interpreter ends.
+            # The interpreter would try to write the rest of the buffer again when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def complaint(self) -> str | None:
-        """Return what to say of text that was lost, None if none was, or if whoever read it has left, as `head` does."""
+        """Return a message about lost output; None if nothing was lost, or if the reader closed the pipe, as `head` does."""
         self.flush()
         if self.fault is None or self.fault.errno == errno.EPIPE:
             return None
@@ -96,8 +96,8 @@ class SteadyStream:
 
 @contextmanager
 def steady_output() -> Iterator[SteadyStream]:
-    """Make both streams of the process steady while a block runs, and give the one for output."""
-    # The lowest descriptors that are free: no file of ours may take the place of a stream that is closed.
+    """Replace both output streams of the process by `SteadyStream` while a block runs, and give the one for output."""
+    # Occupy the descriptors of closed streams, so that no opened file can take their place.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

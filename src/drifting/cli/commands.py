@@ -1,4 +1,4 @@
-"""The commands: each calls the library and prints. Those that train are in `training`; the others parse by their signatures."""
+"""The commands: each calls the library and prints. Commands that train are in `training`; the others are parsed by signature."""
 
 import sys
 import warnings
@@ -26,18 +26,18 @@ def sample(
     out: Path = Path("samples.png"),
     overwrite: bool = False,
 ) -> None:
-    """Make samples with a trained run, one forward pass each.
+    """Draw samples from a trained run, with one forward pass per sample.
 
     Args:
-        run: the run folder, one of the authors' artifacts, converted or not, or hub:NAME for one that they published.
-        num_samples: how many.
-        seed: which ones; sample i of a seed is always the same.
-        labels: classes to cycle through, by name or number, as training tells them first; all of them by default. Where classes are
-            called by whole numbers, such as folders 1, 2 and 3, a number is a name.
-        guidance_scale: how strongly a class is set apart from the others, from 1, which is not at all; that of the run by default.
+        run: run folder, artifact of the authors (converted or not), or hub:NAME for a published artifact.
+        num_samples: number of samples.
+        seed: random seed; sample i of a seed is always the same.
+        labels: classes to cycle through, by name or number, as printed before training; all of them by default. If class names are
+            whole numbers, such as folders 1, 2 and 3, a number is a name.
+        guidance_scale: strength of the guidance, from 1 (none) up; that of the run by default.
         vae: Hub id or folder of the auto-encoder that decodes latents of an artifact; that of the paper by default.
-        out: a picture (.png), or the numbers (.npy): points in their own coordinates, or uint8 images [n, h, w, c].
-        overwrite: replace the file if it is there.
+        out: a picture (.png) or an array (.npy): points in their own coordinates, or uint8 images [n, h, w, c].
+        overwrite: replace an existing file.
     """
     from drifting.runs import share
 
@@ -47,12 +47,12 @@ def sample(
 
 
 def convert(source: Positional[str], /, *, out: Path, overwrite: bool = False) -> None:
-    """Turn an artifact of the authors' release into a folder of ours, or a folder of ours into an artifact; every bit is kept.
+    """Convert an artifact of the authors' release into a folder of this library, or back, without changing a bit.
 
     Args:
-        source: the folder of an artifact, of an earlier conversion or of a training; or hub:NAME for what the authors published.
+        source: folder of an artifact, of an earlier conversion or of a training, or hub:NAME for a published artifact.
         out: the folder to write.
-        overwrite: replace an earlier conversion in it.
+        overwrite: replace an earlier conversion in the folder.
     """
     from drifting.runs import share
 
@@ -71,27 +71,34 @@ def evaluate(
     batch_size: int | None = None,
     device: str = "cpu",
 ) -> None:
-    """Measure a trained run against real data; the figures also go to metrics.json in its folder.
+    """Compare samples of a trained run with real data; the figures are also written to metrics.json in the run folder.
 
     Args:
         run: the run folder.
-        extractor: in whose features images are compared: the folder of a trained classifier (runs/NAME-classifier by default), a
-            TorchScript Inception file (.pt), or pixels.
-        real: what images are compared with: a folder of images, or statistics of them (.safetensors or .npz); the run's own by
-            default. Figures of other real images beside them, the floors, hold none of these.
-        num_samples: images to compare; 10,000 by default, and 50,000 of runs whose data are not held in memory.
-        seed: which images.
-        guidance_scale: of the samples, as in `drifting sample`.
-        batch_size: images at a time: bounds memory, and changes nothing else.
-        device: where generator, decoder and extractor run: cpu, cuda, cuda:1 or mps.
+        extractor: feature extractor for images: folder of a trained classifier (runs/NAME-classifier by default), a TorchScript
+            Inception file (.pt), or pixels.
+        real: real images to compare with: a folder of images, or their statistics (.safetensors or .npz); the images of the run by
+            default. The figures in the column "real against real" are of other real images.
+        num_samples: number of images to compare; 10,000 by default, or 50,000 for runs whose data are not held in memory.
+        seed: random seed of the samples.
+        guidance_scale: guidance scale of the samples, as in `drifting sample`.
+        batch_size: number of images at a time, which bounds memory and changes nothing else.
+        device: device of generator, decoder and extractor: cpu, cuda, cuda:1 or mps.
     """
     from drifting import runs
     from drifting.evaluation import as_text
 
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always", UserWarning)
-        given = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
-        metrics = runs.load_run(run).evaluate(extractor=extractor, real=real, count=num_samples, **given)
+        metrics = runs.load_run(run).evaluate(
+            extractor=extractor,
+            real=real,
+            count=num_samples,
+            seed=seed,
+            guidance_scale=guidance_scale,
+            batch_size=batch_size,
+            device=device,
+        )
     rows = []
     for name, value in metrics.items():
         if not name.endswith("_floor"):
@@ -103,17 +110,17 @@ def evaluate(
 
 
 def compare(runs: Positional[tuple[Path, ...]], /, *, out: Path = Path("runs/comparison"), overwrite: bool = False) -> None:
-    """Set trained runs of images side by side: their figures in comparison.md, samples of the same seed in compare.png.
+    """Compare trained runs of images: a table of their figures in comparison.md, samples of the same seed in compare.png.
 
     Args:
         runs: the run folders.
         out: the folder for the two files.
-        overwrite: replace them if they are there.
+        overwrite: replace existing files.
     """
     from drifting.runs.compare import write_comparison
 
     compared, files = write_comparison(runs, out, overwrite=overwrite)
-    # Turned, for a terminal is seldom as wide as all figures of a run.
+    # Transposed, because a terminal is seldom wide enough for all figures of a run.
     figures, *columns = zip(compared.columns, *compared.rows, strict=True)
     _print_table(figures, columns, title=str(out))
     print(*files, sep="\n")
@@ -122,7 +129,7 @@ def compare(runs: Positional[tuple[Path, ...]], /, *, out: Path = Path("runs/com
 
 
 def presets() -> None:
-    """List what can be trained."""
+    """List the presets that can be trained."""
     from drifting.presets import GROUPS, PRESETS
 
     print(wrapped("Minutes are those of 2 CPU cores. Train one with: drifting train NAME", 0))
@@ -135,7 +142,7 @@ def presets() -> None:
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str) -> None:
-    """Print a table of plain text, in which no name is read as markup; its first column is not wrapped."""
+    """Print a table of plain text without markup; its first column is not wrapped."""
     headers = [Column(Text(column), no_wrap=index == 0) for index, column in enumerate(columns)]
     table = Table(*headers, title=Text(title, style="table.title"))
     for row in rows:
@@ -144,5 +151,5 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title
 
 
 ALL = (train, train_encoder, latents, sample, convert, evaluate, compare, presets)
-# They read their words themselves, for their options depend on what is trained.
+# These commands read their words themselves, because their options depend on what is trained.
 READERS = {"train": train, "train-encoder": train_encoder, "latents": latents}

@@ -1,7 +1,7 @@
-"""The commands that train: their options are all settings of what is trained, under the names of its configuration.
+"""The commands that train. Their options are the settings of a configuration.
 
-What is trained is found first, by its name and what may be chosen of it. Then every setting of its configuration is an option, and
-its value there is the default.
+The configuration is found first, from the name of the preset and the arguments of the preset. Then each of its settings is an
+option whose default is the value in the configuration.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ from drifting.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """Where a run is kept, and how it begins.
+    """The folder of a run, and how the run begins.
 
     Attributes:
-        save_dir: folder of the run; runs/PRESET, runs/DATASET or, of your own points or images, runs/NAME by default.
-        config: a saved configuration to train again, such as runs/NAME/config.json, in place of a preset.
-        resume: go on with the run in the folder.
+        save_dir: folder of the run; by default runs/PRESET, runs/DATASET or, for your own points or images, runs/NAME.
+        config: a saved configuration to train again instead of a preset, such as runs/NAME/config.json.
+        resume: continue the run in the folder.
         overwrite: delete the run in the folder first.
-        smoke: try a tiny version, with data of its own where none are given: two steps, a checkpoint, an evaluation; by default in
-            runs/smoke/PRESET, where it replaces what is there.
+        smoke: try a tiny version (two steps, a checkpoint, an evaluation) on synthetic data unless --data is given; by default in
+            runs/smoke/PRESET, which it replaces.
     """
 
     save_dir: Path | None = None
@@ -43,12 +43,12 @@ class _Run:
 
 @dataclass(frozen=True, kw_only=True)
 class _EncoderRun:
-    """Where an encoder is kept, and how its training begins.
+    """The folder of an encoder, and how its training begins.
 
     Attributes:
-        save_dir: folder of the encoder; runs/NAME-KIND by default, or runs/encoder-NAME-KIND where a preset is called so.
-        resume: go on with the training in the folder.
-        overwrite: delete what is in the folder first.
+        save_dir: folder of the encoder; runs/NAME-KIND by default, or runs/encoder-NAME-KIND if that is the name of a preset.
+        resume: continue the training in the folder.
+        overwrite: delete the content of the folder first.
     """
 
     save_dir: Path | None = None
@@ -58,13 +58,13 @@ class _EncoderRun:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cache:
-    """Which images latents are written of.
+    """The images of a cache of latents.
 
     Attributes:
-        data: a folder with a sub-folder for each class, or with train/ and val/ above those.
+        data: a folder with one sub-folder per class, optionally inside train/ and val/.
         out: the folder of the cache.
         vae: name or folder of the auto-encoder.
-        overwrite: delete the cache that is there.
+        overwrite: delete an existing cache.
     """
 
     data: Path
@@ -73,12 +73,12 @@ class _Cache:
     overwrite: bool = False
 
 
-# Settings of a run that have a short name too, beside the dotted one.
+# Settings of a run that also have a short name.
 _SHORT = {
     *("steps", "encoder_steps", "batch_size", "learning_rate", "optimizer", "temperatures", "seed", "device", "parallel"),
     *("precision", "keep", "microbatch_size", "labels_per_microbatch", "gradient_checkpointing", "compile"),
 }
-# Part of a configuration -> under which heading its settings stand.
+# Part of a configuration -> heading of its settings.
 _HEADINGS = {
     "": "Run",
     "data": "Data",
@@ -113,16 +113,16 @@ def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         headings=tuple(_HEADINGS.values()),
     )
     first = reader.read([*_fields(_Run), *_choices(choices)], rest, partial=True)
-    run, given = _Run(**_part(first, _Run)), {key: value for key, value in first.items() if key in CHOICES}
-    config = _begin(name, run, given, only_shape=helping or run.smoke)
+    run, arguments = _Run(**_part(first, _Run)), {key: value for key, value in first.items() if key in CHOICES}
+    config = _begin(name, run, arguments, only_shape=helping or run.smoke)
     chosen = [each for each in choices if each.name != "encoder_weights" or hasattr(getattr(config, "encoder", None), "weights")]
     read = reader.read([*_fields(_Run), *_choices(chosen, config), *_settings(config, chosen)], rest)
     changes = {key: value for key, value in read.items() if key not in (*first, *CHOICES)}
-    return functools.partial(_train, name, run, given, config, changes)
+    return functools.partial(_train, name, run, arguments, config, changes)
 
 
-def _begin(name: str | None, run: _Run, given: dict[str, Any], *, only_shape: bool) -> Any:
-    """Return the configuration that the settings of a command line change: a preset's, that of a run, or a saved one."""
+def _begin(name: str | None, run: _Run, arguments: dict[str, Any], *, only_shape: bool) -> Any:
+    """Return the configuration to start from: that of a preset, of the run to resume, or a saved one."""
     from drifting import presets
     from drifting.runs.folder import read_saved, saved_config
 
@@ -137,14 +137,14 @@ def _begin(name: str | None, run: _Run, given: dict[str, Any], *, only_shape: bo
     if name is None:
         raise InputError("preset is missing: see drifting train --help")
     if run.resume and not only_shape:
-        config = saved_config(run.save_dir or presets.default_folder(name, **given))
-        presets.check_choices(config, name, **given)
+        config = saved_config(run.save_dir or presets.default_folder(name, **arguments))
+        presets.check_choices(config, name, **arguments)
         return config
     needed = [each.name for each in presets.choices(name) if each.value is inspect.Parameter.empty] if only_shape else []
-    return presets.preset(name, **{**dict.fromkeys(needed, "FOLDER"), **given})
+    return presets.preset(name, **{**dict.fromkeys(needed, "FOLDER"), **arguments})
 
 
-def _train(name: str | None, run: _Run, given: dict[str, Any], config: Any, changes: dict[str, Any]) -> None:
+def _train(name: str | None, run: _Run, arguments: dict[str, Any], config: Any, changes: dict[str, Any]) -> None:
     from drifting import presets, runs
     from drifting.runs.folder import check_default
     from drifting.runs.smoke import try_preset
@@ -152,10 +152,10 @@ def _train(name: str | None, run: _Run, given: dict[str, Any], config: Any, chan
     if name is not None and run.smoke:
         if run.resume:
             raise InputError("resume is given with smoke, which begins anew: leave one of them out")
-        trained = try_preset(name, run.save_dir, overwrite=run.overwrite, settings=changes, **given)
+        trained = try_preset(name, run.save_dir, overwrite=run.overwrite, settings=changes, **arguments)
         works = f"{name} works: two steps, a checkpoint and an evaluation are in {trained.folder}"
         return print(*trained.summary(), works, sep="\n")
-    folder = run.save_dir or presets.default_folder(config.preset, **given)
+    folder = run.save_dir or presets.default_folder(config.preset, **arguments)
     if run.save_dir is None and not run.resume:
         check_default(folder, config)
     trained = runs.train(presets.adjust(config, **changes), folder, resume=run.resume, overwrite=run.overwrite)
@@ -163,7 +163,7 @@ def _train(name: str | None, run: _Run, given: dict[str, Any], config: Any, chan
 
 
 def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
-    """Train a feature encoder on its own and tell how much of the classes a linear classifier finds in its features.
+    """Train a feature encoder on its own and print the accuracy of a linear classifier in its features.
 
     Args:
         words: supervised, simclr or mae, and its options.
@@ -188,11 +188,11 @@ def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         raise InputError("kind is missing: see drifting train-encoder --help")
     first = reader.read([*_fields(_EncoderRun), *_choices(choices)], rest, partial=True)
     run = _EncoderRun(**_part(first, _EncoderRun))
-    given = {key: value for key, value in first.items() if key not in vars(run)}
-    called = encoders.called(given.get("name"), given.get("data"))
+    arguments = {key: value for key, value in first.items() if key not in vars(run)}
+    called = encoders.called(arguments.get("name"), arguments.get("data"))
     folder = run.save_dir or folder_of_data(f"{called}-{kind}", "encoder", PRESETS)
     begun = functools.partial(encoders.resumed_encoder, saved_config(folder)) if run.resume else encoders.encoder
-    config = begun(kind, **given)
+    config = begun(kind, **arguments)
     read = reader.read([*_fields(_EncoderRun), *_choices(choices, config), *_settings(config, choices, every=True)], rest)
     changes = {key: value for key, value in read.items() if key not in (*first, *CHOICES)}
     return functools.partial(_train_encoder, run, folder, config, changes)
@@ -210,7 +210,7 @@ def _train_encoder(run: _EncoderRun, folder: Path, config: Any, changes: dict[st
 
 
 def latents(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
-    """Write the latents of a folder of images and of their mirror images, to train on; started again, it makes what is missing.
+    """Write the latents of a folder of images and their mirror images, to train on. Run it again to complete an interrupted cache.
 
     Args:
         words: the options.
@@ -256,11 +256,11 @@ def _fields(kind: Any, heading: str = "Run") -> list[Option]:
 
 
 def _choices(choices: Sequence[Any], config: Any = None) -> list[Option]:
-    """Return what is to be chosen as options, each also by the dotted name of the setting that it decides.
+    """Return the arguments of a preset or an encoder as options, each also with the dotted name of its setting.
 
     Args:
-        choices: of a preset or an encoder.
-        config: with the values that stand where nothing is chosen.
+        choices: arguments of a preset or an encoder.
+        config: configuration with the default values.
     """
     from drifting.presets.settings import CHOICES, settings
 
@@ -285,7 +285,7 @@ def _choices(choices: Sequence[Any], config: Any = None) -> list[Option]:
 
 
 def _settings(config: Any, choices: Sequence[Any], *, every: bool = False) -> list[Option]:
-    """Return the settings of a configuration as options, but for those that are chosen; `every` one has a short name, or a few."""
+    """Return the settings of a configuration as options, except the choices; with `every`, all of them have short names."""
     from drifting.config.json_io import RENAMED
     from drifting.presets.settings import CHOICES, adjust, described, settings
 
@@ -313,7 +313,7 @@ def _settings(config: Any, choices: Sequence[Any], *, every: bool = False) -> li
 
 
 def _list_presets() -> None:
-    """Show what `drifting train` can train."""
+    """Print the presets of `drifting train`."""
     from drifting.presets import GROUPS, PRESETS
 
     print("usage: drifting train PRESET [OPTIONS]", "", wrapped(_summary(train), 0), sep="\n")
@@ -326,7 +326,7 @@ def _list_presets() -> None:
 
 
 def wrapped(text: str, indent: int, *, hanging: int | None = None) -> str:
-    """Return a text in lines as wide as the terminal, whole words each."""
+    """Return a text wrapped to the width of the terminal."""
     width = max(40, shutil.get_terminal_size().columns)
     rest = " " * (indent if hanging is None else hanging)
     wrapper = textwrap.TextWrapper(width, " " * indent, rest, break_long_words=False, break_on_hyphens=False)
