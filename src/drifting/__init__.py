@@ -1,7 +1,7 @@
 """Drifting: generators that sample in one forward pass, trained by a drift field.
 
-Three nouns, three places: the drift field moves samples (`fields`, `loss`), the feature encoder says in which space (`encoders`),
-the generator makes them (`generators`). The life of a run is here: `preset`, `train`, `load`.
+The drift field moves samples (`fields`, `loss`), the feature encoder defines the space in which they move (`encoders`), and the
+generator makes them (`generators`). A run is made and used with `preset`, `train` and `load`.
 
 Source: "Generative Modeling via Drifting", arXiv:2602.04770. An unofficial implementation.
 """
@@ -34,7 +34,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Loaded when they are first used: torch takes seconds, in which a command could not yet be stopped in a sentence.
+# Loaded on first use: importing torch takes seconds, in which Ctrl-C would end a command with a traceback.
 __getattr__, __dir__ = _lazy_names(
     __name__,
     {

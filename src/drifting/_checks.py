@@ -1,4 +1,4 @@
-"""What is asked of inputs: shapes that agree, weights that fit, float32 or better, and data that fit into memory."""
+"""Checks of arguments (shapes, weights, names, devices, memory), and conversions of features that the loss and the fields share."""
 
 import difflib
 import functools
@@ -16,20 +16,20 @@ from torch import Tensor
 from drifting._vector_math import first_calls
 from drifting.errors import InputError
 
-# Of the networks of a run in training, see `training.precision`.
+# Compute precisions of networks in training, see `training.precision`.
 PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
-# Temperatures between which float32 divides distances without overflow.
+# Range of temperatures by which float32 can divide distances without overflow.
 _COLDEST, _HOTTEST = 1e-30, 1e30
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# [n, d], [l, n, d], or by name.
+# One tensor [n, d] or [l, n, d], or named tensors.
 Features = Tensor | Mapping[str, Tensor]
 first_calls()
 
 
 def constant(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function without autograd and outside autocast: drifts are constants, and their products need all their digits."""
+    """Run a function without autograd and without autocast: drifts have no gradient and need full precision."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -56,7 +56,7 @@ def not_compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_shapes(generated: Tensor, *targets: Tensor) -> None:
-    """Raise InputError unless all samples share precision, groups and feature size, and none is empty."""
+    """Raise InputError unless all samples have the same precision, groups and feature size, and none is empty."""
     for target in targets:
         if full_precision(target[..., :0]).dtype != full_precision(generated[..., :0]).dtype:
             raise InputError(f"samples have dtypes {generated.dtype} and {target.dtype}: pass all in float64, or none")
@@ -74,7 +74,7 @@ def check_shapes(generated: Tensor, *targets: Tensor) -> None:
 
 
 def check_feature_maps(generated: Mapping[str, Tensor], *others: Mapping[str, Any] | None) -> None:
-    """Raise InputError unless all name the same features, each [labels, samples, locations, channels]."""
+    """Raise InputError unless all have the same feature names, with shapes [labels, samples, locations, channels]."""
     if not generated:
         raise InputError("features are {}: pass at least one feature map")
     for other in others:
@@ -92,13 +92,13 @@ def _named(features: Features) -> Mapping[str, Tensor]:
 
 
 def feature_maps(features: Features) -> Mapping[str, Tensor]:
-    """Return features by name as [labels, samples, locations, channels], where they are [n, d] or [l, n, d]."""
+    """Return named features as [labels, samples, locations, channels], from [n, d], [l, n, d] or [l, n, k, d]."""
     shaped = {2: lambda value: value[None, :, None], 3: lambda value: value[:, :, None]}
     return {name: shaped.get(value.ndim, lambda value: value)(value) for name, value in _named(features).items()}
 
 
 def flat_feature_maps(features: Features, labels: Tensor, what: str) -> dict[str, Float[Tensor, "b k _"]]:
-    """Return a flat batch by name as [samples, locations, channels], or raise InputError unless there is a label for each."""
+    """Return a flat batch as named [samples, locations, channels], or raise InputError unless each sample has a label."""
     maps = {name: value[:, None] if value.ndim == 2 else value for name, value in _named(features).items()}
     for name, value in maps.items():
         if value.ndim != 3 or labels.shape != (len(value),):
@@ -108,7 +108,7 @@ def flat_feature_maps(features: Features, labels: Tensor, what: str) -> dict[str
 
 
 def groups_of_labels(labels: Tensor, positive_labels: Tensor) -> list[tuple[Int[Tensor, "g n"], Int[Tensor, "g p"]]]:
-    """Return which generated samples and positives are of each class, those of classes with equal counts together."""
+    """Return the indices of the generated samples and positives of each class; classes with equal counts are stacked."""
     rows: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
     for label in labels.unique().tolist():
         ours, theirs = ((all_labels == label).nonzero()[:, 0] for all_labels in (labels, positive_labels))
@@ -121,17 +121,17 @@ def groups_of_labels(labels: Tensor, positive_labels: Tensor) -> list[tuple[Int[
 
 
 def one_group(value: Tensor | None) -> Tensor | None:
-    """Return samples of one problem, or their weights, as those of one group."""
+    """Return the samples or weights of one problem with a leading axis for its only group."""
     return None if value is None else value[None]
 
 
 def weighted_mean(values: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
-    """Return the mean of values, each with a weight."""
+    """Return the weighted mean of values."""
     return torch.stack([value * (weight / sum(weights)) for value, weight in zip(values, weights, strict=True)]).sum(0)
 
 
 def check_temperatures(temperatures: Sequence[float]) -> None:
-    """Raise InputError unless there is a temperature, float32 can divide by each, and none stands twice."""
+    """Raise InputError unless there is at least one temperature, all are different, and float32 can divide by each."""
     values = tuple(float(temperature) for temperature in temperatures)
     if not values or not all(_COLDEST <= value <= _HOTTEST for value in values):
         raise InputError(f"temperatures is {values}: pass at least one, each above 0, from {_COLDEST:g} to {_HOTTEST:g}")
@@ -146,7 +146,7 @@ def check_temperature(temperature: float) -> None:
 
 
 def join_weights(*parts: tuple[Float[Tensor, "*g _ d"], Tensor | None]) -> Float[Tensor, "*g total"] | None:
-    """Concatenate per-sample weights of several sets of samples, ones where a set has none; None if no set has any."""
+    """Concatenate the weights of several sets of samples, with ones for sets without weights; None if no set has any."""
     if all(weights is None for _, weights in parts):
         return None
     joined = []
@@ -155,13 +155,13 @@ def join_weights(*parts: tuple[Float[Tensor, "*g _ d"], Tensor | None]) -> Float
             raise InputError(f"weights have shape {tuple(weights.shape)}: pass {tuple(samples.shape[:-1])}, one per sample")
         check_weights(weights)
         ones = full_precision(samples).new_ones(samples.shape[:-1])
-        # Negative ones that are not read are seen in the result, which is NaN.
+        # On other devices, where values are not checked, negative weights make the result NaN.
         joined.append(ones if weights is None else torch.where(weights >= 0, weights.to(ones), torch.nan))
     return torch.cat(joined, -1)
 
 
 def check_weights(weights: Tensor | None) -> None:
-    """Raise InputError unless weights on a CPU are finite and none is negative; to read others would wait for their device."""
+    """Raise InputError if weights on a CPU are negative or not finite. Reading weights on other devices would wait for them."""
     if weights is None or weights.device.type != "cpu" or weights.numel() == 0:
         return
     lowest, highest = (float(value) for value in weights.detach().aminmax())
@@ -171,17 +171,17 @@ def check_weights(weights: Tensor | None) -> None:
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or untouched if it is float64."""
+    """Return the tensor in float32, or unchanged if it is float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
-    """Return the known name most like a mistyped one."""
+    """Return the known name most similar to a mistyped one."""
     return max(names, key=lambda known: difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio())
 
 
 def check_counts(counts: Mapping[str, int]) -> None:
-    """Raise InputError for the first that is below 1."""
+    """Raise InputError for the first count below 1."""
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"{name} is {value}: pass at least 1")
@@ -195,7 +195,7 @@ def check_seed(seed: int) -> None:
 
 def check_learning_rate(value: float, name: str = "learning_rate") -> None:
     """Raise InputError unless an optimizer can work with the learning rate."""
-    if not 0 < value <= 1e30:  # beyond, the optimizer itself overflows
+    if not 0 < value <= 1e30:  # above, the optimizer overflows
         raise InputError(f"{name} is {value}: pass a number above 0, such as 1e-3")
 
 
@@ -220,7 +220,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Return the bytes that this process can still take, the limit of its container included; None where no system tells."""
+    """Return the bytes that this process can still allocate, also within the limit of its container; None if unknown."""
     found = []
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -234,12 +234,12 @@ def available_memory() -> int | None:
 
 
 def check_memory(need: int, what: str, fix: str) -> None:
-    """Raise InputError unless there is memory for data.
+    """Raise InputError unless there is enough memory for data.
 
     Args:
-        need: bytes.
-        what: subject of the sentence, such as "image_size is 64, at which 9 images".
-        fix: what to do where they do not fit.
+        need: number of bytes.
+        what: subject of the error message, such as "image_size is 64, at which 9 images".
+        fix: what to do if the data do not fit.
     """
     free = available_memory()
     if free is not None and need > free:

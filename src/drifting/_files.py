@@ -1,6 +1,6 @@
-"""Files appear whole or not at all, one process at a time works in a folder, and what a disk refuses is said in a sentence.
+"""Write files atomically, lock folders for one process at a time, and describe errors of the disk in one sentence.
 
-A folder is held by a lock, which the system releases when the process ends, however it ends.
+The system releases the lock of a folder when the process ends, even if it is killed.
 """
 
 import errno
@@ -27,10 +27,10 @@ SCRATCH, REPLACED = ".writing-", ".replaced-"
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside `target` to write a file or folder to; it takes the target's place when the block succeeds.
+    """Give a temporary path next to `target` for a file or folder, which replaces the target when the block succeeds.
 
-    The temporary name keeps the suffix, by which writers choose their format. What is written is on the disk before it takes the
-    place, so that a machine that loses its power keeps the old or the new. An old folder is renamed first, see `current`.
+    The temporary name keeps the suffix, by which writers choose their format. The new file is flushed to the disk before it
+    replaces the old one, so after a power failure one of them is complete. An old folder is renamed first, see `current`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target.parent))
@@ -57,18 +57,18 @@ def _replaced(target: Path) -> Path:
 
 
 def current(folder: Path, pattern: str) -> list[Path]:
-    """Return the folders of a name in a folder; where a writer was killed while it replaced one, that is its whole old one."""
+    """Return the folders that match a pattern, including the complete old folder if a writer was killed while replacing it."""
     renamed = [path for path in folder.glob(f"{REPLACED}{pattern}") if not path.with_name(named(path)).exists()]
     return [path for path in (*folder.glob(pattern), *renamed) if path.is_dir()]
 
 
 def named(path: Path) -> str:
-    """Return the name of a folder of `current` without what says that it is an old one."""
+    """Return the name of a folder of `current` without the mark of an old one."""
     return path.name.removeprefix(REPLACED)
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder, which is whole or gone at every moment."""
+    """Delete a folder atomically: at every moment it is complete or gone."""
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder.parent))
     try:
         for path in (_replaced(folder), folder):
@@ -78,13 +78,13 @@ def discard(folder: Path) -> None:
 
 
 def _set_aside(path: Path, scratch: Path) -> None:
-    """Move what is to be deleted into a scratch folder, if it is there."""
+    """Move a path that is to be deleted into a scratch folder, if it exists."""
     if path.exists():
         os.replace(path, Path(tempfile.mkdtemp(dir=scratch)) / path.name)
 
 
 def _open_to_others(scratch: Path, name: str) -> None:
-    """Give what was written the permissions of the umask: some libraries write for the owner alone."""
+    """Give new files the permissions of the umask, because some libraries write files only for the owner."""
     plain = scratch / f"{name}.mode"
     plain.touch()
     mode = stat.S_IMODE(plain.stat().st_mode)
@@ -94,7 +94,7 @@ def _open_to_others(scratch: Path, name: str) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file, or a folder with all that is in it, onto the disk."""
+    """Flush a file, or a folder with its content, to the disk."""
     if path.is_dir():
         for below in path.iterdir():
             _flush(below)
@@ -102,7 +102,7 @@ def _flush(path: Path) -> None:
 
 
 def _flush_one(path: Path) -> None:
-    if os.name != "posix":  # where folders cannot be opened
+    if os.name != "posix":  # folders cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -115,7 +115,7 @@ def _flush_one(path: Path) -> None:
 
 
 def clear_scratch(folder: Path) -> None:
-    """Remove what writers that were killed left half-written in a folder; only for who alone works there."""
+    """Remove the temporary files of killed writers; the caller must hold the folder."""
     for scratch in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(scratch, ignore_errors=True)
     for old in folder.glob(f"{REPLACED}*"):
@@ -126,7 +126,7 @@ def clear_scratch(folder: Path) -> None:
 
 
 def check_writable(folder: Path, argument: str) -> None:
-    """Raise InputError unless `folder` can be made and written to, with files of the usual names; leaves nothing behind.
+    """Raise InputError unless `folder` can be created and written to, with the usual file names; nothing is left behind.
 
     Raises:
         StorageError: if the disk is full.
@@ -149,7 +149,7 @@ def check_writable(folder: Path, argument: str) -> None:
 
 
 def check_space(folder: Path, needed: int, argument: str) -> None:
-    """Raise StorageError unless so many bytes are free where a folder is or will be."""
+    """Raise StorageError unless the disk of a folder has enough free bytes."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -161,7 +161,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _number(error: BaseException) -> int | None:
-    """Return the number by which a system names its fault; some libraries hand it on in words."""
+    """Return the error number of the system, which some libraries only put into the message."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))
@@ -169,7 +169,7 @@ def _number(error: BaseException) -> int | None:
 
 
 def storage_fault(error: BaseException) -> str | None:
-    """Return what to say of a file system that refuses, None for an error of another kind."""
+    """Return a message about an error of the file system; None for any other error."""
     number = _number(error)
     written_in_part = isinstance(error, OSError) and number is None
     if (number is None and not written_in_part) or isinstance(error, ConnectionError | TimeoutError):
@@ -181,7 +181,7 @@ def storage_fault(error: BaseException) -> str | None:
 
 
 def remedy(error: BaseException) -> str:
-    """Return what helps where a file system refuses, as the beginning of a sentence."""
+    """Return the remedy for an error of the file system, as the beginning of a sentence."""
     number = _number(error)
     if number in _FULL or number is None:
         return "Make room"
@@ -191,17 +191,17 @@ def remedy(error: BaseException) -> str:
 def cached(
     path: Path, fingerprint: str, compute: Callable[[], T], *, load: Callable[[Path], tuple[T, str]], save: Callable[..., None]
 ) -> T:
-    """Return what is kept in a file, or compute it and have it saved if the file is missing, damaged or of another fingerprint.
+    """Return a value cached in a file, or compute and save it if the file is missing, damaged or has another fingerprint.
 
     Args:
-        path: of the file.
-        fingerprint: everything that what is kept depends on.
-        compute: makes it.
-        load: path -> what is kept and its fingerprint; raises InputError where it cannot.
-        save: (path, what is to be kept, fingerprint=) writes it.
+        path: path of the file.
+        fingerprint: fingerprint of everything that the value depends on.
+        compute: computes the value.
+        load: path -> the value and its fingerprint; raises InputError if the file is damaged.
+        save: (path, value, fingerprint=) writes the file.
 
     Raises:
-        InputError: before it is computed, if it could not be written.
+        InputError: before the computation, if the file could not be written.
     """
     with suppress(InputError):
         kept, found = load(path)
@@ -217,7 +217,7 @@ def cached(
 
 try:
     import fcntl
-except ImportError:  # a system without such locks
+except ImportError:  # the system has no such locks
     fcntl = None
 LOCK = ".lock"
 
@@ -227,17 +227,17 @@ _HELD: dict[Path, int] = {}
 
 @contextmanager
 def hold(folder: Path, argument: str) -> Iterator[None]:
-    """Keep every other process out of a folder, which is made where it is missing and goes again if nothing is put in it.
+    """Lock a folder against other processes. A missing folder is created, and removed again if it stays empty.
 
-    Where the file system knows no locks, nothing is held. A thread that holds the folder may ask for it again.
+    Without support of the file system there is no lock. A thread that holds the folder may lock it again.
 
     Args:
-        folder: to work in.
-        argument: what errors call it.
+        folder: the folder.
+        argument: name of the folder in errors.
 
     Raises:
-        InputError: if another process, or another thread of this one, holds the folder; the sentence says which, and since when.
-        OSError: if the folder cannot be made or written to.
+        InputError: if another process or thread holds the folder; the message says which one, and since when.
+        OSError: if the folder cannot be created or written to.
     """
     place = folder.resolve()
     if _HELD.get(place) == threading.get_ident():
@@ -267,7 +267,7 @@ def _refuse(folder: Path, argument: str) -> int:
 
 
 def _locked(path: Path, what: str) -> int | None:
-    """Return the descriptor of a lock file that is locked, None where there are no locks."""
+    """Return the descriptor of a locked lock file; None if the file system has no locks."""
     if fcntl is None:
         return None
     while True:
@@ -277,12 +277,12 @@ def _locked(path: Path, what: str) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             raise InputError(_busy(path, what)) from None
-        except OSError:  # a file system without locks
+        except OSError:  # the file system has no locks
             os.close(descriptor)
             with suppress(OSError):
                 path.unlink()
             return None
-        # Whoever held the lock may have deleted its file in between: then it is no longer what others will lock.
+        # The last holder may have deleted the file in between; others would then lock a new one.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break

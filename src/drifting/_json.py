@@ -1,7 +1,7 @@
-"""JSON of our own files, read with suspicion: numbers that fit, names that stand once, fields of the types they should have.
+"""Read JSON files strictly: no repeated names, no numbers out of range, and only fields of the annotated types.
 
-A dataclass is an object whose field "type" names its class where several may stand in its place, see `config.json_io`. An abstract
-class stands for all classes under it that its package offers.
+A dataclass is an object. If several classes are possible, its entry "type" names the class, see `config.json_io`; an abstract class
+allows all of its subclasses that its package exports.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from drifting.errors import InputError, one_line
 
 T = TypeVar("T")
 
-# Whole numbers are those of 64 bits, of which everything is made that is counted.
+# Largest integer: 64 bits.
 _LARGEST = 2**63 - 1
-# Of a name of a file, in bytes; longer ones no system takes.
+# Largest length of a file name in bytes.
 _LONGEST_NAME = 255
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -28,11 +28,11 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
     """Return the values of a JSON text.
 
     Args:
-        text: of one value.
-        finite: refuse NaN and infinity too, which Python would write.
+        text: the text of one value.
+        finite: whether to refuse NaN and infinity, which Python can write.
 
     Raises:
-        ValueError: if it is no JSON, a name stands twice in one object, a number is beyond 64 bits, or it is nested too deeply.
+        ValueError: if it is not JSON, an object has a name twice, a number exceeds 64 bits, or it is nested too deeply.
     """
     kinds: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
     try:
@@ -49,7 +49,7 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    # Not int() of digits without end.
+    # int() of very many digits would be slow.
     if len(text) > 20 or abs(int(text)) > _LARGEST:
         raise ValueError(f"{text[:20]}{'...' * (len(text) > 20)} is too large")
     return int(text)
@@ -65,12 +65,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_dataclass(kind: Callable[..., T], values: Any, name: str = "") -> T:
-    """Return a dataclass of JSON values whose fields are as its annotations say; lists become tuples.
+    """Return a dataclass from JSON values that match its annotations; lists become tuples.
 
     Args:
-        kind: the dataclass; fields that are not there have their defaults.
-        values: an object; "type" among them is passed over.
-        name: of the field that it is of, for messages.
+        kind: the dataclass; missing fields take their defaults.
+        values: an object; its entry "type" is ignored.
+        name: name of the field that holds it, for messages.
 
     Raises:
         InputError: naming the first field that is unknown, missing, or of another type.
@@ -92,7 +92,7 @@ def read_dataclass(kind: Callable[..., T], values: Any, name: str = "") -> T:
 
 
 def read_value(kind: Any, value: Any, name: str) -> Any:
-    """Return a JSON value as an annotation says, or raise InputError naming the field; see `read_dataclass`."""
+    """Return a JSON value that matches an annotation, or raise InputError naming the field; see `read_dataclass`."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -113,7 +113,7 @@ def read_value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _offered(base: Any) -> tuple[Any, ...]:
-    """Return the classes under an abstract one that the package of its module offers."""
+    """Return the subclasses of an abstract class that the package of its module exports."""
     package = importlib.import_module(base.__module__.rpartition(".")[0])
     offered = [getattr(package, name) for name in sorted(dir(package))]
     return tuple(each for each in offered if isinstance(each, type) and issubclass(each, base) and not inspect.isabstract(each))
@@ -144,7 +144,7 @@ def _read_tuple(parts: Sequence[Any], value: Any, name: str) -> tuple[Any, ...]:
 
 
 def _is_text(value: str) -> bool:
-    """Return whether text could be a name, a path or an address of something."""
+    """Return whether text could be a name, a path or an address."""
     try:
         parts = value.encode().split(b"/")
     except UnicodeEncodeError:

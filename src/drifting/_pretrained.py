@@ -1,4 +1,4 @@
-"""Weights that diffusers and transformers load, from a folder or the Hugging Face Hub: asked for once, and without their noise."""
+"""Load weights with diffusers and transformers, from a folder or the Hugging Face Hub, without their progress bars and retries."""
 
 import importlib
 import warnings
@@ -16,7 +16,7 @@ _PATIENCE = 10  # seconds, for one answer of the Hub
 
 @contextmanager
 def quietly(library: str) -> Iterator[None]:
-    """Keep the progress bars and the warnings of "diffusers" or "transformers" off the terminal; errors pass."""
+    """Silence the progress bars and warnings of "diffusers" or "transformers"; errors are still raised."""
     shown: Any = importlib.import_module(f"{library}.utils.logging")
     before = shown.is_progress_bar_enabled()
     shown.disable_progress_bar()
@@ -31,12 +31,12 @@ def quietly(library: str) -> Iterator[None]:
 
 
 def is_here(origin: str) -> bool:
-    """Return whether weights are to be looked for on this machine alone: in a folder, or downloaded before where no Hub answers.
+    """Return whether to look for weights only on this machine: in a folder, or in the cache if the Hub does not answer.
 
-    The libraries themselves would ask the Hub six times, for half a minute, where there is no network.
+    Without a network, the libraries themselves would ask the Hub six times, for half a minute.
 
     Raises:
-        Exception: what the Hub answers, or the network, about a name that is no folder and was not downloaded before.
+        Exception: the error of the Hub or the network, if the name is no folder and was not downloaded before.
     """
     if Path(origin).is_dir():
         return True
@@ -55,18 +55,18 @@ def is_here(origin: str) -> bool:
 
 
 def load_published(argument: str, origin: str, library: str, kind: str, *, extra: str, **options: Any) -> Any:
-    """Return what `from_pretrained` of a library's class makes of weights: safetensors alone, in a folder or on the Hub.
+    """Return the result of `from_pretrained` of a class of a library, which reads only safetensors.
 
     Args:
-        argument: what errors call it.
-        origin: id on the Hugging Face Hub, or a folder of `save_pretrained`.
+        argument: name of the argument in errors.
+        origin: id on the Hugging Face Hub, or a folder made by `save_pretrained`.
         library: "diffusers" or "transformers".
         kind: name of the class.
-        extra: of this project, which brings the library.
-        options: further ones of `from_pretrained`.
+        extra: extra of this project that installs the library.
+        options: further options of `from_pretrained`.
 
     Raises:
-        InputError: if the library or the weights are not there.
+        InputError: if the library or the weights are missing.
     """
     try:
         module: Any = importlib.import_module(library)
