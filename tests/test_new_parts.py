@@ -176,7 +176,9 @@ def test_new_kind_of_data_is_drawn_measured_and_told_of_by_its_own_class(tmp_pat
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     result = command("evaluate", tmp_path / "run", "--extractor", "pixels")
     assert (result.status, "this run makes no images to show it: leave it out" in result.err) == (2, True)
-    assert command("sample", tmp_path / "run", "--num-samples", 3, "--out", tmp_path / "waves.npy").status == 0
+    sample = ("sample", tmp_path / "run", "--num-samples", 3, "--out")
+    assert command(*sample, tmp_path / "waves.npy").status == 0
+    assert "no picture shows samples of shape (4,): name a .npy file" in command(*sample, tmp_path / "waves.png").err
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -149,9 +149,17 @@ class Evaluation:
             raise InputError(f"num_samples is {count}: ask for at least 2")
         extractor = load_extractor(asked.extractor, self.config, asked.device)
         data = cast(ImageData, self.config.data)
-        decode, cache = data.decoder(asked.device), extractor.cache or self.folder / STATISTICS
-        found = {"seed": self.config.seed, "count": count, "cache": cache, "device": asked.device}
-        sides = streamed(data, asked.real, extractor, decode=decode, **found)
+        decode = data.decoder(asked.device)
+        sides = streamed(
+            data,
+            asked.real,
+            extractor,
+            decode=decode,
+            seed=self.config.seed,
+            count=count,
+            cache=extractor.cache or self.folder / STATISTICS,
+            device=asked.device,
+        )
         return self._compared(sides, extractor, decode, asked.batch_size or _BATCH)
 
     def _compared(self, sides: Sides, extractor: Extractor, decode: Decoder, batch_size: int) -> Metrics:

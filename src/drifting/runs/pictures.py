@@ -71,10 +71,9 @@ class Drawing:
         _, indices = nearest(last.flatten(0, 1).flatten(1), to_signed(train).flatten(1))
         near = to_signed(train[indices]).unflatten(0, (rows, columns))
         in_turn = {step: samples.transpose(0, 1).flatten(0, 1) for step, samples in shown.items()}
-        titled = {"title": config.data.title, "real": real, "names": names}
-        labeled = source.num_classes is not None
-        pictures = draw_images(self.folder, snapshots=in_turn, log=self.log, labeled=labeled, **titled)
-        return [*pictures, draw_comparison(self.folder, generated=last, nearest=near, **titled)]
+        title, labeled = config.data.title, source.num_classes is not None
+        pictures = draw_images(self.folder, title=title, real=real, snapshots=in_turn, log=self.log, labeled=labeled, names=names)
+        return [*pictures, draw_comparison(self.folder, title=title, real=real, generated=last, nearest=near, names=names)]
 
     def decoded(self, decode: Decoder) -> list[Path]:
         """Draw images too many for memory, as they are decoded; nobody looks for the nearest real images."""

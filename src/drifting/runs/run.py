@@ -172,8 +172,10 @@ def write_samples(
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
     if not join().is_main_process:
         return
-    if samples.ndim == 2:
+    if samples.shape[1:] == (2,):
         save_image(points_figure(samples), out)
+    elif samples.ndim != 4:
+        raise InputError(f"out is '{out}', but no picture shows samples of shape {tuple(samples.shape[1:])}: name a .npy file")
     else:
         columns = _columns(len(samples), labels, run.generator.num_classes)
         save_image(image_grid(samples, columns=columns, names=_headings(run, labels, columns)), out)
