@@ -1,6 +1,6 @@
-"""Public names of a package that are imported when they are first used (PEP 562).
+"""Imports that wait until they are needed: public names of packages (PEP 562), and libraries that only an extra installs.
 
-Importing torch takes seconds and a library of pictures as long: whoever imports a package waits only for what is used of it.
+Importing torch takes seconds, so a package imports only the modules whose names are used.
 """
 
 import importlib
@@ -8,18 +8,40 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from drifting._extras import missing_extra
+DISTRIBUTION = "drifting-models"
+
+# Imported name of a library -> extra that installs it.
+_EXTRAS = {
+    **dict.fromkeys(("safetensors", "huggingface_hub", "tyro", "rich", "matplotlib", "sklearn", "msgpack", "PIL"), "train"),
+    "datasets": "images",
+    "transformers": "encoders",
+    "diffusers": "vae",
+}
+
+
+def install_hint(extra: str) -> str:
+    """Return the command that installs an extra."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def missing_extra(error: BaseException) -> str | None:
+    """Return a sentence that names the extra to install if an error means that its library is missing; None for any other error."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    library = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(library)
+    return None if extra is None else f"the library {library} is not installed: {install_hint(extra)}"
 
 
 def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` of a package.
 
-    A submodule that is not imported yet is found as well. A name must not be that of a submodule: an imported submodule would hide
-    it.
+    Submodules that are not imported yet are found too. A name must differ from all submodules, because an imported submodule would
+    hide it.
 
     Args:
-        package: its `__name__`.
-        modules: module of the package -> public names in it.
+        package: the `__name__` of the package.
+        modules: module of the package -> its public names.
     """
     places = {name: module for module, names in modules.items() for name in names}
 

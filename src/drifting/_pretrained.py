@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drifting._extras import install_hint
+from drifting._lazy import install_hint
 from drifting.errors import InputError, reason
 
 _CONFIG = "config.json"

@@ -12,8 +12,8 @@ from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
 from drifting import __version__
-from drifting._extras import missing_extra
 from drifting._files import remedy, storage_fault
+from drifting._lazy import missing_extra
 from drifting.cli._process import STOPPED, steady_output, stopped_by_signals
 from drifting.errors import InputError, StorageError
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from drifting._extras import install_hint
+from drifting._lazy import install_hint
 from drifting._pretrained import quietly
 from drifting._seeds import initial_weights
 from drifting.errors import InputError

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from drifting._extras import install_hint
+from drifting._lazy import install_hint
 from drifting.data.readers.base import Split, files_below
 from drifting.data.readers.tables import Table, from_tables
 from drifting.errors import InputError

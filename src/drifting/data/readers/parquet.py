@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drifting._checks import check_memory
-from drifting._extras import install_hint
+from drifting._lazy import install_hint
 from drifting.data.readers.base import Split, damaged, files_below, folders_in, split_name
 from drifting.data.readers.tables import Table, checked_table, from_tables, needed_columns
 from drifting.errors import InputError

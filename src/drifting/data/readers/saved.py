@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drifting._checks import check_memory
-from drifting._extras import install_hint
+from drifting._lazy import install_hint
 from drifting.data.readers.base import Split, damaged, files_below
 from drifting.data.readers.tables import Table, checked_table, from_tables
 from drifting.errors import InputError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drifting._extras import missing_extra
+from drifting._lazy import missing_extra
 
 ROOT = Path(__file__).parents[1]
 CORE = {"torch", "numpy", "jaxtyping"}
