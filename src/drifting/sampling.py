@@ -187,7 +187,7 @@ class Sampler(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Of each label, where they are known."""
+        """Name of each label, if known."""
         ...
 
     def sample(

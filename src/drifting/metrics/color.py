@@ -2,8 +2,8 @@
 
     histogram_distance = 1/2 sum over bins |share in generated - share in real|      (total variation, in [0, 1])
 
-over 8 x 8 x 8 bins of a pixel's red, green and blue. It knows nothing of shapes: a cheap check that catches washed-out, tinted or
-collapsed samples. Values beyond [-1, 1] count as what a saved picture shows, the nearest end.
+over 8 x 8 x 8 bins of red, green and blue. It ignores shapes, but it is a cheap check for washed-out, tinted or collapsed samples.
+Values are clamped to [-1, 1], as in a saved picture.
 
 Source: Swain and Ballard, "Color indexing" (1991): 1 - histogram intersection.
 
@@ -28,9 +28,10 @@ class ColorComparison:
     """Colors of two sets of images, in the units of [-1, 1].
 
     Attributes:
-        mean: per channel over all generated pixels; `std` likewise, so it holds contrast within and between images.
-        real_mean: the same for the real images, and `real_std`.
-        histogram_distance: total variation of the two palettes: 0 the same, 1 no color in common.
+        mean, std: mean and standard deviation per channel over all generated pixels, so `std` includes contrast within and between
+            images.
+        real_mean, real_std: the same for the real images.
+        histogram_distance: total variation of the two palettes: 0 if they are equal, 1 if they have no color in common.
     """
 
     mean: tuple[float, ...]

@@ -1,8 +1,8 @@
-"""Squared distances of all pairs of two large sets, exact where they decide.
+"""Squared distances of all pairs of two large sets, exact for the pairs that decide a comparison.
 
-A matrix product gives |x|^2 + |y|^2 - 2 xy quickly, with an error that does not shrink with the distance. It tells most pairs
-apart. The others are measured again by subtraction, which depends on the two samples alone, not on where they stand in their sets.
-So copies are at distance 0, and equal distances are equal, up to the rounding that `ROUNDING` allows for.
+A matrix product gives |x|^2 + |y|^2 - 2 xy quickly, but its error does not shrink with the distance. It suffices to compare most
+pairs. The others are measured again by subtraction, which depends only on the two samples, not on their positions in the sets. So
+copies have distance 0, and equal distances are equal up to the tolerance `ROUNDING`.
 
 Shapes: x and y samples of two sets, d features, r rows of a chunk, q pairs.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 ROUNDING = 1e-12
 # Entries of a chunk, numbers of the second set that are converted at a time, and numbers that fit the cache of a core.
 _CHUNK, _BLOCK, _CPU_CACHE, _DEVICE_CACHE = 2**23, 2**27, 2**17, 2**24
-# From this many pairs on, those of equal samples are measured once.
+# From this many pairs on, pairs of equal samples are measured only once.
 _MANY_PAIRS = 2**12
 
 
@@ -64,7 +64,7 @@ class Pairs:
         """Return the squared distances of some pairs by subtraction, in float64."""
         if len(rows) < _MANY_PAIRS:
             return self._measured(rows, columns)
-        # A generator that collapsed, or features of few values: the same pair of samples many times.
+        # A collapsed generator, or features with few values, has the same pair of samples many times.
         (same_rows, row_of), (same_columns, column_of) = self._copies
         keys, place = torch.unique(row_of[rows] * len(same_columns) + column_of[columns], return_inverse=True)
         return self._measured(same_rows[keys // len(same_columns)], same_columns[keys % len(same_columns)])[place]
@@ -92,9 +92,9 @@ class Pairs:
 
 
 def nearest_pairs(first: Float[Tensor, "x d"], second: Float[Tensor, "y d"]) -> tuple[Float[Tensor, " x"], Int[Tensor, " x"]]:
-    """Return the distance of every sample of the first set to its nearest of the second, in float64, and which that is.
+    """Return the distance of every sample of the first set to the nearest one of the second, in float64, and its index.
 
-    Among equal distances it is the first.
+    Among equal distances, the index is the first.
     """
     pairs, distances, indices = Pairs(first, second), [], []
     for rows, squared, error in pairs.chunks():

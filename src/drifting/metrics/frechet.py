@@ -3,13 +3,13 @@
     frechet = |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)      of the Gaussians with the sets' means m and covariances S
     kernel  = E k(x, x') + E k(y, y') - 2 E k(x, y),  k(x, y) = (x y / d + 1)^3,  over pairs of different samples of a set
 
-The trace of the root is the sum of the singular values of R1^T R2, with R R^T = S, which are computed without squaring them, so
-that small and zero ones keep their digits. Any root R gives the same sum: where there are at most as many samples as features, the
-centered samples are one, and no d x d matrix is made. The Frechet distance of finite sets is too large, by about 1/n: compare only
-figures of the same counts. The kernel distance is unbiased, so it may be negative.
+The trace of the root is the sum of the singular values of R1^T R2, with R R^T = S. They are computed without squaring them, so
+small and zero values keep their digits. Any root R gives the same sum. With at most as many samples as features, the centered
+samples are a root, so no d x d matrix is needed. The Frechet distance of finite sets is too large, by about 1/n: compare only
+figures of the same counts. The kernel distance is unbiased, so it can be negative.
 
 Source: Heusel et al., "GANs trained by a two time-scale update rule ..." (2017), eq. 6; Binkowski et al., "Demystifying MMD GANs"
-(2018). The latter averages over random subsets of 1,000; here all pairs are used, so that the figure is reproducible.
+(2018). The latter averages over random subsets of 1,000; here all pairs are used, which makes the figure reproducible.
 
 Shapes: n and m samples, d features, r columns of a root.
 """
@@ -37,10 +37,10 @@ class Gaussian:
     """Mean and covariance of a set of features, in float64.
 
     Args:
-        mean: of all samples.
-        covariance: unbiased, with n - 1 in the denominator, as numpy.cov and the releases of FID have it.
-        count: how many samples they are of; 0 where a published file does not tell.
-        root: in place of the covariance, a matrix R [d, r] with R R^T = covariance.
+        mean: mean of the samples.
+        covariance: unbiased covariance, with n - 1 in the denominator, as in numpy.cov and the releases of FID.
+        count: number of samples; 0 if a published file does not say.
+        root: instead of the covariance, a matrix R [d, r] with R R^T = covariance.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Gaussian:
 
     @property
     def covariance(self) -> Float[Tensor, "d d"]:
-        """The covariance; of a Gaussian that has a root it is made now."""
+        """The covariance, computed from the root if necessary."""
         if self._covariance is not None:
             return self._covariance
         root = self.root()
@@ -69,19 +69,19 @@ class Gaussian:
         return self.covariance.trace() if self._root is None else self._root.square().sum()
 
     def root(self) -> Float[Tensor, "d r"]:
-        """Return R with R R^T = covariance, without the columns that are zero but for rounding."""
+        """Return R with R R^T = covariance, without columns that are zero up to rounding."""
         return _root(self.covariance) if self._root is None else self._root
 
     def parts(self) -> tuple[str, Tensor]:
-        """Return what is held of the spread, by its name: "covariance" or "root"."""
+        """Return the stored tensor with its name: "covariance" or "root"."""
         return ("covariance", self.covariance) if self._root is None else ("root", self._root)
 
 
 class RunningGaussian:
-    """Mean and covariance of features that come in batches; equal to those of all at once.
+    """Mean and covariance of features added in batches, equal to those of all features together.
 
-    Up to d samples of d features are kept as they are. For more, sums of squares are taken about the mean of each batch and joined
-    by the exact update, so a large offset costs no digits.
+    Up to d samples of d features are stored. For more, sums of squares about the mean of each batch are combined by the exact
+    update, so a large offset loses no digits.
 
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
     """
@@ -94,10 +94,10 @@ class RunningGaussian:
 
     @torch.no_grad()
     def add(self, features: Float[Tensor, "n d"]) -> None:
-        """Take in a batch of features, of any size and in any order.
+        """Add a batch of features. Batches can have any size and order.
 
         Raises:
-            InputError: if its feature size is another, or a covariance of so many samples and features takes too much memory.
+            InputError: if the feature size differs, or the covariance takes too much memory.
         """
         if features.ndim == 2 and len(features) == 0:
             return
@@ -115,7 +115,7 @@ class RunningGaussian:
         self._join(len(features), *_scatter(features))
 
     def _release(self) -> None:
-        """Turn the samples that are kept into sums of squares."""
+        """Convert the stored samples into sums of squares."""
         if self._rows:
             kept, self._rows, self.count = torch.cat(self._rows), [], 0
             self._join(len(kept), *_scatter(kept))
@@ -131,7 +131,7 @@ class RunningGaussian:
         self.count = total
 
     def gaussian(self) -> Gaussian:
-        """Return mean and covariance of all that was taken in; raises InputError before the second sample."""
+        """Return the mean and covariance of all features; raises InputError before the second sample."""
         if self.count < 2:
             raise InputError(f"features are of {self.count} samples: a covariance needs at least 2")
         if self._mean is not None and self._scatter is not None:
@@ -142,7 +142,7 @@ class RunningGaussian:
 
 
 def _scatter(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """Return the mean, and the sums of squares about it."""
+    """Return the mean and the sums of squares about it."""
     batch = features.double()
     mean = batch.mean(0)
     centered = batch - mean
@@ -150,7 +150,7 @@ def _scatter(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float
 
 
 def check_covariance(count: int, dimensions: int) -> None:
-    """Raise InputError if what is kept of so many samples takes too much memory: min(n, d) x d numbers in float64."""
+    """Raise InputError if the covariance or its root, min(n, d) x d numbers in float64, takes too much memory."""
     if min(count, dimensions) * dimensions <= LARGEST:
         return
     samples, side = LARGEST // dimensions, math.isqrt(LARGEST)
@@ -163,8 +163,8 @@ def gaussian_of(features: Float[Tensor, "n d"], weights: Float[Tensor, " n"] | N
     """Return mean and covariance of features.
 
     Args:
-        features: of at least 2 samples.
-        weights: how much each sample counts, at least 0; equally much by default. Only their ratios matter.
+        features: features of at least 2 samples.
+        weights: weight of each sample, at least 0; equal by default. Only their ratios matter.
 
     Raises:
         InputError: for fewer than 2 samples (of a weight above 0), or values that are not finite.
@@ -190,7 +190,7 @@ def gaussian_of(features: Float[Tensor, "n d"], weights: Float[Tensor, " n"] | N
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Return the squared Frechet (2-Wasserstein) distance of two Gaussians, in squared units of the features; never negative.
 
-    Singular covariances, as of fewer samples than features, are right to rounding; see `unreliable` for what they are worth.
+    Singular covariances, as from fewer samples than features, are exact up to rounding; but see `unreliable`.
 
     Raises:
         InputError: if the feature sizes differ.
@@ -204,14 +204,14 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def _root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d rank"]:
-    """Return R with R R^T = covariance, without the columns that are zero but for rounding."""
+    """Return R with R R^T = covariance, without columns that are zero up to rounding."""
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] * values[kept].sqrt()
 
 
 def unreliable(count: int, dimensions: int) -> str | None:
-    """Return a sentence if a Frechet distance of so few samples should not be trusted, or None."""
+    """Return a warning if the Frechet distance of so few samples is not reliable, or None."""
     if count > dimensions:
         return None
     return (
@@ -270,12 +270,12 @@ def load_gaussian(path: Path) -> tuple[Gaussian, str]:
         with safe_open(path, "pt") as file:
             fingerprint = (file.metadata() or {}).get("fingerprint", "")
             name = "root" if "root" in set(file.keys()) else "covariance"
-            # Cloned, for products of a matrix may round in another way where it lies otherwise in memory than when it was made.
+            # Cloned, because the rounding of matrix products depends on the memory layout.
             mean, spread = (file.get_tensor(part).double().clone() for part in ("mean", name))
             gaussian = Gaussian(mean, count=int(file.get_tensor("count")), **{name: spread})
     except FileNotFoundError:
         raise InputError(f"path is '{path}', which does not exist: compute the Gaussian first") from None
-    # The last four of a count that is no number.
+    # The last four come from a count that is no number.
     except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError, TypeError) as error:
         raise InputError(
             f"path is '{path}', which is no Gaussian that can be read ({reason(error)}): delete it and compute it again"

@@ -1,4 +1,4 @@
-"""Inception features: the 2,048 numbers per image on which FID is defined.
+"""Inception features: the 2,048 numbers per image that define FID.
 
 The network is the TorchScript file that NVIDIA publishes with StyleGAN2-ADA, converted from the original graph of 2015 with its own
 resizing to 299 x 299; other Inception weights give other numbers. It is about 90 MiB, and its license is not that of this library.
@@ -29,25 +29,23 @@ _TIMEOUT = 30
 
 
 class Inception:
-    """The network: called with images, as bytes of 1 or 3 channels in any size, it returns their features, in float32.
-
-    Both come back on the device of the images.
+    """The Inception network: bytes of images with 1 or 3 channels, of any size -> float32 features on the device of the images.
 
     Args:
-        network: the published TorchScript module, on its device.
-        device: where that is.
-        batch_size: images in one pass.
+        network: the published TorchScript module.
+        device: device of the module.
+        batch_size: number of images in one pass.
     """
 
     def __init__(self, network: Callable[..., Tensor], device: torch.device | str, batch_size: int) -> None:
         self._network, self._device, self._batch_size = network, device, batch_size
 
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Return the features on which FID is defined."""
+        """Return the features that define FID."""
         return self._apply(images, return_features=True)
 
     def probabilities(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Return the class probabilities on which the Inception Score is defined: without the bias of the last layer."""
+        """Return the class probabilities that define the Inception Score: those without the bias of the last layer."""
         return self._apply(images, no_output_bias=True)
 
     @torch.no_grad()
@@ -67,10 +65,10 @@ def load_inception(
     """Return the network that maps images to their Inception features.
 
     Args:
-        path: the TorchScript file; None looks in torch's cache folder, and downloads it there the first time.
-        check_hash: refuse a file that is not byte for byte the published one.
-        device: where the network runs.
-        batch_size: images in one pass.
+        path: the TorchScript file; None for the file in torch's cache folder, which is downloaded the first time.
+        check_hash: whether to refuse a file that is not byte for byte the published one.
+        device: device of the network.
+        batch_size: number of images in one pass.
 
     Raises:
         InputError: if the file is missing, cannot be downloaded, is not the published one or is no TorchScript.

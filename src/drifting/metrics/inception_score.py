@@ -1,9 +1,9 @@
-"""The Inception Score: are samples each of one class, and together of all?
+"""The Inception Score: high if each sample has one clear class and all samples together have many.
 
     score = exp( mean over samples of KL(p(class | sample) || mean over samples of p(class | sample)) ),
 
-1 at the least, the number of classes at the most. It depends on how many samples share a mean: here each 5,000, and the mean of
-those scores is returned, as it is published for 50,000 samples in 10 parts. It looks at no real image.
+between 1 and the number of classes. It depends on the number of samples that share a mean. Here these are parts of 5,000, and the
+result is the mean of their scores, as published for 50,000 samples in 10 parts. It uses no real images.
 
 Source: Salimans et al., "Improved techniques for training GANs" (2016), section 4.
 
@@ -18,10 +18,10 @@ from drifting.errors import InputError
 
 
 class RunningInceptionScore:
-    """The score of probabilities that come in batches, of any size.
+    """The score of probabilities added in batches of any size.
 
     Args:
-        part: samples that share a mean. A last part that is not full is left out, unless it is the only one.
+        part: number of samples that share a mean. An incomplete last part is left out, unless it is the only one.
     """
 
     def __init__(self, part: int = 5000) -> None:
@@ -32,7 +32,7 @@ class RunningInceptionScore:
 
     @torch.no_grad()
     def add(self, probabilities: Float[Tensor, "n k"]) -> None:
-        """Take in the class probabilities of some samples."""
+        """Add the class probabilities of some samples."""
         while len(probabilities) > 0:
             space = self._part - self._count
             self._add(probabilities[:space].double().cpu())

@@ -1,4 +1,4 @@
-"""How much of the classes features hold: the accuracy of a linear classifier on them.
+"""Linear probe: the accuracy of a linear classifier on features, which measures how well they separate the classes.
 
 Shapes: s training and t test samples, d features.
 """
@@ -20,14 +20,14 @@ def linear_probe(
     *,
     iterations: int = 200,
 ) -> float:
-    """Return the share of test samples that a logistic regression on standardized training features names right.
+    """Return the test accuracy of a logistic regression on standardized features.
 
     Args:
-        train: features to fit on.
-        train_labels: their classes, at least two.
-        test: features to name.
-        test_labels: their classes.
-        iterations: of the fit, at most.
+        train: features for training.
+        train_labels: classes of the training features, at least two.
+        test: features for testing.
+        test_labels: classes of the test features.
+        iterations: largest number of iterations of the fit.
 
     Raises:
         InputError: if features are not finite, or the training labels are all the same.
@@ -42,7 +42,7 @@ def linear_probe(
         raise InputError("labels are all the same: a probe needs at least two classes")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=iterations))
     with warnings.catch_warnings():
-        # A fit that stops early is a probe all the same.
+        # A fit that stops early still is a valid probe.
         warnings.simplefilter("ignore")
         probe.fit(train.double().cpu().numpy(), train_labels.cpu().numpy())
     return float(probe.score(test.double().cpu().numpy(), test_labels.cpu().numpy()))

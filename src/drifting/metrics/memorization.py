@@ -6,12 +6,12 @@ Every sample is compared with its nearest training sample, and so is held-out re
 
 with q the 1 % quantile of the same minimum of the test data. Well below the floor, or a share far above it, means copies.
 
-Nearly all of the work is the search for the nearest. A few directions rule out most pairs of many: with P the projection on them,
+The search for the nearest sample takes nearly all of the time. A few directions rule out most pairs. With P the projection on them,
 
     |Px - Py|^2 + (r_x - r_y)^2  <=  |x - y|^2,    r_x = |x - Px|,
 
-so pairs whose bound lies above a distance that was found already need not be measured, and the result is exact, whichever
-directions they are. Those in which the training data spread most are best: of CIFAR-10, 256 of 3,072 leave 10 pairs of 50,000.
+so a pair whose bound exceeds a distance found before need not be measured. The result is exact for any directions. The principal
+directions of the training data are best: for CIFAR-10, 256 of 3,072 directions leave 10 of 50,000 pairs.
 
 Source: the nearest-neighbor test of Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative
 models" (2020), reduced to one cell and one quantile.
@@ -30,27 +30,27 @@ from drifting.errors import InputError
 from drifting.metrics.distances import ROUNDING, Pairs, nearest_pairs
 from drifting.metrics.precision_recall import check_features
 
-# Directions, and from how many samples and features on they are worth it.
+# Number of directions, and smallest numbers of samples and features for which they save time.
 _DIRECTIONS, _MANY_SAMPLES, _MANY_FEATURES = 256, 2000, 512
-# Training samples that directions are chosen by.
+# Number of training samples from which the directions are computed.
 _CHOOSING = 5000
-# Of squared lengths: far more than the rounding of a bound.
+# Relative tolerance of squared lengths, far above the rounding error of a bound.
 _SLACK = 1e-4
-# Rows of which more pairs are left are searched without directions.
+# Rows with more remaining pairs are searched without directions.
 _MOST_PAIRS = 500
 
 
 @dataclass(frozen=True, eq=False)
 class Memorization:
-    """How near the samples are to the training data, beside held-out data.
+    """How close samples are to the training data, compared with held-out data.
 
     Attributes:
         distance: median distance of a sample to its nearest training sample, in the units of the features.
         distance_floor: the same for the test data.
-        copy_share: share of samples no farther from a training sample than the nearest 1 % of the test data.
-        copy_share_floor: the same for the test data: about 0.01; 1 / t of few, more where real data repeats.
-        distances: of every sample to its nearest training sample.
-        indices: which training sample that is.
+        copy_share: share of samples at most as far from a training sample as the nearest 1 % of the test data.
+        copy_share_floor: the same for the test data: about 0.01, 1 / t for few test data, more if real data repeat.
+        distances: distance of every sample to its nearest training sample.
+        indices: index of that training sample.
     """
 
     distance: float
@@ -65,13 +65,13 @@ class Memorization:
 def memorization(
     samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"], test: Float[Tensor, "t d"], *, quantile: float = 0.01
 ) -> Memorization:
-    """Compare samples with their nearest training samples, and test data with theirs.
+    """Compare samples and test data with their nearest training samples.
 
     Args:
-        samples: features of samples; flattened images serve too.
-        train: features of all that the generator was trained on.
-        test: features of real data that it was not trained on.
-        quantile: share of the test data, in [0, 1], that counts as suspiciously near.
+        samples: features of samples, or flattened images.
+        train: features of all training data of the generator.
+        test: features of real data that the generator was not trained on.
+        quantile: share of the test data, in [0, 1], that counts as suspiciously close.
 
     Raises:
         InputError: if the feature sizes differ, a set is empty, a value is not finite or the quantile is no share.
@@ -96,9 +96,9 @@ def memorization(
 
 @torch.no_grad()
 def nearest(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"]]:
-    """Return the Euclidean distance of every sample to its nearest training sample, in float64, and the index of that one.
+    """Return the Euclidean distance of every sample to its nearest training sample, in float64, and its index.
 
-    The distance to a copy is exactly 0, and among equal distances the first is named.
+    The distance to a copy is exactly 0. Among equal distances, the index is the first.
 
     Raises:
         InputError: if the feature sizes differ, a set is empty or a value is not finite.
@@ -133,7 +133,7 @@ def _by_directions(
         row, column = row[~crowded[row]], column[~crowded[row]]
         exact = pairs.measure(row + rows.start, column)
         squares[rows] = known.scatter_reduce(0, row, exact, "amin")
-        # Of equal distances the first, as pairs come in the order of the training samples.
+        # The first of equal distances, because pairs are in the order of the training samples.
         first = torch.where(exact <= squares[rows][row] * (1 + ROUNDING), column, len(train))
         indices[rows] = indices.new_full((len(bounds),), len(train)).scatter_reduce(0, row, first, "amin")
     return squares.sqrt(), indices, torch.cat(left)
@@ -142,7 +142,7 @@ def _by_directions(
 def _projected(
     samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]
 ) -> tuple[list[Float[Tensor, "_ _"]], list[Float[Tensor, " _"]]]:
-    """Return samples and training samples in a few directions, with the length of the rest, and their squared lengths."""
+    """Return samples and training samples projected on a few directions, with the length of the rest, and squared lengths."""
     train = full_precision(train)
     center = train.mean(0)
     chosen = train[:: -(-len(train) // _CHOOSING)] - center

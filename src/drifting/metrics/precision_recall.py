@@ -1,19 +1,19 @@
-"""Precision, recall, density and coverage: how many samples look real, and how much of the real data they reach.
+"""Precision, recall, density and coverage: how many samples look real, and how much of the real data they cover.
 
-With B_k(x) the closed ball around x that reaches its k-th nearest neighbor within its own set, itself not counted:
+B_k(x) is the closed ball around x up to its k-th nearest neighbor in its own set, not counting x:
 
     precision = share of generated samples inside any B_3(real)      density  = mean number of B_5(real) around a generated one / 5
     recall    = share of real samples inside any B_3(generated)      coverage = share of B_5(real) with a generated sample inside
 
-Equal distributions give density 1 and coverage 1 - 2^-5 = 0.97 in expectation; precision and recall have no such constant: compare
-all four with those of held-out real data. All grow or shrink with the counts, so compare only figures of the same counts.
+Equal distributions have an expected density of 1 and coverage of 1 - 2^-5 = 0.97. Precision and recall have no such constant, so
+compare all four with those of held-out real data. All depend on the counts, so compare only figures of the same counts.
 
-Every pair is looked at, in float64, and rounding does not decide ties: a sample on the border of a ball is inside, and a copy is on
-the border whenever its original is. See `distances`.
+All pairs are compared in float64, and rounding does not decide ties: a sample on the border of a ball is inside, and a copy is on
+the border if its original is. See `distances`.
 
 Source: Kynkaanniemi et al., "Improved precision and recall metric for assessing generative models" (2019), k = 3; Naeem et al.,
-"Reliable fidelity and diversity metrics for generative models" (2020), section 3, k = 5. The latter's release leaves points on the
-border of a ball out; here they are in, as in the former's, which differs only for repeated points.
+"Reliable fidelity and diversity metrics for generative models" (2020), section 3, k = 5. The release of the latter excludes points
+on the border of a ball. Here they are included, as in the release of the former; this only matters for repeated points.
 
 Shapes: n generated, m real, d features.
 """
@@ -29,7 +29,7 @@ from drifting.metrics.distances import ROUNDING, Pairs, squared_radii
 
 
 class PrecisionRecall(NamedTuple):
-    """Four figures in [0, 1], but density, which may be greater than 1; more is better."""
+    """Four figures in [0, 1], except that density can exceed 1; higher is better."""
 
     precision: float
     recall: float
@@ -41,11 +41,11 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(
     generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], *, neighbors: int = 3, density_neighbors: int = 5
 ) -> PrecisionRecall:
-    """Return precision, recall, density and coverage of generated features against real ones.
+    """Return precision, recall, density and coverage of generated features compared with real ones.
 
     Args:
         generated: features of samples.
-        real: features of real data by the same encoder, best as many.
+        real: features of real data from the same encoder, preferably as many.
         neighbors: k of precision and recall.
         density_neighbors: k of density and coverage.
 
@@ -84,7 +84,7 @@ def precision_recall(
 
 
 def check_features(**features: Tensor) -> None:
-    """Raise InputError unless all sets are [n, d] with one d, filled, floating and finite; the names are for the sentence."""
+    """Raise InputError unless all sets are [n, d] with the same d, not empty, floating and finite; errors use the names."""
     shapes = " and ".join(f"{name} {tuple(value.shape)}" for name, value in features.items())
     if any(value.ndim != 2 or value.numel() == 0 for value in features.values()):
         raise InputError(f"features have the shapes {shapes}: pass [n, d] with at least one of each, images flattened")

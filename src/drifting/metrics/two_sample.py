@@ -1,8 +1,8 @@
-"""The squared energy distance: how far two samples are from one distribution, without any tuning.
+"""The squared energy distance of two samples, a two-sample statistic without parameters.
 
-Equation: D^2 = 2 E|x - y| - E|x - x'| - E|y - y'|, as a V-statistic (all pairs, the zero diagonals included), never negative
-and 0 only for equal distributions. Computed in float64: from directly subtracted coordinates in few dimensions, by a matrix
-product in many, but for pairs that are so near that it would leave them no digits.
+Equation: D^2 = 2 E|x - y| - E|x - x'| - E|y - y'|, as a V-statistic (over all pairs, including the zero diagonals). It is never
+negative, and 0 only for equal distributions. It is computed in float64: by subtracting coordinates in few dimensions, and by a
+matrix product in many, except for pairs so close that the product would lose all digits.
 
 Source: Szekely and Rizzo, "Energy statistics: a class of statistics based on distances" (2013).
 """
@@ -17,7 +17,7 @@ from drifting.fields import pairwise
 from drifting.metrics.distances import Pairs
 
 _CHUNK = 2**24
-# Squared distances that are not so many times the bound of their error are measured by subtraction.
+# Squared distances below this multiple of their error bound are measured by subtraction.
 _SURE = 2**20
 
 
@@ -33,7 +33,7 @@ def mean_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
 
 
 def _sums_by_products(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> list[Float[Tensor, ""]]:
-    """Return the sums of distances over some rows of x each, and all of y."""
+    """Return the sums of distances between chunks of rows of x and all of y."""
     pairs, sums = Pairs(x, y), []
     for rows, squared, error in pairs.chunks():
         pairs.measure_(squared, rows, squared <= _SURE * error)

@@ -1,4 +1,4 @@
-"""The picture of several runs of images: a grid of samples of each, and the Frechet distances through their trainings.
+"""The picture that compares runs of images: a grid of samples of each run, and their Frechet distances during training.
 
 Shapes: n runs, c channels, h height, w width.
 """
@@ -14,24 +14,24 @@ from torch import Tensor
 from drifting.plotting.images import show_grid
 from drifting.plotting.panels import LINES, REAL, Axes, Figure, new_figure, save_figure
 
-# Inches: the width of a grid at least, and the heights of the curves and of titles.
+# Inches: smallest width of a grid, and heights of the curves and of titles.
 _GRID, _CURVES, _TITLES = 5.0, 3.4, 0.9
-# Pixels of a grid that go into an inch of the picture, which has 110, at most: lest images lose lines.
+# Most pixels of a grid per inch of the picture, which has 110 dots per inch, so that images lose no lines.
 _PIXELS_PER_INCH = 90
 _LETTERS = 48
 
 
 @dataclass(frozen=True)
 class RunColumn:
-    """What is shown of a run.
+    """The column of one run.
 
     Attributes:
-        name: of the run.
-        title: what stands below it.
+        name: name of the run.
+        title: line below the name.
         images: samples in [-1, 1].
-        steps, distances: the curve of its Frechet distance; empty where it was not measured.
-        floor: the same distance of real images; None where it is not known.
-        names: of the classes, one a row, where they are known.
+        steps, distances: curve of its Frechet distance; empty if it was not measured.
+        floor: the same distance of real images, or None.
+        names: name of the class of each row, or None.
     """
 
     name: str
@@ -44,9 +44,9 @@ class RunColumn:
 
 
 def runs_figure(columns: Sequence[RunColumn], title: str) -> Figure:
-    """Return a figure of one column a run, and below them, where there are some, all curves in one panel."""
+    """Return a figure with one column per run and, below them, one panel with all curves, if there are any."""
     curves = [column for column in columns if column.distances]
-    # Of grids in pixels, with a white edge around every image.
+    # Sizes of the grids in pixels, with a white border around every image.
     sizes = [[count * (side + 2) for count, side in zip(c.images.shape[:2], c.images.shape[3:], strict=True)] for c in columns]
     width = max(_GRID, *(across / _PIXELS_PER_INCH for _, across in sizes))
     height = _TITLES + width * max(down / across for down, across in sizes)
@@ -62,12 +62,12 @@ def runs_figure(columns: Sequence[RunColumn], title: str) -> Figure:
 
 
 def draw_runs(path: Path, columns: Sequence[RunColumn], title: str) -> Path:
-    """Write the figure of several runs as a picture and return its path."""
+    """Write the figure of several runs to a file and return its path."""
     return save_figure(runs_figure(columns, title), path)
 
 
 def _draw_curves(axes: Axes, curves: Sequence[RunColumn]) -> None:
-    """Draw distances over steps. A floor that all runs share is blue, as real data always are; others have their run's color."""
+    """Draw distances over steps. A floor shared by all runs is blue, like all real data; others have the color of their run."""
     colors = [LINES[index % len(LINES)] for index in range(len(curves))]
     lines = [
         axes.plot(curve.steps, curve.distances, color=color, marker="o", markersize=3)[0]

@@ -1,4 +1,4 @@
-"""Pictures of images: grids with one class a row.
+"""Pictures of images: grids with one class per row.
 
 Shapes: n samples, c channels, h height, w width.
 """
@@ -23,7 +23,7 @@ Images = Float[Tensor, "n c h w"]
 # Pixels of a letter of the font that comes with PIL, at most, and how many letters are worth to be drawn; letters of a row's name.
 _LETTER, _FEWEST_LETTERS, _ROW_LETTERS = (7, 14), 4, 14
 
-# Pixels of a panel's width: of a wider grid some would not be drawn.
+# Width of a panel in pixels; wider grids are shrunk.
 _SHEET = 480
 
 
@@ -38,7 +38,7 @@ def draw_images(
     labeled: bool = True,
     names: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Draw samples.png (real beside generated, one row a class), progress.png, losses.png and training.gif of small images.
+    """Draw samples.png (real next to generated, one row per class), progress.png, losses.png and training.gif of small images.
 
     Args:
         folder: where to put them.
@@ -82,7 +82,7 @@ def draw_comparison(
     nearest: Float[Tensor, "rows columns c h w"],
     names: Sequence[str] | None = None,
 ) -> Path:
-    """Draw comparison.png: real images, generated ones, and of each of those the training image nearest to it in pixels.
+    """Draw comparison.png: real images, generated images, and the training image nearest to each of these in pixels.
 
     Args:
         folder: where to put it.

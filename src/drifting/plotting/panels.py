@@ -1,4 +1,4 @@
-"""What all pictures share: colors, panels, the curves of training, and files.
+"""Parts shared by all pictures: colors, panels, the curves of training, and files.
 
 matplotlib is imported when the first figure is made: loading it takes half a second, which most commands do not need.
 """
@@ -29,7 +29,7 @@ else:
 if importlib.util.find_spec("matplotlib") is None:  # A training must not find out at its end.
     raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-# Okabe and Ito's palette, told apart by every kind of color vision.
+# Okabe and Ito's palette, which is distinguishable with any color vision.
 REAL, GENERATED = "#0072B2", "#D55E00"
 LINES = ("#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00")
 
@@ -71,7 +71,7 @@ def panels(rows: int, columns: int, *, size: float, title: str) -> tuple[Figure,
 def progress_figure(
     title: str, snapshots: Snapshots, draw: Callable[[Axes, int], None], draw_real: Callable[[Axes], None], count: int = 7
 ) -> Figure:
-    """Return samples at `count` steps of the training, and real data beside them."""
+    """Return a figure of samples at `count` steps of the training, and real data."""
     figure, axes = panels(2, (count + 1) // 2, size=2.9, title=f"{title}: samples through training")
     steps = sorted(snapshots)
     for index, panel in enumerate(axes[:-1]):
@@ -81,7 +81,7 @@ def progress_figure(
 
 
 def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
-    """Return the curves of a training: loss, raw drift norms, and the two-sample distance beside its floor."""
+    """Return a figure of the curves of a training: loss, raw drift norms, and the two-sample distance with its floor."""
     figure, (left, middle, right) = panels(1, 3, size=4.2, title=f"{title}: what is measured during training")
     steps = [line["step"] for line in log]
     losses = [line.get("loss", math.nan) for line in log]

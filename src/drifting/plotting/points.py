@@ -32,7 +32,7 @@ _MOST_POINTS = 2048
 
 @dataclass(frozen=True)
 class _Scene:
-    """Samples and data seen through one window of the plane."""
+    """Samples and data in one window of the plane."""
 
     title: str
     real: Float[Tensor, "r 2"]
@@ -40,7 +40,7 @@ class _Scene:
 
     @property
     def window(self) -> list[tuple[float, float]]:
-        """Limits of both axes, as long as each other."""
+        """Limits of both axes, with equal lengths."""
         low, high = self.real.amin(0), self.real.amax(0)
         half = _MARGIN * float((high - low).max()) / 2
         return [(center - half, center + half) for center in ((low + high) / 2).tolist()]

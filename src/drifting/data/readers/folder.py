@@ -42,7 +42,7 @@ _SYSTEM = {
     "temporary items",
     "thumbs.db",
 }
-# Of names in a message: at most so many.
+# Most names in a message.
 _SHOWN = 3
 
 # Device and number of a folder: the same by whatever path it is reached.

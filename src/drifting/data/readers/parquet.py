@@ -14,7 +14,7 @@ LAYOUT = "parquet files (train-*.parquet, train/*.parquet, or one file)"
 _SUFFIX = ".parquet"
 # Describes image files beside it.
 _METADATA = "metadata.parquet"
-# Of a row as Python holds it, without the image.
+# Memory of a row in Python without its image, in bytes.
 _BYTES_PER_ROW = 200
 
 
