@@ -1,4 +1,4 @@
-"""The authors' release: their artifacts read as our networks, and ours written as theirs."""
+"""The authors' published weights: read their artifacts as networks of this library, and write networks as artifacts."""
 
 from drifting.hub.artifact import Artifact, load_encoder, load_generator, read_artifact, write_artifact
 from drifting.hub.download import PUBLISHED, artifact_folder

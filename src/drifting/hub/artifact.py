@@ -1,4 +1,4 @@
-"""The authors' artifacts: a folder of `ema_params.msgpack`, a tree of arrays, and `metadata.json`, which says of which network.
+"""The authors' artifacts: a folder with `ema_params.msgpack`, a tree of arrays, and `metadata.json`, which describes the network.
 
 Source: files of the authors' release.
 """
@@ -28,19 +28,19 @@ Network = DiT | MaskedAutoencoder
 PARAMETERS, METADATA = "ema_params.msgpack", "metadata.json"
 _CALLED = {GENERATOR: "a generator", ENCODER: "an encoder"}
 
-# Where the number of classes shows, with its axis.
+# The array that shows the number of classes, and its axis.
 _CLASSES = {GENERATOR: ("Embed_0/embedding", 0), ENCODER: ("fc/kernel", 1)}
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact whose every array has the name and the shape that its metadata asks for.
+    """An artifact whose arrays have the names and shapes required by its metadata.
 
     Attributes:
-        folder: where it lies.
-        metadata: its metadata.json: kind and model_config.
-        arrays: name in the release -> where it lies.
-        places: where our weights lie among them.
+        folder: folder of the artifact.
+        metadata: content of metadata.json: kind and model_config.
+        arrays: name in the release -> position in the file.
+        places: our name of a weight -> its place in the arrays.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Artifact:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes that the weights are for; None without."""
+        """Number of classes of the weights; None without classes."""
         return _classes_of(self.metadata["kind"], self.arrays)
 
     def described(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -58,7 +58,7 @@ class Artifact:
         return {name: (self.arrays[place.released[0]].dtype, place.shape) for name, place in self.places.items()}
 
     def read(self, name: str) -> Tensor:
-        """Return one of our weights, as precise as it is in the file; raises InputError for numbers that are not finite."""
+        """Return a weight by our name, in the precision of the file, or raise InputError if it is not finite."""
         place = self.places[name]
         parts = {part: self.arrays[part].read() for part in place.released}
         for part, values in parts.items():
@@ -69,7 +69,7 @@ class Artifact:
         return place.to_ours(list(parts.values()))
 
     def network(self) -> Network:
-        """Return our network with these weights, in float32 and ready to evaluate."""
+        """Return the network with these weights, in float32 and in evaluation mode."""
         return with_weights(self.metadata, str(self.folder), self.num_classes, ((name, self.read(name)) for name in self.places))
 
 
@@ -77,8 +77,8 @@ def read_artifact(folder: str | Path) -> Artifact:
     """Return an artifact of the release.
 
     Raises:
-        InputError: if a file is missing or damaged, the metadata is not of a network that we have, or arrays are missing, unknown
-            or of another shape than it says.
+        InputError: if a file is missing or damaged, the metadata describe no supported network, or arrays are missing, unknown or
+            of another shape.
     """
     folder = Path(folder)
     if not (folder / METADATA).is_file():
@@ -98,13 +98,13 @@ def write_artifact(folder: Path, metadata: Metadata, network: Network, read: Cal
     """Write an artifact of the release, one weight in memory at a time.
 
     Args:
-        folder: where to.
+        folder: folder of the artifact.
         metadata: kind and model_config.
-        network: the one that the metadata is of; its own weights are not looked at.
-        read: returns one of our weights.
+        network: the network that the metadata describe; its weights are not used.
+        read: returns a weight by our name.
     """
     parts = {part: (place, index) for place in places(network) for index, part in enumerate(place.released)}
-    # Parts of the same weight follow each other.
+    # Parts of the same weight are consecutive.
     kept = functools.lru_cache(maxsize=1)(read)
     write_tree(folder / PARAMETERS, parts, lambda part: parts[part][0].to_release(kept(parts[part][0].name))[parts[part][1]])
     with atomic_path(folder / METADATA) as scratch:
@@ -112,8 +112,8 @@ def write_artifact(folder: Path, metadata: Metadata, network: Network, read: Cal
 
 
 def with_weights(metadata: Metadata, origin: str, num_classes: int | None, weights: Iterable[tuple[str, Tensor]]) -> Network:
-    """Return the network of an artifact's metadata with weights of ours, in float32 and ready to evaluate; see `build_network`."""
-    # Without memory of its own: initial weights would take longer to draw than these to read.
+    """Return the network of the metadata with weights by our names, in float32 and in evaluation mode; see `build_network`."""
+    # Built on meta, because drawing initial weights would take longer than reading these.
     with torch.device("meta"):
         network = build_network(metadata, origin, num_classes)
     loaded = {name: value.float().contiguous() for name, value in weights}
@@ -126,7 +126,7 @@ def with_weights(metadata: Metadata, origin: str, num_classes: int | None, weigh
 
 
 def load_generator(folder: str | Path) -> DiT:
-    """Return the generator of an artifact, called as generator(noise, labels, guidance_scale, style_indices=None), channels first.
+    """Return the generator of an artifact: generator(noise, labels, guidance_scale, style_indices=None), channels first.
 
     Raises:
         InputError: as in `read_artifact`, or if it is an encoder.
@@ -135,9 +135,9 @@ def load_generator(folder: str | Path) -> DiT:
 
 
 def load_encoder(folder: str | Path) -> MAEFeatures:
-    """Return the feature encoder of an artifact: images, channels first -> features under the names of the release.
+    """Return the feature encoder of an artifact: images, channels first -> features with the names of the release.
 
-    Images may have any size that the patches divide; features whose windows do not divide a map are left out.
+    Images can have any size that the patches divide; features whose windows do not divide a map are left out.
 
     Raises:
         InputError: as in `read_artifact`, or if it is a generator.
@@ -146,7 +146,7 @@ def load_encoder(folder: str | Path) -> MAEFeatures:
 
 
 def encoder_weights(folder: str | Path) -> dict[str, Tensor]:
-    """Return the weights of the encoder of an artifact by our names, in float32; raises InputError as `load_encoder` does."""
+    """Return the weights of the encoder of an artifact by our names, in float32. Errors are those of `load_encoder`."""
     artifact = _of_kind(folder, ENCODER)
     return {name: artifact.read(name).float() for name in artifact.places}
 

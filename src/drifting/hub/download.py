@@ -28,15 +28,15 @@ PUBLISHED: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# Seconds to wait for the Hub to answer at all.
+# Seconds to wait for an answer of the Hub.
 _PATIENCE = 10
 
 
 def artifact_folder(origin: str) -> Path:
-    """Return the folder of an artifact that is named hub:NAME, downloaded where it is not yet, or that of any other name as it is.
+    """Return the folder of the artifact hub:NAME, downloaded if necessary; any other name is returned as a path.
 
     Raises:
-        InputError: if nothing is published under the name, or it cannot be downloaded.
+        InputError: if there is no published artifact with this name, or it cannot be downloaded.
     """
     if not origin.startswith(PREFIX):
         return Path(origin)
@@ -48,7 +48,7 @@ def artifact_folder(origin: str) -> Path:
     found = [hub.try_to_load_from_cache(REPOSITORY, file) for file in files]
     if not all(isinstance(path, str) for path in found):
         try:
-            # Asked once first: the download itself would ask six times, for half a minute, where there is no network.
+            # One request first: without a network, the download would retry six times, for half a minute.
             hub.get_hf_file_metadata(hub.hf_hub_url(REPOSITORY, files[0]), timeout=_PATIENCE)
             found = [hub.hf_hub_download(REPOSITORY, file) for file in files]
         except Exception as error:  # every layer below (HTTP, Hub, disk) raises its own kinds
@@ -60,6 +60,6 @@ def artifact_folder(origin: str) -> Path:
 
 
 def read_weights(origin: str) -> Mapping[str, Tensor]:
-    """Return the weights of an encoder's network: of a file, or of an artifact, which may be named hub:NAME."""
+    """Return the weights of an encoder from a file, a folder of an artifact, or hub:NAME."""
     place = artifact_folder(origin)
     return encoder_weights(place) if place.is_dir() else load_state_dict(place)

@@ -1,7 +1,7 @@
-"""The `model_config` of an artifact's metadata as one of our networks, and back.
+"""Convert the `model_config` in the metadata of an artifact to a network of this library, and back.
 
-Ours are float32 throughout, whatever precision the release trained in; settings of precision, memory and dropout do not change what
-a trained network is, and are passed over. A setting that is not known here is refused: it could be one that does.
+Networks here are float32. Settings of precision, memory and dropout do not change a trained network and are ignored. Unknown
+settings are refused, because they could change it.
 
 Source: keys in the authors' artifacts.
 """
@@ -17,11 +17,11 @@ from drifting.generators.dit import DiT, DiTSize
 Metadata = dict[str, Any]
 GENERATOR, ENCODER = "gen", "mae"
 
-# No network of the release comes near these; beyond them, building one would overflow or never end.
+# Larger than any network of the release; beyond these limits, building a network would overflow or never end.
 _LARGEST, _MOST_LAYERS, _LONGEST_SIDE, _MOST_STYLES = 2**16, 256, 2**13, 2**12
 _WITHOUT_EFFECT = {"use_bf16", "attn_fp32", "use_remat", "dropout_prob"}
 
-# Where the release would build other layers than ours.
+# Settings that must be true, and the layers that the release builds otherwise.
 _ALWAYS = {"use_swiglu": "perceptrons without a gate", "use_rmsnorm": "layer normalization"}
 _SIZES = {
     "hidden_size",
@@ -42,15 +42,15 @@ _KNOWN = {
 
 
 def build_network(metadata: Metadata, origin: str, num_classes: int | None = None) -> DiT | MaskedAutoencoder:
-    """Return the network of an artifact's metadata with initial weights; an encoder's takes images of any size its patches divide.
+    """Return the network of the metadata with initial weights. Encoders take images of any size that the patches divide.
 
     Args:
         metadata: kind and model_config.
-        origin: where it is from, for messages.
-        num_classes: of the weights, where the metadata does not tell.
+        origin: origin of the metadata, for messages.
+        num_classes: number of classes of the weights, if the metadata do not say.
 
     Raises:
-        InputError: if the metadata is not one of a network that we have.
+        InputError: if the metadata describe no supported network.
     """
     kind, values = metadata.get("kind"), metadata.get("model_config")
     if kind not in (GENERATOR, ENCODER):
@@ -74,10 +74,10 @@ def build_network(metadata: Metadata, origin: str, num_classes: int | None = Non
 
 
 def metadata_of(network: DiT | MaskedAutoencoder) -> Metadata:
-    """Return the metadata with which the release would describe one of our networks.
+    """Return the metadata that describe a network in the format of the release.
 
     Raises:
-        InputError: if the release has no such network.
+        InputError: if the format cannot describe the network.
     """
     if isinstance(network, MaskedAutoencoder):
         return {"kind": ENCODER, "model_config": _of_encoder(network)}
@@ -134,11 +134,11 @@ def _of_encoder(network: MaskedAutoencoder) -> Metadata:
 
 
 class _SettingError(InputError):
-    """A setting that is missing or of another type."""
+    """A setting is missing or has the wrong type."""
 
 
 class _Settings:
-    """The values of a model_config, checked as they are asked for."""
+    """The values of a model_config, checked when they are read."""
 
     def __init__(self, values: Mapping[str, Any], origin: str) -> None:
         self.values, self.origin = values, origin
@@ -160,7 +160,7 @@ class _Settings:
         return float(value)
 
     def flag(self, name: str) -> bool:
-        """Return true or false; true where it is left out."""
+        """Return true or false; true by default."""
         value = self._value(name, True)
         if not isinstance(value, bool):
             raise self._wrong(name, value, "true or false")
@@ -185,7 +185,7 @@ class _Settings:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a message shows it, cut where it is long."""
+    """Return a value as text for a message, shortened if it is long."""
     # Not repr() of a number that is longer than Python writes out.
     text = f"about 2^{value.bit_length()}" if isinstance(value, int) and value.bit_length() > 64 else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

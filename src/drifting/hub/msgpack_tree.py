@@ -1,7 +1,7 @@
 """The authors' file of weights: nested maps of names to arrays, as flax writes them with MessagePack.
 
-An array is an extension of type 1 around (shape, name of the dtype, bytes). Reading finds out where the bytes of each array lie and
-fetches them only when they are asked for. Nothing but maps and arrays of real numbers is let through.
+An array is an extension of type 1 with (shape, name of the dtype, bytes). Reading a file only finds the position of each array; its
+bytes are read when they are needed. Only maps and arrays of real numbers are accepted.
 
 Source: the format of flax.serialization.
 """
@@ -30,13 +30,13 @@ _DEEPEST, _LONGEST = 32, 2**16
 
 @dataclass(frozen=True)
 class Array:
-    """Where an array lies in a file.
+    """The position of an array in a file.
 
     Attributes:
-        path: of the file.
-        start: its first byte.
-        dtype: of its entries.
-        shape: as it is in the file.
+        path: path of the file.
+        start: position of the first byte.
+        dtype: dtype of the entries.
+        shape: shape in the file.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Array:
     shape: tuple[int, ...]
 
     def read(self) -> Tensor:
-        """Return the array, in memory of its own."""
+        """Read the array into new memory."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
         with self.path.open("rb") as file:
             file.seek(self.start)
@@ -55,7 +55,7 @@ class Array:
 
 
 def read_tree(path: Path) -> dict[str, Array]:
-    """Return where the arrays of a file lie, by their names joined by "/".
+    """Return the positions of the arrays in a file, by their names joined with "/".
 
     Raises:
         InputError: if the file is missing, truncated or longer than its tree, or holds anything but maps and real arrays.
@@ -78,9 +78,9 @@ def write_tree(path: Path, names: Iterable[str], read: Callable[[str], Tensor]) 
     """Write arrays as a tree, names in order as flax has them, one array in memory at a time; atomically.
 
     Args:
-        path: of the file.
-        names: of the arrays, joined by "/".
-        read: returns the array of a name.
+        path: path of the file.
+        names: names of the arrays, joined with "/".
+        read: returns an array by its name.
     """
     tree: dict[str, Any] = {}
     for name in names:
@@ -106,14 +106,14 @@ def _write(file: BinaryIO, packer: msgpack.Packer, branch: dict[str, Any], read:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor on the CPU, sharing its memory."""
+    """Return the bytes of a contiguous CPU tensor, sharing its memory."""
     # numpy has no bfloat16.
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 @dataclass(frozen=True)
 class _Found:
-    """An extension: an array, or what is wrong with it."""
+    """An extension: an array, or a description of its fault."""
 
     wrong: str = ""
     dtype: torch.dtype = torch.float32
@@ -143,7 +143,7 @@ class _Walk:
 
     def __init__(self, path: Path, ahead: BinaryIO, here: BinaryIO) -> None:
         self.path, self.here = path, here
-        # Memory is not taken at a file's word: a list of a few bytes may claim billions of values.
+        # Sizes in the file are not trusted: a list of a few bytes can claim billions of values.
         lengths = {"max_array_len": _LONGEST, "max_map_len": _LONGEST, "max_str_len": _LONGEST}
         self.unpacker = msgpack.Unpacker(ahead, ext_hook=_extension, max_buffer_size=0, **lengths)
 
