@@ -1,1 +1,1 @@
-"""How image data sets lie on disk or on the Hub: one module for each layout, all with the functions of `base.Reader`."""
+"""Readers of image data sets: one module per layout, each with the functions of `base.Reader`."""

@@ -1,4 +1,4 @@
-"""A .zip of image files: read as the folder that it would unpack to, and never unpacked."""
+"""A .zip of image files, read like the folder that it contains, without unpacking it."""
 
 import stat
 import tempfile
@@ -20,7 +20,7 @@ _ENCRYPTED = 1
 
 
 class _Tree(NamedTuple):
-    """The archive as a folder whose images are empty, and its reader."""
+    """The archive as a folder of empty image files, and the reader of that folder."""
 
     root: Path
     reader: Reader
@@ -52,7 +52,7 @@ def read(folder: Path, split: str) -> Split:
 
 @contextmanager
 def _laid_out(path: Path) -> Iterator[_Tree]:
-    """Give a folder with the names of the archive, so that one reader serves both; texts are there, images are empty files."""
+    """Give a folder with the text files of the archive and empty image files, so that the readers of folders can be used."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch).resolve()
         try:
@@ -77,13 +77,13 @@ def _laid_out(path: Path) -> Iterator[_Tree]:
 
 
 def _is_file(member: zipfile.ZipInfo) -> bool:
-    """Return whether a member is a regular file; links are none, for what they lead to is not in the archive."""
+    """Return whether a member is a regular file. Links are not, because their targets are not in the archive."""
     kind = stat.S_IFMT(member.external_attr >> 16)
     return not member.is_dir() and kind in (0, stat.S_IFREG)
 
 
 def _name(member: zipfile.ZipInfo, path: Path) -> str:
-    """Return the place of a member in the archive, or raise InputError if it lies outside."""
+    """Return the path of a member, or raise InputError if it is outside the archive."""
     name = PurePosixPath(member.filename)
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise InputError(f"data is '{path}', which holds '{member.filename[:60]}', a place outside of it: take another archive")
@@ -91,7 +91,7 @@ def _name(member: zipfile.ZipInfo, path: Path) -> str:
 
 
 def _content(tree: _Tree, path: Path, name: str) -> bytes:
-    """Return what a member declares to hold and no byte more."""
+    """Return the content of a member, up to its declared size."""
     member = tree.members[name]
     if member.flag_bits & _ENCRYPTED:
         raise InputError(f"data is '{path}', which is encrypted: unpack it, and pass the folder")

@@ -1,7 +1,7 @@
 """Arrays of numpy: an .npz file of images and labels, such as ADM's (arr_0, arr_1) and MedMNIST's (train_images), or .npy files.
 
-What is in an array is told by its name: the split by a word such as train, images by images, x or data, labels by labels or y.
-Images are [n, h, w, c], [n, c, h, w] or [n, h, w]; whole numbers from 0 to 255, or floats in [0, 1] or in [-1, 1].
+The name of an array tells its split, by a word such as train, and its role: images, x or data for images, labels or y for labels.
+Images are [n, h, w, c], [n, c, h, w] or [n, h, w]: integers from 0 to 255, or floats in [0, 1] or [-1, 1].
 """
 
 import math
@@ -26,7 +26,7 @@ _LABELS = {"labels", "label", "y", "targets", "target", "classes", "class"}
 # The names that numpy.savez gives arrays without one, as in the files of ADM.
 _UNNAMED = {"arr_0": "images", "arr_1": "labels"}
 _CHUNK = 1024
-# Floats that reach less far are dark images, or no images.
+# Floats with a smaller range are dark images, or no images.
 _BRIGHT = 0.5
 
 
@@ -138,7 +138,7 @@ def _role(name: str) -> tuple[str, str | None]:
 
 
 def _load(entry: _Entry) -> np.ndarray:
-    """Return an array whose head fits the length of its file, and that fits into memory."""
+    """Return an array, or raise InputError if its header does not match the size of the file or it does not fit into memory."""
     try:
         with entry.open() as file:
             version = np.lib.format.read_magic(file)
@@ -172,7 +172,7 @@ def _to_bytes(entry: _Entry) -> tuple[UInt8[Tensor, "s c h w"], tuple[str, ...]]
 
 
 def _channels_first(array: Num[np.ndarray, "..."], origin: str) -> Num[np.ndarray, "s c h w"]:
-    """Return images by sample and channel; raises InputError where the axes may be meant in several ways, or in none."""
+    """Return images as [s, c, h, w], or raise InputError if the order of the axes is unclear."""
     shape = array.shape
     wanted = "save images as [n, h, w, c], [n, c, h, w] or [n, h, w], c 1 or 3"
     if array.dtype.kind not in "biuf":
@@ -189,24 +189,24 @@ def _channels_first(array: Num[np.ndarray, "..."], origin: str) -> Num[np.ndarra
 
 
 def _range(array: Num[np.ndarray, "s c h w"], origin: str) -> tuple[float, float, tuple[str, ...]]:
-    """Return factor and shift to 0 to 255, and how the values were read; raises InputError where they may be meant in two ways."""
+    """Return the factor and shift to 0 to 255, and how the values were read; raises InputError if their range is ambiguous."""
     if array.dtype.kind == "b":
         return 255, 0, ()
     low, high = float(array.min()), float(array.max())
-    told = f"data holds '{origin}', whose values go from {low:g} to {high:g}"
+    values = f"data holds '{origin}', whose values go from {low:g} to {high:g}"
     whole = array.dtype.kind in "iu" or (high > 1 and all(bool((part == np.floor(part)).all()) for part in array))
     if whole and low >= 0 and 1 < high <= 255:
-        return 1, 0, () if array.dtype.kind in "iu" else (f"{told} and are read as 0 to 255",)
+        return 1, 0, () if array.dtype.kind in "iu" else (f"{values} and are read as 0 to 255",)
     if array.dtype.kind == "f" and low >= -1 and _BRIGHT < high <= 1:
         if low >= 0:
-            return 255, 0, (f"{told} and are read as [0, 1]",)
+            return 255, 0, (f"{values} and are read as [0, 1]",)
         if low < -_BRIGHT:
-            return 127.5, 127.5, (f"{told} and are read as [-1, 1]",)
-    raise InputError(f"{told}: save images as uint8, or as floats in [0, 1] or [-1, 1]")
+            return 127.5, 127.5, (f"{values} and are read as [-1, 1]",)
+    raise InputError(f"{values}: save images as uint8, or as floats in [0, 1] or [-1, 1]")
 
 
 def _one_each(labels: np.ndarray, origin: str, count: int) -> tuple[np.ndarray | None, str]:
-    """Return one label for each image; None, and why, where they are not that. Rows with a single 1 stand for its place."""
+    """Return one label per image, also from one-hot rows; otherwise None and the reason."""
     if len(labels.shape) == 0 or len(labels) != count:
         found = labels.shape[0] if labels.shape else 1
         raise InputError(f"data holds '{origin}' with {found} labels for {count} images: take both from one place")

@@ -1,4 +1,4 @@
-"""What every reader offers, and what it returns.
+"""The interface of a reader, and functions that the readers share.
 
 Shapes: s samples, c channels, h height, w width.
 """
@@ -37,11 +37,11 @@ class Split(NamedTuple):
     """One split as it was stored.
 
     Attributes:
-        images: still encoded, or pixels.
-        labels: as they stand, not yet checked.
-        class_names: of each label, where they are known.
-        left_out: what is there and is not used, in a few words each.
-        doubts: sentences on what may not be as its owner means it.
+        images: encoded images, or pixels.
+        labels: labels as stored, not yet checked.
+        class_names: name of each label, if known.
+        left_out: unused content, in a few words each.
+        doubts: sentences about possible problems.
     """
 
     images: Sequence[EncodedImage] | UInt8[Tensor, "s c h w"]
@@ -53,7 +53,7 @@ class Split(NamedTuple):
 
 @runtime_checkable
 class Reader(Protocol):
-    """A layout of files; a module with these names is one. `folder` may be a Hub id for the Hub's reader."""
+    """A reader of one layout of files: a module with these names. For the reader of the Hub, `folder` is a Hub id."""
 
     @property
     def LAYOUT(self) -> str:
@@ -74,18 +74,18 @@ class Reader(Protocol):
 
 
 def split_name(name: str) -> str | None:
-    """Return the split that this usually is the name of, "train", "test" or "val"; None for any other name."""
+    """Return the split "train", "test" or "val" that usually has this name; None for any other name."""
     return next((split for split, words in _SPLITS.items() if re.fullmatch(f"({words}){_PART_OF_A_SPLIT}", name.lower())), None)
 
 
 def shown_name(name: str) -> str:
-    """Return a name of a file or class as any terminal, file and picture can show it: without bytes or signs that are no text."""
+    """Return the name of a file or class as printable text, for terminals, files and pictures."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def by_number(name: str) -> tuple[tuple[int | str, ...], str]:
-    """Return a key that sorts names as people count: "2" before "10", "class 9" before "class 10"."""
+    """Return a key that sorts names by the numbers in them: "2" before "10", "class 9" before "class 10"."""
     if re.fullmatch(r"-\d+", name):
         return ("", int(name)), name
     parts = re.split(r"(\d+)", name)
@@ -93,10 +93,10 @@ def by_number(name: str) -> tuple[tuple[int | str, ...], str]:
 
 
 def files_below(bases: Sequence[Path]) -> Callable[[str, str], Path]:
-    """Return (name, origin) -> the file that data name at a place of theirs, relative to the first of some folders.
+    """Return a function (name, origin) -> file that resolves a name in the data relative to the first folder.
 
-    Data from elsewhere may name any file of this machine, so that function raises InputError unless it is a regular file in one of
-    the folders or below, links followed.
+    Data from elsewhere can name any file of this machine, so the function raises InputError unless the name, with links resolved,
+    is a regular file inside one of the folders.
     """
     real = [base.resolve() for base in bases]
 
@@ -112,21 +112,21 @@ def files_below(bases: Sequence[Path]) -> Callable[[str, str], Path]:
 
 
 def folders_in(place: Path) -> list[Path]:
-    """Return the folders directly in a place, in order, but hidden ones and those of macOS; none where there is no such place."""
+    """Return the folders directly in a folder, sorted, except hidden ones and those of macOS; none if the folder is missing."""
     with suppress(OSError):
         return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
     return []
 
 
 def label_column(names: Iterable[str]) -> tuple[str | None, tuple[str, ...]]:
-    """Return the column that tells the classes, None where there is none, and in words which others might have."""
+    """Return the column of the classes or None, and descriptions of the other columns that could hold classes."""
     known = {name.lower(): name for name in reversed(list(names))}
     taken, *others = [known[name] for name in LABEL_COLUMNS if name in known] or [None]
     return taken, tuple(f"the column '{name}' (classes are those of '{taken}')" for name in others)
 
 
 def numbered(values: Iterable[str], everywhere: Iterable[str]) -> tuple[Int[Tensor, " s"], tuple[str, ...]]:
-    """Return classes told by name as labels and their names in order, those of all splits."""
+    """Return class names as labels, numbered over all splits, and the sorted names."""
     names = tuple(sorted(set(everywhere), key=by_number))
     numbers = {name: number for number, name in enumerate(names)}
     return torch.tensor([numbers[value] for value in values], dtype=torch.long), names
@@ -137,5 +137,5 @@ def damaged(origin: Path | str, reason: object) -> InputError:
     with suppress(OSError, ValueError), Path(origin).open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             return InputError(f"data holds '{origin}', which only points to a file of Git LFS: run git lfs pull in its repository")
-    told = " ".join(str(reason).split())[:120]
-    return InputError(f"data holds '{origin}', which is truncated or corrupted ({told}): fetch or write that file again")
+    cause = " ".join(str(reason).split())[:120]
+    return InputError(f"data holds '{origin}', which is truncated or corrupted ({cause}): fetch or write that file again")

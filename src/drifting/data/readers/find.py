@@ -1,4 +1,4 @@
-"""Which reader reads a folder or a file, and where in it the data set lies; else what its owner can do."""
+"""Find the reader of a folder or a file, and the data set inside it, or explain what the user can do."""
 
 import os
 from collections import Counter
@@ -21,15 +21,15 @@ _ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"
 
 
 def find_reader(path: Path) -> tuple[Reader, Path]:
-    """Return who reads a data set, and its folder, which is the path or lies below; or its file, or its Hub id.
+    """Return the reader of a data set, and the path of its folder or file, which is the path itself or below it, or its Hub id.
 
     Raises:
-        InputError: if nothing is there that can be read, or several data sets are.
+        InputError: if there is no readable data set, or more than one.
     """
     if path.is_file():
         return _reader_of_file(path), path
     if path.is_dir():
-        # Loose images come after other layouts, beside which they may lie; arrays come last, for they may lie beside images.
+        # Loose images come after the other layouts, next to which they can occur; arrays come last, as they can be next to images.
         return _packed(path, _PACKED) or _loose(path) or _packed(path, (arrays,)) or _refuse(path)
     if hub.matches(path):
         return hub, path

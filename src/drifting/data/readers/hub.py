@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, by the `datasets` library, which keeps them in its own cache."""
+"""Data sets of the Hugging Face Hub, read with the library `datasets`, which has a cache of its own."""
 
 import re
 from collections.abc import Iterator
@@ -56,9 +56,9 @@ def _load(folder: Path) -> dict[str, Any]:
 
 
 def _unanswered(name: str) -> Exception | None:
-    """Return why the Hub does not tell of a data set, asked once; None where it does.
+    """Return the error of one request to the Hub about a data set, or None if it answers.
 
-    The library itself would ask it for half a minute where there is no network.
+    Without a network, the library itself would retry for half a minute.
     """
     import huggingface_hub
 
@@ -71,7 +71,7 @@ def _unanswered(name: str) -> Exception | None:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Have the libraries look in their caches alone."""
+    """Make the libraries look only in their caches."""
     from datasets import config
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""IDX files, raw or gzipped: how MNIST and Fashion-MNIST were first published.
+"""IDX files, raw or gzipped, the original format of MNIST and Fashion-MNIST.
 
 Source: http://yann.lecun.com/exdb/mnist: two zero bytes, 8 for unsigned bytes, the number of axes, the big-endian size of each,
 then the values in C order.
@@ -21,7 +21,7 @@ from drifting.errors import InputError
 
 LAYOUT = "IDX files (train-images-idx3-ubyte[.gz])"
 _STEMS = {"train": "train", "test": "t10k"}
-# gzip makes a file at most so many times smaller.
+# Largest compression factor of gzip.
 _MOST_RATIO = 1032
 
 
@@ -57,7 +57,7 @@ def _find(folder: Path, split: str, part: str, axes: int) -> Path | None:
 
 
 def _array(path: Path, axes: int) -> UInt8[Tensor, "..."]:
-    """Return the unsigned bytes of a file of that many axes; no more is read, or unpacked, than its head declares."""
+    """Return the unsigned bytes of a file with this many axes, reading and unpacking only as much as its header declares."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4 + 4 * axes)

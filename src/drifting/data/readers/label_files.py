@@ -1,4 +1,4 @@
-"""Files that say the classes of image files beside them: dataset.json of the StyleGAN and EDM tools, metadata of Hugging Face.
+"""Files with the classes of image files next to them: dataset.json of the StyleGAN and EDM tools, metadata of Hugging Face.
 
 Sources: https://github.com/NVlabs/edm dataset_tool.py: {"labels": [[path, class], ...]} or {"labels": null};
 https://huggingface.co/docs/datasets/image_dataset: metadata.jsonl or metadata.csv, whose column file_name is a path below the
@@ -21,7 +21,7 @@ _FILE_NAME = "file_name"
 
 
 class LabelFile(NamedTuple):
-    """What a file says.
+    """The content of a file of labels.
 
     Attributes:
         path: of it.
@@ -94,8 +94,8 @@ def _read_rows(path: Path, rows: list[dict[str, Any]]) -> LabelFile:
     columns = list(dict.fromkeys(column for row in rows for column in row if column is not None))
     column = next((name for name in LABEL_COLUMNS if name in columns), None)
     if _FILE_NAME not in columns or column is None:
-        told = f"'{path.name}' tells no classes, for its columns are {', '.join(columns) or 'none'}"
-        return LabelFile(path, None, reason=f"{told}: name them {_FILE_NAME} and {LABEL_COLUMNS[0]} if it should")
+        no_classes = f"'{path.name}' tells no classes, for its columns are {', '.join(columns) or 'none'}"
+        return LabelFile(path, None, reason=f"{no_classes}: name them {_FILE_NAME} and {LABEL_COLUMNS[0]} if it should")
     return _labeled(path, ((row.get(_FILE_NAME), row.get(column)) for row in rows))
 
 
