@@ -149,6 +149,7 @@ def test_folder_of_the_same_name_as_what_is_made_is_left_alone(here, command):
 
 def test_what_an_interrupted_try_made_is_replaced_only_when_asked(here, command):
     write_images(here / "x" / "smoke" / "images", image_size=16, channels=1)
+    (here / "x" / "smoke" / "judge").mkdir()  # as the extractor was called before
     refused = command("train", "mnist-classifier", "--smoke", "--save-dir", "x")
     assert (refused.status, "save_dir is 'x', which already holds a run: pass --overwrite" in refused.err) == (2, True)
     assert command("train", "mnist-classifier", "--smoke", "--save-dir", "x", "--overwrite").status == 0

@@ -25,9 +25,9 @@ from drifting.presets.imagenet256 import RECIPES, mae
 from drifting.presets.transforms import LATENT_IMAGE_SIZE, smoke
 from drifting.runs.folder import ENCODER_WEIGHTS, make_room
 
-# In the folder of the run, what is made for it.
+# In the folder of the run, what is made for it; version 0.1 called the extractor a judge.
 MADE = "smoke"
-_PARTS = {"images", "vae", "latents", "encoder", "convnext", "extractor"}
+_PARTS = {"images", "vae", "latents", "encoder", "convnext", "extractor", "judge"}
 _SAMPLES = 16
 
 # Pixels to a side of images in memory, by the name of their data set.
