@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from drifting.training.optimizer import Muon, orthogonalised
+from drifting.training.optimizer import Muon, orthogonalized
 
 SHAPES = {"a hidden layer": (512, 512), "the layer that spreads a code": (8192, 256), "a convolution": (128, 1152)}
 RATE = 1e-2
 
 
 def plain_iteration(matrix: Tensor) -> Tensor:
-    """Return what `orthogonalised` does, one product with the whole matrix after the other."""
+    """Return what `orthogonalized` does, one product with the whole matrix after the other."""
     found = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
     found = found / found.norm()
     for _ in range(5):
@@ -54,7 +54,7 @@ def sides(shape: tuple[int, int]) -> dict[str, Callable[[], Tensor]]:
         "torch, bfloat16": stepping(theirs, layers[0], gradient),
         "ours": stepping(ours, layers[1], gradient),
         "iteration, float32": lambda: plain_iteration(gradient),
-        "our iteration": lambda: orthogonalised(gradient),
+        "our iteration": lambda: orthogonalized(gradient),
     }
 
 

@@ -246,7 +246,7 @@ def test_run_that_is_no_folder(refused, verb, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", ["", "fly", "train", "train toy --color red", "train toy --steps many", "sample"])
-def test_misspelt_command_exits_2(command, tmp_path, monkeypatch, arguments):
+def test_misspelled_command_exits_2(command, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     assert command(*arguments.split()).status == 2
     assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,7 @@ SIZES = {"width": 10, "patch": 2, "depths": (2, 2, 2, 2)}
 
 @pytest.fixture
 def network() -> MaskedAutoencoder:
-    """One that learnt classes."""
+    """One that learned classes."""
     torch.manual_seed(0)
     return MaskedAutoencoder((3, 16, 16), num_classes=5, **SIZES)
 

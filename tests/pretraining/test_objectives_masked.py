@@ -117,7 +117,7 @@ def test_bytes_are_images():
     assert of_bytes == of_floats
 
 
-def test_labels_are_asked_for_where_they_are_learnt():
+def test_labels_are_asked_for_where_they_are_learned():
     settings = dataclasses.replace(SETTINGS, classification_weight=0.5, classified_steps=2)
 
     def unlabeled(number):

@@ -236,14 +236,14 @@ def test_classifier_is_trained_into_its_folder(extractor_folder, gray_folder):
     assert saved["data"]["path"] == str(gray_folder)
 
 
-def test_training_a_extractor_tells_its_accuracy_and_is_reproducible(classifier, tmp_path, extractor_folder, assert_same_tensors):
+def test_training_a_classifier_tells_its_accuracy_and_is_reproducible(classifier, tmp_path, extractor_folder, assert_same_tensors):
     trained = runs.train(classifier, tmp_path / "extractor")
     assert trained.figures == {"test_accuracy": 1}
     assert trained.summary() == ["test accuracy 1.0000", str(tmp_path / "extractor" / "classifier.safetensors")]
     assert_same_tensors(*(load_tensors(path / "classifier.safetensors") for path in (extractor_folder, tmp_path / "extractor")))
 
 
-def test_extractor_tells_the_images_that_it_was_trained_on_four_in_five_of_every_class(extractor_folder, config):
+def test_classifier_tells_the_images_that_it_was_trained_on_four_in_five_of_every_class(extractor_folder, config):
     train = config.data.load("train")
     known = torch.isin(digests(train.images), load_extractor(str(extractor_folder), config).trained_on)
     counts = train.labels.bincount()

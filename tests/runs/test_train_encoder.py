@@ -177,7 +177,7 @@ def test_data_sets_are_found_by_name(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "layout"), [("simclr", {".": 20}), ("mae", {"a": 20}), ("simclr", {"train/a": 9, "train/b": 9, "test": 2})]
 )
-def test_images_without_classes_are_learnt_from_without_a_probe(command, tmp_path, kind, layout):
+def test_images_without_classes_are_learned_from_without_a_probe(command, tmp_path, kind, layout):
     folder = write_images(tmp_path / "own", layout)
     sizes = ("--steps", 1, "--width", 9, "--batch-size", 4)
     result = command("train-encoder", kind, "--data", folder, "--save-dir", tmp_path / "x", *sizes)

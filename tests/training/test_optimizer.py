@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from drifting.checkpoint import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from drifting.errors import InputError
-from drifting.training.optimizer import Muon, build_optimizer, orthogonalised
+from drifting.training.optimizer import Muon, build_optimizer, orthogonalized
 from drifting.training.schedule import Schedule, check_schedule
 
 SCHEDULE = Schedule(steps=1, generated=2, positives=2, learning_rate=1e-2)
@@ -28,40 +28,40 @@ def _matrix(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6), (5, 6), (6, 5), (1, 7), (7, 1)])
-def test_orthogonalised_is_the_newton_schulz_iteration(shape):
+def test_orthogonalized_is_the_newton_schulz_iteration(shape):
     matrix = _matrix(*shape)
-    torch.testing.assert_close(orthogonalised(matrix), _newton_schulz(matrix), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(orthogonalized(matrix), _newton_schulz(matrix), rtol=1e-9, atol=1e-9)
 
 
-def test_orthogonalised_keeps_directions_and_levels_their_lengths():
+def test_orthogonalized_keeps_directions_and_levels_their_lengths():
     matrix = _matrix(8, 20)
     left, lengths, right = torch.linalg.svd(matrix, full_matrices=False)
-    inside = left.T @ orthogonalised(matrix) @ right.T
-    levelled = inside.diagonal()
-    torch.testing.assert_close(inside, levelled.diag())
+    inside = left.T @ orthogonalized(matrix) @ right.T
+    leveled = inside.diagonal()
+    torch.testing.assert_close(inside, leveled.diag())
     assert float(lengths.max() / lengths.min()) > 2
-    assert 0.6 < float(levelled.min()) <= float(levelled.max()) < 1.25
+    assert 0.6 < float(leveled.min()) <= float(leveled.max()) < 1.25
 
 
-def test_orthogonalised_in_float32_is_that_in_float64():
+def test_orthogonalized_in_float32_is_that_in_float64():
     matrix = _matrix(32, 64) * torch.logspace(0, -3, 32, dtype=torch.float64)[:, None]
-    torch.testing.assert_close(orthogonalised(matrix.float()).double(), _newton_schulz(matrix), rtol=0, atol=1e-3)
+    torch.testing.assert_close(orthogonalized(matrix.float()).double(), _newton_schulz(matrix), rtol=0, atol=1e-3)
 
 
-def test_orthogonalised_of_low_rank_is_computed_in_float32():
+def test_orthogonalized_of_low_rank_is_computed_in_float32():
     matrix = _matrix(64, 1) @ _matrix(1, 256, seed=1)
     expected = _newton_schulz(matrix)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = orthogonalised(matrix.float())
+        found = orthogonalized(matrix.float())
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
     half = matrix.bfloat16()
-    torch.testing.assert_close(orthogonalised(half).double(), _newton_schulz(half.double()), rtol=0, atol=1e-3)
+    torch.testing.assert_close(orthogonalized(half).double(), _newton_schulz(half.double()), rtol=0, atol=1e-3)
 
 
-def test_orthogonalised_does_not_see_the_scale():
+def test_orthogonalized_does_not_see_the_scale():
     matrix = _matrix(4, 6)
-    torch.testing.assert_close(orthogonalised(1e-3 * matrix), orthogonalised(matrix))
-    assert not orthogonalised(torch.zeros(4, 6)).any()
+    torch.testing.assert_close(orthogonalized(1e-3 * matrix), orthogonalized(matrix))
+    assert not orthogonalized(torch.zeros(4, 6)).any()
 
 
 class _Model(nn.Module):

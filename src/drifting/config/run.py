@@ -242,7 +242,7 @@ class EncoderRunConfig(TrainingConfig):
 
     Attributes:
         preset: the name it was made from.
-        data: images, or latents of them. Their labels are learnt or, where there are any, only tell how good the features are.
+        data: images, or latents of them. Their labels are learned or, where there are any, only tell how good the features are.
         encoder: the network and its training: `ResNetConfig` by classes, `SimCLRConfig` or `MAEConfig`.
         seed: seed of the weights, of the order and of the augmentation.
         device: device to train on: cpu, cuda, cuda:1 or mps.

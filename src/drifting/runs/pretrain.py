@@ -284,7 +284,7 @@ def _rows(config: RunConfig | EncoderRunConfig) -> Rows:
 def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str, int | float]:
     """Return the numbers of images and, where there are classes, how many of the test images are named right.
 
-    That is by a linear classifier on the features, fitted to training images, and by the logits of a network that learnt classes.
+    That is by a linear classifier on the features, fitted to training images, and by the logits of a network that learned classes.
     """
     train, test = (cast(ImagesData, config.data).load(split, labeled=True) for split in ("train", "test"))
     figures: dict[str, int | float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
@@ -309,7 +309,7 @@ _MEASURED, _AT_ONCE = 2048, 64
 def _streamed_figures(network: MaskedAutoencoder, config: EncoderRunConfig) -> dict[str, int | float]:
     """Return `num_train_images`, `masked_error`, the mean squared error of what is filled in, and `train_accuracy`.
 
-    That is the share of whole images that a network which learnt classes names right. Both are of training images.
+    That is the share of whole images that a network which learned classes names right. Both are of training images.
     """
     rows = _rows(config)
     rng = torch.Generator(config.device).manual_seed(stream_seed(config.seed, "masks of figures"))

@@ -76,11 +76,11 @@ class Muon(torch.optim.Optimizer):
         momentum = self.state[weight]["momentum"].lerp_(gradient, 1 - _MOMENTUM)
         direction = gradient.lerp(momentum, _MOMENTUM).flatten(1)
         factor = _STEP_OF_ADAMW * max(direction.shape) ** 0.5
-        weight.mul_(1 - rate * decay).sub_(orthogonalised(direction).view_as(weight), alpha=rate * factor)
+        weight.mul_(1 - rate * decay).sub_(orthogonalized(direction).view_as(weight), alpha=rate * factor)
 
 
 @constant
-def orthogonalised(matrix: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+def orthogonalized(matrix: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     """Return about U V^T of a matrix U S V^T, in float32 at least.
 
     Singular values above a hundredth or so of the root of their sum of squares become 0.7 to 1.2; smaller ones grow up to 480-fold.
