@@ -52,6 +52,10 @@ TOY = {
     "--data.dataset circles": ("data", "dataset", "circles"),
     "--log-every 3": ("log_every", 3),
     "--snapshot-samples 41": ("snapshot_samples", 41),
+    # Names of version 0.1.
+    "--frame-samples 41": ("snapshot_samples", 41),
+    "--frame_samples=41": ("snapshot_samples", 41),
+    "--schedule.micro-batch 5": ("schedule", "microbatch_size", 5),
 }
 
 
@@ -69,6 +73,25 @@ def test_setting_of_a_toy_reaches_its_run_and_nothing_else_changes(here, command
     more = [] if path[-1] == "steps" else ["--steps", 1]
     assert command("train", *flags.split(), *more, "--save-dir", "x", "toy", "--keep", 2).status == 0
     assert _config(here / "x") == json.loads(json.dumps(expected))
+
+
+@pytest.mark.parametrize("flag", ["--schedule.labels-per-microbatch", "--schedule.labels-per-pass"])
+def test_value_that_does_not_fit_a_flag_with_a_former_name_ends_in_a_sentence(here, command, flag):
+    ended = command("train", "cifar10-simclr", flag, "x", "--save-dir", "x")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert "labels_per_microbatch is 'x': pass a whole number" in ended.err
+
+
+def test_former_name_of_the_extractor_is_read(here, command):
+    ended = command("evaluate", "nowhere", "--judge", "pixels")
+    assert ended.status == 2
+    assert "run is 'nowhere'" in ended.err
+
+
+def test_former_names_are_not_shown(command):
+    shown = _flags(command("train", "toy", "--help").out) | _flags(command("evaluate", "--help").out)
+    assert {"--snapshot-samples", "--extractor"} <= shown
+    assert not {"--frames", "--frame-samples", "--schedule.micro-batch", "--judge"} & shown
 
 
 def test_settings_of_every_part_of_a_run_of_images(here, command, gray_folder):

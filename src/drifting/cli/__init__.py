@@ -65,7 +65,7 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
         speaks = processes is None or processes.is_main_process
         with nullcontext() if speaks else redirect_stdout(open(os.devnull, "w")), warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            command = parse(commands.ALL, arguments, commands.READERS)
+            command = parse(commands.ALL, arguments, commands.READERS, commands.FORMER)
             if processes is not None and arguments[0] not in _SHARED:
                 size = processes.size
                 raise InputError(f"world size is {size}, but '{arguments[0]}' is done by one process: start it without torchrun")

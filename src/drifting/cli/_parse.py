@@ -65,6 +65,7 @@ class Option:
         help: description of the option.
         heading: heading of its section in `--help`.
         others: other names of the option.
+        former: names of earlier versions, which are read and not shown.
         shown: text shown instead of the default.
         switch: whether the option takes no value, as in --NAME or --no-NAME.
     """
@@ -75,6 +76,7 @@ class Option:
     help: str
     heading: str
     others: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
     shown: str | None = None
     switch: bool = False
 
@@ -128,6 +130,7 @@ class Reader:
         Raises:
             InputError: if a word does not fit.
         """
+        words = with_present_names(words, {f"--{old}": f"--{option.name}" for option in options for old in option.former})
         groups: dict[str, list[Option]] = {
             heading: [] for heading in self.headings if any(one.heading == heading for one in options)
         }
@@ -166,6 +169,13 @@ class Reader:
         return _sentence(" ".join([said, *(str(option.kind) for option in parsing)]), words, flags, see)
 
 
+def with_present_names(words: Sequence[str], former: Mapping[str, str]) -> list[str]:
+    """Return the words of a command line with flags of earlier versions renamed; `former` is earlier flag -> present flag."""
+    present = {_hyphened(old): _hyphened(new) for old, new in former.items()}
+    parts = (word.partition("=") if word.startswith("--") else (word, "", "") for word in words)
+    return [present.get(_hyphened(flag), flag) + sign + value for flag, sign, value in parts]
+
+
 def _metavar(kind: Any) -> str | None:
     """Return the placeholder of a value in `--help`; None for one of a few choices."""
     parts = [each for each in typing.get_args(kind) if each is not type(None)] if typing.get_origin(kind) is not tuple else [kind]
@@ -192,7 +202,10 @@ def sentenced(run: Callable[[], Any], sentence: Callable[[str], str]) -> Any:
 
 
 def parse(
-    commands: Sequence[Command], arguments: Sequence[str], readers: Mapping[str, Command] | None = None
+    commands: Sequence[Command],
+    arguments: Sequence[str],
+    readers: Mapping[str, Command] | None = None,
+    former: Mapping[str, str] | None = None,
 ) -> Callable[[], None]:
     """Return the call of a command, or show the help and raise SystemExit if that is requested.
 
@@ -200,6 +213,7 @@ def parse(
         commands: commands that are parsed by their signatures.
         arguments: words of the command line.
         readers: commands that read their words themselves and return the call.
+        former: flag of an earlier version -> present flag, of `commands`.
 
     Raises:
         InputError: if the words do not call a command.
@@ -207,6 +221,7 @@ def parse(
     _check_not_empty(arguments)
     if readers and arguments and arguments[0] in readers:
         return readers[arguments[0]](tuple(arguments[1:]))
+    arguments = with_present_names(arguments, former or {})
     app = tyro.extras.SubcommandApp()
     for command in commands:
         app.command(_deferred(command))

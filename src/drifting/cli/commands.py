@@ -4,12 +4,11 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from drifting.cli.training import latents, train, train_encoder, wrapped
 
@@ -63,7 +62,7 @@ def evaluate(
     run: Positional[Path],
     /,
     *,
-    extractor: Annotated[str | None, arg(aliases=["--judge"])] = None,
+    extractor: str | None = None,
     real: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
@@ -153,3 +152,5 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title
 ALL = (train, train_encoder, latents, sample, convert, evaluate, compare, presets)
 # These commands read their words themselves, because their options depend on what is trained.
 READERS = {"train": train, "train-encoder": train_encoder, "latents": latents}
+# Flags of version 0.1 -> the present ones, of the commands that are parsed by signature.
+FORMER = {"--judge": "--extractor"}

@@ -303,11 +303,19 @@ def _settings(config: Any, choices: Sequence[Any], *, every: bool = False) -> li
             others += () if choices or each.name == "data.conditional" else called.get(each.name, ())
             others += ("drift_steps",) if "steps" in (each.name, *others) else ()
             earlier = [old for old, new in RENAMED.items() if new == each.name.rpartition(".")[2]]
-            others += tuple(f"{name.rpartition('.')[0]}.{old}".lstrip(".") for name in (each.name, *others) for old in earlier)
+            former = tuple(f"{name.rpartition('.')[0]}.{old}".lstrip(".") for name in (each.name, *others) for old in earlier)
             others += ("encoder_steps",) if each.name == "encoder.steps" and schedule is not None else ()
             heading = _HEADINGS[part]
             options.append(
-                Option(name=each.name, kind=each.kind, default=each.value, help=each.help, heading=heading, others=others)
+                Option(
+                    name=each.name,
+                    kind=each.kind,
+                    default=each.value,
+                    help=each.help,
+                    heading=heading,
+                    others=others,
+                    former=former,
+                )
             )
     return options
 
