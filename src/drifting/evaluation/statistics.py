@@ -21,7 +21,7 @@ from drifting.metrics.frechet import Gaussian, load_gaussian, save_gaussian
 SUFFIXES = (".safetensors", ".npz")
 _KEPT = ("features", "digests")
 _FIGURES = ("accuracy", "inception_score")
-# Of a covariance, beside its largest entry: more than rounding leaves.
+# Largest asymmetry of a covariance relative to its largest entry; rounding leaves less.
 _ASYMMETRY = 1e-4
 
 

@@ -22,23 +22,23 @@ from drifting.presets.cifar10 import ALL_DIMS, FOUR
 from drifting.presets.transforms import joint
 from drifting.training.schedule import Schedule
 
-# Texture, and means and deviations of the colors of tiles. Those of tiles are dropped where the tiles do not divide the image.
+# Texture, and means and deviations of the colors of tiles. Features of tiles are left out if the tiles do not divide the image.
 FEATURES = (
     *("code", "stage1_mean", "stage1_std", "stage2_mean", "stage2_std", "stage2_mean_4", "stage2_std_4"),
     *("image_mean_4", "image_std_4", "chroma_std_4"),
 )
-# Beside what suits any ResNet, places of its middle stages: they tell sharp edges from blurred ones.
+# Places of the middle stages tell sharp edges from blurred ones; the others suit any ResNet.
 RESNET_FEATURES = (*FOUR, "stage2_mean_4", "stage2_std_4", "stage3_std_4")
 # Images from this side on are large: a ResNet sees them at half the side, tiles have 8 pixels in place of 4, and the decoder begins
 # at an eighth of the side.
 _LARGE = 64
-# Of images larger than these there are so many tiles that they would take most of the time.
+# Larger images have no features of tiles: there are so many tiles that they would take most of the time.
 _LARGEST_TILED = 64
-# Generated samples of a step over all its labels, at least so many of each label.
+# Generated samples of a step over all labels, and the smallest number of each label.
 _GENERATED, _FEWEST = 128, 16
-# Classes of a step, at most: so many have many samples each. Of more classes than the second number, as many as fit.
+# A step has at most this many classes, so that each has many samples. Data of more than _MANY_CLASSES have as many as fit.
 _FEW_CLASSES, _MANY_CLASSES = 4, 50
-# Images from which on a training takes longer.
+# From this number of images on, training takes longer.
 _MANY_IMAGES = 2000
 
 
@@ -57,7 +57,7 @@ class Found:
     image_shape: tuple[int, int, int]
 
 
-# Images that cannot be read yet, such as those that a quick try makes: what all have is asked of them, and no more.
+# Used when the images cannot be read yet, as in a quick try.
 _UNKNOWN = Found(1000, 10, (1, 28, 28))
 
 
@@ -75,7 +75,7 @@ def images(
 
     Command: drifting train images --data FOLDER --image-size 32. Hardware: one CPU core. Time: 7 minutes for 300 images of 32
     pixels. Expected: Frechet distance in a classifier's features 1.2 times that of real images. Measured: docs/results.md,
-    2026-11-28; 5,000 images of 64 pixels take about half an hour of one thread, and most shapes stay vague.
+    2026-11-29; 5,000 images of 64 pixels take 35 minutes of one thread, and shapes of half of the classes stay vague.
     """
     source = ImagesData(name=name, path=data, image_size=image_size, channels=channels, conditional=not unconditional)
     found = _look(source)
@@ -190,7 +190,7 @@ def _schedule(found: Found) -> Schedule:
     generated = max(_FEWEST, total // labels)
     many = found.images >= _MANY_IMAGES
     return Schedule(
-        steps=1000 if many else 500,
+        steps=1200 if many else 500,
         labels_per_step=labels,
         generated=generated,
         positives=_positives(generated, found.images // found.classes),

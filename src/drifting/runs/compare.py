@@ -31,7 +31,7 @@ TABLE, PICTURE = "comparison.md", "compare.png"
 _FACTS = ("run", "preset", "encoder", "steps", "minutes")
 _FLOORS, _DASH = "real against real", "-"
 
-# Of the picture: at most so many.
+# Largest grid of samples in the picture.
 _ROWS, _COLUMNS = 10, 10
 
 # Lists over the steps of a training: for the picture.

@@ -230,7 +230,7 @@ def _moved(generator: Generator, device: str) -> Iterator[None]:
 # Seeds of real points that no picture, frame or training draws.
 _EVALUATION_STREAM = 10**6
 
-# Of an evaluation: with ten times as many it takes a hundred times as long.
+# Most points of an evaluation; ten times as many take a hundred times as long.
 _MOST_POINTS = 100_000
 
 

@@ -21,7 +21,7 @@ METRICS, LOG = "metrics.json", "metrics.jsonl"
 STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"
 
-# Of the training of an encoder that a generator's run begins with.
+# Checkpoints of the encoder that a generator's run trains first.
 ENCODER_CHECKPOINTS = "encoder-checkpoints"
 _LOGS = (LOG, METRICS, SNAPSHOTS, EARLIER_SNAPSHOTS, CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)

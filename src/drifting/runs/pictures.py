@@ -22,7 +22,7 @@ from drifting.metrics.two_sample import energy_distance
 from drifting.plotting import draw_comparison, draw_images, draw_points
 from drifting.plotting.panels import Log
 
-# Of pictures of images: at most so many.
+# Largest grid of images in a picture.
 _COLUMNS, _ROWS = 10, 20
 Pictures = Callable[..., list[Path]]
 

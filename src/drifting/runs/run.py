@@ -27,10 +27,10 @@ from drifting.runs.folder import CONFIG, METRICS, WEIGHTS, read_config
 from drifting.sampling import Sampler, batch_of, check_fits, label_numbers, sample, sample_in_parts
 from drifting.training.recorder import read_snapshots
 
-# Of images as bytes: those of a batch, and all.
+# Copies of images as bytes in memory: those of a batch, and all.
 _COPIES = 2
 
-# Of pictures: more points hide each other, and more pixels are shown by few programs; so few images always fit.
+# Limits of a picture: more points hide each other, and few programs show more pixels; this many images always fit.
 _MOST_POINTS, _MOST_PIXELS, _SMALL_PICTURE = 100_000, 2**26, 64
 
 # Columns of a picture of all classes, one for each; of more classes, or none, rows of ten.
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Of each label; None where they are not known, or there are none."""
+        """Name of each label; None if they are not known or there are none."""
         return getattr(self.config.data, "class_names", None)
 
     def sample(

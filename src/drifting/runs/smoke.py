@@ -72,7 +72,7 @@ def try_preset(
     trained = runs.train(config, folder, overwrite=True)
     if isinstance(trained, runs.Run) and processes.is_main_process:
         with warnings.catch_warnings():
-            # Of so few samples nothing is reliable.
+            # Figures of so few samples are not reliable.
             warnings.simplefilter("ignore", UserWarning)
             runs.load_run(folder).evaluate(count=_SAMPLES, **_seen_by(trained.config, made))
     processes.barrier()

@@ -168,7 +168,7 @@ def _measured(
 ) -> Known:
     """Return the scale and the drift norms of every feature, over all labels of all processes."""
     normalized = loss.settings["normalize_features"]
-    # Of a field that stands still nothing but the distances is computed.
+    # With a field that is zero, only the distances are computed.
     still = DriftingLoss(temperatures=(1.0,), field=_still, normalize_features=normalized)
 
     def distances(batch: Batch) -> Figures:

@@ -148,7 +148,7 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
         labels=None if labels is None else labels[own],
         noise=noise,
         style_indices=codes,
-        # Of one population every process needs all, having encoded some.
+        # Every process needs all positives of the one population, and has encoded a part of them.
         positives=processes.all_gather(real, 1) if labels is None else real,
         independent_noise=independent_noise,
         independent_style_indices=independent_codes,

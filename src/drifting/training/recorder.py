@@ -221,7 +221,7 @@ class Recorder:
         return energy_distance(snapshot.flatten(1), self._reference, within_y=self._within_reference)
 
     def choose_average(self) -> dict[str, float]:
-        """Of several averages, sample from the one whose snapshot is nearest to the reference from now on; it becomes the snapshot.
+        """Sample from the average whose snapshot is nearest to the reference from now on, and keep that snapshot.
 
         Returns its `ema_decay`, its squared energy distance and those of all; nothing where there is one average.
         """

@@ -82,8 +82,8 @@ def drifting_step(
 ) -> FeatureLoss:
     """Generate, encode and compare: return the loss of a batch, with gradient into the generator's weights.
 
-    Of several processes each has a batch of its own labels or, where there are none, its own samples of the one population; the
-    loss of the step is then the mean of theirs. `known` are scales and drift norms of more than this batch, as in `DriftingLoss`.
+    With several processes, each has a batch of its own labels or, without labels, its own samples of the one population; the loss
+    of the step is the mean of their losses. `known` are scales and drift norms of more than this batch, as in `DriftingLoss`.
     """
     generated, independent = _features(generator, encoder, batch, batch.noise, batch.style_indices), None
     if batch.independent_noise is not None:
