@@ -38,13 +38,13 @@ _BATCH_IN_MEMORY, _BATCH = 500, 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What an evaluation may be asked for.
+class EvaluationRequest:
+    """What to measure, of how many samples, and where.
 
     Attributes:
         extractor: the network in whose features images are compared, see `evaluation.extractors.find_extractor`.
         real: real images that those of a run are compared with: a folder, or a file of statistics; None for the run's own.
-        count: images to compare; None for 10,000, or 50,000 where the data stay on disk. Digits have a fixed number.
+        count: images to compare; None for 10,000, or 50,000 with `real` or for data on disk. Digits have a fixed number.
         seed: of the samples.
         guidance_scale: of the samples; None for that of the run.
         batch_size: samples at a time: bounds memory, and changes nothing else.
@@ -67,24 +67,29 @@ class Asked:
 
 
 def evaluate_run(
-    config: RunConfig, generator: Generator, asked: Asked, *, folder: Path, snapshots: Callable[[], Mapping[int, Tensor]]
+    config: RunConfig,
+    generator: Generator,
+    request: EvaluationRequest,
+    *,
+    folder: Path,
+    snapshots: Callable[[], Mapping[int, Tensor]],
 ) -> Metrics:
     """Measure the samples of a run and return the figures, with the extractor; see `evaluation`.
 
     Args:
         config: of the run.
-        generator: trained; it runs on the device that is asked for, and goes back to where it was.
-        asked: what to do.
+        generator: trained; it runs on the requested device and is moved back afterwards.
+        request: what to measure.
         folder: of the run, where statistics of real images are kept that have no place beside their extractor.
         snapshots: returns the samples that were set aside during training.
 
     Raises:
         InputError: for anything that cannot work, before long work.
     """
-    scale = config.schedule.scale_of_samples(asked.guidance_scale)
+    scale = config.schedule.scale_of_samples(request.guidance_scale)
     check_writable(folder, "run")
-    with _moved(generator, asked.device):
-        metrics = config.data.evaluate(Evaluation(config, generator, asked, scale, folder, snapshots))
+    with _moved(generator, request.device):
+        metrics = config.data.evaluate(Evaluation(config, generator, request, scale, folder, snapshots))
     return metrics if scale is None else {"guidance_scale": scale, **metrics}
 
 
@@ -95,7 +100,7 @@ class Evaluation:
     Attributes:
         config: of the run.
         generator: trained.
-        asked: what to do.
+        request: what to measure.
         guidance_scale: of the samples; None for a generator that takes none.
         folder: of the run.
         snapshots: returns the samples that were set aside during training.
@@ -103,21 +108,21 @@ class Evaluation:
 
     config: RunConfig
     generator: Generator
-    asked: Asked
+    request: EvaluationRequest
     guidance_scale: float | None
     folder: Path
     snapshots: Callable[[], Mapping[int, Tensor]]
 
     def sample(self, count: int, seed: int) -> Tensor:
-        """Return samples of a seed; raises InputError if an extractor is asked for, which would look at images."""
+        """Return samples of a seed; raises InputError if an extractor is requested, which needs images."""
         for name in ("extractor", "real"):
-            if (value := getattr(self.asked, name)) is not None:
+            if (value := getattr(self.request, name)) is not None:
                 raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
         return sample(self.generator, count, seed=seed, guidance_scale=self.guidance_scale)
 
     def points(self, modes: Tensor | None = None) -> Metrics:
         """Measure points in the plane; see `evaluate_points`."""
-        return build_evaluation(self.config, self.asked.count or IN_MEMORY, modes)(self.sample)
+        return build_evaluation(self.config, self.request.count or IN_MEMORY, modes)(self.sample)
 
     def digits(self, split: LabeledSplit) -> Metrics:
         """Measure digits; see `evaluate_digits`."""
@@ -130,12 +135,12 @@ class Evaluation:
             name: of the data set.
             load: split -> its images.
         """
-        if self.asked.real is not None:
+        if self.request.real is not None:
             return self.images()
         train, test = load("train"), load("test")
-        extractor = load_extractor(self.asked.extractor, self.config, self.asked.device)
-        sides = in_memory(f"images {name}/test", train, test, extractor, count=self.asked.count or IN_MEMORY)
-        batch_size = self.asked.batch_size or _BATCH_IN_MEMORY
+        extractor = load_extractor(self.request.extractor, self.config, self.request.device)
+        sides = in_memory(f"images {name}/test", train, test, extractor, count=self.request.count or IN_MEMORY)
+        batch_size = self.request.batch_size or _BATCH_IN_MEMORY
         metrics = self._compared(sides, extractor, to_bytes, batch_size)
         if known := self.snapshots():
             as_bytes = {step: to_bytes(samples) for step, samples in known.items()}
@@ -144,23 +149,23 @@ class Evaluation:
 
     def images(self) -> Metrics:
         """Measure images by real ones that stay on disk."""
-        asked, count = self.asked, self.asked.count or STREAMED
+        request, count = self.request, self.request.count or STREAMED
         if count < 2:
             raise InputError(f"num_samples is {count}: ask for at least 2")
-        extractor = load_extractor(asked.extractor, self.config, asked.device)
+        extractor = load_extractor(request.extractor, self.config, request.device)
         data = cast(ImageData, self.config.data)
-        decode = data.decoder(asked.device)
+        decode = data.decoder(request.device)
         sides = streamed(
             data,
-            asked.real,
+            request.real,
             extractor,
             decode=decode,
             seed=self.config.seed,
             count=count,
             cache=extractor.cache or self.folder / STATISTICS,
-            device=asked.device,
+            device=request.device,
         )
-        return self._compared(sides, extractor, decode, asked.batch_size or _BATCH)
+        return self._compared(sides, extractor, decode, request.batch_size or _BATCH)
 
     def _compared(self, sides: Sides, extractor: Extractor, decode: Decoder, batch_size: int) -> Metrics:
         def sampler(count: int, labels: Sequence[int] | None) -> Iterator[Batch]:
@@ -169,7 +174,7 @@ class Evaluation:
                 decode,
                 range(count),
                 labels=None if self.generator.num_classes is None else labels,
-                seed=self.asked.seed,
+                seed=self.request.seed,
                 guidance_scale=self.guidance_scale,
                 batch_size=batch_size,
             )

@@ -22,7 +22,7 @@ from drifting.errors import InputError
 from drifting.evaluation import Metrics
 from drifting.generators.base import Generator
 from drifting.plotting import image_grid, pixels_in_grid, points_figure, save_image
-from drifting.runs.evaluate import Asked, evaluate_run
+from drifting.runs.evaluate import EvaluationRequest, evaluate_run
 from drifting.runs.folder import CONFIG, METRICS, WEIGHTS, read_config
 from drifting.sampling import Sampler, batch_of, check_fits, label_numbers, sample, sample_in_parts
 from drifting.training.recorder import read_snapshots
@@ -58,26 +58,26 @@ class Run:
 
         Labels are numbers of classes, or their names; see `sampling.label_numbers`.
         """
-        export, told = self.config.data.exporter(), self._told(seed, labels, guidance_scale)
+        export, options = self.config.data.exporter(), self._sampling_options(seed, labels, guidance_scale)
         if self.config.data.latent:
             check_fits(count, _COPIES * math.prod(self.config.data.exported_shape()))
         with show_sampling(max(1, count), quiet=not join().is_main_process) as progress:
-            samples = sample(self.generator, count, on_progress=progress.advance, **told)
+            samples = sample(self.generator, count, on_progress=progress.advance, **options)
         return export(samples)
 
     def parts(
         self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
     ) -> Iterator[Tensor]:
         """Yield what `sample` returns in parts, each of which fits into memory."""
-        export, told = self.config.data.exporter(), self._told(seed, labels, guidance_scale)
+        export, options = self.config.data.exporter(), self._sampling_options(seed, labels, guidance_scale)
         done = 0
         with show_sampling(max(1, count), quiet=not join().is_main_process) as progress:
-            for part in sample_in_parts(self.generator, count, **told):
+            for part in sample_in_parts(self.generator, count, **options):
                 yield export(part)
                 done += len(part)
                 progress.advance(done)
 
-    def _told(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
+    def _sampling_options(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
         numbers = label_numbers(labels, self.class_names)
         scale, batch_size = self.config.schedule.scale_of_samples(guidance_scale), batch_of(self.generator.sample_shape)
         return {"seed": seed, "labels": numbers, "guidance_scale": scale, "processes": join(), "batch_size": batch_size}
@@ -101,12 +101,19 @@ class Run:
         batch_size: int | None = None,
         device: str = "cpu",
     ) -> Metrics:
-        """Measure the run against real data and keep the figures in metrics.json; arguments as of `evaluate.Asked`."""
-        told = {"seed": seed, "guidance_scale": guidance_scale, "batch_size": batch_size, "device": device}
-        asked = Asked(extractor=extractor, real=real, count=count, **told)
+        """Measure the run against real data and keep the figures in metrics.json; arguments as of `evaluate.EvaluationRequest`."""
+        request = EvaluationRequest(
+            extractor=extractor,
+            real=real,
+            count=count,
+            seed=seed,
+            guidance_scale=guidance_scale,
+            batch_size=batch_size,
+            device=device,
+        )
         check_writable(self.folder, "run")
         with hold(self.folder, "run"):
-            metrics = evaluate_run(self.config, self.generator, asked, folder=self.folder, snapshots=self.snapshots)
+            metrics = evaluate_run(self.config, self.generator, request, folder=self.folder, snapshots=self.snapshots)
             save_json(self.folder / METRICS, metrics)
         return metrics
 
