@@ -311,6 +311,19 @@ class ImageData(Data):
     """Data whose samples are images, or latents of images."""
 
     path: str | None = None
+    image_shape: tuple[int, int, int] | None = None
+
+    @property
+    def _origin(self) -> str:
+        """Name of the data in messages."""
+        return str(self.path)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        if self.image_shape is None:
+            raise InputError(f"data is '{self._origin}', whose shape is not known yet: resolve the configuration first")
+        return self.image_shape
 
     def training_images(self) -> Images | None:
         """Return the images that are trained on; None where there are none, or they are not there."""

@@ -259,13 +259,6 @@ class ImagesData(ImageData):
     kind: ClassVar[str] = "images"
 
     @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Channels, height and width."""
-        if self.image_shape is None:
-            raise InputError(f"data is '{self._origin}', whose shape is not known yet: resolve the configuration first")
-        return self.image_shape
-
-    @property
     def title(self) -> str:
         """Name of the data in pictures."""
         return self.name

@@ -225,21 +225,12 @@ class StreamedData(ImageData):
     """Images or latents that stay on disk until they are drawn."""
 
     kind: ClassVar[str] = "streamed"
-    path: str | None = None
-    image_shape: tuple[int, int, int] | None = None
     # Description of the folder in messages.
     _place: ClassVar[str]
 
     @abstractmethod
     def rows(self, seed: int) -> Rows:
         """Return the rows of the data, with random variations from the seed."""
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Channels, height and width."""
-        if self.image_shape is None:
-            raise InputError(f"data is '{self.path}', whose shape is not known yet: resolve the configuration first")
-        return self.image_shape
 
     @property
     def title(self) -> str:

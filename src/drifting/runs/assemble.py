@@ -47,7 +47,7 @@ def with_network(config: Config, folder: Path, processes: Processes, *, overwrit
         InputError: if a part cannot be found, built or loaded, or lacks the images it needs.
     """
     config, network = with_latents(find_weights(config), folder, processes, overwrite=overwrite)
-    config = resolve(config)
+    config = _with_data(config)
     network = config.build_network() if network is None else network
     if network is not None and config.data.kind == "images":
         # The labels of an encoder that learns without them are only looked at to measure it.
@@ -97,7 +97,11 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
 
 def resolve(config: Config) -> Config:
     """Return the configuration with everything that depends on the data and the machine filled in and checked."""
-    config = find_weights(config)
+    return _with_data(find_weights(config))
+
+
+def _with_data(config: Config) -> Config:
+    """Return a configuration whose weights are found with everything that depends on the data and the machine."""
     check_device(config.device)
     data = config.data.find(labeled=config.finds_labels)
     if data != config.data:
