@@ -72,6 +72,22 @@ def test_drift_norms_of_many_features_are_one_curve_a_temperature_and_thin_ones(
     assert [text.get_text() for text in middle.get_legend().get_texts()] == list(named)
 
 
+@pytest.mark.parametrize("first", [1e-36, 0.0])
+def test_axis_of_drift_norms_leaves_out_those_that_underflowed(first):
+    values = {"0.02": (first, 1e-6, 1e-4), "0.2": (2e-3, 1e-2, 3e-3)}
+    log = [{"step": n, **{f"drift_norm/x/{name}": series[n] for name, series in values.items()}} for n in range(3)]
+    low, high = panels.losses_figure("x", log, None).axes[1].get_ylim()
+    assert 1e-7 < low < 1e-6
+    assert 1e-2 < high < 1e-1
+
+
+def test_axis_of_drift_norms_shows_all_where_none_underflowed():
+    values = (1e-2, float("nan"), 1e-9)
+    low, high = panels.losses_figure("x", [{"step": n, "drift_norm/x/0.1": values[n]} for n in range(3)], None).axes[1].get_ylim()
+    assert 1e-10 < low < 1e-9
+    assert 1e-2 < high < 1e-1
+
+
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_extreme_fields_far_samples_and_one_line_of_metrics_can_be_drawn(tmp_path, value):
     snapshots = {0: _points(9, 0) * 1e4, 1: _points(9, 1)}

@@ -33,6 +33,9 @@ if importlib.util.find_spec("matplotlib") is None:  # A training must not find o
 REAL, GENERATED = "#0072B2", "#D55E00"
 LINES = ("#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00")
 
+# Drift norms below this share of the largest one are zeros that rounded: at the start of a training, kernels can underflow.
+_SMALLEST_SHOWN = 1e-8
+
 # step -> samples set aside at that step, the start (0) and the end among them
 Snapshots = Mapping[int, Tensor]
 # the lines of metrics.jsonl
@@ -115,8 +118,16 @@ def _draw_drift_norms(axes: Axes, log: Log) -> None:
         axes.plot(steps, middle, color=color, label=f"temperature {temperature}")
     title = f"raw drift norm of {count} features" if count > 1 else "raw drift norm, per temperature"
     axes.set(title=title, xlabel="step", ylabel="mean square of the raw drift", yscale="log")
+    _leave_out_underflow(axes, np.array([curve for curves in by_temperature.values() for curve in curves]))
     if by_temperature:
         axes.legend(fontsize="small")
+
+
+def _leave_out_underflow(axes: Axes, norms: np.ndarray) -> None:
+    """Limit a logarithmic axis to the norms that are not far below the largest one, if there are others."""
+    positive = norms[np.isfinite(norms) & (norms > 0)]
+    if positive.size and norms.min(initial=math.inf, where=np.isfinite(norms)) < _SMALLEST_SHOWN * positive.max():
+        axes.set_ylim(positive[positive >= _SMALLEST_SHOWN * positive.max()].min() / 2, 2 * positive.max())
 
 
 def pixels(figure: Figure) -> Image.Image:
