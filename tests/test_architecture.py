@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ LOOPS = {("training/loop.py", "train"), ("runs/train.py", "follow")}
 MANY_ARGUMENTS = {("loss.py", "drifting_loss"), ("drifting_oracle.py", "drifting_loss"), ("training/trainer.py", "__init__")}
 # Tests of the class of a configuration: an object is asked, not inspected.
 CONFIGURATION_BRANCHES = 7
+# Files that `drifting train toy` enters before its first optimizer step, and changes of file on the way: these may only shrink.
+LIFE_FILES, LIFE_CHANGES = 46, 219
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common", "experimental", "legacy"}
 # fields/triton.py holds a device kernel; jaxtyping is notation.
 CORE_LIBRARIES = {"torch", "jaxtyping", "drifting"}
@@ -223,3 +227,11 @@ def test_everything_public_has_a_docstring():
 
 def test_every_module_tells_what_it_is():
     assert [str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if not ast.get_docstring(_tree(path))] == []
+
+
+def test_life_of_a_run_is_short_to_follow():
+    command = [sys.executable, "-m", "tests.support.life_of_a_run"]
+    walked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    life = json.loads(walked.stdout.splitlines()[-1])
+    assert 10 < life["files"] <= LIFE_FILES, life
+    assert life["files"] < life["changes"] <= LIFE_CHANGES, f"{life}: python -m tests.support.life_of_a_run --calls lists them"
