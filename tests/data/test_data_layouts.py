@@ -13,7 +13,7 @@ import torch
 
 from drifting.data.image_folder import ImageFiles
 from drifting.data.images import load_images
-from drifting.data.readers import hub
+from drifting.data.readers import tables
 from drifting.errors import InputError
 from tests.data.test_readers import pixels, png, write_cifar_py, write_idx, write_mnist
 from tests.data.test_tables import gray, library_set, numbers, write_images
@@ -33,12 +33,12 @@ def test_folders_of_torchvision(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx_is_read_as_far_as_its_head_declares(tmp_path, suffix):
+def test_idx_is_read_as_far_as_its_header_declares(tmp_path, suffix):
     path = write_mnist(tmp_path, suffix) / f"train-images-idx3-ubyte{suffix}"
     write_idx(path, np.zeros((1, 4, 4)), suffix == ".gz")
     for content, reason in (
         (np.zeros((1, 2000, 2000)), "4 or more|5 or more"),  # a bomb: far more behind a head of 4 values
-        (np.zeros((1, 2, 1)), "2 values where its head says 4"),
+        (np.zeros((1, 2, 1)), "2 values, but its header declares 4"),
     ):
         body = struct.pack(">HBB3I", 0, 8, 3, 1, 2, 2) + content.astype(np.uint8).tobytes()
         path.write_bytes(gzip.compress(body) if suffix else body)
@@ -46,7 +46,7 @@ def test_idx_is_read_as_far_as_its_head_declares(tmp_path, suffix):
             load_images(str(tmp_path))
     head = struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1)
     path.write_bytes(gzip.compress(head) if suffix else head)
-    with pytest.raises(InputError, match=r"its head declares .* values, more than a file of this length can hold"):
+    with pytest.raises(InputError, match=r"its header declares .* values, more than a file of this length can hold"):
         load_images(str(tmp_path))
 
 
@@ -212,9 +212,9 @@ def test_archives_of_more_than_fits_into_memory_are_refused_by_what_they_declare
 def test_advice_leads_to_what_is_there(tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "images.tar.gz").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"unknown, for it holds 1 files \(\.gz\): unpack archives, and pass the folder"):
+    with pytest.raises(InputError, match=r"unknown, because it holds 1 files \(\.gz\): unpack archives, and pass the folder"):
         load_images(str(tmp_path / "set"))
-    with pytest.raises(InputError, match="an archive that is not read as it is: unpack it"):
+    with pytest.raises(InputError, match="an archive that cannot be read directly: unpack it"):
         load_images(str(tmp_path / "set" / "images.tar.gz"))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="neither a folder nor a regular file"):
@@ -223,7 +223,7 @@ def test_advice_leads_to_what_is_there(tmp_path, monkeypatch):
     def asked(name):
         raise AssertionError(f"the Hub was asked for {name}")
 
-    monkeypatch.setattr(hub, "_unanswered", asked)
+    monkeypatch.setattr(tables, "hub_failure", asked)
     monkeypatch.chdir(tmp_path)
     for name in ("sett", "set/cats", "./sets", "../x", "/nowhere/at/all", "~/none-of-mine", "set/cats/1"):
         with pytest.raises(InputError, match="which does not exist: pass a folder, or a Hub id"):
@@ -247,7 +247,7 @@ def test_the_hub_is_asked_once_and_the_cache_is_used_where_it_does_not_answer(mo
         return datasets.DatasetDict(train=library_set(range(20)), test=library_set([1, 2]))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hub, "_unanswered", lambda name: ConnectionError("no network"))
+    monkeypatch.setattr(tables, "hub_failure", lambda name: ConnectionError("no network"))
     assert len(load_images("is/cached").images) == 20
     with pytest.raises(InputError, match=r"could not be loaded from the Hugging Face Hub \(no network\): pass --data FOLDER"):
         load_images("not/cached")

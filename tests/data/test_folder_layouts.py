@@ -11,7 +11,7 @@ from PIL import Image
 
 from drifting.data.image_folder import ImageFiles
 from drifting.data.images import load_images
-from drifting.data.readers import folder as reader
+from drifting.data.readers.folder import ImageFolder
 from drifting.errors import InputError
 from tests.support.covering import each_once
 
@@ -96,13 +96,13 @@ def test_splits_go_by_their_usual_names(tmp_path, train, test):
     assert found(tmp_path) == (("cats", "dogs"), [20, 10])
     assert len(load_images(str(tmp_path)).images) == 30  # no tenth is held out
     assert load_images(str(tmp_path), split="test").labels.tolist() == [0, 1, 1]
-    held_out = reader.splits(tmp_path)[1]
+    held_out = ImageFolder().splits(tmp_path)[1]
     assert found(tmp_path, held_out) == (("cats", "dogs"), [1, 2])
 
 
 def test_val_is_the_test_only_where_there_is_no_test(tmp_path):
     write(tmp_path, {"train/a": 3, "val/a": 1, "Test/a": 2})
-    assert reader.splits(tmp_path) == ["train", "test", "val"]
+    assert ImageFolder().splits(tmp_path) == ["train", "test", "val"]
     assert len(load_images(str(tmp_path), split="test").images) == 2
     assert len(load_images(str(tmp_path), split="validation").images) == len(ImageFiles(tmp_path, image_size=4, split="valid")) == 1
 
@@ -176,8 +176,8 @@ def test_links_that_lead_back_or_nowhere_are_skipped(tmp_path, link, target):
     if link == "b/to_a":
         (tmp_path / "a" / "to_b").symlink_to("../b")
     (tmp_path / link).symlink_to(target)
-    names = reader.listed(tmp_path, "train").names
-    assert reader.listed(tmp_path, "train").class_names == ("a", "b")
+    names = ImageFolder().listed(tmp_path, "train").names
+    assert ImageFolder().listed(tmp_path, "train").class_names == ("a", "b")
     # From each of two folders that lead to each other, the other one is read once.
     assert len(names) == (40 if link == "b/to_a" else 20)
 

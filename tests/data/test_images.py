@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from drifting.data.images import ImageSet, load_images
-from drifting.data.readers import hub
+from drifting.data.readers import tables
 from drifting.errors import InputError
 
 HELD_OUT = [0, 10, 13, 20, 28, 51, 74, 78, 96, 99]
@@ -171,7 +171,7 @@ def test_missing_empty_and_unknown_sources_are_refused(tmp_path):
     with pytest.raises(InputError, match="which is an empty folder"):
         load_images(str(tmp_path))
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match=r"unknown, for it holds 1 files \(\.txt\): make it CLASS/\*\.png, .* docs/data\.md"):
+    with pytest.raises(InputError, match=r"unknown, because it holds 1 files \(\.txt\): make it CLASS/\*\.png, .* docs/data\.md"):
         load_images(str(tmp_path))
     with pytest.raises(InputError, match=r"notes\.txt', which is no folder, .*: pass a folder, or a \.parquet, "):
         load_images(str(tmp_path / "notes.txt"))
@@ -223,7 +223,7 @@ def test_unreachable_hub_and_missing_library_say_what_to_do(monkeypatch):
         raise ConnectionError("no network\nhere")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    monkeypatch.setattr(hub, "_unanswered", lambda name: None)
+    monkeypatch.setattr(tables, "hub_failure", lambda name: None)
     with pytest.raises(InputError, match=r"\(no network here\): pass --data FOLDER or set DRIFTING_DATA$"):
         load_images("someone/else")
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)

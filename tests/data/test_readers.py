@@ -173,7 +173,7 @@ def test_idx_files_that_do_not_belong_together_are_refused(tmp_path):
         load_images(str(tmp_path))
     write_idx(tmp_path / "train-images-idx3-ubyte", pixels(4, 5, 5), compress=False)
     (tmp_path / "train-images-idx3-ubyte").write_bytes((tmp_path / "train-images-idx3-ubyte").read_bytes()[:-1])
-    with pytest.raises(InputError, match="99 values where its head says 100"):
+    with pytest.raises(InputError, match="99 values, but its header declares 100"):
         load_images(str(tmp_path))
 
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from drifting._checks import check_memory
-from drifting.data.readers.base import EncodedImage, damaged
+from drifting.data.readers import EncodedImage, damaged
 from drifting.errors import InputError
 
 _CHUNK = 256

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from drifting.data.dataset import Data
-from drifting.data.readers.base import by_number, shown_name
+from drifting.data.readers import by_number, shown_name
 from drifting.errors import InputError
 
 FIX = "bring those back, or train anew"

@@ -8,7 +8,6 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +18,8 @@ from drifting._checks import check_memory
 from drifting.data.dataset import found, read_once
 from drifting.data.decode import decode, decoded_bytes
 from drifting.data.facts import as_notes, check_classes, counts_of, describe_classes, describe_images
-from drifting.data.readers import folder, listings
-from drifting.data.readers.base import EncodedImage, split_name
+from drifting.data.readers import EncodedImage, split_name
+from drifting.data.readers.find import folder_reader
 from drifting.data.streamed import StreamedData, mirrored, row_streams
 from drifting.errors import InputError
 
@@ -55,7 +54,7 @@ class ImageFiles:
             decoded_bytes(1, image_size, 3), f"image_size is {image_size}, at which one image", "pass a smaller --image-size"
         )
         _check_folder(self.path)
-        reader = _reader_of(self.path)
+        reader = folder_reader(self.path)
         self.splits = tuple(reader.splits(self.path))
         if self.split not in self.splits:
             raise InputError(f"split is '{split}', but data '{path}' has {', '.join(self.splits)}: pass one of those")
@@ -148,11 +147,7 @@ def _written(path: Path) -> tuple[int, int]:
 
 def splits_of(path: Path) -> tuple[str, ...]:
     """Return the splits of a folder of image files; raises InputError if there is no folder."""
-    return tuple(_reader_of(path).splits(path)) if path.is_dir() else ()
-
-
-def _reader_of(path: Path) -> ModuleType:
-    return listings if listings.matches(path) else folder
+    return tuple(folder_reader(path).splits(path)) if path.is_dir() else ()
 
 
 def _check_folder(path: Path) -> None:

@@ -19,9 +19,9 @@ from drifting.data.dataset import ImageData, InMemorySource, Source, found, read
 from drifting.data.decode import decode
 from drifting.data.facts import FIX, NEIGHBORS, as_notes, check_classes, counts_of, describe_classes, describe_images
 from drifting.data.pixels import to_signed
-from drifting.data.readers.base import Reader, Split, split_name
+from drifting.data.readers import Reader, Split, split_name
 from drifting.data.readers.find import find_reader
-from drifting.data.readers.saved import Given
+from drifting.data.readers.tables import DatasetObjects
 from drifting.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _found(source: "str | os.PathLike[str] | Dataset | DatasetDict | None", name
     """Return the reader of the source, and its path, or its name if it is an object."""
     if source is None or isinstance(source, str | os.PathLike):
         return find_reader(_locate(None if source is None else os.fspath(source), name))
-    reader = Given(source)
+    reader = DatasetObjects(source)
     return reader, reader.name
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from drifting.data.pixels import to_signed
-from drifting.data.readers.base import shown_name
+from drifting.data.readers import shown_name
 from drifting.plotting.panels import Axes, Figure, Log, losses_figure, panels, progress_figure, save_figure, save_figures
 
 Images = Float[Tensor, "n c h w"]

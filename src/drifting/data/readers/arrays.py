@@ -17,10 +17,9 @@ from jaxtyping import Num, UInt8
 from torch import Tensor
 
 from drifting._checks import check_memory
-from drifting.data.readers.base import Split, damaged, numbered, split_name
+from drifting.data.readers import Reader, Split, damaged, numbered, parsing, split_name
 from drifting.errors import InputError
 
-LAYOUT = "arrays (.npz, or .npy files: images and labels)"
 _IMAGES = {"images", "image", "imgs", "img", "x", "data", "samples", "pixels"}
 _LABELS = {"labels", "label", "y", "targets", "target", "classes", "class"}
 # The names that numpy.savez gives arrays without one, as in the files of ADM.
@@ -38,35 +37,36 @@ class _Entry(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
-def matches(folder: Path) -> bool:
-    """Return whether this is a file of arrays, or a folder that holds some."""
-    return bool(_files(folder))
+class Arrays(Reader):
+    """An .npz file, .npy files, or a folder with either."""
 
+    def matches(self, path: Path) -> bool:
+        """Return whether this is a file of arrays, or a folder that holds some."""
+        return bool(_files(path))
 
-def splits(folder: Path) -> list[str]:
-    """Return the splits that the names of arrays tell; those without one are "train"."""
-    return list(_roles(folder)[0])
+    def splits(self, path: Path) -> list[str]:
+        """Return the splits in the names of arrays; an array without one is "train"."""
+        return list(_roles(path)[0])
 
-
-def read(folder: Path, split: str) -> Split:
-    """Read one split; labels are None where there are none, or they are not one class for each image."""
-    roles, left_out = _roles(folder)
-    images, doubts = _to_bytes(roles[split]["images"])
-    if "labels" not in roles[split]:
-        return Split(images, None, None, left_out, doubts)
-    entry = roles[split]["labels"]
-    labels, doubt = _one_each(_load(entry), entry.origin, len(images))
-    if labels is None:
-        return Split(images, None, None, left_out, (*doubts, doubt))
-    if labels.dtype.kind not in "US":
-        return Split(images, torch.from_numpy(labels.astype(np.int64)), None, left_out, doubts)
-    everywhere = [_load(part["labels"]).ravel().astype(str) for part in roles.values() if "labels" in part]
-    numbers, names = numbered(labels.astype(str).tolist(), np.concatenate(everywhere).tolist())
-    return Split(images, numbers, names, left_out, doubts)
+    def read(self, path: Path, split: str) -> Split:
+        """Read one split; labels are None if there are none, or they are not one class for each image."""
+        roles, left_out = _roles(path)
+        images, doubts = _to_bytes(roles[split]["images"])
+        if "labels" not in roles[split]:
+            return Split(images, None, None, left_out, doubts)
+        entry = roles[split]["labels"]
+        labels, doubt = _one_each(_load(entry), entry.origin, len(images))
+        if labels is None:
+            return Split(images, None, None, left_out, (*doubts, doubt))
+        if labels.dtype.kind not in "US":
+            return Split(images, torch.from_numpy(labels.astype(np.int64)), None, left_out, doubts)
+        all_names = [_load(part["labels"]).ravel().astype(str) for part in roles.values() if "labels" in part]
+        numbers, names = numbered(labels.astype(str).tolist(), np.concatenate(all_names).tolist())
+        return Split(images, numbers, names, left_out, doubts)
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the .npz file, or the .npy files: of a folder, where it holds no .npz."""
+    """Return the .npz file or, without one, the .npy files."""
     if path.is_file():
         return [path] if path.suffix in (".npz", ".npy") else []
     packed, plain = ([file for file in sorted(path.glob(f"*{suffix}")) if file.is_file()] for suffix in (".npz", ".npy"))
@@ -85,25 +85,16 @@ def _entries(path: Path) -> dict[str, _Entry]:
 
 
 def _members(path: Path) -> dict[str, _Entry]:
-    try:
-        with zipfile.ZipFile(path) as packed:
-            members = [member for member in packed.infolist() if member.filename.endswith(".npy")]
-    except Exception as error:  # a damaged directory can raise nearly anything
-        raise damaged(path, error) from None
-
-    def opened(name: str) -> IO[bytes]:
-        return zipfile.ZipFile(path).open(name)
-
+    with parsing(path), zipfile.ZipFile(path) as archive:
+        members = [(member.filename, member.file_size) for member in archive.infolist() if member.filename.endswith(".npy")]
     return {
-        member.filename.removesuffix(".npy"): _Entry(
-            f"{path}, {member.filename}", member.file_size, lambda name=member.filename: opened(name)
-        )
-        for member in members
+        name.removesuffix(".npy"): _Entry(f"{path}, {name}", size, lambda name=name: zipfile.ZipFile(path).open(name))
+        for name, size in members
     }
 
 
 def _roles(path: Path) -> tuple[dict[str, dict[str, _Entry]], tuple[str, ...]]:
-    """Return split -> images and labels, and in words the arrays that are neither."""
+    """Return split -> images and labels, and a description of each array that is neither."""
     roles: dict[str, dict[str, _Entry]] = {}
     entries = _entries(path)
     unknown = []
@@ -126,7 +117,7 @@ def _roles(path: Path) -> tuple[dict[str, dict[str, _Entry]], tuple[str, ...]]:
 
 
 def _role(name: str) -> tuple[str, str | None]:
-    """Return the split and the kind of an array of some name."""
+    """Return the split and the role in the name of an array."""
     if name in _UNNAMED:
         return "train", _UNNAMED[name]
     words = [word for word in re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()) if word]
@@ -139,23 +130,19 @@ def _role(name: str) -> tuple[str, str | None]:
 
 def _load(entry: _Entry) -> np.ndarray:
     """Return an array, or raise InputError if its header does not match the size of the file or it does not fit into memory."""
-    try:
+    with parsing(entry.origin):
         with entry.open() as file:
             version = np.lib.format.read_magic(file)
-            read_head = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, _, dtype = read_head(file)
-            values = math.prod(shape) * dtype.itemsize
-            if dtype.hasobject or dtype.kind not in "biufUS":
-                raise InputError(f"data holds '{entry.origin}' of {dtype}, which are no numbers: save it as numbers")
-            if values > entry.size:
-                raise damaged(entry.origin, f"its head declares {values:,} bytes, but it has {entry.size:,}")
-            check_memory(2 * values, f"data holds '{entry.origin}', whose {values:,} bytes", "save fewer images, or as uint8")
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, _, dtype = read_header(file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or dtype.kind not in "biufUS":
+            raise InputError(f"data holds '{entry.origin}' of {dtype}, which are no numbers: save it as numbers")
+        if size > entry.size:
+            raise damaged(entry.origin, f"its header declares {size:,} bytes, but it has {entry.size:,}")
+        check_memory(2 * size, f"data holds '{entry.origin}', whose {size:,} bytes", "save fewer images, or as uint8")
         with entry.open() as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # of the head, which is parsed as Python, of the archive, or of its compression
-        raise damaged(entry.origin, error) from None
 
 
 def _to_bytes(entry: _Entry) -> tuple[UInt8[Tensor, "s c h w"], tuple[str, ...]]:

@@ -1,23 +1,38 @@
-"""Find the reader of a folder or a file, and the data set inside it, or explain what the user can do."""
+"""Find the reader of a folder or a file, and the data set inside it, or explain what the user can do.
+
+A .zip of image files is read like the folder that it contains, without unpacking it.
+"""
 
 import os
+import stat
+import tempfile
+import zipfile
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from drifting._checks import nearest_name
-from drifting.data.readers import archive, arrays, cifar, folder, hub, idx, listings, parquet, saved
-from drifting.data.readers.base import Reader, folders_in
+from drifting._checks import check_memory, nearest_name
+from drifting.data.readers import EncodedImage, Reader, Split, damaged, folders_in, label_files, parsing
+from drifting.data.readers.arrays import Arrays
+from drifting.data.readers.folder import FolderReader, ImageFolder
+from drifting.data.readers.published import CIFAR, TEXTS, Cub, Idx, TinyImageNet
+from drifting.data.readers.tables import Hub, Parquet, SavedTables
 from drifting.errors import InputError
 
-# Layouts that may lie a folder or two down, as in a clone of a Hub repository or in torchvision's folders.
-_PACKED: tuple[Reader, ...] = (saved, parquet, idx, cifar, listings)
-_FILES: tuple[Reader, ...] = (parquet, arrays, archive)
-READERS: tuple[Reader, ...] = (*_PACKED, folder, arrays, archive, hub)
+# Readers of image files in folders; the first one that matches is taken.
+_FOLDERS: tuple[FolderReader, ...] = (TinyImageNet(), Cub(), ImageFolder())
+# Layouts that may be in a folder one or two levels below, as in a clone of a Hub repository or in torchvision's folders.
+_NESTED: tuple[Reader, ...] = (SavedTables(), Parquet(), Idx(), *CIFAR, *_FOLDERS[:-1])
 # Folders of more folders are image folders of as many classes.
 _MOST_FOLDERS = 64
 _SHOWN = 3
 _ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+# Files in a .zip that are read as text, and the largest size of one in bytes.
+_TEXTS = {*label_files.NAMES, *TEXTS}
+_MOST_TEXT = 2**28
+_ENCRYPTED = 1
 
 
 def find_reader(path: Path) -> tuple[Reader, Path]:
@@ -30,9 +45,10 @@ def find_reader(path: Path) -> tuple[Reader, Path]:
         return _reader_of_file(path), path
     if path.is_dir():
         # Loose images come after the other layouts, next to which they can occur; arrays come last, as they can be next to images.
-        return _packed(path, _PACKED) or _loose(path) or _packed(path, (arrays,)) or _refuse(path)
-    if hub.matches(path):
-        return hub, path
+        loose = (ImageFolder(), path) if ImageFolder().matches(path) else None
+        return _nested(path, _NESTED) or loose or _nested(path, (Arrays(),)) or _refuse(path)
+    if Hub().matches(path):
+        return Hub(), path
     if path.exists():
         raise InputError(f"data is '{path}', which is neither a folder nor a regular file: pass a folder of images")
     beside = [place.name for place in folders_in(path.parent)]
@@ -40,8 +56,13 @@ def find_reader(path: Path) -> tuple[Reader, Path]:
     raise InputError(f"data is '{path}', which does not exist: pass a folder, or a Hub id like ylecun/mnist{meant}")
 
 
-def _packed(path: Path, readers: Iterable[Reader]) -> tuple[Reader, Path] | None:
-    """Return the one data set in a folder or in the folders below it; a folder "data" is that of a Hub repository."""
+def folder_reader(path: Path) -> FolderReader:
+    """Return the reader of the image files in a folder."""
+    return next((reader for reader in _FOLDERS if reader.matches(path)), _FOLDERS[-1])
+
+
+def _nested(path: Path, readers: Iterable[Reader]) -> tuple[Reader, Path] | None:
+    """Return the one data set in a folder or in the folders below it. A folder "data" directly below is taken, as on the Hub."""
     found: list[tuple[Reader, Path]] = []
     waiting = [(path, 0)]
     while waiting:
@@ -59,16 +80,12 @@ def _packed(path: Path, readers: Iterable[Reader]) -> tuple[Reader, Path] | None
     return found[0] if found else None
 
 
-def _loose(path: Path) -> tuple[Reader, Path] | None:
-    return (folder, path) if folder.matches(path) else None
-
-
 def _reader_of_file(path: Path) -> Reader:
-    for reader in _FILES:
+    for reader in (Parquet(), Arrays(), ZipOfImages()):
         if reader.matches(path):
             return reader
     if path.suffix.lower() in _ARCHIVES:
-        raise InputError(f"data is '{path}', an archive that is not read as it is: unpack it, and pass the folder")
+        raise InputError(f"data is '{path}', an archive that cannot be read directly: unpack it, and pass the folder")
     fix = "pass a folder, or a .parquet, .npz, .npy or .zip file"
     raise InputError(f"data is '{path}', which is no folder, nor a file of a known kind: {fix}")
 
@@ -83,4 +100,84 @@ def _refuse(path: Path) -> tuple[Reader, Path]:
         fix = "unpack archives, and pass the folder; a .zip of images can itself be passed as --data"
     else:
         fix = "make it CLASS/*.png, train-*.parquet, a .npz of images and labels, or another layout of docs/data.md"
-    raise InputError(f"data is '{path}', whose layout is unknown, for it {holds}: {fix}")
+    raise InputError(f"data is '{path}', whose layout is unknown, because it {holds}: {fix}")
+
+
+class _Archive(NamedTuple):
+    """A .zip, laid out as a folder in which image files are empty."""
+
+    root: Path
+    reader: FolderReader
+    members: dict[str, zipfile.ZipInfo]
+    file: zipfile.ZipFile
+
+
+class ZipOfImages(Reader):
+    """A .zip of image files."""
+
+    def matches(self, path: Path) -> bool:
+        """Return whether this is a .zip file."""
+        return path.suffix.lower() == ".zip" and path.is_file()
+
+    def splits(self, path: Path) -> list[str]:
+        """Return the splits in the archive."""
+        with _laid_out(path) as archive:
+            return archive.reader.splits(archive.root)
+
+    def read(self, path: Path, split: str) -> Split:
+        """Read one split; the images stay encoded, in memory."""
+        with _laid_out(path) as archive:
+            listing = archive.reader.listed(archive.root, split)
+            images = [listing.path(index).relative_to(archive.root).as_posix() for index in range(len(listing.names))]
+            need = sum(archive.members[name].file_size for name in images)
+            check_memory(need, f"data is '{path}', whose {len(images)} images", "unpack it, and keep fewer images")
+            encoded = [EncodedImage(_content(archive, path, name), f"{path}, {name}") for name in images]
+            return Split(encoded, listing.labels, listing.class_names, listing.left_out, listing.doubts)
+
+
+@contextmanager
+def _laid_out(path: Path) -> Iterator[_Archive]:
+    """Lay the text files of an archive and empty image files out in a folder, so that the readers of folders can be used."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch).resolve()
+        try:
+            with parsing(path), zipfile.ZipFile(path) as file:
+                members = {_name(member, path): member for member in file.infolist() if _is_file(member)}
+                archive = _Archive(root, ImageFolder(), members, file)
+                for name in members:
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                    is_text = PurePosixPath(name).name in _TEXTS
+                    (root / name).write_bytes(_content(archive, path, name) if is_text else b"")
+                reader = folder_reader(root)
+                if not reader.matches(root):
+                    fix = "unpack it, and pass the folder"
+                    raise InputError(f"data is '{path}', a .zip whose {len(members)} files are no images: {fix}")
+                yield archive._replace(reader=reader)
+        except InputError as error:  # with the path of the scratch folder
+            raise type(error)(str(error).replace(str(root), str(path))) from None
+
+
+def _is_file(member: zipfile.ZipInfo) -> bool:
+    """Return whether a member is a regular file. Links are not, because their targets are not in the archive."""
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    return not member.is_dir() and kind in (0, stat.S_IFREG)
+
+
+def _name(member: zipfile.ZipInfo, path: Path) -> str:
+    """Return the path of a member, or raise InputError if it is outside the archive."""
+    name = PurePosixPath(member.filename)
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise InputError(f"data is '{path}', which holds '{member.filename[:60]}', a place outside of it: take another archive")
+    return name.as_posix()
+
+
+def _content(archive: _Archive, path: Path, name: str) -> bytes:
+    """Return the content of a member, up to its declared size."""
+    member = archive.members[name]
+    if member.flag_bits & _ENCRYPTED:
+        raise InputError(f"data is '{path}', which is encrypted: unpack it, and pass the folder")
+    if PurePosixPath(name).name in _TEXTS and member.file_size > _MOST_TEXT:
+        raise damaged(f"{path}, {name}", f"it declares {member.file_size:,} bytes of text")
+    check_memory(member.file_size, f"data holds '{path}, {name}', whose {member.file_size:,} bytes", "remove it from the archive")
+    with parsing(f"{path}, {name}"):
+        return archive.file.read(member)

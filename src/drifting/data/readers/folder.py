@@ -6,6 +6,7 @@ What operating systems, storage devices and notebooks leave behind is skipped at
 """
 
 import os
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,32 +16,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from drifting.data.readers import label_files
-from drifting.data.readers.base import EncodedImage, Split, by_number, split_name
+from drifting.data.readers import EncodedImage, Reader, Split, by_number, label_files, split_name
 from drifting.errors import InputError
 
-LAYOUT = "image files (CLASS/*.png, optionally below train/ and test/, or *.png without classes)"
 _KINDS = (
     "apng avif bmp dds dib gif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pgm png pnm ppm qoi sgi tga tif tiff webp"
 )
 _SUFFIXES = {f".{kind}" for kind in _KINDS.split()}
+# What operating systems, storage devices and notebooks leave behind.
 _SYSTEM = {
-    "__macosx",
-    "__pycache__",
-    "$recycle.bin",
-    "#recycle",
-    "#snapshot",
-    "@eadir",
-    "@recycle",
-    "@recently-snapshot",
-    "@tmp",
-    "desktop.ini",
-    "lost+found",
-    "network trash folder",
-    "recycler",
-    "system volume information",
-    "temporary items",
-    "thumbs.db",
+    *("__macosx", "__pycache__", "$recycle.bin", "#recycle", "#snapshot", "@eadir", "@recycle", "@recently-snapshot", "@tmp"),
+    *("desktop.ini", "lost+found", "network trash folder", "recycler", "system volume information", "temporary items", "thumbs.db"),
 }
 # Most names in a message.
 _SHOWN = 3
@@ -83,47 +69,51 @@ class _Level(NamedTuple):
     others: list[str]
 
 
-def matches(folder: Path) -> bool:
-    """Return whether there is an image file anywhere below the folder."""
-    return folder.is_dir() and _holds_images(folder)
+class FolderReader(Reader):
+    """A reader of image files, which can list them without reading them."""
+
+    @abstractmethod
+    def listed(self, path: Path, split: str) -> Listing:
+        """List the images of one split, sorted by class and path; raises InputError if that is not possible."""
+
+    def read(self, path: Path, split: str) -> Split:
+        """Return the images of one split, in the order of `listed`."""
+        listing = self.listed(path, split)
+        images = [EncodedImage(listing.path(index), str(listing.path(index))) for index in range(len(listing.names))]
+        return Split(images, listing.labels, listing.class_names, listing.left_out, listing.doubts)
 
 
-def splits(folder: Path) -> list[str]:
-    """Return the splits that have folders, by the names train, test and val; without such folders everything is "train"."""
-    return list(_roots(folder)[0])
+class ImageFolder(FolderReader):
+    """Image files in folders, see this module."""
 
+    def matches(self, path: Path) -> bool:
+        """Return whether there is an image file anywhere below the folder."""
+        return path.is_dir() and _holds_images(path)
 
-def read(folder: Path, split: str) -> Split:
-    """Return the images of one split, in the order of `listed`."""
-    return split_of(listed(folder, split))
+    def splits(self, path: Path) -> list[str]:
+        """Return the splits train, test and val that have folders; without such folders everything is "train"."""
+        return list(_roots(path)[0])
 
+    def listed(self, path: Path, split: str) -> Listing:
+        """List the images of one split, sorted by class and path; a class has the same number in every split.
 
-def split_of(listing: Listing) -> Split:
-    """Return listed images as a split."""
-    images = [EncodedImage(listing.path(index), str(listing.path(index))) for index in range(len(listing.names))]
-    return Split(images, listing.labels, listing.class_names, listing.left_out, listing.doubts)
-
-
-def listed(folder: Path, split: str) -> Listing:
-    """List the images of one split, sorted by class and path; a class has the same number in every split.
-
-    Raises:
-        InputError: if the folder cannot be read, it is not clear which folders are the splits or the classes, or a file of labels
-            is damaged or names an image that is not there.
-    """
-    roots, left_out = _roots(folder)
-    root = roots[split]
-    tables = {name: label_files.read(place, folder) for name, place in roots.items()}
-    table = tables[split]
-    if table is not None and table.labels is not None:
-        found = _by_table(root, table, [other for other in tables.values() if other is not None])
-    elif table is not None and table.unlabeled:
-        found = _unlabeled(root, _counted_images(root))
-    else:
-        found = _by_folders(roots, split)
-        if table is not None:
-            found = found._replace(doubts=(table.reason, *found.doubts))
-    return found._replace(left_out=(*left_out, *found.left_out))
+        Raises:
+            InputError: if the folder cannot be read, it is not clear which folders are the splits or the classes, or a file of
+                labels is damaged or names an image that is not there.
+        """
+        roots, left_out = _roots(path)
+        root = roots[split]
+        tables = {name: label_files.read(place, path) for name, place in roots.items()}
+        table = tables[split]
+        if table is not None and table.labels is not None:
+            listing = _by_table(root, table, [other for other in tables.values() if other is not None])
+        elif table is not None and table.unlabeled:
+            listing = _unlabeled(root)
+        else:
+            listing = _by_folders(roots, split)
+            if table is not None:
+                listing = listing._replace(doubts=(table.reason, *listing.doubts))
+        return listing._replace(left_out=(*left_out, *listing.left_out))
 
 
 def _roots(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
@@ -194,14 +184,14 @@ def _by_folders(roots: dict[str, Path], split: str) -> Listing:
         if any(_holds_images(root / name) for name in level.folders):
             first = root / min(level.images)
             raise InputError(f"data holds '{first}' beside folders of classes: move it into one, or remove those folders")
-        return _unlabeled(root, (sorted(level.images), _words_of_files(level.others)))
+        return Listing(root, sorted(level.images), None, None, _words_of_files(level.others))
     classes = set(_level(roots.get("train", root)).folders)
     for place in roots.values():
         own = {name for name in _level(place).folders if _holds_images(place / name)}
         if classes & own:
             classes |= own
         elif place == root and own:
-            return _unlabeled(root, _counted_images(root))
+            return _unlabeled(root)
     class_names = sorted(classes, key=by_number)
     others, members = list(level.others), dict[str, list[str]]()
     for name in class_names:
@@ -248,15 +238,11 @@ def _by_table(root: Path, table: label_files.LabelFile, tables: Sequence[label_f
     return Listing(root, names, numbered, tuple(class_names), left_out, labels_from=table.path.name)
 
 
-def _unlabeled(root: Path, images: tuple[list[str], tuple[str, ...]]) -> Listing:
-    names, left_out = images
-    return Listing(root, names, None, None, left_out)
-
-
-def _counted_images(root: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Return all images below a folder, sorted, and what else is there in words."""
+def _unlabeled(root: Path) -> Listing:
+    """List all images below a folder, without classes."""
     others = list[str]()
-    return sorted(_images(root, others), key=lambda path: path.split("/")), _words_of_files(others)
+    names = sorted(_images(root, others), key=lambda path: path.split("/"))
+    return Listing(root, names, None, None, _words_of_files(others))
 
 
 def _holds_images(folder: Path) -> bool:

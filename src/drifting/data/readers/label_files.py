@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from drifting.data.readers.base import LABEL_COLUMNS, damaged
+from drifting.data.readers import LABEL_COLUMNS, parsing
 from drifting.errors import InputError
 
 _DATASET, _LINES, _TABLE = NAMES = ("dataset.json", "metadata.jsonl", "metadata.csv")
@@ -64,15 +64,11 @@ def read(root: Path, top: Path) -> LabelFile | None:
 
 def _read(path: Path) -> LabelFile | None:
     """Return what a file says; None for one of another kind of the same name."""
-    try:
+    with parsing(path):
         if path.name == _DATASET:
             return _read_dataset(path)
         rows = _json_lines(path) if path.name == _LINES else _csv_rows(path)
         return _read_rows(path, list(rows))
-    except InputError:  # which is a ValueError
-        raise
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise damaged(path, error) from None
 
 
 def _read_dataset(path: Path) -> LabelFile | None:
