@@ -108,6 +108,21 @@ def small_presets(monkeypatch) -> None:
         monkeypatch.setitem(presets.PRESETS, name, dataclasses.replace(presets.PRESETS[name], make=make))
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """Create tensors in float64 unless a test says otherwise."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 class Result(NamedTuple):
     status: int
     out: str

@@ -19,14 +19,6 @@ from drifting.presets import GROUPS, PRESETS
 from drifting.runs import pictures as drawing
 from tests.conftest import CENTER, SCALE
 
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """Work in an empty folder, on small runs without pictures."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 small = pytest.mark.usefixtures("small_presets", "no_pictures")
 
 

@@ -9,13 +9,6 @@ import pytest
 from drifting.cli import main
 from drifting.cli._parse import parse
 
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 WORDS = {
     "train toy --lr 3": "option '--lr' does not exist: did you mean --learning-rate? Else see drifting train toy --help",
     "train toy -lr 3": "option '-lr' does not exist: did you mean --learning-rate? Else see drifting train toy --help",

@@ -17,12 +17,6 @@ from tests.conftest import shrunk
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def _config(folder) -> dict:
     return json.loads((folder / "config.json").read_text())
 

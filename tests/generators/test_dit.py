@@ -7,6 +7,7 @@ import torch
 from drifting.errors import InputError
 from drifting.generators.dit import SIZES, DiT, DiTSize
 from drifting.nn.layers import guidance_embedding
+from tests.support.networks import conditional_inputs, randomized
 
 TINY = DiTSize(patch=2, width=16, depth=2, heads=2, cond_dim=12, num_context_tokens=3, num_styles=2, style_classes=4)
 
@@ -16,22 +17,8 @@ def _network(**settings) -> DiT:
     return DiT(**{"sample_shape": (3, 4, 8), "size": TINY, "num_classes": 3, **settings})
 
 
-def _randomized(network: DiT) -> DiT:
-    """Replace all weights, so that nothing is at its start, where much is zero."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return network
-
-
-def _inputs(kind: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    rng = torch.Generator().manual_seed(1)
-    return {
-        "noise": torch.randn(4, 3, 4, 8, generator=rng).to(kind),
-        "labels": torch.tensor([0, 1, 2, 0]),
-        "guidance_scale": torch.tensor([1.0, 1.5, 2.0, 3.0]).to(kind),
-        "style_indices": torch.randint(4, (4, 2), generator=rng),
-    }
+def _inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    return conditional_inputs((3, 4, 8), dtype)
 
 
 @pytest.mark.parametrize(
@@ -84,30 +71,8 @@ def test_first_samples_spread_as_asked_and_differ(name):
     assert float(samples.var(0).mean() / samples.var()) > 0.6
 
 
-@pytest.mark.parametrize("name", ["noise", "labels", "guidance_scale", "style_indices"])
-def test_every_input_acts_on_its_own_sample_only(name):
-    network, inputs = _randomized(_network()), _inputs()
-    changed = {**inputs, name: inputs[name].clone()}
-    changed[name][1] = {"noise": 0.5, "labels": 2, "guidance_scale": 4.0, "style_indices": 3 - inputs["style_indices"][1]}[name]
-    differs = (network(**changed) - network(**inputs)).flatten(1).abs().amax(1)
-    assert (differs > 1e-3).tolist() == [False, True, False, False]
-    assert float(differs[[0, 2, 3]].detach().max()) < 1e-5
-
-
-def test_no_guidance_scale_is_one_and_missing_codes_are_drawn():
-    network, inputs = _randomized(_network()), _inputs()
-    inputs["guidance_scale"] = torch.ones(4)
-    assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
-    inputs["style_indices"] = None
-    torch.manual_seed(5)
-    first, other = network(**inputs), network(**inputs)
-    torch.manual_seed(5)
-    assert torch.equal(network(**inputs), first)
-    assert not torch.allclose(first, other)
-
-
 def test_network_is_the_sum_of_its_parts():
-    network, inputs = _randomized(_network()).double(), _inputs(torch.float64)
+    network, inputs = randomized(_network()).double(), _inputs(torch.float64)
     rows = []
     for index in range(4):
         noise, label, alpha, codes = (value[index] for value in inputs.values())
@@ -155,57 +120,15 @@ def _by_hand(network: DiT, noise: np.ndarray, label: int, alpha: torch.Tensor, c
     return image
 
 
-def test_unguided_network_ignores_the_scale():
-    network, inputs = _randomized(_network(guided=False)), _inputs()
-    assert (network.guided, _network().guided) == (False, True)
-    assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
-
-
-def test_bounded_samples_are_the_others_through_tanh():
-    plain, bounded = _randomized(_network()), _randomized(_network(bounded=True))
-    torch.testing.assert_close(bounded(**_inputs()), plain(**_inputs()).tanh())
-
-
-def test_checkpointing_changes_no_gradient():
-    gradients = []
-    for gradient_checkpointing in (False, True):
-        network = _randomized(_network(gradient_checkpointing=gradient_checkpointing)).double()
-        network(**_inputs(torch.float64)).square().sum().backward()
-        gradients.append([parameter.grad for parameter in network.parameters()])
-    assert all(float(gradient.abs().max()) > 0 for gradient in gradients[0])
-    assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
-
-
-def test_double_precision_agrees_with_single():
-    network = _randomized(_network())
-    single = network(**_inputs())
-    torch.testing.assert_close(single.double(), network.double()(**_inputs(torch.float64)), rtol=1e-4, atol=1e-5)
-
-
-def test_autocast_keeps_what_must_be_kept_in_float32():
-    network, inputs, seen = _randomized(_network()), _inputs(), {}
-    for name, module in network.named_modules():
-        if not list(module.children()):
-            module.register_forward_hook(lambda module, given, out, name=name: seen.__setitem__(name, out.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        half = network(**inputs)
-        half.square().sum().backward()
-    kept = [name for name, kind in seen.items() if kind == torch.float32]
-    assert [name for name in seen if "norm" in name or "modulation" in name or "condition" in name or name == "output"] == kept
-    assert half.dtype == torch.float32
-    assert all(bool(parameter.grad.isfinite().all()) for parameter in network.parameters())
-    torch.testing.assert_close(half, network(**inputs), rtol=0.1, atol=0.1)
-
-
 def test_weights_go_through_a_state_dict():
-    first, second = _randomized(_network()), _network()
+    first, second = randomized(_network()), _network()
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(**_inputs()), second(**_inputs()))
     assert set(first.state_dict()) == {name for name, _ in first.named_parameters()}
 
 
 def test_network_compiles_as_one_graph():
-    network, inputs = _randomized(_network(gradient_checkpointing=True)), _inputs()
+    network, inputs = randomized(_network(gradient_checkpointing=True)), _inputs()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs), network(**inputs))
     compiled(inputs["noise"], inputs["labels"])

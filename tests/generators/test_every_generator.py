@@ -10,6 +10,7 @@ from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.dit import DiT, DiTSize
 from drifting.generators.mlp import MLP
 from drifting.generators.unet import UNet, UNetSize
+from tests.support.networks import randomized
 
 Maker = Callable[[int | None], Generator]
 
@@ -25,20 +26,12 @@ def _decoder_mlp(num_classes: int | None) -> Generator:
 
 def _dit(num_classes: int | None) -> Generator:
     size = DiTSize(patch=4, width=8, depth=2, heads=2, cond_dim=6, num_context_tokens=2, num_styles=3, style_classes=4)
-    return _away_from_zero(DiT(sample_shape=(3, 8, 8), size=size, num_classes=num_classes))
+    return randomized(DiT(sample_shape=(3, 8, 8), size=size, num_classes=num_classes))
 
 
 def _unet(num_classes: int | None) -> Generator:
     size = UNetSize(patch=2, widths=(8, 8), blocks=1, heads=2, cond_dim=6, num_styles=3, style_classes=4)
-    return _away_from_zero(UNet(sample_shape=(3, 8, 8), size=size, num_classes=num_classes))
-
-
-def _away_from_zero(network: Generator) -> Generator:
-    """Move the weights that start at zero, and leave labels no effect."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return network
+    return randomized(UNet(sample_shape=(3, 8, 8), size=size, num_classes=num_classes))
 
 
 @pytest.fixture(params=[_mlp, _decoder_mlp, _dit, _unet])

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from drifting.checkpoint import load_tensors, load_weights, save_tensors
 from drifting.errors import InputError
 from drifting.generators.unet import SIZES, Block, UNet, UNetSize
+from tests.support.networks import conditional_inputs, randomized
 
 TINY = UNetSize(patch=4, widths=(8, 12), blocks=2, heads=2, cond_dim=10, head_width=4, num_styles=2, style_classes=4)
 
@@ -18,22 +19,8 @@ def _network(**settings) -> UNet:
     return UNet(**{"sample_shape": (3, 8, 16), "size": TINY, "num_classes": 3, **settings})
 
 
-def _randomized(network: nn.Module) -> nn.Module:
-    """Replace all weights, so that nothing is at its start, where the condition has no effect."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return network
-
-
-def _inputs(kind: torch.dtype = torch.float32, channels: int = 3) -> dict[str, torch.Tensor]:
-    rng = torch.Generator().manual_seed(1)
-    return {
-        "noise": torch.randn(4, channels, 8, 16, generator=rng).to(kind),
-        "labels": torch.tensor([0, 1, 2, 0]),
-        "guidance_scale": torch.tensor([1.0, 1.5, 2.0, 3.0]).to(kind),
-        "style_indices": torch.randint(4, (4, 2), generator=rng),
-    }
+def _inputs(dtype: torch.dtype = torch.float32, channels: int = 3) -> dict[str, torch.Tensor]:
+    return conditional_inputs((channels, 8, 16), dtype)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("cpu", 1.10), ("gpu", 33.8)])
@@ -95,36 +82,6 @@ def test_asked_spread_is_that_before_tanh():
             assert float(UNet(**settings, output_std=asked)(noise).std()) == pytest.approx(asked, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["noise", "labels", "guidance_scale", "style_indices"])
-def test_every_input_acts_on_its_own_sample_only(name):
-    network, inputs = _randomized(_network()), _inputs()
-    changed = {**inputs, name: inputs[name].clone()}
-    changed[name][1] = {"noise": 0.5, "labels": 2, "guidance_scale": 4.0, "style_indices": 3 - inputs["style_indices"][1]}[name]
-    differs = (network(**changed) - network(**inputs)).flatten(1).abs().amax(1)
-    assert (differs > 1e-3).tolist() == [False, True, False, False]
-    assert float(differs[[0, 2, 3]].detach().max()) < 1e-5
-
-
-def test_no_guidance_scale_is_one_and_missing_codes_are_drawn():
-    network, inputs = _randomized(_network()), _inputs()
-    inputs["guidance_scale"] = torch.ones(4)
-    assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
-    inputs["style_indices"] = None
-    assert not torch.allclose(network(**inputs), network(**inputs))
-
-
-def test_unguided_network_ignores_the_scale():
-    network, inputs = _randomized(_network(guided=False)), _inputs()
-    assert (network.guided, _network().guided) == (False, True)
-    assert torch.equal(network(**inputs), network(**{**inputs, "guidance_scale": None}))
-
-
-def test_samples_are_bounded_and_those_before_tanh_are_not():
-    plain, bounded = _randomized(_network(bounded=False, output_std=9.0)), _randomized(_network(output_std=9.0))
-    torch.testing.assert_close(bounded(**_inputs()), plain(**_inputs()).tanh())
-    assert float(plain(**_inputs()).detach().abs().max()) > 1
-
-
 def _conv(layer: nn.Conv2d, maps: torch.Tensor) -> torch.Tensor:
     return conv2d(maps, layer.weight, layer.bias, stride=layer.stride, padding=layer.kernel_size[0] // 2 if layer.padding[0] else 0)
 
@@ -158,7 +115,7 @@ def _block(block: Block, maps: torch.Tensor, active: torch.Tensor) -> torch.Tens
 
 
 def test_network_is_the_formula():
-    network, inputs = _randomized(_network().double()), _inputs(torch.float64)
+    network, inputs = randomized(_network().double()), _inputs(torch.float64)
     active = _silu(network.condition(**inputs))
     level, below = network.maps, network.maps.below
     first = _block(level.down[0], _conv(network.stem, inputs["noise"]), active)
@@ -178,41 +135,8 @@ def test_network_is_the_formula():
     torch.testing.assert_close(network(**inputs), torch.tanh(_doubled(_conv(head.output, maps))))
 
 
-def test_checkpointing_changes_no_gradient():
-    gradients = []
-    for gradient_checkpointing in (False, True):
-        network = _randomized(_network(gradient_checkpointing=gradient_checkpointing).double())
-        network(**_inputs(torch.float64)).square().sum().backward()
-        gradients.append([parameter.grad for parameter in network.parameters()])
-    assert all(float(gradient.abs().max()) > 0 for gradient in gradients[0])
-    for plain, again in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, again, rtol=1e-12, atol=1e-12)
-
-
-def test_double_precision_agrees_with_single():
-    network = _randomized(_network())
-    single = network(**_inputs())
-    torch.testing.assert_close(single.double(), network.double()(**_inputs(torch.float64)), rtol=1e-4, atol=1e-5)
-
-
-def test_autocast_keeps_what_must_be_kept_in_float32():
-    network, inputs, seen = _randomized(_network()), _inputs(), {}
-    for name, module in network.named_modules():
-        if not list(module.children()) and not isinstance(module, nn.Identity):
-            module.register_forward_hook(lambda module, given, out, name=name: seen.__setitem__(name, out.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        half = network(**inputs)
-        half.square().sum().backward()
-    kept = [name for name, kind in seen.items() if kind == torch.float32]
-    wanted = ("norm", "modulation", "condition", "head.output")
-    assert [name for name in seen if any(part in name for part in wanted)] == kept
-    assert half.dtype == torch.float32
-    assert all(bool(parameter.grad.isfinite().all()) for parameter in network.parameters())
-    torch.testing.assert_close(half, network(**inputs), rtol=0.1, atol=0.1)
-
-
 def test_weights_go_through_a_file(tmp_path):
-    first, second = _randomized(_network()), _network()
+    first, second = randomized(_network()), _network()
     save_tensors(tmp_path / "unet.safetensors", first.state_dict())
     load_weights(second, load_tensors(tmp_path / "unet.safetensors"), "unet")
     assert torch.equal(first(**_inputs()), second(**_inputs()))
@@ -229,7 +153,7 @@ def test_maps_are_kept_channels_last():
 
 
 def test_network_compiles_as_one_graph():
-    network, inputs = _randomized(_network(gradient_checkpointing=True)), _inputs()
+    network, inputs = randomized(_network(gradient_checkpointing=True)), _inputs()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs), network(**inputs))
     compiled(inputs["noise"], inputs["labels"])

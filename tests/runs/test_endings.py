@@ -48,12 +48,6 @@ main()
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 small = pytest.mark.usefixtures("small_presets", "no_pictures", "here")
 
 

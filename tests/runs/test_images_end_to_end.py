@@ -18,12 +18,6 @@ pytestmark = pytest.mark.usefixtures("small_presets")
 no_pictures = pytest.mark.usefixtures("no_pictures")
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def _config(folder) -> dict:
     return json.loads((folder / "config.json").read_text())
 

@@ -56,14 +56,7 @@ def trained(settings: Schedule, **options) -> tuple[list, TrainingState]:
     return [step.report for step in train(state, positives, encode, DriftingLoss(temperatures=(0.3, 1.0)), settings)], state
 
 
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.usefixtures("double")
+@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(*pairwise(case=CASES, at_once=(1, 2, 6, 100), bank={"data set": False, "bank": True}))
 def test_training_is_that_of_all_labels_at_once(case, bank, at_once):
     expected, whole = trained(schedule(**case), bank=bank)

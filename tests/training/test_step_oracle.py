@@ -133,13 +133,6 @@ def errors_of(taken, expected):
     return errors
 
 
-@pytest.fixture
-def in_float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(("case", "microbatch_size"), [("latent", None), ("pixel", 4)])
 def test_a_step_in_float64_is_that_of_the_oracle(case, microbatch_size, monkeypatch):
