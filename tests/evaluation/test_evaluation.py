@@ -13,7 +13,7 @@ from drifting.data.digits import load_digits
 from drifting.data.toys import toy
 from drifting.errors import InputError
 from drifting.evaluation import evaluate_digits, evaluate_points, mode_shares
-from drifting.metrics.two_sample import energy_distance
+from drifting.metrics.distances import energy_distance
 from drifting.runs.assemble import resolve
 from drifting.runs.evaluate import build_evaluation
 

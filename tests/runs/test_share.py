@@ -18,9 +18,9 @@ from drifting.encoders import MAEConfig, MAEFeaturesConfig
 from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError
 from drifting.generators import DiTConfig, MLPConfig
-from drifting.hub import download as official_hub
+from drifting.hub import artifact as official_hub
 from drifting.hub import load_encoder, load_generator, read_artifact
-from drifting.hub.download import read_weights
+from drifting.hub.artifact import read_weights
 from drifting.runs import load_run
 from drifting.runs.folder import saved_config
 from drifting.runs.share import convert, load

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from drifting.errors import InputError
-from drifting.metrics.two_sample import energy_distance
+from drifting.metrics.distances import energy_distance
 from drifting.runs.assemble import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training.loop import draw_batch, train

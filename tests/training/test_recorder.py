@@ -12,7 +12,7 @@ from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import RunConfig
 from drifting.data.dataset import reference_samples
 from drifting.errors import InputError
-from drifting.metrics.two_sample import energy_distance, mean_distance
+from drifting.metrics.distances import energy_distance, mean_distance
 from drifting.runs.assemble import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training import recorder as recording

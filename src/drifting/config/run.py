@@ -17,7 +17,7 @@ from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.fields import DriftField
 from drifting.generators.base import Generator, GeneratorConfig
-from drifting.hub.download import read_weights
+from drifting.hub.artifact import read_weights
 from drifting.loss import FIELD_OF_THE_RELEASE, TEMPERATURES, DriftingLoss
 from drifting.pretraining.objectives import Augmentation
 from drifting.training.schedule import Schedule, check_schedule

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from drifting.data.digits import LabeledSplit
 from drifting.evaluation.base import Metrics, Sampler
+from drifting.metrics.distances import energy_distance
 from drifting.metrics.memorization import nearest
-from drifting.metrics.two_sample import energy_distance
 
 
 def evaluate_digits(sampler: Sampler, split: LabeledSplit) -> Metrics:

@@ -24,6 +24,7 @@ from drifting.errors import InputError
 from drifting.evaluation.base import Metrics
 from drifting.evaluation.shares import digests, labels_in_shares
 from drifting.metrics.color import compare_colors
+from drifting.metrics.distances import mean_distance
 from drifting.metrics.frechet import (
     Gaussian,
     RunningGaussian,
@@ -32,10 +33,9 @@ from drifting.metrics.frechet import (
     kernel_distance,
     unreliable,
 )
-from drifting.metrics.inception_score import RunningInceptionScore
+from drifting.metrics.inception import RunningInceptionScore
 from drifting.metrics.memorization import memorization
 from drifting.metrics.precision_recall import precision_recall
-from drifting.metrics.two_sample import mean_distance
 
 Bytes = UInt8[Tensor, "s c h w"]
 

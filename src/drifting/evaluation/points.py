@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting.evaluation.base import Metrics, Sampler
-from drifting.metrics.two_sample import energy_distances
+from drifting.metrics.distances import energy_distances
 
 SEEDS = 5
 DRIFT_BATCHES = 25

@@ -1,7 +1,14 @@
 """The authors' published weights: read their artifacts as networks of this library, and write networks as artifacts."""
 
-from drifting.hub.artifact import Artifact, load_encoder, load_generator, read_artifact, write_artifact
-from drifting.hub.download import PUBLISHED, artifact_folder
+from drifting.hub.artifact import (
+    PUBLISHED,
+    Artifact,
+    artifact_folder,
+    load_encoder,
+    load_generator,
+    read_artifact,
+    write_artifact,
+)
 from drifting.hub.model_config import build_network, metadata_of
 
 __all__ = [

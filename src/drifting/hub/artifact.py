@@ -1,23 +1,29 @@
 """The authors' artifacts: a folder with `ema_params.msgpack`, a tree of arrays, and `metadata.json`, which describes the network.
 
-Source: files of the authors' release.
+An artifact is a folder, or "hub:NAME": one that the authors published on the Hugging Face Hub.
+
+Source: files of the authors' release; the published artifacts are the folders `models/{gen,mae}/jax/NAME` of the repository
+`Goodeat/drifting`.
 """
 
 import functools
+import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from drifting._checks import nearest_name
 from drifting._files import atomic_path
-from drifting.checkpoint import check_finite, load_json
+from drifting.checkpoint import check_finite, load_json, load_state_dict
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.mae_features import MAEFeatures
-from drifting.errors import InputError
+from drifting.errors import InputError, reason
 from drifting.generators.dit import DiT
 from drifting.hub.model_config import ENCODER, GENERATOR, Metadata, build_network
 from drifting.hub.msgpack_tree import Array, read_tree, write_tree
@@ -30,6 +36,20 @@ _CALLED = {GENERATOR: "a generator", ENCODER: "an encoder"}
 
 # The array that shows the number of classes, and its axis.
 _CLASSES = {GENERATOR: ("Embed_0/embedding", 0), ENCODER: ("fc/kernel", 1)}
+
+REPOSITORY = "Goodeat/drifting"
+PREFIX = "hub:"
+
+# Name -> kind.
+PUBLISHED: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("latent_L_sota", "latent_B_sota", "pixel_L_sota", "pixel_B_sota", "ablation"), GENERATOR),
+        **dict.fromkeys(("mae_latent_640", "mae_pixel_640", "mae_latent_256"), ENCODER),
+    }
+)
+
+# Seconds to wait for an answer of the Hub.
+_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -180,3 +200,34 @@ def _check_arrays(path: Path, arrays: Mapping[str, Array], found: Mapping[str, P
     if wrong:
         more = f"; {len(wrong) - 2} more" if len(wrong) > 2 else ""
         raise InputError(f"weights of '{path}' do not fit its {METADATA} ({'; '.join(wrong[:2])}{more}): use those of this network")
+
+
+def artifact_folder(origin: str) -> Path:
+    """Return the folder of the artifact hub:NAME, downloaded if necessary; any other name is returned as a path.
+
+    Raises:
+        InputError: if there is no published artifact with this name, or it cannot be downloaded.
+    """
+    if not origin.startswith(PREFIX):
+        return Path(origin)
+    name = origin.removeprefix(PREFIX)
+    if name not in PUBLISHED:
+        raise InputError(f"hub name is '{name}': did you mean '{nearest_name(name, PUBLISHED)}'? There are {', '.join(PUBLISHED)}")
+    hub: Any = importlib.import_module("huggingface_hub")
+    files = [f"models/{PUBLISHED[name]}/jax/{name}/{file}" for file in (METADATA, PARAMETERS)]
+    found = [hub.try_to_load_from_cache(REPOSITORY, file) for file in files]
+    if not all(isinstance(path, str) for path in found):
+        try:
+            # One request first: without a network, the download would retry six times, for half a minute.
+            hub.get_hf_file_metadata(hub.hf_hub_url(REPOSITORY, files[0]), timeout=_PATIENCE)
+            found = [hub.hf_hub_download(REPOSITORY, file) for file in files]
+        except Exception as error:  # every layer below (HTTP, Hub, disk) raises its own kinds
+            fix = "check the network, or name a downloaded folder"
+            raise InputError(f"'{origin}' cannot be downloaded ({reason(error)}): {fix}") from None
+    return Path(found[-1]).parent
+
+
+def read_weights(origin: str) -> Mapping[str, Tensor]:
+    """Return the weights of an encoder from a file, a folder of an artifact, or hub:NAME."""
+    place = artifact_folder(origin)
+    return encoder_weights(place) if place.is_dir() else load_state_dict(place)

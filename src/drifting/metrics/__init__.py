@@ -9,11 +9,10 @@ from drifting.metrics.precision_recall import PrecisionRecall, precision_recall
 
 if TYPE_CHECKING:
     from drifting.metrics.color import ColorComparison, compare_colors
+    from drifting.metrics.distances import energy_distance, energy_distances, mean_distance
     from drifting.metrics.frechet import Gaussian, RunningGaussian, frechet_distance, gaussian_of, kernel_distance
-    from drifting.metrics.inception import Inception, load_inception
-    from drifting.metrics.inception_score import RunningInceptionScore
+    from drifting.metrics.inception import Inception, RunningInceptionScore, load_inception
     from drifting.metrics.memorization import Memorization
-    from drifting.metrics.two_sample import energy_distance, energy_distances, mean_distance
 
 __all__ = [
     "ColorComparison",
@@ -38,10 +37,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "color": ("ColorComparison", "compare_colors"),
+        "distances": ("energy_distance", "energy_distances", "mean_distance"),
         "frechet": ("Gaussian", "RunningGaussian", "frechet_distance", "gaussian_of", "kernel_distance"),
-        "inception": ("Inception", "load_inception"),
-        "inception_score": ("RunningInceptionScore",),
+        "inception": ("Inception", "RunningInceptionScore", "load_inception"),
         "memorization": ("Memorization",),
-        "two_sample": ("energy_distance", "energy_distances", "mean_distance"),
     },
 )

@@ -1,23 +1,38 @@
-"""Squared distances of all pairs of two large sets, exact for the pairs that decide a comparison.
+"""Distances between all samples of two sets: the energy distance, and the exact nearest pairs of large sets.
+
+The squared energy distance is a two-sample statistic without parameters,
+
+    D^2 = 2 E|x - y| - E|x - x'| - E|y - y'|,
+
+as a V-statistic (over all pairs, including the zero diagonals). It is never negative, and 0 only for equal distributions. It is
+computed in float64: by subtracting coordinates in few dimensions, and by a matrix product in many.
 
 A matrix product gives |x|^2 + |y|^2 - 2 xy quickly, but its error does not shrink with the distance. It suffices to compare most
 pairs. The others are measured again by subtraction, which depends only on the two samples, not on their positions in the sets. So
 copies have distance 0, and equal distances are equal up to the tolerance `ROUNDING`.
 
-Shapes: x and y samples of two sets, d features, r rows of a chunk, q pairs.
+Source: Szekely and Rizzo, "Energy statistics: a class of statistics based on distances" (2013).
+
+Shapes: x and y, or n and m, samples of two sets, d features, r rows of a chunk, q pairs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from drifting.fields import pairwise
+
 # Squared distances that differ by less, relative to the larger one, count as equal: features such as 0.1 and 0.3 are rounded too.
 ROUNDING = 1e-12
 # Entries of a chunk, numbers of the second set that are converted at a time, and numbers that fit the cache of a core.
 _CHUNK, _BLOCK, _CPU_CACHE, _DEVICE_CACHE = 2**23, 2**27, 2**17, 2**24
+# Entries of a chunk of distances that are computed by subtracting coordinates.
+_DIRECT_CHUNK = 2**24
+# Squared distances below this multiple of their error bound are measured by subtraction.
+_SURE = 2**20
 # From this many pairs on, pairs of equal samples are measured only once.
 _MANY_PAIRS = 2**12
 
@@ -119,3 +134,46 @@ def squared_radii(features: Float[Tensor, "x d"], counts: tuple[int, ...]) -> li
         smallest.append(squared.masked_fill_(~unsure, torch.inf).topk(most, largest=False).values)
     nearest = torch.cat(smallest)
     return [nearest[:, count - 1].contiguous() for count in counts]
+
+
+@torch.no_grad()
+def mean_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
+    """Return the mean Euclidean distance over all pairs, in float64 and in the units of the coordinates."""
+    if x.shape[1] > pairwise.DIRECT_DIMENSIONS:
+        parts = _sums_by_products(x, y)
+    else:
+        memory, rows = pairwise.Memory(), x.double().split(max(1, _DIRECT_CHUNK // len(y)))
+        parts = [pairwise.pairwise_distances(part[None], y.double()[None], memory=memory).sum() for part in rows]
+    return float(torch.stack(parts).sum()) / (len(x) * len(y))
+
+
+def _sums_by_products(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> list[Float[Tensor, ""]]:
+    """Return the sums of distances between chunks of rows of x and all of y."""
+    pairs, sums = Pairs(x, y), []
+    for rows, squared, error in pairs.chunks():
+        pairs.measure_(squared, rows, squared <= _SURE * error)
+        sums.append(squared.sqrt_().sum())
+    return sums
+
+
+def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, within_y: float | None = None) -> float:
+    """Return the squared energy distance of two samples, in the units of the coordinates.
+
+    For two independent samples of one distribution its expectation is (1/n + 1/m) E|x - x'|, not 0: compare with that floor.
+
+    Args:
+        x: one sample.
+        y: the other.
+        within_y: `mean_distance(y, y)`, where it is known already.
+    """
+    within = mean_distance(y, y) if within_y is None else within_y
+    return 2 * mean_distance(x, y) - mean_distance(x, x) - within
+
+
+def energy_distances(xs: Sequence[Float[Tensor, "n d"]], ys: Sequence[Float[Tensor, "m d"]]) -> Float[Tensor, "_ _"]:
+    """Return the squared energy distance of every x to every y: [len(xs), len(ys)]. What lies within each is computed once."""
+    within_x, within_y = (
+        torch.tensor([mean_distance(sample, sample) for sample in some], dtype=torch.float64) for some in (xs, ys)
+    )
+    between = torch.tensor([[mean_distance(x, y) for y in ys] for x in xs], dtype=torch.float64)
+    return 2 * between - within_x[:, None] - within_y

@@ -24,8 +24,7 @@ from drifting.data.vae import DEFAULT
 from drifting.distributed import Processes, join
 from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError
-from drifting.hub.artifact import METADATA
-from drifting.hub.download import PREFIX, artifact_folder
+from drifting.hub.artifact import METADATA, PREFIX, artifact_folder
 from drifting.presets.encoders import trained_by
 from drifting.runs.folder import check_room
 from drifting.training.positives import Positives

@@ -17,8 +17,8 @@ from drifting.data.dataset import Source, reference_samples
 from drifting.data.pixels import to_signed
 from drifting.data.points import Frame
 from drifting.loss import DriftingLoss, drifting_loss
+from drifting.metrics.distances import energy_distance
 from drifting.metrics.memorization import nearest
-from drifting.metrics.two_sample import energy_distance
 from drifting.plotting import draw_comparison, draw_images, draw_points
 from drifting.plotting.panels import Log
 

@@ -24,8 +24,7 @@ from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.generators.dit import DiT
 from drifting.hub import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
-from drifting.hub.artifact import METADATA, PARAMETERS, Network, with_weights
-from drifting.hub.download import PREFIX
+from drifting.hub.artifact import METADATA, PARAMETERS, PREFIX, Network, with_weights
 from drifting.hub.msgpack_tree import DTYPES
 from drifting.runs import run as trained
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS

@@ -29,7 +29,7 @@ from drifting.checkpoint import (
 )
 from drifting.errors import InputError, reason
 from drifting.loss import DriftLoss
-from drifting.metrics.two_sample import energy_distance, mean_distance
+from drifting.metrics.distances import energy_distance, mean_distance
 from drifting.sampling import sample
 from drifting.training.loop import Step
 from drifting.training.positives import Positives
