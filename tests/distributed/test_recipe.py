@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drifting import presets
-from drifting.presets import transforms
+from drifting.presets import settings
 from drifting.runs import smoke
 from drifting.runs.assemble import resolve
 from tests.distributed.one_step import assert_close, first_step
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     made = tmp_path_factory.mktemp("made")
-    given = transforms.smoke(presets.preset("imagenet256-ablation"))
+    given = settings.smoke(presets.preset("imagenet256-ablation"))
     config = smoke._with_names(given, made)
     smoke._make(given, config, made)
     return resolve(config)

@@ -28,7 +28,7 @@ from drifting.encoders import (
     SimCLRConfig,
 )
 from drifting.generators import MLP, DecoderMLP, DiT, UNet
-from drifting.presets.transforms import smoke
+from drifting.presets.settings import smoke
 from tests.conftest import shrunk, small_toy
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae

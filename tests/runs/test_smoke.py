@@ -14,7 +14,7 @@ from drifting.data.latents_writer import CacheSettings
 from drifting.data.synthetic import write_images, write_vae
 from drifting.encoders import MAEFeaturesConfig
 from drifting.presets import PRESETS, preset
-from drifting.presets.transforms import smoke
+from drifting.presets.settings import smoke
 
 SMALL = CacheSettings(image_size=16)
 # One preset of each kind; the others are slow.

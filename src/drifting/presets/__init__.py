@@ -12,11 +12,10 @@ from drifting.config import AnyConfig
 from drifting.data.toys import TOYS
 from drifting.errors import InputError
 from drifting.presets import cifar10, imagenet256, mnist
-from drifting.presets.digits import digits
 from drifting.presets.encoders import with_encoder
 from drifting.presets.images import images, images_classifier
 from drifting.presets.settings import Setting, adjust, choices_of
-from drifting.presets.toys import toy
+from drifting.presets.toys import digits, toy
 
 __all__ = ["GROUPS", "PRESETS", "Preset", "adjust", "check_choices", "choices", "default_folder", "folder_of_data", "preset"]
 
@@ -139,7 +138,8 @@ def preset(name: str, **settings: Any) -> Any:
     if "data" not in choices and accepted.get("data", _OPTIONAL).default is inspect.Parameter.empty:
         raise InputError("data is missing: pass --data FOLDER, or a Hub id such as owner/name")
     config = make(**choices)
-    return adjust(config if weights is None else with_encoder(config, weights), **changes)
+    config = config if weights is None else with_encoder(config, weights)
+    return adjust(config, **changes) if changes else config
 
 
 def _choices() -> set[str]:

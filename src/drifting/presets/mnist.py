@@ -7,7 +7,7 @@ from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig
 from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig
-from drifting.presets.transforms import joint
+from drifting.presets.settings import joint
 from drifting.training.schedule import Schedule
 
 _SCHEDULE = Schedule(

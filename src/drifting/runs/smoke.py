@@ -1,6 +1,6 @@
 """A quick try of any preset: two steps of training, a checkpoint and an evaluation, on data that it makes itself.
 
-The code is that of the full preset, in tiny sizes, see `presets.transforms`: it tells in seconds whether a machine can run it. The
+The code is that of the full preset, in tiny sizes, see `presets.settings`: it tells in seconds whether a machine can run it. The
 code of full size makes what a recipe needs: a cache of latents, an encoder, a classifier. The figures mean nothing.
 """
 
@@ -22,7 +22,7 @@ from drifting.data.synthetic import write_convnext, write_images, write_vae
 from drifting.distributed import join
 from drifting.errors import InputError
 from drifting.presets.imagenet256 import RECIPES, mae
-from drifting.presets.transforms import LATENT_IMAGE_SIZE, smoke
+from drifting.presets.settings import LATENT_IMAGE_SIZE, smoke
 from drifting.runs.folder import ENCODER_WEIGHTS, make_room
 
 # In the folder of the run, what is made for it; version 0.1 called the extractor a judge.
