@@ -19,7 +19,7 @@ import torch
 from drifting import _files, runs
 from drifting._files import LOCK, atomic_path, check_space, clear_scratch, hold
 from drifting.checkpoint import checkpoints, load_tensors, save_tensors
-from drifting.cli._process import SteadyStream
+from drifting.cli import SteadyStream
 from drifting.errors import InputError, StorageError
 from drifting.runs.folder import claim
 from drifting.training.recorder import MetricsLog, Recorder

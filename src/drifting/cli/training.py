@@ -10,9 +10,10 @@ import inspect
 import shutil
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tyro.conf import Positional
@@ -112,21 +113,26 @@ def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         elsewhere=_SHORT | CHOICES.keys(),
         headings=tuple(_HEADINGS.values()),
     )
-    first = reader.read([*_fields(_Run), *_choices(choices)], rest, partial=True)
+    own = _fields(_Run)
+    first = reader.read([*own, *_choices(choices)], rest, partial=True)
     run, arguments = _Run(**_part(first, _Run)), {key: value for key, value in first.items() if key in CHOICES}
-    config = _begin(name, run, arguments, only_shape=helping or run.smoke)
+    folder = Path() if name is None else run.save_dir or presets.default_folder(name, **arguments)
+    config = _begin(name, run, arguments, folder, only_shape=helping or run.smoke)
     chosen = [each for each in choices if each.name != "encoder_weights" or hasattr(getattr(config, "encoder", None), "weights")]
-    read = reader.read([*_fields(_Run), *_choices(chosen, config), *_settings(config, chosen)], rest)
-    changes = {key: value for key, value in read.items() if key not in (*first, *CHOICES)}
-    return functools.partial(_train, name, run, arguments, config, changes)
+    changes = reader.read([*own, *_config_options(config, chosen)], rest)
+    changes = {key: value for key, value in changes.items() if key not in (*first, *CHOICES)}
+    if name is not None and run.smoke:
+        return functools.partial(_try, name, run, arguments, changes)
+    return functools.partial(_train, run, run.save_dir or folder, config, changes)
 
 
-def _begin(name: str | None, run: _Run, arguments: dict[str, Any], *, only_shape: bool) -> Any:
+def _begin(name: str | None, run: _Run, arguments: dict[str, Any], folder: Path, *, only_shape: bool) -> Any:
     """Return the configuration to start from: that of a preset, of the run to resume, or a saved one."""
     from drifting import presets
-    from drifting.runs.folder import read_saved, saved_config
 
     if run.config is not None:
+        from drifting.runs.folder import read_saved
+
         if name is not None:
             raise InputError(f"config is '{run.config}', but the preset '{name}' is named too: leave one of them out")
         if run.resume or run.smoke:
@@ -137,29 +143,32 @@ def _begin(name: str | None, run: _Run, arguments: dict[str, Any], *, only_shape
     if name is None:
         raise InputError("preset is missing: see drifting train --help")
     if run.resume and not only_shape:
-        config = saved_config(run.save_dir or presets.default_folder(name, **arguments))
+        from drifting.runs.folder import saved_config
+
+        config = saved_config(folder)
         presets.check_choices(config, name, **arguments)
         return config
     needed = [each.name for each in presets.choices(name) if each.value is inspect.Parameter.empty] if only_shape else []
     return presets.preset(name, **{**dict.fromkeys(needed, "FOLDER"), **arguments})
 
 
-def _train(name: str | None, run: _Run, arguments: dict[str, Any], config: Any, changes: dict[str, Any]) -> None:
-    from drifting import presets, runs
-    from drifting.runs.folder import check_default
+def _try(name: str, run: _Run, arguments: dict[str, Any], changes: dict[str, Any]) -> None:
     from drifting.runs.smoke import try_preset
 
-    if name is not None and run.smoke:
-        if run.resume:
-            raise InputError("resume is given with smoke, which begins anew: leave one of them out")
-        trained = try_preset(name, run.save_dir, overwrite=run.overwrite, settings=changes, **arguments)
-        works = f"{name} works: two steps, a checkpoint and an evaluation are in {trained.folder}"
-        return print(*trained.summary(), works, sep="\n")
-    folder = run.save_dir or presets.default_folder(config.preset, **arguments)
+    if run.resume:
+        raise InputError("resume is given with smoke, which begins anew: leave one of them out")
+    trained = try_preset(name, run.save_dir, overwrite=run.overwrite, settings=changes, **arguments)
+    print(*trained.summary(), f"{name} works: two steps, a checkpoint and an evaluation are in {trained.folder}", sep="\n")
+
+
+def _train(run: _Run | _EncoderRun, folder: Path, config: Any, changes: dict[str, Any]) -> None:
+    from drifting import presets, runs
+    from drifting.runs.folder import check_default
+
+    config = presets.adjust(config, **changes) if changes else config
     if run.save_dir is None and not run.resume:
         check_default(folder, config)
-    trained = runs.train(presets.adjust(config, **changes), folder, resume=run.resume, overwrite=run.overwrite)
-    print(*trained.summary(), sep="\n")
+    print(*runs.train(config, folder, resume=run.resume, overwrite=run.overwrite).summary(), sep="\n")
 
 
 def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
@@ -170,7 +179,6 @@ def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
     """
     from drifting.presets import PRESETS, encoders, folder_of_data
     from drifting.presets.settings import CHOICES, settings
-    from drifting.runs.folder import saved_config
 
     kind, rest = subject_of(words, encoders.KINDS, _SWITCHES)
     choices = encoders.choices(kind or "supervised")
@@ -182,31 +190,25 @@ def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         elsewhere={name for name in every if name is not None},
         headings=tuple(_HEADINGS.values()),
     )
+    own = _fields(_EncoderRun)
     if kind is None:
         if HELP & set(words):
-            reader.read([*_fields(_EncoderRun), *_choices(choices)], ["--help"])
+            reader.read([*own, *_choices(choices)], ["--help"])
         raise InputError("kind is missing: see drifting train-encoder --help")
-    first = reader.read([*_fields(_EncoderRun), *_choices(choices)], rest, partial=True)
+    first = reader.read([*own, *_choices(choices)], rest, partial=True)
     run = _EncoderRun(**_part(first, _EncoderRun))
     arguments = {key: value for key, value in first.items() if key not in vars(run)}
     called = encoders.called(arguments.get("name"), arguments.get("data"))
     folder = run.save_dir or folder_of_data(f"{called}-{kind}", "encoder", PRESETS)
-    begun = functools.partial(encoders.resumed_encoder, saved_config(folder)) if run.resume else encoders.encoder
-    config = begun(kind, **arguments)
-    read = reader.read([*_fields(_EncoderRun), *_choices(choices, config), *_settings(config, choices, every=True)], rest)
-    changes = {key: value for key, value in read.items() if key not in (*first, *CHOICES)}
-    return functools.partial(_train_encoder, run, folder, config, changes)
+    if run.resume:
+        from drifting.runs.folder import saved_config
 
-
-def _train_encoder(run: _EncoderRun, folder: Path, config: Any, changes: dict[str, Any]) -> None:
-    from drifting import presets, runs
-    from drifting.runs.folder import check_default
-
-    config = presets.adjust(config, **changes)
-    if run.save_dir is None and not run.resume:
-        check_default(folder, config)
-    trained = runs.train(config, folder, resume=run.resume, overwrite=run.overwrite)
-    print(*trained.summary(), sep="\n")
+        config = encoders.resumed_encoder(saved_config(folder), kind, **arguments)
+    else:
+        config = encoders.encoder(kind, **arguments)
+    changes = reader.read([*own, *_config_options(config, choices, every=True)], rest)
+    changes = {key: value for key, value in changes.items() if key not in (*first, *CHOICES)}
+    return functools.partial(_train, run, folder, config, changes)
 
 
 def latents(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
@@ -227,6 +229,19 @@ def _latents(cache: _Cache, settings: Any) -> None:
 
     index = write_latents(cache.data, cache.vae, cache.out, settings, overwrite=cache.overwrite)
     print(f"{index.count} images, latents {index.latent_shape}", cache.out, sep="\n")
+
+
+def _list_presets() -> None:
+    """Print the presets of `drifting train`."""
+    from drifting.presets import GROUPS, PRESETS
+
+    print("usage: drifting train PRESET [OPTIONS]", "", wrapped(_summary(train), 0), sep="\n")
+    print("", wrapped("drifting train PRESET --help shows all settings of a preset, with its own values.", 0), sep="\n")
+    for heading, names in GROUPS.items():
+        print("", heading, *(wrapped(f"{name}: {PRESETS[name].what}", 2, hanging=4) for name in names), sep="\n")
+    print("", "Options of all presets", sep="\n")
+    for option in _fields(_Run):
+        print(wrapped(f"{option.flags[0]}: {option.help}", 2, hanging=4))
 
 
 def _summary(command: Callable[..., Any]) -> str:
@@ -255,16 +270,15 @@ def _fields(kind: Any, heading: str = "Run") -> list[Option]:
     ]
 
 
-def _choices(choices: Sequence[Any], config: Any = None) -> list[Option]:
+def _choices(choices: Sequence[Any], values: Mapping[str, Any] = MappingProxyType({})) -> list[Option]:
     """Return the arguments of a preset or an encoder as options, each also with the dotted name of its setting.
 
     Args:
         choices: arguments of a preset or an encoder.
-        config: configuration with the default values.
+        values: value of each setting by its dotted name, shown as defaults.
     """
-    from drifting.presets.settings import CHOICES, settings
+    from drifting.presets.settings import CHOICES
 
-    values = {} if config is None else {each.name: each.value for each in settings(config)}
     options = []
     for each in choices:
         needed, switch, dotted = each.value is inspect.Parameter.empty, each.kind is bool, CHOICES.get(each.name, "encoder.")
@@ -284,53 +298,31 @@ def _choices(choices: Sequence[Any], config: Any = None) -> list[Option]:
     return options
 
 
-def _settings(config: Any, choices: Sequence[Any], *, every: bool = False) -> list[Option]:
-    """Return the settings of a configuration as options, except the choices; with `every`, all of them have short names."""
+def _config_options(config: Any, choices: Sequence[Any], *, every: bool = False) -> list[Option]:
+    """Return the choices and all other settings of a configuration as options; with `every`, all of them have short names."""
     from drifting.config.json_io import RENAMED
     from drifting.presets.settings import CHOICES, adjust, described, settings
 
-    schedule, help_of = getattr(config, "schedule", None), described(adjust)
-    decided, called = {CHOICES.get(each.name) for each in choices}, {dotted: (name,) for name, dotted in CHOICES.items()}
-    options: list[Option] = []
+    known, schedule = settings(config), getattr(config, "schedule", None)
+    options = _choices(choices, {each.name: each.value for each in known})
     if schedule is not None:
-        size = f"default: {schedule.labels_per_step * schedule.generated}"
-        about, heading = help_of["batch_size"], _HEADINGS["schedule"]
-        options.append(Option(name="batch_size", kind=int | None, default=None, help=about, heading=heading, shown=size))
-    for each in settings(config):
-        if each.name not in decided:
-            part = each.name.partition(".")[0] if "." in each.name else ""
-            others = (each.short,) if each.short != each.name and each.short and (every or each.short in _SHORT) else ()
-            others += () if choices or each.name == "data.conditional" else called.get(each.name, ())
-            others += ("drift_steps",) if "steps" in (each.name, *others) else ()
-            earlier = [old for old, new in RENAMED.items() if new == each.name.rpartition(".")[2]]
-            former = tuple(f"{name.rpartition('.')[0]}.{old}".lstrip(".") for name in (each.name, *others) for old in earlier)
-            others += ("encoder_steps",) if each.name == "encoder.steps" and schedule is not None else ()
-            heading = _HEADINGS[part]
-            options.append(
-                Option(
-                    name=each.name,
-                    kind=each.kind,
-                    default=each.value,
-                    help=each.help,
-                    heading=heading,
-                    others=others,
-                    former=former,
-                )
-            )
+        size, text = f"default: {schedule.labels_per_step * schedule.generated}", described(adjust)["batch_size"]
+        heading = _HEADINGS["schedule"]
+        options.append(Option(name="batch_size", kind=int | None, default=None, help=text, heading=heading, shown=size))
+    decided, called = {CHOICES.get(each.name) for each in choices}, {dotted: (name,) for name, dotted in CHOICES.items()}
+    for each in known:
+        if each.name in decided:
+            continue
+        others = (each.short,) if each.short != each.name and each.short and (every or each.short in _SHORT) else ()
+        others += () if choices or each.name == "data.conditional" else called.get(each.name, ())
+        others += ("drift_steps",) if "steps" in (each.name, *others) else ()
+        earlier = [old for old, new in RENAMED.items() if new == each.name.rpartition(".")[2]]
+        former = tuple(f"{name.rpartition('.')[0]}.{old}".lstrip(".") for name in (each.name, *others) for old in earlier)
+        others += ("encoder_steps",) if each.name == "encoder.steps" and schedule is not None else ()
+        heading = _HEADINGS[each.name.rpartition(".")[0].partition(".")[0]]
+        facts = {"kind": each.kind, "default": each.value, "help": each.help, "heading": heading}
+        options.append(Option(name=each.name, **facts, others=others, former=former))
     return options
-
-
-def _list_presets() -> None:
-    """Print the presets of `drifting train`."""
-    from drifting.presets import GROUPS, PRESETS
-
-    print("usage: drifting train PRESET [OPTIONS]", "", wrapped(_summary(train), 0), sep="\n")
-    print("", wrapped("drifting train PRESET --help shows all settings of a preset, with its own values.", 0), sep="\n")
-    for heading, names in GROUPS.items():
-        print("", heading, *(wrapped(f"{name}: {PRESETS[name].what}", 2, hanging=4) for name in names), sep="\n")
-    print("", "Options of all presets", sep="\n")
-    for option in _fields(_Run):
-        print(wrapped(f"{option.flags[0]}: {option.help}", 2, hanging=4))
 
 
 def wrapped(text: str, indent: int, *, hanging: int | None = None) -> str:
