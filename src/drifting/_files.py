@@ -114,11 +114,11 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def clear_scratch(folder: Path) -> None:
-    """Remove the temporary files of killed writers; the caller must hold the folder."""
-    for scratch in folder.glob(f"{SCRATCH}*"):
+def clear_scratch(*folders: Path) -> None:
+    """Remove the temporary files of killed writers; the caller must hold the folders."""
+    for scratch in (path for folder in folders for path in folder.glob(f"{SCRATCH}*")):
         shutil.rmtree(scratch, ignore_errors=True)
-    for old in folder.glob(f"{REPLACED}*"):
+    for old in (path for folder in folders for path in folder.glob(f"{REPLACED}*")):
         if old.with_name(named(old)).exists():
             discard(old)
         else:

@@ -13,7 +13,7 @@ from drifting.checkpoint import load_checkpoint, save_checkpoint
 from drifting.distributed import load_shards, local, processes, save_shards
 from drifting.errors import InputError, StorageError
 from drifting.loss import DriftingLoss
-from drifting.runs.endings import ending
+from drifting.runs.folder import ending
 from drifting.training.loop import train
 from tests.distributed import one_step
 from tests.distributed.one_step import GUIDED, Case

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drifting import presets
-from drifting.checkpoint import checkpoints, load_checkpoint
+from drifting.checkpoint import checkpoints, load_checkpoint, load_tensors
 from tests.conftest import shrunk
 from tests.distributed.whole_runs import error_of, failing_first, said, small_run, state_after, train
 
@@ -56,6 +56,16 @@ def test_a_copied_run_goes_on_in_shares_and_back_with_nothing_lost(pair, alone, 
     assert_same_tensors(state, {name: loaded[name] for name in state})
     for found in pair(state_after, small_run("fsdp"), tmp_path / "run"):
         assert_same_tensors(found, state)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_generator_is_built_once_and_left_whole(pair, tmp_path, parallel):
+    results = pair(train, small_run(parallel, steps=1), tmp_path / "run")
+    saved = load_tensors(tmp_path / "run" / "generator.safetensors")
+    for result in results:
+        assert (result["built"], result["device"]) == (1, "cpu")
+        assert result["weights"].keys() == saved.keys()
+        assert all(torch.equal(weight, saved[name]) for name, weight in result["weights"].items())
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -39,11 +40,13 @@ def small_run(parallel: str = "ddp", **changes: Any) -> RunConfig:
 
 
 def train(config: RunConfig, folder: Path, resume: bool = False) -> dict[str, Any]:
-    """Train without pictures; return the weights that are left and what this process wrote in the folder."""
+    """Train without pictures; return the weights that are left, what this process wrote in the folder, and what it built."""
     drawing.build_pictures = lambda _: lambda folder, **__: []
     _watch(folder)
-    run = runs.train(config, folder, resume=resume)
-    return {"weights": run.generator.state_dict(), "written": list(_WRITTEN)}
+    with mock.patch.object(DiT, "__init__", autospec=True, side_effect=DiT.__init__) as build:
+        run = runs.train(config, folder, resume=resume)
+    device = next(run.generator.parameters()).device.type
+    return {"weights": run.generator.state_dict(), "written": list(_WRITTEN), "built": build.call_count, "device": device}
 
 
 def error_of(config: RunConfig, folder: Path) -> tuple[str, str]:

@@ -1,17 +1,27 @@
-"""The folder of a run: which files are a run's own, who may write there, and what its configuration says."""
+"""The folder of a run: which files are a run's own, who may write there, what its configuration says, and how a training ends.
+
+A training that does not reach its last step ends with a sentence that says what is safe and how to go on. One that ends before its
+first checkpoint leaves nothing that is in the way of starting again.
+"""
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from drifting import config as configuration
-from drifting._files import clear_scratch
+from drifting._files import clear_scratch, remedy, storage_fault
 from drifting.checkpoint import checkpoints, load_json, steps_done
 from drifting.config import AnyConfig, ReleasedConfig, RunConfig
-from drifting.errors import InputError
+from drifting.distributed import LostProcessError, Processes, is_lost_process
+from drifting.errors import InputError, StorageError
 from drifting.training.recorder import CHECKPOINTS, EARLIER_SNAPSHOTS, SNAPSHOTS
+from drifting.training.signals import Interrupted
+from drifting.training.state import DivergenceError
 
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"
 ENCODER_WEIGHTS, ENCODER_METRICS = "encoder.safetensors", "encoder.json"
@@ -94,7 +104,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def unstarted(folder: Path) -> AnyConfig | None:
     """Return the configuration of a run that ended before its first checkpoint, None if there is none in the folder."""
-    if newest_checkpoint(folder) is not None or any((folder / name).exists() for name in _RESULTS):
+    there = [name for name in (CONFIG, *_RESULTS) if (folder / name).exists()]
+    if there != [CONFIG] or newest_checkpoint(folder) is not None:
         return None
     try:
         config = saved_config(folder)
@@ -139,8 +150,7 @@ def make_room(folder: Path, *, overwrite: bool, fix: str = "pass --overwrite", c
 
 def clear_writers(folder: Path) -> None:
     """Remove what writers that were killed left half-written in the folder of a run; only for who alone works there."""
-    for place in (folder, *(folder / name for name in (CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS))):
-        clear_scratch(place)
+    clear_scratch(folder, *(folder / name for name in (CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)))
 
 
 def _delete(path: Path) -> None:
@@ -207,3 +217,84 @@ def _made_of(config: AnyConfig, saved: AnyConfig, folder: Path) -> bool:
         return False
     images = Path(path).expanduser().resolve()
     return getattr(saved.data, "path", None) == str(folder.resolve().parent / f"{images.name}-latents")
+
+
+LESS_MEMORY = (
+    "pass a smaller --batch-size or, for a generator, --microbatch-size, --labels-per-microbatch or --gradient-checkpointing True"
+)
+
+
+class Stopped(Interrupted, KeyboardInterrupt):
+    """Training was stopped in the middle of a step or of other work; what the last checkpoint holds is saved."""
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)
+
+
+class OutOfMemoryError(MemoryError):
+    """The memory does not suffice. The message says what lowers the need, and how to go on."""
+
+
+@contextmanager
+def ending(folder: Path, config: AnyConfig, processes: Processes, *, command: str, resume: bool) -> Iterator[None]:
+    """Turn whatever ends a training into an error that says what is safe and how to go on.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        processes: those that train it, the first of which clears up.
+        command: that goes on with it from its newest checkpoint.
+        resume: whether it had been begun before.
+
+    Raises:
+        Interrupted: if it is stopped by Ctrl-C while nothing waits for that.
+        StorageError: if a file cannot be written or read.
+        OutOfMemoryError: if the memory does not suffice.
+        DivergenceError: if the loss becomes NaN or infinite.
+        LostProcessError: if another process is gone.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if processes.is_main_process and not resume:
+            with suppress(OSError, InputError):  # the disk that made it end
+                clear_unstarted(folder, config)
+        explained = _explained(error, folder, command)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explained(error: BaseException, folder: Path, command: str) -> BaseException | None:
+    """Return the error to raise in place of another, None for one that stays as it is."""
+    if isinstance(error, Interrupted | InputError | StorageError | OutOfMemoryError):
+        return None
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        safe, go_on = "nothing is saved before the first checkpoint", "start the same command again"
+    else:
+        safe, go_on = f"its checkpoint {newest.name} is whole", f"go on with: {command}"
+    following = f"{go_on[0].upper()}{go_on[1:]}"
+    explained: BaseException | None = None
+    if isinstance(error, KeyboardInterrupt):
+        explained = Stopped(f"Stopped; {safe}. {following}")
+    elif (lack := out_of_memory(error)) is not None:
+        explained = OutOfMemoryError(f"{lack}: {LESS_MEMORY}" + ("" if newest is None else f"; {safe}, {go_on}"))
+    elif isinstance(error, DivergenceError):
+        again = "start again" if newest is None else f"start again with --overwrite or in another --save-dir; {safe}"
+        explained = DivergenceError(f"{error}, and {again}")
+    elif is_lost_process(error):
+        explained = LostProcessError(f"a process of this run was lost; {safe}. {following}")
+    elif (fault := storage_fault(error)) is not None:
+        explained = StorageError(f"{fault}; {safe}. {remedy(error)}, then {go_on}")
+        if not folder.is_dir():
+            explained = StorageError(f"the run folder '{folder}' is gone, with all that was in it: start again")
+    return explained
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return what to say of a memory that does not suffice, None for an error of another kind."""
+    # On a CPU torch has no class of its own for it.
+    if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)):
+        return None
+    return f"out of memory ({' '.join(str(error).partition(chr(10))[0].split())[:90]})"

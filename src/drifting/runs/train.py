@@ -1,30 +1,45 @@
-"""From a configuration to a trained run in a folder: what is shown, logged, set aside and saved, and how it stops."""
+"""From a configuration to a trained run in a folder: what is shown, logged, set aside and saved, and how it stops.
 
+`try_preset` does all of this in seconds with the tiny version of a preset, on data that it makes itself.
+"""
+
+import copy
+import dataclasses
+import inspect
+import shutil
 import time
+import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
+import torch
 from rich.console import Console
 from torch import nn
 
 from drifting import config as configuration
+from drifting import presets
+from drifting._checks import check_device as check_own_device
 from drifting._files import check_space, check_writable, hold
 from drifting._progress import TrainingProgress, tell_stage
-from drifting.checkpoint import load_weights, save_json, save_tensors
+from drifting.checkpoint import save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
-from drifting.data import forget_data
+from drifting.data import ImagesData, forget_data
 from drifting.data.dataset import reference_samples
+from drifting.data.latents_writer import CacheSettings, write_latents
+from drifting.data.synthetic import write_convnext, write_images, write_vae
 from drifting.distributed import Processes, check_device, is_sharded, join, whole
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
 from drifting.generators.base import Generator
+from drifting.presets.imagenet256 import RECIPES, mae
+from drifting.presets.settings import LATENT_IMAGE_SIZE, smoke
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
 from drifting.runs.assemble import build_encoder, build_positives, with_network
-from drifting.runs.endings import ending
-from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, claim
-from drifting.runs.run import Run, TrainedNetwork
+from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, claim, ending, make_room
+from drifting.runs.run import Run, TrainedNetwork, load_run
 from drifting.training.loop import check_shares
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
@@ -67,26 +82,30 @@ def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, over
     if resume and overwrite:
         raise InputError("resume and overwrite are both given: pass one of them")
     forget_data()
+    processes = join()
     if isinstance(config, RunConfig):
-        return _train_generator(config, Path(save_dir), join(), resume=resume, overwrite=overwrite)
-    if (size := join().size) > 1:
+        return _train_generator(config, Path(save_dir), processes, resume=resume, overwrite=overwrite)
+    if processes.size > 1:
+        size = processes.size
         raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
-    return _train_network(config, Path(save_dir), resume=resume, overwrite=overwrite)
+    return _train_network(config, Path(save_dir), processes, resume=resume, overwrite=overwrite)
 
 
-def _train_network(config: ClassifierConfig | EncoderRunConfig, folder: Path, *, resume: bool, overwrite: bool) -> TrainedNetwork:
+def _train_network(
+    config: ClassifierConfig | EncoderRunConfig, folder: Path, processes: Processes, *, resume: bool, overwrite: bool
+) -> TrainedNetwork:
     """Train an encoder for generators to drift in its features, or a classifier for their evaluation, into a folder."""
-    config, network = with_network(config, folder, join(), overwrite=overwrite)
+    config, network = with_network(config, folder, processes, overwrite=overwrite)
     check_writable(folder, "save_dir")
     with hold(folder, "save_dir"):
         claim(folder, config, resume=resume, overwrite=overwrite)
-        _tell_found(config)
-        with ending(folder, config, join(), command=pretrain.command_of(config, folder), resume=resume):
+        _print_lines(config.data.report())
+        with ending(folder, config, processes, command=pretrain.command_of(config, folder), resume=resume):
             return pretrain.train_alone(config, network, folder)
 
 
-def _tell_found(config: AnyConfig) -> None:
-    if lines := config.data.report():
+def _print_lines(lines: list[str]) -> None:
+    if lines:
         print(*lines, sep="\n", flush=True)
 
 
@@ -99,56 +118,69 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
     config, network = with_network(config, folder, processes, overwrite=overwrite)
     source, generator = config.data.source(config.seed), config.build_generator()
     check_shares(config.schedule, source.num_classes, processes)
+    trains_encoder, is_main = config.trains_encoder, processes.is_main_process
     # What freezes a network comes after its training.
-    encoder = None if config.trains_encoder else build_encoder(config, network)
+    encoder = None if trains_encoder else build_encoder(config, network)
     config.data.exporter()
-    command = command_to_go_on(config.preset, folder, processes.size)
+    facts, command = configuration.to_json(config), command_to_go_on(config.preset, folder, processes.size)
     with ExitStack() as held:
         with processes.main_process_first():
-            if processes.is_main_process:
+            if is_main:
                 check_writable(folder, "save_dir")
                 _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
                 held.enter_context(hold(folder, "save_dir"))
                 claim(folder, config, resume=resume, overwrite=overwrite)
             held.enter_context(ending(folder, config, processes, command=command, resume=resume))
-            encoder = _prepare(config, folder, network, encoder)
+            encoder = _prepare(config, folder, network, encoder, is_main=is_main)
+            if is_main:
+                save_json(folder / CONFIG, facts)
             positives = build_positives(config, encoder, folder / "features")
-        shared = {"processes": processes, "sharded": config.parallel == "fsdp"}
-        state = TrainingState(generator.to(config.device), config.schedule, config.seed, **shared)
+        sharded = config.parallel == "fsdp"
+        result = _without_weights(generator) if sharded else None
+        generator = generator.to(config.device)
+        state = TrainingState(generator, config.schedule, config.seed, processes=processes, sharded=sharded)
         recorder = Recorder(
             folder,
             state,
             positives,
-            facts=configuration.to_json(config),
+            facts=facts,
             reference=reference_samples(source, config.snapshot_samples, seed=_REFERENCE_SEED, limit=True),
             snapshot_samples=config.snapshot_samples,
             keep=config.keep,
             guidance_scale=config.schedule.scale_of_samples(),
         )
-        if config.trains_encoder and processes.is_main_process:
+        if trains_encoder and is_main:
             tell_stage(2, 2, "generator", config.schedule.steps)
         if resume:
             # Stopped in the training of its encoder, or soon after, a run has no checkpoint of its generator yet.
-            recorder.resume(config.schedule.steps, may_begin=config.trains_encoder)
-        if state.step == config.schedule.steps and processes.is_main_process:
+            recorder.resume(config.schedule.steps, may_begin=trains_encoder)
+        if state.step == config.schedule.steps and is_main:
             print(f"{folder} is finished, with all {state.step} steps: pass a higher --steps to train it further", flush=True)
         follow(recorder, config, positives, encoder)
-        return _finish(recorder, config)
+        return _finish(recorder, config, result)
 
 
-def _prepare(config: RunConfig, folder: Path, network: nn.Module | None, encoder: FeatureEncoder | None) -> FeatureEncoder:
-    """Tell what was found, return the encoder, trained if it is not yet, and write the configuration."""
-    # An encoder that is there may turn out not to fit; one that is not is trained first.
-    has_encoder, is_main = (folder / ENCODER_WEIGHTS).exists(), join().is_main_process
-    if is_main and not has_encoder:
-        _tell_found(config)
-    pretrain.prepare_encoder(config, folder, network)
+def _prepare(
+    config: RunConfig, folder: Path, network: nn.Module | None, encoder: FeatureEncoder | None, *, is_main: bool
+) -> FeatureEncoder:
+    """Print what was found of the data, and return the encoder, trained if it is not yet."""
+    lines = config.data.report() if is_main else []
+    # A saved encoder may turn out not to fit, which comes first; one that is not saved yet is trained, which takes long.
+    saved = (folder / ENCODER_WEIGHTS).exists()
+    if not saved:
+        _print_lines(lines)
+    if network is not None:
+        pretrain.prepare_encoder(config, folder, network)
     encoder = build_encoder(config, network) if encoder is None else encoder
-    if is_main and has_encoder:
-        _tell_found(config)
-    if is_main:
-        save_json(folder / CONFIG, configuration.to_json(config))
+    if saved:
+        _print_lines(lines)
     return encoder
+
+
+def _without_weights(generator: Generator) -> Generator:
+    """Return a copy of a generator whose weights take no memory, to be loaded later."""
+    weights = {id(weight): nn.Parameter(torch.empty_like(weight, device="meta")) for weight in generator.parameters()}
+    return copy.deepcopy(generator, weights)
 
 
 def _check_space(folder: Path, config: RunConfig, generator: Generator, *, resume: bool, overwrite: bool) -> None:
@@ -160,14 +192,20 @@ def _check_space(folder: Path, config: RunConfig, generator: Generator, *, resum
     check_space(folder, checkpoint * (1 if resume else 2) - sum(deleted), "save_dir")
 
 
-def _finish(recorder: Recorder, config: RunConfig) -> Run:
-    """Write the weights of the generator and the pictures."""
+def _finish(recorder: Recorder, config: RunConfig, unsharded: Generator | None) -> Run:
+    """Write the weights of the generator and the pictures.
+
+    Args:
+        recorder: of the run.
+        config: of the run.
+        unsharded: the generator, to take the whole weights where each process has a share of them; None otherwise.
+    """
     folder, state = recorder.folder, recorder.state
     generator, pictures = state.averaged, []
     weights = {name: whole(value).cpu() for name, value in generator.state_dict().items()}
-    if is_sharded(generator):  # for good
-        generator = config.build_generator()
-        load_weights(generator, weights, str(folder))
+    if unsharded is not None and is_sharded(generator):
+        generator = unsharded
+        generator.load_state_dict(weights, assign=True)
     if state.processes.is_main_process:
         save_tensors(folder / WEIGHTS, weights)
         pictures = drawing.build_pictures(config)(folder, snapshots=recorder.snapshots, log=recorder.log.read())
@@ -216,3 +254,120 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
                 recorder.save()
             if stopped and step.number < schedule.steps:
                 raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
+
+
+# In the folder of the run, what is made for it; version 0.1 called the extractor a judge.
+MADE = "smoke"
+_PARTS = {"images", "vae", "latents", "encoder", "convnext", "extractor", "judge"}
+_SAMPLES = 16
+
+# Pixels to a side of images in memory, by the name of their data set.
+_SIDES = {"mnist": 28, "cifar10": 32}
+
+
+def try_preset(
+    name: str,
+    save_dir: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **choices: Any,
+) -> Run | TrainedNetwork:
+    """Train the tiny version of a preset, evaluate it and return it.
+
+    Args:
+        name: of the preset.
+        save_dir: the run folder; by default runs/smoke/NAME, where what is there is replaced.
+        overwrite: replace a run in `save_dir`.
+        settings: what may differ from the tiny version, see `presets.adjust`.
+        choices: what the preset lets one choose; data and encoder are made where they are not among them.
+
+    Raises:
+        InputError: as the full preset does.
+    """
+    folder, processes = Path("runs") / "smoke" / name if save_dir is None else Path(save_dir), join()
+    made = folder / MADE
+    if _needs_data(name) and "data" not in choices:
+        choices = {**choices, "data": str(made / "images")}
+    given = presets.adjust(smoke(presets.preset(name, **choices)), **(settings or {}))
+    config = _with_names(given, made)
+    check_own_device(given.device)
+    check_writable(folder, "save_dir")
+    with processes.main_process_first():
+        if processes.is_main_process:
+            replace = overwrite or save_dir is None
+            _check_made(made, overwrite=replace)
+            make_room(folder, overwrite=replace)
+            shutil.rmtree(made, ignore_errors=True)
+            _make(given, config, made)
+    trained = train(config, folder, overwrite=True)
+    if isinstance(trained, Run) and processes.is_main_process:
+        with warnings.catch_warnings():
+            # Figures of so few samples are not reliable.
+            warnings.simplefilter("ignore", UserWarning)
+            load_run(folder).evaluate(count=_SAMPLES, **_seen_by(trained.config, made))
+    processes.barrier()
+    return trained
+
+
+def _needs_data(name: str) -> bool:
+    """Return whether a preset cannot be had without data."""
+    parameters = inspect.signature(presets.PRESETS[name].make).parameters if name in presets.PRESETS else {}
+    return "data" in parameters and parameters["data"].default is inspect.Parameter.empty
+
+
+def _check_made(made: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless what a quick try makes may take the place of what is there."""
+    found = {path.name for path in made.iterdir()} if made.is_dir() else set()
+    if found - _PARTS:
+        raise InputError(f"save_dir is '{made.parent}', whose folder '{made.name}' is not of a quick try: name another")
+    if found and not overwrite:
+        raise InputError(f"save_dir is '{made.parent}', which already holds a run: pass --overwrite, or choose another folder")
+
+
+def _with_names(config: Any, made: Path) -> Any:
+    """Return a configuration that names its data and what its encoder needs, where they were left to it; `_make` makes them."""
+    if getattr(config.data, "path", "") is None:
+        place = made / ("latents" if config.data.latent else "images")
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(place)))
+    if _has_masked_features(config):
+        weights = config.encoder.weights or str(made / "encoder" / ENCODER_WEIGHTS)
+        convnext = None if config.encoder.convnext is None else str(made / "convnext")
+        config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=weights, convnext=convnext))
+    return config
+
+
+def _make(given: Any, config: Any, made: Path) -> None:
+    """Make what a configuration names and was not given."""
+    images, own = made / "images", getattr(config.data, "path", None) in (str(made / "images"), str(made / "latents"))
+    data = config.data
+    if own and data.latent:
+        write_images(images, image_size=LATENT_IMAGE_SIZE, channels=3)
+        write_latents(images, write_vae(made / "vae"), made / "latents", CacheSettings(image_size=LATENT_IMAGE_SIZE))
+    elif own and data.kind == "streamed":
+        write_images(images, image_size=data.image_size, channels=3)
+    elif own:
+        write_images(images, image_size=_SIDES.get(data.name, 16), channels=3 if data.color else 1)
+    if _has_masked_features(config):
+        if given.encoder.weights is None:
+            kind = RECIPES[config.preset.removeprefix("imagenet256-")].encoder
+            train(dataclasses.replace(smoke(mae(kind)), data=config.data), made / "encoder")
+        if config.encoder.convnext is not None:
+            write_convnext(Path(config.encoder.convnext))
+
+
+def _has_masked_features(config: Any) -> bool:
+    return config.noun == "generator" and config.encoder.published is not None
+
+
+def _seen_by(config: RunConfig, made: Path) -> dict[str, Any]:
+    """Return the extractor of a run, and which real images it is compared with where they are not its own data."""
+    images = made / "images"
+    if config.data.kind not in ("images", "streamed"):
+        return {}
+    if not images.is_dir():
+        return {"extractor": "pixels"}
+    # A classifier as those of the presets are; a covariance of all pixels would take minutes.
+    shown = ImagesData(name="smoke", path=str(images))
+    extractor = train(smoke(ClassifierConfig(preset="smoke", data=shown)), made / "extractor").folder
+    return {"extractor": str(extractor)} | ({"real": str(images)} if config.data.latent else {})
