@@ -9,7 +9,7 @@ from drifting.data.images import ImageSet
 from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, evaluate_images, frechet_curve
-from drifting.evaluation.images import in_batches
+from drifting.evaluation.extractors import in_batches
 from drifting.evaluation.references import in_memory
 from drifting.evaluation.shares import digests
 from drifting.metrics.frechet import Gaussian, frechet_distance, gaussian_of

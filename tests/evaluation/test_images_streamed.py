@@ -10,9 +10,9 @@ from rich.console import Console
 from drifting._progress import show_images
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, compare, evaluate_images, see
-from drifting.evaluation.images import check_feature_size
 from drifting.evaluation.references import in_memory
 from drifting.evaluation.shares import images_in_shares
+from drifting.evaluation.statistics import check_feature_size
 from drifting.metrics.frechet import Gaussian, gaussian_of
 from tests.support.image_folders import bar_set, bars
 
@@ -68,7 +68,7 @@ def test_figures_are_those_of_all_images_at_once():
 
 @pytest.mark.parametrize("size", [1, 7, 3000])
 def test_statistics_do_not_depend_on_the_size_of_a_batch(size, monkeypatch):
-    monkeypatch.setattr("drifting.evaluation.images._BLOCK", 200)
+    monkeypatch.setattr("drifting.evaluation.statistics._BLOCK", 200)
     images = bar_set(250, seed=3).images
     seen, whole = see(_batches(images, size=size), EXTRACTOR), gaussian_of(_project(images))
     torch.testing.assert_close(seen.gaussian.mean, whole.mean, rtol=1e-9, atol=0)

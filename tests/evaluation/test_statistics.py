@@ -4,8 +4,7 @@ import torch
 
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.errors import InputError
-from drifting.evaluation.images import Seen
-from drifting.evaluation.statistics import cached_seen, load_seen, read_statistics, save_seen
+from drifting.evaluation.statistics import Seen, cached_seen, load_seen, read_statistics, save_seen
 from drifting.metrics.frechet import gaussian_of, load_gaussian, save_gaussian
 
 FEATURES = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))

@@ -36,8 +36,7 @@ from drifting.config import RunConfig
 from drifting.data.features import FeatureCache
 from drifting.data.latents import LatentCache
 from drifting.errors import MOST_CHARACTERS, InputError
-from drifting.evaluation.images import Seen
-from drifting.evaluation.statistics import cached_seen, read_statistics, save_seen
+from drifting.evaluation.statistics import Seen, cached_seen, read_statistics, save_seen
 from drifting.metrics.frechet import gaussian_of
 from drifting.plotting.panels import losses_figure
 from drifting.runs import pictures as drawing

@@ -1,10 +1,9 @@
 """How good the samples of a run are, each figure beside the same figure for real data: the floor."""
 
-from drifting.evaluation.base import Metrics, Sampler, as_text
-from drifting.evaluation.curve import frechet_curve
-from drifting.evaluation.digits import evaluate_digits
-from drifting.evaluation.images import Extractor, Seen, Sides, compare, evaluate_images, see
-from drifting.evaluation.points import evaluate_points, mode_shares
+from drifting.evaluation.extractors import Extractor
+from drifting.evaluation.images import Sides, compare, evaluate_images, frechet_curve
+from drifting.evaluation.points_and_digits import Metrics, Sampler, as_text, evaluate_digits, evaluate_points, mode_shares
+from drifting.evaluation.statistics import Seen, see
 
 __all__ = [
     "Extractor",

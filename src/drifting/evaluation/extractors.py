@@ -1,4 +1,4 @@
-"""Feature extractors that evaluate generators of images, and how they are found.
+"""Feature extractors that evaluate generators of images, and where they come from.
 
 A classifier's folder holds config.json, classifier.safetensors, metrics.json and trained_on.safetensors: digests of the images that
 it was trained on. One training image in five is held out, of every class alike: floors are made of those, since a classifier sees
@@ -9,23 +9,59 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
 
 from drifting.checkpoint import load_network, load_tensors
 from drifting.data.pixels import to_signed
 from drifting.errors import InputError
-from drifting.evaluation.images import Extractor, in_batches
 from drifting.metrics.inception import URL, load_inception
+
+Bytes = UInt8[Tensor, "s c h w"]
 
 # What `runs.folder` calls the files of a classifier.
 _WEIGHTS, _TRAINED_ON, _DIGESTS = "classifier.safetensors", "trained_on.safetensors", "digests"
 # Sides of a large image for the extractor "pixels": a covariance of all its pixels would fill any memory.
 _PIXELS = 32
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature space to measure in, and who names the classes.
+
+    Attributes:
+        name: shown beside the figures; with the weights it makes the name of cached statistics.
+        embed: images -> features.
+        classify: images -> the label of each; None for an extractor that knows no labels.
+        cache: folder for statistics of real data; None to compute them anew.
+        probabilities: images -> those of the classes on which the Inception Score is defined; None for any other extractor.
+        trained_on: digests of the images that it was trained on, see `shares.digests`, which make no floor; None for none.
+    """
+
+    name: str
+    embed: Callable[[Bytes], Float[Tensor, "s d"]]
+    classify: Callable[[Bytes], Int[Tensor, " s"]] | None = None
+    cache: Path | None = None
+    probabilities: Callable[[Bytes], Float[Tensor, "s k"]] | None = None
+    trained_on: Int[Tensor, " t"] | None = None
+
+
+def accuracy_of(network: nn.Module, images: Bytes, labels: Int[Tensor, " s"]) -> float:
+    """Return the share of images that a classifier in evaluation mode, images in [-1, 1] -> logits, names as their label."""
+    device = next(network.parameters()).device
+    named = in_batches(lambda part: network(part.to(device)).argmax(1), images)
+    return float((named == labels).double().mean())
+
+
+def in_batches(function: Callable[[Tensor], Tensor], images: Bytes, size: int = 500) -> Tensor:
+    """Return what a function of images in [-1, 1] makes of bytes, on the CPU."""
+    with torch.no_grad():
+        return torch.cat([function(to_signed(part)).cpu() for part in images.split(size)])
 
 
 def _trained_on(folder: Path) -> Int[Tensor, " t"] | None:

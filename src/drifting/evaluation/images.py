@@ -8,71 +8,42 @@ Shapes: s samples, r real images, c channels, h x w pixels, d features, f featur
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from drifting._progress import show_images
 from drifting.data.facts import NEIGHBORS
 from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
-from drifting.errors import InputError
-from drifting.evaluation.base import Metrics
-from drifting.evaluation.shares import digests, labels_in_shares
+from drifting.evaluation.extractors import Bytes, Extractor
+from drifting.evaluation.points_and_digits import Metrics
+from drifting.evaluation.shares import by_chance, images_of_labels, labels_in_shares, unknown_to, weights_in_shares
+from drifting.evaluation.statistics import KEPT, Batch, Seen, see
 from drifting.metrics.color import compare_colors
 from drifting.metrics.distances import mean_distance
 from drifting.metrics.frechet import (
     Gaussian,
-    RunningGaussian,
     check_covariance,
     frechet_distance,
+    gaussian_of,
     kernel_distance,
     unreliable,
 )
-from drifting.metrics.inception import RunningInceptionScore
 from drifting.metrics.memorization import memorization
 from drifting.metrics.precision_recall import precision_recall
 
-Bytes = UInt8[Tensor, "s c h w"]
-
-# Images, and the label of each where they have any.
-Batch = tuple[Bytes, Int[Tensor, " s"] | None]
+Floor = Callable[[int, Seen], Seen | None]
 # (count, labels) -> that many images in batches, of these labels in turn, or of all classes in turn
 ImageSampler = Callable[[int, Sequence[int] | None], Iterable[Batch]]
 
-# Features of so many images are kept, where the images do not fit into memory.
-KEPT = 10_000
-# Features are added to a covariance by so many: each time costs d x d numbers more.
-_BLOCK = 2048
 # Labels of samples are listed for so many, and over again for more: memory does not grow with their number.
 _PERIOD = 100_000
 # Images whose distances from each other are looked at, at most.
 _PAIRED = 2000
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A feature space to measure in, and who names the classes.
-
-    Attributes:
-        name: shown beside the figures; with the weights it makes the name of cached statistics.
-        embed: images -> features.
-        classify: images -> the label of each; None for an extractor that knows no labels.
-        cache: folder for statistics of real data; None to compute them anew.
-        probabilities: images -> those of the classes on which the Inception Score is defined; None for any other extractor.
-        trained_on: digests of the images that it was trained on, see `shares.digests`, which make no floor; None for none.
-    """
-
-    name: str
-    embed: Callable[[Bytes], Float[Tensor, "s d"]]
-    classify: Callable[[Bytes], Int[Tensor, " s"]] | None = None
-    cache: Path | None = None
-    probabilities: Callable[[Bytes], Float[Tensor, "s k"]] | None = None
-    trained_on: Int[Tensor, " t"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +62,8 @@ class Sides:
     """
 
     name: str
-    look: Callable[[int], "Seen"]
-    floor: "Floor"
+    look: Callable[[int], Seen]
+    floor: Floor
     count: int
     shares: Int[Tensor, " r"] | None = None
     keep: int = KEPT
@@ -203,85 +174,6 @@ def _spread(features: Float[Tensor, "s d"]) -> float:
     return mean_distance(features, features) * len(features) / max(1, len(features) - 1)
 
 
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())
-
-
-def accuracy_of(network: nn.Module, images: Bytes, labels: Int[Tensor, " s"]) -> float:
-    """Return the share of images that a classifier in evaluation mode, images in [-1, 1] -> logits, names as their label."""
-    device = next(network.parameters()).device
-    return _share(in_batches(lambda part: network(part.to(device)).argmax(1), images) == labels)
-
-
-def in_batches(function: Callable[[Tensor], Tensor], images: Bytes, size: int = 500) -> Tensor:
-    """Return what a function of images in [-1, 1] makes of bytes, on the CPU."""
-    with torch.no_grad():
-        return torch.cat([function(to_signed(part)).cpu() for part in images.split(size)])
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What is kept of images.
-
-    Attributes:
-        gaussian: mean and covariance of the features of all.
-        features: of the first ones; None where only statistics are known.
-        accuracy: share that the extractor names as their label; None where there are no labels or it knows none.
-        inception_score: of all, see `metrics.inception_score`; None for an extractor that has none.
-        digests: of all, see `shares.digests`; None where they were not asked for or are not known.
-    """
-
-    gaussian: Gaussian
-    features: Float[Tensor, "f d"] | None = None
-    accuracy: float | None = None
-    inception_score: float | None = None
-    digests: Int[Tensor, " s"] | None = None
-
-
-Floor = Callable[[int, Seen], Seen | None]
-
-
-def see(batches: Iterable[Batch], extractor: Extractor, *, keep: int = KEPT, remember: bool = False) -> Seen:
-    """Look at images batch after batch, none of which is held when the next one is asked for.
-
-    Args:
-        batches: of any sizes, together at least two images.
-        extractor: the feature space.
-        keep: how many features are kept.
-        remember: keep digests of the images, by which copies of them are found.
-
-    Raises:
-        InputError: for fewer than two images, or features that are not finite.
-    """
-    gaussian, score, kept = RunningGaussian(), RunningInceptionScore(), list[Tensor]()
-    block, known, hits, labeled = list[Tensor](), list[Tensor](), 0, 0
-    for images, labels in batches:
-        features = extractor.embed(images).cpu()
-        block.append(features)
-        if sum(map(len, block)) >= _BLOCK:
-            gaussian.add(torch.cat(block))
-            block.clear()
-        if (wanted := keep - sum(map(len, kept))) > 0:
-            kept.append(features[:wanted].clone())
-        if remember:
-            known.append(digests(images))
-        if extractor.probabilities is not None:
-            score.add(extractor.probabilities(images))
-        if extractor.classify is not None and labels is not None:
-            hits += int((extractor.classify(images).cpu() == labels.cpu()).sum())
-            labeled += len(labels)
-        del images
-    if block:
-        gaussian.add(torch.cat(block))
-    return Seen(
-        gaussian.gaussian(),
-        torch.cat(kept) if kept else None,
-        accuracy=hits / labeled if labeled else None,
-        inception_score=None if extractor.probabilities is None else score.score(),
-        digests=torch.cat(known) if known else None,
-    )
-
-
 def compare(generated: Seen, real: Seen, floor: Seen | None = None) -> Metrics:
     """Compare generated images with real ones, and other real ones with those: the floor.
 
@@ -316,9 +208,49 @@ def compare(generated: Seen, real: Seen, floor: Seen | None = None) -> Metrics:
     return metrics
 
 
-def check_feature_size(extractor: Extractor, shape: tuple[int, int, int], real: Seen, origin: str) -> None:
-    """Raise InputError if statistics are of another number of features than the extractor has for images of a shape."""
-    (size,) = extractor.embed(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1:]
-    if size != len(real.gaussian.mean):
-        numbers = f"are of {len(real.gaussian.mean)} features, but the extractor {extractor.name} has {size}"
-        raise InputError(f"real is '{origin}', whose statistics {numbers}: name those of this extractor")
+def frechet_curve(
+    snapshots: Mapping[int, Bytes], train: ImageSet, test: ImageSet, extractor: Extractor, real: Gaussian | None = None
+) -> Metrics:
+    """Return the Frechet distance to the test set at every snapshot.
+
+    Args:
+        snapshots: step -> samples, of each step as many, with the classes of the training set in turn where it has some. Samples
+            of a class together weigh as much as it does in the test set; of more classes than samples, the others are left out
+            of both.
+            Distances fall with the number of samples, so compare them with the floor alone.
+        train: real images, of which as many make the floor.
+        test: real images.
+        extractor: the feature space. Images that it was trained on make no floor.
+        real: of the features of the whole test set, where it is known.
+
+    Returns:
+        `frechet_curve_steps`, `frechet_curve`, a distance for each of them, and `frechet_curve_floor`; nothing where there are too
+        few images.
+    """
+    count = min(map(len, snapshots.values()))
+    candidates = unknown_to(extractor.trained_on, train.images)
+    if train.labels is None or test.labels is None or train.num_classes is None:
+        labels, shown = None, test
+        chosen = by_chance(len(candidates), count)
+    else:
+        labels = torch.arange(count) % train.num_classes
+        seen = torch.isin(test.labels, labels)
+        shown = test if bool(seen.all()) else ImageSet(test.images[seen], test.labels[seen], test.class_names)
+        chosen = images_of_labels(train.labels[candidates], labels)
+    if min(count, len(shown)) < 2:
+        return {}
+    reference = real if real is not None and shown is test else gaussian_of(extractor.embed(shown.images))
+
+    def distance(images: Bytes, of: Int[Tensor, " s"] | None) -> float:
+        weights = None if of is None or shown.labels is None else weights_in_shares(of, shown.labels)
+        return frechet_distance(gaussian_of(extractor.embed(images), weights), reference)
+
+    steps = sorted(snapshots)
+    metrics: Metrics = {
+        "frechet_curve_steps": steps,
+        "frechet_curve": [distance(snapshots[step][:count], labels) for step in steps],
+    }
+    others = candidates[chosen]
+    of = None if labels is None or train.labels is None else train.labels[others]
+    complete = of is None or shown.labels is None or bool(torch.isin(shown.labels, of).all())
+    return metrics | ({"frechet_curve_floor": distance(train.images[others], of)} if complete and len(others) >= 2 else {})

@@ -28,9 +28,10 @@ from drifting.data.pixels import to_signed
 from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.errors import InputError
-from drifting.evaluation.images import KEPT, Batch, Extractor, Floor, Pixels, Seen, Sides, check_feature_size, see
+from drifting.evaluation.extractors import Extractor
+from drifting.evaluation.images import Floor, Pixels, Sides
 from drifting.evaluation.shares import by_chance, digests, images_in_shares, unknown_to
-from drifting.evaluation.statistics import SUFFIXES, cached_seen, read_statistics
+from drifting.evaluation.statistics import KEPT, SUFFIXES, Batch, Seen, cached_seen, check_feature_size, read_statistics, see
 
 # Samples that are made of a run whose images are in memory, and of one whose images stay on disk.
 IN_MEMORY, STREAMED = 10_000, 50_000

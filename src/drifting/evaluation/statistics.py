@@ -1,28 +1,100 @@
-"""Statistics of real images on disk: kept by their fingerprint, written by this library, or published by others.
+"""What is kept of images that an extractor saw: mean and covariance of their features, and some of the features.
 
-Ours are safetensors with `mean`, `covariance` (or `root`) and `count`, and `features` and `digests` where some are kept; published
-ones are .npz with `mu` and `sigma`, as those of ADM and pytorch-fid are, which are read as arrays alone: nothing in them is run.
+Statistics of real images are also files: kept by their fingerprint, written by this library, or published by others. Ours are
+safetensors with `mean`, `covariance` (or `root`) and `count`, and `features` and `digests` where some are kept; published ones are
+.npz with `mu` and `sigma`, as those of ADM and pytorch-fid are, which are read as arrays alone: nothing in them is run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
 from drifting._files import cached
 from drifting.errors import InputError, reason
-from drifting.evaluation.images import Seen
-from drifting.metrics.frechet import Gaussian, load_gaussian, save_gaussian
+from drifting.evaluation.extractors import Bytes, Extractor
+from drifting.evaluation.shares import digests
+from drifting.metrics.frechet import Gaussian, RunningGaussian, load_gaussian, save_gaussian
+from drifting.metrics.inception import RunningInceptionScore
+
+# Images, and the label of each where they have any.
+Batch = tuple[Bytes, Int[Tensor, " s"] | None]
+
+# Features of so many images are kept, where the images do not fit into memory.
+KEPT = 10_000
+# Features are added to a covariance by so many: each time costs d x d numbers more.
+_BLOCK = 2048
 
 SUFFIXES = (".safetensors", ".npz")
-_KEPT = ("features", "digests")
+_TENSORS = ("features", "digests")
 _FIGURES = ("accuracy", "inception_score")
 # Largest asymmetry of a covariance relative to its largest entry; rounding leaves less.
 _ASYMMETRY = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is kept of images.
+
+    Attributes:
+        gaussian: mean and covariance of the features of all.
+        features: of the first ones; None where only statistics are known.
+        accuracy: share that the extractor names as their label; None where there are no labels or it knows none.
+        inception_score: of all, see `metrics.inception_score`; None for an extractor that has none.
+        digests: of all, see `shares.digests`; None where they were not asked for or are not known.
+    """
+
+    gaussian: Gaussian
+    features: Float[Tensor, "f d"] | None = None
+    accuracy: float | None = None
+    inception_score: float | None = None
+    digests: Int[Tensor, " s"] | None = None
+
+
+def see(batches: Iterable[Batch], extractor: Extractor, *, keep: int = KEPT, remember: bool = False) -> Seen:
+    """Look at images batch after batch, none of which is held when the next one is asked for.
+
+    Args:
+        batches: of any sizes, together at least two images.
+        extractor: the feature space.
+        keep: how many features are kept.
+        remember: keep digests of the images, by which copies of them are found.
+
+    Raises:
+        InputError: for fewer than two images, or features that are not finite.
+    """
+    gaussian, score, kept = RunningGaussian(), RunningInceptionScore(), list[Tensor]()
+    block, known, hits, labeled = list[Tensor](), list[Tensor](), 0, 0
+    for images, labels in batches:
+        features = extractor.embed(images).cpu()
+        block.append(features)
+        if sum(map(len, block)) >= _BLOCK:
+            gaussian.add(torch.cat(block))
+            block.clear()
+        if (wanted := keep - sum(map(len, kept))) > 0:
+            kept.append(features[:wanted].clone())
+        if remember:
+            known.append(digests(images))
+        if extractor.probabilities is not None:
+            score.add(extractor.probabilities(images))
+        if extractor.classify is not None and labels is not None:
+            hits += int((extractor.classify(images).cpu() == labels.cpu()).sum())
+            labeled += len(labels)
+        del images
+    if block:
+        gaussian.add(torch.cat(block))
+    return Seen(
+        gaussian.gaussian(),
+        torch.cat(kept) if kept else None,
+        accuracy=hits / labeled if labeled else None,
+        inception_score=None if extractor.probabilities is None else score.score(),
+        digests=torch.cat(known) if known else None,
+    )
 
 
 def cached_seen(path: Path, fingerprint: str, compute: Callable[[], Seen]) -> Seen:
@@ -42,7 +114,7 @@ def cached_seen(path: Path, fingerprint: str, compute: Callable[[], Seen]) -> Se
 def save_seen(path: Path, seen: Seen, *, fingerprint: str = "") -> None:
     """Write what was seen to one safetensors file, atomically; `metrics.frechet.load_gaussian` reads it as well."""
     more = {name: torch.tensor(value) for name in _FIGURES if (value := getattr(seen, name)) is not None}
-    more |= {name: kept.contiguous() for name in _KEPT if (kept := getattr(seen, name)) is not None}
+    more |= {name: kept.contiguous() for name in _TENSORS if (kept := getattr(seen, name)) is not None}
     save_gaussian(path, seen.gaussian, fingerprint=fingerprint, more=more)
 
 
@@ -57,7 +129,7 @@ def _load(path: Path) -> tuple[Seen, str]:
     gaussian, fingerprint = load_gaussian(path)
     with safe_open(path, "pt") as file:
         known = set(file.keys())
-        kept = {name: file.get_tensor(name).clone() for name in _KEPT if name in known}
+        kept = {name: file.get_tensor(name).clone() for name in _TENSORS if name in known}
         figures = {name: file.get_tensor(name) for name in _FIGURES if name in known}
     if any(value.numel() != 1 for value in figures.values()):
         raise InputError(f"path is '{path}', whose {' and '.join(figures)} are no single numbers: delete it and compute it again")
@@ -114,3 +186,11 @@ def _published(path: Path) -> Gaussian:
     except Exception as error:
         raise InputError(reason(error)) from None
     return Gaussian(mean, covariance, 0)
+
+
+def check_feature_size(extractor: Extractor, shape: tuple[int, int, int], real: Seen, origin: str) -> None:
+    """Raise InputError if statistics are of another number of features than the extractor has for images of a shape."""
+    (size,) = extractor.embed(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1:]
+    if size != len(real.gaussian.mean):
+        numbers = f"are of {len(real.gaussian.mean)} features, but the extractor {extractor.name} has {size}"
+        raise InputError(f"real is '{origin}', whose statistics {numbers}: name those of this extractor")

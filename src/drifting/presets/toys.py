@@ -43,15 +43,15 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
     """
     if dataset is not None and data is not None:
         raise InputError(f"dataset is '{dataset}' and data is '{data}': pass one of them")
-    name = None if data is not None else dataset or "moons"
-    if name is not None:
-        check_toy(name)
-    anchor = name in ANCHORS
-    temperatures, noise_dim = ((0.05,), 32) if anchor else _THIN.get(name or "", ((0.1, 0.3), 4))
-    optimization = ANCHORS[name] if name is not None and anchor else _SEPARATE
+    dataset = dataset or "moons"
+    check_toy(dataset)
+    # The user's own points are taken for separate parts.
+    shape = dataset if data is None else ""
+    anchor = shape in ANCHORS
+    temperatures, noise_dim = ((0.05,), 32) if anchor else _THIN.get(shape, ((0.1, 0.3), 4))
     return RunConfig(
         preset="toy",
-        data=PointsData(path=data) if name is None else ToyData(dataset=name),
+        data=ToyData(dataset=dataset) if data is None else PointsData(path=data),
         generator=MLPConfig(noise_dim=noise_dim, width=256, depth=3, gain=1.3 if anchor else 3.0),
         loss=LossConfig(
             temperatures=temperatures,
@@ -59,7 +59,7 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
             normalize_features=False,
             normalize_drift=not anchor,
         ),
-        schedule=Schedule(steps=2000, generated=2048, positives=2048, max_grad_norm=None, **optimization),
+        schedule=Schedule(steps=2000, generated=2048, positives=2048, max_grad_norm=None, **ANCHORS.get(shape, _SEPARATE)),
     )
 
 

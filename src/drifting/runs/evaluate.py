@@ -25,8 +25,8 @@ from drifting.data.pixels import to_bytes
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, Metrics, Sampler, Sides, evaluate_digits, evaluate_images, evaluate_points, frechet_curve
 from drifting.evaluation.extractors import find_extractor
-from drifting.evaluation.images import Batch
 from drifting.evaluation.references import IN_MEMORY, STREAMED, in_memory, streamed
+from drifting.evaluation.statistics import Batch
 from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss
 from drifting.runs.folder import CONFIG, STATISTICS

@@ -39,8 +39,8 @@ from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.classifier import Classifier
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.resnet import ResNet
-from drifting.evaluation.images import accuracy_of, in_batches
-from drifting.evaluation.references import digests, images_in_shares
+from drifting.evaluation.extractors import accuracy_of, in_batches
+from drifting.evaluation.shares import digests, images_in_shares
 from drifting.metrics.linear_probe import linear_probe
 from drifting.plotting import draw_reconstruction
 from drifting.pretraining.loop import HeldRows, NetworkStep, NetworkTraining, batches_of, read_ahead
