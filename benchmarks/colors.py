@@ -17,6 +17,7 @@ import torch
 
 from drifting import runs
 from drifting.config import RunConfig
+from drifting.data import ImagesData
 from drifting.data.augmentation import Views, augment
 from drifting.data.pixels import to_signed
 from drifting.encoders import ResNetConfig
@@ -76,7 +77,8 @@ def sensitivity(config: RunConfig) -> dict[str, tuple[float, float]]:
     """Return for every feature the mean distance between images, and the share of it by which other colors move an image."""
     network = config.build_network()
     encoder = build_encoder(config, network.eval() if network else None)
-    images = to_signed(config.data.load("test").images[:_IMAGES])  # pyright: ignore
+    assert isinstance(config.data, ImagesData)
+    images = to_signed(config.data.load("test").images[:_IMAGES])
     with torch.no_grad():
         real, changed = encoder(images), encoder(augment(images, _OTHER_COLORS, torch.Generator().manual_seed(0)))
     found = {}

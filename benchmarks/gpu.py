@@ -9,14 +9,14 @@ warm-up, memory is the most that torch had allocated. --tiny is for trying the f
 
 import argparse
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import median_seconds, peak_gigabytes
 from torch import Tensor
 
 import drifting
@@ -36,33 +36,6 @@ from drifting.training.state import TrainingState
 TEMPERATURES = (0.02, 0.05, 0.2)
 # Groups, generated, positives, channels: locations of the maps of the ablation recipe for eight labels, a bank of MNIST, CIFAR-10.
 LOSSES = [(8192, 64, 80, 256), (2048, 64, 80, 512), (512, 64, 80, 1024), (128, 64, 80, 2048), (10, 64, 64, 784), (1, 640, 640, 512)]
-
-
-def synchronize(device: str) -> None:
-    """Wait for the device."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def median_seconds(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Return the median time of a call after two that warm up."""
-    times = []
-    for _ in range(repeats + 2):
-        synchronize(device)
-        start = time.perf_counter()
-        call()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
-
-
-def peak_gigabytes(device: str) -> float:
-    """Return the most memory that was allocated since it was last asked for; 0 on a CPU."""
-    if device != "cuda":
-        return 0.0
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    torch.cuda.reset_peak_memory_stats()
-    return peak
 
 
 def plain_loss(samples: Tensor, positives: Tensor) -> Tensor:
@@ -86,6 +59,16 @@ def plain_loss(samples: Tensor, positives: Tensor) -> Tensor:
     return (samples / unit - target).square().mean()
 
 
+def our_loss(samples: Tensor, positives: Tensor) -> Tensor:
+    """Return the loss of all groups as the library computes it."""
+    return drifting.drifting_loss(samples, positives, temperatures=TEMPERATURES).loss.mean()
+
+
+def backward(loss: Callable[[], Tensor]) -> None:
+    """Compute a loss and its gradient."""
+    loss().backward()
+
+
 def time_losses(device: str, tiny: bool) -> Table:
     """Time loss and gradient for groups of several sizes."""
     table = Table(
@@ -96,30 +79,25 @@ def time_losses(device: str, tiny: bool) -> Table:
         samples = torch.randn(groups, generated, channels, generator=rng, device=device, requires_grad=True)
         positives = torch.randn(groups, real, channels, generator=rng, device=device) + 0.1
 
-        def ours(samples: Tensor = samples, positives: Tensor = positives) -> Tensor:
-            return drifting.drifting_loss(samples, positives, temperatures=TEMPERATURES).loss.mean()
-
-        def plain(samples: Tensor = samples, positives: Tensor = positives) -> Tensor:
-            return plain_loss(samples, positives)
-
+        plain, ours = partial(plain_loss, samples, positives), partial(our_loss, samples, positives)
         (gradient,), (expected,) = (torch.autograd.grad(call(), samples) for call in (ours, plain))
         assert (gradient - expected).norm() < 2e-2 * expected.norm()
         row = []
         for call in (plain, ours):
-            peak_gigabytes(device)
+            peak_gigabytes()
             before = torch.cuda.memory_allocated() / 2**30 if device == "cuda" else 0.0
-            row += [f"{1e3 * median_seconds(lambda call=call: call().backward(), device, 7):.2f}"]
-            row += [f"{peak_gigabytes(device) - before:.2f}"]
+            row += [f"{1e3 * median_seconds(partial(backward, call), 7):.2f}"]
+            row += [f"{peak_gigabytes() - before:.2f}"]
         table.add_row(f"{groups} x {generated} + {real} x {channels}", *row)
     return table
 
 
-def small_runs(tiny: bool) -> Iterator[tuple[str, RunConfig]]:
+def small_runs(device: str, tiny: bool) -> Iterator[tuple[str, RunConfig]]:
     """Yield runs on 32 x 32 images: both generators, whole and in microbatches, in both precisions."""
     base = preset("cifar10-multiscale-gpu")
     assert isinstance(base, RunConfig)
     assert isinstance(base.data, ImagesData)
-    base = dataclasses.replace(base, data=dataclasses.replace(base.data, image_shape=(3, 32, 32), num_classes=10))
+    base = dataclasses.replace(base, device=device, data=dataclasses.replace(base.data, image_shape=(3, 32, 32), num_classes=10))
     # The same network: of classes only its training would need to know.
     kept = {name: getattr(base.encoder, name) for name in ("arch", "feature_dims", "features")}
     encoder = SimCLRConfig(width=8 if tiny else 64, **kept)
@@ -140,8 +118,7 @@ def small_runs(tiny: bool) -> Iterator[tuple[str, RunConfig]]:
 def time_steps(device: str, tiny: bool, steps: int) -> Table:
     """Time training steps on random images."""
     table = Table("generator, precision, microbatch", "parameters", "ms a step", "GB", title="step of cifar10-multiscale-gpu")
-    for name, config in small_runs(tiny):
-        config = dataclasses.replace(config, device=device)  # noqa: PLW2901
+    for name, config in small_runs(device, tiny):
         generator = config.build_generator().to(device)
         network = config.build_network()
         assert network is not None
@@ -151,13 +128,13 @@ def time_steps(device: str, tiny: bool, steps: int) -> Table:
         schedule = dataclasses.replace(config.schedule, steps=steps + 4)
         state = TrainingState(generator, schedule, 0)
         running = train(state, positives, encoder, config.loss.build(), schedule)
-        peak_gigabytes(device)
+        peak_gigabytes()
         try:
-            taken = f"{1e3 * median_seconds(lambda running=running: next(running), device, steps):.1f}"
+            taken = f"{1e3 * median_seconds(partial(next, running), steps):.1f}"
         except torch.OutOfMemoryError:
             taken = "out of memory"
         count = sum(weight.numel() for weight in generator.parameters()) / 1e6
-        row = (name, f"{count:.1f} M", taken, f"{peak_gigabytes(device):.2f}")
+        row = (name, f"{count:.1f} M", taken, f"{peak_gigabytes():.2f}")
         print(*row, flush=True)
         table.add_row(*row)
         del generator, network, encoder, positives, state, running

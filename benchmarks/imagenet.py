@@ -10,8 +10,6 @@ with the device waited for. Medians after a warm-up; memory is the most that tor
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import median_seconds, now, peak_gigabytes
 from torch import Tensor
 
 from drifting.encoders.base import compose, identity
@@ -51,32 +50,6 @@ class Timed(DriftingLoss):
         return report
 
 
-def now() -> float:
-    """Return the time once the device has done what it was asked for."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def median_seconds(call: Callable[[], object], repeats: int, warm_up: int = 2) -> float:
-    """Return the median time of a call."""
-    times = []
-    for _ in range(warm_up + repeats):
-        start = now()
-        call()
-        times.append(now() - start)
-    return statistics.median(times[warm_up:])
-
-
-def peak_gigabytes() -> float:
-    """Return the most memory that was allocated since it was last asked for; 0 on a CPU."""
-    if not torch.cuda.is_available():
-        return 0.0
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    torch.cuda.reset_peak_memory_stats()
-    return peak
-
-
 def time_samples(device: str, tiny: bool) -> Table:
     """Time the forward pass of the generators, eager and compiled."""
     table = Table(
@@ -97,7 +70,7 @@ def time_samples(device: str, tiny: bool) -> Table:
                 for call in (network, compiled) if compiles else (network,):
                     cast = torch.autocast(device, torch.bfloat16) if precision == "bfloat16" else nullcontext()
                     with torch.no_grad(), cast:
-                        taken = median_seconds(lambda call=call: call(noise, labels, scale, codes), 10)  # noqa: B023 - called here
+                        taken = median_seconds(partial(call, noise, labels, scale, codes), 10)
                     rates.append(f"{count / taken:.0f}")
                 table.add_row(name, precision, str(count), *rates, *([] if compiles else [""]), f"{peak_gigabytes():.2f}")
     return table

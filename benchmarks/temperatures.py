@@ -19,6 +19,7 @@ from pathlib import Path
 
 from drifting.checkpoint import save_json
 from drifting.config import RunConfig
+from drifting.data import ImagesData
 from drifting.data.pixels import to_bytes
 from drifting.encoders.base import FeatureEncoder
 from drifting.generators.base import Generator
@@ -45,7 +46,8 @@ class Yardstick:
     """What every generator is measured with: the extractor, and the real images as it sees them, computed once."""
 
     def __init__(self, config: RunConfig, extractor: str, count: int) -> None:
-        train_set, test_set = (config.data.load(split) for split in ("train", "test"))  # pyright: ignore
+        assert isinstance(config.data, ImagesData)
+        train_set, test_set = (config.data.load(split) for split in ("train", "test"))
         self.extractor = load_extractor(extractor, config)
         assert train_set.labels is not None
         self.labels = train_set.labels[:count]

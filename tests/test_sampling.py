@@ -40,8 +40,7 @@ def test_parts_are_the_samples(size, count):
     told, expected = {"seed": 2, "labels": [1, 0]}, sample(Recording(2), count, seed=2, labels=[1, 0])
     made = []
     for rank in range(size):
-        of_rank = made.append
-        processes = Several(rank, size, lambda rank, values, dim: of_rank((rank, values["samples"])) or values)  # noqa: B023
+        processes = Several(rank, size, lambda rank, values, dim: made.append((rank, values["samples"])) or values)
         list(sample_in_parts(Recording(2), count, batch_size=4, processes=processes, **told))
     turns = [iter([part for rank, part in made if rank == own]) for own in range(size)]
     generator = Recording(2)

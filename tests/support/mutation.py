@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -205,7 +206,7 @@ def extractor(mutant: Mutant, seconds: int) -> str:
             return "survived: no test imports it"
         environment = os.environ | {"PYTHONPATH": f"{folder}/src", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", *map(str, tests)]
-        limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # noqa: E731
+        limit = partial(resource.setrlimit, resource.RLIMIT_CPU, (seconds, seconds))
         try:
             run = subprocess.run(
                 command,

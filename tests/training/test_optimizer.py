@@ -69,7 +69,7 @@ class _Model(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(3, 8)
         self.linear = nn.Linear(8, 16)
-        self.convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
         self.norm = nn.LayerNorm(5)
 
 
@@ -107,7 +107,7 @@ def test_step_of_a_matrix_is_orthogonal_and_a_fifth_of_the_learning_rate(name):
 @pytest.mark.parametrize("convolution", [False, True])
 def test_steps_are_those_of_the_equation(convolution):
     layer = nn.Conv2d(2, 3, 2).double() if convolution else nn.Linear(4, 3).double()
-    layer = layer.to(memory_format=torch.channels_last) if convolution else layer  # pyright: ignore[reportCallIssue]
+    layer = layer.to(memory_format=torch.channels_last) if convolution else layer
     weight = layer.weight
     expected, momentum = weight.detach().flatten(1).clone(), torch.zeros_like(weight.detach().flatten(1))
     optimizer = Muon(layer, lr=0.1, betas=(0.9, 0.95), weight_decay=0.3)
