@@ -1,12 +1,12 @@
-"""Show what it takes for colors and textures to come out right: short trainings of CIFAR-10 presets with parts of them left out.
+"""Measure how parts of the CIFAR-10 presets affect colors and textures: short trainings with parts left out.
 
 Command: python benchmarks/colors.py --extractor runs/cifar10-classifier --save-dir runs/colors [--encoder-weights simclr=FILE ...]
 
-Every preset is trained as it is, without the filter of its generator, without the chroma of tiles, and in the means of its stages
-alone, with nothing beside them, all four with one encoder. A run that is there is not done again. At the end stand the table and
-the picture of `drifting compare`, and for every feature of an encoder how far apart images are in it, and how far it moves, as a
-share of that, when their colors are changed: what hardly moves cannot teach colors. The distances tell also which feature would
-drown the others, were each not divided by its own.
+Every preset is trained in four variants with one encoder: complete, without the filter of its generator, without the chroma of
+tiles, and with only the means of its stages as features. Finished runs are kept. At the end the program prints the table and the
+picture of `drifting compare`, and for every feature of an encoder the mean distance between images and the share of this distance
+by which an image moves when its colors change. A feature that hardly moves cannot teach colors. The distances also show which
+features would dominate the others if they were not divided by their own scales.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _OTHER_COLORS = Views(crop=0.0, flip=0.0, jitter=1.0, gray=0.0)
 
 
 def means_alone(config: RunConfig) -> RunConfig:
-    """Return the same run in the means of its stages, with neither texture nor colors beside them."""
+    """Return the same run with only the means of its stages as features, without texture and colors."""
     assert isinstance(config.encoder, ResNetConfig)
     all_stages = "stage3_mean" in config.encoder.features
     names = tuple(f"stage{stage}_mean" for stage in ((1, 2, 3, 4) if all_stages else (4,)))
@@ -49,7 +49,7 @@ def unfiltered(config: RunConfig) -> RunConfig:
 
 
 def without_chroma(config: RunConfig) -> RunConfig:
-    """Return the same run without the feature that sees red beside green within a tile."""
+    """Return the same run without the feature that sees red next to green within a tile."""
     assert isinstance(config.encoder, ResNetConfig)
     names = tuple(name for name in config.encoder.features if not name.startswith("chroma"))
     return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, features=names))
@@ -64,7 +64,7 @@ VARIANTS = {
 
 
 def prepared(config: RunConfig, folder: Path) -> RunConfig:
-    """Return the same run with its encoder trained, into a folder, unless it has weights already."""
+    """Return the same run with weights of its encoder; train the encoder into a folder if the run has none."""
     assert isinstance(config.encoder, ResNetConfig)
     if config.encoder.weights is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,23 +74,23 @@ def prepared(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def sensitivity(config: RunConfig) -> dict[str, tuple[float, float]]:
-    """Return for every feature the mean distance between images, and the share of it by which other colors move an image."""
+    """Return for every feature the mean distance between images, and how far other colors move an image, as a share of it."""
     network = config.build_network()
     encoder = build_encoder(config, network.eval() if network else None)
     assert isinstance(config.data, ImagesData)
     images = to_signed(config.data.load("test").images[:_IMAGES])
     with torch.no_grad():
         real, changed = encoder(images), encoder(augment(images, _OTHER_COLORS, torch.Generator().manual_seed(0)))
-    found = {}
+    result = {}
     for name, features in real.items():
         groups = features.transpose(0, 1)
         apart = pairwise_distances(groups, groups).sum() / (len(groups) * len(images) * (len(images) - 1))
-        found[name] = (float(apart), float((features - changed[name]).norm(dim=2).mean() / apart))
-    return found
+        result[name] = (float(apart), float((features - changed[name]).norm(dim=2).mean() / apart))
+    return result
 
 
 def main() -> None:
-    """Do what is not done yet, then compare."""
+    """Train and evaluate the missing variants, then compare all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extractor", required=True, help="folder of the trained cifar10-classifier")
     parser.add_argument("--save-dir", type=Path, required=True)

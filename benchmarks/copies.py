@@ -1,9 +1,9 @@
-"""Time the search for the training image nearest to each of 10,000: by directions, against the product of all pairs.
+"""Time the search for the nearest training images of 10,000 images: by directions, and by the product of all pairs.
 
 Command: DRIFTING_DATA=... python benchmarks/copies.py [--data cifar10] [--count 10000]
 
-Both searches are run in turn in one process. The seconds are those of the processor, so that other work beside it matters little;
-both must return the same.
+Both searches run in turn in one process and must return the same images. The times are CPU times, so other work on the machine
+matters little.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from drifting.metrics.distances import nearest_pairs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", default="cifar10", help="a data set that is found by name")
+    parser.add_argument("--data", default="cifar10", help="name of a data set below $DRIFTING_DATA")
     parser.add_argument("--count", type=int, default=10_000, help="images of the test set to search for")
     options = parser.parse_args()
     train, test = (to_signed(load_images(None, name=options.data, split=split).images).flatten(1) for split in ("train", "test"))
     test = test[: options.count]
-    # Private, for the public search chooses between them.
+    # The search by directions is private, because the public search chooses between both.
     searches = {"all pairs": nearest_pairs, "directions": memorization._by_directions}
     found, seconds = {}, {}
     for name, search in searches.items():

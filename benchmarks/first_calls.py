@@ -1,4 +1,4 @@
-"""Count fresh processes whose first drift field is off: python benchmarks/first_calls.py [--processes 1000] [--bare]
+"""Count fresh processes whose first drift field is wrong: python benchmarks/first_calls.py [--processes 1000] [--bare]
 
 Each process imports the package and computes one field in float32; its error is the relative length of the difference from float64.
 With `--bare` it computes the square roots of 5500 numbers without the package instead: the smallest program that shows the race in
@@ -29,7 +29,7 @@ LIMIT = 1e-5
 
 
 def main() -> None:
-    """Start the processes one after the other and print how many were off."""
+    """Start the processes one after the other and print how many were wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=1000)
     parser.add_argument("--bare", action="store_true")

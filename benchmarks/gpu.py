@@ -1,10 +1,10 @@
-"""Time what a GPU is for: the loss on many groups, and training steps of the 33M-parameter generators.
+"""Time the loss on many groups and training steps of the 33M-parameter generators on a GPU.
 
 Command: python benchmarks/gpu.py [--only loss step] [--tiny]
 
-The loss stands beside the paper's listing in batched eager PyTorch, out of place, in the same process. Steps are of
-`cifar10-multiscale-gpu` on random images: generator, encoder of width 64, loss, optimizer and average. Times are medians after a
-warm-up, memory is the most that torch had allocated. --tiny is for trying the file out on a CPU.
+The loss is compared with the paper's listing in batched eager PyTorch, out of place, in the same process. The steps are those of
+`cifar10-multiscale-gpu` on random images: generator, encoder of width 64, loss, optimizer and averaged weights. Times are medians
+after a warm-up; memory is the maximum that torch had allocated. --tiny tries the program out on a CPU.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from drifting.training.positives import Positives
 from drifting.training.state import TrainingState
 
 TEMPERATURES = (0.02, 0.05, 0.2)
-# Groups, generated, positives, channels: locations of the maps of the ablation recipe for eight labels, a bank of MNIST, CIFAR-10.
+# Groups, generated, positives, channels: locations of the maps of the ablation recipe for eight labels, MNIST, CIFAR-10.
 LOSSES = [(8192, 64, 80, 256), (2048, 64, 80, 512), (512, 64, 80, 1024), (128, 64, 80, 2048), (10, 64, 64, 784), (1, 640, 640, 512)]
 
 
 def plain_loss(samples: Tensor, positives: Tensor) -> Tensor:
-    """Return the loss of all groups as the paper's listing has it, batched."""
+    """Return the loss of all groups by the paper's listing, batched."""
     generated = samples.detach()
     with torch.no_grad():
         distances = torch.cat([torch.cdist(generated, generated), torch.cdist(generated, positives)], 2)
@@ -98,7 +98,7 @@ def small_runs(device: str, tiny: bool) -> Iterator[tuple[str, RunConfig]]:
     assert isinstance(base, RunConfig)
     assert isinstance(base.data, ImagesData)
     base = dataclasses.replace(base, device=device, data=dataclasses.replace(base.data, image_shape=(3, 32, 32), num_classes=10))
-    # The same network: of classes only its training would need to know.
+    # SimCLR has the same network; only its training does without the classes.
     kept = {name: getattr(base.encoder, name) for name in ("arch", "feature_dims", "features")}
     encoder = SimCLRConfig(width=8 if tiny else 64, **kept)
     generators: list[Any] = [
@@ -117,7 +117,7 @@ def small_runs(device: str, tiny: bool) -> Iterator[tuple[str, RunConfig]]:
 
 def time_steps(device: str, tiny: bool, steps: int) -> Table:
     """Time training steps on random images."""
-    table = Table("generator, precision, microbatch", "parameters", "ms a step", "GB", title="step of cifar10-multiscale-gpu")
+    table = Table("generator, precision, microbatch", "parameters", "ms per step", "GB", title="step of cifar10-multiscale-gpu")
     for name, config in small_runs(device, tiny):
         generator = config.build_generator().to(device)
         network = config.build_network()

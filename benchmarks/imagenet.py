@@ -1,12 +1,12 @@
-"""Time what the recipes for ImageNet ask of one device: samples of their generators, and a training step of the ablation recipe.
+"""Time the ImageNet recipes on one device: samples of their generators, and a training step of the ablation recipe.
 
 Command: python benchmarks/imagenet.py [--only sample step] [--labels 64 --labels-per-microbatch 2] [--tiny]
 
-Networks have random weights and latents are random, which costs as much as real ones. The step is that of `imagenet256-ablation`:
-64 labels of 64 generated, 64 real and 16 unconditional samples, B/2, the auto-encoder of width 256, all its features, three
-temperatures, bfloat16, on `--labels-per-microbatch` labels at a time. The share of the field is the time in the loss, forward,
-with the device waited for. Medians after a warm-up; memory is the most that torch had allocated.
---tiny is for trying it out on a CPU.
+Weights and latents are random, which costs as much as real ones. The step is that of `imagenet256-ablation`: 64 labels of 64
+generated, 64 real and 16 unconditional samples, B/2, the auto-encoder of width 256 with all its features, three temperatures and
+bfloat16, with `--labels-per-microbatch` labels at a time. "In the loss" is the share of the forward pass of the loss, with the
+device synchronized. Times are medians after a warm-up; memory is the maximum that torch had allocated. --tiny tries the program out
+on a CPU.
 """
 
 import argparse
@@ -38,12 +38,12 @@ SHAPES = {"B/2": LATENT, "L/2": LATENT, "B/16": PIXELS, "L/16": PIXELS}
 
 
 class Timed(DriftingLoss):
-    """A loss that knows how long it took."""
+    """A loss that measures the time of its forward pass."""
 
     seconds = 0.0
 
     def forward(self, *arguments: Any, **options: Any) -> FeatureLoss:
-        """Return the loss, the device waited for before and after."""
+        """Return the loss; the device is synchronized before and after."""
         start = now()
         report = super().forward(*arguments, **options)
         self.seconds += now() - start
@@ -77,12 +77,12 @@ def time_samples(device: str, tiny: bool) -> Table:
 
 
 def recipe(device: str, tiny: bool, compiled: bool) -> tuple[DiT, Callable[..., Tensor], Callable[..., dict[str, Tensor]]]:
-    """Return the generator of the ablation recipe, the same as it is called, and the encoder."""
+    """Return the generator of the ablation recipe, the function that calls it in bfloat16, and the encoder."""
     shape = (4, 8, 8) if tiny else LATENT
     with torch.device(device):
         generator = DiT(sample_shape=shape, size=TINY if tiny else SIZES["B/2"], num_classes=1000)
         trunk = MaskedAutoencoder(shape, width=36 if tiny else 256, depths=(1, 1, 1, 1) if tiny else (3, 4, 6, 3))
-    # Of a network that starts at zero all samples would be the same.
+    # The output layer starts at zero, which would make all samples equal.
     torch.nn.init.normal_(generator.output.weight, std=generator.size.width**-0.5)
     features = MAEFeatures(trunk)
     call: Any = generator
@@ -95,7 +95,7 @@ def recipe(device: str, tiny: bool, compiled: bool) -> tuple[DiT, Callable[..., 
 def parts_of(
     shape: tuple[int, ...], encoder: Callable[..., dict[str, Tensor]], device: str, sizes: tuple[int, int, int]
 ) -> list[Any]:
-    """Return what makes the batch of every few labels of one step; sizes are the labels, those at once, and the samples of one."""
+    """Return the functions that make the batches of one step; `sizes` are the labels, those per batch, and the samples of one."""
     labels, at_once, count = sizes
     rng = torch.Generator(device).manual_seed(0)
 
@@ -135,7 +135,7 @@ def time_step(device: str, tiny: bool, compiled: bool, labels: int, at_once: int
         label_batched_step(call, encoder, loss, parts)
 
     peak_gigabytes()
-    # A step of many parts warms up in its first ones.
+    # A step of many batches warms up in its first ones.
     seconds = median_seconds(step, repeats, warm_up=int(labels <= 8))
     named = f"{labels} x ({count} + {count} + {count // 4})"
     made = labels * count / seconds
@@ -161,7 +161,7 @@ def main() -> None:
             "labels x (generated + real + unconditional)",
             "at once",
             "compiled",
-            "s a step",
+            "s per step",
             "generated/s",
             "GB",
             "in the loss",

@@ -1,9 +1,9 @@
-"""Time the step of a matrix of weights under Muon: torch's, which iterates in bfloat16, the same iteration in float32, and ours.
+"""Time steps of Muon: torch's, which iterates in bfloat16, the same iteration in float32, and this library's.
 
 Command: python benchmarks/muon.py [--repeats 15]
 
-The shapes are the largest of the generators of the presets cifar10-*. All sides run in turn in one process, and must agree. It
-takes a torch that has Muon, 2.9 or newer; the library itself does not.
+The shapes are the largest ones in the generators of the presets cifar10-*. All variants run in turn in one process and must agree.
+This program needs torch 2.9 or newer, which has Muon; the library itself does not.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RATE = 1e-2
 
 
 def plain_iteration(matrix: Tensor) -> Tensor:
-    """Return what `orthogonalized` does, one product with the whole matrix after the other."""
+    """Return the result of `orthogonalized`, computed by plain products of whole matrices."""
     found = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
     found = found / found.norm()
     for _ in range(5):
@@ -33,7 +33,7 @@ def plain_iteration(matrix: Tensor) -> Tensor:
 
 
 def stepping(optimizer: torch.optim.Optimizer, layer: nn.Linear, gradient: Tensor) -> Callable[[], Tensor]:
-    """Return the call that makes one step and returns the weights."""
+    """Return a function that takes one step and returns the weights."""
 
     def step() -> Tensor:
         layer.weight.grad = gradient
@@ -43,8 +43,8 @@ def stepping(optimizer: torch.optim.Optimizer, layer: nn.Linear, gradient: Tenso
     return step
 
 
-def sides(shape: tuple[int, int]) -> dict[str, Callable[[], Tensor]]:
-    """Return the calls that are timed, by their names."""
+def variants(shape: tuple[int, int]) -> dict[str, Callable[[], Tensor]]:
+    """Return the functions that are timed, by name."""
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     layers = [nn.Linear(shape[1], shape[0], bias=False) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
@@ -64,9 +64,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     title = f"milliseconds, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    table = Table("weights", "shape", *sides((1, 1)), title=title)
+    table = Table("weights", "shape", *variants((1, 1)), title=title)
     for name, shape in SHAPES.items():
-        calls = sides(shape)
+        calls = variants(shape)
         theirs, ours, plain, own = (call() for call in calls.values())
         length = 0.2 * RATE * theirs.numel() ** 0.5
         assert (theirs - ours).norm() < 0.1 * length, f"{name}: steps differ by {float((theirs - ours).norm() / length):.2f}"

@@ -1,8 +1,8 @@
-"""Make folders of small pictures, such as people have, from a large data set: to measure `drifting train images` on.
+"""Write a small folder of images, as users have them, from a large data set, to measure `drifting train images`.
 
 Command: python benchmarks/own_images.py OUT --data cifar10 --train 300 --test 300 --classes 3 --size 32
 
-OUT holds train/CLASS and test/CLASS with PNG files, as many of each class as of any other, resized to the size asked for.
+OUT holds train/CLASS and test/CLASS with equally many PNG files per class, resized to --size.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from drifting.data.images import ImageSet, load_images
 
 
 def write_split(images: ImageSet, folder: Path, *, count: int, classes: int, size: int) -> None:
-    """Write the first images of the first classes, count of them in all, as PNG files in a sub-folder for each class."""
+    """Write the first `count` images of the first classes as PNG files into one sub-folder per class."""
     assert images.labels is not None
     for label in range(classes):
         name = images.class_names[label] if images.class_names else str(label)
@@ -33,11 +33,11 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=300, help="test images in all")
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--size", type=int, default=32, help="pixels to a side")
-    asked = parser.parse_args()
-    for split, count in (("train", asked.train), ("test", asked.test)):
-        images = load_images(None, name=asked.data, split=split)
-        write_split(images, asked.out / split, count=count, classes=asked.classes, size=asked.size)
-        print(f"{asked.out / split}: {count} images of {asked.classes} classes, {asked.size} x {asked.size} pixels")
+    options = parser.parse_args()
+    for split, count in (("train", options.train), ("test", options.test)):
+        images = load_images(None, name=options.data, split=split)
+        write_split(images, options.out / split, count=count, classes=options.classes, size=options.size)
+        print(f"{options.out / split}: {count} images of {options.classes} classes, {options.size} x {options.size} pixels")
 
 
 if __name__ == "__main__":

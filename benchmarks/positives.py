@@ -1,8 +1,8 @@
-"""Time a training step with real features encoded anew or looked up, and drawn from the whole data set or from a memory bank.
+"""Time a training step with features of positives computed or looked up, from the whole data set or from a memory bank.
 
 Command: python benchmarks/positives.py [--data FOLDER] [--steps 30]
 
-All four variants train the preset mnist-encoder, in turn, in one process; the encoder is untrained, which costs the same time.
+All four variants train the preset mnist-encoder, in turn, in one process. The encoder is untrained, which costs the same time.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     base = resolve(mnist_encoder(options.data))
-    cases = {"whole data set": None, "memory bank, 128 a class, 64 pushed a step": BankConfig()}
+    cases = {"whole data set": None, "memory bank, 128 per class, 64 pushed per step": BankConfig()}
     table = Table(
-        "positives from", "features", "before, s", "ms a step", "steps/s", title=f"mnist-encoder, {options.steps} steps each"
+        "positives from", "features", "preparation, s", "ms per step", "steps/s", title=f"mnist-encoder, {options.steps} steps each"
     )
     with tempfile.TemporaryDirectory() as folder:
         runs = {

@@ -1,11 +1,11 @@
-"""Study what each temperature does on MNIST: short trainings of both presets, measured by the extractor.
+"""Compare temperatures on MNIST: short trainings of both presets, evaluated in the features of a classifier.
 
 Command: python benchmarks/temperatures.py --extractor runs/mnist-classifier --save-dir runs/temperatures [--seeds 3]
 
-A run takes the steps of about a minute: steps are counted, not seconds, so that other work beside it changes nothing. Every run's
-figures go into one JSON file in --save-dir as soon as they are known; a run that is there is not done again. So two processes of
-one thread each, one for each of --presets, do the work of one of two threads in less time. At the end the table is printed and
-written as Markdown, and drawn as temperatures.png.
+Each run takes a fixed number of steps, about a minute, so other work on the machine does not change the figures. The figures of a
+run are written to a JSON file in --save-dir, and finished runs are kept. Two processes with one thread each, one for each of
+--presets, take less time than one process with two threads. At the end the table is printed and written as Markdown, and drawn as
+temperatures.png.
 """
 
 import argparse
@@ -35,15 +35,15 @@ from drifting.training.loop import train
 from drifting.training.state import TrainingState
 
 SETTINGS = ((0.02,), (0.04,), (0.05,), (0.2,), (0.4,), (0.02, 0.05, 0.2), (0.04, 0.4))
-# (preset, temperatures) -> the figures of every seed
+# (preset, temperatures) -> the metrics of every seed
 Results = dict[tuple[str, str], list[dict[str, float]]]
 PRESETS = {"mnist-pixel": mnist_pixel, "mnist-encoder": mnist_encoder}
 STEPS = {"mnist-pixel": 500, "mnist-encoder": 350}
 FIGURES = ("frechet_distance", "floors", "precision", "recall", "coverage", "accuracy")
 
 
-class Yardstick:
-    """What every generator is measured with: the extractor, and the real images as it sees them, computed once."""
+class Metrics:
+    """The metrics of a generator in the features of an extractor; those of real images are computed once."""
 
     def __init__(self, config: RunConfig, extractor: str, count: int) -> None:
         assert isinstance(config.data, ImagesData)
@@ -56,24 +56,24 @@ class Yardstick:
         self.floor = frechet_distance(gaussian_of(self.extractor.embed(train_set.images[:count])), self.gaussian)
 
     def __call__(self, generator: Generator) -> dict[str, float]:
-        """Return the figures of a generator."""
+        """Return the metrics of a generator."""
         assert self.extractor.classify is not None
         images = to_bytes(sample(generator, len(self.labels), labels=self.labels.tolist()))
         features = self.extractor.embed(images)
         distance = frechet_distance(gaussian_of(features), self.gaussian)
-        found = precision_recall(features, self.real)
+        neighbors = precision_recall(features, self.real)
         return {
             "frechet_distance": distance,
             "floors": distance / self.floor,
-            "precision": found.precision,
-            "recall": found.recall,
-            "coverage": found.coverage,
+            "precision": neighbors.precision,
+            "recall": neighbors.recall,
+            "coverage": neighbors.coverage,
             "accuracy": float((self.extractor.classify(images) == self.labels).double().mean()),
         }
 
 
-def measure(config: RunConfig, encoder: FeatureEncoder, yardstick: Yardstick, count: int) -> dict[str, float]:
-    """Take so many steps and return the figures of the averaged generator."""
+def measure(config: RunConfig, encoder: FeatureEncoder, metrics: Metrics, count: int) -> dict[str, float]:
+    """Train for `count` steps and return the metrics of the averaged generator."""
     positives = build_positives(config, encoder)
     state = TrainingState(config.build_generator(), config.schedule, config.seed)
     steps = train(state, positives, encoder, config.loss.build(), config.schedule)
@@ -81,17 +81,17 @@ def measure(config: RunConfig, encoder: FeatureEncoder, yardstick: Yardstick, co
     for _ in itertools.islice(steps, count):
         pass
     seconds = time.perf_counter() - start
-    return {"steps": state.step, "seconds": seconds, **yardstick(state.averaged)}
+    return {"steps": state.step, "seconds": seconds, **metrics(state.averaged)}
 
 
 def name_of(setting: tuple[float, ...]) -> str:
-    """Return how a set of temperatures is shown."""
+    """Return the label of a set of temperatures in tables and pictures."""
     return " + ".join(f"{value:g}" for value in setting)
 
 
 def draw(results: Results, path: Path) -> None:
     """Draw distance, precision and recall over the settings, a line for each preset."""
-    figure, axes = panels(1, 3, size=4.4, title="MNIST: what each temperature does, median of the seeds")
+    figure, axes = panels(1, 3, size=4.4, title="MNIST: the effect of temperatures, median of the seeds")
     names = [name_of(setting) for setting in SETTINGS]
     for panel, name in zip(axes, ("frechet_distance", "precision", "recall"), strict=True):
         for preset, color in (("mnist-pixel", REAL), ("mnist-encoder", GENERATED)):
@@ -107,35 +107,35 @@ def draw(results: Results, path: Path) -> None:
 
 
 def study(options: argparse.Namespace) -> Results:
-    """Do every run that is not done yet; return the figures of all."""
+    """Train the missing runs and return the metrics of all runs."""
     results: Results = defaultdict(list)
     bases = [resolve(PRESETS[name](options.data)) for name in options.presets]
-    # One encoder for all seeds: what varies is the training of the generator.
+    # All seeds share one encoder, so only the training of the generator varies.
     encoders = {}
     for base in bases:
         folder = options.save_dir / base.preset
         folder.mkdir(parents=True, exist_ok=True)
         encoders[base.preset] = build_encoder(base, prepare_encoder(base, folder, base.build_network()))
-    yardstick = Yardstick(bases[0], options.extractor, options.num_samples)
+    metrics = Metrics(bases[0], options.extractor, options.num_samples)
     for seed, base, setting in itertools.product(range(options.seeds), bases, SETTINGS):
         loss = dataclasses.replace(base.loss, temperatures=setting)
         config = dataclasses.replace(base, loss=loss, schedule=dataclasses.replace(base.schedule, steps=10**6), seed=seed)
         path = options.save_dir / f"{config.preset}_{name_of(setting).replace(' ', '')}_{seed}.json"
         if not path.exists():
-            save_json(path, measure(config, encoders[config.preset], yardstick, options.steps or STEPS[config.preset]))
+            save_json(path, measure(config, encoders[config.preset], metrics, options.steps or STEPS[config.preset]))
             print(path.stem, path.read_text().replace("\n", ""), flush=True)
         results[config.preset, name_of(setting)].append(json.loads(path.read_text()))
     return results
 
 
 def main() -> None:
-    """Do what is not done yet, then print the table."""
+    """Train the missing runs, then print and draw the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extractor", required=True, help="folder of the trained mnist-classifier")
     parser.add_argument("--save-dir", type=Path, required=True)
     parser.add_argument("--data", help="folder or Hub id of MNIST; $DRIFTING_DATA/mnist by default")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
-    parser.add_argument("--steps", type=int, help=f"of each run; {STEPS} by default")
+    parser.add_argument("--steps", type=int, help=f"number of steps of each run; {STEPS} by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-samples", type=int, default=5000)
     options = parser.parse_args()
