@@ -29,8 +29,7 @@ from drifting.guidance import unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.accumulate import label_batched_step
 from drifting.training.positives import encode_sets
-from drifting.training.precision import computed_in
-from drifting.training.step import Batch
+from drifting.training.step import Batch, computed_in
 
 TINY = DiTSize(patch=2, width=32, depth=2, heads=2, cond_dim=32)
 LATENT, PIXELS = (4, 32, 32), (3, 256, 256)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from drifting import presets
+from drifting import distributed, presets
 from drifting.checkpoint import load_checkpoint, save_checkpoint
-from drifting.distributed import load_shards, local, processes, save_shards
+from drifting.distributed import load_shards, local, save_shards
 from drifting.errors import InputError, StorageError
 from drifting.loss import DriftingLoss
 from drifting.runs.folder import ending
@@ -37,7 +37,7 @@ def group(monkeypatch):
     """A process group of this process alone, which the trainings below join."""
     for name, value in {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)
-    joined = processes._joined(0, 1)
+    joined = distributed._joined(0, 1)
     monkeypatch.setattr(one_step, "join", lambda: joined)
     yield joined
     joined.leave()

@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from drifting.checkpoint import load_state_dict, load_weights
-from drifting.encoders.normalize import IMAGENET
-from drifting.encoders.pooling import multi_scale
+from drifting.encoders.pooling import IMAGENET, multi_scale
 from drifting.encoders.resnet import (
     STAGES,
     ResNet,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from drifting.generators.decoder_mlp import DecoderMLP
-from drifting.nn.upsampling import smoothed
+from drifting.nn import smoothed
 
 
 def _network(num_classes=None, **settings) -> DecoderMLP:

@@ -6,7 +6,7 @@ import torch
 
 from drifting.errors import InputError
 from drifting.generators.dit import SIZES, DiT, DiTSize
-from drifting.nn.layers import guidance_embedding
+from drifting.nn import guidance_embedding
 from tests.support.networks import conditional_inputs, randomized
 
 TINY = DiTSize(patch=2, width=16, depth=2, heads=2, cond_dim=12, num_context_tokens=3, num_styles=2, style_classes=4)

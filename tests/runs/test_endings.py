@@ -22,8 +22,8 @@ from drifting.checkpoint import checkpoints, load_tensors, save_tensors
 from drifting.cli import SteadyStream
 from drifting.errors import InputError, StorageError
 from drifting.runs.folder import claim
+from drifting.training.loop import stopping_signals
 from drifting.training.recorder import MetricsLog, Recorder
-from drifting.training.signals import stopping_signals
 from drifting.training.state import DivergenceError
 
 # Signals that the tests themselves are told to ignore, such as by nohup, would be ignored by what they start.

@@ -24,8 +24,8 @@ from drifting.runs import pretrain
 from drifting.runs.assemble import resolve, with_network
 from drifting.runs.evaluate import load_extractor
 from drifting.runs.pretrain import prepare_encoder
+from drifting.training.loop import Interrupted
 from drifting.training.recorder import Recorder
-from drifting.training.signals import Interrupted
 from drifting.training.state import DivergenceError
 from tests.conftest import shrunk
 from tests.support.image_folders import bars, write_images

@@ -128,7 +128,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
         return f"the name '{error.filename}' is too long for the file system: choose a shorter one", 2
     from drifting.distributed import LostProcessError, is_lost_process
     from drifting.runs.folder import LESS_MEMORY, OutOfMemoryError, out_of_memory
-    from drifting.training.signals import Interrupted
+    from drifting.training.loop import Interrupted
     from drifting.training.state import DivergenceError
 
     told: str | None = None

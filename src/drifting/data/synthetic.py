@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from drifting._lazy import install_hint
-from drifting._pretrained import quietly
+from drifting._lazy import install_hint, quietly
 from drifting._seeds import initial_weights
 from drifting.errors import InputError
 

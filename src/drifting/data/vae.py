@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drifting._checks import full_precision
-from drifting._pretrained import load_published
+from drifting._lazy import load_published
 from drifting.checkpoint import check_finite
 from drifting.errors import InputError
 

@@ -1,6 +1,6 @@
 """A small convolutional auto-encoder, trained on the images of the run itself: a feature space without pre-trained weights.
 
-Two convolutions of stride 2 and one matrix product make the code; an `upsampling.Decoder` decodes it. There are no normalization
+Two convolutions of stride 2 and one matrix product make the code; a `drifting.nn.Decoder` decodes it. There are no normalization
 layers, because their gradient is unbounded at the constant images that an untrained generator makes.
 
 Shapes: b images, c channels, h x h pixels (h divisible by 4), w width, z code.
@@ -20,7 +20,7 @@ from drifting._checks import check_counts, check_learning_rate
 from drifting.checkpoint import load_weights
 from drifting.encoders.base import EncoderConfig, Features, Frozen, Weights, checked_names
 from drifting.encoders.pooling import KINDS, feature_name, image_features, image_names, multi_scale, pooled_names
-from drifting.nn.upsampling import Decoder, check_square
+from drifting.nn import Decoder, check_square
 
 Images = Float[Tensor, "b c h h"]
 

@@ -1,8 +1,10 @@
-"""Multi-scale features of a map: all its locations, and means and standard deviations of windows and of the whole map.
+"""What encoders do before and after their network: images are standardized, and maps become multi-scale features.
+
+The features of a map are all its locations, and means and standard deviations of windows and of the whole map:
 
     mean = (1/m) sum_i x_i,    std = sqrt( (1/m) sum_i (x_i - mean)^2 + 1e-6 )        per channel, over the m places of a window
 
-Optionally, a linear projection of the channels comes first.
+Optionally, a linear projection of the channels comes first. Standardized images are resized as published networks expect them.
 
 Shapes: b samples, c channels, d channels after a projection, k locations, h x w places, m of a window; locations are row-major.
 
@@ -10,11 +12,12 @@ Source: paper, appendix A.5. The windows do not overlap and the constant is 1e-6
 """
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import linear
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, linear
 
 from drifting._checks import full_precision, nearest_name
 from drifting.encoders.base import Features
@@ -29,6 +32,44 @@ _SMALLEST_VARIANCE = 1e-6
 # Names of the maps that are the images themselves. Only color images have the second.
 _IMAGE, _CHROMA = "image", "chroma"
 _COLORS = 3
+# Mean and standard deviation of ImageNet's channels, for images in [0, 1].
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+Statistics = tuple[Sequence[float], Sequence[float]]
+
+
+class Standardize(nn.Module):
+    """Images in [-1, 1] -> input of a network: resized, then (x - mean) / std with x in [0, 1]. It has no weights.
+
+    Args:
+        image_shape: channels, height and width of the images.
+        statistics: mean and standard deviation of every channel, for images in [0, 1].
+        resize: side of the square that images are resized to, bilinearly without antialiasing; None to keep their size.
+    """
+
+    def __init__(self, image_shape: Sequence[int], statistics: Statistics, resize: int | None = None) -> None:
+        super().__init__()
+        channels, *sides = image_shape
+        if {len(values) for values in statistics} != {channels} or min(statistics[1]) <= 0:
+            raise InputError(f"statistics is {statistics}: pass means and standard deviations above 0 for {channels} channels")
+        self.image_shape, self.resize = tuple(image_shape), resize
+        self.sides = (resize, resize) if resize else tuple(sides)
+        # Not persistent: the state dict has only the keys of the published weights.
+        self.register_buffer("mean", torch.tensor(statistics[0])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(statistics[1])[:, None, None], persistent=False)
+
+    def check(self, images: Tensor) -> None:
+        """Raise InputError unless images have the expected channels, height and width."""
+        if tuple(images.shape[1:]) != self.image_shape:
+            taken = f"the encoder takes {self.image_shape}: convert them, or name an encoder for such images"
+            raise InputError(f"images have the shape {tuple(images.shape[1:])}, but {taken}")
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c _ _"]:
+        """Return the standardized images, with channels last in memory, the fastest layout for convolutions."""
+        self.check(images)
+        if self.resize:
+            images = interpolate(images, self.sides, mode="bilinear", align_corners=False)
+        mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
+        return ((images + 1) / 2 - mean).div(std).contiguous(memory_format=torch.channels_last)
 
 
 def feature_name(name: str, kind: str) -> str:

@@ -21,11 +21,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drifting._checks import full_precision
-from drifting._pretrained import is_here, load_published
+from drifting._lazy import is_here, load_published
 from drifting.checkpoint import check_finite
 from drifting.encoders.base import Features, Frozen, checked_names
-from drifting.encoders.normalize import Standardize, Statistics
-from drifting.encoders.pooling import KINDS, feature_name, fits, multi_scale
+from drifting.encoders.pooling import KINDS, Standardize, Statistics, feature_name, fits, multi_scale
 from drifting.errors import InputError, reason
 
 # Features of the ConvNeXt-V2 that the release uses in addition to those of the auto-encoder.

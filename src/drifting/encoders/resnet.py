@@ -22,9 +22,11 @@ from drifting._checks import check_counts, check_learning_rate
 from drifting.checkpoint import load_weights
 from drifting.data.augmentation import Views
 from drifting.encoders.base import EncoderConfig, Features, Frozen, Weights, checked_names
-from drifting.encoders.normalize import IMAGENET, Standardize, Statistics
 from drifting.encoders.pooling import (
+    IMAGENET,
     KINDS,
+    Standardize,
+    Statistics,
     feature_name,
     image_features,
     image_names,

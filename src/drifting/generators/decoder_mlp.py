@@ -2,7 +2,7 @@
 
     image = tanh( decoder( perceptron(noise, label, guidance scale) ) )
 
-Source: ours; the decoder is that of the auto-encoder (`upsampling`).
+Source: ours; the decoder is that of the auto-encoder, see `drifting.nn.Decoder`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from drifting.generators.base import Generator, GeneratorConfig
 from drifting.generators.mlp import MLP
-from drifting.nn.upsampling import Decoder
+from drifting.nn import Decoder
 
 
 class DecoderMLP(Generator):
@@ -28,7 +28,7 @@ class DecoderMLP(Generator):
         gain: factor of the initial weights of the matrix products. Above 1, the first images differ as much from each other as from
             real images. If they are too similar, at small temperatures their kernel covers only each other and large populations
             stop learning.
-        decoder_blocks, smoothing, doublings: arguments of the decoder, see `upsampling.Decoder`.
+        decoder_blocks, smoothing, doublings: arguments of the decoder, see `drifting.nn.Decoder`.
         perceptron: noise_dim, width, depth, num_classes and guided, see `MLP`.
     """
 

@@ -22,7 +22,7 @@ from torch.nn.functional import silu
 
 from drifting.errors import InputError
 from drifting.generators.base import Generator, GeneratorConfig
-from drifting.nn.layers import (
+from drifting.nn import (
     Attention,
     Condition,
     RMSNorm,
@@ -47,7 +47,7 @@ class DiTSize:
         depth: number of blocks.
         heads: number of heads of the attention, with an even number of channels each.
         cond_dim: width of the condition.
-        mlp_ratio: width of the perceptron in a block divided by the width of a token; see `layers.SwiGLU`.
+        mlp_ratio: width of the perceptron in a block divided by the width of a token; see `drifting.nn.SwiGLU`.
         num_context_tokens: number of tokens before the patches that hold the condition.
         num_styles: number of style codes of a sample.
         style_classes: number of values of a style code.
@@ -160,7 +160,7 @@ class DiT(Generator):
         guidance_scale: Float[Tensor, " b"] | float | None = None,
         style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b c h v"]:
-        """Return one image per noise image, in float32 even under autocast. For the other arguments see `layers.Condition`."""
+        """Return one image per noise image, in float32 even under autocast. For the other arguments see `drifting.nn.Condition`."""
         if tuple(noise.shape[1:]) != self.noise_shape:
             raise InputError(f"noise has shape {tuple(noise.shape)}: pass {self.noise_shape} for each sample")
         condition = self.condition(noise, labels, guidance_scale, style_indices)

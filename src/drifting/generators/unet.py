@@ -29,7 +29,7 @@ from torch.nn.functional import pixel_shuffle, silu
 
 from drifting.errors import InputError
 from drifting.generators.base import Generator, GeneratorConfig
-from drifting.nn.layers import Attention, Condition, check_sides, precise, run
+from drifting.nn import Attention, Condition, check_sides, precise, run
 
 Maps = Float[Tensor, "b w h v"]
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -125,7 +125,7 @@ class UNet(Generator):
         guidance_scale: Float[Tensor, " b"] | None = None,
         style_indices: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b _ h v"]:
-        """Return one image per noise image, in float32 even under autocast. For the other arguments see `layers.Condition`."""
+        """Return one image per noise image, in float32 even under autocast. For the other arguments see `drifting.nn.Condition`."""
         condition = self.condition(noise, labels, guidance_scale, style_indices)
         maps = self.maps(self.stem(noise.contiguous(memory_format=torch.channels_last)), silu(condition))
         samples = self.head(maps)

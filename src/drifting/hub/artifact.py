@@ -28,7 +28,7 @@ from drifting.generators.dit import DiT
 from drifting.hub.model_config import ENCODER, GENERATOR, Metadata, build_network
 from drifting.hub.msgpack_tree import Array, read_tree, write_tree
 from drifting.hub.names import Place, places
-from drifting.nn.layers import Attention
+from drifting.nn import Attention
 
 Network = DiT | MaskedAutoencoder
 PARAMETERS, METADATA = "ema_params.msgpack", "metadata.json"

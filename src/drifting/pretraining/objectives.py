@@ -34,7 +34,7 @@ from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining, mae_loss, r
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
 from drifting.pretraining.loop import Batches, NetworkState, NetworkTraining, device_of
-from drifting.training.precision import computing_in
+from drifting.training.step import computing_in
 
 _BLACK = -1.0
 Images = Float[Tensor, "b c h w"]

@@ -6,7 +6,7 @@ The functions that are used most are here; each file tells one part of the story
 from drifting.runs.run import Run, TrainedNetwork, check_output, load_run, write_samples
 from drifting.runs.share import ReleasedGenerator, load
 from drifting.runs.train import train
-from drifting.training.signals import Interrupted
+from drifting.training.loop import Interrupted
 
 __all__ = [
     "Interrupted",

@@ -28,7 +28,7 @@ from drifting.hub.artifact import METADATA, PREFIX, artifact_folder
 from drifting.presets.encoders import trained_by
 from drifting.runs.folder import check_room
 from drifting.training.positives import Positives
-from drifting.training.precision import computed_in
+from drifting.training.step import computed_in
 
 Config = TypeVar("Config", bound=AnyConfig)
 

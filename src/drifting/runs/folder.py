@@ -19,8 +19,8 @@ from drifting.checkpoint import checkpoints, load_json, steps_done
 from drifting.config import AnyConfig, ReleasedConfig, RunConfig
 from drifting.distributed import LostProcessError, Processes, is_lost_process
 from drifting.errors import InputError, StorageError
+from drifting.training.loop import Interrupted
 from drifting.training.recorder import CHECKPOINTS, EARLIER_SNAPSHOTS, SNAPSHOTS
-from drifting.training.signals import Interrupted
 from drifting.training.state import DivergenceError
 
 CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"

@@ -56,8 +56,8 @@ from drifting.runs.folder import (
     TRAINED_ON,
 )
 from drifting.runs.run import TrainedNetwork
+from drifting.training.loop import Interrupted, command_to_go_on, polite_stop
 from drifting.training.recorder import CHECKPOINTS
-from drifting.training.signals import Interrupted, command_to_go_on, polite_stop
 
 
 @dataclass(frozen=True, kw_only=True)

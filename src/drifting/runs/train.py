@@ -40,11 +40,10 @@ from drifting.runs import pretrain
 from drifting.runs.assemble import build_encoder, build_positives, with_network
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, claim, ending, make_room
 from drifting.runs.run import Run, TrainedNetwork, load_run
-from drifting.training.loop import check_shares
+from drifting.training.loop import Interrupted, check_shares, command_to_go_on, polite_stop
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import Positives
 from drifting.training.recorder import Recorder, Resources, snapshot_steps
-from drifting.training.signals import Interrupted, command_to_go_on, polite_stop
 from drifting.training.state import TrainingState
 
 # Real samples that the snapshots of a run are compared with: not those drawn in the pictures or in an evaluation.

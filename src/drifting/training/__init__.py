@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 from drifting._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from drifting.training.loop import Step
+    from drifting.training.loop import Interrupted, Step
     from drifting.training.positives import Positives
     from drifting.training.schedule import Schedule
-    from drifting.training.signals import Interrupted
     from drifting.training.state import DivergenceError, TrainingState
     from drifting.training.step import Batch, drifting_step
     from drifting.training.trainer import Trainer
@@ -18,10 +17,9 @@ __all__ = ["Batch", "DivergenceError", "Interrupted", "Positives", "Schedule", "
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "loop": ("Step",),
+        "loop": ("Interrupted", "Step"),
         "positives": ("Positives",),
         "schedule": ("Schedule",),
-        "signals": ("Interrupted",),
         "state": ("DivergenceError", "TrainingState"),
         "trainer": ("Trainer",),
         "step": ("Batch", "drifting_step"),

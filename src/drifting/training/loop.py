@@ -1,4 +1,5 @@
 """The training loop: an iterator of steps. It draws, steps and averages; what is logged, drawn or saved is up to the caller.
+A signal stops it between two steps, see `polite_stop`.
 
 All randomness comes from one stream whose state is part of the training state, so that a resumed run goes on bit for bit.
 
@@ -6,10 +7,13 @@ Several processes each hold the same stream, draw what all of them need and keep
 their number: their own labels with all samples of those or, where there are none, their own samples of the one population.
 """
 
+import shlex
+import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +28,9 @@ from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.accumulate import label_batched_step, microbatched_step
 from drifting.training.positives import Positives
-from drifting.training.precision import computed_in
 from drifting.training.schedule import Schedule
 from drifting.training.state import TrainingState
-from drifting.training.step import Batch, drifting_step
+from drifting.training.step import Batch, computed_in, drifting_step
 
 
 @dataclass(frozen=True)
@@ -178,3 +181,55 @@ def _draw_guidance(positives: Positives, schedule: Schedule, labels: int, own: s
         "unconditional": positives.draw_unconditional(labels, schedule.unconditional, rng, own),
         "unconditional_weight": unconditional_weight(scale[own], repelling, schedule.unconditional),
     }
+
+
+class Interrupted(Exception):
+    """Training was stopped from outside; the state is saved. The message says how to go on.
+
+    Args:
+        step: that it stopped after.
+        steps: that there were to be.
+        command: by which it goes on.
+    """
+
+    def __init__(self, step: int, steps: int, command: str) -> None:
+        super().__init__(f"Stopped at step {step} of {steps}; everything is saved. Go on with: {command}")
+
+
+def command_to_go_on(preset: str, folder: Path, processes: int = 1, *, verb: str = "train") -> str:
+    """Return the command by which a run of so many processes goes on; `preset` is the kind of an encoder for train-encoder."""
+    launched = f"torchrun --nproc-per-node {processes} -m " if processes > 1 else ""
+    return f"{launched}drifting {verb} {preset} --save-dir {shlex.quote(str(folder))} --resume"
+
+
+def stopping_signals() -> list[int]:
+    """Return the signals by which a process is asked to stop."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return [int(number) for number in numbers]
+
+
+@contextmanager
+def polite_stop() -> Iterator[list[int]]:
+    """Turn the first Ctrl-C (or termination, or hang-up) into a filled list that the loop looks at between steps.
+
+    The second acts as usual. A hang-up that is ignored, as nohup asks for, stays so.
+    """
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        for number in stopping_signals():
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread: signals belong to somebody else
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -31,7 +31,7 @@ class Schedule:
         unguided_prob: probability of a guidance scale of exactly 1, where scales are drawn.
         unconditional: number of real samples of any label that repel those of each label in a step, where there is guidance.
         precision: compute the generator and the encoder in "float32" or in "bfloat16" during training; weights, loss, averages and
-            samples are float32 either way. See `training.precision`.
+            samples are float32 either way. See `training.step`.
         optimizer: train with "adamw" or with "muon", see `training.optimizer`.
         learning_rate: highest learning rate of the optimizer.
         weight_decay: weight decay of the optimizer; 0 for none.

@@ -1,9 +1,14 @@
-"""One training step, pure: tensors in, loss and its report out. No optimizer, no device code, no logging.
+"""One training step, pure: tensors in, loss and its report out. No optimizer, no logging.
+
+The networks of a step can compute in bfloat16: half the memory and, on a GPU, a multiple of the speed. Under autocast matrix
+products and convolutions are rounded to bfloat16; what a network returns is float32 again, so distances, affinities and the loss
+lose nothing. Weights, their gradients and their averages stay in float32.
 
 Shapes: l labels, n generated, p positives and m unconditional samples per label, b = l n generated samples.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from drifting._checks import PRECISIONS, full_precision
 from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
 from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
 from drifting.training.positives import Later, encode_sets
 
+_TYPES = dict(zip(PRECISIONS, (None, torch.bfloat16), strict=True))
 SetFeatures = Mapping[str, Float[Tensor, "l n k _"]]
 
 
@@ -129,3 +136,30 @@ def _features(
 ) -> dict[str, Tensor]:
     (inputs,) = batch.inputs(noise, codes)
     return encode_sets(encoder, generator(*inputs).unflatten(0, noise.shape[:2]))
+
+
+def computed_in(precision: str, function: Callable[..., Any], device: torch.device | str) -> Callable[..., Any]:
+    """Return a generator or an encoder that computes in a precision and returns float32.
+
+    Args:
+        precision: one of `_checks.PRECISIONS`.
+        function: returns a tensor, or a dictionary of them.
+        device: where it computes.
+    """
+    if _TYPES[precision] is None:
+        return function
+
+    def run(*arguments: Tensor | None) -> Any:
+        with computing_in(precision, device):
+            result = function(*arguments)
+        if isinstance(result, Tensor):
+            return full_precision(result)
+        return {name: full_precision(value) for name, value in result.items()}
+
+    return run
+
+
+def computing_in(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
+    """Return the context in which networks compute in a precision, one of `PRECISIONS`, on a device."""
+    dtype = _TYPES[precision]
+    return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype=dtype)

@@ -25,9 +25,9 @@ from drifting.loss import DriftingLoss
 from drifting.sampling import batch_of, sample
 from drifting.training.loop import Step, train
 from drifting.training.positives import Positives
-from drifting.training.precision import computed_in
 from drifting.training.schedule import Schedule, check_schedule
 from drifting.training.state import TrainingState
+from drifting.training.step import computed_in
 
 _COUNTED = ("steps", "generated", "positives", "labels_per_step", "statistics_every")
 

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from drifting._pretrained import is_here, quietly
+from drifting._lazy import is_here, quietly
 from drifting.data.vae import load_vae
 from drifting.errors import InputError
 

@@ -1,4 +1,12 @@
-"""The processes of a run: how they find each other, exchange tensors, and detect that one of them is lost."""
+"""Training on several processes, each with a device of its own. This is the only file that uses torch.distributed.
+
+`torchrun --nproc-per-node N -m drifting ...` starts N copies of the same command, and `join` connects them by the environment that
+torchrun sets. All processes draw the same random numbers from generators in the same state, and each takes its share of them.
+Quantities of the whole batch are summed or gathered here.
+
+With "ddp" every process holds a copy of the weights, and gradients are averaged. With "fsdp" every process holds a share of the
+weights, gradients, optimizer state and averages; the weights are gathered block by block where they are needed.
+"""
 
 import functools
 import os
@@ -7,15 +15,19 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from drifting.distributed.shards import is_sharded, shard
 from drifting.errors import InputError
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+PARALLEL = ("ddp", "fsdp")
 # Longer than anything one process does while others wait for it; a process that died is detected at once.
 _PATIENCE = timedelta(minutes=30)
 # Seconds between two checks of whether the main process is done.
@@ -234,3 +246,87 @@ def check_device(device: str, processes: Processes) -> None:
     here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if here > found:
         raise InputError(f"device is 'cuda', but {here} processes would share {found} devices: start one process per device")
+
+
+def shard(network: nn.Module, size: int) -> None:
+    """Split every weight over `size` processes, in place; a forward pass gathers one block at a time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # FSDP warns about outputs that are views; nothing here changes them in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+    mesh = init_device_mesh(next(network.parameters()).device.type, (size,))
+    for weight in network.parameters():  # only contiguous weights can be split
+        weight.data = weight.data.contiguous()
+    for blocks in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
+        for block in blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    # The outermost module reshards as well, so that its weights are shares outside of a pass.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Return whether the weights of a network are split over processes."""
+    return any(hasattr(weight, "to_local") for weight in network.parameters())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's share of a sharded tensor, as a view; return any other tensor unchanged."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole of a sharded tensor; return any other tensor unchanged. All processes must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor, whole on every process, sharded like another tensor of the same shape."""
+    if not hasattr(like, "to_local") or hasattr(tensor, "to_local"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # pyright: ignore[reportAttributeAccessIssue]
+    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors, sharded or not, as one safetensors file per process. All processes must call it."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    with _plain_errors():
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the error of one process, such as a full disk, on all; torch wraps it in a class that is no `Exception`."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        raise min(error.failures.items())[1][0] from None
+
+
+def load_shards(folder: Path, layout: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
+    """Read the files of `save_shards`, on any number of processes.
+
+    Args:
+        folder: where the files are.
+        layout: maps the name of an entry to a tensor whose layout it takes; None for an entry that every process reads whole.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    tensors: dict[str, Tensor] = {}
+    for name, entry in HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items():
+        found, like = cast("TensorStorageMetadata", entry), layout(name)
+        kind = found.properties.dtype
+        fits = like is not None and hasattr(like, "to_local") and like.shape == found.size
+        tensors[name] = torch.empty_like(cast(Tensor, like), dtype=kind) if fits else torch.empty(found.size, dtype=kind)
+    with _plain_errors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that it reads without a process group
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not dist.is_initialized())
+    return tensors

@@ -1,1 +1,0 @@
-"""Layers that generators and feature encoders share."""
