@@ -1,4 +1,4 @@
-"""Checks of arguments (shapes, weights, names, devices, memory), conversions of features, and the first calls of torch functions."""
+"""Checks of arguments (shapes, weights, names, devices, memory), conversions of features, and first calls of torch functions."""
 
 import difflib
 import functools

@@ -10,7 +10,7 @@ import torch
 
 from drifting.generators.dit import SIZES, DiT
 from drifting.hub import write_artifact
-from drifting.hub.model_config import metadata_of
+from drifting.hub.release_format import metadata_of
 
 # Runs the command and tells the highest memory of its process, in kilobytes.
 CONVERT = """

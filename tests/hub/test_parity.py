@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drifting.hub import load_encoder, load_generator, read_artifact, write_artifact
-from drifting.hub.model_config import build_network, metadata_of
+from drifting.hub.release_format import build_network, metadata_of
 from drifting.sampling import sample
 from tests.support.artifacts import REFERENCE, expected, needs_reference
 

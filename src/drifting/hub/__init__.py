@@ -9,7 +9,7 @@ from drifting.hub.artifact import (
     read_artifact,
     write_artifact,
 )
-from drifting.hub.model_config import build_network, metadata_of
+from drifting.hub.release_format import build_network, metadata_of
 
 __all__ = [
     "PUBLISHED",

@@ -25,9 +25,8 @@ from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError, reason
 from drifting.generators.dit import DiT
-from drifting.hub.model_config import ENCODER, GENERATOR, Metadata, build_network
 from drifting.hub.msgpack_tree import Array, read_tree, write_tree
-from drifting.hub.names import Place, places
+from drifting.hub.release_format import ENCODER, GENERATOR, Metadata, Place, build_network, places
 from drifting.nn import Attention
 
 Network = DiT | MaskedAutoencoder
