@@ -12,7 +12,7 @@ from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining, mae_loss, r
 from drifting.errors import InputError
 from drifting.pretraining.loop import NetworkState
 from drifting.pretraining.objectives import train_masked
-from drifting.training.state import exponential_average
+from drifting.training.state import ExponentialAverage
 
 SETTINGS = MaskedTraining(steps=4, batch_size=6, learning_rate=1e-2, warmup_steps=2)
 IMAGES = torch.randn(24, 2, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -76,7 +76,7 @@ def test_network_ends_with_the_average_of_its_weights():
     settings = dataclasses.replace(SETTINGS, ema_decay=0.3)
     training = train_masked(_network(), _batches, settings, seed=5)
     state = training.state
-    average = exponential_average(_network(), 0.3)
+    average = ExponentialAverage(_network(), 0.3)
     for _ in training:
         average.update_parameters(state.model)
     found, last = state.model.state_dict(), plain.model.state_dict()

@@ -18,7 +18,7 @@ from drifting.data.shuffle import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.base import Optimization
 from drifting.errors import InputError
-from drifting.training.state import DivergenceError, State, exponential_average
+from drifting.training.state import DivergenceError, ExponentialAverage, State
 
 # How often the losses are looked at; looking waits for the device.
 _CHECK_EVERY = 25
@@ -114,7 +114,7 @@ class NetworkState(State):
             model.parameters(), lr=learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
         )
         start_optimizer(optimizer)
-        self.average = None if settings.ema_decay is None else exponential_average(model, settings.ema_decay)
+        self.average = None if settings.ema_decay is None else ExponentialAverage(model, settings.ema_decay)
         averages = {} if self.average is None else {"average": self.average}
         super().__init__({"model": model, **averages}, optimizer, stream_seed(seed, "encoder training"))
 

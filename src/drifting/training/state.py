@@ -1,8 +1,9 @@
 """What changes during training: weights, their averages, the optimizer and the one random stream; and its form on disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -93,7 +94,7 @@ class TrainingState(State):
         self, generator: Generator, schedule: Schedule, seed: int, *, processes: Processes = ALONE, sharded: bool = False
     ) -> None:
         self.generator, self.processes = generator, processes
-        self.averages = {decay: exponential_average(generator, decay) for decay in (schedule.ema_decay, *schedule.other_ema_decays)}
+        self.averages = {decay: ExponentialAverage(generator, decay) for decay in (schedule.ema_decay, *schedule.other_ema_decays)}
         if sharded:
             for network in (generator, *(average.module for average in self.averages.values())):
                 processes.shard(network)
@@ -136,21 +137,32 @@ class TrainingState(State):
         return dict(self.generator.named_parameters()).get(own)
 
 
-def exponential_average(generator: nn.Module, decay: float) -> AveragedModel:
-    """Return an average of the generator that follows it by `update_parameters`; its `module` is the network.
+class ExponentialAverage(AveragedModel):
+    """A copy of a network whose weights are an average of those that the network had; `module` is the copy.
 
     After k updates the decay in force is min(decay, (1 + k) / (10 + k)), so that a short run does not remember its start.
 
     Args:
-        generator: the network being trained; the first update copies it.
+        network: the network being trained; the first update copies it.
         decay: share of the old average kept at each step in the long run, in [0, 1).
     """
 
-    def update(average: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
-        kept = torch.as_tensor((1 + updates) / (10 + updates)).clamp(max=decay)
-        for old, new in zip(average, current, strict=True):
-            mine = local(old)
-            mine.lerp_(local(new), 1 - kept.to(mine))
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self.requires_grad_(False)
+        self.decay = decay
 
-    with torch.no_grad():
-        return AveragedModel(generator, multi_avg_fn=update).requires_grad_(False)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average toward the weights of the network, all at once; buffers are copied."""
+        updates = int(self.n_averaged)  # is on the CPU, so no device is waited for
+        averages, weights = ([local(weight) for weight in network.parameters()] for network in (self.module, model))
+        if updates:
+            # Rounded to float32, the precision of the weights, so that runs of earlier versions go on bit for bit.
+            kept = float(np.float32(min(self.decay, (1 + updates) / (10 + updates))))
+            torch._foreach_lerp_(averages, weights, 1 - kept)
+        else:
+            torch._foreach_copy_(averages, weights)
+        for copied, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            copied.copy_(buffer)
+        self.n_averaged += 1
