@@ -251,7 +251,9 @@ class Condition(nn.Module):
         """
         condition = full_precision(noise).new_zeros(len(noise), self.width)
         if self.guidance is not None and self.norm is not None:
-            scale = torch.as_tensor(1.0 if guidance_scale is None else guidance_scale).to(condition)
+            scale = 1.0 if guidance_scale is None else guidance_scale
+            # A number of the host is filled in on the device: a copy would make the host wait.
+            scale = scale.to(condition) if isinstance(scale, Tensor) else condition.new_full((), scale)
             if scale.shape not in ((), (1,), (len(noise),)):
                 raise InputError(f"guidance_scale has shape {tuple(scale.shape)}: pass one number, or one for each of {len(noise)}")
             scale = scale.expand(len(noise))
@@ -367,7 +369,8 @@ def double(maps: Float[Tensor, "b m m c"]) -> Float[Tensor, "b 2*m 2*m c//4"]:
 
 def smoothed(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Return images filtered by [1 2 1] / 4 along both axes, with edges repeated: alternating pixels cancel, flat areas stay."""
-    weights = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
+    # Made on the device: numbers from the host would make the host wait.
+    weights = 0.5 - 0.25 * torch.arange(-1, 2, dtype=images.dtype, device=images.device).abs()
     channels = images.shape[1]
     kernel = (weights[:, None] * weights).expand(channels, 1, 3, 3)
     return conv2d(pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels)
