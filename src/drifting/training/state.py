@@ -160,9 +160,9 @@ class ExponentialAverage(AveragedModel):
         if updates:
             # Rounded to float32, the precision of the weights, so that runs of earlier versions go on bit for bit.
             kept = float(np.float32(min(self.decay, (1 + updates) / (10 + updates))))
-            torch._foreach_lerp_(averages, weights, 1 - kept)
+            torch._foreach_lerp_(averages, weights, 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            torch._foreach_copy_(averages, weights)
+            torch._foreach_copy_(averages, weights)  # pyright: ignore[reportPrivateImportUsage]
         for copied, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             copied.copy_(buffer)
         self.n_averaged += 1
