@@ -2,15 +2,17 @@
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_memory, check_seed, nearest_name
-from drifting.distributed import ALONE, Processes
+from drifting._progress import CountProgress, show_sampling
+from drifting.distributed import ALONE, Processes, join
 from drifting.errors import InputError
 from drifting.generators.base import Generator, seeded_codes, seeded_noise
 from drifting.guidance import check_guidance_scale
@@ -42,8 +44,7 @@ def sample(
         count: number of samples, at least 1.
         seed: which set of samples.
         labels: classes to cycle through; all of them, in order, by default. Not for an unconditional generator.
-        guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all and the default. Only for
-            a generator that takes it.
+        guidance_scale: strength of the guidance, from 1 (none, the default) up. Only for a generator that takes it.
         batch_size: samples per forward pass; bounds memory and changes nothing else.
         processes: those that share the work; all of them call, and all receive the samples.
         on_progress: called after every pass with about how many samples there are.
@@ -52,31 +53,41 @@ def sample(
         InputError: if the count, the seed or a label is out of range or the guidance scale below 1, or the generator takes none; if
             the samples do not fit into memory.
     """
-    check_request(count, seed)
+    options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size, "processes": processes}
+    parts, samples = sample_in_parts(generator, count, **options), list[Tensor]()
     check_fits(count, _COPIES * math.prod(generator.sample_shape))
-    # As many on every process, since one that shares its weights takes part in every pass: the last may make a few too many.
-    share = -(-count // processes.size)
-    first, end = processes.rank * share, (processes.rank + 1) * share
-    told, parts = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale}, []
-    for start in range(first, end, batch_size):
-        parts.append(sample_indices(generator, range(start, min(start + batch_size, end)), **told).cpu())
+    for part in parts:
+        samples.append(part)
         if on_progress is not None:
-            on_progress(min((start + len(parts[-1]) - first) * processes.size, count))
-    return processes.all_gather({"samples": torch.cat(parts)}, 0)["samples"][:count]
+            on_progress(sum(map(len, samples)))
+    return torch.cat(samples)
 
 
 def sample_in_parts(
-    generator: Generator, count: int, *, seed: int = 0, batch_size: int = 4096, processes: Processes = ALONE, **told: Any
+    generator: Generator,
+    count: int,
+    *,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 4096,
+    processes: Processes = ALONE,
 ) -> Iterator[Float[Tensor, "b *sample"]]:
-    """Yield what `sample` returns in parts, one pass of every process each; arguments and errors as there."""
+    """Return an iterator of what `sample` returns in parts, one pass of every process each; arguments and errors as there."""
     check_request(count, seed)
-    at_once = batch_size * processes.size
-    for start in range(0, count, at_once):
-        wanted = min(at_once, count - start)
-        share = -(-wanted // processes.size)
-        first = start + processes.rank * share
-        part = sample_indices(generator, range(first, first + share), seed=seed, **told).cpu()
-        yield processes.all_gather({"samples": part}, 0)["samples"][:wanted]
+
+    def passes() -> Iterator[Tensor]:
+        at_once = batch_size * processes.size
+        for start in range(0, count, at_once):
+            wanted = min(at_once, count - start)
+            # All processes make as many, since those that share the weights take part in every pass: the last may make too many.
+            share = -(-wanted // processes.size)
+            first = start + processes.rank * share
+            indices = range(first, first + share)
+            part = sample_indices(generator, indices, seed=seed, labels=labels, guidance_scale=guidance_scale).cpu()
+            yield processes.all_gather({"samples": part}, 0)["samples"][:wanted]
+
+    return passes()
 
 
 @torch.no_grad()
@@ -91,27 +102,27 @@ def sample_indices(
     """Return some of the samples of a seed, in one pass, on the device of the generator; arguments and errors as in `sample`."""
     check_seed(seed)
     cycle = check_labels(labels, generator.num_classes)
-    scale, styles = _told(guidance_scale, generator), generator.num_styles
+    scale, styles = _condition(guidance_scale, generator), generator.num_styles
     device = next(generator.parameters()).device
     noise = seeded_noise(indices, generator.noise_shape, seed).to(device)
     chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices], device=device)
-    told = None if scale is None else torch.full((len(indices),), scale, device=device)
+    scales = None if scale is None else torch.full((len(indices),), scale, device=device)
     codes = [seeded_codes(indices, styles, generator.style_classes, seed).to(device)] if styles else []
     was_training = generator.training
-    samples = generator.eval()(noise, chosen, told, *codes)
+    samples = generator.eval()(noise, chosen, scales, *codes)
     generator.train(was_training)
     return samples
 
 
 def check_request(count: int, seed: int) -> None:
-    """Raise InputError unless so many samples of a seed can be asked for, whatever makes them."""
+    """Raise InputError unless the count and the seed are in range."""
     if not 1 <= count < 2**31:
         raise InputError(f"num_samples is {count}: ask for {'at least 1' if count < 1 else f'at most {2**31 - 1}'}")
     check_seed(seed)
 
 
 def check_fits(count: int, size: int) -> None:
-    """Raise InputError unless so many samples fit into memory, each of so many bytes."""
+    """Raise InputError unless the samples fit into memory; `size` is the number of bytes of one."""
     check_memory(count * size, f"num_samples is {count}, which", "ask for fewer, and for others by another seed")
 
 
@@ -167,8 +178,8 @@ def _number_of(label: str, names: list[str]) -> int:
     raise InputError(f"labels has '{label}': did you mean '{nearest_name(label, names)}'? The classes are {shown}")
 
 
-def _told(guidance_scale: float | None, generator: Generator) -> float | None:
-    """Return the guidance scale that the generator is told, None for one that takes none."""
+def _condition(guidance_scale: float | None, generator: Generator) -> float | None:
+    """Return the guidance scale that conditions the generator; None if it takes none."""
     if guidance_scale is not None:
         check_guidance_scale(guidance_scale)
         if not generator.guided:
@@ -176,28 +187,55 @@ def _told(guidance_scale: float | None, generator: Generator) -> float | None:
     return float(guidance_scale or 1) if generator.guided else None
 
 
-@runtime_checkable
-class Sampler(Protocol):
-    """What makes samples in the user's form: a run, or a generator of the release."""
+class Sampler(ABC):
+    """Makes samples in the user's form: a run, or a generator of the release.
 
-    @property
-    def generator(self) -> Generator:
-        """The network."""
-        ...
+    Attributes:
+        generator: the network.
+        class_names: name of each label; None if there are no names.
+    """
 
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Name of each label, if known."""
-        ...
+    # A generator and names, or None; what a subclass calls them is narrower.
+    generator: Any
+    class_names: Any
 
     def sample(
         self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
     ) -> Tensor:
-        """Return points [n, 2], or uint8 images [n, h, w, c]."""
-        ...
+        """Return samples in the user's form: points [n, 2] in their own coordinates, or uint8 images [n, h, w, c]. One pass each.
+
+        Labels are numbers of classes, or their names; see `label_numbers`.
+        """
+        export, options = self._exporter(), self._options(seed, labels, guidance_scale)
+        check_fits(count, self._exported_bytes())
+        with self._progress(count) as progress:
+            samples = sample(self.generator, count, on_progress=progress.advance, **options)
+        return export(samples)
 
     def parts(
         self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
     ) -> Iterator[Tensor]:
-        """Yield the same in parts, of which each fits into memory."""
-        ...
+        """Yield what `sample` returns in parts, each of which fits into memory."""
+        export, options, done = self._exporter(), self._options(seed, labels, guidance_scale), 0
+        with self._progress(count) as progress:
+            for part in sample_in_parts(self.generator, count, **options):
+                yield export(part)
+                done += len(part)
+                progress.advance(done)
+
+    @abstractmethod
+    def _exporter(self) -> Callable[[Tensor], Tensor]:
+        """Return the function from samples of the generator to those in the user's form."""
+
+    def _exported_bytes(self) -> int:
+        """Return the memory of a sample in the user's form, where it is not that of the generator."""
+        return 0
+
+    def _options(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
+        """Return the keyword arguments of `sample`."""
+        numbers, batch_size = label_numbers(labels, self.class_names), batch_of(self.generator.sample_shape)
+        shared = {"processes": join(), "batch_size": batch_size}
+        return {"seed": seed, "labels": numbers, "guidance_scale": guidance_scale, **shared}
+
+    def _progress(self, count: int) -> CountProgress:
+        return show_sampling(max(1, count), quiet=not join().is_main_process)

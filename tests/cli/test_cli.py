@@ -169,7 +169,7 @@ def test_digit_samples_are_uint8_images(here, command, digits_run):
 @pytest.mark.parametrize("kind", ["toy_run", "digits_run", "points_run", "images_run"])
 def test_array_written_in_parts_is_that_of_all_samples_byte_for_byte(here, command, kind, request, monkeypatch):
     folder = request.getfixturevalue(kind)
-    monkeypatch.setattr(runs.run, "batch_of", lambda shape: 5)
+    monkeypatch.setattr("drifting.sampling.batch_of", lambda shape: 5)
     np.save("whole.npy", runs.load(folder).sample(13, seed=3).numpy())
     made, decoder = [], runs.Run.parts
     monkeypatch.setattr(runs.Run, "parts", lambda *args, **told: (made.append(len(x)) or x for x in decoder(*args, **told)))

@@ -5,7 +5,7 @@ pictures; `load_run(folder)` needs the first and third alone.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from drifting._files import atomic_path, check_space, check_writable, hold
-from drifting._progress import show_sampling
 from drifting.checkpoint import load_network, save_json
 from drifting.config import RunConfig
 from drifting.distributed import join
@@ -24,7 +23,7 @@ from drifting.generators.base import Generator
 from drifting.plotting import image_grid, pixels_in_grid, points_figure, save_image
 from drifting.runs.evaluate import EvaluationRequest, evaluate_run
 from drifting.runs.folder import CONFIG, METRICS, WEIGHTS, read_config
-from drifting.sampling import Sampler, batch_of, check_fits, label_numbers, sample, sample_in_parts
+from drifting.sampling import Sampler, label_numbers
 from drifting.training.recorder import read_snapshots
 
 # Copies of images as bytes in memory: those of a batch, and all.
@@ -38,7 +37,7 @@ _WIDEST = 20
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Sampler):
     """A trained run."""
 
     folder: Path
@@ -51,36 +50,14 @@ class Run:
         """Name of each label; None if they are not known or there are none."""
         return getattr(self.config.data, "class_names", None)
 
-    def sample(
-        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
-    ) -> Tensor:
-        """Return samples in the user's form: points in their own coordinates, images as uint8 [n, h, w, c]. One pass each.
+    def _exporter(self) -> Callable[[Tensor], Tensor]:
+        return self.config.data.exporter()
 
-        Labels are numbers of classes, or their names; see `sampling.label_numbers`.
-        """
-        export, options = self.config.data.exporter(), self._sampling_options(seed, labels, guidance_scale)
-        if self.config.data.latent:
-            check_fits(count, _COPIES * math.prod(self.config.data.exported_shape()))
-        with show_sampling(max(1, count), quiet=not join().is_main_process) as progress:
-            samples = sample(self.generator, count, on_progress=progress.advance, **options)
-        return export(samples)
+    def _exported_bytes(self) -> int:
+        return _COPIES * math.prod(self.config.data.exported_shape()) if self.config.data.latent else 0
 
-    def parts(
-        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
-    ) -> Iterator[Tensor]:
-        """Yield what `sample` returns in parts, each of which fits into memory."""
-        export, options = self.config.data.exporter(), self._sampling_options(seed, labels, guidance_scale)
-        done = 0
-        with show_sampling(max(1, count), quiet=not join().is_main_process) as progress:
-            for part in sample_in_parts(self.generator, count, **options):
-                yield export(part)
-                done += len(part)
-                progress.advance(done)
-
-    def _sampling_options(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
-        numbers = label_numbers(labels, self.class_names)
-        scale, batch_size = self.config.schedule.scale_of_samples(guidance_scale), batch_of(self.generator.sample_shape)
-        return {"seed": seed, "labels": numbers, "guidance_scale": scale, "processes": join(), "batch_size": batch_size}
+    def _options(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
+        return super()._options(seed, labels, self.config.schedule.scale_of_samples(guidance_scale))
 
     def snapshots(self) -> dict[int, Tensor]:
         """Return the samples that were set aside during training, step -> samples; none where they were not kept."""

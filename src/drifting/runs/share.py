@@ -3,7 +3,7 @@
 A converted folder holds config.json and generator.safetensors or encoder.safetensors, with the weights under our names.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +28,7 @@ from drifting.hub.artifact import METADATA, PARAMETERS, PREFIX, Network, with_we
 from drifting.hub.msgpack_tree import DTYPES
 from drifting.runs import run as trained
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
-from drifting.sampling import check_labels, check_request, label_numbers, sample, sample_in_parts
+from drifting.sampling import Sampler, check_labels, check_request, label_numbers
 
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
 _WRITTEN = (METADATA, PARAMETERS, CONFIG, WEIGHTS, ENCODER_WEIGHTS)
@@ -42,46 +42,38 @@ _BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
-class ReleasedGenerator:
+class ReleasedGenerator(Sampler):
     """A generator of the release, with the auto-encoder that decodes its latents; None for one that makes pixels."""
 
     generator: DiT
     vae: VAE | None = None
     class_names: None = None
 
-    def sample(
-        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
-    ) -> Tensor:
-        """Return samples as uint8 images [n, h, w, c], one pass each; see `sampling.sample`."""
-        numbers = label_numbers(labels, self.class_names)
-        told: dict[str, Any] = {"seed": seed, "labels": numbers, "guidance_scale": guidance_scale}
-        processes = join()
-        # Not where the command prints the path of its picture.
-        console = Console(stderr=True, quiet=not processes.is_main_process)
-        with CountProgress("sampling", count, unit="samples", console=console) as progress:
-            told |= {"processes": processes, "on_progress": progress.advance}
-            images = sample(self.generator, count, batch_size=_BATCH_SIZE, **told)
-        decoded = to_bytes(images) if self.vae is None else _decoded(self.vae, images, console)
-        return decoded.movedim(1, -1)
+    def _exporter(self) -> Callable[[Tensor], Tensor]:
+        def export(samples: Tensor) -> Tensor:
+            images = to_bytes(samples) if self.vae is None else _decoded(self.vae, samples)
+            return images.movedim(1, -1)
 
-    def parts(
-        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
-    ) -> Iterator[Tensor]:
-        """Yield what `sample` returns in parts, each of which fits into memory."""
-        numbers, processes, done = label_numbers(labels, self.class_names), join(), 0
-        told: dict[str, Any] = {"seed": seed, "labels": numbers, "guidance_scale": guidance_scale, "processes": processes}
-        console = Console(stderr=True, quiet=not processes.is_main_process)
-        with CountProgress("sampling", count, unit="samples", console=console) as progress:
-            for part in sample_in_parts(self.generator, count, batch_size=_BATCH_SIZE, **told):
-                yield to_bytes(part if self.vae is None else self.vae.decode(part)).movedim(1, -1)
-                done += len(part)
-                progress.advance(done)
+        return export
+
+    def _options(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
+        return {**super()._options(seed, labels, guidance_scale), "batch_size": _BATCH_SIZE}
+
+    def _progress(self, count: int) -> CountProgress:
+        return _show("sampling", count, unit="samples")
 
 
-def _decoded(vae: VAE, latents: Tensor, console: Console) -> Tensor:
+def _show(title: str, count: int, *, unit: str = "images") -> CountProgress:
+    # Not where the command prints the path of its picture.
+    return CountProgress(title, count, unit=unit, console=Console(stderr=True, quiet=not join().is_main_process))
+
+
+def _decoded(vae: VAE, latents: Tensor) -> Tensor:
     """Return images as bytes, of which many fit into memory."""
+    if len(latents) <= _BATCH_SIZE * join().size:  # a part
+        return to_bytes(vae.decode(latents))
     images: list[Tensor] = []
-    with CountProgress("decoding", len(latents), console=console) as progress:
+    with _show("decoding", len(latents)) as progress:
         for part in latents.split(_BATCH_SIZE):
             images.append(to_bytes(vae.decode(part)))
             progress.advance(sum(map(len, images)))
@@ -147,11 +139,21 @@ def load(
     return ReleasedGenerator(network, _decoder_of(network, vae))
 
 
-def write_samples(origin: str, out: Path, count: int, *, vae: str | None = None, overwrite: bool = False, **told: Any) -> None:
-    """Write samples of whatever makes them as a picture or as numbers; see `load` and `run.write_samples`."""
+def write_samples(
+    origin: str,
+    out: Path,
+    count: int,
+    *,
+    vae: str | None = None,
+    labels: Sequence[int | str] | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> None:
+    """Write samples of a run or an artifact as a picture or as numbers; see `load` and `run.write_samples`."""
     trained.check_output(out, overwrite=overwrite)
-    check_request(count, told.get("seed", 0))
-    trained.write_samples(load(origin, vae=vae, labels=told.get("labels")), out, count, overwrite=overwrite, **told)
+    check_request(count, options.get("seed", 0))
+    sampler = load(origin, vae=vae, labels=labels)
+    trained.write_samples(sampler, out, count, labels=labels, overwrite=overwrite, **options)
 
 
 def _to_ours(artifact: Artifact) -> Callable[[Path], list[Path]]:
