@@ -9,7 +9,7 @@ from rich.console import Console
 
 from drifting._progress import show_images
 from drifting.errors import InputError
-from drifting.evaluation import Extractor, compare, evaluate_images, see
+from drifting.evaluation import Extractor, collect_statistics, compare, evaluate_images
 from drifting.evaluation.references import in_memory
 from drifting.evaluation.shares import images_in_shares
 from drifting.evaluation.statistics import check_feature_size
@@ -54,9 +54,9 @@ def test_figures_are_those_of_all_images_at_once():
         lambda count, asked: _batches(_generated(torch.tensor(asked or [0])), labels), sides, EXTRACTOR, batch_size=600
     )
     streamed = compare(
-        see(_batches(_generated(labels), labels), EXTRACTOR),
-        see(_batches(TEST.images, TEST.labels, 37), EXTRACTOR),
-        see(_batches(TRAIN.images[chosen], labels, 100), EXTRACTOR),
+        collect_statistics(_batches(_generated(labels), labels), EXTRACTOR),
+        collect_statistics(_batches(TEST.images, TEST.labels, 37), EXTRACTOR),
+        collect_statistics(_batches(TRAIN.images[chosen], labels, 100), EXTRACTOR),
     )
     assert (streamed["num_samples"], streamed["num_real"], streamed["num_features"]) == (600, 510, 600)
     names = {"frechet_distance", "accuracy", *PAIRED}
@@ -70,7 +70,7 @@ def test_figures_are_those_of_all_images_at_once():
 def test_statistics_do_not_depend_on_the_size_of_a_batch(size, monkeypatch):
     monkeypatch.setattr("drifting.evaluation.statistics._BLOCK", 200)
     images = bar_set(250, seed=3).images
-    seen, whole = see(_batches(images, size=size), EXTRACTOR), gaussian_of(_project(images))
+    seen, whole = collect_statistics(_batches(images, size=size), EXTRACTOR), gaussian_of(_project(images))
     torch.testing.assert_close(seen.gaussian.mean, whole.mean, rtol=1e-9, atol=0)
     torch.testing.assert_close(seen.gaussian.covariance, whole.covariance, rtol=1e-9, atol=1e-15)
     assert seen.gaussian.count == 250
@@ -93,18 +93,18 @@ def test_one_batch_of_images_is_alive_at_a_time():
         return _project(images)
 
     shown = show_images(counted(), 600, what="images", console=Console(file=io.StringIO()))
-    seen = see(shown, Extractor("columns", embed, _name, probabilities=_probabilities))
+    seen = collect_statistics(shown, Extractor("columns", embed, _name, probabilities=_probabilities))
     assert seen.gaussian.count == 600
     # Nothing is left of a batch when the next one is made.
     assert (before, during) == ([0] * 60, [1] * 60)
 
 
 def test_features_of_the_first_images_are_kept_and_no_more():
-    seen = see(_batches(TEST.images, size=64), EXTRACTOR, keep=100)
+    seen = collect_statistics(_batches(TEST.images, size=64), EXTRACTOR, keep=100)
     assert torch.equal(seen.features, _project(TEST.images[:100]))
     assert seen.features.untyped_storage().nbytes() == 100 * 8 * 4
     assert seen.gaussian.count == 510
-    figures = compare(seen, see(_batches(TRAIN.images), EXTRACTOR, keep=200))
+    figures = compare(seen, collect_statistics(_batches(TRAIN.images), EXTRACTOR, keep=200))
     assert figures["num_features"] == 100
     assert figures["num_samples"] == 510
 
@@ -112,13 +112,16 @@ def test_features_of_the_first_images_are_kept_and_no_more():
 def test_accuracy_is_that_of_all_images_with_a_label():
     wrong = TEST.labels.clone()
     wrong[:51] = (wrong[:51] + 1) % 3
-    assert see(_batches(TEST.images, wrong), EXTRACTOR).accuracy == 0.9
-    assert see(_batches(TEST.images), EXTRACTOR).accuracy is None
-    assert see(_batches(TEST.images, wrong), Extractor("columns", _project)).accuracy is None
+    assert collect_statistics(_batches(TEST.images, wrong), EXTRACTOR).accuracy == 0.9
+    assert collect_statistics(_batches(TEST.images), EXTRACTOR).accuracy is None
+    assert collect_statistics(_batches(TEST.images, wrong), Extractor("columns", _project)).accuracy is None
 
 
 def test_accuracy_has_a_floor_where_the_real_images_have_labels():
-    named, nameless = see(_batches(TEST.images, TEST.labels), EXTRACTOR), see(_batches(TEST.images), EXTRACTOR)
+    named, nameless = (
+        collect_statistics(_batches(TEST.images, TEST.labels), EXTRACTOR),
+        collect_statistics(_batches(TEST.images), EXTRACTOR),
+    )
     assert compare(named, named)["accuracy_floor"] == 1
     assert "accuracy_floor" not in compare(named, nameless)
     assert "accuracy_floor" not in compare(nameless, named)
@@ -126,38 +129,38 @@ def test_accuracy_has_a_floor_where_the_real_images_have_labels():
 
 def test_inception_score_of_equally_many_of_each_class_is_their_number():
     extractor = dataclasses.replace(EXTRACTOR, probabilities=_probabilities)
-    seen = see(_batches(TRAIN.images), extractor)
+    seen = collect_statistics(_batches(TRAIN.images), extractor)
     assert seen.inception_score == pytest.approx(3)
-    figures = compare(see(_batches(bars(torch.zeros(60, dtype=torch.long))), extractor), seen)
+    figures = compare(collect_statistics(_batches(bars(torch.zeros(60, dtype=torch.long))), extractor), seen)
     assert figures["inception_score"] == pytest.approx(1)
     assert figures["inception_score_floor"] == pytest.approx(3)
-    assert see(_batches(TRAIN.images), EXTRACTOR).inception_score is None
+    assert collect_statistics(_batches(TRAIN.images), EXTRACTOR).inception_score is None
 
 
 def test_statistics_alone_leave_out_what_compares_pairs():
-    seen = see(_batches(TRAIN.images, TRAIN.labels), EXTRACTOR)
-    known = dataclasses.replace(see(_batches(TEST.images), EXTRACTOR), features=None)
+    seen = collect_statistics(_batches(TRAIN.images, TRAIN.labels), EXTRACTOR)
+    known = dataclasses.replace(collect_statistics(_batches(TEST.images), EXTRACTOR), features=None)
     figures = compare(seen, known, seen)
     assert figures.keys() == {"num_samples", "num_real", "num_features", "frechet_distance", "frechet_distance_floor", "accuracy"}
-    assert figures["frechet_distance"] == compare(seen, see(_batches(TEST.images), EXTRACTOR))["frechet_distance"]
+    assert figures["frechet_distance"] == compare(seen, collect_statistics(_batches(TEST.images), EXTRACTOR))["frechet_distance"]
 
 
 def test_no_floor_is_no_figure():
-    seen = see(_batches(TRAIN.images), EXTRACTOR)
+    seen = collect_statistics(_batches(TRAIN.images), EXTRACTOR)
     assert not [name for name in compare(seen, seen) if name.endswith("_floor")]
 
 
 def test_published_statistics_tell_no_number_of_images():
-    known = dataclasses.replace(see(_batches(TEST.images), EXTRACTOR), features=None)
+    known = dataclasses.replace(collect_statistics(_batches(TEST.images), EXTRACTOR), features=None)
     known = dataclasses.replace(known, gaussian=Gaussian(known.gaussian.mean, known.gaussian.covariance))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "num_real" not in compare(see(_batches(TRAIN.images), EXTRACTOR), known)
+        assert "num_real" not in compare(collect_statistics(_batches(TRAIN.images), EXTRACTOR), known)
 
 
 @pytest.mark.parametrize(("count", "warned"), [(8, True), (9, False)])
 def test_fewer_samples_than_features_are_told(count, warned):
-    few, many = see(_batches(TRAIN.images[:count]), EXTRACTOR), see(_batches(TEST.images), EXTRACTOR)
+    few, many = collect_statistics(_batches(TRAIN.images[:count]), EXTRACTOR), collect_statistics(_batches(TEST.images), EXTRACTOR)
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always")
         compare(few, many)
@@ -166,7 +169,7 @@ def test_fewer_samples_than_features_are_told(count, warned):
 
 def test_statistics_of_another_extractor_are_refused():
     fitting, other = (Gaussian(torch.zeros(size), torch.eye(size), 0) for size in (8, 9))
-    seen = see(_batches(TEST.images), EXTRACTOR)
+    seen = collect_statistics(_batches(TEST.images), EXTRACTOR)
     check_feature_size(EXTRACTOR, (1, 8, 8), dataclasses.replace(seen, gaussian=fitting), "x.npz")
     with pytest.raises(
         InputError, match=r"real is 'x.npz', whose statistics are of 9 features, but the extractor columns has 8: name"
@@ -176,4 +179,4 @@ def test_statistics_of_another_extractor_are_refused():
 
 def test_single_image_has_no_covariance():
     with pytest.raises(InputError, match="features are of 1 samples: a covariance needs at least 2"):
-        see(_batches(TEST.images[:1]), EXTRACTOR)
+        collect_statistics(_batches(TEST.images[:1]), EXTRACTOR)

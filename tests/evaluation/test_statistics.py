@@ -4,15 +4,15 @@ import torch
 
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.errors import InputError
-from drifting.evaluation.statistics import Seen, cached_seen, load_seen, read_statistics, save_seen
+from drifting.evaluation.statistics import ImageStatistics, cached_statistics, load_statistics, read_statistics, save_statistics
 from drifting.metrics.frechet import gaussian_of, load_gaussian, save_gaussian
 
 FEATURES = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-SEEN = Seen(gaussian_of(FEATURES), FEATURES[:10].clone(), accuracy=0.7, inception_score=2.5)
-BARE = Seen(gaussian_of(FEATURES))
+SEEN = ImageStatistics(gaussian_of(FEATURES), FEATURES[:10].clone(), accuracy=0.7, inception_score=2.5)
+BARE = ImageStatistics(gaussian_of(FEATURES))
 
 
-def _same(first: Seen, second: Seen) -> bool:
+def _same(first: ImageStatistics, second: ImageStatistics) -> bool:
     tensors = [
         (seen.gaussian.mean, seen.gaussian.covariance, torch.zeros(0) if seen.features is None else seen.features)
         for seen in (first, second)
@@ -24,8 +24,8 @@ def _same(first: Seen, second: Seen) -> bool:
 @pytest.mark.parametrize("seen", [SEEN, BARE], ids=["all", "statistics"])
 def test_what_was_seen_comes_back(seen, tmp_path):
     path = tmp_path / "seen.safetensors"
-    save_seen(path, seen, fingerprint="abc")
-    found, fingerprint = load_seen(path)
+    save_statistics(path, seen, fingerprint="abc")
+    found, fingerprint = load_statistics(path)
     assert fingerprint == "abc"
     assert _same(found, seen)
     assert _same(read_statistics(path), seen)
@@ -46,17 +46,17 @@ def test_computed_once_for_each_fingerprint(tmp_path):
 
     path = tmp_path / "deep" / "seen.safetensors"
     for fingerprint, times in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
-        assert _same(cached_seen(path, fingerprint, compute), SEEN)
+        assert _same(cached_statistics(path, fingerprint, compute), SEEN)
         assert len(computed) == times
     path.write_bytes(path.read_bytes()[:-3])
-    assert _same(cached_seen(path, "b", compute), SEEN)
+    assert _same(cached_statistics(path, "b", compute), SEEN)
     assert len(computed) == 3
 
 
 def test_nothing_is_computed_that_could_not_be_kept(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="where nothing can be written"):
-        cached_seen(tmp_path / "file" / "x.safetensors", "a", lambda: pytest.fail("looked at images"))
+        cached_statistics(tmp_path / "file" / "x.safetensors", "a", lambda: pytest.fail("looked at images"))
 
 
 def test_published_statistics_are_those_of_the_arrays(tmp_path):
@@ -122,7 +122,7 @@ def test_no_damaged_byte_of_published_statistics_ends_in_another_error(save, tmp
     ],
 )
 def test_bad_statistics_of_ours(changes, told, tmp_path):
-    save_seen(tmp_path / "seen.safetensors", SEEN)
+    save_statistics(tmp_path / "seen.safetensors", SEEN)
     save_tensors(tmp_path / "seen.safetensors", {**load_tensors(tmp_path / "seen.safetensors"), **changes})
     with pytest.raises(InputError, match=f"^real is '.*seen.safetensors', {told}"):
         read_statistics(tmp_path / "seen.safetensors")

@@ -14,7 +14,7 @@ from drifting.config import LossConfig, RunConfig
 from drifting.data import BankConfig, ImageFilesData, LatentsData
 from drifting.data.pixels import to_bytes
 from drifting.errors import InputError
-from drifting.evaluation import compare, references, see
+from drifting.evaluation import collect_statistics, compare, references
 from drifting.generators import DecoderMLPConfig
 from drifting.metrics.frechet import gaussian_of
 from drifting.runs import Run, evaluate
@@ -91,7 +91,7 @@ def test_image_files_are_compared_with_those_that_were_not_trained_on(files_run,
     extractor = load_extractor("pixels", files_run.config)
     samples = to_bytes(sample(files_run.generator, 30, seed=0))
     val = references.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))
-    expected = compare(see([(samples, None)], extractor), see([(val, None)], extractor))
+    expected = compare(collect_statistics([(samples, None)], extractor), collect_statistics([(val, None)], extractor))
     assert metrics["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-6)
     assert metrics["kernel_distance"] == pytest.approx(expected["kernel_distance"], rel=1e-6)
     assert metrics["frechet_distance_floor"] < metrics["frechet_distance"]
@@ -206,7 +206,7 @@ def test_latents_are_compared_with_a_folder_of_images(latents_run, images):
     extractor = load_extractor("pixels", latents_run.config)
     exported = latents_run.sample(20).movedim(-1, 1)
     val = references.ImageFiles(images, image_size=8, split="val").read(torch.arange(30))
-    expected = compare(see([(exported, None)], extractor), see([(val, None)], extractor))
+    expected = compare(collect_statistics([(exported, None)], extractor), collect_statistics([(val, None)], extractor))
     assert metrics["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-5)
 
 
@@ -275,7 +275,7 @@ def test_one_batch_of_samples_is_alive_at_a_time(files_run):
         return images
 
     batches = sampled_batches(files_run.generator, decode, range(400), batch_size=10)
-    see(show_images(batches, 400, what="samples"), load_extractor("pixels", files_run.config))
+    collect_statistics(show_images(batches, 400, what="samples"), load_extractor("pixels", files_run.config))
     assert before == [0] * 40
     assert not alive
 

@@ -11,9 +11,9 @@ from torch import nn
 from drifting import runs
 from drifting.data import ImageFilesData
 from drifting.errors import InputError
-from drifting.evaluation import Seen
+from drifting.evaluation import ImageStatistics
 from drifting.evaluation.shares import digests
-from drifting.evaluation.statistics import save_seen
+from drifting.evaluation.statistics import save_statistics
 from drifting.metrics import inception
 from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.runs.evaluate import load_extractor
@@ -75,7 +75,7 @@ def test_run_of_images_in_memory_is_streamed_against_what_is_named(images_run, i
         run.evaluate(extractor=str(inception_file), real=str(color_folder))
     train, test = (run.config.data.load(split).images for split in ("train", "test"))
     extractor = load_extractor(str(inception_file), run.config)
-    save_seen(tmp_path / "test.safetensors", Seen(gaussian_of(extractor.embed(test)), digests=digests(test)))
+    save_statistics(tmp_path / "test.safetensors", ImageStatistics(gaussian_of(extractor.embed(test)), digests=digests(test)))
     metrics = run.evaluate(extractor=str(inception_file), real=str(tmp_path / "test.safetensors"), count=len(train))
     floor = frechet_distance(gaussian_of(extractor.embed(train)), gaussian_of(extractor.embed(test)))
     assert (metrics["reference"], metrics["num_real"]) == ("statistics test.safetensors", len(test))

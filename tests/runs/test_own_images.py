@@ -91,7 +91,7 @@ def test_features_are_those_that_the_images_have(tmp_path, shape, absent, presen
     ],
 )
 def test_many_images_with_classes_get_an_encoder_that_learns_the_classes(images, classes, shape, features):
-    found = own_images.Found(images, classes, shape)
+    found = own_images.DataSize(images, classes, shape)
     encoder, generator = own_images._encoder(found), own_images._generator(found)
     learns = images >= 2000 and classes > 1
     assert isinstance(encoder, ResNetConfig if learns else AutoencoderConfig)

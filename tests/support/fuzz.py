@@ -31,12 +31,12 @@ from safetensors.torch import load_file, save_file
 
 from drifting import runs
 from drifting.checkpoint import load_tensors, save_tensors
-from drifting.cli import _told
+from drifting.cli import _message_and_status
 from drifting.config import RunConfig
 from drifting.data.features import FeatureCache
 from drifting.data.latents import LatentCache
 from drifting.errors import MOST_CHARACTERS, InputError
-from drifting.evaluation.statistics import Seen, cached_seen, read_statistics, save_seen
+from drifting.evaluation.statistics import ImageStatistics, cached_statistics, read_statistics, save_statistics
 from drifting.metrics.frechet import gaussian_of
 from drifting.plotting.panels import losses_figure
 from drifting.runs import pictures as drawing
@@ -228,11 +228,11 @@ class Fuzz:
         write_cache(stored / "latents", told_apart(12), torch.arange(12) % 3)
         self.rows = torch.arange(60.0).reshape(20, 3)
         self._features(stored)
-        save_seen(stored / "seen.safetensors", self._seen(), fingerprint="f")
+        save_statistics(stored / "seen.safetensors", self._seen(), fingerprint="f")
         self.files = self._files()
 
-    def _seen(self) -> Seen:
-        return Seen(gaussian_of(self.rows.cos()), self.rows.cos(), accuracy=0.5, inception_score=1.5)
+    def _seen(self) -> ImageStatistics:
+        return ImageStatistics(gaussian_of(self.rows.cos()), self.rows.cos(), accuracy=0.5, inception_score=1.5)
 
     def _features(self, folder: Path) -> FeatureCache:
         return FeatureCache(lambda rows: {"a": rows[:, None]}, self.rows, folder=folder / "features", byte_budget=1)
@@ -297,7 +297,7 @@ class Fuzz:
 
     def use_statistics(self, folder: Path, run: str) -> None:
         del run
-        cached_seen(folder / "seen.safetensors", "f", self._seen)
+        cached_statistics(folder / "seen.safetensors", "f", self._seen)
         read_statistics(folder / "seen.safetensors")
 
     def one(self, seed: int, table: Table) -> None:
@@ -357,7 +357,7 @@ def _ending(use: Callable[[], None]) -> tuple[str, str]:
     except Hang:
         return "fault", f"more than {_SECONDS} s"
     except Exception as error:
-        told, _ = _told(error, ["train"])
+        told, _ = _message_and_status(error, ["train"])
         if told is None or "\n" in told:
             return "fault", "".join(traceback.format_exception(error)[-3:])
         return "memory" if told.startswith("out of memory") else "diverged", told

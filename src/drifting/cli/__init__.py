@@ -45,11 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     with _stopped_by_signals(), _steady_output() as output:
-        status, together = _run(arguments)
+        status, shared = _run(arguments)
         if (lost := output.complaint()) is not None:
             _say(lost)
             status = status or 1
-        if together:
+        if shared:
             # Exit at once: threads of torch may still wait for another process, even for one that is lost.
             sys.stderr.flush()
             os._exit(status)
@@ -68,8 +68,8 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
         from drifting.cli._parse import parse
 
         processes = _join()
-        speaks = processes is None or processes.is_main_process
-        with nullcontext() if speaks else redirect_stdout(open(os.devnull, "w")), warnings.catch_warnings():
+        prints = processes is None or processes.is_main_process
+        with nullcontext() if prints else redirect_stdout(open(os.devnull, "w")), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             command = parse(commands.ALL, arguments, commands.READERS, commands.FORMER)
             if processes is not None and arguments[0] not in _SHARED:
@@ -80,12 +80,12 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
             processes.barrier()
         return 0, processes is not None
     except (Exception, KeyboardInterrupt) as error:
-        return _end(error, processes, arguments), processes is not None
+        return _report(error, processes, arguments), processes is not None
 
 
-def _end(error: BaseException, processes: "Processes | None", arguments: list[str]) -> int:
+def _report(error: BaseException, processes: "Processes | None", arguments: list[str]) -> int:
     """Print an error once for all processes and return its status; raise an unexpected error."""
-    reason, status = _told(error, arguments)
+    reason, status = _message_and_status(error, arguments)
     if reason is None and processes is None:
         raise error
     if reason is None:
@@ -116,7 +116,7 @@ def _join() -> "Processes | None":
     return join()
 
 
-def _told(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
+def _message_and_status(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
     """Return the message of an error and the exit status; the message is None for an unexpected error."""
     if type(error) is KeyboardInterrupt:
         return "Stopped; nothing of this step is kept. Start the same command again.", _STOPPED
@@ -131,16 +131,16 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str | None, int]:
     from drifting.training.loop import Interrupted
     from drifting.training.state import DivergenceError
 
-    told: str | None = None
+    message: str | None = None
     if isinstance(error, Interrupted | DivergenceError | LostProcessError | OutOfMemoryError):
-        told = str(error)
-    elif (lack := out_of_memory(error)) is not None:
-        told = f"{lack}: {_SMALLER.get(arguments[0], LESS_MEMORY)}"
+        message = str(error)
+    elif (shortage := out_of_memory(error)) is not None:
+        message = f"{shortage}: {_SMALLER.get(arguments[0], LESS_MEMORY)}"
     elif is_lost_process(error):
-        told = "a process was lost: start the same command again"
+        message = "a process was lost: start the same command again"
     elif (fault := storage_fault(error)) is not None:
-        told = f"{fault}; what was there before is whole. {remedy(error)}, then start the same command again"
-    return told, _STOPPED if isinstance(error, Interrupted) else 1
+        message = f"{fault}; what was there before is whole. {remedy(error)}, then start the same command again"
+    return message, _STOPPED if isinstance(error, Interrupted) else 1
 
 
 @contextmanager

@@ -18,37 +18,20 @@ from tyro.conf import FlagConversionOff, arg
 from drifting.errors import InputError
 
 # Name of a flag in other programs -> its name here.
-_ELSEWHERE = {
-    "lr": "learning-rate",
-    "epochs": "steps",
-    "iterations": "steps",
-    "max-steps": "steps",
-    "bs": "batch-size",
-    "tau": "temperatures",
-    "bandwidth": "temperatures",
-    "opt": "optimizer",
-    "gpu": "device",
-    "cuda": "device",
-    "n": "num-samples",
-    "num": "num-samples",
-    "count": "num-samples",
-    "cfg": "guidance-scale",
-    "class": "labels",
-    "classes": "labels",
-    "resolution": "image-size",
-    "size": "image-size",
-    "output": "out",
-    "output-dir": "save-dir",
-    "out-dir": "save-dir",
-    "outdir": "save-dir",
-    "dir": "save-dir",
-    "force": "overwrite",
-    "continue": "resume",
-    "amp": "precision",
-    "dtype": "precision",
+_SYNONYMS = {
+    **dict.fromkeys(("epochs", "iterations", "max-steps"), "steps"),
+    **dict.fromkeys(("n", "num", "count"), "num-samples"),
+    **dict.fromkeys(("output-dir", "out-dir", "outdir", "dir"), "save-dir"),
+    **dict.fromkeys(("tau", "bandwidth"), "temperatures"),
+    **dict.fromkeys(("gpu", "cuda"), "device"),
+    **dict.fromkeys(("class", "classes"), "labels"),
+    **dict.fromkeys(("resolution", "size"), "image-size"),
+    **dict.fromkeys(("amp", "dtype"), "precision"),
+    **{"lr": "learning-rate", "bs": "batch-size", "opt": "optimizer", "cfg": "guidance-scale"},
+    **{"output": "out", "force": "overwrite", "continue": "resume"},
 }
-# Smallest similarity of names at which one is suggested for the other.
-_ALIKE = 0.5
+# Smallest similarity of names at which one is suggested in place of the other.
+_MIN_SIMILARITY = 0.5
 _KINDS = {"INT|int": "a whole number", "FLOAT|float": "a number", "PATH": "a path", "STR": "a name", "True": "True or False"}
 Command = Callable[..., Any]
 HELP = frozenset({"-h", "--help"})
@@ -109,14 +92,14 @@ class Reader:
         command: the words before the options, such as "train toy".
         description: description of the command.
         subject: subject of error messages, such as "the preset 'toy'".
-        elsewhere: names of options of other subjects.
+        other_options: names of options of other subjects.
         headings: headings in order.
     """
 
     command: str
     description: str
     subject: str = ""
-    elsewhere: Collection[str] = ()
+    other_options: Collection[str] = ()
     headings: Sequence[str] = ()
 
     def read(self, options: Sequence[Option], words: Sequence[str], *, partial: bool = False) -> dict[str, Any]:
@@ -152,21 +135,21 @@ class Reader:
                 return tyro.cli(parser, prog=prog, args=kept, return_unknown_args=True)[0]
             return tyro.cli(parser, prog=prog, args=list(words))
 
-        parsed = sentenced(run, lambda said: self._sentence(said, options, words))
+        parsed = with_one_sentence_errors(run, lambda message: self._sentence(message, options, words))
         values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
         named = {_hyphened(word) for word in words if word.startswith("--")}
         return {option.name: values[option.name.replace(".", "__")] for option in options if named & set(option.flags)}
 
-    def _sentence(self, said: str, options: Sequence[Option], words: Sequence[str]) -> str:
+    def _sentence(self, message: str, options: Sequence[Option], words: Sequence[str]) -> str:
         flags = ["--help", *(flag for option in options for flag in option.flags)]
         see = f"see drifting {self.command} --help"
-        if "Unrecognized options" in said and (first := _first_unknown(words, flags)) is not None:
-            name = _shown(_hyphened(first))
-            if name in self.elsewhere:
+        if "Unrecognized options" in message and (first := _first_unknown(words, flags)) is not None:
+            name = _name_of(_hyphened(first))
+            if name in self.other_options:
                 return f"{name} is {_quoted(_value_of(first, words))}, which {self.subject} does not take: leave it out"
         # The message of tyro about a list does not name the option.
-        parsing = (option for option in options if re.search(rf"Error parsing (--\S*/)?{option.flags[0]}[/:]", said))
-        return _sentence(" ".join([said, *(str(option.kind) for option in parsing)]), words, flags, see)
+        parsing = (option for option in options if re.search(rf"Error parsing (--\S*/)?{option.flags[0]}[/:]", message))
+        return _sentence(" ".join([message, *(str(option.kind) for option in parsing)]), words, flags, see)
 
 
 def with_present_names(words: Sequence[str], former: Mapping[str, str]) -> list[str]:
@@ -189,16 +172,16 @@ def _required_first(options: Iterable[Option]) -> list[Option]:
     return sorted(options, key=lambda option: option.default is not dataclasses.MISSING)
 
 
-def sentenced(run: Callable[[], Any], sentence: Callable[[str], str]) -> Any:
+def with_one_sentence_errors(run: Callable[[], Any], sentence: Callable[[str], str]) -> Any:
     """Run the parser and turn its error message into an InputError of one sentence."""
-    said = io.StringIO()
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(message):
             return run()
     except SystemExit as leaving:
         if not leaving.code:
             raise
-    raise InputError(sentence(_first_paragraph(said.getvalue())))
+    raise InputError(sentence(_first_paragraph(message.getvalue())))
 
 
 def parse(
@@ -226,8 +209,8 @@ def parse(
     for command in commands:
         app.command(_deferred(command))
     by_name = {_hyphened(command.__name__): command for command in commands}
-    return sentenced(
-        lambda: app.cli(prog="drifting", args=list(arguments)), lambda said: _sentence_of_command(said, arguments, by_name)
+    return with_one_sentence_errors(
+        lambda: app.cli(prog="drifting", args=list(arguments)), lambda message: _sentence_of_command(message, arguments, by_name)
     )
 
 
@@ -264,8 +247,8 @@ def _check_not_empty(arguments: Sequence[str]) -> None:
     for word in arguments:
         name, given, value = word.partition("=")
         if not word or (word.startswith("--") and given and not value):
-            raise InputError(f"{_shown(name) if given else flag} is '': name something, or leave it out")
-        flag = _shown(word) if word.startswith("--") else "an argument"
+            raise InputError(f"{_name_of(name) if given else flag} is '': name something, or leave it out")
+        flag = _name_of(word) if word.startswith("--") else "an argument"
 
 
 def _first_paragraph(text: str) -> str:
@@ -281,39 +264,41 @@ def _first_paragraph(text: str) -> str:
     return " ".join(" ".join(parts[0 if framed or len(parts) < 2 else 1]).split())
 
 
-def _sentence_of_command(said: str, arguments: Sequence[str], commands: Mapping[str, Command]) -> str:
-    asked = next((word for word in arguments if not word.startswith("-")), None)
-    there = f"there are {', '.join(commands)}"
-    if asked is None:
-        return f"the command is missing: {there}"
-    if asked not in commands:
-        meant = max(commands, key=lambda name: _likeness(asked.lower(), name))
-        return f"command is '{asked}': " + (f"did you mean '{meant}'? T{there[1:]}" if _likeness(asked, meant) >= _ALIKE else there)
-    parameters = inspect.signature(commands[asked]).parameters.values()
+def _sentence_of_command(message: str, arguments: Sequence[str], commands: Mapping[str, Command]) -> str:
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    known = f"there are {', '.join(commands)}"
+    if name is None:
+        return f"the command is missing: {known}"
+    if name not in commands:
+        suggestion = max(commands, key=lambda each: _similarity(name.lower(), each))
+        return f"command is '{name}': " + (
+            f"did you mean '{suggestion}'? T{known[1:]}" if _similarity(name, suggestion) >= _MIN_SIMILARITY else known
+        )
+    parameters = inspect.signature(commands[name]).parameters.values()
     flags = ["--help", *(_hyphened(f"--{one.name}") for one in parameters if one.kind is not one.POSITIONAL_ONLY)]
     positional = next((one.name for one in parameters if one.kind is one.POSITIONAL_ONLY), "")
-    return _sentence(said, arguments, flags, f"see drifting {asked} --help", positional)
+    return _sentence(message, arguments, flags, f"see drifting {name} --help", positional)
 
 
-def _sentence(said: str, words: Sequence[str], flags: Sequence[str], see: str, positional: str = "") -> str:
+def _sentence(message: str, words: Sequence[str], flags: Sequence[str], see: str, positional: str = "") -> str:
     for pattern, sentence in (
-        (r"Unrecognized options()", lambda _: _unknown(said, words, flags, see)),
-        (r"Missing from()", lambda _: f"{_missing(said, positional)} missing: {see}"),
-        (r"Missing value for argument '([^']+)'. Expected (\d+)", lambda found: _valueless(found[1], int(found[2]), words)),
-        (r"invalid choice '(.*)' for argument '([^']+)'. Expected one of \((.*)\)", lambda found: _no_choice(found, words)),
-        (r"Error parsing (--[\w/.-]+|\S+):", lambda found: _unfit(found[1], said, words, see)),
+        (r"Unrecognized options()", lambda _: _unknown(message, words, flags, see)),
+        (r"Missing from()", lambda _: f"{_missing(message, positional)} missing: {see}"),
+        (r"Missing value for argument '([^']+)'. Expected (\d+)", lambda found: _without_value(found[1], int(found[2]), words)),
+        (r"invalid choice '(.*)' for argument '([^']+)'. Expected one of \((.*)\)", lambda found: _wrong_choice(found, words)),
+        (r"Error parsing (--[\w/.-]+|\S+):", lambda found: _wrong_type(found[1], message, words, see)),
     ):
-        if found := re.search(pattern, said):
+        if found := re.search(pattern, message):
             return sentence(found)
-    return f"{said.rstrip('.')}: {see}"
+    return f"{message.rstrip('.')}: {see}"
 
 
-def _valueless(names: str, count: int, words: Sequence[str]) -> str:
+def _without_value(names: str, count: int, words: Sequence[str]) -> str:
     has, needed = ("no value", "one") if count == 1 else ("too few values", str(count))
-    return f"{_argument(names, words)} has {has}: name {needed} after {_flag_given(names, words)}, or leave that out"
+    return f"{_argument(names, words)} has {has}: name {needed} after {_flag_on_line(names, words)}, or leave that out"
 
 
-def _no_choice(found: re.Match, words: Sequence[str]) -> str:
+def _wrong_choice(found: re.Match, words: Sequence[str]) -> str:
     choices = sorted(choice for choice in re.findall(r"'([^']*)'", found[3]) if choice != "None")
     return f"{_argument(found[2], words)} is '{found[1]}': pass {' or '.join(choices)}"
 
@@ -322,38 +307,38 @@ def _first_unknown(words: Sequence[str], flags: Collection[str]) -> str | None:
     return next((word.partition("=")[0] for word in words if re.match("--?[A-Za-z]", word) and _hyphened(word) not in flags), None)
 
 
-def _unknown(said: str, words: Sequence[str], flags: Sequence[str], see: str) -> str:
+def _unknown(message: str, words: Sequence[str], flags: Sequence[str], see: str) -> str:
     """Return the message about an unknown flag, with similar flags, or about a word that belongs to no flag."""
     unknown = _first_unknown(words, flags)
     if unknown is None:
-        word = said.partition(":")[2].split(",")[0].strip()
+        word = message.partition(":")[2].split(",")[0].strip()
         return f"argument is '{word}', which belongs to no flag: leave it out, or {see}"
     name = _hyphened(unknown).strip("-")
-    meant = [flag for flag in flags if flag.rpartition(".")[2] == name or flag == f"--{_ELSEWHERE.get(name, '')}"]
-    if not meant:
-        nearest = max(flags, key=lambda flag: _likeness(name, flag))
-        meant = [nearest] if _likeness(name, nearest) >= _ALIKE else []
-    if not meant:
+    suggestion = [flag for flag in flags if flag.rpartition(".")[2] == name or flag == f"--{_SYNONYMS.get(name, '')}"]
+    if not suggestion:
+        nearest = max(flags, key=lambda flag: _similarity(name, flag))
+        suggestion = [nearest] if _similarity(name, nearest) >= _MIN_SIMILARITY else []
+    if not suggestion:
         return f"option '{unknown}' does not exist: {see}"
-    return f"option '{unknown}' does not exist: did you mean {' or '.join(meant)}? Else {see}"
+    return f"option '{unknown}' does not exist: did you mean {' or '.join(suggestion)}? Else {see}"
 
 
-def _likeness(name: str, other: str) -> float:
+def _similarity(name: str, other: str) -> float:
     """Return the similarity of two names from 0 to 1; the last part of a dotted name counts alone too, with a smaller weight."""
     last = other.rpartition(".")[2]
     whole = difflib.SequenceMatcher(None, name.strip("-"), other.strip("-")).ratio()
     return whole if last == other else max(whole, 0.9 * difflib.SequenceMatcher(None, name.strip("-"), last).ratio())
 
 
-def _missing(said: str, positional: str) -> str:
-    flags = re.findall(r"(--[\w-]+) [A-Z]", said)
+def _missing(message: str, positional: str) -> str:
+    flags = re.findall(r"(--[\w-]+) [A-Z]", message)
     return f"{' and '.join(flags) or positional} {'are' if len(flags) > 1 else 'is'}"
 
 
-def _unfit(name: str, said: str, words: Sequence[str], see: str) -> str:
+def _wrong_type(name: str, message: str, words: Sequence[str], see: str) -> str:
     """Return the message about a value of the wrong type."""
-    value = _value_of(_flag_given(name, words), words)
-    kinds = [word for kind, word in _KINDS.items() if re.search(rf"\b(?:{kind})\b", said)]
+    value = _value_of(_flag_on_line(name, words), words)
+    kinds = [word for kind, word in _KINDS.items() if re.search(rf"\b(?:{kind})\b", message)]
     shown = f"{_argument(name, words)} is '{value}'"
     return f"{shown}: pass {kinds[0]}" if kinds else f"{shown}, which does not fit: {see}"
 
@@ -380,7 +365,7 @@ def _quoted(value: str) -> str:
     return f"'{value}'"
 
 
-def _flag_given(names: str, words: Sequence[str]) -> str:
+def _flag_on_line(names: str, words: Sequence[str]) -> str:
     """Return the one of the names of a flag, "--a/--b", that is on the command line, as written there."""
     known = names.split("/")
     return next((word.partition("=")[0] for word in words if _hyphened(word) in known), min(known, key=len))
@@ -390,11 +375,11 @@ def _hyphened(word: str) -> str:
     return word.partition("=")[0].replace("_", "-")
 
 
-def _shown(flag: str) -> str:
+def _name_of(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
 
 
 def _argument(flags: str, words: Sequence[str]) -> str:
     """Return the name of an argument in errors: as written on the command line, but steps for --drift-steps."""
-    given = _shown(_flag_given(flags, words))
+    given = _name_of(_flag_on_line(flags, words))
     return "steps" if given == "drift_steps" else given

@@ -110,7 +110,7 @@ def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         command="train" if name is None else f"train {name}",
         description=_summary(train),
         subject=f"the preset '{name}'",
-        elsewhere=_SHORT | CHOICES.keys(),
+        other_options=_SHORT | CHOICES.keys(),
         headings=tuple(_HEADINGS.values()),
     )
     own = _fields(_Run)
@@ -187,7 +187,7 @@ def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         command=f"train-encoder {kind or 'KIND'}",
         description=f"{_summary(train_encoder)} --help after {', '.join(encoders.KINDS)} shows the settings of each.",
         subject=f"'{kind}'",
-        elsewhere={name for name in every if name is not None},
+        other_options={name for name in every if name is not None},
         headings=tuple(_HEADINGS.values()),
     )
     own = _fields(_EncoderRun)

@@ -3,20 +3,20 @@
 from drifting.evaluation.extractors import Extractor
 from drifting.evaluation.images import Sides, compare, evaluate_images, frechet_curve
 from drifting.evaluation.points_and_digits import Metrics, Sampler, as_text, evaluate_digits, evaluate_points, mode_shares
-from drifting.evaluation.statistics import Seen, see
+from drifting.evaluation.statistics import ImageStatistics, collect_statistics
 
 __all__ = [
     "Extractor",
+    "ImageStatistics",
     "Metrics",
     "Sampler",
-    "Seen",
     "Sides",
     "as_text",
+    "collect_statistics",
     "compare",
     "evaluate_digits",
     "evaluate_images",
     "evaluate_points",
     "frechet_curve",
     "mode_shares",
-    "see",
 ]

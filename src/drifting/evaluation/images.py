@@ -1,6 +1,6 @@
-"""Images, seen through an extractor that took no part in their training: distance, fidelity, diversity, labels, colors, copies.
+"""Images compared in the features of an extractor that took no part in their training, and in pixels.
 
-Images are seen in batches: what is kept of them is small. Means and covariances, and with them the Frechet distance, are of every
+Images come in batches, and what is kept of them is small. Means and covariances, and with them the Frechet distance, are of every
 image. Whatever compares pairs is of the features that are kept: of the first images of each side where those are too many for
 memory, so give images in an order in which those stand for all.
 
@@ -22,7 +22,7 @@ from drifting.data.pixels import to_signed
 from drifting.evaluation.extractors import Bytes, Extractor
 from drifting.evaluation.points_and_digits import Metrics
 from drifting.evaluation.shares import by_chance, images_of_labels, labels_in_shares, unknown_to, weights_in_shares
-from drifting.evaluation.statistics import KEPT, Batch, Seen, see
+from drifting.evaluation.statistics import KEPT, Batch, ImageStatistics, collect_statistics
 from drifting.metrics.color import compare_colors
 from drifting.metrics.distances import mean_distance
 from drifting.metrics.frechet import (
@@ -36,7 +36,7 @@ from drifting.metrics.frechet import (
 from drifting.metrics.memorization import memorization
 from drifting.metrics.precision_recall import precision_recall
 
-Floor = Callable[[int, Seen], Seen | None]
+Floor = Callable[[int, ImageStatistics], ImageStatistics | None]
 # (count, labels) -> that many images in batches, of these labels in turn, or of all classes in turn
 ImageSampler = Callable[[int, Sequence[int] | None], Iterable[Batch]]
 
@@ -52,7 +52,7 @@ class Sides:
 
     Attributes:
         name: of the reference, shown beside the figures.
-        look: (batch size) -> the reference, looked at so many images at a time.
+        reference: (batch size) -> the reference, looked at so many images at a time.
         floor: (batch size, reference) -> the floor, of images that are none of the reference; None, with a warning, where there are
             none.
         count: how many samples to make.
@@ -62,7 +62,7 @@ class Sides:
     """
 
     name: str
-    look: Callable[[int], Seen]
+    reference: Callable[[int], ImageStatistics]
     floor: Floor
     count: int
     shares: Int[Tensor, " r"] | None = None
@@ -80,17 +80,17 @@ class Pixels:
     """
 
     def __init__(self, train: ImageSet, test: ImageSet, others: Bytes) -> None:
-        self._train, self._test, self._others, self._seen = train, test, others, list[Bytes]()
+        self._train, self._test, self._others, self._collected = train, test, others, list[Bytes]()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass samples on and remember them; without labels where the test set has none, by which no figure could be compared."""
         for images, labels in batches:
-            self._seen.append(images.cpu())
+            self._collected.append(images.cpu())
             yield images, labels if self._test.labels is not None else None
 
     def figures(self) -> Metrics:
         """Return the figures of the samples that were passed on."""
-        generated = torch.cat(self._seen)
+        generated = torch.cat(self._collected)
         return _colors(generated, self._others, self._test) | _copies(generated, self._train, self._test)
 
 
@@ -114,11 +114,11 @@ def evaluate_images(sampler: ImageSampler, sides: Sides, extractor: Extractor, *
     for image, _ in sampler(1, None):
         check_covariance(sides.count, extractor.embed(image).shape[1])
     labels = None if sides.shares is None else labels_in_shares(sides.shares, min(sides.count, _PERIOD)).tolist()
-    real = sides.look(batch_size)
+    real = sides.reference(batch_size)
     others = sides.floor(batch_size, real)
     samples = show_images(sampler(sides.count, labels), sides.count, what="samples")
     watched = samples if sides.pixels is None else sides.pixels.watch(samples)
-    metrics = compare(see(watched, extractor, keep=sides.keep), real, others)
+    metrics = compare(collect_statistics(watched, extractor, keep=sides.keep), real, others)
     return metrics if sides.pixels is None else metrics | sides.pixels.figures()
 
 
@@ -174,7 +174,7 @@ def _spread(features: Float[Tensor, "s d"]) -> float:
     return mean_distance(features, features) * len(features) / max(1, len(features) - 1)
 
 
-def compare(generated: Seen, real: Seen, floor: Seen | None = None) -> Metrics:
+def compare(generated: ImageStatistics, real: ImageStatistics, floor: ImageStatistics | None = None) -> Metrics:
     """Compare generated images with real ones, and other real ones with those: the floor.
 
     Args:
@@ -189,18 +189,18 @@ def compare(generated: Seen, real: Seen, floor: Seen | None = None) -> Metrics:
         what looks at no real image. `num_real` and `num_features` count the images behind the Frechet distance and behind
         comparisons of pairs. Warns of what is unreliable.
     """
-    counts = [seen.gaussian.count for seen in (generated, real) if seen.gaussian.count]
+    counts = [side.gaussian.count for side in (generated, real) if side.gaussian.count]
     if (doubt := unreliable(min(counts), len(generated.gaussian.mean))) is not None:
         warnings.warn(doubt, stacklevel=2)
     metrics: Metrics = {"num_samples": generated.gaussian.count}
     metrics |= {} if floor is None else compare_counts(floor.gaussian.count, generated.gaussian.count)
     metrics |= {"num_real": real.gaussian.count} if real.gaussian.count else {}
     metrics |= {"num_features": len(generated.features)} if generated.features is not None else {}
-    for kind, seen in (("", generated), ("_floor", floor)):
-        if seen is not None:
-            found = {"frechet_distance": frechet_distance(seen.gaussian, real.gaussian)}
-            if seen.features is not None and real.features is not None:
-                found |= compare_features(seen.features, real.features)
+    for kind, side in (("", generated), ("_floor", floor)):
+        if side is not None:
+            found = {"frechet_distance": frechet_distance(side.gaussian, real.gaussian)}
+            if side.features is not None and real.features is not None:
+                found |= compare_features(side.features, real.features)
             metrics |= {f"{name}{kind}": value for name, value in found.items()}
     for name in ("accuracy", "inception_score"):
         figures = {"": getattr(generated, name), "_floor": getattr(real, name)}
@@ -234,8 +234,8 @@ def frechet_curve(
         chosen = by_chance(len(candidates), count)
     else:
         labels = torch.arange(count) % train.num_classes
-        seen = torch.isin(test.labels, labels)
-        shown = test if bool(seen.all()) else ImageSet(test.images[seen], test.labels[seen], test.class_names)
+        known = torch.isin(test.labels, labels)
+        shown = test if bool(known.all()) else ImageSet(test.images[known], test.labels[known], test.class_names)
         chosen = images_of_labels(train.labels[candidates], labels)
     if min(count, len(shown)) < 2:
         return {}

@@ -31,7 +31,16 @@ from drifting.errors import InputError
 from drifting.evaluation.extractors import Extractor
 from drifting.evaluation.images import Floor, Pixels, Sides
 from drifting.evaluation.shares import by_chance, digests, images_in_shares, unknown_to
-from drifting.evaluation.statistics import KEPT, SUFFIXES, Batch, Seen, cached_seen, check_feature_size, read_statistics, see
+from drifting.evaluation.statistics import (
+    KEPT,
+    SUFFIXES,
+    Batch,
+    ImageStatistics,
+    cached_statistics,
+    check_feature_size,
+    collect_statistics,
+    read_statistics,
+)
 
 # Samples that are made of a run whose images are in memory, and of one whose images stay on disk.
 IN_MEMORY, STREAMED = 10_000, 50_000
@@ -50,10 +59,10 @@ _HELD_OUT = ("test", "val")
 def _no_floor(reason: str) -> Floor:
     """Return a floor that there is not, of which it warns."""
 
-    def look(batch_size: int, real: Seen) -> None:
+    def collect(batch_size: int, real: ImageStatistics) -> None:
         warnings.warn(f"the floor, the same figures of other real images, is left out: {reason}", stacklevel=2)
 
-    return look
+    return collect
 
 
 class _NothingLeftError(Exception):
@@ -62,15 +71,15 @@ class _NothingLeftError(Exception):
 
 @dataclass(kw_only=True)
 class Streamed:
-    """Images that are read as they are looked at; what was seen is kept.
+    """Images that are read when their statistics are collected; the statistics are kept.
 
     Attributes:
         name: for the figures.
         images: where they come from.
         order: which images, in their order.
-        count: how many of those to look at, at most.
+        count: largest number of images to look at.
         extractor: the feature space.
-        cache: folder of what was seen before; None to look at them anew.
+        cache: folder of earlier statistics; None to collect them anew.
         labels: class of every image, where they are those of the run.
         keep: features of how many are kept.
     """
@@ -83,22 +92,22 @@ class Streamed:
     cache: Path | None
     labels: Int[Tensor, " s"] | None = None
     keep: int = KEPT
-    _seen: Seen | None = field(default=None, init=False)
+    _collected: ImageStatistics | None = field(default=None, init=False)
 
-    def see(self, batch_size: int, known: Int[Tensor, " k"] | None = None) -> Seen:
-        """Look at the first of the order, copies of known images left out, or find what was seen before.
+    def collect(self, batch_size: int, known: Int[Tensor, " k"] | None = None) -> ImageStatistics:
+        """Return the statistics of the first images of the order, without copies of known images; they may be collected already.
 
         Raises:
             _NothingLeftError: if fewer than two are left.
         """
-        if self._seen is None:
-            self._seen = self._found(batch_size, known)
-        return self._seen
+        if self._collected is None:
+            self._collected = self._read_or_collect(batch_size, known)
+        return self._collected
 
-    def _found(self, batch_size: int, known: Int[Tensor, " k"] | None) -> Seen:
+    def _read_or_collect(self, batch_size: int, known: Int[Tensor, " k"] | None) -> ImageStatistics:
         order, extractor = self.order[: self.count] if known is None else self.order, self.extractor
         batches = show_images(self._batches(order, batch_size, known), min(self.count, len(order)), what=self.name)
-        compute = partial(see, batches, extractor, keep=self.keep, remember=True)
+        compute = partial(collect_statistics, batches, extractor, keep=self.keep, remember=True)
         if self.cache is None:
             return compute()
         facts = (
@@ -106,7 +115,7 @@ class Streamed:
             *(self.images.state(order), _digest(self.labels), _digest(None if known is None else known.unique())),
         )
         digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape")).hexdigest()[:16]
-        return cached_seen(self.cache / f"{extractor.name}-{digest}.safetensors", digest, compute)
+        return cached_statistics(self.cache / f"{extractor.name}-{digest}.safetensors", digest, compute)
 
     def _batches(self, order: Int[Tensor, " o"], batch_size: int, known: Int[Tensor, " k"] | None) -> Iterator[Batch]:
         left = self.count
@@ -125,24 +134,24 @@ class Streamed:
             raise _NothingLeftError
 
 
-def _as_they_are(look: Callable[[int], Seen]) -> Floor:
+def _as_they_are(collect: Callable[[int], ImageStatistics]) -> Floor:
     """Return a floor of images that are chosen already."""
-    return lambda batch_size, real: look(batch_size)
+    return lambda batch_size, real: collect(batch_size)
 
 
 def _others(images: Streamed) -> Floor:
     """Return a floor of those images that are none of the reference, and that the extractor was not trained on."""
 
-    def look(batch_size: int, real: Seen) -> Seen | None:
+    def collect(batch_size: int, real: ImageStatistics) -> ImageStatistics | None:
         if real.digests is None:
             return _no_floor("the statistics do not tell of which images they are, so they may be the same")(batch_size, real)
         trained_on = images.extractor.trained_on
         try:
-            return images.see(batch_size, real.digests if trained_on is None else torch.cat([real.digests, trained_on]))
+            return images.collect(batch_size, real.digests if trained_on is None else torch.cat([real.digests, trained_on]))
         except _NothingLeftError:
             return _no_floor(f"all {images.name} are in the reference, or trained the extractor")(batch_size, real)
 
-    return look
+    return collect
 
 
 def _digest(numbers: Int[Tensor, " n"] | None) -> str | None:
@@ -176,9 +185,9 @@ def in_memory(name: str, train: ImageSet, test: ImageSet, extractor: Extractor, 
     floor = _no_floor("no further real images have the classes of the reference")
     if len(chosen) >= 2:
         others = files(name="training images", images=train, order=chosen, count=len(chosen), extractor=_of_features(extractor))
-        floor = _as_they_are(others.see)
+        floor = _as_they_are(others.collect)
     pixels = Pixels(train, test, train.images[chosen])
-    return Sides(name=name, look=reference.see, floor=floor, count=count, shares=labels, keep=kept, pixels=pixels)
+    return Sides(name=name, reference=reference.collect, floor=floor, count=count, shares=labels, keep=kept, pixels=pixels)
 
 
 def _of_features(extractor: Extractor) -> Extractor:
@@ -199,7 +208,7 @@ def streamed(
         decode: samples -> bytes.
         seed: by which latents are drawn.
         count: how many samples to make and how many images a floor has, as far as there are.
-        cache: folder for what was seen.
+        cache: folder for statistics.
         device: where latents are decoded.
 
     Raises:
@@ -223,17 +232,17 @@ def _decoded(rows: Rows, decode: Decoder, extractor: Extractor, count: int, devi
     else:
         order = images_in_shares(rows.labels, rows.labels, max(2 * each, 2))
 
-    def look(indices: Int[Tensor, " r"], batch_size: int) -> Seen:
+    def collect(indices: Int[Tensor, " r"], batch_size: int) -> ImageStatistics:
         parts = indices.split(batch_size)
         batches = ((decode(to_signed(rows.take(part, _POSITIONS + part).to(device))), None) for part in parts)
-        return see(show_images(batches, len(indices), what=name), extractor)
+        return collect_statistics(show_images(batches, len(indices), what=name), extractor)
 
     name, floor = "decoded latents", _no_floor(f"the latents are of {len(rows)} images, too few for two sets of them")
     if each >= 2:
         order, others = order[: 2 * each].split(each)
-        floor = _as_they_are(partial(look, others))
+        floor = _as_they_are(partial(collect, others))
     shares = None if rows.labels is None else rows.labels[order]
-    return Sides(name=name, look=partial(look, order), floor=floor, count=count, shares=shares)
+    return Sides(name=name, reference=partial(collect, order), floor=floor, count=count, shares=shares)
 
 
 @dataclass(frozen=True)
@@ -249,11 +258,11 @@ class _Files:
         """Return the reference and the floor; arguments and errors as in `streamed`."""
         shape = self.data.exported_shape()
         if real is not None and Path(real).suffix in SUFFIXES:
-            seen = read_statistics(Path(real))
-            check_feature_size(self.extractor, shape, seen, real)
+            statistics = read_statistics(Path(real))
+            check_feature_size(self.extractor, shape, statistics, real)
             shares, _ = self.data.training_classes()
             name, floor = f"statistics {Path(real).name}", self._trained_on(shares)
-            return Sides(name=name, look=lambda batch_size: seen, floor=floor, count=self.count, shares=shares)
+            return Sides(name=name, reference=lambda batch_size: statistics, floor=floor, count=self.count, shares=shares)
         place = Path(real or self.data.path or "").expanduser()
         if shape[0] != 3 or shape[1] != shape[2]:
             raise InputError(
@@ -289,7 +298,7 @@ class _Files:
         else:
             floor = self._trained_on(labels, apart_from=images.root)
         shares = training if labels is None else labels
-        return Sides(name=reference.name, look=reference.see, floor=floor, count=self.count, shares=shares)
+        return Sides(name=reference.name, reference=reference.collect, floor=floor, count=self.count, shares=shares)
 
     def _floor(self, name: str, images: Images, labels: Tensor | None, shares: Tensor | None) -> Floor:
         """Return images in the shares of the reference, where classes of both are known, else by chance."""

@@ -1,4 +1,4 @@
-"""What is kept of images that an extractor saw: mean and covariance of their features, and some of the features.
+"""What is kept of images: mean and covariance of their features, and some of the features.
 
 Statistics of real images are also files: kept by their fingerprint, written by this library, or published by others. Ours are
 safetensors with `mean`, `covariance` (or `root`) and `count`, and `features` and `digests` where some are kept; published ones are
@@ -38,15 +38,15 @@ _ASYMMETRY = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What is kept of images.
+class ImageStatistics:
+    """What is kept of images that an extractor saw.
 
     Attributes:
         gaussian: mean and covariance of the features of all.
         features: of the first ones; None where only statistics are known.
         accuracy: share that the extractor names as their label; None where there are no labels or it knows none.
         inception_score: of all, see `metrics.inception_score`; None for an extractor that has none.
-        digests: of all, see `shares.digests`; None where they were not asked for or are not known.
+        digests: of all, see `shares.digests`; None where they were not requested or are not known.
     """
 
     gaussian: Gaussian
@@ -56,8 +56,10 @@ class Seen:
     digests: Int[Tensor, " s"] | None = None
 
 
-def see(batches: Iterable[Batch], extractor: Extractor, *, keep: int = KEPT, remember: bool = False) -> Seen:
-    """Look at images batch after batch, none of which is held when the next one is asked for.
+def collect_statistics(
+    batches: Iterable[Batch], extractor: Extractor, *, keep: int = KEPT, remember: bool = False
+) -> ImageStatistics:
+    """Return the statistics of images that come batch after batch; no batch is held when the next one is requested.
 
     Args:
         batches: of any sizes, together at least two images.
@@ -88,7 +90,7 @@ def see(batches: Iterable[Batch], extractor: Extractor, *, keep: int = KEPT, rem
         del images
     if block:
         gaussian.add(torch.cat(block))
-    return Seen(
+    return ImageStatistics(
         gaussian.gaussian(),
         torch.cat(kept) if kept else None,
         accuracy=hits / labeled if labeled else None,
@@ -97,35 +99,35 @@ def see(batches: Iterable[Batch], extractor: Extractor, *, keep: int = KEPT, rem
     )
 
 
-def cached_seen(path: Path, fingerprint: str, compute: Callable[[], Seen]) -> Seen:
+def cached_statistics(path: Path, fingerprint: str, compute: Callable[[], ImageStatistics]) -> ImageStatistics:
     """Return what is kept in a file, or compute and write it if the file is missing, damaged or of another fingerprint.
 
     Args:
         path: a .safetensors file.
-        fingerprint: everything that what was seen depends on: images, their order, how many are kept, and the extractor.
+        fingerprint: everything that the statistics depend on: images, their order, how many are kept, and the extractor.
         compute: looks at the images.
 
     Raises:
         InputError: before it is computed, if it could not be written.
     """
-    return cached(path, fingerprint, compute, load=load_seen, save=save_seen)
+    return cached(path, fingerprint, compute, load=load_statistics, save=save_statistics)
 
 
-def save_seen(path: Path, seen: Seen, *, fingerprint: str = "") -> None:
-    """Write what was seen to one safetensors file, atomically; `metrics.frechet.load_gaussian` reads it as well."""
-    more = {name: torch.tensor(value) for name in _FIGURES if (value := getattr(seen, name)) is not None}
-    more |= {name: kept.contiguous() for name in _TENSORS if (kept := getattr(seen, name)) is not None}
-    save_gaussian(path, seen.gaussian, fingerprint=fingerprint, more=more)
+def save_statistics(path: Path, statistics: ImageStatistics, *, fingerprint: str = "") -> None:
+    """Write statistics to one safetensors file, atomically; `metrics.frechet.load_gaussian` reads it as well."""
+    more = {name: torch.tensor(value) for name in _FIGURES if (value := getattr(statistics, name)) is not None}
+    more |= {name: kept.contiguous() for name in _TENSORS if (kept := getattr(statistics, name)) is not None}
+    save_gaussian(path, statistics.gaussian, fingerprint=fingerprint, more=more)
 
 
-def load_seen(path: Path) -> tuple[Seen, str]:
-    """Return what was seen and its fingerprint; raises InputError if the file is missing, damaged or something else."""
-    seen, fingerprint = _load(path)
-    _check(seen, f"path is '{path}'")
-    return seen, fingerprint
+def load_statistics(path: Path) -> tuple[ImageStatistics, str]:
+    """Return statistics and their fingerprint; raises InputError if the file is missing, damaged or something else."""
+    statistics, fingerprint = _load(path)
+    _check(statistics, f"path is '{path}'")
+    return statistics, fingerprint
 
 
-def _load(path: Path) -> tuple[Seen, str]:
+def _load(path: Path) -> tuple[ImageStatistics, str]:
     gaussian, fingerprint = load_gaussian(path)
     with safe_open(path, "pt") as file:
         known = set(file.keys())
@@ -134,21 +136,21 @@ def _load(path: Path) -> tuple[Seen, str]:
     if any(value.numel() != 1 for value in figures.values()):
         raise InputError(f"path is '{path}', whose {' and '.join(figures)} are no single numbers: delete it and compute it again")
     accuracy, score = (float(figures[name]) if name in figures else None for name in _FIGURES)
-    return Seen(gaussian, kept.get("features"), accuracy, score, kept.get("digests")), fingerprint
+    return ImageStatistics(gaussian, kept.get("features"), accuracy, score, kept.get("digests")), fingerprint
 
 
-def read_statistics(path: Path) -> Seen:
+def read_statistics(path: Path) -> ImageStatistics:
     """Return the statistics of a .safetensors or .npz file; raises InputError if it is damaged or holds something else."""
     if not path.is_file():
         raise InputError(
             f"real is '{path}', which is no file: name a folder of images, or statistics of them ({', '.join(SUFFIXES)})"
         )
     try:
-        seen = Seen(_published(path)) if path.suffix == ".npz" else _load(path)[0]
+        statistics = ImageStatistics(_published(path)) if path.suffix == ".npz" else _load(path)[0]
     except InputError as error:
         raise InputError(f"real is '{path}', which holds no statistics ({error}): name another file") from None
-    _check(seen, f"real is '{path}'")
-    return seen
+    _check(statistics, f"real is '{path}'")
+    return statistics
 
 
 def _check_covariance(covariance: Float[Tensor, "d d"], called: str) -> None:
@@ -157,9 +159,9 @@ def _check_covariance(covariance: Float[Tensor, "d d"], called: str) -> None:
         raise InputError(f"{called}, whose covariance is none, not symmetric or with a negative variance: name another file")
 
 
-def _check(seen: Seen, called: str) -> None:
+def _check(statistics: ImageStatistics, called: str) -> None:
     """Raise InputError unless these are statistics of anything."""
-    gaussian = seen.gaussian
+    gaussian = statistics.gaussian
     name, spread = gaussian.parts()
     size = len(gaussian.mean) if gaussian.mean.ndim == 1 else 0
     if not size or spread.ndim != 2 or len(spread) != size or (name == "covariance" and spread.shape[1] != size):
@@ -169,7 +171,9 @@ def _check(seen: Seen, called: str) -> None:
         raise InputError(f"{called}, whose statistics are not finite: fetch or compute them again")
     if name == "covariance":
         _check_covariance(spread, called)
-    if seen.features is not None and (seen.features.shape[1:] != gaussian.mean.shape or not seen.features.isfinite().all()):
+    if statistics.features is not None and (
+        statistics.features.shape[1:] != gaussian.mean.shape or not statistics.features.isfinite().all()
+    ):
         raise InputError(f"{called}, whose features do not fit its mean or are not finite: compute them again")
 
 
@@ -188,7 +192,7 @@ def _published(path: Path) -> Gaussian:
     return Gaussian(mean, covariance, 0)
 
 
-def check_feature_size(extractor: Extractor, shape: tuple[int, int, int], real: Seen, origin: str) -> None:
+def check_feature_size(extractor: Extractor, shape: tuple[int, int, int], real: ImageStatistics, origin: str) -> None:
     """Raise InputError if statistics are of another number of features than the extractor has for images of a shape."""
     (size,) = extractor.embed(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1:]
     if size != len(real.gaussian.mean):

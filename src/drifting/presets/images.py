@@ -43,8 +43,8 @@ _MANY_IMAGES = 2000
 
 
 @dataclass(frozen=True)
-class Found:
-    """What sizes are chosen by.
+class DataSize:
+    """How many images there are, of how many classes, and how large: the settings are chosen by it.
 
     Attributes:
         images: of the training.
@@ -58,7 +58,7 @@ class Found:
 
 
 # Used when the images cannot be read yet, as in a quick try.
-_UNKNOWN = Found(1000, 10, (1, 28, 28))
+_USUAL_SIZE = DataSize(1000, 10, (1, 28, 28))
 
 
 def images(
@@ -78,18 +78,18 @@ def images(
     2026-11-29; 5,000 images of 64 pixels take 35 minutes of one thread, and shapes of half of the classes stay vague.
     """
     source = ImagesData(name=name, path=data, image_size=image_size, channels=channels, conditional=not unconditional)
-    found = _look(source)
+    size = _size_of(source)
     config = RunConfig(
         preset="images",
         data=source,
-        generator=_generator(found),
-        encoder=_encoder(found),
+        generator=_generator(size),
+        encoder=_encoder(size),
         # As for the small digits: with a floor under the affinities every class would end at its mean.
         loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
-        schedule=_schedule(found),
+        schedule=_schedule(size),
         log_every=25,
         snapshots=12,
-        snapshot_samples=max(1000, found.classes),
+        snapshot_samples=max(1000, size.classes),
     )
     return joint(config) if unconditional else config
 
@@ -108,50 +108,50 @@ def images_classifier(
     Command: drifting train images-classifier --data FOLDER --image-size 32. Measured: docs/results.md, 2026-11-28.
     """
     source = ImagesData(name=name, path=data, image_size=image_size, channels=channels)
-    found = _look(source)
-    small = found.images < _MANY_IMAGES
+    size = _size_of(source)
+    small = size.images < _MANY_IMAGES
     return ClassifierConfig(
         preset="images-classifier",
         data=source,
         width=24,
         steps=300 if small else 500,
-        batch_size=min(64 if small else 128, max(2, found.images)),
-        shift=max(1, found.image_shape[2] // 10),
+        batch_size=min(64 if small else 128, max(2, size.images)),
+        shift=max(1, size.image_shape[2] // 10),
         rotation=0.0,
         scale=0.0,
         flip=0.5,
     )
 
 
-def _look(source: ImagesData) -> Found:
-    """Return what sizes are chosen by; of images that cannot be read what is usual, for the run itself tells why they cannot."""
+def _size_of(source: ImagesData) -> DataSize:
+    """Return the size of the data; the usual one if they cannot be read, because the run itself explains why."""
     try:
         known = source.find()
         train = known.load("train")
     except InputError:
-        return _UNKNOWN
-    return Found(len(train.images), train.num_classes or 1, train.image_shape)
+        return _USUAL_SIZE
+    return DataSize(len(train.images), train.num_classes or 1, train.image_shape)
 
 
-def _generator(found: Found) -> DecoderMLPConfig:
+def _generator(size: DataSize) -> DecoderMLPConfig:
     """Return a decoder whose maps have half as many channels where they have four times as many places."""
     sizes = {"noise_dim": 32, "code_dim": 256, "decoder_blocks": 1, "smoothing": True}
-    side = found.image_shape[2]
+    side = size.image_shape[2]
     if side < _LARGE:
         return DecoderMLPConfig(decoder_width=64, **sizes)
     return DecoderMLPConfig(decoder_width=32, doublings=3 if side % 8 == 0 else 2, **sizes)
 
 
-def _encoder(found: Found) -> AutoencoderConfig | ResNetConfig:
+def _encoder(size: DataSize) -> AutoencoderConfig | ResNetConfig:
     """Return a ResNet for many images with classes, and else an auto-encoder that sees every image a hundred times or so."""
-    batch_size = max(1, min(128, found.images))
-    if found.classes > 1 and found.images >= _MANY_IMAGES and found.image_shape[2] <= _LARGEST_TILED:
-        resize = found.image_shape[2] // 2 if found.image_shape[2] >= _LARGE else None
+    batch_size = max(1, min(128, size.images))
+    if size.classes > 1 and size.images >= _MANY_IMAGES and size.image_shape[2] <= _LARGEST_TILED:
+        resize = size.image_shape[2] // 2 if size.image_shape[2] >= _LARGE else None
         sizes = {"arch": "resnet10", "width": 16, "feature_dims": ALL_DIMS, "resize": resize}
         network = ResNetConfig(**sizes, steps=1000, batch_size=batch_size)
-        return dataclasses.replace(network, features=resnet_features_of(found.image_shape, resize))
-    steps = min(1000, max(400, 20 * found.images // batch_size))
-    return AutoencoderConfig(code_dim=64, width=32, features=features_of(found.image_shape), steps=steps, batch_size=batch_size)
+        return dataclasses.replace(network, features=resnet_features_of(size.image_shape, resize))
+    steps = min(1000, max(400, 20 * size.images // batch_size))
+    return AutoencoderConfig(code_dim=64, width=32, features=features_of(size.image_shape), steps=steps, batch_size=batch_size)
 
 
 def features_of(image_shape: tuple[int, int, int]) -> tuple[str, ...]:
@@ -183,17 +183,17 @@ def _in_tiles(names: Sequence[str], image_shape: tuple[int, int, int]) -> list[s
     return [name.replace("_4", "_8") if name.startswith(("image", "chroma")) else name for name in names]
 
 
-def _schedule(found: Found) -> Schedule:
-    labels = _labels_per_step(found.classes)
+def _schedule(size: DataSize) -> Schedule:
+    labels = _labels_per_step(size.classes)
     # Large images take many times as long, and their differences are seen in fewer of them.
-    total = _GENERATED if found.image_shape[2] <= _LARGEST_TILED else _GENERATED // 2
+    total = _GENERATED if size.image_shape[2] <= _LARGEST_TILED else _GENERATED // 2
     generated = max(_FEWEST, total // labels)
-    many = found.images >= _MANY_IMAGES
+    many = size.images >= _MANY_IMAGES
     return Schedule(
         steps=1200 if many else 500,
         labels_per_step=labels,
         generated=generated,
-        positives=_positives(generated, found.images // found.classes),
+        positives=_positives(generated, size.images // size.classes),
         unconditional=64,
         optimizer="muon",
         learning_rate=3e-3,

@@ -128,17 +128,17 @@ def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int 
     by_label = "schedule.labels_per_step" in known
     if batch_size is not None and not by_label:
         changes["batch_size"] = batch_size
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in changes.items():
         if value is not None or "." in name:
             dotted = _dotted(name, value, known, config)
-            given[dotted] = read_value(known[dotted].kind, value, name)
+            values[dotted] = read_value(known[dotted].kind, value, name)
     if batch_size is not None and by_label:
-        given |= _batch(config.optimization, batch_size, given)
+        values |= _batch(config.optimization, batch_size, values)
     for one, other in (("microbatch_size", "labels_per_microbatch"), ("labels_per_microbatch", "microbatch_size")):
-        if given.get(f"schedule.{one}") is not None:
-            given.setdefault(f"schedule.{other}", None)
-    return _replaced(config, given)
+        if values.get(f"schedule.{one}") is not None:
+            values.setdefault(f"schedule.{other}", None)
+    return _replaced(config, values)
 
 
 def _dotted(name: str, value: Any, known: Mapping[str, Setting], config: AnyConfig) -> str:
@@ -157,21 +157,21 @@ def _dotted(name: str, value: Any, known: Mapping[str, Setting], config: AnyConf
     raise InputError(f"{name} is {shown}, which the preset '{config.preset}' does not take: leave it out{meant}")
 
 
-def _batch(before: Schedule, batch_size: int, given: Mapping[str, Any]) -> dict[str, int]:
+def _batch(before: Schedule, batch_size: int, values: Mapping[str, Any]) -> dict[str, int]:
     """Return the samples of each label in a step of so many samples over all its labels."""
-    labels = given.get("schedule.labels_per_step", before.labels_per_step)
+    labels = values.get("schedule.labels_per_step", before.labels_per_step)
     if batch_size < labels:
         raise InputError(f"batch_size is {batch_size}: pass at least {labels}, one for each label in a step")
     generated = batch_size // labels
     positives = max(1, round(generated * before.positives / before.generated))
-    return {"schedule.generated": generated, "schedule.positives": given.get("schedule.positives", positives)}
+    return {"schedule.generated": generated, "schedule.positives": values.get("schedule.positives", positives)}
 
 
-def _replaced(part: Any, given: Mapping[str, Any]) -> Any:
+def _replaced(part: Any, values: Mapping[str, Any]) -> Any:
     """Return a configuration, or a part of it, with settings replaced by their dotted names; other data are to be found anew."""
-    own = {name: value for name, value in given.items() if "." not in name}
+    own = {name: value for name, value in values.items() if "." not in name}
     inside: dict[str, dict[str, Any]] = {}
-    for name, value in given.items():
+    for name, value in values.items():
         if "." in name:
             outer, _, rest = name.partition(".")
             inside.setdefault(outer, {})[rest] = value

@@ -88,7 +88,7 @@ def evaluate_run(
     """
     scale = config.schedule.scale_of_samples(request.guidance_scale)
     check_writable(folder, "run")
-    with _moved(generator, request.device):
+    with _on_device(generator, request.device):
         metrics = config.data.evaluate(Evaluation(config, generator, request, scale, folder, snapshots))
     return metrics if scale is None else {"guidance_scale": scale, **metrics}
 
@@ -144,7 +144,7 @@ class Evaluation:
         metrics = self._compared(sides, extractor, to_bytes, batch_size)
         if known := self.snapshots():
             as_bytes = {step: to_bytes(samples) for step, samples in known.items()}
-            metrics |= frechet_curve(as_bytes, train, test, extractor, sides.look(batch_size).gaussian)
+            metrics |= frechet_curve(as_bytes, train, test, extractor, sides.reference(batch_size).gaussian)
         return metrics
 
     def images(self) -> Metrics:
@@ -223,7 +223,7 @@ def sampled_batches(
 
 
 @contextmanager
-def _moved(generator: Generator, device: str) -> Iterator[None]:
+def _on_device(generator: Generator, device: str) -> Iterator[None]:
     before = next(generator.parameters()).device
     generator.to(device)
     try:

@@ -40,8 +40,8 @@ _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "tr
 _RESULTS = (WEIGHTS, CLASSIFIER_WEIGHTS, METRICS)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, TRAINED_ON, *_LOGS, *_PICTURES)
 
-# How a step is cut, computed and shared changes nothing but memory and time: a run that ran out of either may go on otherwise.
-_FREE = ("steps", "microbatch_size", "labels_per_microbatch", "compile", "gradient_checkpointing", "parallel", "device", "keep")
+# Settings that may change when a run is resumed. How a step is cut, computed and shared changes nothing but memory and time.
+_MUTABLE = ("steps", "microbatch_size", "labels_per_microbatch", "compile", "gradient_checkpointing", "parallel", "device", "keep")
 
 # What runs of earlier versions do not know of their data.
 _FOUND_LATER = ("class_names", "counts", "count", "fingerprint")
@@ -160,28 +160,28 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check_same(saved: AnyConfig, asked: AnyConfig) -> None:
+def _check_same(saved: AnyConfig, config: AnyConfig) -> None:
     """Raise InputError naming the first setting in which a resumed run would differ from the saved one."""
-    free = tuple(name for name in _FREE if not (saved.plans_all_steps and name == "steps"))
-    changed = {part: _as_in(getattr(saved, part), getattr(asked, part), free) for part in saved.changeable}
-    fields = vars(asked.data)
+    may_change = tuple(name for name in _MUTABLE if not (saved.plans_all_steps and name == "steps"))
+    changed = {part: _with_settings_of(getattr(saved, part), getattr(config, part), may_change) for part in saved.changeable}
+    fields = vars(config.data)
     known = {name: fields[name] for name in _FOUND_LATER if name in fields and vars(saved.data).get(name, 0) is None}
-    saved = _as_in(dataclasses.replace(saved, **changed, data=saved.data.changed(**known)), asked, free)
-    if saved == asked:
+    saved = _with_settings_of(dataclasses.replace(saved, **changed, data=saved.data.changed(**known)), config, may_change)
+    if saved == config:
         return
-    before, after = (_flat(configuration.to_json(config)) for config in (saved, asked))
+    before, after = (_flat(configuration.to_json(each)) for each in (saved, config))
     name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
     raise InputError(
         f"{name} is {after.get(name)}, but the run to resume has {before.get(name)}: "
-        f"only {', '.join(free[:-1])} and {free[-1]} may change; "
+        f"only {', '.join(may_change[:-1])} and {may_change[-1]} may change; "
         "use --overwrite or another --save-dir for a new run"
     )
 
 
-def _as_in(saved: Any, asked: Any, free: Sequence[str]) -> Any:
-    """Return a saved configuration, or a part of it, with what may change as it is asked for."""
-    names = [name for name in free if hasattr(saved, name) and hasattr(asked, name)]
-    return dataclasses.replace(saved, **{name: getattr(asked, name) for name in names})
+def _with_settings_of(saved: Any, config: Any, may_change: Sequence[str]) -> Any:
+    """Return a saved configuration, or a part of it, with the settings that may change as in another configuration."""
+    names = [name for name in may_change if hasattr(saved, name) and hasattr(config, name)]
+    return dataclasses.replace(saved, **{name: getattr(config, name) for name in names})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -196,7 +196,7 @@ def check_default(folder: Path, config: AnyConfig) -> None:
     if not (folder / CONFIG).exists() or unstarted(folder) is not None:
         return
     saved = saved_config(folder)
-    if (saved.title, _origin(saved)) == (config.title, _origin(config)) or _made_of(config, saved, folder):
+    if (saved.title, _origin(saved)) == (config.title, _origin(config)) or _is_on_latents_of(config, saved, folder):
         return
     whose = f"the run '{saved.title}' on {_origin(saved)}"
     raise InputError(f"save_dir is '{folder}' by default, which holds {whose}: pass --save-dir with another folder")
@@ -210,7 +210,7 @@ def _origin(config: AnyConfig) -> str:
     return str(getattr(config.data, "dataset", getattr(config.data, "name", config.preset)))
 
 
-def _made_of(config: AnyConfig, saved: AnyConfig, folder: Path) -> bool:
+def _is_on_latents_of(config: AnyConfig, saved: AnyConfig, folder: Path) -> bool:
     """Return whether a run is on the latents that are made of the images of a configuration, see `assemble.with_latents`."""
     path = getattr(config.data, "path", None)
     if not config.data.latent or path is None or config.title != saved.title:

@@ -172,7 +172,7 @@ def train_alone(config: ClassifierConfig | EncoderRunConfig, network: Any, folde
         DivergenceError: if its loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop; the state is saved.
     """
-    return _ALONE[config.noun](config, network.to(config.device), folder)
+    return _TRAINERS[config.noun](config, network.to(config.device), folder)
 
 
 def _train_encoder(config: EncoderRunConfig, network: Any, folder: Path) -> TrainedNetwork:
@@ -228,7 +228,7 @@ def _held_out(labels: Int[Tensor, " s"]) -> Bool[Tensor, " s"]:
 
 
 # What a configuration's network is -> how it is trained on its own.
-_ALONE: Mapping[str, Callable[..., TrainedNetwork]] = {"encoder": _train_encoder, "classifier": _train_classifier}
+_TRAINERS: Mapping[str, Callable[..., TrainedNetwork]] = {"encoder": _train_encoder, "classifier": _train_classifier}
 
 
 def command_of(config: ClassifierConfig | EncoderRunConfig, folder: Path) -> str:
@@ -259,9 +259,9 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
     test = data.load("test").images
     # In the order of the files there would be one class alone.
     images = test[shuffled_indices(len(test), 0, min(_RECONSTRUCTED, len(test)), stream_seed(config.seed, "reconstruction"))]
-    again = in_batches(lambda part: network(part.to(config.device))[0], images)
+    reconstructed = in_batches(lambda part: network(part.to(config.device))[0], images)
     title = f"{data.name}: {len(images)} test images through a code of {network.code_dim} numbers"
-    draw_reconstruction(folder, title=title, images=to_signed(images), reconstructed=again)
+    draw_reconstruction(folder, title=title, images=to_signed(images), reconstructed=reconstructed)
 
 
 def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, saving: Saving) -> None:
@@ -290,12 +290,12 @@ def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str
     figures: dict[str, int | float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
     if train.labels is None or test.labels is None:
         return figures
-    some = shuffled_indices(len(train.images), 0, min(_PROBED, len(train.images)), stream_seed(config.seed, "linear probe"))
-    if len(train.labels[some].unique()) < 2:
+    probed = shuffled_indices(len(train.images), 0, min(_PROBED, len(train.images)), stream_seed(config.seed, "linear probe"))
+    if len(train.labels[probed].unique()) < 2:
         return figures
     embed = partial(in_batches, lambda part: network.embed(part.to(config.device)))
-    accuracy = linear_probe(embed(train.images[some]), train.labels[some], embed(test.images), test.labels)
-    figures |= {"num_probe_images": len(some), "linear_probe_accuracy": accuracy}
+    accuracy = linear_probe(embed(train.images[probed]), train.labels[probed], embed(test.images), test.labels)
+    figures |= {"num_probe_images": len(probed), "linear_probe_accuracy": accuracy}
     if isinstance(network, ResNet) and network.num_classes:
         figures["test_accuracy"] = accuracy_of(network, test.images, test.labels)
     return figures

@@ -255,8 +255,8 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
                 raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
 
 
-# In the folder of the run, what is made for it; version 0.1 called the extractor a judge.
-MADE = "smoke"
+# Folder in that of a tiny run for the inputs that are made for it. Version 0.1 called the extractor a judge.
+_INPUTS = "smoke"
 _PARTS = {"images", "vae", "latents", "encoder", "convnext", "extractor", "judge"}
 _SAMPLES = 16
 
@@ -285,26 +285,26 @@ def try_preset(
         InputError: as the full preset does.
     """
     folder, processes = Path("runs") / "smoke" / name if save_dir is None else Path(save_dir), join()
-    made = folder / MADE
+    inputs = folder / _INPUTS
     if _needs_data(name) and "data" not in choices:
-        choices = {**choices, "data": str(made / "images")}
-    given = presets.adjust(smoke(presets.preset(name, **choices)), **(settings or {}))
-    config = _with_names(given, made)
-    check_own_device(given.device)
+        choices = {**choices, "data": str(inputs / "images")}
+    tiny = presets.adjust(smoke(presets.preset(name, **choices)), **(settings or {}))
+    config = _with_paths(tiny, inputs)
+    check_own_device(tiny.device)
     check_writable(folder, "save_dir")
     with processes.main_process_first():
         if processes.is_main_process:
             replace = overwrite or save_dir is None
-            _check_made(made, overwrite=replace)
+            _check_inputs(inputs, overwrite=replace)
             make_room(folder, overwrite=replace)
-            shutil.rmtree(made, ignore_errors=True)
-            _make(given, config, made)
+            shutil.rmtree(inputs, ignore_errors=True)
+            _make_inputs(tiny, config, inputs)
     trained = train(config, folder, overwrite=True)
     if isinstance(trained, Run) and processes.is_main_process:
         with warnings.catch_warnings():
             # Figures of so few samples are not reliable.
             warnings.simplefilter("ignore", UserWarning)
-            load_run(folder).evaluate(count=_SAMPLES, **_seen_by(trained.config, made))
+            load_run(folder).evaluate(count=_SAMPLES, **_evaluation_options(trained.config, inputs))
     processes.barrier()
     return trained
 
@@ -315,42 +315,42 @@ def _needs_data(name: str) -> bool:
     return "data" in parameters and parameters["data"].default is inspect.Parameter.empty
 
 
-def _check_made(made: Path, *, overwrite: bool) -> None:
-    """Raise InputError unless what a quick try makes may take the place of what is there."""
-    found = {path.name for path in made.iterdir()} if made.is_dir() else set()
+def _check_inputs(inputs: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless the inputs of a quick try may replace what is there."""
+    found = {path.name for path in inputs.iterdir()} if inputs.is_dir() else set()
     if found - _PARTS:
-        raise InputError(f"save_dir is '{made.parent}', whose folder '{made.name}' is not of a quick try: name another")
+        raise InputError(f"save_dir is '{inputs.parent}', whose folder '{inputs.name}' is not of a quick try: name another")
     if found and not overwrite:
-        raise InputError(f"save_dir is '{made.parent}', which already holds a run: pass --overwrite, or choose another folder")
+        raise InputError(f"save_dir is '{inputs.parent}', which already holds a run: pass --overwrite, or choose another folder")
 
 
-def _with_names(config: Any, made: Path) -> Any:
-    """Return a configuration that names its data and what its encoder needs, where they were left to it; `_make` makes them."""
+def _with_paths(config: Any, inputs: Path) -> Any:
+    """Return a configuration with paths of the data and of what its encoder needs, where it names none; see `_make_inputs`."""
     if getattr(config.data, "path", "") is None:
-        place = made / ("latents" if config.data.latent else "images")
+        place = inputs / ("latents" if config.data.latent else "images")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(place)))
     if _has_masked_features(config):
-        weights = config.encoder.weights or str(made / "encoder" / ENCODER_WEIGHTS)
-        convnext = None if config.encoder.convnext is None else str(made / "convnext")
+        weights = config.encoder.weights or str(inputs / "encoder" / ENCODER_WEIGHTS)
+        convnext = None if config.encoder.convnext is None else str(inputs / "convnext")
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=weights, convnext=convnext))
     return config
 
 
-def _make(given: Any, config: Any, made: Path) -> None:
-    """Make what a configuration names and was not given."""
-    images, own = made / "images", getattr(config.data, "path", None) in (str(made / "images"), str(made / "latents"))
+def _make_inputs(tiny: Any, config: Any, inputs: Path) -> None:
+    """Make what the configuration with paths names and the tiny one does not."""
+    images, own = inputs / "images", getattr(config.data, "path", None) in (str(inputs / "images"), str(inputs / "latents"))
     data = config.data
     if own and data.latent:
         write_images(images, image_size=LATENT_IMAGE_SIZE, channels=3)
-        write_latents(images, write_vae(made / "vae"), made / "latents", CacheSettings(image_size=LATENT_IMAGE_SIZE))
+        write_latents(images, write_vae(inputs / "vae"), inputs / "latents", CacheSettings(image_size=LATENT_IMAGE_SIZE))
     elif own and data.kind == "streamed":
         write_images(images, image_size=data.image_size, channels=3)
     elif own:
         write_images(images, image_size=_SIDES.get(data.name, 16), channels=3 if data.color else 1)
     if _has_masked_features(config):
-        if given.encoder.weights is None:
+        if tiny.encoder.weights is None:
             kind = RECIPES[config.preset.removeprefix("imagenet256-")].encoder
-            train(dataclasses.replace(smoke(mae(kind)), data=config.data), made / "encoder")
+            train(dataclasses.replace(smoke(mae(kind)), data=config.data), inputs / "encoder")
         if config.encoder.convnext is not None:
             write_convnext(Path(config.encoder.convnext))
 
@@ -359,14 +359,14 @@ def _has_masked_features(config: Any) -> bool:
     return config.noun == "generator" and config.encoder.published is not None
 
 
-def _seen_by(config: RunConfig, made: Path) -> dict[str, Any]:
-    """Return the extractor of a run, and which real images it is compared with where they are not its own data."""
-    images = made / "images"
+def _evaluation_options(config: RunConfig, inputs: Path) -> dict[str, Any]:
+    """Return the arguments of the evaluation: the extractor and, unless they are the run's own data, the real images."""
+    images = inputs / "images"
     if config.data.kind not in ("images", "streamed"):
         return {}
     if not images.is_dir():
         return {"extractor": "pixels"}
     # A classifier as those of the presets are; a covariance of all pixels would take minutes.
-    shown = ImagesData(name="smoke", path=str(images))
-    extractor = train(smoke(ClassifierConfig(preset="smoke", data=shown)), made / "extractor").folder
+    data = ImagesData(name="smoke", path=str(images))
+    extractor = train(smoke(ClassifierConfig(preset="smoke", data=data)), inputs / "extractor").folder
     return {"extractor": str(extractor)} | ({"real": str(images)} if config.data.latent else {})
