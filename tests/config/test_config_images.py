@@ -48,9 +48,9 @@ def test_bank_that_cannot_work_is_refused_by_name(tiny_images, name):
 @pytest.mark.parametrize("kind", ["tiny_toy", "tiny_digits"])
 def test_bank_and_encoder_are_for_images(kind, request):
     config = request.getfixturevalue(kind)
-    with pytest.raises(InputError, match="bank is set, but the data are no images"):
+    with pytest.raises(InputError, match="bank is set, but the data set has no images"):
         dataclasses.replace(config, bank=BankConfig())
-    with pytest.raises(InputError, match="encoder is an auto-encoder, but the data are no images"):
+    with pytest.raises(InputError, match="encoder is an auto-encoder, but the data set has no images"):
         dataclasses.replace(config, encoder=AutoencoderConfig()).build_network()
 
 

@@ -7,12 +7,14 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from drifting import presets, runs
 from drifting.checkpoint import save_tensors
 from drifting.config import ClassifierConfig, EncoderRunConfig
+from drifting.data import InMemorySource, PointsData, StreamSource
 from drifting.data.latents_writer import CacheSettings
 from drifting.data.synthetic import write_convnext
 from drifting.data.vae import VAE
@@ -29,6 +31,7 @@ from drifting.encoders import (
 )
 from drifting.generators import MLP, DecoderMLP, DiT, UNet
 from drifting.presets.settings import smoke
+from drifting.runs.pictures import build_pictures
 from tests.conftest import shrunk, small_toy
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae
@@ -69,6 +72,29 @@ def counted(monkeypatch) -> collections.Counter:
 def test_toy_is_built_once(counted, tmp_path):
     runs.train(small_toy(), tmp_path / "run")
     assert counted == {"MLP": 1}
+
+
+@pytest.mark.parametrize("kind", ["toy", "points", "digits", "images"])
+def test_table_of_real_samples_is_made_once(kind, tiny_digits, tiny_images, tmp_path, monkeypatch):
+    if kind == "points":
+        np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(50, 2)))
+    config = {
+        "toy": small_toy,
+        "points": lambda: dataclasses.replace(small_toy(), data=PointsData(path=str(tmp_path / "own.npy"))),
+        "digits": lambda: tiny_digits,
+        "images": lambda: presets.adjust(dataclasses.replace(tiny_images, cache_features=False), steps=2),
+    }[kind]()
+    monkeypatch.setattr("drifting.runs.pictures.build_pictures", build_pictures)
+    made: list[str] = []
+    for table in (InMemorySource, StreamSource):
+
+        def count(self, *parts, build=table.__init__):
+            made.append(type(self).__name__)
+            build(self, *parts)
+
+        monkeypatch.setattr(table, "__init__", count)
+    runs.train(config, tmp_path / "run")
+    assert made == ["StreamSource" if kind == "toy" else "InMemorySource"]
 
 
 def test_digits_are_built_once(counted, tiny_digits, tmp_path):

@@ -148,5 +148,5 @@ def test_settings_that_cannot_work_are_refused(tiny_images, tmp_path, change, re
 
 
 def test_points_have_no_resnet(tiny_toy, tmp_path):
-    with pytest.raises(InputError, match="encoder is a ResNet, but the data are no images"):
+    with pytest.raises(InputError, match="encoder is a ResNet, but the data set has no images"):
         runs.train(dataclasses.replace(tiny_toy, encoder=CLASSES), tmp_path / "run")

@@ -141,7 +141,7 @@ def test_latents_are_decoded_for_the_user(place, on_latents):
 
 def test_data_that_stay_on_disk_need_a_bank(config):
     with pytest.raises(
-        InputError, match="bank is None, but the data stay on disk, too slow to draw every step from: pass a BankConf"
+        InputError, match="bank is None, but the data set is on disk, too slow to draw from at every step: pass a BankConf"
     ):
         dataclasses.replace(config, bank=None)
 

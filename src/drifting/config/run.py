@@ -130,11 +130,11 @@ class RunConfig(TrainingConfig):
         self.encoder.check("encoder.")
         if self.encoder.alone:
             raise InputError(f"encoder is {type(self.encoder).__name__}, which is trained on its own: pass MAEFeaturesConfig")
-        if self.bank is None and self.data.kind == "streamed":
-            raise InputError("bank is None, but the data stay on disk, too slow to draw every step from: pass a BankConfig")
+        if self.bank is None and self.data.on_disk:
+            raise InputError("bank is None, but the data set is on disk, too slow to draw from at every step: pass a BankConfig")
         if self.bank is not None:
-            if self.data.kind not in ("images", "streamed"):
-                raise InputError("bank is set, but the data are no images: leave it out")
+            if not self.data.supports_bank:
+                raise InputError("bank is set, but the data set has no images: leave it out")
             check_counts({f"bank.{name}": value for name, value in vars(self.bank).items() if name != "on_cpu"})
         check_seed(self.seed)
         check_temperatures(self.loss.temperatures)
@@ -272,7 +272,7 @@ class EncoderRunConfig(TrainingConfig):
         check_seed(self.seed)
         if self.encoder.weights_file is not None:
             raise InputError(f"weights is '{self.encoder.weights_file}', but the encoder is to be trained: leave it out")
-        if self.data.kind != "images" and not self.encoder.alone:
+        if not self.data.loads_images and not self.encoder.alone:
             raise InputError(f"encoder is {type(self.encoder).__name__}, which learns from images in memory: pass MAEConfig")
 
     @property
@@ -302,9 +302,9 @@ class EncoderRunConfig(TrainingConfig):
 
 def _encoder_network(encoder: EncoderConfig, data: Data, seed: int) -> nn.Module | None:
     """Return the network of an encoder for the images of data, or raise InputError if the two do not fit."""
-    if encoder.objective is not None and not encoder.alone and data.kind != "images":
-        unfit = "stay on disk" if data.kind == "streamed" else "are no images"
-        raise InputError(f"encoder is {encoder.noun}, but the data {unfit}: use the space of the samples")
+    if encoder.objective is not None and not encoder.alone and not data.loads_images:
+        unfit = "is on disk" if data.on_disk else "has no images"
+        raise InputError(f"encoder is {encoder.noun}, but the data set {unfit}: use the space of the samples")
     num_classes = data.classes_to_learn() if encoder.learns_classes else None
     if encoder.learns_classes and (num_classes is None or num_classes < 2):
         origin = getattr(data, "path", None) or getattr(data, "name", None)

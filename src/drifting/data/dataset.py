@@ -205,7 +205,9 @@ class Data(ABC):
     """The training data of a run. Subclasses are frozen dataclasses with settings and with facts found by reading the data.
 
     Attributes:
-        kind: "points", "digits", "images" in memory or "streamed" images; empty for any other.
+        loads_images: whether `load` returns the images of a split in memory, for encoders and classifiers to learn from.
+        on_disk: whether samples stay on disk, so that training must draw them from a memory bank.
+        supports_bank: whether `source` can draw from a memory bank.
         latent: whether samples are latents, which an auto-encoder decodes.
         num_classes: number of labels; None without labels or if they are not used.
         class_names: name of each label, if known.
@@ -213,7 +215,9 @@ class Data(ABC):
         conditional: whether each class is a population of its own.
     """
 
-    kind: ClassVar[str] = ""
+    loads_images: ClassVar[bool] = False
+    on_disk: ClassVar[bool] = False
+    supports_bank: ClassVar[bool] = False
     latent: ClassVar[bool] = False
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None

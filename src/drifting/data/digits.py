@@ -41,7 +41,6 @@ def load_digits() -> LabeledSplit:
 class DigitsData(ImageData):
     """Handwritten digits of 8 x 8 pixels, included in scikit-learn."""
 
-    kind: ClassVar[str] = "digits"
     num_classes: ClassVar[int | None] = 10  # pyright: ignore[reportIncompatibleVariableOverride] - always, and no setting
     conditional: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleVariableOverride]
 

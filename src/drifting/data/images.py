@@ -256,7 +256,8 @@ class ImagesData(ImageData):
     counts: tuple[int, ...] | None = found()
     fingerprint: str | None = found()
 
-    kind: ClassVar[str] = "images"
+    loads_images: ClassVar[bool] = True
+    supports_bank: ClassVar[bool] = True
 
     @property
     def title(self) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -135,8 +135,6 @@ class PlaneData(Data):
         frame: frame of the samples in the coordinates of the user.
         modes: centers of the equally likely parts, or None.
     """
-
-    kind: ClassVar[str] = "points"
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

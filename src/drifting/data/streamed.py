@@ -224,7 +224,8 @@ class RowBankSource(BankSource):
 class StreamedData(ImageData):
     """Images or latents that stay on disk until they are drawn."""
 
-    kind: ClassVar[str] = "streamed"
+    on_disk: ClassVar[bool] = True
+    supports_bank: ClassVar[bool] = True
     # Description of the folder in messages.
     _place: ClassVar[str]
 

@@ -90,7 +90,7 @@ def find_extractor(extractor: str | None, data: Any, read: Callable[[Path], Any]
         InputError: if it is not there, or takes other images.
     """
     if extractor == "pixels":
-        return _pixels(in_memory=data.kind == "images")
+        return _pixels(in_memory=data.loads_images)
     if extractor is not None and extractor.endswith(".pt"):
         if not Path(extractor).is_file():
             raise InputError(f"extractor is '{extractor}', which is no file: download {URL} there, or pass --extractor pixels")

@@ -15,7 +15,7 @@ from drifting._checks import check_device
 from drifting._files import check_writable
 from drifting._progress import show_encoding, tell_lines
 from drifting.config import AnyConfig, RunConfig
-from drifting.data import ImagesData
+from drifting.data import ImagesData, Source
 from drifting.data.features import FeatureCache
 from drifting.data.latents import INDEX, open_vae
 from drifting.data.latents_writer import CacheSettings, write_latents
@@ -48,7 +48,7 @@ def with_network(config: Config, folder: Path, processes: Processes, *, overwrit
     config, network = with_latents(find_weights(config), folder, processes, overwrite=overwrite)
     config = _with_data(config)
     network = config.build_network() if network is None else network
-    if network is not None and config.data.kind == "images":
+    if network is not None and config.data.loads_images:
         # The labels of an encoder that learns without them are only looked at to measure it.
         only_probed = config.finds_labels and not config.learns_classes
         cast(ImagesData, config.data).load("test", labeled=only_probed)
@@ -157,22 +157,26 @@ def build_encoder(config: RunConfig, network: nn.Module | None = None) -> Featur
     return computed_in(config.schedule.precision, encoder, config.device)
 
 
-def build_positives(config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None) -> Positives:
+def build_positives(
+    config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None, *, source: Source | None = None
+) -> Positives:
     """Return where the features of real samples come from: the whole data set or a bank, encoded anew or looked up.
 
     Args:
         config: of the run.
         encoder: its feature space.
         folder: where a cache of features goes that is too large for memory.
+        source: real samples of the run, which are taken unless they come from a bank or are looked up; None to make them here.
     """
     cache, data, device = None, config.data, config.device
-    if config.cache_features and config.encoder.objective is not None and data.kind == "images":
+    if config.cache_features and config.encoder.objective is not None and data.loads_images:
         images = cast(ImagesData, data).load("train").images
         with show_encoding(len(images), quiet=not join().is_main_process) as progress:
             prepare = functools.partial(_prepare_on, device)
             cache = FeatureCache(encoder, images, prepare=prepare, folder=folder, on_progress=progress.advance)
-    tell = tell_lines("reading real samples into the memory bank")
-    source = data.source(config.seed, config.bank, device=device, indexed=cache is not None, tell=tell)
+    if source is None or config.bank is not None or cache is not None:
+        tell = tell_lines("reading real samples into the memory bank")
+        source = data.source(config.seed, config.bank, device=device, indexed=cache is not None, tell=tell)
     schedule = config.schedule
     return Positives(source, encoder, cache, batch_size=schedule.microbatch_size, later=schedule.labels_per_microbatch is not None)
 

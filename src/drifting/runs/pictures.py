@@ -28,10 +28,11 @@ Pictures = Callable[..., list[Path]]
 
 
 def build_pictures(config: RunConfig) -> Pictures:
-    """Return the function (folder, snapshots=, log=) that draws the pictures of a run."""
+    """Return the function (folder, snapshots=, log=, source=) that draws the pictures of a run; source is None to make it here."""
 
-    def draw(folder: Path, *, snapshots: Mapping[int, Tensor], log: Log) -> list[Path]:
-        return config.data.depict(Drawing(config, config.data.source(config.seed), folder, snapshots, log))
+    def draw(folder: Path, *, snapshots: Mapping[int, Tensor], log: Log, source: Source | None = None) -> list[Path]:
+        source = config.data.source(config.seed) if source is None else source
+        return config.data.depict(Drawing(config, source, folder, snapshots, log))
 
     return draw
 

@@ -179,7 +179,7 @@ def _train_encoder(config: EncoderRunConfig, network: Any, folder: Path) -> Trai
     facts = configuration.to_json(config)
     saving = Saving(folder=folder, facts=facts, command=command_of(config, folder), every=config.checkpoint_every, keep=config.keep)
     _train(network, config, saving)
-    figures = (_figures if config.data.kind == "images" else _streamed_figures)(network.eval(), config)
+    figures = (_figures if config.data.loads_images else _streamed_figures)(network.eval(), config)
     save_json(folder / CONFIG, facts)
     save_json(folder / ENCODER_METRICS, figures)
     save_tensors(folder / ENCODER_WEIGHTS, network.state_dict())
@@ -275,7 +275,7 @@ def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, saving: Sav
 
 def _rows(config: RunConfig | EncoderRunConfig) -> Rows:
     """Return the training images of an encoder, in memory or on disk."""
-    if config.data.kind != "images":
+    if not config.data.loads_images:
         return cast(StreamedData, config.data).rows(config.seed)
     images = cast(ImagesData, config.data).load("train", labeled=config.encoder.objective != "reconstruction")
     return HeldRows(images.images, images.labels)

@@ -25,7 +25,7 @@ from drifting._files import check_space, check_writable, hold
 from drifting._progress import TrainingProgress, tell_stage
 from drifting.checkpoint import save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
-from drifting.data import ImagesData, forget_data
+from drifting.data import ImagesData, Source, forget_data
 from drifting.data.dataset import reference_samples
 from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.synthetic import write_convnext, write_images, write_vae
@@ -133,7 +133,7 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
             encoder = _prepare(config, folder, network, encoder, is_main=is_main)
             if is_main:
                 save_json(folder / CONFIG, facts)
-            positives = build_positives(config, encoder, folder / "features")
+            positives = build_positives(config, encoder, folder / "features", source=source)
         sharded = config.parallel == "fsdp"
         result = _without_weights(generator) if sharded else None
         generator = generator.to(config.device)
@@ -156,7 +156,7 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
         if state.step == config.schedule.steps and is_main:
             print(f"{folder} is finished, with all {state.step} steps: pass a higher --steps to train it further", flush=True)
         follow(recorder, config, positives, encoder)
-        return _finish(recorder, config, result)
+        return _finish(recorder, config, source, result)
 
 
 def _prepare(
@@ -191,12 +191,13 @@ def _check_space(folder: Path, config: RunConfig, generator: Generator, *, resum
     check_space(folder, checkpoint * (1 if resume else 2) - sum(deleted), "save_dir")
 
 
-def _finish(recorder: Recorder, config: RunConfig, unsharded: Generator | None) -> Run:
+def _finish(recorder: Recorder, config: RunConfig, source: Source, unsharded: Generator | None) -> Run:
     """Write the weights of the generator and the pictures.
 
     Args:
         recorder: of the run.
         config: of the run.
+        source: real samples of the run.
         unsharded: the generator, to take the whole weights where each process has a share of them; None otherwise.
     """
     folder, state = recorder.folder, recorder.state
@@ -207,7 +208,8 @@ def _finish(recorder: Recorder, config: RunConfig, unsharded: Generator | None) 
         generator.load_state_dict(weights, assign=True)
     if state.processes.is_main_process:
         save_tensors(folder / WEIGHTS, weights)
-        pictures = drawing.build_pictures(config)(folder, snapshots=recorder.snapshots, log=recorder.log.read())
+        draw = drawing.build_pictures(config)
+        pictures = draw(folder, snapshots=recorder.snapshots, log=recorder.log.read(), source=source)
         reconstruction = folder / RECONSTRUCTION
         pictures += [reconstruction] if reconstruction.exists() else []
     state.processes.barrier()
@@ -343,7 +345,7 @@ def _make_inputs(tiny: Any, config: Any, inputs: Path) -> None:
     if own and data.latent:
         write_images(images, image_size=LATENT_IMAGE_SIZE, channels=3)
         write_latents(images, write_vae(inputs / "vae"), inputs / "latents", CacheSettings(image_size=LATENT_IMAGE_SIZE))
-    elif own and data.kind == "streamed":
+    elif own and data.on_disk:
         write_images(images, image_size=data.image_size, channels=3)
     elif own:
         write_images(images, image_size=_SIDES.get(data.name, 16), channels=3 if data.color else 1)
@@ -362,7 +364,7 @@ def _has_masked_features(config: Any) -> bool:
 def _evaluation_options(config: RunConfig, inputs: Path) -> dict[str, Any]:
     """Return the arguments of the evaluation: the extractor and, unless they are the run's own data, the real images."""
     images = inputs / "images"
-    if config.data.kind not in ("images", "streamed"):
+    if not (config.data.loads_images or config.data.on_disk):
         return {}
     if not images.is_dir():
         return {"extractor": "pixels"}
