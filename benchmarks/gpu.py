@@ -22,7 +22,7 @@ from torch import Tensor
 import drifting
 from drifting.config import RunConfig
 from drifting.data import ImagesData
-from drifting.data.dataset import InMemorySource
+from drifting.data.sources import InMemorySource
 from drifting.encoders import SimCLRConfig
 from drifting.generators import DiTConfig, UNetConfig
 from drifting.generators.dit import SIZES

@@ -20,8 +20,8 @@ import drifting.generators
 from drifting import presets, runs
 from drifting.config import LossConfig, RunConfig, from_json, to_json
 from drifting.data import Data, Source, StreamSource
-from drifting.data.dataset import reference_samples
 from drifting.data.points import PlaneData
+from drifting.data.sources import reference_samples
 from drifting.encoders import EncoderConfig, FeatureEncoder
 from drifting.fields import DriftField
 from drifting.generators import Generator, GeneratorConfig

@@ -8,9 +8,8 @@ from drifting import presets
 from drifting._seeds import initial_weights, stream_seed
 from drifting.config import ClassifierConfig, EncoderRunConfig
 from drifting.data import ImagesData
-from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.dataset import InMemorySource, reference_samples
-from drifting.data.shuffle import shuffled_indices
+from drifting.data.bank import MemoryBank
+from drifting.data.sources import BankSource, InMemorySource, reference_samples, shuffled_indices
 from drifting.encoders import AutoencoderConfig, MAEConfig
 from drifting.encoders.mae import random_mask
 from drifting.pretraining.loop import HeldRows, NetworkState, batches_of
@@ -71,7 +70,7 @@ def test_first_mask_of_a_masked_autoencoder_knows_nothing_of_its_weights():
 def test_streams_of_a_run_are_all_different(monkeypatch, seed):
     """All seeds of torch's streams that a run, its encoder and its pictures use."""
     used = []
-    monkeypatch.setattr("drifting.data.dataset.stream_seed", lambda *told: used.append(stream_seed(*told)) or used[-1])
+    monkeypatch.setattr("drifting.data.sources.stream_seed", lambda *told: used.append(stream_seed(*told)) or used[-1])
     weights = torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda value: used.append(value) or weights(value))
     run = dataclasses.replace(presets.preset("mnist-encoder"), data=IMAGES, seed=seed)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drifting._seeds import stream_seed
-from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.shuffle import shuffled_indices
+from drifting.data.bank import MemoryBank
+from drifting.data.sources import BankSource, shuffled_indices
 from drifting.errors import InputError
 
 
@@ -210,7 +210,7 @@ def test_every_draw_pushes_the_next_of_the_order():
 
 
 def test_warm_up_ends_with_classes_smaller_than_their_buffer(monkeypatch):
-    monkeypatch.setattr("drifting.data.bank._WARMUP_CHUNK", 1)
+    monkeypatch.setattr("drifting.data.sources._WARMUP_CHUNK", 1)
     source = _source(push_per_step=1)
     source.draw(torch.arange(3), 2, _rng())
     assert source.bank.filled[1] == 2

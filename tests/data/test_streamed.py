@@ -2,11 +2,10 @@ import pytest
 import torch
 
 from drifting.data.bank import MemoryBank
-from drifting.data.dataset import reference_samples
 from drifting.data.image_folder import ImageFiles, ImageRows
 from drifting.data.latents import LatentCache, LatentRows
 from drifting.data.pixels import to_signed
-from drifting.data.shuffle import shuffled_indices
+from drifting.data.sources import reference_samples, shuffled_indices
 from drifting.data.streamed import RowBankSource, RowSource
 from drifting.errors import InputError
 from tests.support.image_folders import write_images

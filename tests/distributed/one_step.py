@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from drifting.config import RunConfig
-from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.dataset import InMemorySource
+from drifting.data.bank import MemoryBank
+from drifting.data.sources import BankSource, InMemorySource
 from drifting.distributed import join, whole
 from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize

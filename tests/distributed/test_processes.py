@@ -9,8 +9,8 @@ from torch import nn
 
 from drifting import cli, presets, runs
 from drifting.cli import main
-from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.dataset import InMemorySource, StreamSource
+from drifting.data.bank import MemoryBank
+from drifting.data.sources import BankSource, InMemorySource, StreamSource
 from drifting.distributed import (
     ALONE,
     LostProcessError,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drifting.data.images import ImageSet
-from drifting.data.shuffle import shuffled_indices
+from drifting.data.sources import shuffled_indices
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, evaluate_images, frechet_curve
 from drifting.evaluation.extractors import in_batches

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drifting.config import RunConfig
-from drifting.data.dataset import InMemorySource
+from drifting.data.sources import InMemorySource
 from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.fields import MeanShift

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from drifting.data.bank import BankSource, MemoryBank
-from drifting.data.dataset import InMemorySource
+from drifting.data.bank import MemoryBank
+from drifting.data.sources import BankSource, InMemorySource
 from drifting.distributed import Processes
 from drifting.errors import InputError
 from drifting.generators.mlp import MLP

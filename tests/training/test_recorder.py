@@ -10,7 +10,7 @@ import torch
 
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import RunConfig
-from drifting.data.dataset import reference_samples
+from drifting.data.sources import reference_samples
 from drifting.errors import InputError
 from drifting.metrics.distances import energy_distance, mean_distance
 from drifting.runs.assemble import build_encoder, build_positives

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from drifting.data.bank import BankSource, MemoryBank
+from drifting.data.bank import MemoryBank
+from drifting.data.sources import BankSource
 from drifting.encoders.base import compose, identity
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.hub import load_encoder, load_generator

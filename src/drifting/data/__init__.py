@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from drifting._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from drifting.data.bank import BankConfig, BankSource, MemoryBank
-    from drifting.data.dataset import Data, Decoder, ImageData, InMemorySource, Source, StreamSource, forget_data
+    from drifting.data.bank import BankConfig, MemoryBank
+    from drifting.data.dataset import Data, Decoder, ImageData, Source, forget_data
     from drifting.data.digits import DigitsData, load_digits
     from drifting.data.image_folder import ImageFilesData
     from drifting.data.images import ImagesData, ImageSet, load_images
     from drifting.data.latents import LatentsData
-    from drifting.data.loader import LoaderSource
     from drifting.data.points import PointsData, load_points
+    from drifting.data.sources import BankSource, InMemorySource, LoaderSource, StreamSource
     from drifting.data.streamed import StreamedData
     from drifting.data.toys import TOYS, ToyData
 
@@ -48,40 +48,15 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "bank": (
-            "BankConfig",
-            "BankSource",
-            "MemoryBank",
-        ),
-        "dataset": (
-            "Data",
-            "Decoder",
-            "ImageData",
-            "InMemorySource",
-            "Source",
-            "StreamSource",
-            "forget_data",
-        ),
-        "digits": (
-            "DigitsData",
-            "load_digits",
-        ),
+        "bank": ("BankConfig", "MemoryBank"),
+        "dataset": ("Data", "Decoder", "ImageData", "Source", "forget_data"),
+        "digits": ("DigitsData", "load_digits"),
         "image_folder": ("ImageFilesData",),
-        "images": (
-            "ImageSet",
-            "ImagesData",
-            "load_images",
-        ),
+        "images": ("ImageSet", "ImagesData", "load_images"),
         "latents": ("LatentsData",),
-        "loader": ("LoaderSource",),
-        "points": (
-            "PointsData",
-            "load_points",
-        ),
+        "points": ("PointsData", "load_points"),
+        "sources": ("BankSource", "InMemorySource", "LoaderSource", "StreamSource"),
         "streamed": ("StreamedData",),
-        "toys": (
-            "TOYS",
-            "ToyData",
-        ),
+        "toys": ("TOYS", "ToyData"),
     },
 )

@@ -8,20 +8,17 @@ Shapes: b pushed samples, l labels, p positives, m unconditional samples, r ring
 Source: the sample queue of the paper: 128 samples of each class, 1000 unconditional ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from drifting._seeds import stream_seed
 from drifting.checkpoint import check_state
 from drifting.data.dataset import ALL, owned
-from drifting.data.shuffle import shuffled_indices
 from drifting.errors import InputError
 
-_WARMUP_CHUNK = 1024
 # Names of the tensors of a ring.
 _PARTS = ("samples", "pushed", "turns", "numbers")
 
@@ -289,108 +286,3 @@ class BankConfig:
             device="cpu" if self.on_cpu else device,
             dtype=dtype,
         )
-
-
-class BankSource:
-    """Draws from a finite data set through a memory bank. Every draw first pushes new samples, in a new order each epoch.
-
-    The first draw fills the bank: it pushes until every class fills its buffer or has no more samples, at most one epoch. No sample
-    is in a buffer twice, so the samples of a small class are drawn equally often.
-
-    Args:
-        samples: all real samples, on any device.
-        labels: class of each sample; None for one unlabeled population.
-        bank: an empty bank.
-        push_per_step: number of samples pushed before each draw.
-        seed: seed of the order.
-        prepare: converts rows of `samples` into what the bank stores, such as uint8 images into floats.
-    """
-
-    def __init__(
-        self,
-        samples: Shaped[Tensor, "s *stored"],
-        labels: Int[Tensor, " s"] | None,
-        bank: MemoryBank,
-        *,
-        push_per_step: int,
-        seed: int,
-        prepare: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        if push_per_step < 1:
-            raise InputError(f"push_per_step is {push_per_step}: pass at least 1")
-        if len(samples) == 0 or (labels is not None and len(labels) != len(samples)):
-            raise InputError(
-                f"data has {len(samples)} samples and {labels if labels is None else len(labels)} labels: pass as many"
-            )
-        if (labels is None) != (bank.num_classes is None):
-            raise InputError(f"data has {'no' if labels is None else 'its'} labels, but the bank {bank.num_classes} classes")
-        self.sample_shape, self.num_classes, self.bank = bank.sample_shape, bank.num_classes, bank
-        self._samples, self._labels = samples, None if labels is None else labels.long().cpu()
-        classes = torch.zeros(len(samples), dtype=torch.long) if self._labels is None else self._labels
-        if int(classes.max()) >= (bank.num_classes or 1):
-            raise InputError(f"data has class {int(classes.max())}, but the bank {bank.num_classes} classes: make it that large")
-        counts = torch.bincount(classes, minlength=bank.num_classes or 1)
-        if int(counts.min()) == 0:
-            raise InputError(f"data has no sample of class {int(counts.argmin())}: number the classes 0 to {len(counts) - 1}")
-        self._enough = counts.clamp(max=bank.capacity_per_class)
-        self._push_per_step, self._prepare = push_per_step, prepare
-        self._seed, self._seed_of_earlier_version = stream_seed(seed, "memory bank"), seed
-        self._position, self._full, self._numbered = 0, False, True
-
-    def draw(
-        self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
-    ) -> Shaped[Tensor, "l p *sample"]:
-        """Push new samples, then return `count` samples of each label from the bank, on the device of rng."""
-        if self._full:
-            self._push(self._next(self._push_per_step))
-        else:
-            self._fill()
-            self._full = True
-        return self.bank.draw(labels, count, rng, own)
-
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Shaped[Tensor, "l m *sample"]:
-        """Return sets of samples of any class from the bank. This pushes nothing: draw the positives of the step first."""
-        return self.bank.draw_unconditional(sets, count, rng, own)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the bank and the position as named tensors."""
-        return {**self.bank.tensors(), "position": torch.tensor(self._position)}
-
-    def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
-        """Restore the result of `tensors`, or raise InputError if it does not fit.
-
-        A run of an earlier version, which did not number samples, continues as it would have in that version.
-        """
-        check_state({name: tensors[name] for name in {"position"} & tensors.keys()}, {"position": torch.tensor(0)}, origin)
-        self._restore({name: value for name, value in tensors.items() if name != "position"}, origin)
-        position, pushed = int(tensors["position"]), int(self.bank.rings["unconditional"].pushed)
-        if position != pushed:
-            raise InputError(f"checkpoint is '{origin}', at position {position} after {pushed} samples: delete it and resume")
-        self._position = position
-        self._full = self._position > 0
-        self._numbered = not self._full or bool((self._numbers >= 0).any())
-        if not self._numbered:
-            self._seed = self._seed_of_earlier_version
-
-    @property
-    def _numbers(self) -> Int[Tensor, "r k"]:
-        return self.bank.rings["unconditional"].numbers
-
-    def _restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        self.bank.restore(tensors, origin)
-
-    def _fill(self) -> None:
-        while bool((self.bank.filled.cpu() < self._enough).any()):
-            self._push(self._next(min(_WARMUP_CHUNK, len(self._samples))))
-
-    def _next(self, count: int) -> Int[Tensor, " b"]:
-        return shuffled_indices(len(self._samples), self._position, count, self._seed)
-
-    def _push(self, indices: Int[Tensor, " b"]) -> None:
-        fresh = self._samples[indices.to(self._samples.device)]
-        fresh = fresh if self._prepare is None else self._prepare(fresh)
-        self.bank.push(fresh, self._labels_of(indices), indices if self._numbered else None)
-        self._position += len(indices)
-
-    def _labels_of(self, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"] | None:
-        return None if self._labels is None else self._labels[indices]

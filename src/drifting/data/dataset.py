@@ -1,13 +1,13 @@
-"""The interfaces of data: `Data` is a kind of data, `Source` draws its real samples in training. Sources of samples held in memory.
+"""The interfaces of data: `Data` is a kind of data, `Source` draws its real samples in training. Descriptions of data in words.
 
-Shapes: l labels, p positives.
+Shapes: s samples, b samples of a batch, l labels, p positives, m unconditional samples.
 """
 
 import dataclasses
 import functools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
@@ -15,12 +15,20 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from drifting._seeds import stream_seed
 from drifting.data.pixels import to_bytes
+from drifting.data.readers import by_number, shown_name
 from drifting.errors import InputError
 
 # The share of a process without peers: everything.
 ALL = slice(None)
+# The fix for data that have changed since the run began.
+BRING_BACK = "bring those back, or train anew"
+# Fewest images of each side for precision, recall, density and coverage, see `evaluation.images`.
+NEIGHBORS = 6
+# Most names in a message.
+_SHOWN = 3
+# Most classes that are listed in full; a longer list is shortened to its first classes and the last one.
+_ALL_CLASSES, _FIRST_CLASSES = 10, 3
 
 
 @runtime_checkable
@@ -82,91 +90,6 @@ class Images(Protocol):
 def owned(drawn: Shaped[Tensor, "l p *sample"], labels: Tensor | None, own: slice) -> Shaped[Tensor, "o q *sample"]:
     """Return one process's share of what was drawn for all: its labels or, without labels, its samples of the one set."""
     return drawn[:, own] if labels is None else drawn[own]
-
-
-class StreamSource:
-    """Unlabeled samples from a distribution; every draw is new."""
-
-    num_classes = None
-
-    def __init__(self, draw: Callable[[int, torch.Generator], Tensor], sample_shape: tuple[int, ...]) -> None:
-        self._draw = draw
-        self.sample_shape = sample_shape
-
-    def draw(self, labels: Tensor | None, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
-        """Return one set of `count` new samples, or the `own` ones of them."""
-        return self._draw(count, rng)[None, own]
-
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
-        """Return sets of new samples."""
-        return self._draw(sets * count, rng).unflatten(0, (sets, count))[own]
-
-
-class InMemorySource:
-    """A finite data set. Within a step, samples repeat only if the data set is smaller than the draw.
-
-    Args:
-        samples: all real samples, or the rows from which `prepare` makes them.
-        labels: class of each sample, 0 to num_classes - 1, without empty classes; None for one unlabeled population.
-        prepare: converts drawn rows of `samples` into samples, such as bytes into floats; None if they are samples already.
-    """
-
-    def __init__(
-        self,
-        samples: Shaped[Tensor, "s *sample"],
-        labels: Int[Tensor, " s"] | None = None,
-        prepare: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        if len(samples) == 0:
-            raise InputError("data is empty: pass at least one sample")
-        if not bool(samples.isfinite().all()):
-            raise InputError("data holds NaN or infinite values: remove or fix those samples")
-        self.samples, self.sample_shape, self._prepare = samples, tuple(samples.shape[1:]), prepare
-        self.num_classes = None if labels is None else int(labels.max()) + 1
-        classes = torch.zeros(len(samples), dtype=torch.long) if labels is None else labels.long().cpu()
-        present = classes.unique().tolist()  # not bincount: a table up to a label of 10^12 needs terabytes
-        absent = next((label for label, found in enumerate(present) if label != found), None)
-        if absent is not None:
-            raise InputError(
-                f"data has no sample of class {absent}, but of {present[-1]}: number the classes 0 to {len(present) - 1}"
-            )
-        members = [torch.nonzero(classes == label)[:, 0] for label in present]
-        # Row c lists the samples of class c, padded with -1.
-        self._members = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
-
-    def draw(self, labels: Tensor | None, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
-        """Return `count` samples of each label, all different if the class has that many."""
-        # Moved once: the data set stays on the device that draws from it.
-        self.samples, self._members = self.samples.to(rng.device), self._members.to(rng.device)
-        members = self._members
-        members = members[:1] if labels is None else members[labels]
-        keys = torch.rand(members.shape, generator=rng, device=rng.device).masked_fill_(members < 0, 2.0)
-        order = keys.topk(min(count, members.shape[1]), dim=1, largest=False).indices
-        available = (members >= 0).sum(1, keepdim=True)
-        rank = torch.arange(count, device=rng.device) % available
-        return self._taken(owned(members.gather(1, order.gather(1, rank)), labels, own))
-
-    def draw_unconditional(self, sets: int, count: int, rng: torch.Generator, own: slice = ALL) -> Tensor:
-        """Return sets of samples of any class, each drawn from all samples."""
-        self.samples = self.samples.to(rng.device)
-        return self._taken(torch.randint(len(self.samples), (sets, count), generator=rng, device=rng.device)[own])
-
-    def _taken(self, indices: Int[Tensor, "l p"]) -> Tensor:
-        drawn = self.samples[indices]
-        return drawn if self._prepare is None else self._prepare(drawn)
-
-
-def reference_samples(source: Source, count: int, seed: int, *, limit: bool = False) -> Float[Tensor, "r *sample"]:
-    """Return about `count` real samples of a seed on the CPU, with the classes in turn if there are any.
-
-    With more classes than `count`, the result has one sample of each class or, with `limit`, of the first `count` classes only.
-    """
-    rng = torch.Generator().manual_seed(stream_seed(seed, "reference"))
-    if source.num_classes is None:
-        return source.draw(None, count, rng)[0]
-    per_class = max(1, count // source.num_classes)
-    classes = min(source.num_classes, count) if limit else source.num_classes
-    return source.draw(torch.arange(classes), per_class, rng).transpose(0, 1).flatten(0, 1)
 
 
 Decoder = Callable[[Float[Tensor, "b *sample"]], UInt8[Tensor, "b c h w"]]
@@ -322,6 +245,22 @@ class ImageData(Data):
         """Name of the data in messages."""
         return str(self.path)
 
+    def check_classes(self, facts: dict[str, Any]) -> None:
+        """Raise InputError if the classes, their order or their sizes are not those that were found when the run began."""
+        before, now = self.class_names, facts["class_names"]
+        what = None
+        if before is not None and now != before:
+            what = f"whose classes are not those that the run began with ({_changes(before, now or ())})"
+        elif self.conditional and self.num_classes != facts["num_classes"]:
+            what = f"which has {facts['num_classes'] or 'no'} classes where the run began with {self.num_classes or 'none'}"
+        elif before is None and now is not None and sorted(now) != list(now) == sorted(now, key=by_number):
+            # An earlier version numbered them so.
+            what = f"whose classes were numbered in the order of text when the run began, {_some(sorted(now))}, and now by number"
+        elif self.counts is not None and facts.get("counts", self.counts) != self.counts:
+            what = _sizes(self.counts, facts["counts"], now)
+        if what:
+            raise InputError(f"data is '{self._origin}', {what}: {BRING_BACK}")
+
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
@@ -367,3 +306,65 @@ class ImageData(Data):
         """Return the function from samples to images as uint8 [n, h, w, c]."""
         decode = self.decoder()
         return lambda samples: decode(samples).movedim(1, -1)
+
+
+def counts_of(labels: Int[Tensor, " s"] | None, num_classes: int | None, total: int) -> tuple[int, ...]:
+    """Return the number of images of each class, or of all images without labels."""
+    return (total,) if labels is None else tuple(labels.bincount(minlength=num_classes or 0).tolist())
+
+
+def _changes(before: Sequence[str], now: Sequence[str]) -> str:
+    gone, new = [name for name in before if name not in now], [name for name in now if name not in before]
+    changes = [
+        f"{_some(names)} {'is' if len(names) == 1 else 'are'} {how}" for names, how in ((gone, "gone"), (new, "new")) if names
+    ]
+    return ", ".join(changes) or "they have another order"
+
+
+def _sizes(before: Sequence[int], now: Sequence[int], names: Sequence[str] | None) -> str:
+    """Return the first class whose number of images has changed, or the total number, in words."""
+    if len(before) != len(now) or len(now) == 1:
+        return f"which holds {sum(now)} training images where the run began with {sum(before)}"
+    label = next(label for label, (then, here) in enumerate(zip(before, now, strict=True)) if then != here)
+    called = f"class '{names[label]}'" if names else f"class {label}"
+    return f"whose {called} has {now[label]} training images where the run began with {before[label]}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def describe_images(train: int, test: int, shape: tuple[int, ...], classes: str, left_out: Sequence[str]) -> str:
+    """Return the line that describes images: their number, size and classes, and what is left out."""
+    counts = f"{train} train and {test} test images" if test else f"{train} train images"
+    rest = f"; left out: {', '.join(map(shown_name, left_out))}" if left_out else ""
+    return f"{counts} of {describe_shape(shape)}, {classes}{rest}"
+
+
+def describe_classes(labels: Int[Tensor, " s"] | None, names: Sequence[str] | None, total: int) -> tuple[str, list[str]]:
+    """Return the classes with their numbers of images in words, and a note for each possible problem."""
+    if labels is None:
+        return "not by class", []
+    counts = counts_of(labels, None if names is None else len(names), total)
+    numbers = [str(label) for label in range(len(counts))]
+    titles = [number if name == number else f"{number} {name}" for number, name in zip(numbers, names or numbers, strict=True)]
+    each = [f"{shown_name(title)} ({count})" for title, count in zip(titles, counts, strict=True)]
+    shown = each if len(each) <= _ALL_CLASSES else [*each[:_FIRST_CLASSES], "...", each[-1]]
+    doubts = []
+    if len(counts) == 1:
+        doubts.append("all images are of one class: train without classes, or bring a folder with one sub-folder for each class")
+    if single := [title for title, count in zip(titles, counts, strict=True) if count == 1]:
+        some = ", ".join(single[:_SHOWN]) + (", ..." if len(single) > _SHOWN else "")
+        has = "1 class has" if len(single) == 1 else f"{len(single)} classes have"
+        doubts.append(f"{has} one image each ({some}), and samples will be copies of it: add more, or train without classes")
+    return f"{len(counts)} class{'es' * (len(counts) != 1)}: {', '.join(shown)}", doubts
+
+
+def describe_shape(shape: Sequence[int]) -> str:
+    """Return a shape in words."""
+    return " x ".join(map(str, shape))
+
+
+def as_notes(doubts: Sequence[str]) -> list[str]:
+    """Return a line for each doubt."""
+    return [f"note: {shown_name(doubt)}" for doubt in doubts]

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drifting.data.dataset import ImageData, InMemorySource
+from drifting.data.dataset import ImageData
 from drifting.data.pixels import to_bytes
+from drifting.data.sources import InMemorySource
 
 
 class LabeledSplit(NamedTuple):

@@ -15,9 +15,8 @@ from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
 from drifting._checks import check_memory
-from drifting.data.dataset import found, read_once
+from drifting.data.dataset import as_notes, counts_of, describe_classes, describe_images, found, read_once
 from drifting.data.decode import decode, decoded_bytes
-from drifting.data.facts import as_notes, check_classes, counts_of, describe_classes, describe_images
 from drifting.data.readers import EncodedImage, split_name
 from drifting.data.readers.find import folder_reader
 from drifting.data.streamed import StreamedData, mirrored, row_streams
@@ -231,7 +230,7 @@ class ImageFilesData(StreamedData):
         files = _list_files(self.path or "", image_size=self.image_size, split=split)
         # Runs of earlier versions have a fingerprint of the names only.
         if split == "train" and self.files not in (None, files.fingerprint(), files.names_fingerprint()):
-            check_classes(self, self._facts(files, files.num_classes if self.conditional else None), str(self.path))
+            self.check_classes(self._facts(files, files.num_classes if self.conditional else None))
             others = f"whose files are not those that the run began with ({files.fingerprint()}, not {self.files})"
             raise InputError(f"data is '{self.path}', {others}: bring them back, or train anew")
         return files

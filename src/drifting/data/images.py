@@ -14,14 +14,24 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from drifting._checks import nearest_name
-from drifting.data.bank import BankSource
-from drifting.data.dataset import ImageData, InMemorySource, Source, found, read_once
+from drifting.data.dataset import (
+    BRING_BACK,
+    NEIGHBORS,
+    ImageData,
+    Source,
+    as_notes,
+    counts_of,
+    describe_classes,
+    describe_images,
+    found,
+    read_once,
+)
 from drifting.data.decode import decode
-from drifting.data.facts import FIX, NEIGHBORS, as_notes, check_classes, counts_of, describe_classes, describe_images
 from drifting.data.pixels import to_signed
 from drifting.data.readers import Reader, Split, split_name
 from drifting.data.readers.find import find_reader
 from drifting.data.readers.tables import DatasetObjects
+from drifting.data.sources import BankSource, InMemorySource
 from drifting.errors import InputError
 
 if TYPE_CHECKING:
@@ -384,11 +394,10 @@ def _check_same(data: ImagesData, images: ImageSet, split: str) -> None:
     For runs of earlier versions, which saved no fingerprint, only the classes are compared.
     """
     found = _facts(images) if split == "train" else {"num_classes": images.num_classes, "class_names": images.class_names}
-    origin = data.path or data.name
-    check_classes(data, found, origin)
+    data.check_classes(found)
     if split == "train" and data.fingerprint not in (None, found["fingerprint"]):
         what = "whose images are not those that the run began with, though they are as many"
         if found["image_shape"] != data.image_shape:
             shapes = (" x ".join(map(str, shape)) for shape in (found["image_shape"], data.sample_shape))
             what = "whose images are {} where the run began with {}".format(*shapes)
-        raise InputError(f"data is '{origin}', {what}: {FIX}")
+        raise InputError(f"data is '{data.path or data.name}', {what}: {BRING_BACK}")

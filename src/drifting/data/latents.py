@@ -27,8 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from drifting._json import parse_json, read_dataclass
-from drifting.data.dataset import Decoder, found, read_once
-from drifting.data.facts import as_notes, describe_classes, describe_shape
+from drifting.data.dataset import Decoder, as_notes, describe_classes, describe_shape, found, read_once
 from drifting.data.pixels import to_bytes
 from drifting.data.streamed import StreamedData, mirrored, row_streams
 from drifting.data.vae import VAE, draw_latents, full_name, load_vae

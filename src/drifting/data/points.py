@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_memory
-from drifting.data.dataset import Data, InMemorySource, found
+from drifting.data.dataset import Data, found
+from drifting.data.sources import InMemorySource
 from drifting.errors import InputError, reason
 
 # Larger and smaller units are too close to the limits of float64 for calculations and pictures.

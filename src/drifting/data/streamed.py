@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from drifting.data.bank import BankSource, MemoryBank, ranks
+from drifting.data.bank import MemoryBank, ranks
 from drifting.data.dataset import ALL, ImageData, Source, owned
 from drifting.data.pixels import to_signed
-from drifting.data.shuffle import shuffled_indices
+from drifting.data.sources import BankSource, shuffled_indices
 from drifting.errors import InputError
 
 # Number of rows read at a time to fill a bank.

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import nearest_name
-from drifting.data.dataset import StreamSource
 from drifting.data.points import PlaneData
+from drifting.data.sources import StreamSource
 from drifting.errors import InputError
 
 Points = Float[Tensor, "n 2"]

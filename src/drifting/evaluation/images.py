@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from drifting._progress import show_images
-from drifting.data.facts import NEIGHBORS
+from drifting.data.dataset import NEIGHBORS
 from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
 from drifting.evaluation.extractors import Bytes, Extractor

@@ -25,7 +25,7 @@ from drifting.data.dataset import Images
 from drifting.data.image_folder import ImageFiles, splits_of
 from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
-from drifting.data.shuffle import shuffled_indices
+from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.errors import InputError
 from drifting.evaluation.extractors import Extractor

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from drifting._seeds import stream_seed
-from drifting.data.shuffle import shuffled_indices
+from drifting.data.sources import shuffled_indices
 
 _SEED, _FLOOR_SEED = stream_seed(0, "shares"), stream_seed(0, "floor")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from drifting._seeds import stream_seed
 from drifting.checkpoint import start_optimizer
-from drifting.data.shuffle import shuffled_indices
+from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.base import Optimization
 from drifting.errors import InputError

@@ -19,9 +19,9 @@ from drifting._files import check_writable
 from drifting.checkpoint import load_json
 from drifting.config import RunConfig, from_json
 from drifting.data import Decoder, ImageData, ImageSet
-from drifting.data.dataset import InMemorySource, reference_samples
 from drifting.data.digits import LabeledSplit
 from drifting.data.pixels import to_bytes
+from drifting.data.sources import InMemorySource, reference_samples
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, Metrics, Sampler, Sides, evaluate_digits, evaluate_images, evaluate_points, frechet_curve
 from drifting.evaluation.extractors import find_extractor

@@ -13,9 +13,10 @@ from torch import Tensor
 from drifting._seeds import stream_seed
 from drifting.config import RunConfig
 from drifting.data import Decoder
-from drifting.data.dataset import Source, reference_samples
+from drifting.data.dataset import Source
 from drifting.data.pixels import to_signed
 from drifting.data.points import Frame
+from drifting.data.sources import reference_samples
 from drifting.loss import DriftingLoss, drifting_loss
 from drifting.metrics.distances import energy_distance
 from drifting.metrics.memorization import nearest

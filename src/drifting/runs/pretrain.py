@@ -32,7 +32,7 @@ from drifting.checkpoint import (
 from drifting.config import ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, StreamedData
 from drifting.data.pixels import to_signed
-from drifting.data.shuffle import shuffled_indices
+from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.distributed import join
 from drifting.encoders.autoencoder import Autoencoder

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from drifting._checks import check_counts, check_device, check_seed
-from drifting.data.dataset import InMemorySource, Source
-from drifting.data.loader import LoaderSource, as_batch
+from drifting.data.dataset import Source
+from drifting.data.sources import InMemorySource, LoaderSource, as_batch
 from drifting.encoders.base import FeatureEncoder, Features, Frozen, Identity
 from drifting.errors import InputError
 from drifting.generators.base import Generator
