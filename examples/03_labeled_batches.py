@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import drifting
-from drifting.data.digits import load_digits
+from drifting.data.images import load_digits
 
 
 class Generator(nn.Module):

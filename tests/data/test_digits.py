@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from drifting.data.digits import load_digits
+from drifting.data.images import load_digits
 
 
 def test_digits_are_8_by_8_images_between_minus_one_and_one():

@@ -10,7 +10,7 @@ from drifting import presets, runs
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.config import RunConfig, from_json, to_json
 from drifting.data import ImagesData, images
-from drifting.data.images import LabelError
+from drifting.data.readers.find import LabelError
 from drifting.encoders import ResNetConfig, SimCLRConfig
 from drifting.errors import InputError
 from drifting.runs.assemble import build_encoder, resolve

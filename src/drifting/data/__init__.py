@@ -10,9 +10,8 @@ from drifting._lazy import lazy_names
 if TYPE_CHECKING:
     from drifting.data.bank import BankConfig, MemoryBank
     from drifting.data.dataset import Data, Decoder, ImageData, Source, forget_data
-    from drifting.data.digits import DigitsData, load_digits
     from drifting.data.image_folder import ImageFilesData
-    from drifting.data.images import ImagesData, ImageSet, load_images
+    from drifting.data.images import DigitsData, ImagesData, ImageSet, load_digits, load_images
     from drifting.data.latents import LatentsData
     from drifting.data.points import PointsData, load_points
     from drifting.data.sources import BankSource, InMemorySource, LoaderSource, StreamSource
@@ -50,9 +49,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "bank": ("BankConfig", "MemoryBank"),
         "dataset": ("Data", "Decoder", "ImageData", "Source", "forget_data"),
-        "digits": ("DigitsData", "load_digits"),
         "image_folder": ("ImageFilesData",),
-        "images": ("ImageSet", "ImagesData", "load_images"),
+        "images": ("DigitsData", "ImageSet", "ImagesData", "load_digits", "load_images"),
         "latents": ("LatentsData",),
         "points": ("PointsData", "load_points"),
         "sources": ("BankSource", "InMemorySource", "LoaderSource", "StreamSource"),

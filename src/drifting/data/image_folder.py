@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drifting._checks import check_memory
 from drifting.data.dataset import as_notes, counts_of, describe_classes, describe_images, found, read_once
-from drifting.data.decode import decode, decoded_bytes
+from drifting.data.pixels import decode, decoded_bytes
 from drifting.data.readers import EncodedImage, split_name
 from drifting.data.readers.find import folder_reader
 from drifting.data.streamed import StreamedData, mirrored, row_streams

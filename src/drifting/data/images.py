@@ -1,4 +1,4 @@
-"""Image data sets held in memory, from a folder in one of several layouts or from the Hugging Face Hub.
+"""Images held in memory: of a folder in one of several layouts, of the Hugging Face Hub, or the digits of scikit-learn.
 
 Shapes: s samples, c channels, h height, w width.
 """
@@ -7,13 +7,13 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from drifting._checks import nearest_name
 from drifting.data.dataset import (
     BRING_BACK,
     NEIGHBORS,
@@ -26,25 +26,13 @@ from drifting.data.dataset import (
     found,
     read_once,
 )
-from drifting.data.decode import decode
-from drifting.data.pixels import to_signed
-from drifting.data.readers import Reader, Split, split_name
-from drifting.data.readers.find import find_reader
-from drifting.data.readers.tables import DatasetObjects
+from drifting.data.pixels import decode, to_bytes, to_signed
+from drifting.data.readers.find import LabelError, read_split
 from drifting.data.sources import BankSource, InMemorySource
 from drifting.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-
-HUB_IDS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
-# Largest label without class names: no data set has more classes.
-_MOST_CLASSES = 10**6
-_HELD_OUT = 10  # one image in so many
-
-
-class LabelError(InputError):
-    """Labels are missing or cannot be used, although the images can."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,110 +117,12 @@ def load_images(
         InputError: if the source is missing, empty, damaged or in an unknown layout; if sizes differ and `image_size` is None.
         LabelError: if labels are required but missing; if a label is negative or has no class name, or a class has no images.
     """
-    reader, path = _found(source, name)
-    part = _read(reader, path, split, labeled)
+    part, path = read_split(source, name, split, labeled=labeled)
     if labeled and part.labels is None:
         raise LabelError(f"data is '{path}', which has no labels: use one sub-folder per class, or train without labels")
     images = decode(part.images, image_size=image_size, channels=channels)
     labels, class_names = (None, None) if labeled is False or part.labels is None else (part.labels, part.class_names)
     return ImageSet(images, labels, class_names, part.left_out, part.doubts)
-
-
-def stored_split(source: str | None, name: str | None, split: str, *, labeled: bool | None = None) -> Split:
-    """Return a split without decoding its images. Arguments and errors are those of `load_images`."""
-    return _read(*_found(source, name), split, labeled)
-
-
-def _found(source: "str | os.PathLike[str] | Dataset | DatasetDict | None", name: str | None) -> tuple[Reader, Path]:
-    """Return the reader of the source, and its path, or its name if it is an object."""
-    if source is None or isinstance(source, str | os.PathLike):
-        return find_reader(_locate(None if source is None else os.fspath(source), name))
-    reader = DatasetObjects(source)
-    return reader, reader.name
-
-
-def _locate(source: str | None, name: str | None) -> Path:
-    """Return the folder or the Hub id as a path."""
-    if source:
-        return Path(source).expanduser()
-    if source == "" or name is None:
-        raise InputError("data is not given: pass --data FOLDER or a Hub id like ylecun/mnist")
-    root = os.environ.get("DRIFTING_DATA")
-    if root and (Path(root).expanduser() / name).is_dir():
-        return Path(root).expanduser() / name
-    if name not in HUB_IDS:
-        known = ", ".join(HUB_IDS)
-        raise InputError(
-            f"dataset is '{name}': did you mean '{nearest_name(name, HUB_IDS)}'? There are {known}; or pass --data FOLDER"
-        )
-    return Path(HUB_IDS[name])
-
-
-def _read(reader: Reader, path: Path, split: str, labeled: bool | None) -> Split:
-    """Return a split with encoded images and checked labels; "test" may be a tenth of "train"."""
-    known = reader.splits(path)
-    by_usual_name = {usual: name for name in reversed(known) if (usual := split_name(name))}
-    stored = split if split in known else by_usual_name.get(split_name(split) or split, split)
-    if split == "test" and stored not in known:
-        stored = by_usual_name.get("val", "train")
-    divided = split in ("train", "test") and not by_usual_name.keys() & {"test", "val"}
-    if stored not in known:
-        raise InputError(f"split is '{split}', but data '{path}' has {', '.join(known)}: pass one of those")
-    part = reader.read(path, stored)
-    if len(part.images) == 0:
-        raise InputError(f"data is '{path}', whose split '{stored}' holds no images: add some")
-    if labeled is not False:
-        _check_labels(part, path, complete=stored == "train")
-    if not divided:
-        return part
-    held_out = _held_out(len(part.images), part.labels)
-    if split == "test" and not bool(held_out.any()):
-        raise InputError(f"data is '{path}', whose {len(part.images)} images are too few to hold out a tenth: add a folder test/")
-    return _select(part, held_out if split == "test" else ~held_out)
-
-
-def _check_labels(part: Split, path: Path, *, complete: bool) -> None:
-    """Raise LabelError unless the labels are class numbers and, in a complete split, every class has images."""
-    if part.labels is None:
-        return
-    names, lowest, highest = part.class_names, int(part.labels.min()), int(part.labels.max())
-    if lowest < 0:
-        raise LabelError(f"data is '{path}', which has the label {lowest}: number the classes 0 to k-1, or train without labels")
-    if names and highest >= len(names):
-        raise LabelError(f"data is '{path}', which has the label {highest} but {len(names)} class names: fix the labels")
-    if not names and highest >= _MOST_CLASSES:
-        raise LabelError(f"data is '{path}', which has the label {highest}: number the classes 0 to k-1, or train without labels")
-    present = part.labels.unique().tolist()
-    label = next((number for number, found in enumerate(present) if number != found), len(present))
-    if complete and label < (len(names) if names else highest + 1):
-        known_as = f" ('{names[label]}')" if names else ""
-        raise LabelError(
-            f"data is '{path}', where class {label}{known_as} has no images: add some, or number the other classes 0 to k-1"
-        )
-
-
-def _held_out(count: int, labels: Int[Tensor, " s"] | None) -> Bool[Tensor, " s"]:
-    """Return a mask of the fixed tenth of each class. The only image of a class is never in it.
-
-    The mask is the same whether labels are used or not, so no image is in "train" of one run and in "test" of another.
-    """
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    if labels is not None:
-        order = order[labels[order].argsort(stable=True)]
-    chosen = order[_HELD_OUT - 1 :: _HELD_OUT]
-    if labels is not None:
-        _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
-        chosen = chosen[counts[classes[chosen]] > 1]
-    return torch.zeros(count, dtype=torch.bool).index_fill_(0, chosen, True)
-
-
-def _select(part: Split, mask: Bool[Tensor, " s"]) -> Split:
-    """Return the part of a split where the mask is True."""
-    if isinstance(part.images, Tensor):
-        images = part.images[mask]
-    else:
-        images = [part.images[index] for index in torch.nonzero(mask)[:, 0].tolist()]
-    return part._replace(images=images, labels=None if part.labels is None else part.labels[mask])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +244,7 @@ class ImagesData(ImageData):
         classes, doubts = describe_classes(train.labels, train.class_names, len(train.images))
         count = 0
         try:
-            test = stored_split(self.path, self.name, "test", labeled=None if self.conditional else False)
+            test, _ = read_split(self.path, self.name, "test", labeled=None if self.conditional else False)
             count = len(test.images)
             if self.conditional and test.labels is None:
                 doubts.append(
@@ -401,3 +291,59 @@ def _check_same(data: ImagesData, images: ImageSet, split: str) -> None:
             shapes = (" x ".join(map(str, shape)) for shape in (found["image_shape"], data.sample_shape))
             what = "whose images are {} where the run began with {}".format(*shapes)
         raise InputError(f"data is '{data.path or data.name}', {what}: {BRING_BACK}")
+
+
+class LabeledSplit(NamedTuple):
+    """A fixed, stratified split of a labeled data set. Images are [s, channels, height, width] in [-1, 1]."""
+
+    train: Float[Tensor, "s c h w"]
+    train_labels: Int[Tensor, " s"]
+    held_out: Float[Tensor, "t c h w"]
+    held_out_labels: Int[Tensor, " t"]
+
+
+def load_digits() -> LabeledSplit:
+    """Return the 1797 digits of 8 x 8 pixels. The same fifth of each class is always held out.
+
+    Source: scikit-learn's `load_digits`, the test part of "Optical Recognition of Handwritten Digits" (UCI).
+    """
+    from sklearn.datasets import load_digits as embedded_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = embedded_digits(return_X_y=True)
+    images = (np.asarray(pixels) / 8 - 1).astype(np.float32).reshape(-1, 1, 8, 8)
+    parts = train_test_split(images, np.asarray(labels), test_size=0.2, stratify=labels, random_state=0)
+    train, held_out, train_labels, held_out_labels = map(torch.from_numpy, parts)
+    return LabeledSplit(train, train_labels, held_out, held_out_labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsData(ImageData):
+    """Handwritten digits of 8 x 8 pixels, included in scikit-learn."""
+
+    num_classes: ClassVar[int | None] = 10  # pyright: ignore[reportIncompatibleVariableOverride] - always, and no setting
+    conditional: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        return (1, 8, 8)
+
+    @property
+    def title(self) -> str:
+        """Name of the data in pictures."""
+        return "digits"
+
+    def source(self, seed: int, bank: Any = None, **options: Any) -> InMemorySource:
+        """Return the training images."""
+        del seed, bank, options
+        split = load_digits()
+        return InMemorySource(split.train, split.train_labels)
+
+    def depict(self, drawing: Any) -> list[Path]:
+        """Draw images, and the nearest of the training images."""
+        return drawing.images(to_bytes(load_digits().train))
+
+    def evaluate(self, evaluation: Any) -> dict[str, Any]:
+        """Ask classifiers of digits."""
+        return evaluation.digits(load_digits())

@@ -1,8 +1,40 @@
-"""Convert images between bytes, as in files, and floats in [-1, 1], as in networks."""
+"""Pixels: image files are decoded to bytes, and bytes become floats in [-1, 1] for networks, and back.
 
+Decoded images are upright. Transparent ones are drawn on white, because the colors under transparent pixels are arbitrary.
+
+Shapes: s samples, c channels, h height, w width.
+"""
+
+import functools
+import io
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
+
+from drifting._checks import check_memory
+from drifting.data.readers import EncodedImage, damaged
+from drifting.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_CHUNK = 256
+_MODES = {1: "L", 3: "RGB"}
+_GRAY = {"1", "L", "LA", "La"}
+# Formats that run other programs (Ghostscript, system libraries), or that PIL lists but cannot decode.
+_NOT_DECODED = {"EPS", "WMF", "EMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
+# Images with more pixels are decoded one at a time, because every thread holds one in memory.
+_LARGE = 2**25
 
 
 def to_signed(images: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -13,3 +45,181 @@ def to_signed(images: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def to_bytes(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     """Return images in [-1, 1] as bytes, rounded and clamped."""
     return ((images + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def decode(
+    images: Sequence[EncodedImage] | UInt8[Tensor, "s c h w"], *, image_size: int | None = None, channels: int | None = None
+) -> UInt8[Tensor, "s c h w"]:
+    """Return images as one tensor of bytes, with 1 channel if all are gray and 3 if any has color.
+
+    Args:
+        images: at least one image.
+        image_size: side in pixels after a center crop to a square and bicubic resizing; None to keep squares of one size.
+        channels: 1 or 3 to convert the images; None to keep their channels.
+
+    Raises:
+        InputError: if an image is damaged or of an unsupported kind, if `image_size` is None and the images are not squares of one
+            size, or if the images do not fit into memory.
+    """
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size is {image_size}: pass 1 or more")
+    if channels not in (None, 1, 3):
+        raise InputError(f"channels is {channels}: pass 1 or 3")
+    if image_size is not None:
+        need, what = decoded_bytes(len(images), image_size, channels or 1), f"image_size is {image_size}, at which {_some(images)}"
+        check_memory(need, what, "pass a smaller --image-size")
+    if not isinstance(images, Tensor):
+        return _together(_decode_all(images, image_size, channels))
+    _, stored, height, width = images.shape
+    if height == width == (image_size or width) and stored == (channels or stored):
+        return images
+    arrays = list(images.movedim(1, -1).squeeze(-1).numpy())
+    return _together(_decode_all(arrays, image_size, channels))
+
+
+def decoded_bytes(count: int, side: int, channels: int) -> int:
+    """Return the bytes needed to decode squares: every image is held twice, alone and in the stacked tensor."""
+    return 2 * count * side**2 * channels
+
+
+def _some(images: Sequence[EncodedImage] | Tensor | Sequence[np.ndarray]) -> str:
+    return f"{len(images)} image{'s' * (len(images) > 1)}"
+
+
+def _decode_all(
+    items: Sequence[EncodedImage] | Sequence[np.ndarray], image_size: int | None, channels: int | None
+) -> list[np.ndarray]:
+    """Return every item as [h w] or [h w 3], all squares of one size. PIL releases Python's lock, so threads help."""
+    threads = min(16, os.cpu_count() or 1)
+    chunk = min(_CHUNK, -(-len(items) // threads))
+    with _quiet_pillow():
+        first = _pixels(items[0], image_size, channels)
+        height, width = first.shape[:2]
+        fix = "pass --image-size to crop and resize all images"
+        if height != width:
+            raise InputError(f"data holds '{_origin(items[0])}' of {width} x {height} pixels, which is no square: {fix}")
+        need = decoded_bytes(len(items), width, channels or first[0, 0].size)
+        check_memory(need, f"data holds '{_origin(items[0])}' of {width} x {width} pixels, of which {_some(items)}", fix)
+
+        def decode_some(start: int) -> list[np.ndarray]:
+            arrays = []
+            for item in items[start : start + chunk]:
+                arrays.append(_pixels(item, image_size, channels))
+                found = arrays[-1].shape[:2]
+                if found != (height, width):
+                    sizes = f"{found[1]} x {found[0]} pixels among images of {width} x {height}"
+                    raise InputError(f"data holds '{_origin(item)}' of {sizes}: {fix}")
+            return arrays
+
+        with ThreadPoolExecutor(threads) as pool:
+            return [array for part in pool.map(decode_some, range(0, len(items), chunk)) for array in part]
+
+
+def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: int | None) -> np.ndarray:
+    """Return one image as [h w] or [h w 3]."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if isinstance(item, np.ndarray):
+        return np.asarray(_fitted(Image.fromarray(item), image_size, channels))
+    try:
+        content = io.BytesIO(item.content) if isinstance(item.content, bytes) else item.content
+        with Image.open(content, formats=_formats()) as image, _alone(image):
+            image.load()
+            with suppress(Exception):  # damaged EXIF data do not damage the image
+                ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(_fitted(_opaque(image, item.origin), image_size, channels))
+    except (InputError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise damaged(item.origin, "it is no image of a format that can be decoded") from None
+    except Image.DecompressionBombError:
+        limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,}"
+        raise InputError(f"data holds '{item.origin}', an image of more than {limit} pixels: shrink it, or remove it") from None
+    except Exception as error:  # every format raises its own types for damaged bytes
+        raise damaged(item.origin, error) from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return the supported formats, common ones first."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _NOT_DECODED)
+
+
+def _opaque(image: "Image.Image", origin: str) -> "Image.Image":
+    """Return an image without transparency, or raise InputError if it has more than 8 bits per value."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"data holds '{origin}' of more than 8 bits to a value (mode {image.mode}): convert it to 8 bits")
+    if image.mode == "LAB":
+        raise InputError(f"data holds '{origin}' in the color space LAB: convert it to RGB")
+    if not image.has_transparency_data:
+        return image
+    gray = image.mode in _GRAY
+    colored = image.convert("RGBA")
+    laid = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colored)
+    return laid.convert("L" if gray else "RGB")
+
+
+def _fitted(image: "Image.Image", image_size: int | None, channels: int | None) -> "Image.Image":
+    from PIL import Image
+
+    mode = _MODES[channels or (1 if image.mode in _GRAY else 3)]
+    image = image if image.mode == mode else image.convert(mode)
+    if image_size is None or image.size == (image_size, image_size):
+        return image
+    # Cropped first, because resizing a box of the image would mix in the pixels around it.
+    side, (width, height) = min(image.size), image.size
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side)).resize((image_size, image_size), Image.Resampling.BICUBIC)
+
+
+def _origin(item: EncodedImage | np.ndarray) -> str:
+    return item.origin if isinstance(item, EncodedImage) else "an array"
+
+
+def _together(arrays: list[np.ndarray]) -> UInt8[Tensor, "s c h w"]:
+    """Stack [h w] and [h w 3] images; gray images among color images get three equal channels."""
+    channels = 3 if any(array.ndim == 3 for array in arrays) else 1
+    stacked = torch.empty((len(arrays), channels, *arrays[0].shape[:2]), dtype=torch.uint8)
+    for target, array in zip(stacked.numpy(), arrays, strict=True):
+        target[:] = array if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    return stacked
+
+
+_alone_lock = threading.Lock()
+
+
+def _alone(image: "Image.Image") -> "nullcontext[None] | threading.Lock":
+    """Return a lock for a large image, so that only one of them is in memory at a time."""
+    return _alone_lock if image.width * image.height > _LARGE else nullcontext()
+
+
+class _Silence:
+    """The number of threads that decode now, and the settings to restore after the last one."""
+
+    lock, count, warned = threading.Lock(), 0, warnings.catch_warnings()
+    handler = logging.NullHandler()
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings and log. They are settings of the process, so the last of several threads restores them."""
+    with _Silence.lock:
+        _Silence.count += 1
+        if _Silence.count == 1:
+            _Silence.warned = warnings.catch_warnings()
+            _Silence.warned.__enter__()
+            warnings.simplefilter("ignore")
+            logging.getLogger("PIL").addHandler(_Silence.handler)
+    try:
+        yield
+    finally:
+        with _Silence.lock:
+            _Silence.count -= 1
+            if _Silence.count == 0:
+                logging.getLogger("PIL").removeHandler(_Silence.handler)
+                _Silence.warned.__exit__(None, None, None)

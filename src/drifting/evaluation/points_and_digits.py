@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.data.digits import LabeledSplit
+from drifting.data.images import LabeledSplit
 from drifting.metrics.distances import energy_distance, energy_distances
 from drifting.metrics.memorization import nearest
 

@@ -19,7 +19,7 @@ from drifting._files import check_writable
 from drifting.checkpoint import load_json
 from drifting.config import RunConfig, from_json
 from drifting.data import Decoder, ImageData, ImageSet
-from drifting.data.digits import LabeledSplit
+from drifting.data.images import LabeledSplit
 from drifting.data.pixels import to_bytes
 from drifting.data.sources import InMemorySource, reference_samples
 from drifting.errors import InputError

@@ -1,6 +1,8 @@
-"""Find the reader of a folder or a file, and the data set inside it, or explain what the user can do.
+"""Find a data set and its reader, and read one split; or explain what the user can do.
 
 A .zip of image files is read like the folder that it contains, without unpacking it.
+
+Shapes: s samples.
 """
 
 import os
@@ -11,16 +13,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from drifting._checks import check_memory, nearest_name
-from drifting.data.readers import EncodedImage, Reader, Split, damaged, folders_in, label_files, parsing
+from drifting.data.readers import EncodedImage, Reader, Split, damaged, folders_in, label_files, parsing, split_name
 from drifting.data.readers.arrays import Arrays
 from drifting.data.readers.folder import FolderReader, ImageFolder
 from drifting.data.readers.published import CIFAR, TEXTS, Cub, Idx, TinyImageNet
-from drifting.data.readers.tables import Hub, Parquet, SavedTables
+from drifting.data.readers.tables import DatasetObjects, Hub, Parquet, SavedTables
 from drifting.errors import InputError
 
+HUB_IDS = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
+# Largest label without class names: no data set has more classes.
+_MOST_CLASSES = 10**6
+_HELD_OUT = 10  # one image in so many
 # Readers of image files in folders; the first one that matches is taken.
 _FOLDERS: tuple[FolderReader, ...] = (TinyImageNet(), Cub(), ImageFolder())
 # Layouts that may be in a folder one or two levels below, as in a clone of a Hub repository or in torchvision's folders.
@@ -33,6 +43,98 @@ _ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"
 _TEXTS = {*label_files.NAMES, *TEXTS}
 _MOST_TEXT = 2**28
 _ENCRYPTED = 1
+
+
+class LabelError(InputError):
+    """Labels are missing or cannot be used, although the images can."""
+
+
+def _locate(source: str | None, name: str | None) -> Path:
+    """Return the folder or the Hub id as a path."""
+    if source:
+        return Path(source).expanduser()
+    if source == "" or name is None:
+        raise InputError("data is not given: pass --data FOLDER or a Hub id like ylecun/mnist")
+    root = os.environ.get("DRIFTING_DATA")
+    if root and (Path(root).expanduser() / name).is_dir():
+        return Path(root).expanduser() / name
+    if name not in HUB_IDS:
+        meant, known = nearest_name(name, HUB_IDS), ", ".join(HUB_IDS)
+        raise InputError(f"dataset is '{name}': did you mean '{meant}'? There are {known}; or pass --data FOLDER")
+    return Path(HUB_IDS[name])
+
+
+def read_split(source: Any, name: str | None, split: str, *, labeled: bool | None = None) -> tuple[Split, Path]:
+    """Return a split with encoded images and checked labels, and the path of the data set, or its name if it is an object.
+
+    Arguments and errors are those of `images.load_images`.
+    """
+    if source is None or isinstance(source, str | os.PathLike):
+        reader, path = find_reader(_locate(None if source is None else os.fspath(source), name))
+    else:
+        reader = DatasetObjects(source)
+        path = reader.name
+    known = reader.splits(path)
+    by_usual_name = {usual: name for name in reversed(known) if (usual := split_name(name))}
+    stored = split if split in known else by_usual_name.get(split_name(split) or split, split)
+    if split == "test" and stored not in known:
+        stored = by_usual_name.get("val", "train")
+    divided = split in ("train", "test") and not by_usual_name.keys() & {"test", "val"}
+    if stored not in known:
+        raise InputError(f"split is '{split}', but data '{path}' has {', '.join(known)}: pass one of those")
+    part = reader.read(path, stored)
+    if len(part.images) == 0:
+        raise InputError(f"data is '{path}', whose split '{stored}' holds no images: add some")
+    if labeled is not False:
+        _check_labels(part, path, complete=stored == "train")
+    if not divided:
+        return part, path
+    held_out = _held_out(len(part.images), part.labels)
+    if split == "test" and not bool(held_out.any()):
+        raise InputError(f"data is '{path}', whose {len(part.images)} images are too few to hold out a tenth: add a folder test/")
+    return _select(part, held_out if split == "test" else ~held_out), path
+
+
+def _check_labels(part: Split, path: Path, *, complete: bool) -> None:
+    """Raise LabelError unless the labels are class numbers and, in a complete split, every class has images."""
+    if part.labels is None:
+        return
+    names, lowest, highest = part.class_names, int(part.labels.min()), int(part.labels.max())
+    if lowest < 0:
+        raise LabelError(f"data is '{path}', which has the label {lowest}: number the classes 0 to k-1, or train without labels")
+    if names and highest >= len(names):
+        raise LabelError(f"data is '{path}', which has the label {highest} but {len(names)} class names: fix the labels")
+    if not names and highest >= _MOST_CLASSES:
+        raise LabelError(f"data is '{path}', which has the label {highest}: number the classes 0 to k-1, or train without labels")
+    present = part.labels.unique().tolist()
+    absent = next((number for number, label in enumerate(present) if number != label), len(present))
+    if complete and absent < (len(names) if names else highest + 1):
+        title = f"class {absent} ('{names[absent]}')" if names else f"class {absent}"
+        raise LabelError(f"data is '{path}', where {title} has no images: add some, or number the other classes 0 to k-1")
+
+
+def _held_out(count: int, labels: Int[Tensor, " s"] | None) -> Bool[Tensor, " s"]:
+    """Return a mask of the fixed tenth of each class. The only image of a class is never in it.
+
+    The mask is the same whether labels are used or not, so no image is in "train" of one run and in "test" of another.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    if labels is not None:
+        order = order[labels[order].argsort(stable=True)]
+    chosen = order[_HELD_OUT - 1 :: _HELD_OUT]
+    if labels is not None:
+        _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
+        chosen = chosen[counts[classes[chosen]] > 1]
+    return torch.zeros(count, dtype=torch.bool).index_fill_(0, chosen, True)
+
+
+def _select(part: Split, mask: Bool[Tensor, " s"]) -> Split:
+    """Return the part of a split where the mask is True."""
+    if isinstance(part.images, Tensor):
+        images = part.images[mask]
+    else:
+        images = [part.images[index] for index in torch.nonzero(mask)[:, 0].tolist()]
+    return part._replace(images=images, labels=None if part.labels is None else part.labels[mask])
 
 
 def find_reader(path: Path) -> tuple[Reader, Path]:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from drifting import _checks
-from drifting.data.decode import decode
 from drifting.data.images import load_images
+from drifting.data.pixels import decode
 from drifting.data.readers import EncodedImage
 from drifting.errors import InputError
 from tests.support.covering import each_once
