@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import drifting
-from drifting.data.toys import toy
+from drifting.data.points import toy
 from drifting.fields import MeanShift
 
 

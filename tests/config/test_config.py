@@ -9,7 +9,7 @@ from drifting import presets
 from drifting.checkpoint import load_json, save_json
 from drifting.config import ClassifierConfig, RunConfig, from_json, to_json
 from drifting.data import BankConfig, ImagesData, PointsData
-from drifting.data.toys import TOYS
+from drifting.data.points import TOYS
 from drifting.encoders import AutoencoderConfig, PixelsConfig
 from drifting.errors import InputError
 from drifting.generators import DecoderMLPConfig, MLPConfig

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from drifting.data.toys import TOYS, toy
+from drifting.data.points import TOYS, toy
 from drifting.errors import InputError
 
 COUNT = 8000

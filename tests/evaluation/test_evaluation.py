@@ -10,7 +10,7 @@ import torch
 from drifting.config import RunConfig
 from drifting.data import PointsData, ToyData
 from drifting.data.images import load_digits
-from drifting.data.toys import toy
+from drifting.data.points import toy
 from drifting.errors import InputError
 from drifting.evaluation import evaluate_digits, evaluate_points, mode_shares
 from drifting.metrics.distances import energy_distance

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from drifting.data.toys import toy
+from drifting.data.points import toy
 from drifting.plotting import draw_images, draw_points, image_grid, panels, points_figure, save_image
 from drifting.plotting.images import show_grid
 

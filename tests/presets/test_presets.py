@@ -5,7 +5,7 @@ import pytest
 from drifting import presets
 from drifting.config import ClassifierConfig, RunConfig
 from drifting.data import PointsData, ToyData
-from drifting.data.toys import TOYS
+from drifting.data.points import TOYS
 from drifting.errors import InputError
 from drifting.presets import PRESETS, adjust, check_choices, preset
 from drifting.runs.assemble import resolve

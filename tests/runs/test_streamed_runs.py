@@ -155,7 +155,7 @@ def test_bank_is_on_the_device_of_the_run_or_on_the_cpu(config, monkeypatch):
 
 
 def test_encoders_that_learn_from_images_in_memory_are_refused(config):
-    with pytest.raises(InputError, match="encoder is an auto-encoder, but the data stay on disk: use the space of the samples"):
+    with pytest.raises(InputError, match="encoder is an auto-encoder, but the data set is on disk: use the space of the samples"):
         dataclasses.replace(resolve(config), encoder=AutoencoderConfig()).build_network()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drifting
-from drifting.data.dataset import InMemorySource
+from drifting.data.sources import InMemorySource
 from drifting.encoders import Frozen
 from drifting.generators import DecoderMLP, DiT, DiTSize, UNet, UNetSize
 from drifting.loss import DriftingLoss

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import drifting
 from drifting import DriftingLoss, InputError, Schedule, Trainer
-from drifting.data.toys import toy
+from drifting.data.points import toy
 from drifting.fields import MeanShift
 from drifting.generators import MLP
 from drifting.metrics import energy_distance

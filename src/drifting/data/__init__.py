@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from drifting.data.image_folder import ImageFilesData
     from drifting.data.images import DigitsData, ImagesData, ImageSet, load_digits, load_images
     from drifting.data.latents import LatentsData
-    from drifting.data.points import PointsData, load_points
+    from drifting.data.points import TOYS, PointsData, ToyData, load_points
     from drifting.data.sources import BankSource, InMemorySource, LoaderSource, StreamSource
     from drifting.data.streamed import StreamedData
-    from drifting.data.toys import TOYS, ToyData
 
 __all__ = [
     "TOYS",
@@ -52,9 +51,8 @@ __getattr__, __dir__ = lazy_names(
         "image_folder": ("ImageFilesData",),
         "images": ("DigitsData", "ImageSet", "ImagesData", "load_digits", "load_images"),
         "latents": ("LatentsData",),
-        "points": ("PointsData", "load_points"),
+        "points": ("TOYS", "PointsData", "ToyData", "load_points"),
         "sources": ("BankSource", "InMemorySource", "LoaderSource", "StreamSource"),
         "streamed": ("StreamedData",),
-        "toys": ("TOYS", "ToyData"),
     },
 )

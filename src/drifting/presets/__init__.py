@@ -9,7 +9,7 @@ from typing import Any
 
 from drifting._checks import nearest_name
 from drifting.config import AnyConfig
-from drifting.data.toys import TOYS
+from drifting.data.points import TOYS
 from drifting.errors import InputError
 from drifting.presets import cifar10, imagenet256, mnist
 from drifting.presets.encoders import with_encoder

@@ -5,7 +5,7 @@ from typing import Any
 
 from drifting.config import LossConfig, RunConfig
 from drifting.data import DigitsData, PointsData, ToyData
-from drifting.data.toys import toy as check_toy
+from drifting.data.points import toy as check_toy
 from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.generators import MLPConfig
@@ -32,7 +32,7 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
     """Train on a toy distribution or on the user's own points.
 
     Args:
-        dataset: one of `data.toys.TOYS`; moons by default.
+        dataset: one of `data.TOYS`; moons by default.
         data: path of a .npy file of shape [n, 2] or of a text table, instead of a toy.
 
     Command: drifting train toy --dataset moons. Hardware: two CPU cores. Time: two minutes; four for the toys that are no anchors.

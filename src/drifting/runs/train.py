@@ -26,8 +26,8 @@ from drifting._progress import TrainingProgress, tell_stage
 from drifting.checkpoint import save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, Source, forget_data
-from drifting.data.sources import reference_samples
 from drifting.data.latents_writer import CacheSettings, write_latents
+from drifting.data.sources import reference_samples
 from drifting.data.synthetic import write_convnext, write_images, write_vae
 from drifting.distributed import Processes, check_device, is_sharded, join, whole
 from drifting.encoders.base import FeatureEncoder
