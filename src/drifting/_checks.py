@@ -1,4 +1,4 @@
-"""Checks of arguments (shapes, weights, names, devices, memory), conversions of features, and first calls of torch functions."""
+"""Checks of arguments (shapes, weights, names, devices, memory) and conversions of features."""
 
 import difflib
 import functools
@@ -13,41 +13,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from drifting._cpu import first_calls
 from drifting.errors import InputError
 
 # Compute precisions of networks in training, see `training.step`.
 PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
 # Range of temperatures by which float32 can divide distances without overflow.
 _COLDEST, _HOTTEST = 1e-30, 1e30
-# Functions that torch passes to oneMKL, in float32 and in float64.
-VECTORIZED = (
-    *("acos", "asin", "atan", "cos", "sin", "tan", "tanh"),
-    *("erf", "erfc", "erfinv", "exp", "log", "log10", "log2", "sqrt", "trunc"),
-)
-# A contiguous vector, far shorter than what torch splits over threads.
-_SHORT_LENGTH = 16
 P = ParamSpec("P")
 R = TypeVar("R")
 
 # One tensor [n, d] or [l, n, d], or named tensors.
 Features = Tensor | Mapping[str, Tensor]
-
-
-def first_calls() -> None:
-    """Call each vectorized function of torch's CPU kernels once per precision on a short vector: less than a millisecond.
-
-    On a CPU torch computes contiguous square roots, exponentials and the like with the vector library of oneMKL: each worker thread
-    computes its part of the tensor. oneMKL selects the kernel of a function at its first call. When several threads make that first
-    call at once, one of them can get a kernel of low accuracy for its part, with relative errors of up to 1e-3; later calls are
-    right. So the first calls are made here, in one thread, when this module is imported.
-
-    Source: https://github.com/pytorch/pytorch/issues/188792 (oneMKL 2024.2, which the wheels of torch 2.13 contain).
-    """
-    for dtype in (torch.float32, torch.float64):
-        numbers = torch.full((_SHORT_LENGTH,), 0.5, dtype=dtype, device="cpu")
-        for name in VECTORIZED:
-            getattr(torch, name)(numbers)
-
 
 first_calls()
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from drifting._cpu import keep_freed_memory
 from drifting._seeds import stream_seed
 from drifting.checkpoint import start_optimizer
 from drifting.data.sources import shuffled_indices
@@ -161,6 +162,7 @@ class NetworkTraining:
 
     def __iter__(self) -> Iterator[NetworkStep]:
         """Take the steps that are left, yielding after each; raises DivergenceError if the loss becomes NaN or infinite."""
+        keep_freed_memory()
         state = self.state
         for number in range(state.step + 1, self.steps + 1):
             state.model.train()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drifting._cpu import keep_freed_memory
 from drifting.data.dataset import owned
 from drifting.distributed import Processes
 from drifting.encoders.base import FeatureEncoder
@@ -74,6 +75,7 @@ def train(
         InputError: if a step cannot be shared equally, see `check_shares`.
     """
     check_shares(schedule, positives.num_classes, state.processes)
+    keep_freed_memory()
     state.generator.train()
     network, no_sync = state.processes.wrap_ddp(state.generator)
     network = torch.compile(network) if schedule.compile else network
