@@ -17,13 +17,11 @@ from drifting._files import clear_scratch, discard
 from drifting.checkpoint import (
     checkpoints,
     checksum,
-    flatten_optimizer,
     load_checkpoint,
     load_json,
     load_state_dict,
     load_tensors,
     load_weights,
-    restore_optimizer,
     save_checkpoint,
     save_json,
     save_tensors,
@@ -341,55 +339,6 @@ def test_at_most_three_misfits_are_named():
     with pytest.raises(InputError) as caught:
         load_weights(nn.Linear(2, 3), {f"odd{index}": torch.zeros(1) for index in range(9)}, "here")
     assert str(caught.value).count(" is unknown") + str(caught.value).count(" is missing") == 3
-
-
-def _trained(steps: int) -> tuple[nn.Linear, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    layer = nn.Linear(4, 2)
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2, weight_decay=0.1)
-    for _ in range(steps):
-        _step(layer, optimizer)
-    return layer, optimizer
-
-
-def _step(layer: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    layer(torch.linspace(-1, 1, 4)).square().sum().backward()
-    optimizer.step()
-
-
-def test_optimizer_goes_on_bit_for_bit_after_a_round_trip(tmp_path):
-    layer, optimizer = _trained(3)
-    save_tensors(tmp_path / "x.safetensors", flatten_optimizer(optimizer))
-    other, restored = _trained(0)
-    other.load_state_dict(layer.state_dict())
-    restore_optimizer(restored, load_tensors(tmp_path / "x.safetensors"))
-    for pair in ((layer, optimizer), (other, restored)):
-        _step(*pair)
-    assert torch.equal(layer.weight, other.weight)
-    assert torch.equal(layer.bias, other.bias)
-
-
-def test_fused_optimizer_of_weights_with_channels_last_goes_on_bit_for_bit(tmp_path):
-    def made() -> tuple[nn.Conv2d, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        layer = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
-        return layer, torch.optim.AdamW(layer.parameters(), lr=1e-2, fused=True)
-
-    def step(layer: nn.Conv2d, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        layer(torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4)).square().sum().backward()
-        optimizer.step()
-
-    layer, optimizer = made()
-    step(layer, optimizer)
-    save_tensors(tmp_path / "x.safetensors", flatten_optimizer(optimizer))
-    other, restored = made()
-    other.load_state_dict(layer.state_dict())
-    restore_optimizer(restored, load_tensors(tmp_path / "x.safetensors"))
-    for pair in ((layer, optimizer), (other, restored)):
-        step(*pair)
-    assert torch.equal(layer.weight, other.weight)
 
 
 def test_json_is_written_whole(tmp_path):

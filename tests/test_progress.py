@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from drifting import _progress
-from drifting._progress import CountProgress, TrainingProgress, tell_lines
+from drifting._progress import CountProgress, TrainingProgress, print_lines
 
 
 def _shown(terminal: bool, steps: int = 3, done: int = 0, norms=(0.5, None, None)) -> str:
@@ -54,7 +54,7 @@ def test_time_left_counts_steps_and_snapshots_each_by_their_own_time(monkeypatch
     with TrainingProgress(100, 0, 10, console=Console(file=out, width=100)) as shown:
         for step, left in ((1, 4), (2, 3)):
             now[0] += 0.5
-            with shown.apart(left):
+            with shown.pause(left):
                 now[0] += 6.0
             shown.advance(step)
         now[0] += 1.5
@@ -119,7 +119,7 @@ def test_counts_begin_behind_what_is_done_already():
 
 
 def test_lines_are_told_beside_whatever_else_is_shown(monkeypatch, capsys):
-    tell = tell_lines("reading", unit="rows")
+    tell = print_lines("reading", unit="rows")
     for done in range(1, 4):
         tell(done, 3)
     (line,) = capsys.readouterr().out.splitlines()

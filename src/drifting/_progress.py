@@ -1,4 +1,4 @@
-"""How a run shows that it is alive: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, or a line from time to time elsewhere."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,14 +10,14 @@ from typing import Protocol, SupportsFloat, TypeVar, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-# Seconds between lines where there is no terminal.
+# Seconds between two lines without a terminal.
 _QUIET_SECONDS = 20.0
 
-# Seconds of work of which nothing need be shown.
+# Seconds before the progress of work that is usually short is shown.
 _SHORT = 3.0
 
-# Steps between two looks at a loss; looking waits for the device.
-_LOOK_EVERY = 50
+# Number of steps between two readings of a loss, which wait for the device.
+_READ_EVERY = 50
 Shown = TypeVar("Shown", bound="CountProgress")
 Batch = TypeVar("Batch", bound=tuple)
 
@@ -32,16 +32,16 @@ class _Step(Protocol):
 
 
 class CountProgress:
-    """A context that shows how far a long work is, its speed and the time left.
+    """A context that shows the progress of long work, its speed and the time left.
 
     Args:
-        title: what is done.
-        total: how many items there are.
-        unit: what they are.
-        done: how many are behind it already.
-        word: what a line begins with where there is no terminal; the title by default.
+        title: name of the work.
+        total: number of items.
+        unit: name of the items, plural.
+        done: number of items that are done already.
+        word: beginning of a line without a terminal; the title by default.
         console: where to write; the terminal by default.
-        patience: seconds of which nothing is shown: what ends before is no long work.
+        patience: seconds before anything is shown; shorter work shows nothing.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class CountProgress:
         self._patience = patience
         self._total, self._first, self._unit, self._word = total, done, unit, word or title
         self._console = console or Console()
-        self._started = self._spoken = time.perf_counter()
-        # Seconds of other work between items, how often there was some, and how often there will be.
-        self._apart, self._pauses, self._pauses_left = 0.0, 0, 0
+        self._started = self._printed = time.perf_counter()
+        # Seconds of other work between items, and the number of such pauses so far and to come.
+        self._paused, self._pauses, self._pauses_left = 0.0, 0, 0
         columns = (
-            # Titles are names too: nothing in them is markup, nor a place to fill.
+            # Titles contain names of users, so they are not parsed as markup.
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
@@ -73,36 +73,36 @@ class CountProgress:
         self._task = self._bar.add_task(title, total=total, completed=done, speed="", left="")
 
     def __enter__(self: Shown) -> Shown:
-        """Start to show."""
+        """Start to show the progress."""
         if not self._patience:
             self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop showing."""
+        """Stop showing the progress."""
         if self._bar.live.is_started:
             self._bar.stop()
 
     @contextmanager
-    def apart(self, left: int) -> Iterator[None]:
-        """Give a block of other work between items: no part of the speed, but of the time left, where `left` more are to come."""
+    def pause(self, left: int) -> Iterator[None]:
+        """Return a context for other work between items, which does not count in the speed; `left` more pauses are to come."""
         started = time.perf_counter()
         yield
-        self._apart += time.perf_counter() - started
+        self._paused += time.perf_counter() - started
         self._pauses, self._pauses_left = self._pauses + 1, left
 
     def advance(self, done: int) -> None:
-        """Tell that so many items are done."""
+        """Set the number of items that are done."""
         now = time.perf_counter()
         if now - self._started < self._patience:
             return
         self._bar.start()
-        rate = (done - self._first) / max(now - self._started - self._apart, 1e-9)
-        left = (self._total - done) / max(rate, 1e-9) + self._pauses_left * self._apart / max(1, self._pauses)
+        rate = (done - self._first) / max(now - self._started - self._paused, 1e-9)
+        left = (self._total - done) / max(rate, 1e-9) + self._pauses_left * self._paused / max(1, self._pauses)
         speed = self._speed(rate)
         self._bar.update(self._task, completed=done, speed=speed, left=_clock(left))
-        if not self._console.is_terminal and (now - self._spoken > _QUIET_SECONDS or done == self._total):
-            self._spoken = now
+        if not self._console.is_terminal and (now - self._printed > _QUIET_SECONDS or done == self._total):
+            self._printed = now
             line = f"{self._word} {done}/{self._total}  {speed}  {left:.0f} s left"
             self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
@@ -111,18 +111,18 @@ class CountProgress:
 
 
 def _clock(seconds: float) -> str:
-    """Return a time in hours, minutes and seconds; nothing where it is beyond all measure, since nothing is done yet."""
+    """Return a time in hours, minutes and seconds, or nothing before the first item, when the estimate is meaningless."""
     return f"{timedelta(seconds=round(seconds))}" if seconds < 1e9 else ""
 
 
 class TrainingProgress(CountProgress):
-    """The same of a training: steps/s, samples/s, time left and the raw drift norm.
+    """The progress of a training: steps/s, samples/s, time left and the raw drift norm.
 
     Args:
-        steps: the last step of the run.
-        done: steps already behind it.
-        samples_per_step: generated samples in one step.
-        what: is trained: a generator, whose raw drift norm is shown, or another network, whose loss is.
+        steps: number of steps of the whole run.
+        done: number of steps that are done already.
+        samples_per_step: number of generated samples in a step.
+        what: name of the network; for a generator the raw drift norm is shown, for others the loss.
         console: where to write; the terminal by default.
     """
 
@@ -135,7 +135,7 @@ class TrainingProgress(CountProgress):
         self._figure = "not read yet"
 
     def advance(self, done: int, figure: float | None = None) -> None:
-        """Tell that a step is done; `figure` (raw drift norm or loss) is given when it was read from the device."""
+        """Set the number of steps that are done, and the raw drift norm or loss, if it was read from the device."""
         self._figure = self._figure if figure is None else f"{figure:.3g}"
         super().advance(done)
 
@@ -143,56 +143,56 @@ class TrainingProgress(CountProgress):
         return f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  {self._figure_name} {self._figure}"
 
 
-def tell_stage(number: int, total: int, what: str, steps: int) -> None:
-    """Say which part of a long work begins: "Stage 1 of 2: the auto-encoder, 2000 steps"."""
+def print_stage(number: int, total: int, what: str, steps: int) -> None:
+    """Print which part of a run begins, such as "Stage 1 of 2: the auto-encoder, 2000 steps"."""
     Console().print(f"Stage {number} of {total}: the {what}, {steps} steps", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_sampling(count: int, *, quiet: bool = False) -> CountProgress:
-    """Return a context that shows how many samples there are, where that takes long; not where a command prints its results."""
+    """Return a context that shows the progress of sampling on stderr, if it takes long."""
     return CountProgress("sampling", count, unit="samples", console=Console(stderr=True, quiet=quiet), patience=_SHORT)
 
 
 def show_encoding(count: int, *, quiet: bool = False) -> CountProgress:
-    """Return a context that shows how many real images have their features, where that takes long."""
+    """Return a context that shows the progress of encoding real images, if it takes long."""
     return CountProgress("encoding real images", count, console=Console(quiet=quiet), patience=_SHORT)
 
 
-def tell_lines(title: str, *, unit: str = "images") -> Callable[[int, int], None]:
-    """Return a function of (items done, items to do) that tells of a long work by a line now and then, whatever else is shown."""
+def print_lines(title: str, *, unit: str = "images") -> Callable[[int, int], None]:
+    """Return a function of (items done, items in total) that prints a line from time to time, also on a terminal."""
     shown: list[CountProgress] = []
 
-    def tell(done: int, total: int) -> None:
+    def print_line(done: int, total: int) -> None:
         if not shown:
             shown.append(CountProgress(title, total, unit=unit, console=Console(force_terminal=False)))
         shown[0].advance(done)
 
-    return tell
+    return print_line
 
 
 def show_steps(steps: Iterable[_Step], total: int, batch_size: int, *, what: str, done: int = 0) -> None:
-    """Go through the steps of a network's training, and show them.
+    """Take the steps of a network's training and show their progress.
 
     Args:
-        steps: of the loop, each with a number and a loss.
-        total: how many there are.
-        batch_size: images of a step.
-        what: is trained.
-        done: how many are behind it.
+        steps: the training, an iterable of steps with a number and a loss.
+        total: number of steps of the whole training.
+        batch_size: number of images in a step.
+        what: name of the network.
+        done: number of steps that are done already.
     """
     with TrainingProgress(total, done, batch_size, what=what) as progress:
         for step in steps:
-            seen = step.number % _LOOK_EVERY == 0 or step.number == total
-            progress.advance(step.number, float(step.loss) if seen else None)
+            read = step.number % _READ_EVERY == 0 or step.number == total
+            progress.advance(step.number, float(step.loss) if read else None)
 
 
 def show_images(batches: Iterable[Batch], total: int, *, what: str, console: Console | None = None) -> Iterator[Batch]:
-    """Pass batches of images on, and show how many are done; none is held once the next one is asked for.
+    """Yield batches of images and show how many are done. A batch is released before the next one is read.
 
     Args:
         batches: tuples that begin with the images.
-        total: how many images there are.
-        what: they are.
+        total: number of images.
+        what: name of the work.
         console: where to write; the terminal by default.
     """
     done = 0

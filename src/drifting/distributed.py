@@ -31,7 +31,7 @@ PARALLEL = ("ddp", "fsdp")
 # Longer than anything one process does while others wait for it; a process that died is detected at once.
 _PATIENCE = timedelta(minutes=30)
 # Seconds between two checks of whether the main process is done.
-_LOOK_EVERY = 0.1
+_CHECK_EVERY = 0.1
 # What the messages of torch's backends contain when a process is lost; the errors have no class of their own.
 _LOST_PROCESS_MARKS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "socket")
 
@@ -152,7 +152,7 @@ class Joined(Processes):
         if not self.is_main_process:
             # The store's own `wait` has a timeout and blocks signals.
             while not self._store.check([key]):
-                time.sleep(_LOOK_EVERY)
+                time.sleep(_CHECK_EVERY)
             outcome, _, reason = self._store.get(key).decode().partition(":")
             if outcome != "done":
                 raise (InputError if outcome == "input" else LostProcessError)(reason)

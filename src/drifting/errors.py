@@ -1,11 +1,11 @@
-"""The one exception for input that a person can fix, and how other people's words get into its sentence."""
+"""The exception for input that a person can fix, and functions that put messages of other libraries into its sentence."""
 
 import re
 
-# Characters of a message: what a terminal shows without drowning the rest.
+# Largest number of characters of a message.
 MOST_CHARACTERS = 300
 _CUT = " ... "
-# What stands in quotes, such as a path, and how much of its end is shown where there is no room for it.
+# Number of characters shown of the end of a long quotation, such as a path; and long quotations.
 _SHOWN = 60
 _QUOTED = re.compile(rf"'([^'\n]{{{_SHOWN + 4},}})'")
 
@@ -14,7 +14,7 @@ class InputError(ValueError):
     """Bad input: one sentence that names the argument, the value and the fix.
 
     The command line prints the sentence and exits with status 2; a library caller may catch it as a `ValueError`. The sentence is
-    one line of at most 300 characters: where it would be longer, paths keep their ends alone, and then it loses its middle.
+    one line of at most 300 characters. A longer one is shortened: first paths to their ends, then the sentence in its middle.
     """
 
     def __init__(self, message: str) -> None:
@@ -24,7 +24,7 @@ class InputError(ValueError):
 
 
 def one_line(text: object, most: int) -> str:
-    """Return text on one line of at most `most` characters, cut in its middle, with ? for what a terminal would not print."""
+    """Return text on one line of at most `most` characters, shortened in its middle, with ? for unprintable characters."""
     line = " ".join(str(text).splitlines())
     line = "".join(character if character.isprintable() else "?" for character in line)
     if len(line) <= most:
@@ -34,10 +34,10 @@ def one_line(text: object, most: int) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return what another library says of its error, short enough for a sentence of ours; its kind if it says nothing."""
+    """Return the message of another library's error, shortened to fit into a sentence, or its class if it has none."""
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return one_line(" ".join(words.split()), 120) or type(error).__name__
 
 
 class StorageError(OSError):
-    """A disk that is full, gone or refuses: one sentence that says what is safe and how to go on; the command line exits with 1."""
+    """A full, missing or unwritable disk: one sentence that says what is saved and how to continue. The command exits with 1."""

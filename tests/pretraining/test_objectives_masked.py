@@ -125,7 +125,7 @@ def test_labels_are_asked_for_where_they_are_learned():
 
     with pytest.raises(InputError, match=r"classification_weight is 0\.5: pass one label for every image"):
         _trained(settings, batches=unlabeled)
-    with pytest.raises(InputError, match=r"classification_weight is 0\.5, but the network names no classes: pass 0"):
+    with pytest.raises(InputError, match=r"classification_weight is 0\.5, but the network has no classes: pass 0"):
         _trained(settings, _network(num_classes=None))
     assert len(_trained(SETTINGS, batches=unlabeled)[1]) == 4
 

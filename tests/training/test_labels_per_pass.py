@@ -13,7 +13,7 @@ from drifting.errors import InputError
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
 from drifting.training.loop import check_shares, draw_batch, train
-from drifting.training.positives import Later, Positives
+from drifting.training.positives import LazyFeatures, Positives
 from drifting.training.schedule import Schedule, check_schedule
 from drifting.training.state import TrainingState
 from tests.support.covering import pairwise
@@ -83,7 +83,7 @@ def test_no_more_real_samples_are_encoded_at_a_time_than_a_pass_needs():
     state, positives = parts_of(settings, counted)
     batch = draw_batch(state, positives, settings)
     assert counts == []
-    assert isinstance(batch.positives, Later)
+    assert isinstance(batch.positives, LazyFeatures)
     state, positives = parts_of(settings, counted)
     list(train(state, positives, encode, DriftingLoss(), settings))
     # Of two labels 4 positives and 3 of any class each; three parts, three times.
@@ -97,7 +97,7 @@ def test_later_features_are_those_of_the_samples_once_they_are_looked_at():
         calls.append(len(drawn))
         return {"a": 2 * drawn, "b": -drawn}
 
-    later = Later(samples, features)
+    later = LazyFeatures(samples, features)
     part = later.of(slice(1, 3))
     assert calls == []
     assert (list(part), len(part), "a" in part, "c" in part) == (["a", "b"], 2, True, False)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drifting.checkpoint import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from drifting.checkpoint import load_tensors, save_tensors
 from drifting.errors import InputError
-from drifting.training.optimizer import Muon, build_optimizer, orthogonalized
+from drifting.training.optimizer import Muon, build_optimizer, flatten_optimizer, orthogonalized, restore_optimizer
 from drifting.training.schedule import Schedule, check_schedule
 
 SCHEDULE = Schedule(steps=1, generated=2, positives=2, learning_rate=1e-2)
@@ -192,3 +192,52 @@ def test_a_layer_without_other_weights_learns_a_linear_map():
 def test_unknown_optimizer_is_refused():
     with pytest.raises(InputError, match="optimizer is 'sgd': pass adamw or muon"):
         check_schedule(dataclasses.replace(SCHEDULE, optimizer="sgd"), labeled=False)
+
+
+def _trained_linear(steps: int) -> tuple[nn.Linear, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(steps):
+        _step_linear(layer, optimizer)
+    return layer, optimizer
+
+
+def _step_linear(layer: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    layer(torch.linspace(-1, 1, 4)).square().sum().backward()
+    optimizer.step()
+
+
+def test_optimizer_goes_on_bit_for_bit_after_a_round_trip(tmp_path):
+    layer, optimizer = _trained_linear(3)
+    save_tensors(tmp_path / "x.safetensors", flatten_optimizer(optimizer))
+    other, restored = _trained_linear(0)
+    other.load_state_dict(layer.state_dict())
+    restore_optimizer(restored, load_tensors(tmp_path / "x.safetensors"))
+    for pair in ((layer, optimizer), (other, restored)):
+        _step_linear(*pair)
+    assert torch.equal(layer.weight, other.weight)
+    assert torch.equal(layer.bias, other.bias)
+
+
+def test_fused_optimizer_of_weights_with_channels_last_goes_on_bit_for_bit(tmp_path):
+    def made() -> tuple[nn.Conv2d, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+        return layer, torch.optim.AdamW(layer.parameters(), lr=1e-2, fused=True)
+
+    def step(layer: nn.Conv2d, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        layer(torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4)).square().sum().backward()
+        optimizer.step()
+
+    layer, optimizer = made()
+    step(layer, optimizer)
+    save_tensors(tmp_path / "x.safetensors", flatten_optimizer(optimizer))
+    other, restored = made()
+    other.load_state_dict(layer.state_dict())
+    restore_optimizer(restored, load_tensors(tmp_path / "x.safetensors"))
+    for pair in ((layer, optimizer), (other, restored)):
+        step(*pair)
+    assert torch.equal(layer.weight, other.weight)

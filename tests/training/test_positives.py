@@ -159,7 +159,7 @@ def test_whole_data_set_has_no_state(config):
     positives = _positives(config)
     assert positives.tensors() == {}
     positives.restore({}, "here")
-    with pytest.raises(InputError, match="'position' of real samples, of which this run keeps none"):
+    with pytest.raises(InputError, match="'position' of real samples, but this run has no such state"):
         positives.restore({"position": torch.tensor(3)}, "here")
     assert not isinstance(config.data.source(config.seed), Stateful)
 

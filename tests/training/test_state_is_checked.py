@@ -120,7 +120,7 @@ def test_network_of_a_configuration_is_compared_before_it_is_built(tiny_toy, tmp
     values = load_json(run.folder / "config.json")
     values["generator"].update(changes)
     save_json(run.folder / "config.json", values)
-    with pytest.raises(InputError, match=r"is of no network|do not fit the configuration"):
+    with pytest.raises(InputError, match=r"describes no network|do not fit the configuration"):
         runs.load(run.folder)
 
 

@@ -267,7 +267,7 @@ def test_class_that_a_loader_never_yields_is_named():
         (lambda state: state.pop("step"), "has no step: pass what state_dict"),
         (lambda state: state.update(step=torch.tensor(7)), "of step 7: pass a schedule with at least 7 steps"),
         (lambda state: state.pop("rng.state"), "checkpoint is 'the state'"),
-        (lambda state: state.update({"positives.x": torch.zeros(1)}), "of real samples, of which this run keeps none"),
+        (lambda state: state.update({"positives.x": torch.zeros(1)}), "of real samples, but this run has no such state"),
     ],
 )
 def test_state_that_does_not_fit_is_refused_and_changes_nothing(change, sentence, assert_same_tensors):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drifting._checks import nearest_name
 from drifting._files import atomic_path
-from drifting.checkpoint import check_finite, load_json, load_state_dict
+from drifting.checkpoint import check_finite, different_names, load_json, load_state_dict
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError, reason
@@ -186,13 +186,9 @@ def _classes_of(kind: object, arrays: Mapping[str, Array]) -> int | None:
 def _check_arrays(path: Path, arrays: Mapping[str, Array], found: Mapping[str, Place]) -> None:
     """Raise InputError naming the first two arrays that are missing, unknown or of another shape."""
     expected = {name: shape for place in found.values() for name, shape in place.released_shapes().items()}
-    wrong = [f"{name} is missing" for name in expected if name not in arrays]
-    wrong += [f"{name} is unknown" for name in arrays if name not in expected]
-    wrong += [
-        f"{name} is {arrays[name].shape}, not {shape}"
-        for name, shape in expected.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
+    wrong = different_names(arrays, expected)
+    both = [name for name in expected if name in arrays]
+    wrong += [f"{name} is {arrays[name].shape}, not {expected[name]}" for name in both if arrays[name].shape != expected[name]]
     for place in found.values():
         if len({arrays[name].dtype for name in place.released if name in arrays}) > 1:
             wrong.append(f"{place.released[0]} and the like differ in precision")

@@ -77,7 +77,7 @@ def build_network(metadata: Metadata, origin: str, num_classes: int | None = Non
     except _SettingError:
         raise
     except InputError as error:
-        raise InputError(f"model_config of '{origin}' is of no network: {error}") from None
+        raise InputError(f"model_config of '{origin}' describes no network: {error}") from None
 
 
 def metadata_of(network: DiT | MaskedAutoencoder) -> Metadata:

@@ -1,7 +1,7 @@
-"""How the networks that are not generators are optimized: by AdamW, step after step, from a state that can be kept and restored.
+"""Train networks other than generators by AdamW, step after step, from a state that can be saved and restored.
 
-Their images are in memory, or read from the disk while the step before them computes. All randomness of a training comes from one
-stream, whose state is part of its own, so that a resumed one goes on bit for bit.
+The images are in memory, or are read from the disk while the previous step computes. All randomness of a training comes from one
+stream whose state is part of the training state, so a resumed training continues bit for bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,29 +14,29 @@ from torch import Tensor, nn
 
 from drifting._cpu import keep_freed_memory
 from drifting._seeds import stream_seed
-from drifting.checkpoint import start_optimizer
 from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.base import Optimization
 from drifting.errors import InputError
+from drifting.training.optimizer import start_optimizer
 from drifting.training.state import DivergenceError, ExponentialAverage, State
 
-# How often the losses are looked at; looking waits for the device.
+# Number of steps between two checks of the losses, which wait for the device.
 _CHECK_EVERY = 25
 _STEADY = Optimization()
 
-# Number of a step, counted from 1 -> its images, uint8 in 0..255, floats in [-1, 1] or latents; and their labels, if there are any.
+# Number of a step, counted from 1 -> its images (uint8 in 0..255, floats in [-1, 1] or latents) and their labels, if there are any.
 Batches = Callable[[int], tuple[Shaped[Tensor, "b c h w"], Int[Tensor, " b"] | None]]
-# (number of a step, rng) -> the loss of its batch, or the parts that it is the sum of.
+# (number of a step, rng) -> the loss of its batch, or parts whose sum is the loss.
 LossOfStep = Callable[[int, torch.Generator], Tensor | Iterable[Tensor]]
 
 
 class HeldRows:
-    """Images in memory as rows of `data.streamed.Rows`; they are not varied.
+    """Images in memory, with the interface of `data.streamed.Rows`; they are not augmented.
 
     Args:
         images: all training images, uint8 in 0..255 or float in [-1, 1].
-        labels: their classes; None for none.
+        labels: class of each image; None without labels.
 
     Raises:
         InputError: if there is no image, or there are labels, but not one for every image.
@@ -60,12 +60,12 @@ class HeldRows:
 
 
 def batches_of(rows: Rows, batch_size: int, seed: int) -> Batches:
-    """Return the batches of a training: every epoch is a new order of all rows, and each time a row is varied anew.
+    """Return the batches of a training: every epoch has a new order of all rows, and new augmentations.
 
     Args:
-        rows: of images.
-        batch_size: images of a step.
-        seed: of the order.
+        rows: images of the training.
+        batch_size: number of images in a step.
+        seed: seed of the order.
     """
     order = stream_seed(seed, "encoder batches")
 
@@ -79,7 +79,7 @@ def batches_of(rows: Rows, batch_size: int, seed: int) -> Batches:
 
 
 def read_ahead(batches: Batches, last: int, thread: Executor) -> Batches:
-    """Return the same batches up to that of the last step, each read by a thread while the step before it computes."""
+    """Return the same batches up to the last step; a thread reads each of them while the previous step computes."""
     waiting: dict[int, Future] = {}
 
     def read(number: int) -> tuple[Tensor, Tensor | None]:
@@ -93,20 +93,20 @@ def read_ahead(batches: Batches, last: int, thread: Executor) -> Batches:
 
 @dataclass(frozen=True)
 class NetworkStep:
-    """What a training yields after each optimizer step: its number, counted from 1, and the loss of its batch, on the device."""
+    """The result of an optimizer step: its number, counted from 1, and the loss of its batch, on the device."""
 
     number: int
     loss: Float[Tensor, ""]
 
 
 class NetworkState(State):
-    """Everything that changes while a network is trained that is no generator.
+    """Everything that changes while a network other than a generator is trained.
 
     Args:
-        model: trained in place, on its device.
-        learning_rate: the highest of the schedule.
-        seed: of the one random stream.
-        settings: of the optimizer.
+        model: network, trained in place on its device.
+        learning_rate: highest learning rate of the schedule.
+        seed: seed of the random stream.
+        settings: settings of the optimizer.
     """
 
     def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimization = _STEADY) -> None:
@@ -120,48 +120,48 @@ class NetworkState(State):
         super().__init__({"model": model, **averages}, optimizer, stream_seed(seed, "encoder training"))
 
     def check_faults(self) -> None:
-        """Raise DivergenceError if a loss was not finite. Reads from the device."""
+        """Raise DivergenceError if a loss was not finite. Waits for the device."""
         if (fault := self._first_fault()) is not None:
             message = f"the loss of the {type(self.model).__name__.lower()} became NaN or infinite at step {fault[0]}"
             raise DivergenceError(f"{message}: lower the learning rate")
 
     def descend(self, loss: Tensor | Iterable[Tensor], number: int, steps: int) -> Float[Tensor, ""]:
-        """Take the step of a number down the gradient of a loss, or of its parts, and return its value.
+        """Take the optimizer step of a number for a loss, or for parts of it, and return the loss.
 
-        Each part is let go of before the next is asked for: that bounds memory.
+        The graph of each part is released before the next part is computed, to bound memory.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)
         for part in [loss] if isinstance(loss, Tensor) else loss:
             part.backward()
-            total = total.to(part.device) + part.detach()
+            total = total + part.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * self.settings.factor(number, steps)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self._note_fault(total, number)
+        self._record_fault(total, number)
         return total
 
 
 class NetworkTraining:
-    """The steps of a training, taken one after the other by a loop over it, and the state that they advance.
+    """A training whose steps are taken by iterating over it.
 
-    A loop goes on from where the state is: restored to an earlier state of the same training, it takes the same steps bit for bit.
-    In the end the network is given the averaged weights, where there are any.
+    An iteration continues from the state: after an earlier state was restored, it takes the same steps bit for bit. At the end the
+    network takes the averaged weights, if there are any.
 
     Args:
-        state: what is trained; advanced in place.
-        loss_of: the loss of a step.
-        steps: number of the last step.
+        state: training state; advanced in place.
+        loss_of: computes the loss of a step.
+        steps: number of steps of the whole training.
     """
 
     def __init__(self, state: NetworkState, loss_of: LossOfStep, *, steps: int) -> None:
         self.state, self.steps, self._loss_of = state, steps, loss_of
 
     def __iter__(self) -> Iterator[NetworkStep]:
-        """Take the steps that are left, yielding after each; raises DivergenceError if the loss becomes NaN or infinite."""
+        """Take the remaining steps and yield each; raises DivergenceError if the loss becomes NaN or infinite."""
         keep_freed_memory()
         state = self.state
         for number in range(state.step + 1, self.steps + 1):
@@ -176,5 +176,5 @@ class NetworkTraining:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return where a network is."""
+    """Return the device of a network."""
     return next(module.parameters()).device

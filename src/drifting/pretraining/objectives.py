@@ -1,18 +1,17 @@
-"""What encoders and classifiers are trained for: reconstruction, classes, two views of an image, or its hidden patches.
+"""Training objectives of encoders and classifiers: reconstruction, classes, two views of an image, or hidden patches.
 
-Trainings without files or logs, each a function of its arguments and of the network's initial weights alone. The
-learning rate rises linearly over the first fifth of the steps, then falls along half a cosine.
+The trainings write no files or logs. Each depends only on its arguments and the initial weights of the network. The learning rate
+rises linearly over the first fifth of the steps, then falls along half a cosine.
 
-A masked auto-encoder is trained for as short as one likes, or as the encoders of the paper were:
+A masked auto-encoder has settings of its own, which can be those of the paper's encoders:
 
     loss = (1 - w) mean over masked entries (reconstruction - image)^2  +  w cross_entropy(logits, labels)
 
-The weight w of the classes may be left for the end of the training, where it rises from 0.
+The weight w of the classes can stay 0 until the last steps of the training, and then rise linearly.
 
 Shapes: b images, c channels, h x w pixels in [-1, 1].
 
-Source: SimCLR, arXiv:2002.05709; the masked auto-encoder is that of the paper, appendix A.3. The squares and the share that are
-hidden are those of `encoders.mae.random_mask`.
+Source: SimCLR, arXiv:2002.05709; the masked auto-encoder is that of the paper, appendix A.3, with `encoders.mae.random_mask`.
 """
 
 import math
@@ -42,14 +41,14 @@ Images = Float[Tensor, "b c h w"]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How the images and labels of a classifier are varied in training; 0 switches a part off.
+    """The augmentation of images and labels in the training of a classifier; 0 switches a part off.
 
     Attributes:
         shift: largest shift in whole pixels, along each axis.
         rotation: largest rotation in degrees.
         scale: largest relative change of size, below 1.
         label_smoothing: probability spread evenly over all classes, in [0, 1).
-        views: crops, mirrors and colors before all that; None for none.
+        views: crops, mirrors and colors, applied first; None for none.
     """
 
     shift: int = 2
@@ -66,7 +65,7 @@ class Augmentation:
                 raise InputError(f"{name} is {getattr(self, name)}: pass a number from 0 to below {limit}")
 
     def __call__(self, images: Images, rng: torch.Generator) -> Images:
-        """Return every image as another view, turned and scaled about its center, then shifted, each by its own draw."""
+        """Return every image as another view, rotated and scaled about its center, then shifted, with its own random numbers."""
         if self.views is not None:
             images = augment(images, self.views, rng)
         if self.rotation or self.scale:
@@ -75,7 +74,7 @@ class Augmentation:
 
 
 def random_shift(images: Images, rng: torch.Generator, *, pixels: int = 2) -> Images:
-    """Return every image shifted by up to `pixels` along each axis; what comes in from outside is black (-1)."""
+    """Return every image shifted by up to `pixels` along each axis; the area outside of the image is black (-1)."""
     count, channels, height, width = images.shape
     padded = pad(images, (pixels,) * 4, value=_BLACK)
     down, right = torch.randint(2 * pixels + 1, (2, count, 1), generator=rng, device=rng.device).to(images.device)
@@ -86,15 +85,15 @@ def random_shift(images: Images, rng: torch.Generator, *, pixels: int = 2) -> Im
 
 
 def random_affine(images: Images, rng: torch.Generator, *, rotation: float = 10.0, scale: float = 0.1) -> Images:
-    """Return every image turned by up to `rotation` degrees and scaled by a factor in [1 - scale, 1 + scale], bilinearly.
+    """Return every image rotated by up to `rotation` degrees and scaled by a factor in [1 - scale, 1 + scale], bilinearly.
 
-    What comes in from outside is black (-1). Both draws are uniform.
+    The area outside of the image is black (-1). Both random numbers are uniform.
     """
     height, width = images.shape[2:]
     turn, size = (2 * torch.rand(2, len(images), generator=rng, device=rng.device) - 1).to(images)
     angle, inverse = math.radians(rotation) * turn, 1 / (1 + scale * size)
     cosine, sine, zero = inverse * angle.cos(), inverse * angle.sin(), torch.zeros_like(angle)
-    # Grid coordinates run over [-1, 1] along both axes: the aspect ratio keeps a turned rectangle a rectangle.
+    # Grid coordinates are in [-1, 1] along both axes, so a rotation of a rectangle needs the aspect ratio.
     matrix = torch.stack([cosine, -sine * height / width, zero, sine * width / height, cosine, zero], 1)
     grid = affine_grid(matrix.unflatten(1, (2, 3)), list(images.shape), align_corners=False)
     return grid_sample(images - _BLACK, grid, align_corners=False) + _BLACK
@@ -106,11 +105,11 @@ def train_autoencoder(
     """Return the training of a network (images) -> (reconstruction, code) to minimize the mean squared error.
 
     Args:
-        autoencoder: trained in place, on its device.
-        batches: the images of every step.
+        autoencoder: network, trained in place on its device.
+        batches: images of every step.
         steps: number of optimizer steps.
-        learning_rate: the highest of the schedule, of AdamW.
-        seed: of the noise.
+        learning_rate: highest learning rate of AdamW.
+        seed: seed of the noise.
         noise: standard deviation of Gaussian noise added to the input and not to the target; 0 for none.
 
     Raises:
@@ -138,15 +137,15 @@ def train_supervised(
     """Return the training of a classifier (images) -> logits by cross-entropy.
 
     Args:
-        model: trained in place, on its device.
-        batches: the images of every step and their labels.
+        model: network, trained in place on its device.
+        batches: images of every step and their labels.
         steps: number of optimizer steps.
-        learning_rate: the highest of the schedule, of AdamW.
-        seed: of the augmentation.
-        augmentation: how images and labels are varied.
+        learning_rate: highest learning rate of AdamW.
+        seed: seed of the augmentation.
+        augmentation: augmentation of images and labels.
 
     Raises:
-        InputError: in a step, if it has no labels.
+        InputError: in a step without labels.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     device = device_of(model)
@@ -167,18 +166,18 @@ _VIEWS = Views()
 def train_simclr(
     simclr: SimCLR, batches: Batches, *, steps: int, learning_rate: float, seed: int, views: Views = _VIEWS
 ) -> NetworkTraining:
-    """Return the training of a trunk and its head to know two views of an image among those of all others.
+    """Return the training of a trunk and its head to recognize two views of an image among the views of other images.
 
     Args:
-        simclr: trained in place, on its device; its trunk is what is kept.
-        batches: the images of every step, at least 2; each is seen twice.
+        simclr: network, trained in place on its device; only its trunk is used afterwards.
+        batches: images of every step, at least 2; each is used in two views.
         steps: number of optimizer steps.
-        learning_rate: the highest of the schedule, of AdamW.
-        seed: of the views.
-        views: how a view differs from its image. What they vary, the trunk learns not to see: color, above all.
+        learning_rate: highest learning rate of AdamW.
+        seed: seed of the views.
+        views: augmentation that makes the views. The trunk learns to ignore what differs between views, above all color.
 
     Raises:
-        InputError: in a step, if it has fewer than two images.
+        InputError: in a step with fewer than two images.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     device = device_of(simclr)
@@ -191,21 +190,21 @@ def train_simclr(
 
 
 def train_masked(autoencoder: MaskedAutoencoder, batches: Batches, settings: MaskedTraining, *, seed: int) -> NetworkTraining:
-    """Return the training of a masked auto-encoder to fill in what is hidden, and to name classes where they have a weight.
+    """Return the training of a masked auto-encoder to fill in hidden patches and, if they have a weight, to learn classes.
 
     Args:
-        autoencoder: trained in place, on its device.
-        batches: the images of every step; labels are asked for where classification has a weight.
-        settings: of the training.
-        seed: of the masks.
+        autoencoder: network, trained in place on its device.
+        batches: images of every step, with labels if the classification has a weight.
+        settings: settings of the training.
+        seed: seed of the masks.
 
     Raises:
-        InputError: if labels are missing where they are needed, those of a step when it is taken.
+        InputError: if the network has no classes but needs them, or in a step without labels that needs them.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     device = device_of(autoencoder)
     if settings.classification_weight and autoencoder.classify is None:
-        raise InputError(f"classification_weight is {settings.classification_weight}, but the network names no classes: pass 0")
+        raise InputError(f"classification_weight is {settings.classification_weight}, but the network has no classes: pass 0")
 
     def loss(number: int, rng: torch.Generator) -> Iterator[Tensor]:
         images, labels = batches(number)
@@ -213,15 +212,15 @@ def train_masked(autoencoder: MaskedAutoencoder, batches: Batches, settings: Mas
         if weight and labels is None:
             raise InputError(f"classification_weight is {settings.classification_weight}: pass one label for every image")
         batch, mask = to_signed(images.to(device)), random_mask(len(images), autoencoder.grid, rng)
-        named = labels.long().to(device) if weight and labels is not None else None
+        classes = labels.long().to(device) if weight and labels is not None else None
         for rows in torch.arange(len(batch), device=device).split(settings.microbatch_size or len(batch)):
             with computing_in(settings.precision, device):
                 reconstruction, logits = autoencoder(batch[rows], mask[rows])
-            # Shares of the means of the whole batch: over its hidden entries, and over its images.
+            # The parts add up to the means over the hidden entries and over the images of the whole batch.
             error = mae_loss(reconstruction, autoencoder.patches(batch[rows]), mask[rows])
             part = (1 - weight) * error * mask[rows].sum() / mask.sum().clamp_min(1)
-            if named is not None:
-                part = part + weight * cross_entropy(full_precision(cast(Tensor, logits)), named[rows]) * len(rows) / len(batch)
+            if classes is not None:
+                part = part + weight * cross_entropy(full_precision(cast(Tensor, logits)), classes[rows]) * len(rows) / len(batch)
             yield part
 
     state = NetworkState(autoencoder, learning_rate=settings.learning_rate, seed=seed, settings=settings)
@@ -233,11 +232,11 @@ def _reconstruct(network: Any, settings: Any, batches: Batches, seed: int) -> Ne
 
 
 def _classify(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
-    varied = Augmentation(shift=0, rotation=0.0, scale=0.0, views=settings.views)
-    return train_supervised(network, batches, augmentation=varied, **_sizes(settings), seed=seed)
+    augmentation = Augmentation(shift=0, rotation=0.0, scale=0.0, views=settings.views)
+    return train_supervised(network, batches, augmentation=augmentation, **_sizes(settings), seed=seed)
 
 
-def _tell_views_apart(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
+def _contrast_views(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
     with initial_weights(seed, "projection"):
         simclr = SimCLR(network, features=network.feature_dim, temperature=settings.temperature)
     return train_simclr(simclr.to(device_of(network)), batches, views=settings.views, **_sizes(settings), seed=seed)
@@ -251,11 +250,11 @@ def _sizes(settings: Any) -> dict[str, Any]:
     return {"steps": settings.steps, "learning_rate": settings.learning_rate}
 
 
-# What a network is trained for, see `encoders.base.EncoderConfig`.
+# Objective of an encoder, see `encoders.base.EncoderConfig` -> its training.
 OBJECTIVES: Mapping[str, Callable[[Any, Any, Batches, int], NetworkTraining]] = {
     "reconstruction": _reconstruct,
     "classes": _classify,
-    "views": _tell_views_apart,
+    "views": _contrast_views,
     "masked": _fill_in,
 }
 
@@ -264,9 +263,9 @@ def train_network(network: nn.Module, settings: EncoderConfig, batches: Batches,
     """Return the training of an encoder's network for its objective.
 
     Args:
-        network: that the settings built; trained in place, on its device.
-        settings: of the encoder, one with an objective.
-        batches: the images of every step and, for objectives that need them, their labels.
-        seed: of the views, the noise and the masks.
+        network: network built from the settings, trained in place on its device.
+        settings: settings of an encoder with an objective.
+        batches: images of every step and, for objectives that need them, their labels.
+        seed: seed of the views, the noise and the masks.
     """
     return OBJECTIVES[str(settings.objective)](network, settings, batches, seed)

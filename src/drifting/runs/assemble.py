@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from drifting._checks import check_device
 from drifting._files import check_writable
-from drifting._progress import show_encoding, tell_lines
+from drifting._progress import print_lines, show_encoding
 from drifting.config import AnyConfig, RunConfig
 from drifting.data import ImagesData, Source
 from drifting.data.features import FeatureCache
@@ -175,7 +175,7 @@ def build_positives(
             prepare = functools.partial(_prepare_on, device)
             cache = FeatureCache(encoder, images, prepare=prepare, folder=folder, on_progress=progress.advance)
     if source is None or config.bank is not None or cache is not None:
-        tell = tell_lines("reading real samples into the memory bank")
+        tell = print_lines("reading real samples into the memory bank")
         source = data.source(config.seed, config.bank, device=device, indexed=cache is not None, tell=tell)
     schedule = config.schedule
     return Positives(source, encoder, cache, batch_size=schedule.microbatch_size, later=schedule.labels_per_microbatch is not None)

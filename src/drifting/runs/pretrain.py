@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from drifting import config as configuration
-from drifting._progress import show_steps, tell_stage
+from drifting._progress import print_stage, show_steps
 from drifting._seeds import stream_seed
 from drifting.checkpoint import (
     checkpoints,
@@ -241,7 +241,7 @@ def command_of(config: ClassifierConfig | EncoderRunConfig, folder: Path) -> str
 def _train_stage(network: nn.Module, config: RunConfig, folder: Path) -> None:
     """Train the encoder of a generator's run, the first of its two stages."""
     settings: Any = config.encoder
-    tell_stage(1, 2, "auto-encoder" if settings.objective == "reconstruction" else "encoder", settings.steps)
+    print_stage(1, 2, "auto-encoder" if settings.objective == "reconstruction" else "encoder", settings.steps)
     saving = Saving(
         folder=folder,
         facts=configuration.to_json(config),

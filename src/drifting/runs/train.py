@@ -22,7 +22,7 @@ from drifting import config as configuration
 from drifting import presets
 from drifting._checks import check_device as check_own_device
 from drifting._files import check_space, check_writable, hold
-from drifting._progress import TrainingProgress, tell_stage
+from drifting._progress import TrainingProgress, print_stage
 from drifting.checkpoint import save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, Source, forget_data
@@ -149,7 +149,7 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
             guidance_scale=config.schedule.scale_of_samples(),
         )
         if trains_encoder and is_main:
-            tell_stage(2, 2, "generator", config.schedule.steps)
+            print_stage(2, 2, "generator", config.schedule.steps)
         if resume:
             # Stopped in the training of its encoder, or soon after, a run has no checkpoint of its generator yet.
             recorder.resume(config.schedule.steps, may_begin=trains_encoder)
@@ -239,7 +239,7 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
             recorder.observe(step)
             more: dict[str, int | float] = {}
             if step.number in snapshots_at:
-                with progress.apart(choices + sum(at > step.number for at in snapshots_at)):
+                with progress.pause(choices + sum(at > step.number for at in snapshots_at)):
                     more["energy_distance"] = recorder.take_snapshot()
             if step.number == schedule.steps:
                 more |= recorder.choose_average() | resources.used(step)

@@ -1,30 +1,30 @@
-"""A training step in parts, whose activations fit in memory, with the loss and the gradient of the whole.
+"""A training step in parts whose activations fit in memory, with the loss and the gradient of the whole step.
 
-**By samples.** The loss reaches the generator's weights w through the features f of its samples alone, so that
+**By samples.** The loss depends on the generator's weights w only through the features f of its samples, so
 
     d loss / dw = sum over microbatches of (df / dw) (d loss / df)
 
-A first pass without graph keeps the features of all samples. Their loss, with scale, drifts and drift norms of the whole batch,
-gives d loss / df. A second pass makes every microbatch again, with graph, and passes its share back.
+A first pass without graph computes and stores the features of all samples. Their loss, with the scale, drifts and drift norms of
+the whole batch, gives d loss / df. A second pass generates every microbatch again, with graph, and passes its share back.
 
-This is exact, to rounding, for a generator and an encoder that are functions of their inputs and take every sample by itself:
+This is exact up to rounding if the generator and the encoder are functions of their inputs and treat every sample separately,
 without dropout, batch statistics or noise of their own.
 
-**By labels.** Groups, labels x locations, meet in two places alone: the scale s of a feature, its mean distance, and the mean
-square of its raw drift at every temperature. So three passes over the labels do, and no more than the features of some labels is
-ever held:
+**By labels.** Groups (labels x locations) share only two numbers: the scale s of a feature, which is its mean distance, and the
+mean square of its raw drift at each temperature. So three passes over the labels suffice, and only the features of some labels are
+stored at a time:
 
     1. distances     -> s
     2. drifts, at s  -> their mean squares
-    3. the loss, at both, with graph: its gradient is added to that of the weights
+    3. the loss, with both, with graph: its gradient is added to that of the weights
 
-Real samples are encoded again in each. Microbatches, which keep the features of the whole step, take one pass less; but those of
-the paper's recipe for ImageNet, 64 labels with 144 samples each, take up some 90 GB.
+Each pass encodes the real samples again. Microbatches need one pass less, but store the features of the whole step: about 90 GB for
+the paper's recipe for ImageNet with 64 labels of 144 samples each.
 
 Shapes: l labels, n generated samples per label, m unconditional samples, k locations, t temperatures.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -55,24 +55,24 @@ def microbatched_step(
 
     Args:
         generator: the network.
-        encoder: the feature space.
-        loss: over its features.
-        batch: what the step is computed from.
-        size: samples of one pass; bounds the memory of activations and changes nothing else.
-        statistics: also report how the kernels spread.
+        encoder: feature encoder.
+        loss: drifting loss of the features.
+        batch: inputs of the step.
+        size: number of samples of one pass, which bounds the memory of activations and changes no result.
+        statistics: whether to report the spread of the kernels.
         processes: see `step.drifting_step`.
-        no_sync: gives a block in which gradients are not yet averaged over them: all microbatches but the last.
+        no_sync: returns a context that postpones averaging gradients over the processes, used for all microbatches but the last.
 
     Returns:
-        The report of `step.drifting_step`, whose losses are constants here; and the bytes that the features of the whole batch and
-        their gradients take up.
+        The report of `step.drifting_step`, with losses that are constants, and the size in bytes of the features of the whole batch
+        and their gradients.
     """
     prior, independent = (batch.noise, batch.style_indices), None
     features = _without_graph(generator, encoder, batch, *prior, size)
     if batch.independent_noise is not None:
         other = (batch.independent_noise, batch.independent_style_indices)
         independent = _without_graph(generator, encoder, batch, *other, size)
-    # Older releases of torch use the weights that autocast cast without graph again, and those pass no gradient on.
+    # Older releases of torch would reuse the weights that autocast cast without graph, which pass no gradient.
     torch.clear_autocast_cache()
     for value in features.values():
         value.requires_grad_()
@@ -104,11 +104,12 @@ def _bytes(features: Mapping[str, Tensor]) -> int:
 
 
 def _constant(report: FeatureLoss) -> FeatureLoss:
-    """Return a report that holds on to no graph, and so to no features."""
+    """Return a report without graph, so that it keeps no features in memory."""
     parts = {name: replace(feature, loss=feature.loss.detach()) for name, feature in report.features.items()}
     return FeatureLoss(loss=report.loss.detach(), features=parts)
 
 
+# Feature -> its scale and drift norms, and feature -> numbers of it.
 Known = dict[str, DriftLoss]
 Figures = dict[str, Float[Tensor, " _"]]
 
@@ -126,20 +127,20 @@ def label_batched_step(
     """Add the gradient of the loss of a step to that of the generator's weights.
 
     Args:
-        generator: the network, a function of its inputs: it makes every sample three times.
-        encoder: the feature space, likewise.
-        loss: over its features.
-        parts: each makes the batch of as many of the labels, the same one at every call.
-        statistics: also report how the kernels spread.
-        processes: those over which the labels are split.
-        no_sync: gives a block in which gradients are not yet averaged over them: all parts but the last.
+        generator: the network, a function of its inputs; it makes every sample three times.
+        encoder: feature encoder, also a function of its inputs.
+        loss: drifting loss of the features.
+        parts: functions that return the batch of some of the labels, each the same batch at every call and of the same size.
+        statistics: whether to report the spread of the kernels.
+        processes: processes that share the labels.
+        no_sync: returns a context that postpones averaging gradients over the processes, used for all parts but the last.
 
     Returns:
-        The report of `step.drifting_step`, whose losses are constants here.
+        The report of `step.drifting_step`, with losses that are constants.
     """
     networks = (generator, encoder)
-    known = _measured(networks, loss, parts, processes)
-    # Older releases of torch use the weights that autocast cast without graph again, and those pass no gradient on.
+    known = _scales_and_norms(networks, loss, parts, processes)
+    # Older releases of torch would reuse the weights that autocast cast without graph, which pass no gradient.
     torch.clear_autocast_cache()
     reports: list[Known] = []
     for index, part in enumerate(parts):
@@ -147,20 +148,22 @@ def label_batched_step(
             report = drifting_step(*networks, loss, part(), statistics=statistics, known=known)
             (report.loss / len(parts)).backward()
         reports.append({name: replace(feature, loss=feature.loss.detach()) for name, feature in report.features.items()})
-    features = {name: _joined([part[name] for part in reports], processes) for name in known}
+    features = {name: _join_reports([part[name] for part in reports], processes) for name in known}
     return FeatureLoss(loss=torch.stack([feature.loss.mean() for feature in features.values()]).sum(), features=features)
 
 
-def _joined(parts: Sequence[DriftLoss], processes: Processes) -> DriftLoss:
-    """Return the report of a feature over all labels: losses side by side, statistics of all processes averaged."""
-    told = [part.statistics for part in parts if part.statistics is not None]
-    mean = mean_over(_peers(processes), torch.stack([torch.stack(tuple(spread)) for spread in told]).mean(0)) if told else ()
-    spread = type(told[0])(*mean) if told else None
-    return replace(parts[0], loss=torch.cat([part.loss for part in parts]), statistics=spread)
+def _join_reports(parts: Sequence[DriftLoss], processes: Processes) -> DriftLoss:
+    """Return the report of a feature over all labels: losses side by side, statistics averaged over parts and processes."""
+    statistics = None
+    reported = [part.statistics for part in parts if part.statistics is not None]
+    if reported:
+        mean = torch.stack([torch.stack(tuple(spread)) for spread in reported]).mean(0)
+        statistics = type(reported[0])(*mean_over(_peers(processes), mean))
+    return replace(parts[0], loss=torch.cat([part.loss for part in parts]), statistics=statistics)
 
 
 @torch.no_grad()
-def _measured(
+def _scales_and_norms(
     networks: tuple[Callable[..., Tensor], FeatureEncoder],
     loss: DriftingLoss,
     parts: Sequence[Callable[[], Batch]],
@@ -168,34 +171,30 @@ def _measured(
 ) -> Known:
     """Return the scale and the drift norms of every feature, over all labels of all processes."""
     normalized = loss.settings["normalize_features"]
-    # With a field that is zero, only the distances are computed.
-    still = DriftingLoss(temperatures=(1.0,), field=_still, normalize_features=normalized)
+    # With a field of zeros, only the distances are computed.
+    only_distances = DriftingLoss(temperatures=(1.0,), field=_zero_field, normalize_features=normalized)
 
     def distances(batch: Batch) -> Figures:
-        features = drifting_step(*networks, still, batch).features
+        features = drifting_step(*networks, only_distances, batch).features
         return {name: torch.stack([feature.scale * _weight(batch), _weight(batch)]) for name, feature in features.items()}
 
     def squares(batch: Batch) -> Figures:
         features = drifting_step(*networks, loss, batch, known=known).features
         return {name: torch.stack(list(feature.drift_norms.values())) for name, feature in features.items()}
 
-    means = _mean(map(distances, _made(parts)), len(parts), processes)
-    scales = {name: above / below for name, (above, below) in means.items()}
+    means = _mean((distances(part()) for part in parts), len(parts), processes)
+    scales = {name: total / weight for name, (total, weight) in means.items()}
     known = {name: DriftLoss(loss=scale[None], scale=scale, drift_norms={}) for name, scale in scales.items()}
-    for name, norms in _mean(map(squares, _made(parts)), len(parts), processes).items():
+    for name, norms in _mean((squares(part()) for part in parts), len(parts), processes).items():
         known[name] = replace(known[name], drift_norms=dict(zip(loss.temperatures, norms.unbind(), strict=True)))
     return known
 
 
-def _made(parts: Sequence[Callable[[], Batch]]) -> Iterator[Batch]:
-    return (part() for part in parts)
-
-
 def _mean(figures: Iterable[Figures], count: int, processes: Processes) -> Figures:
-    """Return the mean of named figures over the parts and over the processes."""
+    """Return the mean of named numbers over the parts and over the processes."""
     sums: Figures = {}
-    for found in figures:
-        sums = {name: value + sums[name] if sums else value for name, value in found.items()}
+    for part in figures:
+        sums = {name: value + sums[name] if sums else value for name, value in part.items()}
     return {name: mean_over(_peers(processes), total / count) for name, total in sums.items()}
 
 
@@ -204,7 +203,7 @@ def _peers(processes: Processes) -> Processes | None:
 
 
 def _weight(batch: Batch) -> Float[Tensor, ""]:
-    """Return the mean weight of the targets, which is what the distances of a part are divided by."""
+    """Return the mean weight of the targets, by which the distances of a part are divided."""
     noise = batch.noise if batch.independent_noise is None else batch.independent_noise
     ones = noise.shape[1] + next(iter(batch.positives.values())).shape[1]
     weights = batch.unconditional_weight
@@ -214,7 +213,7 @@ def _weight(batch: Batch) -> Float[Tensor, ""]:
     return (ones + count * weights.to(noise).mean()) / (ones + count)
 
 
-def _still(generated: Float[Tensor, "g n d"], *sides: Tensor, **options: Any) -> Float[Tensor, "1 g n d"]:
-    """Return the field that moves nothing."""
-    del sides, options
+def _zero_field(generated: Float[Tensor, "g n d"], *targets: Tensor, **options: Any) -> Float[Tensor, "1 g n d"]:
+    """Return a drift of zero."""
+    del targets, options
     return torch.zeros_like(generated)[None]

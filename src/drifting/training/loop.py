@@ -1,10 +1,10 @@
-"""The training loop: an iterator of steps. It draws, steps and averages; what is logged, drawn or saved is up to the caller.
-A signal stops it between two steps, see `polite_stop`.
+"""The training loop: an iterator of steps. It draws, steps and averages; the caller logs, draws pictures and saves.
 
-All randomness comes from one stream whose state is part of the training state, so that a resumed run goes on bit for bit.
+A signal stops it between two steps, see `polite_stop`. All randomness comes from one stream whose state is part of the training
+state, so a resumed run continues bit for bit.
 
-Several processes each hold the same stream, draw what all of them need and keep their own share, so that a run does not depend on
-their number: their own labels with all samples of those or, where there are none, their own samples of the one population.
+Several processes hold the same stream. Each draws the random numbers of all of them and keeps its own share, so a run does not
+depend on their number: each has its own labels with all samples of these or, without labels, its own samples of the population.
 """
 
 import shlex
@@ -36,12 +36,12 @@ from drifting.training.step import Batch, computed_in, drifting_step
 
 @dataclass(frozen=True)
 class Step:
-    """What the loop yields after each optimizer step.
+    """The result of an optimizer step, which the loop yields.
 
     Attributes:
-        number: of the step, counted from 1.
-        report: the loss with its report, on the device.
-        stored_bytes: of the features that microbatches kept, and their gradients.
+        number: number of the step, counted from 1.
+        report: loss with its report, on the device.
+        stored_bytes: size of the features and their gradients that microbatches kept.
     """
 
     number: int
@@ -50,12 +50,12 @@ class Step:
 
     @property
     def loss(self) -> Tensor:
-        """The loss, on the device. Where drifts are normalized it is nearly constant: watch the drift norms."""
+        """The loss, on the device. It is nearly constant if drifts are normalized: watch the drift norms instead."""
         return self.report.loss
 
     @property
     def drift_norms(self) -> dict[str, dict[float, Tensor]]:
-        """Feature -> temperature -> mean square of the raw drift, on the device: what shrinks in training."""
+        """Feature -> temperature -> mean square of the raw drift, on the device, which falls in training."""
         return {name: feature.drift_norms for name, feature in self.report.features.items()}
 
 
@@ -65,14 +65,14 @@ def train(
     """Train from the state's step to the schedule's last, yielding after each step.
 
     Args:
-        state: what is trained; advanced in place.
+        state: training state; advanced in place.
         positives: features of real samples.
-        encoder: the feature space in which samples drift, in the precision that it is to compute in.
-        loss: the drifting loss over its features.
+        encoder: feature encoder, in its compute precision.
+        loss: drifting loss of the features.
         schedule: batch shape and optimizer settings.
 
     Raises:
-        InputError: if a step cannot be shared equally, see `check_shares`.
+        InputError: if the processes cannot share a step equally, see `check_shares`.
     """
     check_shares(schedule, positives.num_classes, state.processes)
     keep_freed_memory()
@@ -94,7 +94,7 @@ def train(
         state.optimizer.step()
         for average in state.averages.values():
             average.update_parameters(state.generator)
-        state.note_faults(report)
+        state.record_faults(report)
         report = replace(report, loss=state.processes.all_reduce_sum(report.loss.detach()) / state.processes.size)
         yield Step(state.step, report, stored)
 
@@ -106,15 +106,15 @@ def _add_gradients(
     no_sync: Callable[[], AbstractContextManager[None]],
     options: Mapping[str, Any],
 ) -> tuple[FeatureLoss, int]:
-    """Add the gradient of a batch to that of the weights, at once or in parts; return the report and the bytes that were stored."""
+    """Add the gradient of a batch to that of the weights, at once or in parts; return the report and the number of stored bytes."""
     labels, samples = batch.noise.shape[:2]
     microbatch_size = schedule.microbatch_size or labels * samples
-    # Parts of one size have one weight; the bound of a recipe need not divide the labels of other data, or of a share of them.
+    # Parts must have equal sizes to have equal weights, but the setting need not divide the labels of this process.
     most = min(schedule.labels_per_microbatch or labels, labels)
     at_once = max(size for size in range(1, most + 1) if labels % size == 0)
     if at_once < labels:
-        some = [partial(batch.of, slice(start, start + at_once)) for start in range(0, labels, at_once)]
-        return label_batched_step(*networks, some, no_sync=no_sync, **options), 0
+        parts = [partial(batch.of, slice(start, start + at_once)) for start in range(0, labels, at_once)]
+        return label_batched_step(*networks, parts, no_sync=no_sync, **options), 0
     if microbatch_size < labels * samples:
         return microbatched_step(*networks, batch, size=microbatch_size, no_sync=no_sync, **options)
     report = drifting_step(*networks, batch, **options)
@@ -123,7 +123,7 @@ def _add_gradients(
 
 
 def check_shares(schedule: Schedule, num_classes: int | None, processes: Processes) -> None:
-    """Raise InputError unless what is to be shared in a step can be shared equally among the processes."""
+    """Raise InputError unless the processes can share the labels, or else the samples, of a step equally."""
     counts = {"generated samples": schedule.generated, "positives": schedule.positives}
     if num_classes is not None:
         counts = {"labels": min(schedule.labels_per_step, num_classes)}
@@ -153,7 +153,7 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
         labels=None if labels is None else labels[own],
         noise=noise,
         style_indices=codes,
-        # Every process needs all positives of the one population, and has encoded a part of them.
+        # Each process encodes a part of the positives of the population, but needs all of them.
         positives=processes.all_gather(real, 1) if labels is None else real,
         independent_noise=independent_noise,
         independent_style_indices=independent_codes,
@@ -162,36 +162,37 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
 
 
 def _draw_prior(state: TrainingState, groups: tuple[int, int], labels: Tensor | None, own: slice) -> tuple[Tensor, Tensor | None]:
-    """Return noise and style codes, [labels, samples, ...], of the own labels or, of a single group, the own samples."""
+    """Return noise and style codes, [labels, samples, ...], of this process's labels or, without labels, samples."""
     noise = draw_noise((*groups, *state.generator.noise_shape), state.rng)
     codes = state.generator.draw_style_indices(groups[0] * groups[1], state.rng)
     return owned(noise, labels, own), None if codes is None else owned(codes.unflatten(0, groups), labels, own)
 
 
 def _draw_guidance(positives: Positives, schedule: Schedule, labels: int, own: slice, rng: torch.Generator) -> dict[str, Any]:
-    told, scale = None, torch.full((labels,), schedule.guidance_scale, device=rng.device)
     if schedule.guidance_exponent is not None:
         highest, unguided_prob = schedule.highest_guidance_scale, schedule.unguided_prob
         law = {"exponent": schedule.guidance_exponent, "highest": highest, "unguided_prob": unguided_prob}
-        told = scale = draw_guidance_scale(labels, **law, rng=rng)
+        scale = draw_guidance_scale(labels, **law, rng=rng)
     elif schedule.guidance_scale == 1:
         return {}
-    # An independent batch repels as a whole; of its own batch a sample does not repel itself, which the weight counts on.
+    else:
+        scale = torch.full((labels,), schedule.guidance_scale, device=rng.device)
+    # The weight assumes that a sample does not repel itself, but all samples of an independent batch repel it.
     repelling = schedule.generated + schedule.independent_negatives
     return {
-        "guidance_scale": None if told is None else told[own],
+        "guidance_scale": scale[own] if schedule.draws_guidance else None,
         "unconditional": positives.draw_unconditional(labels, schedule.unconditional, rng, own),
         "unconditional_weight": unconditional_weight(scale[own], repelling, schedule.unconditional),
     }
 
 
 class Interrupted(Exception):
-    """Training was stopped from outside; the state is saved. The message says how to go on.
+    """Training was stopped by a signal; the state is saved. The message says how to continue.
 
     Args:
-        step: that it stopped after.
-        steps: that there were to be.
-        command: by which it goes on.
+        step: number of steps that are done.
+        steps: number of steps of the whole training.
+        command: command that continues it.
     """
 
     def __init__(self, step: int, steps: int, command: str) -> None:
@@ -199,13 +200,13 @@ class Interrupted(Exception):
 
 
 def command_to_go_on(preset: str, folder: Path, processes: int = 1, *, verb: str = "train") -> str:
-    """Return the command by which a run of so many processes goes on; `preset` is the kind of an encoder for train-encoder."""
+    """Return the command that continues a run on this number of processes; for train-encoder, `preset` is the kind of encoder."""
     launched = f"torchrun --nproc-per-node {processes} -m " if processes > 1 else ""
     return f"{launched}drifting {verb} {preset} --save-dir {shlex.quote(str(folder))} --resume"
 
 
 def stopping_signals() -> list[int]:
-    """Return the signals by which a process is asked to stop."""
+    """Return the signals that ask a process to stop."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -214,9 +215,9 @@ def stopping_signals() -> list[int]:
 
 @contextmanager
 def polite_stop() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C (or termination, or hang-up) into a filled list that the loop looks at between steps.
+    """Yield a list that receives the number of the first Ctrl-C, termination or hang-up; the loop checks it between steps.
 
-    The second acts as usual. A hang-up that is ignored, as nohup asks for, stays so.
+    A second signal acts as usual. An ignored hang-up stays ignored, as nohup requires.
     """
     received: list[int] = []
     previous: dict[int, Any] = {}
@@ -228,7 +229,7 @@ def polite_stop() -> Iterator[list[int]]:
     try:
         for number in stopping_signals():
             previous[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: signals belong to somebody else
+    except ValueError:  # only the main thread can handle signals
         pass
     try:
         yield received

@@ -1,4 +1,4 @@
-"""Where the features of real samples come from in training: encoded at every step, at once or when they are needed, or looked up.
+"""Features of real samples in training: encoded at every step, at once or when they are used, or read from a cache.
 
 Shapes: l labels, p positives, m unconditional samples, k locations, d channels.
 """
@@ -19,23 +19,23 @@ from drifting.errors import InputError
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A source that changes as it is drawn from, and belongs into checkpoints."""
+    """A source with a state that changes with every draw and is saved in checkpoints."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state."""
         ...
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Take over a state."""
+        """Restore a state."""
         ...
 
 
-class Later(Mapping[str, Float[Tensor, "l n k _"]]):
-    """Features of samples that were drawn, not computed before they are looked at.
+class LazyFeatures(Mapping[str, Float[Tensor, "l n k _"]]):
+    """Features of drawn samples that are computed when they are first used.
 
     Args:
         drawn: the samples, or their indices.
-        encode: makes the features, name -> [labels, samples, locations, channels].
+        encode: computes the features, name -> [labels, samples, locations, channels].
     """
 
     def __init__(self, drawn: Tensor, encode: Callable[[Tensor], dict[str, Tensor]]) -> None:
@@ -46,9 +46,9 @@ class Later(Mapping[str, Float[Tensor, "l n k _"]]):
         with torch.no_grad():
             return self._encode(self._drawn)
 
-    def of(self, labels: slice) -> "Later":
+    def of(self, labels: slice) -> "LazyFeatures":
         """Return the features of some of the labels, not computed yet."""
-        return Later(self._drawn[labels], self._encode)
+        return LazyFeatures(self._drawn[labels], self._encode)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._features[name]
@@ -64,11 +64,11 @@ class Positives:
     """Features of real samples, by label.
 
     Args:
-        source: of samples, or of the indices of samples where there is a cache.
-        encoder: the feature space; not used where there is a cache.
-        cache: features by index.
-        batch_size: samples encoded at a time; bounds memory and changes nothing else. None for all of a step.
-        later: leave the features of a step to whoever looks at them.
+        source: source of samples or, with a cache, of their indices.
+        encoder: feature encoder; not used with a cache.
+        cache: features of the samples, by index.
+        batch_size: number of samples encoded at a time, which bounds memory and changes no result; None for all of a step.
+        later: whether to compute the features of a step when they are first used.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Positives:
     def draw(
         self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
     ) -> Mapping[str, Float[Tensor, "l p k _"]]:
-        """Return the features of `count` real samples of each label (one set if there are none), on the device of rng.
+        """Return the features of `count` real samples of each label (one set without labels), on the device of rng.
 
-        Only those that are this process's `own` are looked up or encoded, see `data.dataset.Source`.
+        Only the samples of this process, `own`, are read or encoded; see `data.dataset.Source`.
         """
         return self._features_of(self._source.draw(labels, count, rng, own))
 
@@ -97,11 +97,11 @@ class Positives:
     def draw_unconditional(
         self, sets: int, count: int, rng: torch.Generator, own: slice = ALL
     ) -> Mapping[str, Float[Tensor, "l m k _"]]:
-        """Return the features of sets of real samples of any label: guidance. The positives of the step are drawn first."""
+        """Return the features of sets of real samples of any label, for guidance. Draw the positives of the step first."""
         return self._features_of(self._source.draw_unconditional(sets, count, rng, own))
 
     def _features_of(self, drawn: Tensor) -> Mapping[str, Tensor]:
-        return Later(drawn, self._encoded) if self._later else self._encoded(drawn)
+        return LazyFeatures(drawn, self._encoded) if self._later else self._encoded(drawn)
 
     def _encoded(self, drawn: Tensor) -> dict[str, Tensor]:
         if self._cache is not None:
@@ -113,18 +113,18 @@ class Positives:
         return self._source.tensors() if isinstance(self._source, Stateful) else {}
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Take over what `tensors` returned; raises InputError if it is of another source."""
+        """Restore the result of `tensors`; raises InputError if it belongs to another source."""
         if isinstance(self._source, Stateful):
             self._source.restore(tensors, origin)
         elif tensors:
             name = next(iter(tensors))
-            raise InputError(f"checkpoint is '{origin}', with '{name}' of real samples, of which this run keeps none: delete it")
+            raise InputError(f"checkpoint is '{origin}', with '{name}' of real samples, but this run has no such state: delete it")
 
 
 def encode_sets(
     encoder: FeatureEncoder, samples: Float[Tensor, "l n *sample"], batch_size: int | None = None
 ) -> dict[str, Float[Tensor, "l n k _"]]:
-    """Return the features of sets of samples, encoded `batch_size` at a time; all at once by default."""
+    """Return the features of sets of samples, encoded `batch_size` at a time; by default, all at once."""
     flat = samples.flatten(0, 1)
     parts = [encoder(part) for part in flat.split(batch_size or len(flat))]
     return {name: torch.cat([part[name] for part in parts]).unflatten(0, samples.shape[:2]) for name in parts[0]}

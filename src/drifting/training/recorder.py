@@ -1,7 +1,7 @@
-"""What is kept of a run while it trains: averages of what each step reports, samples set aside for pictures, and checkpoints.
+"""Records of a run while it trains: means of what the steps report, snapshots of samples for pictures, and checkpoints.
 
-The run folder holds metrics.jsonl, snapshots.safetensors and checkpoints/; this file writes them and winds them back on resume. Of
-several processes all do everything alike, and the first alone writes.
+The run folder holds metrics.jsonl, snapshots.safetensors and checkpoints/. This file writes them and, when a run is resumed,
+removes what comes after the checkpoint. All processes do the same work, but only the main process writes.
 """
 
 import json
@@ -35,27 +35,27 @@ from drifting.training.loop import Step
 from drifting.training.positives import Positives
 from drifting.training.state import TrainingState
 
-# Name of a drift norm: this, the feature, the temperature, with a slash between.
+# A drift norm has the name DRIFT_NORM/feature/temperature.
 DRIFT_NORM = "drift_norm"
 
 
 class MetricsLog:
-    """An append-only log that a resumed run can wind back.
+    """A log of JSON lines, to which steps are appended and from which a resumed run removes the last ones.
 
     Args:
-        path: the file; made with the first line.
+        path: path of the file, which is created with the first line.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, **values: Any) -> None:
-        """Write one line; `step` belongs among the values."""
+        """Write one line of values, one of which is `step`."""
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all lines, but for a last one cut off by a crash; raises InputError if another is damaged."""
+        """Return all lines except a last one that a crash cut off; raises InputError if another line is damaged."""
         if not self.path.exists():
             return []
         try:
@@ -71,28 +71,28 @@ class MetricsLog:
                 raise ValueError("it has no step")
             for name, value in values.items():
                 if type(value) not in (int, float) or (name.startswith(f"{DRIFT_NORM}/") and name.count("/") < 2):
-                    raise ValueError(f"{name} is no figure")
+                    raise ValueError(f"{name} is no number of a known name")
         except ValueError as error:
             raise InputError(f"log is '{self.path}', whose line {number} is damaged ({reason(error)}): delete that line") from None
         return values
 
     def wind_back(self, step: int) -> None:
-        """Drop every line after `step`, as if the run had been stopped there."""
+        """Remove every line after `step`, as if the run had been stopped there."""
         kept = [line for line in self.read() if line["step"] <= step]
         with atomic_path(self.path) as scratch:
             scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 SNAPSHOTS, CHECKPOINTS = "snapshots.safetensors", "checkpoints"
-# The name of the file of snapshots in version 0.1.
+# Name of the file of snapshots in version 0.1.
 EARLIER_SNAPSHOTS = "frames.safetensors"
 
-# Snapshots show the same samples, of this seed, all through training.
+# All snapshots are samples of the same seed, so they show how the same samples change.
 SNAPSHOT_SEED = 0
 
 
 class RunningMean:
-    """Means of named values since they were last taken, summed on the device: nothing is read back before."""
+    """Means of named values since they were last taken. They are summed on the device, without waiting for it."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -100,7 +100,7 @@ class RunningMean:
         self._origin: str | None = None
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Add one observation of every value; raises InputError if those that were restored are of others."""
+        """Add one observation of every value; raises InputError if the restored means have other names."""
         if self._origin is not None and self._count and self._sums.keys() != values.keys():
             other = sorted(self._sums.keys() ^ values.keys())[0]
             raise InputError(f"checkpoint is '{self._origin}', whose means do not fit this run ('{other}'): delete it and resume")
@@ -109,17 +109,18 @@ class RunningMean:
         self._count += 1
 
     def take(self) -> dict[str, float]:
-        """Return the means and start afresh."""
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        """Return the means, and forget all observations."""
+        totals = torch.stack(list(self._sums.values())).tolist() if self._sums else []
+        means = {name: total / self._count for name, total in zip(self._sums, totals, strict=True)}
         self._sums, self._count = {}, 0
         return means
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what was added since the means were last taken, for a checkpoint."""
+        """Return the sums since the means were last taken, for a checkpoint."""
         return {"means.count": torch.tensor(self._count), **{f"means.sum.{name}": value for name, value in self._sums.items()}}
 
     def check(self, tensors: Mapping[str, Tensor], origin: str, step: int) -> None:
-        """Raise InputError unless `tensors` returned this, up to a step; the names of the values show when the next are added."""
+        """Raise InputError unless this is a result of `tensors` at a step. Names of values are checked when the next are added."""
         sums = {name: torch.zeros(()) for name in tensors if name.startswith("means.sum.")}
         check_state(tensors, {"means.count": torch.tensor(0), **sums}, origin)
         count = int(tensors["means.count"])
@@ -127,19 +128,19 @@ class RunningMean:
             raise InputError(f"checkpoint is '{origin}', with means of {count} steps at step {step}: delete it and resume")
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Take over what `tensors` returned, and `check` has passed."""
+        """Restore a result of `tensors` that passed `check`."""
         self._count, self._origin = int(tensors["means.count"]), origin
         sums = {name: value for name, value in tensors.items() if name.startswith("means.sum.")}
         self._sums = {name.removeprefix("means.sum."): value for name, value in sums.items()}
 
 
 class Resources:
-    """What training takes from here on: speed and memory.
+    """Speed and memory of a training, measured from here on.
 
     Args:
-        device: where it trains.
-        done: steps already behind it.
-        samples_per_step: generated samples in one step.
+        device: device of the training.
+        done: number of steps that are done already.
+        samples_per_step: number of generated samples in a step.
     """
 
     def __init__(self, device: torch.device, done: int, samples_per_step: int) -> None:
@@ -149,7 +150,7 @@ class Resources:
             torch.cuda.reset_peak_memory_stats(device)
 
     def used(self, step: Step) -> dict[str, int | float]:
-        """Return means up to a step, and the bytes allocated at most: on a CUDA device, else by the whole process so far."""
+        """Return mean rates up to a step, and the peak memory in bytes: of a CUDA device, or else of the whole process."""
         rate = (step.number - self._done) / max(time.perf_counter() - self._started, 1e-9)
         values: dict[str, int | float] = {"mean_steps_per_second": rate, "samples_per_second": rate * self._samples_per_step}
         if step.stored_bytes:
@@ -165,17 +166,17 @@ class Resources:
 
 
 class Recorder:
-    """Keeps what a run leaves behind.
+    """Write the log, the snapshots and the checkpoints of a run.
 
     Args:
         folder: the run folder.
-        state: what is trained.
-        positives: where real samples come from; a state of theirs is kept in the checkpoints.
-        facts: the configuration as JSON, written into every checkpoint.
-        reference: real samples that the snapshots are compared with.
-        snapshot_samples: how many samples a snapshot holds.
-        keep: how many checkpoints to keep.
-        guidance_scale: of the samples in a snapshot, for a generator that is told it.
+        state: training state.
+        positives: features of real samples; checkpoints contain the state of their source.
+        facts: configuration as JSON, written into every checkpoint.
+        reference: real samples to compare the snapshots with.
+        snapshot_samples: number of samples in a snapshot.
+        keep: number of checkpoints to keep.
+        guidance_scale: guidance scale of the samples in a snapshot, for a generator that takes one.
     """
 
     def __init__(
@@ -200,11 +201,11 @@ class Recorder:
         self._means = RunningMean()
 
     def observe(self, step: Step) -> None:
-        """Add one step to the averages."""
+        """Add one step to the means."""
         self._means.add({"loss": step.report.loss.detach(), **_drift_norms(step.report.features)})
 
     def write_metrics(self, step: Step, **more: int | float) -> dict[str, Any]:
-        """Write and return the averages since the last line, the spread of the kernels, and whatever else is given."""
+        """Write and return the means since the last line, the spread of the kernels, and the further values."""
         self.state.check_faults()
         values = {"step": step.number, **self._means.take(), **_statistics(step.report.features), **more}
         if self.state.processes.is_main_process:
@@ -212,7 +213,7 @@ class Recorder:
         return values
 
     def take_snapshot(self) -> float:
-        """Set samples aside and return their squared energy distance to the reference."""
+        """Add a snapshot of samples, and return its squared energy distance to the reference."""
         options = {"seed": SNAPSHOT_SEED, "guidance_scale": self._guidance_scale, "processes": self.state.processes}
         snapshot = sample(self.state.averaged, self._snapshot_samples, **options)
         self.snapshots[self.state.step] = snapshot
@@ -221,9 +222,9 @@ class Recorder:
         return energy_distance(snapshot.flatten(1), self._reference, within_y=self._within_reference)
 
     def choose_average(self) -> dict[str, float]:
-        """Sample from the average whose snapshot is nearest to the reference from now on, and keep that snapshot.
+        """Choose the average of weights whose snapshot is nearest to the reference, and keep that snapshot.
 
-        Returns its `ema_decay`, its squared energy distance and those of all; nothing where there is one average.
+        Returns its `ema_decay`, its squared energy distance and those of all averages; an empty dict if there is only one.
         """
         if len(self.state.averages) == 1:
             return {}
@@ -237,7 +238,7 @@ class Recorder:
         return {"ema_decay": best, "energy_distance": distances[best], **by_name}
 
     def save(self) -> Path:
-        """Write snapshots and checkpoint; refuses a state that is not finite."""
+        """Write the snapshots and a checkpoint; raises DivergenceError if the state is not finite."""
         self.state.check_faults()
         self._write_snapshots()
         positives = {f"positives.{name}": value for name, value in self._positives.tensors().items()}
@@ -250,7 +251,15 @@ class Recorder:
             save_tensors(self.folder / SNAPSHOTS, {str(step): snapshot for step, snapshot in self.snapshots.items()})
 
     def resume(self, steps: int, *, may_begin: bool = False) -> None:
-        """Go back to the newest checkpoint of a run that is to have `steps` steps, or to the start if there is none and it may."""
+        """Restore the newest checkpoint of a run.
+
+        Args:
+            steps: number of steps of the whole run.
+            may_begin: whether the run may begin at its start if there is no checkpoint.
+
+        Raises:
+            InputError: if there is no checkpoint, it is damaged, or it belongs to another run.
+        """
         found = checkpoints(self.folder / CHECKPOINTS)
         if not found and may_begin:
             if self.state.processes.is_main_process:
@@ -264,7 +273,7 @@ class Recorder:
         if self.state.processes.is_main_process:
             self.log.wind_back(done)
         self.snapshots = {step: snapshot for step, snapshot in stored.items() if step <= done}
-        # A checkpoint that was to be one of many may be taken for the last one.
+        # The last step of a shorter run may lack the snapshot that every run has of its last step.
         if not self.snapshots or (done == steps and done not in self.snapshots):
             self.take_snapshot()
         if done == steps:
@@ -272,7 +281,7 @@ class Recorder:
             self._write_snapshots()
 
     def _restore(self, checkpoint: Path, step: int) -> None:
-        """Take over a checkpoint of a step; nothing of it before all of it fits."""
+        """Restore the checkpoint of a step, after all of it was checked."""
         tensors, _ = load_checkpoint(checkpoint, self.state.layout)
         origin, parts = str(checkpoint), dict[str, dict[str, Tensor]]()
         for name, value in tensors.items():
@@ -288,7 +297,7 @@ class Recorder:
 
 
 def read_snapshots(folder: Path, shape: Sequence[int]) -> dict[int, Float[Tensor, "s *sample"]]:
-    """Return the snapshots of a run folder, step -> samples of this shape, as many at every step; none if there is no file.
+    """Return the snapshots of a run folder, step -> samples of this shape; an empty dict if there is no file.
 
     Raises:
         InputError: if the file is damaged.
@@ -315,7 +324,7 @@ def read_snapshots(folder: Path, shape: Sequence[int]) -> dict[int, Float[Tensor
 
 
 def snapshot_steps(steps: int, count: int) -> set[int]:
-    """Return the steps at which snapshots are taken: dense at the start, where most happens, and the last step among them."""
+    """Return the steps of snapshots: dense at the start, where samples change most, and including the last step."""
     return {max(1, round(steps * (index / count) ** 2)) for index in range(1, count + 1)}
 
 

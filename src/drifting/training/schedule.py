@@ -1,4 +1,4 @@
-"""How a run is optimized: the shape of a step, guidance, the optimizer and its averages; and what contradicts itself."""
+"""How a run is optimized: the shape of a step, guidance, the optimizer and averages of weights, with their checks."""
 
 from dataclasses import dataclass
 
@@ -20,29 +20,29 @@ class Schedule:
         positives: number of real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
         microbatch_size: generated samples of one forward pass with graph, to bound memory; None for all. See `training.accumulate`.
-        labels_per_microbatch: labels whose features are held at a time, at most, to bound memory further; None for all. Those of a
-            process are taken in equal parts. See `training.accumulate`.
+        labels_per_microbatch: largest number of labels whose features are in memory at a time, to bound memory further; None for
+            all. A process splits its labels into equal parts. See `training.accumulate`.
         compile: let torch.compile fuse generator and encoder, at the cost of minutes before the first step.
-        guidance_scale: how strongly a class is set apart from all others, at least 1, which is not at all; see `guidance`. Where it
-            is drawn, the one that samples are made at unless another is asked for.
+        guidance_scale: how strongly a class is set apart from all others, at least 1 (not at all); see `guidance`. If scales are
+            drawn, it is the default scale of sampling.
         guidance_exponent: draw a scale for each label of a step, from the density scale^-exponent on [1, highest_guidance_scale],
-            and tell it to the generator; None to train at `guidance_scale` alone.
+            and pass it to the generator; None to train at `guidance_scale` alone.
         highest_guidance_scale: highest guidance scale that is drawn.
-        unguided_prob: probability of a guidance scale of exactly 1, where scales are drawn.
+        unguided_prob: probability of drawing a guidance scale of exactly 1.
         unconditional: number of real samples of any label that repel those of each label in a step, where there is guidance.
         precision: compute the generator and the encoder in "float32" or in "bfloat16" during training; weights, loss, averages and
             samples are float32 either way. See `training.step`.
         optimizer: train with "adamw" or with "muon", see `training.optimizer`.
         learning_rate: highest learning rate of the optimizer.
         weight_decay: weight decay of the optimizer; 0 for none.
-        betas: decay rates of the moments of AdamW; under Muon, of the weights that it leaves to AdamW.
+        betas: decay rates of the moments of AdamW; with Muon, for the weights that it leaves to AdamW.
         warmup_steps: number of steps over which the learning rate rises linearly from 0.
-        decay_after: step after which the learning rate falls as (decay_after / step) ** decay_power; None for never. It depends on
-            the step alone, so that a run may go on for longer than was planned.
+        decay_after: step after which the learning rate falls as (decay_after / step) ** decay_power; None for never. It depends
+            only on the step, so a run can be continued for longer than planned.
         decay_power: power of the fall of the learning rate after `decay_after`.
         max_grad_norm: norm that gradients are scaled down to; None for no clipping.
-        ema_decay: decay of the average of the weights that is sampled from.
-        other_ema_decays: decays of further averages of the weights, kept beside it; in the end the best of all is the generator,
+        ema_decay: decay of the average of the weights from which samples are made.
+        other_ema_decays: decays of further averages of the weights; at the end the best of all averages is kept as the generator,
             see `Recorder`.
         statistics_every: number of steps between reports of how the kernel spreads.
     """
@@ -75,7 +75,7 @@ class Schedule:
 
     @property
     def draws_guidance(self) -> bool:
-        """Whether guidance scales are drawn, and so told to the generator."""
+        """Whether guidance scales are drawn and passed to the generator."""
         return self.guidance_exponent is not None
 
     def learning_rate_at(self, step: int) -> float:
@@ -84,29 +84,29 @@ class Schedule:
         fall = 1.0 if self.decay_after is None else min(1.0, self.decay_after / step) ** self.decay_power
         return self.learning_rate * rise * fall
 
-    def scale_of_samples(self, asked: float | None = None) -> float | None:
-        """Return the guidance scale that a generator trained so is told at sampling; None for one that is told none.
+    def scale_of_samples(self, requested: float | None = None) -> float | None:
+        """Return the guidance scale to pass to a generator that was trained with this schedule; None if it takes none.
 
         Args:
-            asked: the scale that is asked for; `guidance_scale` by default.
+            requested: guidance scale of the samples; `guidance_scale` by default.
 
         Raises:
-            InputError: if it was not trained at that scale.
+            InputError: if the generator was not trained at this scale.
         """
-        if asked is None:
+        if requested is None:
             return self.guidance_scale if self.draws_guidance else None
-        check_guidance_scale(asked)
-        if not self.draws_guidance and asked != self.guidance_scale:
-            own = f"{self.guidance_scale:g}"
-            raise InputError(f"guidance_scale is {asked:g}, but the run was trained at guidance scale {own} alone: leave it out")
-        if self.draws_guidance and asked > self.highest_guidance_scale:
+        check_guidance_scale(requested)
+        if not self.draws_guidance and requested != self.guidance_scale:
+            own = f"guidance scale {self.guidance_scale:g}"
+            raise InputError(f"guidance_scale is {requested:g}, but the run was trained at {own} alone: leave it out")
+        if self.draws_guidance and requested > self.highest_guidance_scale:
             end = f"{self.highest_guidance_scale:g}"
-            raise InputError(f"guidance_scale is {asked:g}, but the run was trained up to {end}: pass a number from 1 to {end}")
-        return asked if self.draws_guidance else None
+            raise InputError(f"guidance_scale is {requested:g}, but the run was trained up to {end}: pass a number from 1 to {end}")
+        return requested if self.draws_guidance else None
 
 
 def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
-    """Raise InputError for settings of a training that contradict each other or the data; counts are not looked at."""
+    """Raise InputError for settings of a training that contradict each other or the data; counts are not checked."""
     check_learning_rate(schedule.learning_rate)
     _check_guidance(schedule, labeled=labeled)
     if schedule.microbatch_size is not None:

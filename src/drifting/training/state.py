@@ -1,4 +1,4 @@
-"""What changes during training: weights, their averages, the optimizer and the one random stream; and its form on disk."""
+"""The training state: weights, their averages, the optimizer and one random stream, and its form in checkpoints."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -9,30 +9,34 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from drifting._seeds import stream_seed
-from drifting.checkpoint import check_state, check_stream, flatten_optimizer, load_weights, restore_optimizer, restore_stream
+from drifting.checkpoint import check_state, described, load_weights
 from drifting.distributed import ALONE, Processes, local
+from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.loss import FeatureLoss
-from drifting.training.optimizer import build_optimizer
+from drifting.training.optimizer import build_optimizer, flatten_optimizer, restore_optimizer
 from drifting.training.schedule import Schedule
+
+# State of a random stream on a CPU: length in bytes, index of the number of values left (int32), of the next value (int64), block.
+_CPU_STREAM, _LEFT, _NEXT, _BLOCK = 5056, 2, 2, 624
 
 
 class DivergenceError(RuntimeError):
-    """The loss became NaN or infinite: one sentence that names step, feature and temperature."""
+    """The loss became NaN or infinite; the message names the step, the feature and the temperature."""
 
 
 class State:
-    """What changes while a network is trained: weights, their averages, the optimizer, one random stream; and its form on disk.
+    """Everything that changes while a network is trained.
 
     Args:
-        networks: name in the state -> the network that is trained, first, and averages of its weights.
-        optimizer: of the network.
-        seed: of the random stream.
+        networks: name in the state -> network; the trained network comes first, then averages of its weights.
+        optimizer: optimizer of the network.
+        seed: seed of the random stream.
 
     Attributes:
-        step: number of steps that were taken.
+        step: number of steps that are done.
         rng: the random stream.
-        device: of all of it.
+        device: device of the networks and the stream.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, seed: int) -> None:
@@ -42,17 +46,18 @@ class State:
         self.step = 0
         self._faults: dict[tuple[str, float], Tensor] = {}
 
-    def _note_fault(self, value: Tensor, number: int, source: tuple[str, float] = ("", 0.0)) -> None:
-        """Remember on the device at which step a value of a source first was not finite; nothing is read back here."""
+    def _record_fault(self, value: Tensor, number: int, source: tuple[str, float] = ("", 0.0)) -> None:
+        """Record the first step at which a value of a source was not finite. The record stays on the device."""
         first = self._faults.get(source, torch.zeros((), dtype=torch.long, device=self.device))
         self._faults[source] = torch.where((first == 0) & ~value.isfinite(), number, first)
 
     def _first_fault(self) -> tuple[int, str, float] | None:
-        """Return the first step with a value that was not finite, and its source; None if there is none. Reads from the device."""
-        return min(((int(first), *source) for source, first in self._faults.items() if int(first) > 0), default=None)
+        """Return the first step with a value that was not finite, and its source, or None. Waits for the device."""
+        steps = torch.stack(list(self._faults.values())).tolist() if self._faults else []
+        return min(((step, *source) for source, step in zip(self._faults, steps, strict=True) if step > 0), default=None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the whole state as named tensors; of sharded weights each process has its share."""
+        """Return the whole state as named tensors; if weights are sharded, those of this process."""
         parts = {
             **{name: network.state_dict() for name, network in self._networks.items()},
             "optimizer": flatten_optimizer(self.optimizer),
@@ -61,12 +66,12 @@ class State:
         return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
     def check(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
-        """Raise InputError unless a state is one that `tensors` returned at a step of this training; nothing is changed."""
-        check_stream(self.rng, tensors.get("rng.state"), origin)
+        """Raise InputError unless a state is a result of `tensors` at a step of this training; nothing is changed."""
+        _check_stream(self.rng, tensors.get("rng.state"), origin)
         check_state(tensors, self.tensors(), origin, step=step)
 
     def restore(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
-        """Take over a state returned by `tensors`; raises InputError, before anything is taken over, as `check` does."""
+        """Restore a result of `tensors`; raises InputError as `check` does, before anything is changed."""
         self.check(tensors, step, origin)
 
         def part(name: str) -> dict[str, Tensor]:
@@ -75,7 +80,7 @@ class State:
         for name, network in self._networks.items():
             load_weights(network, part(name), origin)
         restore_optimizer(self.optimizer, part("optimizer"), origin)
-        restore_stream(self.rng, tensors["rng.state"], origin)
+        self.rng.set_state(tensors["rng.state"])  # pyright: ignore[reportArgumentType] - checked
         self.step = step
 
 
@@ -83,11 +88,11 @@ class TrainingState(State):
     """Everything that changes while a generator is trained.
 
     Args:
-        generator: the network to train; its device is that of the run.
-        schedule: the optimizer's settings.
-        seed: of the one random stream.
-        processes: those that train together.
-        sharded: whether each of them keeps a share of every weight, in place of a copy of all.
+        generator: network to train, on the device of the run.
+        schedule: settings of the optimizer.
+        seed: seed of the random stream.
+        processes: processes that train together.
+        sharded: whether each process keeps a share of every weight instead of a copy of all weights.
     """
 
     def __init__(
@@ -105,17 +110,17 @@ class TrainingState(State):
 
     @property
     def averaged(self) -> Generator:
-        """The generator with averaged weights: the one to sample from. That of `ema_decay`, unless another was `chosen`."""
+        """The generator with averaged weights, from which to sample: that of the decay `chosen`, at first `ema_decay`."""
         return cast(Generator, self.averages[self.chosen].module)
 
-    def note_faults(self, report: FeatureLoss) -> None:
-        """Remember on the device at which step a drift first was not finite; nothing is read back here."""
+    def record_faults(self, report: FeatureLoss) -> None:
+        """Record the first step at which a drift was not finite. The record stays on the device."""
         for name, feature in report.features.items():
             for temperature, norm in feature.drift_norms.items():
-                self._note_fault(norm, self.step, (name, temperature))
+                self._record_fault(norm, self.step, (name, temperature))
 
     def check_faults(self) -> None:
-        """Raise DivergenceError if a drift was not finite since the start, or a weight is not now. Reads from the device."""
+        """Raise DivergenceError if a drift was not finite in any step, or a weight is not finite now. Waits for the device."""
         if (fault := self._first_fault()) is not None:
             step, name, temperature = fault
             raise DivergenceError(
@@ -129,12 +134,35 @@ class TrainingState(State):
             )
 
     def layout(self, name: str) -> Tensor | None:
-        """Return a weight that an entry of the state is laid out as, by its name; None for one that is of no weight."""
+        """Return the weight with the layout of an entry of the state, by its name; None for an entry without a weight."""
         if name.startswith("optimizer."):
             weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
             return weights[int(name.split(".")[1])]
         own = name.partition(".module.")[2] or name.removeprefix("generator.")
         return dict(self.generator.named_parameters()).get(own)
+
+
+def _check_stream(rng: torch.Generator, state: Tensor | None, origin: str) -> None:
+    """Raise InputError unless a random stream can take a state; the stream is not changed."""
+    if state is None or state.dtype != torch.uint8 or state.ndim != 1:
+        found = "missing" if state is None else described(state)
+        raise InputError(f"checkpoint is '{origin}', whose random stream is {found}: delete it and resume")
+    if state.shape != rng.get_state().shape:
+        name = rng.device.type
+        raise InputError(f"device is '{name}', but the random stream of '{origin}' is of another kind of device: resume on that")
+    try:
+        torch.Generator(rng.device).set_state(state)
+        sound = len(state) != _CPU_STREAM or _has_numbers(state)
+    except RuntimeError:
+        sound = False
+    if not sound:
+        raise InputError(f"checkpoint is '{origin}', whose random stream has an invalid state: delete it and resume")
+
+
+def _has_numbers(state: Tensor) -> bool:
+    """Return whether a stream on a CPU continues inside its block of numbers; torch itself would read beyond it."""
+    left, place = int(state.view(torch.int32)[_LEFT]), int(state.view(torch.int64)[_NEXT])
+    return (left, place) == (1, 0) or (left >= 1 and left + place == _BLOCK + 1)
 
 
 class ExponentialAverage(AveragedModel):

@@ -20,7 +20,7 @@ from drifting._checks import PRECISIONS, full_precision
 from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
 from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
-from drifting.training.positives import Later, encode_sets
+from drifting.training.positives import LazyFeatures, encode_sets
 
 _TYPES = dict(zip(PRECISIONS, (None, torch.bfloat16), strict=True))
 SetFeatures = Mapping[str, Float[Tensor, "l n k _"]]
@@ -28,18 +28,18 @@ SetFeatures = Mapping[str, Float[Tensor, "l n k _"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a step is computed from.
+    """The inputs of a step.
 
     Attributes:
-        noise: one noise per generated sample.
-        style_indices: the codes that belong to it, for a generator that takes some.
-        labels: the class of each group, or None where there are none (l = 1).
-        guidance_scale: what the generator is told of each label; None for a generator that takes none.
+        noise: noise of every generated sample.
+        style_indices: style codes of every generated sample; None for a generator without style codes.
+        labels: class of each group; None without labels (l = 1).
+        guidance_scale: guidance scale that the generator takes for each label; None for a generator that takes none.
         positives: features of real samples of each label.
-        independent_noise: noise of a second generated batch that repels in place of the first; None for the paper's field.
-        independent_style_indices: the codes that belong to it.
-        unconditional: features of real samples of any label, which repel: guidance; None for none.
-        unconditional_weight: of each of those of a label, see `guidance.unconditional_weight`; None for ones.
+        independent_noise: noise of a second generated batch that repels instead of the first; None for the paper's field.
+        independent_style_indices: style codes of the second batch.
+        unconditional: features of real samples of any label that repel (guidance); None without guidance.
+        unconditional_weight: weight of each unconditional sample of a label, see `guidance.unconditional_weight`; None for ones.
     """
 
     noise: Float[Tensor, "l n *noise"]
@@ -53,21 +53,21 @@ class Batch:
     unconditional_weight: Float[Tensor, " l"] | None = None
 
     def of(self, labels: slice) -> "Batch":
-        """Return the part of the batch that is of some of its labels."""
+        """Return the part of the batch with some of its labels."""
 
-        def taken(value: Any) -> Any:
-            if isinstance(value, Later):
+        def select(value: Any) -> Any:
+            if isinstance(value, LazyFeatures):
                 return value.of(labels)
             if isinstance(value, Mapping):
-                return {name: one[labels] for name, one in value.items()}
+                return {name: feature[labels] for name, feature in value.items()}
             return None if value is None else value[labels]
 
-        return Batch(**{name: taken(value) for name, value in vars(self).items()})
+        return Batch(**{name: select(value) for name, value in vars(self).items()})
 
     def inputs(
         self, noise: Float[Tensor, "l n *noise"], codes: Int[Tensor, "l n s"] | None, size: int | None = None
     ) -> Iterator[tuple[Tensor | None, ...]]:
-        """Yield the arguments of the generator for at most `size` samples at a time; for all at once by default."""
+        """Yield the arguments of the generator for at most `size` samples at a time; by default, for all at once."""
         per_label = (self.labels, self.guidance_scale)
         arguments = [noise.flatten(0, 1)]
         arguments += [None if value is None else value.repeat_interleave(noise.shape[1]) for value in per_label]
@@ -87,10 +87,10 @@ def drifting_step(
     processes: Processes = ALONE,
     known: Mapping[str, DriftLoss] | None = None,
 ) -> FeatureLoss:
-    """Generate, encode and compare: return the loss of a batch, with gradient into the generator's weights.
+    """Generate, encode and compare: return the loss of a batch, with gradients to the generator's weights.
 
-    With several processes, each has a batch of its own labels or, without labels, its own samples of the one population; the loss
-    of the step is the mean of their losses. `known` are scales and drift norms of more than this batch, as in `DriftingLoss`.
+    With several processes, each has a batch of its own labels or, without labels, its own samples of the population; the loss of
+    the step is the mean of their losses. `known` holds scales and drift norms of more than this batch, as in `DriftingLoss`.
     """
     generated, independent = _features(generator, encoder, batch, batch.noise, batch.style_indices), None
     if batch.independent_noise is not None:
@@ -109,12 +109,12 @@ def compare(
     processes: Processes = ALONE,
     known: Mapping[str, DriftLoss] | None = None,
 ) -> FeatureLoss:
-    """Return the loss of a batch from the features of its generated samples, and of those of `independent_noise`."""
-    weights, others = None, {}
+    """Return the loss of a batch from the features of its generated samples and of those from `independent_noise`."""
+    weights, shared = None, {}
     if processes.size > 1:
-        others["peers"] = processes
+        shared["peers"] = processes
         if batch.labels is None:
-            others["population"] = processes.all_gather(generated, 1)
+            shared["population"] = processes.all_gather(generated, 1)
             independent = None if independent is None else processes.all_gather(independent, 1)
     if batch.unconditional is not None and batch.unconditional_weight is not None:
         count = next(iter(batch.unconditional.values())).shape[1]
@@ -127,7 +127,7 @@ def compare(
         weights=weights,
         statistics=statistics,
         known=known,
-        **others,
+        **shared,
     )
 
 
@@ -142,9 +142,9 @@ def computed_in(precision: str, function: Callable[..., Any], device: torch.devi
     """Return a generator or an encoder that computes in a precision and returns float32.
 
     Args:
-        precision: one of `_checks.PRECISIONS`.
-        function: returns a tensor, or a dictionary of them.
-        device: where it computes.
+        precision: compute precision, one of `_checks.PRECISIONS`.
+        function: network that returns a tensor, or a dictionary of tensors.
+        device: device of the network.
     """
     if _TYPES[precision] is None:
         return function

@@ -1,4 +1,4 @@
-"""Train your own network by a drift field: the state, the real samples and the loop of a run, without a run folder.
+"""Train your own network by a drift field: the training state, the real samples and the loop of a run, without a run folder.
 
 trainer = Trainer(network, data, noise_shape=32)
 for step in trainer:
@@ -19,7 +19,7 @@ from drifting._checks import check_counts, check_device, check_seed
 from drifting.data.dataset import Source
 from drifting.data.sources import InMemorySource, LoaderSource, as_batch
 from drifting.encoders.base import FeatureEncoder, Features, Frozen, Identity
-from drifting.errors import InputError
+from drifting.errors import InputError, reason
 from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss
 from drifting.sampling import batch_of, sample
@@ -37,26 +37,26 @@ Data = Tensor | tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
 class Trainer:
     """Train a module that maps noise to samples in one pass; iterating it trains, one step at a time.
 
-    An iteration that is left goes on where it stopped when the trainer is iterated again.
+    If an iteration is left, the next one continues where it stopped.
 
     Args:
         module: your network, called as module(noise), or as module(noise, labels) where the data have labels; trained in place.
         data: real samples as floats: a tensor, a pair (samples, labels) of tensors, a data set of either, which is read into
-            memory, or a DataLoader of batches of either, of which every step reads one.
-        encoder: the feature space in which samples drift: a callable from samples to features [b, d] or [b, k, d] with k locations,
-            or to several of them by name. A module is frozen in place. None for the samples themselves.
-        loss: over the features; `DriftingLoss()` by default.
-        schedule: steps, batch and optimizer; 1000 steps of 256 samples, or of 32 of each of at most 16 classes, by default.
+            memory, or a DataLoader of batches of either, one of which is read in every step.
+        encoder: feature encoder, the space in which samples drift: a callable from samples to features [b, d] or [b, k, d] with k
+            locations, or to a mapping of such features. A module is frozen in place. None for the samples themselves.
+        loss: drifting loss of the features; `DriftingLoss()` by default.
+        schedule: steps, batch and optimizer; by default 1000 steps of 256 samples, or of 32 samples of each of at most 16 classes.
         noise_shape: shape of the noise of one sample, or its length; by default the `noise_shape` of the module.
         num_classes: number of labels of a DataLoader; by default the `num_classes` of the module.
-        seed: of all that is random in the training; the weights are those of the module.
-        device: where it trains; where the module is by default.
+        seed: seed of everything random in the training, except the initial weights of the module.
+        device: device of the training; by default that of the module.
 
     Raises:
         InputError: if module, data, encoder and schedule do not fit together.
     """
 
-    def __init__(  # noqa: PLR0913 - all that a training is made of
+    def __init__(  # noqa: PLR0913 - all parts of a training
         self,
         module: nn.Module,
         data: Data,
@@ -88,17 +88,17 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps that are done."""
+        """Number of steps that are done."""
         return self._state.step
 
     @property
     def averaged(self) -> nn.Module:
-        """A copy of the module with averaged weights, from which samples are made."""
+        """A copy of the module with averaged weights, which makes the samples."""
         averaged = self._state.averaged
-        return averaged.module if isinstance(averaged, _Adapted) else averaged
+        return averaged.module if isinstance(averaged, _ModuleGenerator) else averaged
 
     def __iter__(self) -> Iterator[Step]:
-        """Train to the last step of the schedule, yielding after each; raises DivergenceError if the loss is not finite."""
+        """Train to the last step of the schedule and yield each step; raises DivergenceError if the loss is not finite."""
         for step in train(self._state, self._positives, self._encoder, self.loss, self.schedule):
             if step.number % self.schedule.statistics_every == 0 or step.number == self.schedule.steps:
                 self._state.check_faults()
@@ -112,15 +112,15 @@ class Trainer:
         return sample(self._state.averaged, count, seed=seed, labels=labels, guidance_scale=guidance_scale, batch_size=size)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all that changes in training, copied: weights, averages, optimizer, random numbers, position in the data."""
+        """Return a copy of all that changes in training: weights, averages, optimizer, random stream, position in the data."""
         positives = {f"positives.{name}": value for name, value in self._positives.tensors().items()}
         tensors = {**self._state.tensors(), **positives, "step": torch.tensor(self.step)}
         return {name: value.detach().clone() for name, value in tensors.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], origin: str = "the state") -> None:
-        """Go on from what `state_dict` of a trainer of the same module, data and schedule returned.
+        """Restore the result of `state_dict` of a trainer with the same module, data and schedule.
 
-        On a CPU the steps that follow are, bit for bit, those that would have followed there; the schedule may have more steps.
+        On a CPU the training then continues bit for bit as the other would have; the schedule may have more steps.
 
         Raises:
             InputError: if the state does not fit.
@@ -138,8 +138,8 @@ class Trainer:
         self._state.restore(state, step, origin)
 
 
-class _Adapted(Generator):
-    """A user's module with what the loop asks of a generator."""
+class _ModuleGenerator(Generator):
+    """A user's module as a generator."""
 
     def __init__(
         self, module: nn.Module, noise_shape: tuple[int, ...], sample_shape: tuple[int, ...], num_classes: int | None
@@ -170,21 +170,21 @@ def _open(data: Data, schedule: Schedule | None, num_classes: int | None, seed: 
         unconditional = max(1, capacity.unconditional)
         memory = {"capacity": max(1, capacity.positives), "unconditional_capacity": unconditional, "device": device}
         source = LoaderSource(data, num_classes=num_classes, seed=seed, **memory)
-        # The module may know classes that the data do not tell.
-        forgotten = schedule is None and num_classes is not None and source.num_classes is None
-        return _open(data, None, None, seed, device) if forgotten else source
-    held: Any = data
+        # The module may have classes, but the data no labels: the default schedule then is that without labels.
+        unlabeled = schedule is None and num_classes is not None and source.num_classes is None
+        return _open(data, None, None, seed, device) if unlabeled else source
+    samples: Any = data
     if isinstance(data, TensorDataset):
-        held = data.tensors
+        samples = data.tensors
     elif isinstance(data, Dataset):
-        held = _read(data)
-    if not isinstance(held, Tensor | tuple | list):
+        samples = _read(data)
+    if not isinstance(samples, Tensor | tuple | list):
         raise InputError(f"data is a {type(data).__name__}: pass a tensor, a pair of tensors, a Dataset or a DataLoader")
-    return InMemorySource(*as_batch(held))
+    return InMemorySource(*as_batch(samples))
 
 
 def _read(data: Dataset[Any]) -> Any:
-    """Return all samples of a data set, and their labels where it has some."""
+    """Return all samples of a data set, with their labels if it has any."""
     if not hasattr(data, "__len__"):
         raise InputError(f"data is a {type(data).__name__}, which has no length: pass a DataLoader over it")
     items = [data[index] for index in range(len(data))]  # pyright: ignore[reportArgumentType] - it has a length
@@ -222,11 +222,11 @@ def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence
         raise InputError("noise_shape is missing: pass the shape of the noise of one sample, such as noise_shape=32")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     check_counts({"noise_shape": min(shape, default=0)})
-    return _Adapted(module, shape, source.sample_shape, source.num_classes)
+    return _ModuleGenerator(module, shape, source.sample_shape, source.num_classes)
 
 
 def _arguments(module: nn.Module) -> tuple[int, float]:
-    """Return how many positional arguments a module needs, and takes at most."""
+    """Return the smallest and the largest number of positional arguments of a module."""
     required, most = 0, 0.0
     for argument in inspect.signature(module.forward).parameters.values():
         if argument.kind is argument.VAR_POSITIONAL:
@@ -279,8 +279,8 @@ def _try(generator: Generator, source: Source, encoder: FeatureEncoder, device: 
         try:
             made = generator.eval()(noise, labels, scale, *([] if codes is None else [codes]))
         except (RuntimeError, TypeError, IndexError) as error:
-            given = f"noise {tuple(noise.shape)}" + ("" if labels is None else f" and labels up to {generator.num_classes}")
-            raise InputError(f"module fails on {given} ({' '.join(str(error).split())[:120]}): pass another noise_shape") from error
+            inputs = f"noise {tuple(noise.shape)}" + ("" if labels is None else f" and labels up to {generator.num_classes}")
+            raise InputError(f"module fails on {inputs} ({reason(error)}): pass another noise_shape") from error
         generator.train(was_training)
         if not isinstance(made, Tensor) or tuple(made.shape[1:]) != tuple(source.sample_shape):
             shape = tuple(made.shape[1:]) if isinstance(made, Tensor) else type(made).__name__
