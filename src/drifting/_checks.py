@@ -4,8 +4,8 @@ import difflib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -39,6 +39,26 @@ def constant(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return run
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Compute products of float32 matrices in float32 in the block, even if TF32 or bfloat16 was switched on globally for speed."""
+    modules = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    # Releases before 2.9 have one setting for all devices. Newer ones refuse to read it where a device has one of its own.
+    settings = [(module, module.fp32_precision) for module in modules if hasattr(module, "fp32_precision")]
+    overall = None if settings else torch.get_float32_matmul_precision()
+    try:
+        for module, _ in settings:
+            module.fp32_precision = "ieee"
+        if overall is not None:
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        for module, precision in settings:
+            module.fp32_precision = precision
+        if overall is not None:
+            torch.set_float32_matmul_precision(overall)
 
 
 def not_compiled(function: Callable[P, R]) -> Callable[P, R]:

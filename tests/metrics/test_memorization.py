@@ -7,6 +7,9 @@ from drifting.metrics import distances as measuring
 from drifting.metrics import memorization as memorizing
 from drifting.metrics.memorization import memorization, nearest
 
+# Since torch 2.9 every device has a setting of its own.
+NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+
 
 def _features(count: int, dimensions: int, seed: int) -> torch.Tensor:
     return torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed))
@@ -158,3 +161,24 @@ def test_samples_far_away_from_all_training_samples(few):
     distances, _ = nearest(samples, train)
     expected = (samples[:, None].double() - train.double()).norm(dim=2).amin(1)
     assert distances.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_are_exact_whatever_was_switched_on_for_all_of_torch(few, monkeypatch, precision):
+    seen, projected = [], memorizing._projected
+
+    def watching(*sets):
+        seen.append(torch.backends.cuda.matmul.allow_tf32 if not NEW else torch.backends.cuda.matmul.fp32_precision != "ieee")
+        return projected(*sets)
+
+    monkeypatch.setattr(memorizing, "_projected", watching)
+    samples, train = _features(60, 40, 0), _features(70, 40, 1)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        distances, _ = nearest(samples, train)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [False]
+    torch.testing.assert_close(distances, torch.cdist(samples.double(), train.double()).amin(1), rtol=1e-12, atol=0)

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drifting._checks import full_precision
+from drifting._checks import exact_products, full_precision
 from drifting.errors import InputError
 from drifting.metrics.distances import ROUNDING, Pairs, nearest_pairs
 from drifting.metrics.precision_recall import check_features
@@ -110,7 +110,9 @@ def nearest(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple
 def _nearest(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"]]:
     if min(len(samples), len(train)) < _MANY_SAMPLES or samples.shape[1] < _MANY_FEATURES:
         return nearest_pairs(samples, train)
-    distances, indices, left = _by_directions(samples, train)
+    # Rounded to TF32, the bounds would rule out nearest samples.
+    with exact_products():
+        distances, indices, left = _by_directions(samples, train)
     if len(left) > 0:
         distances[left], indices[left] = nearest_pairs(samples[left], train)
     return distances, indices
