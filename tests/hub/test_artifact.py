@@ -174,7 +174,7 @@ def _mixed(tree):
         (_more, r"\(extra/kernel is unknown\)"),
         (_reshaped, r"\(Embed_0/embedding is \(1,\), not \(5, 12\)\)"),
         (_everything, r"\(Embed_0/embedding is missing; LightningDiT_0/pos_embed is missing; 2 more\)"),
-        (_mixed, "noise_embeds_0/embedding and the like differ in precision"),
+        (_mixed, "noise_embeds_0/embedding and the other parts of this weight differ in precision"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(change, message, tmp_path):

@@ -31,9 +31,9 @@ from drifting.nn import Attention
 
 Network = DiT | MaskedAutoencoder
 PARAMETERS, METADATA = "ema_params.msgpack", "metadata.json"
-_CALLED = {GENERATOR: "a generator", ENCODER: "an encoder"}
+_NOUNS = {GENERATOR: "a generator", ENCODER: "an encoder"}
 
-# The array that shows the number of classes, and its axis.
+# The array whose length along an axis is the number of classes, and the axis.
 _CLASSES = {GENERATOR: ("Embed_0/embedding", 0), ENCODER: ("fc/kernel", 1)}
 
 REPOSITORY = "Goodeat/drifting"
@@ -174,7 +174,7 @@ def _of_kind(folder: str | Path, kind: str) -> Artifact:
     artifact = read_artifact(folder)
     found = artifact.metadata["kind"]
     if found != kind:
-        raise InputError(f"artifact is '{folder}', {_CALLED[found]}: name {_CALLED[kind]}, or load it as what it is")
+        raise InputError(f"artifact is '{folder}', {_NOUNS[found]}: name {_NOUNS[kind]}, or load it as such")
     return artifact
 
 
@@ -191,7 +191,7 @@ def _check_arrays(path: Path, arrays: Mapping[str, Array], found: Mapping[str, P
     wrong += [f"{name} is {arrays[name].shape}, not {expected[name]}" for name in both if arrays[name].shape != expected[name]]
     for place in found.values():
         if len({arrays[name].dtype for name in place.released if name in arrays}) > 1:
-            wrong.append(f"{place.released[0]} and the like differ in precision")
+            wrong.append(f"{place.released[0]} and the other parts of this weight differ in precision")
     if wrong:
         more = f"; {len(wrong) - 2} more" if len(wrong) > 2 else ""
         raise InputError(f"weights of '{path}' do not fit its {METADATA} ({'; '.join(wrong[:2])}{more}): use those of this network")

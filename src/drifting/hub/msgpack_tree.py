@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ARRAY = 1
 
-# Far more than any file of the release nests.
+# Deepest nesting and longest name or map, far above those of any file of the release.
 _DEEPEST, _LONGEST = 32, 2**16
 
 
@@ -69,7 +69,7 @@ def read_tree(path: Path) -> dict[str, Array]:
             raise _refused(path, "is truncated") from None
         except InputError:
             raise
-        # The library raises kinds of several families for bytes that are none of its format.
+        # The library raises errors of several classes for bytes that are not in its format.
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise _refused(path, f"is no MessagePack of maps and arrays ({str(error)[:80] or type(error).__name__})") from None
 
@@ -139,7 +139,7 @@ def _extension(code: int, data: bytes) -> _Found:
 
 
 class _Walk:
-    """Go through a file map by map; it is open twice, for the library reads ahead of where it stands."""
+    """Read a file map by map. It is open twice, because the library reads ahead of its position."""
 
     def __init__(self, path: Path, ahead: BinaryIO, here: BinaryIO) -> None:
         self.path, self.here = path, here
@@ -164,7 +164,7 @@ class _Walk:
         for _ in range(self.unpacker.read_map_header()):
             name = self.unpacker.unpack()
             if not isinstance(name, str) or not name or "/" in name or name in names:
-                raise _refused(self.path, f"has the name {str(name)[:40]!r} under '{prefix}', which is double or no plain text")
+                raise _refused(self.path, f"has the name {str(name)[:40]!r} under '{prefix}', which is repeated or no plain text")
             names.add(name)
             if self._at_map():
                 yield from self._arrays(f"{prefix}{name}/", depth + 1)
@@ -176,7 +176,7 @@ class _Walk:
         found = value if isinstance(value, _Found) else _Found(f"a {type(value).__name__}")
         if found.wrong:
             raise _refused(self.path, f"holds {found.wrong} under '{name}'")
-        # The bytes of an array are the last thing in it.
+        # The bytes of an array are at its end.
         return Array(self.path, self.unpacker.tell() - found.count, found.dtype, found.shape)
 
     def _at_map(self) -> bool:

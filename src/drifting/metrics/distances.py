@@ -41,20 +41,20 @@ class Pairs:
     """All pairs of two sets of finite features.
 
     Args:
-        first, second: the sets, on one device.
-        dtype: of the products; the smaller it is, the more pairs have to be measured.
+        first, second: the sets, on the same device.
+        dtype: dtype of the products; a less precise one leaves more pairs to measure.
     """
 
     def __init__(self, first: Float[Tensor, "x d"], second: Float[Tensor, "y d"], dtype: torch.dtype = torch.float64) -> None:
         self.first, self.second, self._dtype = first, second, dtype
 
     def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "r y"], Float[Tensor, "r 1"]]]:
-        """Give the squared distances of some rows of `first` to all of `second`, and by how much they may be wrong, at most.
+        """Yield the squared distances of some rows of `first` to all of `second`, with bounds of their errors.
 
         A caller may overwrite a chunk.
         """
         first, second, dtype = self.first, self.second, self._dtype
-        # A common offset would take the digits of the differences.
+        # A common offset would cost digits of the differences.
         center = (first.mean(0, dtype=dtype) + second.mean(0, dtype=dtype)) / 2
         height, width = max(1, _CHUNK // len(second)), max(1, _BLOCK // second.shape[1])
 
@@ -79,7 +79,7 @@ class Pairs:
         """Return the squared distances of some pairs by subtraction, in float64."""
         if len(rows) < _MANY_PAIRS:
             return self._measured(rows, columns)
-        # A collapsed generator, or features with few values, has the same pair of samples many times.
+        # With a collapsed generator, or features with few values, the same pair of samples occurs many times.
         (same_rows, row_of), (same_columns, column_of) = self._copies
         keys, place = torch.unique(row_of[rows] * len(same_columns) + column_of[columns], return_inverse=True)
         return self._measured(same_rows[keys // len(same_columns)], same_columns[keys % len(same_columns)])[place]
@@ -91,13 +91,13 @@ class Pairs:
 
     @cached_property
     def _copies(self) -> list[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]:
-        """Return for each set the index of one sample of every kind, and the kind of every sample."""
+        """Return for each set the index of one sample of each group of equal samples, and the group of every sample."""
         found = []
         for samples in (self.first, self.second):
-            kind = torch.unique(samples, dim=0, return_inverse=True)[1]
-            one = kind.new_empty(int(kind.max()) + 1)
-            one[kind] = torch.arange(len(kind), device=kind.device)
-            found.append((one, kind))
+            group = torch.unique(samples, dim=0, return_inverse=True)[1]
+            representative = group.new_empty(int(group.max()) + 1)
+            representative[group] = torch.arange(len(group), device=group.device)
+            found.append((representative, group))
         return found
 
     def _measured(self, rows: Int[Tensor, " q"], columns: Int[Tensor, " q"]) -> Float[Tensor, " q"]:
@@ -164,14 +164,14 @@ def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, within_
     Args:
         x: one sample.
         y: the other.
-        within_y: `mean_distance(y, y)`, where it is known already.
+        within_y: `mean_distance(y, y)`, if it is known already.
     """
     within = mean_distance(y, y) if within_y is None else within_y
     return 2 * mean_distance(x, y) - mean_distance(x, x) - within
 
 
 def energy_distances(xs: Sequence[Float[Tensor, "n d"]], ys: Sequence[Float[Tensor, "m d"]]) -> Float[Tensor, "_ _"]:
-    """Return the squared energy distance of every x to every y: [len(xs), len(ys)]. What lies within each is computed once."""
+    """Return the squared energy distance of every x to every y: [len(xs), len(ys)]. Distances within each are computed once."""
     within_x, within_y = (
         torch.tensor([mean_distance(sample, sample) for sample in some], dtype=torch.float64) for some in (xs, ys)
     )

@@ -9,7 +9,7 @@ published for 50,000 samples in 10 parts. It uses no real images.
 The network is the TorchScript file that NVIDIA publishes with StyleGAN2-ADA, converted from the original graph of 2015 with its own
 resizing to 299 x 299; other Inception weights give other numbers. It is about 90 MiB, and its license is not that of this library.
 
-torch.jit.load runs the code of the file, and this is the only file that calls it, after the file's hash was checked.
+torch.jit.load runs the code of the file. Only this module calls it, after it checked the hash of the file.
 
 Source: Karras et al., "Training generative adversarial networks with limited data" (2020), release stylegan2-ada-pytorch;
 Salimans et al., "Improved techniques for training GANs" (2016), section 4 (the score).
@@ -94,14 +94,14 @@ def load_inception(
     return Inception(network, device, batch_size)
 
 
-def _check(file: Path, told: str) -> None:
+def _check(file: Path, problem: str) -> None:
     with file.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(2**20):
             digest.update(block)
     if digest.hexdigest() != SHA256:
         raise InputError(
-            f"{told}: its sha256 is {digest.hexdigest()[:16]}..., not the published {SHA256[:16]}...; download {URL} again, "
+            f"{problem}: its sha256 is {digest.hexdigest()[:16]}..., not the published {SHA256[:16]}...; download {URL} again, "
             "or pass check_hash=False if you trust it: loading runs its code"
         )
 

@@ -79,10 +79,10 @@ def memorization(
     check_features(samples=samples, train=train, test=test)
     if not 0 <= quantile <= 1:
         raise InputError(f"quantile is {quantile}: pass a share of the test data, between 0 and 1")
-    # Together, for the training samples are prepared once.
+    # In one call, to prepare the training samples once.
     both, found = _nearest(torch.cat([samples, test]), train)
     distances, real, indices = both[: len(samples)], both[len(samples) :], found[: len(samples)]
-    # A value that occurs, so that equal distances count.
+    # One of the distances, so that equal distances count.
     threshold = real.sort().values[int(quantile * (len(real) - 1))] * (1 + ROUNDING)
     return Memorization(
         distance=float(distances.quantile(0.5)),
@@ -121,7 +121,7 @@ def _nearest(samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]) -> tupl
 def _by_directions(
     samples: Float[Tensor, "s d"], train: Float[Tensor, "m d"]
 ) -> tuple[Float[Tensor, " s"], Int[Tensor, " s"], Int[Tensor, " _"]]:
-    """Search among the pairs that directions leave; the last of the three are samples of which they leave too many."""
+    """Search among the pairs that directions leave; also return the samples with too many such pairs."""
     views, lengths = _projected(samples, train)
     slack = _SLACK * (lengths[0] + lengths[1].max())
     squares = samples.new_empty(len(samples), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The pictures of a run. Real data is blue, generated samples are orange, in every one of them."""
+"""Pictures of a run. In all of them real data are blue and generated samples orange."""
 
 from drifting.plotting.images import (
     RunColumn,

@@ -34,7 +34,7 @@ from drifting.plotting.panels import (
 
 Images = Float[Tensor, "n c h w"]
 
-# Pixels of a letter of the font that comes with PIL, at most, and how many letters are worth to be drawn; letters of a row's name.
+# Largest width and height of a letter in PIL's own font; fewest letters of a name that is drawn; most letters of a row's name.
 _LETTER, _FEWEST_LETTERS, _ROW_LETTERS = (7, 14), 4, 14
 
 # Width of a panel in pixels; wider grids are shrunk.
@@ -62,14 +62,14 @@ def draw_images(
     """Draw samples.png (real next to generated, one row per class), progress.png, losses.png and training.gif of small images.
 
     Args:
-        folder: where to put them.
+        folder: folder of the pictures.
         title: name of the data.
         real: real images of each class, in [-1, 1].
         snapshots: step -> generated images, classes in turn; in [-1, 1], or as bytes.
-        log: the lines of metrics.jsonl.
+        log: lines of metrics.jsonl.
         floor: squared energy distance of two real samples of this size.
         labeled: whether rows are classes.
-        names: of the classes, where they are known.
+        names: names of the classes, if known.
     """
     classes, columns = real.shape[:2]
 
@@ -106,12 +106,12 @@ def draw_comparison(
     """Draw comparison.png: real images, generated images, and the training image nearest to each of these in pixels.
 
     Args:
-        folder: where to put it.
+        folder: folder of the picture.
         title: name of the data.
         real: real images in [-1, 1].
         generated: samples.
-        nearest: the training image nearest to the sample in the same place.
-        names: of the classes, one a row, where they are known.
+        nearest: training image nearest to the sample in the same place.
+        names: names of the classes, one for each row, if known.
     """
     figure, (left, middle, right) = panels(1, 3, size=5.6, title=f"{title}: real, generated in one pass, and the nearest real ones")
     show_grid(left, real, "real", names)
@@ -121,13 +121,13 @@ def draw_comparison(
 
 
 def draw_reconstruction(folder: Path, *, title: str, images: Images, reconstructed: Images) -> Path:
-    """Draw ae_reconstruction.png: images in [-1, 1], and what an auto-encoder makes of them.
+    """Draw ae_reconstruction.png: images in [-1, 1], and their reconstructions by an auto-encoder.
 
     Args:
-        folder: where to put it.
-        title: what is shown.
-        images: as many as fill a square, or nearly.
-        reconstructed: of each of them.
+        folder: folder of the picture.
+        title: title of the picture.
+        images: images; their number is best a square.
+        reconstructed: reconstruction of each image.
     """
     columns = max(1, math.isqrt(len(images)))
     figure, axes = panels(1, 2, size=5.0, title=title)
@@ -140,9 +140,9 @@ def image_grid(images: UInt8[Tensor, "n h w c"], columns: int, names: Sequence[s
     """Return uint8 images side by side, a pixel apart, small ones enlarged without smoothing.
 
     Args:
-        images: in rows.
-        columns: how many there are in a row.
-        names: to stand above the columns, shortened to their width, if a few letters fit there.
+        images: images, row by row.
+        columns: number of images in a row.
+        names: names above the columns, shortened to their width; left out if only a few letters fit.
     """
     count, height, width, channels = images.shape
     rows = -(-count // columns)
@@ -151,23 +151,23 @@ def image_grid(images: UInt8[Tensor, "n h w c"], columns: int, names: Sequence[s
         top, left = 1 + index // columns * (height + 1), 1 + index % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
-    factor = _enlarged(height)
+    factor = _enlargement(height)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     letters = (width + 1) * factor // _LETTER[0] - 1
     return picture if names is None or letters < _FEWEST_LETTERS else _with_names(picture, names, (width + 1) * factor, letters)
 
 
 def pixels_in_grid(height: int, width: int) -> int:
-    """Return how many pixels of an `image_grid` an image of this size takes, with the line beside it."""
-    return (height + 1) * (width + 1) * _enlarged(height) ** 2
+    """Return the number of pixels of an image of this size in an `image_grid`, including its border."""
+    return (height + 1) * (width + 1) * _enlargement(height) ** 2
 
 
-def _enlarged(height: int) -> int:
+def _enlargement(height: int) -> int:
     return max(1, 64 // height)
 
 
 def _with_names(picture: Image.Image, names: Sequence[str], width: int, letters: int) -> Image.Image:
-    """Return a picture below a line of names, one for each column of so many pixels and letters."""
+    """Return a picture below a line of names, one for each column; `width` and `letters` are the size of a column."""
     sheet = Image.new(picture.mode, (picture.width, picture.height + _LETTER[1]), "white")
     sheet.paste(picture, (0, _LETTER[1]))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
@@ -177,18 +177,18 @@ def _with_names(picture: Image.Image, names: Sequence[str], width: int, letters:
 
 
 def short_name(name: str, letters: int) -> str:
-    """Return a name in plain letters, with dots in place of what is too long; nothing if it has no letters that every font has."""
-    parts = unicodedata.normalize("NFKD", shown_name(name))
-    text = "".join(sign if sign.isascii() else "?" for sign in parts if not unicodedata.combining(sign))
+    """Return a name in ASCII letters, shortened with two dots; an empty string if it has no such letters."""
+    characters = unicodedata.normalize("NFKD", shown_name(name))
+    text = "".join(letter if letter.isascii() else "?" for letter in characters if not unicodedata.combining(letter))
     if not text.strip("? "):
         return ""
     return text if len(text) <= letters else f"{text[: letters - 2]}.."
 
 
 def show_grid(axes: Axes, images: Float[Tensor, "rows columns c h w"], title: str, names: Sequence[str] | None = None) -> None:
-    """Show images in [-1, 1] as a grid with named or numbered rows, large ones shrunk, so that the lines between them are not lost.
+    """Show images in [-1, 1] as a grid with named or numbered rows. Large images are shrunk, to keep the lines between them.
 
-    The title is taken as it is: in a name, $ begins no formula.
+    The title is literal text: $ begins no formula.
     """
     rows, columns, width = len(images), images.shape[1], images.shape[4]
     factor = -(-columns * width // _SHEET)
@@ -199,8 +199,8 @@ def show_grid(axes: Axes, images: Float[Tensor, "rows columns c h w"], title: st
     height = sheet.shape[0] / rows
     axes.set_title(title, parse_math=False)
     axes.set_xticks([])
-    called = [(names is not None and short_name(names[row], _ROW_LETTERS)) or str(row) for row in range(rows)]
-    axes.set_yticks([(row + 0.5) * height for row in range(rows)], called, parse_math=False)
+    row_names = [(names is not None and short_name(names[row], _ROW_LETTERS)) or str(row) for row in range(rows)]
+    axes.set_yticks([(row + 0.5) * height for row in range(rows)], row_names, parse_math=False)
 
 
 @dataclass(frozen=True)

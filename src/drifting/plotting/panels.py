@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     Axes = Figure = Any
 
-if importlib.util.find_spec("matplotlib") is None:  # A training must not find out at its end.
+if importlib.util.find_spec("matplotlib") is None:  # fail at the start of a training, not at its end
     raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
 # Okabe and Ito's palette, which is distinguishable with any color vision.
@@ -36,9 +36,9 @@ LINES = ("#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55
 # Drift norms below this share of the largest one are zeros that rounded: at the start of a training, kernels can underflow.
 _SMALLEST_SHOWN = 1e-8
 
-# step -> samples set aside at that step, the start (0) and the end among them
+# Step -> samples at that step, including the start (0) and the end.
 Snapshots = Mapping[int, Tensor]
-# the lines of metrics.jsonl
+# Lines of metrics.jsonl.
 Log = Sequence[Mapping[str, Any]]
 
 
@@ -104,7 +104,7 @@ def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
 
 
 def _draw_drift_norms(axes: Axes, log: Log) -> None:
-    """Draw the raw drift norm of every temperature: the geometric mean over the features and, thin, that of each of them."""
+    """Draw the raw drift norm of every temperature: its geometric mean over the features and, thin, that of each feature."""
     norms = sorted({name for line in log for name in line if name.startswith("drift_norm/")})
     steps, by_temperature = [line["step"] for line in log], defaultdict(list)
     for name in norms:

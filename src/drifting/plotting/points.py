@@ -107,11 +107,11 @@ def draw_points(
     """Draw samples.png, progress.png, drift_field.png, losses.png and training.gif of points in the plane.
 
     Args:
-        folder: where to put them.
+        folder: folder of the pictures.
         title: name of the data.
         real: real points.
-        snapshots: step -> generated points, the start (0) and the end among them.
-        log: the lines of metrics.jsonl.
+        snapshots: step -> generated points, including the start (0) and the end.
+        log: lines of metrics.jsonl.
         drift: (places, generated) -> the field at those places, toward `real` and away from `generated`; None leaves it out.
         floor: squared energy distance of two real samples of this size.
     """
