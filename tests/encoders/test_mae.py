@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from drifting.checkpoint import load_tensors, load_weights, save_tensors
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
@@ -12,8 +13,6 @@ from drifting.encoders.mae_features import MAEFeatures, available_features
 from drifting.encoders.pooling import multi_scale, norm_x
 from drifting.errors import InputError
 from drifting.hub import read_artifact
-
-VALUES, HIDDEN = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4, dtype=torch.bool)
 
 REFERENCE = os.environ.get("DRIFTING_REFERENCE")
 
@@ -123,8 +122,8 @@ def test_every_weight_learns(settings):
     network, images = _network(**settings), _images(4, 3, 16, 16)
     mask = random_mask(4, network.grid, torch.Generator().manual_seed(0))
     reconstruction, logits = network(images, mask)
-    weight = 0.5 if network.num_classes else 0.0
-    mae_loss(reconstruction, network.patches(images), mask, logits, torch.arange(4), classification_weight=weight).backward()
+    loss = mae_loss(reconstruction, network.patches(images), mask)
+    (loss if logits is None else loss + cross_entropy(logits, torch.arange(4))).backward()
     assert [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()] == []
 
 
@@ -170,15 +169,6 @@ def test_loss_is_that_of_the_loops_and_ignores_what_is_seen():
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     assert torch.equal(elsewhere.grad != 0, mask.expand_as(patches))
     assert float(mae_loss(reconstruction, patches, torch.zeros_like(mask))) == 0
-
-
-def test_classification_is_blended_in():
-    reconstruction, patches, logits, labels = _images(2, 3, 4, 4), _images(2, 3, 4, 4).flip(0), _images(2, 5), torch.tensor([3, 0])
-    mask = random_mask(2, (4, 4), torch.Generator().manual_seed(1))
-    entropy = -float(sum(logits[i].double().log_softmax(0)[labels[i]] for i in range(2))) / 2
-    expected = 0.9 * float(mae_loss(reconstruction, patches, mask)) + 0.1 * entropy
-    loss = mae_loss(reconstruction, patches, mask, logits, labels, classification_weight=0.1)
-    assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -231,8 +221,6 @@ def test_weights_go_through_a_file(tmp_path):
         (lambda: MAEFeatures(_network(), []), "at least one"),
         (lambda: MAEFeatures(_network(), every=0), "every is 0"),
         (lambda: MAEFeatures(_network())(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), r"images are torch\.uint8: pass floats"),
-        (lambda: mae_loss(VALUES, VALUES, HIDDEN, classification_weight=1.5), "classification_weight is 1.5"),
-        (lambda: mae_loss(VALUES, VALUES, HIDDEN, classification_weight=0.1), "pass logits and labels"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):

@@ -1,6 +1,6 @@
 """A masked auto-encoder on a residual network: it learns to fill in hidden patches, and its feature maps are the features.
 
-    loss = (1 - weight) mean over masked entries (reconstruction - image)^2  +  weight cross_entropy(logits, labels)
+    loss = mean over masked entries (reconstruction - image)^2        blended with a cross-entropy in `pretraining.objectives`
 
 An image is first cut into patches, and the values of a patch become the channels of one place of a grid. Mask, reconstruction and
 loss are defined on that grid. Four stages of residual blocks make the maps; the last three halve the side. A decoder goes back up
@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate, relu
+from torch.nn.functional import interpolate, relu
 
 from drifting._checks import check_counts, check_learning_rate, check_precision, full_precision
 from drifting.encoders.base import EncoderConfig, FeatureEncoder, Optimization, Weights
@@ -149,38 +149,17 @@ def random_mask(count: int, grid: Sequence[int], rng: torch.Generator, *, probab
     return (draws < probability).repeat_interleave(side, 2).repeat_interleave(side, 3)
 
 
-def mae_loss(
-    reconstruction: Float[Tensor, "b f y x"],
-    patches: Float[Tensor, "b f y x"],
-    mask: Mask,
-    logits: Float[Tensor, "b k"] | None = None,
-    labels: Int[Tensor, " b"] | None = None,
-    *,
-    classification_weight: float = 0.0,
-) -> Float[Tensor, ""]:
-    """Return the mean squared error over all masked entries of the batch, blended with a cross-entropy.
+def mae_loss(reconstruction: Float[Tensor, "b f y x"], patches: Float[Tensor, "b f y x"], mask: Mask) -> Float[Tensor, ""]:
+    """Return the mean squared error over all masked entries of the batch, in float32 or better.
 
     Args:
         reconstruction: output of the network for the masked images.
         patches: `MaskedAutoencoder.patches` of the whole images.
         mask: the mask that the network took; the error of a mask that hides nothing is 0.
-        logits: logits of the masked images, required for a weight above 0.
-        labels: classes of the images, required for a weight above 0.
-        classification_weight: share of the cross-entropy in the loss, from 0 to 1.
-
-    Raises:
-        InputError: if the weight is out of its range, or above 0 without logits and labels.
     """
-    if not 0 <= classification_weight <= 1:
-        raise InputError(f"classification_weight is {classification_weight}: pass a number from 0 to 1")
     hidden = mask.expand_as(patches)
     differences = (full_precision(reconstruction) - full_precision(patches)).masked_fill(~hidden, 0)
-    error = differences.square().sum() / hidden.sum().clamp_min(1)
-    if classification_weight == 0:
-        return error
-    if logits is None or labels is None:
-        raise InputError(f"classification_weight is {classification_weight}: pass logits and labels, or 0")
-    return (1 - classification_weight) * error + classification_weight * cross_entropy(full_precision(logits), labels.long())
+    return differences.square().sum() / hidden.sum().clamp_min(1)
 
 
 class _ConvNorm(nn.Module):
