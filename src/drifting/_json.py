@@ -80,15 +80,15 @@ def read_dataclass(kind: Callable[..., T], values: Any, name: str = "") -> T:
         raise InputError(f"{name or type_name} is {_shown(values)}, not an object of {type_name}")
     prefix, hints = f"{name}." if name else "", get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    given = {key: value for key, value in values.items() if key != "type"}
-    for key in given:
+    entries = {key: value for key, value in values.items() if key != "type"}
+    for key in entries:
         if key not in fields:
             raise InputError(f"{prefix}{one_line(key, 60)} is unknown to {type_name}")
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and key not in given:
+        if required and key not in entries:
             raise InputError(f"{prefix}{key} is missing")
-    return kind(**{key: read_value(hints[key], value, prefix + key) for key, value in given.items()})
+    return kind(**{key: read_value(hints[key], value, prefix + key) for key, value in entries.items()})
 
 
 def read_value(kind: Any, value: Any, name: str) -> Any:

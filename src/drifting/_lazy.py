@@ -108,14 +108,14 @@ def is_here(origin: str) -> bool:
         raise FileNotFoundError("there is no such folder") from None
     try:
         hub.get_hf_file_metadata(hub.hf_hub_url(origin, _CONFIG), timeout=_PATIENCE)
-    except Exception:  # every layer below raises its own kinds
+    except Exception:  # every layer below raises its own errors
         if isinstance(hub.try_to_load_from_cache(origin, _CONFIG), str):
             return True
         raise
     return False
 
 
-def load_published(argument: str, origin: str, library: str, kind: str, *, extra: str, **options: Any) -> Any:
+def load_published(argument: str, origin: str, library: str, kind: str, **options: Any) -> Any:
     """Return the result of `from_pretrained` of a class of a library, which reads only safetensors.
 
     Args:
@@ -123,7 +123,6 @@ def load_published(argument: str, origin: str, library: str, kind: str, *, extra
         origin: id on the Hugging Face Hub, or a folder made by `save_pretrained`.
         library: "diffusers" or "transformers".
         kind: name of the class.
-        extra: extra of this project that installs the library.
         options: further options of `from_pretrained`.
 
     Raises:
@@ -132,11 +131,11 @@ def load_published(argument: str, origin: str, library: str, kind: str, *, extra
     try:
         module: Any = importlib.import_module(library)
     except ImportError:
-        needs = f"which needs the library {library}: {install_hint(extra)}"
+        needs = f"which needs the library {library}: {install_hint(_EXTRAS[library])}"
         raise InputError(f"{argument} is '{origin}', {needs}") from None
     try:
         local = is_here(origin)
         with quietly(library):
             return getattr(module, kind).from_pretrained(origin, use_safetensors=True, local_files_only=local, **options)
-    except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own kinds
+    except Exception as error:  # every layer below (HTTP, Hub, configuration, weights) raises its own errors
         raise InputError(f"{argument} is '{origin}', which cannot be loaded ({reason(error)}): name a Hub id or a folder") from None

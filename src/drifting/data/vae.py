@@ -107,6 +107,6 @@ def load_vae(name_or_folder: str | Path = DEFAULT) -> VAE:
     Raises:
         InputError: if the library or the weights are missing.
     """
-    network = load_published("vae", str(name_or_folder), "diffusers", "AutoencoderKL", extra="vae", low_cpu_mem_usage=False)
+    network = load_published("vae", str(name_or_folder), "diffusers", "AutoencoderKL", low_cpu_mem_usage=False)
     check_finite(network.state_dict().items(), str(name_or_folder))
     return VAE(network.float(), name_or_folder)

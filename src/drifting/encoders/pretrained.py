@@ -171,7 +171,7 @@ def _config(network: nn.Module) -> Any:
 
 
 def _load_network(origin: str) -> nn.Module:
-    options = {"extra": "encoders", "output_loading_info": True, "trust_remote_code": False}
+    options = {"output_loading_info": True, "trust_remote_code": False}
     network, report = load_published("encoder", origin, "transformers", "AutoModel", **options)
     # The library only warns and leaves these weights at random values.
     wrong = [str(key) for part in ("missing_keys", "mismatched_keys") for key in sorted(report.get(part, ()))]

@@ -225,8 +225,10 @@ def adapt_weights(network: ResNet, weights: Mapping[str, Tensor]) -> dict[str, T
     """
     own = network.state_dict()
     adapted = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")} | dict(weights)
-    expected, given = own.get("fc.weight"), weights.get("fc.weight")
-    if expected is None or (given is not None and given.shape[1:] == expected.shape[1:] and len(given) != len(expected)):
+    expected, published = own.get("fc.weight"), weights.get("fc.weight")
+    if expected is None or (
+        published is not None and published.shape[1:] == expected.shape[1:] and len(published) != len(expected)
+    ):
         adapted = {name: value for name, value in adapted.items() if not name.startswith("fc.")}
         adapted |= {name: value for name, value in own.items() if name.startswith("fc.")}
     return adapted
