@@ -37,15 +37,15 @@ class Several(Processes):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("count", [1, 4, 13, 24])
 def test_parts_are_the_samples(size, count):
-    told, expected = {"seed": 2, "labels": [1, 0]}, sample(Recording(2), count, seed=2, labels=[1, 0])
+    settings, expected = {"seed": 2, "labels": [1, 0]}, sample(Recording(2), count, seed=2, labels=[1, 0])
     made = []
     for rank in range(size):
         processes = Several(rank, size, lambda rank, values, dim: made.append((rank, values["samples"])) or values)
-        list(sample_in_parts(Recording(2), count, batch_size=4, processes=processes, **told))
+        list(sample_in_parts(Recording(2), count, batch_size=4, processes=processes, **settings))
     turns = [iter([part for rank, part in made if rank == own]) for own in range(size)]
     generator = Recording(2)
     processes = Several(0, size, lambda _rank, _values, dim: {"samples": torch.cat([next(turn) for turn in turns], dim)})
-    parts = list(sample_in_parts(generator, count, batch_size=4, processes=processes, **told))
+    parts = list(sample_in_parts(generator, count, batch_size=4, processes=processes, **settings))
     assert torch.equal(torch.cat(parts), expected)
     assert max(calls for calls, *_ in generator.calls) <= 4
     assert max(map(len, parts)) <= 4 * size
@@ -163,11 +163,11 @@ def test_style_indices_of_sample_i_are_its_own_for_any_batch_size(size):
     assert not torch.equal(drawn, sample(Stylish(), 200, seed=3)[:, 1:])
 
 
-@pytest.mark.parametrize(("asked", "told"), [(None, 1.0), (1.0, 1.0), (1.5, 1.5), (3, 3.0)])
-def test_guided_generator_is_told_the_scale(asked, told):
-    drawn = sample(Stylish(num_styles=0), 5, guidance_scale=asked, batch_size=2)
+@pytest.mark.parametrize(("guidance_scale", "expected"), [(None, 1.0), (1.0, 1.0), (1.5, 1.5), (3, 3.0)])
+def test_guided_generator_is_told_the_scale(guidance_scale, expected):
+    drawn = sample(Stylish(num_styles=0), 5, guidance_scale=guidance_scale, batch_size=2)
     assert drawn.dtype == torch.float32
-    assert drawn[:, 0].tolist() == [told] * 5
+    assert drawn[:, 0].tolist() == [expected] * 5
 
 
 def test_guided_samples_take_one_pass():

@@ -70,7 +70,7 @@ def test_first_mask_of_a_masked_autoencoder_knows_nothing_of_its_weights():
 def test_streams_of_a_run_are_all_different(monkeypatch, seed):
     """All seeds of torch's streams that a run, its encoder and its pictures use."""
     used = []
-    monkeypatch.setattr("drifting.data.sources.stream_seed", lambda *told: used.append(stream_seed(*told)) or used[-1])
+    monkeypatch.setattr("drifting.data.sources.stream_seed", lambda *arguments: used.append(stream_seed(*arguments)) or used[-1])
     weights = torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda value: used.append(value) or weights(value))
     run = dataclasses.replace(presets.preset("mnist-encoder"), data=IMAGES, seed=seed)

@@ -95,8 +95,8 @@ def test_interrupt_exits_130_and_tells_how_to_go_on(here, command, monkeypatch, 
         result = command("train", "toy", "--save-dir", "halves")
     assert result.status == 130
     assert "saved. Go on with: drifting train toy --save-dir halves --resume" in result.err
-    told = result.err.strip().split("Go on with: drifting ")[1].split()
-    assert command(*told).status == 0
+    arguments = result.err.strip().split("Go on with: drifting ")[1].split()
+    assert command(*arguments).status == 0
     assert_same_tensors(*(load_tensors(here / name / "generator.safetensors") for name in ("whole", "halves")))
 
 
@@ -172,7 +172,7 @@ def test_array_written_in_parts_is_that_of_all_samples_byte_for_byte(here, comma
     monkeypatch.setattr("drifting.sampling.batch_of", lambda shape: 5)
     np.save("whole.npy", runs.load(folder).sample(13, seed=3).numpy())
     made, decoder = [], runs.Run.parts
-    monkeypatch.setattr(runs.Run, "parts", lambda *args, **told: (made.append(len(x)) or x for x in decoder(*args, **told)))
+    monkeypatch.setattr(runs.Run, "parts", lambda *args, **options: (made.append(len(x)) or x for x in decoder(*args, **options)))
     assert command("sample", folder, "--num-samples", 13, "--seed", 3, "--out", "parts.npy").status == 0
     assert made == [5, 5, 3]
     assert (here / "parts.npy").read_bytes() == (here / "whole.npy").read_bytes()

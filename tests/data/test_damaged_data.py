@@ -63,8 +63,8 @@ def test_damaged_files_end_in_one_sentence(tmp_path, write, names, source):
                 start = chance.choice([0, max(0, len(bent) - 200)])
                 bent[int(chance.integers(start, min(len(bent), start + 200)))] = int(chance.integers(256))
             path.write_bytes(bent if chance.random() < 0.8 else bent[: int(chance.integers(len(bent)))])
-            told = [said for split in ("train", "test") if (said := refusal(tmp_path / "set" / source, split))]
-            assert all("\n" not in line and len(line) <= 300 + len(str(tmp_path)) for line in told)
+            sentences = [said for split in ("train", "test") if (said := refusal(tmp_path / "set" / source, split))]
+            assert all("\n" not in line and len(line) <= 300 + len(str(tmp_path)) for line in sentences)
         path.write_bytes(whole)
         load_images(str(tmp_path / "set" / source))
 

@@ -44,12 +44,12 @@ def test_cache_is_encoding_on_the_fly_bit_for_bit(batch_size, byte_budget, tmp_p
 
 @pytest.mark.parametrize("byte_budget", [2**20, 0])
 def test_every_batch_is_told_once_it_is_encoded_and_none_of_a_cache_that_is_found(byte_budget, tmp_path):
-    told, encoder = [], Encoder()
+    progress, encoder = [], Encoder()
     options = {"batch_size": 12, "byte_budget": byte_budget, "folder": tmp_path}
-    FeatureCache(encoder, SAMPLES, on_progress=lambda done: told.append((done, encoder.seen - 8)), **options)
-    assert told == [(12, 12), (24, 24), (30, 30)]
-    FeatureCache(encoder, SAMPLES, on_progress=told.append, **options)
-    assert len(told) == (3 if byte_budget == 0 else 6)
+    FeatureCache(encoder, SAMPLES, on_progress=lambda done: progress.append((done, encoder.seen - 8)), **options)
+    assert progress == [(12, 12), (24, 24), (30, 30)]
+    FeatureCache(encoder, SAMPLES, on_progress=progress.append, **options)
+    assert len(progress) == (3 if byte_budget == 0 else 6)
 
 
 def test_any_batch_gives_the_same_to_rounding():

@@ -133,12 +133,12 @@ def test_reference_reads_no_more_than_it_returns(cache, monkeypatch):
 
 
 def test_bank_is_filled_class_by_class_and_reads_no_row_more(cache):
-    told = []
-    source = _source(_rows(cache), tell=lambda done, total: told.append((done, total)))
+    progress = []
+    source = _source(_rows(cache), tell=lambda done, total: progress.append((done, total)))
     drawn = _numbers(source.draw(torch.arange(3), 4, _rng()))
     assert source.bank.filled.tolist() == [4, 2, 4]
     assert int(source.tensors()["position"]) == 10
-    assert told == [(10, 10)]
+    assert progress == [(10, 10)]
     assert len(set(drawn[0].tolist())) == len(set(drawn[2].tolist())) == 4
     assert sorted(drawn[1].tolist()) == [6, 6, 7, 7]
     assert source.draw(torch.tensor([2]), 4, _rng()).shape == (1, 4, 2, 3, 3)
@@ -203,8 +203,8 @@ def test_resumed_source_goes_on_bit_for_bit(spread, cache, files, kind, labeled)
         rows = ImageRows(files, labeled=labeled, flip=True, seed=1)
     else:
         rows = _rows(cache if labeled else spread, labeled=labeled)
-    labels, rng, told = torch.tensor([1, 0]) if labeled else None, _rng(), []
-    one, two = _source(rows), _source(rows, tell=lambda done, total: told.append((done, total)))
+    labels, rng, progress = torch.tensor([1, 0]) if labeled else None, _rng(), []
+    one, two = _source(rows), _source(rows, tell=lambda done, total: progress.append((done, total)))
     for _ in range(4):
         one.draw(labels, 2, rng)
     saved = one.tensors()
@@ -213,7 +213,7 @@ def test_resumed_source_goes_on_bit_for_bit(spread, cache, files, kind, labeled)
         "unconditional.samples": (5, 2),
     }
     two.restore(saved)
-    assert told[-1][0] == told[-1][1] == int(one.bank.filled.sum()) + one.bank.unconditional_filled
+    assert progress[-1][0] == progress[-1][1] == int(one.bank.filled.sum()) + one.bank.unconditional_filled
     for name, rings in one.bank.rings.items():
         assert torch.equal(two.bank.rings[name].samples, rings.samples)
     other = _rng()

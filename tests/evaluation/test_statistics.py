@@ -74,7 +74,7 @@ class _Code:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"mean": np.zeros(4), "sigma": np.eye(4)}, r"which holds no statistics \(no mu and sigma\): name another file"),
         ({"mu": np.array([_Code()], object), "sigma": np.eye(1)}, r"which holds no statistics \(Object arrays cannot be loaded"),
@@ -91,9 +91,9 @@ class _Code:
         ({"mu": np.zeros(2) + 1j, "sigma": np.eye(2)}, r"which holds no statistics \(mu or sigma is complex\)"),
     ],
 )
-def test_bad_arrays(arrays, told, tmp_path):
+def test_bad_arrays(arrays, message, tmp_path):
     np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(InputError, match=rf"^real is '.*bad.npz', {told}"):
+    with pytest.raises(InputError, match=rf"^real is '.*bad.npz', {message}"):
         read_statistics(tmp_path / "bad.npz")
 
 
@@ -111,7 +111,7 @@ def test_no_damaged_byte_of_published_statistics_ends_in_another_error(save, tmp
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"count": torch.zeros(2)}, "which holds no statistics"),
         ({"count": torch.tensor(float("nan"))}, "which holds no statistics"),
@@ -121,10 +121,10 @@ def test_no_damaged_byte_of_published_statistics_ends_in_another_error(save, tmp
         ({"features": torch.full((5, 4), float("nan"))}, "whose features do not fit its mean or are not finite"),
     ],
 )
-def test_bad_statistics_of_ours(changes, told, tmp_path):
+def test_bad_statistics_of_ours(changes, message, tmp_path):
     save_statistics(tmp_path / "seen.safetensors", SEEN)
     save_tensors(tmp_path / "seen.safetensors", {**load_tensors(tmp_path / "seen.safetensors"), **changes})
-    with pytest.raises(InputError, match=f"^real is '.*seen.safetensors', {told}"):
+    with pytest.raises(InputError, match=f"^real is '.*seen.safetensors', {message}"):
         read_statistics(tmp_path / "seen.safetensors")
 
 

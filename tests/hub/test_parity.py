@@ -17,9 +17,9 @@ GENERATORS, ENCODERS = ["generator_latent", "generator_pixel"], ["mae_latent", "
 @pytest.mark.parametrize("case", GENERATORS)
 def test_generator_is_that_of_the_release(case):
     generator, given = load_generator(Path(REFERENCE) / case), expected(case)
-    told = given["labels"], given["cfg_scale"], given["style_indices"]
+    inputs = given["labels"], given["cfg_scale"], given["style_indices"]
     with torch.no_grad():
-        condition, samples = generator.condition(given["noise"], *told), generator(given["noise"], *told)
+        condition, samples = generator.condition(given["noise"], *inputs), generator(given["noise"], *inputs)
     assert float((condition - given["condition"]).abs().max()) < 1e-6
     assert float((samples - given["output"]).abs().max()) < 3e-6
     assert not generator.training
@@ -74,7 +74,7 @@ def test_metadata_of_our_network_is_that_of_the_release(case):
 def test_sample_does_not_depend_on_its_batch(case, monkeypatch):
     generator, seen = load_generator(Path(REFERENCE) / case), []
     forward = generator.forward
-    monkeypatch.setattr(generator, "forward", lambda noise, *told: seen.append((noise, told[2])) or forward(noise, *told))
+    monkeypatch.setattr(generator, "forward", lambda noise, *inputs: seen.append((noise, inputs[2])) or forward(noise, *inputs))
     samples, given = {}, {}
     for size in (1, 7, 64):
         samples[size] = sample(generator, 64, seed=3, guidance_scale=1.5, batch_size=size)

@@ -199,13 +199,13 @@ def test_distance_ignores_rotation_and_a_common_shift_and_scales_with_the_square
     assert frechet_distance(gaussian_of(3 * x), gaussian_of(3 * y)) == pytest.approx(9 * expected, rel=1e-10)
 
 
-@pytest.mark.parametrize(("count", "told"), [(2, True), (64, True), (65, False), (1000, False)])
-def test_too_few_samples_are_told(count, told):
+@pytest.mark.parametrize(("count", "warned"), [(2, True), (64, True), (65, False), (1000, False)])
+def test_too_few_samples_are_told(count, warned):
     sentence = unreliable(count, 64)
-    assert (sentence is not None) == told
+    assert (sentence is not None) == warned
     rank = torch.linalg.matrix_rank(gaussian_of(_features(count, 64, 0)).covariance)
-    assert (rank < 64) == told
-    if told:
+    assert (rank < 64) == warned
+    if warned:
         assert f"{count} samples of 64 features" in sentence
 
 

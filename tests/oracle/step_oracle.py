@@ -46,8 +46,8 @@ def step(generator, autoencoder, batch, positives, unconditional, *, temperature
     Networks and samples are float64, `positives` [l, p, ...] and `unconditional` [l, m, ...].
     """
     labels, count = len(batch.labels), batch.noise.shape[1]
-    told = [torch.stack([value] * count, 1).flatten() for value in (batch.labels, batch.guidance_scale)]
-    samples = generator(batch.noise.double().flatten(0, 1), *told, batch.style_indices.flatten(0, 1))
+    condition = [torch.stack([value] * count, 1).flatten() for value in (batch.labels, batch.guidance_scale)]
+    samples = generator(batch.noise.double().flatten(0, 1), *condition, batch.style_indices.flatten(0, 1))
     generated = _of_labels(features(autoencoder, samples), labels)
     with torch.no_grad():
         attract, repel = (_of_labels(features(autoencoder, real.flatten(0, 1)), labels) for real in (positives, unconditional))

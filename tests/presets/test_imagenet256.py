@@ -132,9 +132,9 @@ def test_weights_of_the_encoder_are_asked_for_before_the_data_are_looked_at(name
         raise InputError(f"'{origin}' cannot be downloaded (no network): check the network, or name a downloaded folder")
 
     monkeypatch.setattr("drifting.runs.assemble.artifact_folder", missing)
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         resolve(preset(f"imagenet256-{name}", data="nowhere"))
-    assert str(told.value) == (
+    assert str(caught.value) == (
         f"encoder_weights is missing, and the authors' 'hub:mae_{encoder.replace('-', '_')}' cannot be downloaded (no network): "
         "check the network, or name a downloaded folder; "
         f"or train an encoder by `drifting train mae-{encoder}`, and pass --encoder-weights FILE"

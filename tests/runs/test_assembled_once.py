@@ -50,15 +50,15 @@ def counted(monkeypatch) -> collections.Counter:
 
     def counting(initialize: Callable) -> Callable:
         @functools.wraps(initialize)
-        def build(self, *told, **named):
+        def build(self, *arguments, **named):
             # Parts of a network are not counted.
             if building:
-                return initialize(self, *told, **named)
+                return initialize(self, *arguments, **named)
             place = torch.empty(0).device.type
             count[type(self).__name__ + ("" if place == "cpu" else f" on {place}")] += 1
             building.append(self)
             try:
-                return initialize(self, *told, **named)
+                return initialize(self, *arguments, **named)
             finally:
                 building.clear()
 

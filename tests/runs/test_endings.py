@@ -195,9 +195,9 @@ def test_end_after_a_checkpoint_tells_which_and_how_to_go_on(here, command, monk
     if isinstance(ending, DivergenceError):  # it would diverge again
         assert "start again with --overwrite" in result.err
     else:
-        told = re.search(r"go on with: drifting (.*)\n", result.err, re.I)
-        assert told is not None
-        assert command(*told[1].split()).status == 0
+        hint = re.search(r"go on with: drifting (.*)\n", result.err, re.I)
+        assert hint is not None
+        assert command(*hint[1].split()).status == 0
         assert checkpoints(here / "x" / "checkpoints")[-1].name == "step-00000006"
 
 

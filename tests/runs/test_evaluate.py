@@ -305,7 +305,7 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({}, "extractor is not given, and there is none of its own for these images: pass the Inception file, --extractor FILE.pt"),
         ({"extractor": "pixels", "count": 0}, "num_samples is 0: ask for at least 1"),
@@ -324,9 +324,9 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
         ),
     ],
 )
-def test_bad_input_is_told_before_anything_is_looked_at(files_run, monkeypatch, options, told):
+def test_bad_input_is_told_before_anything_is_looked_at(files_run, monkeypatch, options, message):
     monkeypatch.setattr(references.ImageFiles, "read", lambda self, indices: pytest.fail("looked at images"))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         files_run.evaluate(**options)
     assert list(files_run.folder.iterdir()) == []
 

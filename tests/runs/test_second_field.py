@@ -77,11 +77,11 @@ def test_log_and_evaluation_agree_on_the_field_that_trains(tiny_toy, field):
 
 def test_field_tells_its_own_statistics_or_none(tiny_toy):
     assert _last_report(_config(tiny_toy, Constant())).statistics is None
-    told = _last_report(_config(tiny_toy, Telling())).statistics
+    statistics = _last_report(_config(tiny_toy, Telling())).statistics
     schedule = tiny_toy.schedule
-    assert isinstance(told, Told)
-    assert told.temperature.tolist() == [0.5, 2.0]
-    assert told.targets.tolist() == [schedule.generated + schedule.positives] * 2
+    assert isinstance(statistics, Told)
+    assert statistics.temperature.tolist() == [0.5, 2.0]
+    assert statistics.targets.tolist() == [schedule.generated + schedule.positives] * 2
     mean_shift = _last_report(_config(tiny_toy, MeanShift())).statistics
     assert set(mean_shift._asdict()) == {"positive_neighbors", "negative_neighbors", "positive_share"}
 

@@ -110,9 +110,9 @@ def test_trained_transformer_becomes_an_artifact(tmp_path, tiny_images):
     _run(tmp_path / "run", tiny_images)
     convert(str(tmp_path / "run"), tmp_path / "theirs")
     ours, theirs = load(tmp_path / "run").generator, load_generator(tmp_path / "theirs")
-    noise, told = torch.randn(2, 3, 8, 8), (torch.tensor([0, 3]), torch.tensor([1.0, 2.0]), torch.tensor([[1, 2], [3, 4]]))
-    assert torch.equal(ours(noise, *told), theirs(noise, *told))
-    assert bool(theirs(noise, *told).abs().sum() > 0)
+    noise, condition = torch.randn(2, 3, 8, 8), (torch.tensor([0, 3]), torch.tensor([1.0, 2.0]), torch.tensor([[1, 2], [3, 4]]))
+    assert torch.equal(ours(noise, *condition), theirs(noise, *condition))
+    assert bool(theirs(noise, *condition).abs().sum() > 0)
 
 
 @pytest.mark.parametrize("num_classes", [None, 4])

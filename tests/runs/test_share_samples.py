@@ -75,12 +75,12 @@ def test_latents_are_decoded_by_the_library(latents, vae):
     assert isinstance(sampler, Sampler)
 
 
-@pytest.mark.parametrize(("name", "told"), [("a.png", ["sampling 9/9", "decoding 9/9"]), ("a.npy", ["sampling 9/9"])])
-def test_progress_is_told_beside_the_path(latents, vae, tmp_path, command, name, told):
+@pytest.mark.parametrize(("name", "progress"), [("a.png", ["sampling 9/9", "decoding 9/9"]), ("a.npy", ["sampling 9/9"])])
+def test_progress_is_told_beside_the_path(latents, vae, tmp_path, command, name, progress):
     # An array is decoded as it is made, part by part.
     result = command("sample", latents, "--num-samples", 9, "--vae", vae, "--out", tmp_path / name)
     assert result.out == f"{tmp_path / name}\n"
-    assert [line.split("  ")[0] for line in result.err.splitlines()] == told
+    assert [line.split("  ")[0] for line in result.err.splitlines()] == progress
 
 
 def test_default_autoencoder_is_the_papers(latents, monkeypatch):

@@ -312,14 +312,14 @@ class Fuzz:
             damage = self._damage(path, rng)
             changed = sealed is not None and path.is_file() and path.read_bytes() != sealed
             self.current.write_text(f"{seed} {run} {name} {damage}")
-            ending, told = _ending(lambda: use(target, run))
+            ending, sentence = _ending(lambda: use(target, run))
         finally:
             shutil.rmtree(target, ignore_errors=True)
         if sealed is not None and damage in TENSORS and changed and ending != "refused":
-            ending, told = "fault", f"{ending}, where the checksum differs"
+            ending, sentence = "fault", f"{ending}, where the checksum differs"
         table.counts[kind, damage, ending] += 1
         if ending == "fault":
-            table.faults.append(f"seed {seed}: {run} {name} {damage}: {told}")
+            table.faults.append(f"seed {seed}: {run} {name} {damage}: {sentence}")
 
     def _damage(self, path: Path, rng: random.Random) -> str:
         if path.is_dir():
@@ -357,10 +357,10 @@ def _ending(use: Callable[[], None]) -> tuple[str, str]:
     except Hang:
         return "fault", f"more than {_SECONDS} s"
     except Exception as error:
-        told, _ = _message_and_status(error, ["train"])
-        if told is None or "\n" in told:
+        sentence, _ = _message_and_status(error, ["train"])
+        if sentence is None or "\n" in sentence:
             return "fault", "".join(traceback.format_exception(error)[-3:])
-        return "memory" if told.startswith("out of memory") else "diverged", told
+        return "memory" if sentence.startswith("out of memory") else "diverged", sentence
     finally:
         signal.alarm(0)
     return "accepted", ""

@@ -131,18 +131,18 @@ class Telling(Shifting):
     """Adds the guidance scale, and the style codes where there are any."""
 
     def forward(self, noise, labels=None, guidance_scale=None, style_indices=None):
-        told = noise + self.shift[labels] + guidance_scale[:, None]
-        return told if style_indices is None else told + style_indices
+        samples = noise + self.shift[labels] + guidance_scale[:, None]
+        return samples if style_indices is None else samples + style_indices
 
 
 @pytest.mark.parametrize("with_codes", [False, True])
 def test_generator_is_told_guidance_scale_and_codes_of_every_sample(batch, with_codes):
     generator, scale = Telling(4), torch.tensor([1.0, 2.5, 4.0])
     codes = torch.arange(36).reshape(3, 6, 2) if with_codes else None
-    told = dataclasses.replace(batch, guidance_scale=scale, style_indices=codes)
+    guided = dataclasses.replace(batch, guidance_scale=scale, style_indices=codes)
     generated = batch.noise + generator.shift[batch.labels][:, None] + scale[:, None, None] + (codes if with_codes else 0)
     expected = LOSS({"sample": generated[:, :, None]}, batch.positives)
-    report = drifting_step(generator, identity, LOSS, told)
+    report = drifting_step(generator, identity, LOSS, guided)
     gradients = [torch.autograd.grad(result.loss, generator.shift)[0] for result in (report, expected)]
     torch.testing.assert_close(*gradients)
 
@@ -161,9 +161,9 @@ def test_independent_batch_has_codes_of_its_own(batch):
 
 @pytest.mark.parametrize("size", [1, 4, 18, 50, None])
 def test_inputs_of_all_parts_together_are_those_of_the_whole(batch, size):
-    told = dataclasses.replace(batch, guidance_scale=torch.tensor([1.0, 2.5, 4.0]))
+    guided = dataclasses.replace(batch, guidance_scale=torch.tensor([1.0, 2.5, 4.0]))
     codes = torch.arange(36).reshape(3, 6, 2)
-    parts = list(told.inputs(batch.noise, codes, size))
+    parts = list(guided.inputs(batch.noise, codes, size))
     assert max(len(noise) for noise, *_ in parts) == min(size or 18, 18)
     noise, labels, scale, style_indices = (torch.cat(column) for column in zip(*parts, strict=True))
     assert torch.equal(noise, batch.noise.flatten(0, 1))
