@@ -1,18 +1,18 @@
-# `make demo` and `make test` work in a fresh clone and when run again: both set up the virtual environment .venv first.
+# `make demo` and `make test` work in a fresh clone and can be repeated: both first set up the virtual environment .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
-# A short form of the full presets: 512 + 512 points a step in place of 2048 + 2048.
+# Shorter than the full presets: 512 + 512 points per step instead of 2048 + 2048.
 SHORT := --batch-size 512 --overwrite
 
 .PHONY: help setup demo test test-slow lint format clean
 
 help:
-	@echo "make demo       set up, train three toys and the digits in a few minutes, and name the pictures"
-	@echo "make test       set up, then lint, types, layering and tests"
-	@echo "make test-slow  set up, then the long tests that make test leaves out"
-	@echo "make format     rewrite the code in the house style"
-	@echo "make clean      remove the virtual environment and the demo's pictures"
+	@echo "make demo       set up .venv, train three toys and the digits in a few minutes, and list the pictures"
+	@echo "make test       set up .venv, then check style, types and imports, and run the tests"
+	@echo "make test-slow  set up .venv, then run the tests marked slow, which make test leaves out"
+	@echo "make format     format the code with ruff"
+	@echo "make clean      remove .venv and the runs of make demo"
 
 setup: .venv/ready
 
@@ -32,11 +32,11 @@ demo: setup
 	@echo "Done. The pictures:"
 	@ls $(DEMO)/*/*.png $(DEMO)/*/*.gif
 
-# As many tests at a time as there are cores, each with one thread: two busy threads of two processes wait for each other.
+# One test process per core, each with one thread: busy threads of several processes would wait for each other.
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
-# What is long and covered in a shorter form by `make test`: whole runs of several processes, every preset, compiled runs.
+# Long tests, which `make test` covers in a shorter form: whole runs of several processes, every preset, compiled runs.
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not gpu and not network' -n auto --dist worksteal
 
