@@ -73,7 +73,7 @@ def test_constant_functions_know_neither_autograd_nor_autocast():
     assert product.__name__ == "product"
 
 
-def test_nearest_name_mends_a_typing_error():
+def test_nearest_name_is_suggested_for_a_typing_error():
     assert nearest_name("Swis_rol", ["checkerboard", "swiss_roll"]) == "swiss_roll"
 
 

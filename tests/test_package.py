@@ -181,5 +181,5 @@ def test_every_module_can_be_imported():
             assert importlib.import_module(name).__doc__
 
 
-def test_errors_that_a_person_can_mend_are_value_errors():
+def test_errors_that_a_user_can_fix_are_value_errors():
     assert issubclass(drifting.InputError, ValueError)

@@ -17,7 +17,7 @@ def _shown(terminal: bool, steps: int = 3, done: int = 0, norms=(0.5, None, None
     return out.getvalue()
 
 
-def test_only_the_last_step_is_told_of_a_short_run_without_a_terminal():
+def test_only_the_last_step_is_reported_of_a_short_run_without_a_terminal():
     (line,) = _shown(terminal=False).splitlines()
     assert line.startswith("step 3/3  ")
     for part in ("steps/s", "samples/s", "raw drift norm 0.5", "0 s left"):
@@ -118,7 +118,7 @@ def test_counts_begin_behind_what_is_done_already():
     assert line.endswith("images/s  0 s left")
 
 
-def test_lines_are_told_beside_whatever_else_is_shown(monkeypatch, capsys):
+def test_lines_are_reported_beside_whatever_else_is_shown(monkeypatch, capsys):
     tell = print_lines("reading", unit="rows")
     for done in range(1, 4):
         tell(done, 3)

@@ -19,7 +19,7 @@ IMAGES = ImagesData(name="x", image_shape=(3, 16, 16), num_classes=3)
 PURPOSES = ("generator", "encoder", "classifier", "projection", "training", "encoder training", "encoder batches", "memory bank")
 
 
-def test_streams_of_purposes_and_seeds_are_these_very_ones_and_all_different():
+def test_streams_of_purposes_and_seeds_have_known_values_and_differ():
     assert stream_seed(0, "generator") == 2076276050402766384
     found = [stream_seed(seed, purpose) for seed, purpose in itertools.product([-1, 0, 1, 11, 2**64], PURPOSES)]
     assert all(0 <= seed < 2**63 for seed in found)

@@ -223,7 +223,7 @@ def test_too_many_points(refused, toy_run):
         runs.load(toy_run).sample(2_000_000_000)
 
 
-def test_bad_seed_is_told_before_a_download(refused):
+def test_bad_seed_is_reported_before_a_download(refused):
     refused(["sample", "hub:latent_B_sota", "--seed", -1], "seed is -1")
 
 

@@ -41,7 +41,7 @@ def test_empty_words_are_refused(here, command, arguments, name):
     assert list(here.iterdir()) == []
 
 
-def test_version_is_told(command):
+def test_version_is_reported(command):
     result = command("--version")
     assert result.status == 0
     assert re.fullmatch(r"drifting \d+\.\d+\.\d+\n", result.out)

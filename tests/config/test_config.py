@@ -201,7 +201,7 @@ def test_device_that_is_not_there_is_refused(tiny_toy, device):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_missing_cuda_is_told_with_the_mend(tiny_toy, device):
+def test_missing_cuda_is_reported_with_the_fix(tiny_toy, device):
     with pytest.raises(InputError, match=f"device is '{device}', which this machine does not offer: pass --device cpu"):
         resolve(dataclasses.replace(tiny_toy, device=device))
 

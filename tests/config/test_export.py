@@ -57,7 +57,7 @@ def test_image_files_are_exported_as_they_were():
     assert config.data.exported_shape() == (3, 6, 6)
 
 
-def test_wrong_auto_encoders_are_told(vae_folder, tmp_path):
+def test_wrong_auto_encoders_are_reported(vae_folder, tmp_path):
     with pytest.raises(
         InputError, match=r"vae is '.*', which decodes latents of 4 channels, but those of the run have 8: name the"
     ):

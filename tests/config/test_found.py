@@ -27,7 +27,7 @@ def few(count):
     return f"note: {count} test images are too few for {needed}"
 
 
-def test_own_images_are_told_before_training(command, tmp_path):
+def test_own_images_are_reported_before_training(command, tmp_path):
     folder = write_images(tmp_path / "own", {"cats": 20, "dogs": 20}, channels=3)
     for name in ("a.xyz", "b.xyz", "c.xyz"):
         (folder / "cats" / name).write_text("no image")
@@ -42,7 +42,7 @@ def test_own_images_are_told_before_training(command, tmp_path):
     assert said(command("train-encoder", "mae", "--data", folder, "--save-dir", tmp_path / "encoder", *sizes)) == expected
 
 
-def test_streamed_images_are_told_alike(tmp_path):
+def test_streamed_images_are_reported_alike(tmp_path):
     folder = write_images(tmp_path, {"Train/cats": 4, "Train/dogs": 3, "valid/dogs": 2, "extra/cats": 1}, channels=3)
     data = ImageFilesData(path=str(folder), image_size=16)
     config = resolve(EncoderRunConfig(data=data, encoder=MAEConfig(width=9)))
@@ -61,7 +61,7 @@ def test_many_classes_are_shortened(command, tmp_path):
     assert line == "108 train and 12 test images of 1 x 8 x 8, 12 classes: 0 (9), 1 (9), 2 (9), ..., 11 (9)"
 
 
-def test_unconditional_images_are_told_without_classes(command, tmp_path):
+def test_unconditional_images_are_reported_without_classes(command, tmp_path):
     folder = write_images(tmp_path / "own", {".": 20})
     lines = said(command("train", "images", "--data", folder, "--unconditional", "--save-dir", tmp_path / "run"))
     assert lines == ["18 train and 2 test images of 1 x 8 x 8, not by class", few(2)]
@@ -78,7 +78,7 @@ def test_unconditional_images_are_told_without_classes(command, tmp_path):
         ({"x/a": 9, "x/b": 9, "y/a": 9, "y/b": 9}, "classes 'x', 'y' hold no images but sub-folders ('a', 'b')"),
     ],
 )
-def test_doubts_are_told_before_training(command, tmp_path, counts, note):
+def test_doubts_are_reported_before_training(command, tmp_path, counts, note):
     folder = write_images(tmp_path / "own", {})
     for name, count in counts.items():
         write_images(folder / name, {".": count})

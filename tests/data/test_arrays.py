@@ -64,7 +64,7 @@ def test_files_of_medmnist_and_keras(tmp_path):
         load_images(str(tmp_path))
 
 
-def test_npy_files_of_a_folder_are_told_by_their_names(tmp_path):
+def test_npy_files_of_a_folder_are_recognized_by_their_names(tmp_path):
     saved(tmp_path / "train_images.npy", COLOR)
     saved(tmp_path / "train_labels.npy", np.array(["dog", "cat"] * 10))
     saved(tmp_path / "test_images.npy", COLOR[:2])
@@ -104,7 +104,7 @@ def test_axes_and_ranges_of_images(tmp_path, array, expected):
     ("array", "said"),
     [(COLOR / 255.0, r"from 0 to 1 and are read as \[0, 1\]"), (COLOR / 127.5 - 1, r"from -1 to 1 and are read as \[-1, 1\]")],
 )
-def test_how_floats_were_read_is_said(tmp_path, array, said):
+def test_how_floats_were_read_is_reported(tmp_path, array, said):
     *_, part = everything(saved(tmp_path / "x.npy", array))
     assert len(part.doubts) == 1
     assert re.search(said, part.doubts[0])

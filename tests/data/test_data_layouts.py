@@ -124,7 +124,7 @@ def test_birds_take_their_splits_and_classes_from_lists(tmp_path, wrap):
     assert len(load_images(str(tmp_path), split="test").images) == 2
 
 
-def test_lists_that_are_wrong_are_told(tmp_path):
+def test_lists_that_are_wrong_are_reported(tmp_path):
     root = tiny(tmp_path / "tiny")
     for line, reason in (
         ("../../../etc/x.png\tn01443537\n", r"names '\.\./\.\./\.\./etc/x\.png', no regular file below"),

@@ -19,7 +19,7 @@ def test_split_is_always_the_same_and_ignores_the_global_streams():
     assert all(torch.equal(before, after) for before, after in zip(first, load_digits(), strict=True))
 
 
-def test_split_is_this_very_one():
+def test_split_has_known_labels():
     split = load_digits()
     assert split.train_labels[:10].tolist() == [3, 9, 1, 3, 1, 9, 4, 4, 2, 8]
 

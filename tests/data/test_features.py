@@ -43,7 +43,7 @@ def test_cache_is_encoding_on_the_fly_bit_for_bit(batch_size, byte_budget, tmp_p
 
 
 @pytest.mark.parametrize("byte_budget", [2**20, 0])
-def test_every_batch_is_told_once_it_is_encoded_and_none_of_a_cache_that_is_found(byte_budget, tmp_path):
+def test_every_batch_is_reported_once_it_is_encoded_and_none_of_a_cache_that_is_found(byte_budget, tmp_path):
     progress, encoder = [], Encoder()
     options = {"batch_size": 12, "byte_budget": byte_budget, "folder": tmp_path}
     FeatureCache(encoder, SAMPLES, on_progress=lambda done: progress.append((done, encoder.seen - 8)), **options)

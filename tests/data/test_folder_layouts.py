@@ -189,7 +189,7 @@ def test_a_link_to_another_disk_is_followed(tmp_path):
     assert ImageFiles(tmp_path / "mine", image_size=4).labels.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
     write(tmp_path, {"a": 2, "b": 2})
 
     def scandir(path, scan=os.scandir):
@@ -270,7 +270,7 @@ def test_dataset_json_of_another_kind_is_no_file_of_labels(tmp_path):
         (b"\xff\xfe\x00", r"dataset\.json', which is truncated or corrupted"),
     ],
 )
-def test_bad_dataset_json_is_told(tmp_path, content, message):
+def test_bad_dataset_json_is_reported(tmp_path, content, message):
     write(tmp_path, {"a": 1})
     (tmp_path / "dataset.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     for read in (lambda: load_images(str(tmp_path)), lambda: ImageFiles(tmp_path, image_size=4)):

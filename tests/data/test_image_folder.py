@@ -95,7 +95,7 @@ def test_no_image_is_opened_before_it_is_read_and_a_damaged_one_is_named(folder)
         (lambda folder: (folder / "a").mkdir() or folder / "a", {}, "a', whose split 'train' holds no images: add some"),
     ],
 )
-def test_bad_folder_is_told(folder, change, options, message):
+def test_bad_folder_is_reported(folder, change, options, message):
     with pytest.raises(InputError, match=message):
         ImageFiles(change(folder), **{"image_size": 8, **options})
 

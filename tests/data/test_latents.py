@@ -123,7 +123,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("message", BROKEN)
-def test_broken_cache_is_told(folder, message):
+def test_broken_cache_is_reported(folder, message):
     BROKEN[message](folder)
     with pytest.raises(InputError, match=message):
         LatentCache(folder)

@@ -51,7 +51,7 @@ def test_cache_holds_the_moments_of_every_image_and_of_its_mirror_image(place):
     assert (len(cache), cache.num_classes, cache.labels.tolist()) == (7, 2, [0, 0, 0, 0, 1, 1, 1])
 
 
-def test_damage_that_leaves_the_size_is_told_when_the_row_is_read(place, copy):
+def test_damage_that_leaves_the_size_is_reported_when_the_row_is_read(place, copy):
     path = copy / "shard-00001.safetensors"
     content, moments = bytearray(path.read_bytes()), load_file(path)["moments"]
     # The last value of the mirror image of the second of its images, the fifth of all.
@@ -155,7 +155,7 @@ def test_damaged_shards_are_written_again(place, copy, tmp_path, damage):
     assert path.read_bytes() == whole
 
 
-def test_progress_is_told(place, tmp_path, capsys):
+def test_progress_is_reported(place, tmp_path, capsys):
     _write(place, tmp_path / "cache")
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("writing latents 7/7  ")
@@ -197,13 +197,13 @@ def test_another_cache_is_refused_before_any_work_unless_it_may_be_overwritten(p
         ({"split": "test"}, "split is 'test', but data '.*' has train, val"),
     ],
 )
-def test_bad_settings_are_told_and_nothing_is_written(place, tmp_path, settings, message):
+def test_bad_settings_are_reported_and_nothing_is_written(place, tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         _write(place, tmp_path / "cache", CacheSettings(**{"image_size": 8, **settings}))
     assert not (tmp_path / "cache").exists()
 
 
-def test_folders_that_cannot_be_used_are_told(place, copy, tmp_path, monkeypatch):
+def test_folders_that_cannot_be_used_are_reported(place, copy, tmp_path, monkeypatch):
     (copy / "index.json").write_text("no JSON")
     with pytest.raises(InputError, match=r"out is '.*', whose index\.json is damaged .*: pass --overwrite, or name another folder"):
         _write(place, copy)

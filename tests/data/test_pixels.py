@@ -195,7 +195,7 @@ def test_stored_sizes_that_do_not_fit_into_memory_are_refused(monkeypatch):
     assert decode(images, image_size=8).shape == (2, 3, 8, 8)
 
 
-def test_memory_is_told_by_this_system():
+def test_this_system_reports_its_memory():
     assert 2**20 < _checks.available_memory() < 2**50
 
 

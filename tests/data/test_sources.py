@@ -170,7 +170,7 @@ def test_result_belongs_to_the_caller_and_the_global_streams_do_not_matter():
     assert torch.equal(shuffled_indices(10, 0, 10, 0), kept)
 
 
-def test_sequence_is_this_very_one():
+def test_sequence_has_known_values():
     assert shuffled_indices(10, 5, 10, 0).tolist() == [5, 1, 3, 2, 4, 9, 4, 2, 1, 0]
 
 

@@ -96,7 +96,7 @@ def test_classes_are_numbers_or_names_in_columns_of_usual_names(tmp_path, column
     assert load_images(str(tmp_path)).labels.tolist() == [1, 0] * 3
 
 
-def test_first_of_several_label_columns_is_taken_and_said(tmp_path):
+def test_first_of_several_label_columns_is_taken_and_reported(tmp_path):
     for suffix in ("", ".gz"):
         columns = {"coarse_label": [0, 0, 0, 1], "category": ["x"] * 4, "fine_label": [3, 2, 1, 0]}
         write_table(tmp_path / f"train{suffix}.parquet", **columns)

@@ -42,7 +42,7 @@ def test_network_is_frozen(folder):
     assert not any(weight.requires_grad for weight in VAE(load_vae(folder).network).parameters())
 
 
-def test_bad_folder_and_size_are_told(folder, tmp_path):
+def test_bad_folder_and_size_are_reported(folder, tmp_path):
     with pytest.raises(InputError, match=r"vae is '.*', which cannot be loaded"):
         load_vae(tmp_path)
     with pytest.raises(InputError, match="image_size is 15: pass a multiple of 2"):

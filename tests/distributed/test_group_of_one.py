@@ -61,7 +61,7 @@ FAULTS = {errno.ENOSPC: "Make room", errno.EROFS: "Make it writable", errno.EACC
 
 
 @pytest.mark.parametrize("number", FAULTS, ids=errno.errorcode.get)
-def test_disk_that_refuses_a_share_is_told_in_a_sentence_and_leaves_the_older_checkpoint(group, tmp_path, monkeypatch, number):
+def test_disk_that_refuses_a_share_is_reported_in_a_sentence_and_leaves_the_older_checkpoint(group, tmp_path, monkeypatch, number):
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     state, *_ = Case(sharded=True, dtype=torch.float32).make()

@@ -102,7 +102,7 @@ def test_each_process_needs_a_device_of_its_own(monkeypatch):
         (ValueError("Connection closed by peer"), False),
     ],
 )
-def test_loss_of_a_process_is_told_from_other_errors(error, lost):
+def test_loss_of_a_process_is_distinguished_from_other_errors(error, lost):
     assert is_lost_process(error) is lost
 
 

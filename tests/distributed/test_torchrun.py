@@ -89,7 +89,7 @@ def test_lost_process_ends_the_run_which_is_gone_on_with_and_stopped_politely(tm
     assert load_checkpoint(newest)[0]["average.n_averaged"] == int(stopped[1])
 
 
-def test_bad_input_is_said_once_and_ends_all(tmp_path):
+def test_bad_input_is_printed_once_and_ends_all_processes(tmp_path):
     run = Launched(tmp_path / "log", "train", "toy", "--batch-size", 31, "--save-dir", tmp_path / "run")
     status, text = run.ends_with()
     assert status == 1

@@ -153,7 +153,7 @@ def test_other_images_are_refused():
         _features(_Stages(), ["pooled"])(_images(4))
 
 
-def test_without_the_library_the_mend_is_told(monkeypatch):
+def test_without_the_library_the_fix_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"encoder is 'a/b', which needs .* pip install 'drifting-models\[encoders\]'"):
         load_pretrained("a/b", image_shape=(3, 8, 8))

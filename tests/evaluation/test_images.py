@@ -162,7 +162,7 @@ def test_every_figure_has_its_floor():
 
 
 @pytest.mark.parametrize(("count", "warned"), [(64, True), (65, False)])
-def test_fewer_samples_than_features_are_told_in_a_sentence_and_measured_all_the_same(count, warned):
+def test_fewer_samples_than_features_are_reported_in_a_sentence_and_measured_all_the_same(count, warned):
     extractor = Extractor("pixels", lambda images: images.flatten(1).float() / 255)
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always")
@@ -202,7 +202,7 @@ def test_kept_statistics_are_those_used(tmp_path):
     assert _measured(extractor=extractor)["frechet_distance"] == _measured()["frechet_distance"]
 
 
-def test_damaged_statistics_are_computed_anew(tmp_path):
+def test_damaged_statistics_are_computed_again(tmp_path):
     extractor = dataclasses.replace(EXTRACTOR, cache=tmp_path)
     first = _measured(extractor=extractor)
     for path in tmp_path.iterdir():
@@ -308,7 +308,7 @@ def test_few_images_have_all_figures_but_those_of_neighbors(sizes):
 
 
 @pytest.mark.parametrize(("sizes", "split"), [((1, 30), "training"), ((30, 1), "test")])
-def test_single_image_is_told(sizes, split):
+def test_single_image_is_reported(sizes, split):
     train, test = (bar_set(size, classes=1, seed=seed) for seed, size in enumerate(sizes))
     with pytest.raises(InputError, match=f"data has 1 {split} image, too few to compare with: add some"):
         _measured(lambda *asked: pytest.fail("sampled"), train, test)

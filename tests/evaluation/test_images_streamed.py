@@ -159,7 +159,7 @@ def test_published_statistics_tell_no_number_of_images():
 
 
 @pytest.mark.parametrize(("count", "warned"), [(8, True), (9, False)])
-def test_fewer_samples_than_features_are_told(count, warned):
+def test_fewer_samples_than_features_are_reported(count, warned):
     few, many = collect_statistics(_batches(TRAIN.images[:count]), EXTRACTOR), collect_statistics(_batches(TEST.images), EXTRACTOR)
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always")

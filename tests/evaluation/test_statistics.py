@@ -22,7 +22,7 @@ def _same(first: ImageStatistics, second: ImageStatistics) -> bool:
 
 
 @pytest.mark.parametrize("seen", [SEEN, BARE], ids=["all", "statistics"])
-def test_what_was_seen_comes_back(seen, tmp_path):
+def test_saved_statistics_come_back(seen, tmp_path):
     path = tmp_path / "seen.safetensors"
     save_statistics(path, seen, fingerprint="abc")
     found, fingerprint = load_statistics(path)

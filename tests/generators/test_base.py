@@ -4,7 +4,7 @@ import torch
 from drifting.generators.base import draw_noise, seeded_noise
 
 
-def test_noise_of_a_seed_is_this_very_one():
+def test_noise_of_a_seed_has_known_values():
     expected = [[0.0599110350, 0.0155596342, -1.1644384861], [0.9716, 1.5016, 0.0916]]
     torch.testing.assert_close(seeded_noise([0, 7], (3,), 0), torch.tensor(expected), rtol=0, atol=5e-5)
 

@@ -200,7 +200,7 @@ def test_distance_ignores_rotation_and_a_common_shift_and_scales_with_the_square
 
 
 @pytest.mark.parametrize(("count", "warned"), [(2, True), (64, True), (65, False), (1000, False)])
-def test_too_few_samples_are_told(count, warned):
+def test_too_few_samples_are_reported(count, warned):
     sentence = unreliable(count, 64)
     assert (sentence is not None) == warned
     rank = torch.linalg.matrix_rank(gaussian_of(_features(count, 64, 0)).covariance)
@@ -260,7 +260,7 @@ def test_gaussian_survives_the_disk(tmp_path):
     assert fingerprint == "mnist, 20"
 
 
-def test_unreadable_gaussians_are_told(tmp_path):
+def test_unreadable_gaussians_are_reported(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         load_gaussian(tmp_path / "none.safetensors")
     (tmp_path / "damaged.safetensors").write_bytes(b"not this")

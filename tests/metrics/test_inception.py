@@ -90,7 +90,7 @@ def test_the_hash_and_the_address_are_the_published_ones():
     assert inception.URL.startswith("https://nvlabs-fi-cdn.nvidia.com/")
 
 
-def test_missing_files_and_other_files_are_told(tmp_path):
+def test_missing_files_and_other_files_are_reported(tmp_path):
     with pytest.raises(InputError, match="which is no file"):
         load_inception(tmp_path / "none.pt")
     (tmp_path / "other.pt").write_text("not this")
@@ -130,7 +130,7 @@ def test_a_truncated_download_is_refused_and_not_kept(network_file, published, c
 @pytest.mark.parametrize(
     "error", [urllib.error.URLError("no route to host"), TimeoutError("timed out"), PermissionError("read-only")]
 )
-def test_without_a_network_the_mend_is_told(error, cache, monkeypatch):
+def test_without_a_network_the_fix_is_named(error, cache, monkeypatch):
     def refuse(*args, **kwargs):
         raise error
 

@@ -110,7 +110,7 @@ def test_batch_is_shared_among_as_many_labels_as_are_asked_for():
     assert (schedule.generated, schedule.positives) == (40, 7)
 
 
-def test_other_data_are_found_anew(gray_folder, color_folder):
+def test_other_data_are_searched_again(gray_folder, color_folder):
     config = resolve(preset("images", data=str(gray_folder)))
     assert config.data.image_shape == (1, 8, 8)
     assert adjust(config, **{"data.path": config.data.path}) == config

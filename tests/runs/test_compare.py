@@ -110,7 +110,7 @@ def test_encoder_steps_and_minutes_are_those_of_the_files(three, tiny_images):
     assert [table[name]["minutes"] for name in "ad"] == ["-", "5.0"]
 
 
-def test_floors_that_differ_stand_beside_each_figure_and_are_told(three, command):
+def test_floors_that_differ_stand_beside_each_figure_and_are_reported(three, command):
     _update("b", frechet_distance_floor=0.75, color_mean=[0.5, -1], color_mean_floor=[0.25, 0])
     result = command("compare", "a", "b", "--out", "out")
     assert result.status == 0
@@ -133,7 +133,7 @@ def test_floors_that_differ_by_rounding_agree(three, command):
 
 
 @pytest.mark.parametrize("floor", [0.5, 0.75])
-def test_extractors_that_differ_are_told_in_one_line(three, command, floor):
+def test_extractors_that_differ_are_reported_in_one_line(three, command, floor):
     _update("b", extractor="pixels", frechet_distance_floor=floor)
     error = command("compare", "a", "b", "--out", "out").err
     assert re.fullmatch(r"drifting: different extractors .*\(columns 'a', pixels 'b'\).* cannot be compared[^\n]*\n", error)

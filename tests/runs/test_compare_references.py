@@ -6,7 +6,7 @@ from drifting.runs.compare import Entry, comparison
 
 
 @pytest.mark.parametrize("floor", [0.5, 0.75])
-def test_references_that_differ_are_told_in_one_line(tiny_toy, floor):
+def test_references_that_differ_are_reported_in_one_line(tiny_toy, floor):
     known = {"a": {"reference": "images val"}, "b": {"reference": "statistics x.npz", "frechet_distance_floor": floor}, "c": {}}
     shared = {"extractor": "inception", "frechet_distance": 3.0, "frechet_distance_floor": 0.5}
     entries = [Entry(name, Path(name), tiny_toy, {**shared, **figures}) for name, figures in known.items()]

@@ -250,7 +250,7 @@ def test_fault_inside_safetensors_is_one_of_the_disk(tmp_path):
 
 
 @small
-def test_folder_that_is_gone_is_told(here, command, monkeypatch):
+def test_folder_that_is_gone_is_reported(here, command, monkeypatch):
     def remove(self):
         shutil.rmtree(self.folder)
         raise FileNotFoundError(errno.ENOENT, "No such file", str(self.folder))

@@ -324,7 +324,7 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
         ),
     ],
 )
-def test_bad_input_is_told_before_anything_is_looked_at(files_run, monkeypatch, options, message):
+def test_bad_input_is_reported_before_anything_is_looked_at(files_run, monkeypatch, options, message):
     monkeypatch.setattr(references.ImageFiles, "read", lambda self, indices: pytest.fail("looked at images"))
     with pytest.raises(InputError, match=message):
         files_run.evaluate(**options)

@@ -210,7 +210,7 @@ def test_encoder_steps_on_the_command_line(refused, tmp_path, gray_folder):
 
 
 @pytest.mark.parametrize(("each", "expected"), [(20, "4 test images are too few"), (9, "1 test image is too few"), (30, None)])
-def test_test_images_too_few_to_evaluate_on_are_told_before_training(tmp_path, each, expected):
+def test_test_images_too_few_to_evaluate_on_are_reported_before_training(tmp_path, each, expected):
     data = resolve(presets.preset("images", data=str(write_images(tmp_path / "own", {"a": each, "b": each})))).data
     notes = [line for line in data.report() if "test image" in line and line.startswith("note")]
     assert len(notes) == (expected is not None)

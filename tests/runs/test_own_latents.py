@@ -68,7 +68,7 @@ def test_nothing_is_written_for_a_run_that_could_not_begin(config, tmp_path):
     assert (tmp_path / "runs" / "bars-latents" / INDEX).exists()
 
 
-def test_weights_of_another_network_are_told_before_latents_are_written(config, tmp_path):
+def test_weights_of_another_network_are_reported_before_latents_are_written(config, tmp_path):
     weights = tmp_path / "encoder.safetensors"
     save_tensors(weights, {"stem.conv.weight": torch.zeros(1)})
     recipe = preset("imagenet256-ablation", data=config.data.path, vae=config.data.vae, encoder_weights=str(weights))

@@ -269,7 +269,7 @@ def test_extractor_learns_nothing_from_images_that_are_held_out(classifier, tmp_
     assert len(images) == len(labels)
 
 
-def test_extractor_of_an_earlier_version_is_told_to_be_trained_again(extractor_folder, config, tmp_path):
+def test_extractor_of_an_earlier_version_must_be_trained_again(extractor_folder, config, tmp_path):
     copy = Path(shutil.copytree(extractor_folder, tmp_path / "copy"))
     (copy / "trained_on.safetensors").unlink()
     with pytest.warns(

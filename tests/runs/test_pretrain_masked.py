@@ -42,7 +42,7 @@ def config(folder) -> EncoderRunConfig:
     return EncoderRunConfig(preset="mae-pixel-640", data=data, encoder=encoder, checkpoint_every=2)
 
 
-def test_every_image_is_seen_once_in_an_epoch_and_varied_anew_in_the_next(config):
+def test_every_image_is_seen_once_in_an_epoch_and_varied_differently_in_the_next(config):
     rows = resolve(config).data.rows(seed=0)
     batches, labels = batches_of(rows, 7, seed=0), rows.labels
     seen, named = zip(*(batches(number) for number in range(1, 9)), strict=True)

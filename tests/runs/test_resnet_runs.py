@@ -87,7 +87,7 @@ def test_joint_population_still_learns_from_the_classes(gray_folder, tmp_path):
     runs.train(config, tmp_path / "run")
 
 
-def test_labels_that_cannot_be_used_are_left_out_and_damaged_images_are_told(tmp_path, monkeypatch):
+def test_labels_that_cannot_be_used_are_left_out_and_damaged_images_are_reported(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "own", {"train/a": 12, "train/b": 12, "test/a": 4, "test/c": 4})
     data = ImagesData(name="own", path=str(folder))
     with pytest.raises(LabelError, match=r"class 2 \('c'\) has no images"):

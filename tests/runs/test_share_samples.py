@@ -76,7 +76,7 @@ def test_latents_are_decoded_by_the_library(latents, vae):
 
 
 @pytest.mark.parametrize(("name", "progress"), [("a.png", ["sampling 9/9", "decoding 9/9"]), ("a.npy", ["sampling 9/9"])])
-def test_progress_is_told_beside_the_path(latents, vae, tmp_path, command, name, progress):
+def test_progress_is_reported_beside_the_path(latents, vae, tmp_path, command, name, progress):
     # An array is decoded as it is made, part by part.
     result = command("sample", latents, "--num-samples", 9, "--vae", vae, "--out", tmp_path / name)
     assert result.out == f"{tmp_path / name}\n"
@@ -176,7 +176,7 @@ def test_what_is_in_the_cache_is_not_asked_for(hub, pixels, monkeypatch):
     assert hub == []
 
 
-def test_no_network_is_told_in_one_sentence(hub, tmp_path, command):
+def test_no_network_is_reported_in_one_sentence(hub, tmp_path, command):
     refused = command("convert", "hub:mae_pixel_640", "--out", tmp_path / "out")
     assert (refused.status, refused.out) == (2, "")
     assert refused.err == (

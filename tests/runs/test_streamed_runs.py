@@ -159,7 +159,7 @@ def test_encoders_that_learn_from_images_in_memory_are_refused(config):
         dataclasses.replace(resolve(config), encoder=AutoencoderConfig()).build_network()
 
 
-def test_data_that_are_missing_or_have_no_classes_are_told(config, place, tmp_path):
+def test_data_that_are_missing_or_have_no_classes_are_reported(config, place, tmp_path):
     latents = isinstance(config.data, LatentsData)
     what = "a cache that drifting latents wrote" if latents else "a folder of images"
     with pytest.raises(InputError, match=f"data is missing: pass --data with {what}"):

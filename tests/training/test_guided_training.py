@@ -80,7 +80,7 @@ def test_guided_batch_has_real_samples_of_any_label_that_weigh_as_the_guidance_a
 
 
 @pytest.mark.parametrize(("independent", "repelling"), [(False, 3), (True, 4)])
-def test_drawn_scales_are_told_to_the_generator_and_weigh_the_real_samples_of_their_label(tiny_digits, independent, repelling):
+def test_drawn_scales_are_passed_to_the_generator_and_weigh_the_real_samples_of_their_label(tiny_digits, independent, repelling):
     drawn = {"guidance_exponent": 1.0, "highest_guidance_scale": 3.0, "unguided_prob": 0.3, "unconditional": 5}
     sizes = {"labels_per_step": 7, "generated": 4, "independent_negatives": independent}
     state, (positives, *_, schedule) = _state(_with(tiny_digits, **drawn, **sizes))
@@ -113,7 +113,7 @@ def test_fixed_guidance_is_not_told_at_sampling(tiny_digits):
         schedule.scale_of_samples(1.0)
 
 
-def test_drawn_guidance_is_told_as_far_as_it_was_trained(tiny_digits):
+def test_drawn_guidance_is_reported_as_far_as_it_was_trained(tiny_digits):
     drawn = {"guidance_scale": 1.5, "guidance_exponent": 3.0, "highest_guidance_scale": 2.5, "unconditional": 5}
     schedule = _with(tiny_digits, **drawn).schedule
     assert [schedule.scale_of_samples(asked) for asked in (None, 1.0, 2.5)] == [1.5, 1, 2.5]

@@ -73,7 +73,7 @@ def test_features_are_those_of_the_samples_that_a_source_draws(config, unconditi
 
 
 @pytest.mark.parametrize("bank", [None, BANK])
-def test_cached_features_are_of_the_same_samples_as_those_encoded_anew(config, bank):
+def test_cached_features_are_of_the_same_samples_as_those_encoded_again(config, bank):
     config = dataclasses.replace(config, bank=bank)
     cached, anew = (_positives(dataclasses.replace(config, cache_features=cache)) for cache in (True, False))
     for seed in range(3):
@@ -86,7 +86,7 @@ def test_cached_features_are_of_the_same_samples_as_those_encoded_anew(config, b
 
 
 @pytest.mark.parametrize("bank", [None, BANK])
-def test_run_on_cached_features_equals_one_that_encodes_anew_bit_for_bit(config, bank, monkeypatch, assert_same_tensors):
+def test_run_on_cached_features_equals_one_that_encodes_again_bit_for_bit(config, bank, monkeypatch, assert_same_tensors):
     encoder = dataclasses.replace(config.encoder, features=("pixels", "norm_x"))
     guided = dataclasses.replace(config.schedule, guidance_scale=1.12)
     config = dataclasses.replace(config, bank=bank, encoder=encoder, schedule=guided)

@@ -280,7 +280,7 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing(change, sentence
     assert_same_tensors(trainer.state_dict(), before)
 
 
-def test_divergence_is_told(monkeypatch):
+def test_divergence_is_reported(monkeypatch):
     trainer = Trainer(network(), X, loss=LOSS, schedule=schedule(3), noise_shape=4)
     with torch.no_grad():
         trainer.module[0].weight.fill_(math.nan)
