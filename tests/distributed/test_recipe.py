@@ -7,8 +7,8 @@ import torch
 
 from drifting import presets
 from drifting.presets import settings
-from drifting.runs import smoke
 from drifting.runs.assemble import resolve
+from drifting.runs.train import _make_inputs, _with_paths
 from tests.distributed.one_step import assert_close, first_step
 
 pytestmark = pytest.mark.distributed
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.distributed
 def recipe(tmp_path_factory):
     made = tmp_path_factory.mktemp("made")
     given = settings.smoke(presets.preset("imagenet256-ablation"))
-    config = smoke._with_names(given, made)
-    smoke._make(given, config, made)
+    config = _with_paths(given, made)
+    _make_inputs(given, config, made)
     return resolve(config)
 
 
