@@ -1,13 +1,10 @@
-"""What the core requires of its inputs, what it says if they do not fit, and its first calls of vectorized functions."""
-
-import subprocess
-import sys
+"""What the core requires of its inputs, and what it says if they do not fit."""
 
 import pytest
 import torch
 
 from drifting import DriftingLoss, InputError, drifting_loss
-from drifting._checks import VECTORIZED, check_shapes, constant, full_precision, join_weights, nearest_name
+from drifting._checks import check_shapes, constant, full_precision, join_weights, nearest_name
 from drifting.fields import mean_shift
 
 ODD_SHAPES = [
@@ -129,34 +126,3 @@ def test_features_of_other_names_are_refused(argument):
     features = {"low": torch.zeros(2, 3, 1, 4), "high": torch.zeros(2, 3, 1, 4)}
     with pytest.raises(InputError, match=r"\['low'\] and \['high', 'low'\]"):
         DriftingLoss()(**{"generated": features, "positives": features, argument: {"low": features["low"]}})
-
-
-# Torch computes up to so many elements of a unary function in the calling thread.
-GRAIN = 2048
-
-RECORD = """
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
-class Record(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if isinstance(args[0] if args else None, torch.Tensor):
-            print(function.overloadpacket.__name__, args[0].dtype, args[0].numel(), args[0].is_contiguous())
-        return function(*args, **(kwargs or {}))
-
-with Record():
-    import drifting
-
-    drifting.drifting_loss
-"""
-
-
-def test_import_calls_every_function_on_a_short_contiguous_vector():
-    done = subprocess.run([sys.executable, "-c", RECORD], capture_output=True, text=True, check=True)
-    calls = [line.split() for line in done.stdout.splitlines()]
-    wanted = {(name, f"torch.{dtype}") for name in VECTORIZED for dtype in ("float32", "float64")}
-    assert wanted <= {(name, dtype) for name, dtype, _, _ in calls}
-    first = {}
-    for name, dtype, length, contiguous in calls:
-        first.setdefault((name, dtype), (int(length), contiguous))
-    assert [key for key in wanted if not (1 < first[key][0] < GRAIN and first[key][1] == "True")] == []
