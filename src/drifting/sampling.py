@@ -18,11 +18,11 @@ from drifting.generators.base import Generator, seeded_codes, seeded_noise
 from drifting.guidance import check_guidance_scale
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
-# Bytes of a value of a sample: in a batch, among all, and in the form of its user, which may be double.
+# Bytes per value of a sample: in a batch, in the result, and in the user's form, which may be double.
 _COPIES = 16
-# Samples of a pass, and values of them.
+# Limits of the number of samples in a pass, and of their values.
 _FEWEST_AT_ONCE, _MOST_AT_ONCE, _VALUES_AT_ONCE = 8, 4096, 2**20
-# Names of classes in a message, at most.
+# Largest number of class names in a message.
 _SHOWN = 8
 
 
@@ -46,8 +46,8 @@ def sample(
         labels: classes to cycle through; all of them, in order, by default. Not for an unconditional generator.
         guidance_scale: strength of the guidance, from 1 (none, the default) up. Only for a generator that takes it.
         batch_size: samples per forward pass; bounds memory and changes nothing else.
-        processes: those that share the work; all of them call, and all receive the samples.
-        on_progress: called after every pass with about how many samples there are.
+        processes: processes that share the work; all of them must call, and all receive the samples.
+        on_progress: called after every pass with the number of samples so far.
 
     Raises:
         InputError: if the count, the seed or a label is out of range or the guidance scale below 1, or the generator takes none; if
@@ -152,7 +152,7 @@ def label_numbers(labels: Sequence[int | str] | None, class_names: Sequence[str]
 
     Args:
         labels: numbers, or texts as they come from a command line; None for all.
-        class_names: of each number, where they are known.
+        class_names: name of each class, if they are known.
 
     Raises:
         InputError: for a text that is neither.

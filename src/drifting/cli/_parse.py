@@ -113,6 +113,8 @@ class Reader:
         Raises:
             InputError: if a word does not fit.
         """
+        if partial and not set(words) - HELP:
+            return {}
         words = with_present_names(words, {f"--{old}": f"--{option.name}" for option in options for old in option.former})
         groups: dict[str, list[Option]] = {
             heading: [] for heading in self.headings if any(one.heading == heading for one in options)

@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen, complete and JSON, written into the run folder and into every checkpoint.
+"""The configuration of a run: frozen, complete, and saved as JSON in the run folder and in every checkpoint.
 
 `run` says what there is and builds it, `json_io` turns it into JSON and back. What a configuration is made of stands beside its
 parts: in `data`, `encoders` and `generators`.

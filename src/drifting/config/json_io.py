@@ -27,7 +27,7 @@ SavedConfig = AnyConfig | ReleasedConfig
 
 
 def to_json(config: SavedConfig) -> dict[str, Any]:
-    """Return the configuration as JSON values, with its version; the class of every part stands beside its values, as "type"."""
+    """Return the configuration as JSON values, with its version and, as "type", the class of every part."""
     return {"version": VERSION, **_with_types(config, dataclasses.asdict(config))}
 
 
@@ -38,7 +38,7 @@ def _with_types(part: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_json(values: Any, origin: str) -> SavedConfig:
-    """Return the configuration written by `to_json`; raises InputError if it is of a newer version or not one at all."""
+    """Return the configuration written by `to_json`, or raise InputError if it is damaged or of a newer version."""
     version = values.get("version") if isinstance(values, dict) else None
     if type(version) is not int:
         raise InputError(f"configuration '{origin}' has no version: name the folder of a run made by drifting")
@@ -51,7 +51,7 @@ def from_json(values: Any, origin: str) -> SavedConfig:
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a configuration and of its parts under the names that settings have now."""
+    """Return the values of a configuration and its parts with the present names of the settings."""
     if values.get("type") == "ReleasedConfig":
         return values
     parts = {name: _renamed(value) if isinstance(value, dict) else value for name, value in values.items()}
@@ -59,7 +59,7 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _moved(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of an earlier version with each setting in the part that holds it now."""
+    """Return the values of an earlier version with each setting in its present part."""
     loss = values.get("loss")
     if isinstance(loss, dict) and "affinity_floor" in loss and "field" not in loss:
         floor, rest = loss["affinity_floor"], {name: value for name, value in loss.items() if name != "affinity_floor"}

@@ -1,4 +1,4 @@
-"""What a run holds as a whole, the values with which nothing could work, and the networks that it is made of."""
+"""The configurations of a generator's run, an encoder and a classifier: their settings, checks and networks."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -29,7 +29,7 @@ class LossConfig:
 
     Attributes:
         temperatures: bandwidths of the drift field; the drifts of all of them are added.
-        field: the drift field that trains, with its own parameters: one of `drifting.fields`.
+        field: drift field, one of `drifting.fields`, with its own parameters.
         normalize_features: divide the features by their scale, so that temperatures suit any feature.
         normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
     """
@@ -45,13 +45,13 @@ class LossConfig:
 
 
 class TrainingConfig:
-    """What the configuration of any training says of it.
+    """What the configurations of all trainings have in common.
 
     Attributes:
-        noun: what comes of it: a "generator", a "classifier" or an "encoder".
-        finds_labels: whether labels are read even where classes are not used.
-        short: parts whose settings have names of their own in the configuration, and so can be named without the part.
-        changeable: parts of which some settings may change when a training is resumed.
+        noun: what is trained: a "generator", a "classifier" or an "encoder".
+        finds_labels: whether labels are read even if the training does not use them.
+        short: parts whose settings can be named without the part.
+        changeable: parts with settings that may change when a training is resumed.
     """
 
     noun: ClassVar[str]
@@ -67,7 +67,7 @@ class TrainingConfig:
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Name of the training in messages."""
         return self.preset
 
     @property
@@ -77,27 +77,27 @@ class TrainingConfig:
 
     @property
     def plans_all_steps(self) -> bool:
-        """Whether the learning rate falls over all steps: with other steps in all, those behind would have been others."""
+        """Whether the learning rate depends on the total number of steps, which then cannot change when a training is resumed."""
         return getattr(self.optimization, "warmup_steps", None) is None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig):
-    """One run, completely.
+    """Complete configuration of a generator's run.
 
     Attributes:
-        preset: the name it was made from.
-        data, generator, encoder, loss, schedule: its parts.
-        bank: the memory bank of real samples; None to draw from the whole data set.
-        cache_features: compute the features of a finite data set once, before training, where an encoder is worth it.
+        preset: name of the preset.
+        data, generator, encoder, loss, schedule: parts of the run.
+        bank: memory bank of real samples; None to draw from the whole data set.
+        cache_features: compute the features of images in memory once, before training, if there is an encoder network.
         seed: seed of the weights and of all draws of the training.
         device: device to train on: cpu, cuda, cuda:1 or mps.
         parallel: how several processes hold the weights: "ddp", each a copy, or "fsdp", each a share; see `distributed`.
         log_every: number of steps between lines of metrics.jsonl.
         checkpoint_every: number of steps between checkpoints.
         keep: how many checkpoints to keep.
-        snapshots: how many times samples are set aside for the pictures of the training, the start not counted.
-        snapshot_samples: how many samples are set aside each time.
+        snapshots: number of snapshots of samples during training for the pictures, without that of the start.
+        snapshot_samples: number of samples in a snapshot.
     """
 
     noun: ClassVar[str] = "generator"
@@ -122,7 +122,7 @@ class RunConfig(TrainingConfig):
     snapshot_samples: int = 2048
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value with which training could not work."""
+        """Raise InputError for a value that does not fit."""
         schedule = self.schedule
         names = ("steps", "generated", "positives", "labels_per_step", "statistics_every")
         own = ("log_every", "checkpoint_every", "keep", "snapshots", "snapshot_samples")
@@ -146,7 +146,7 @@ class RunConfig(TrainingConfig):
 
     @property
     def learns_classes(self) -> bool:
-        """Whether the loss of its encoder needs labels."""
+        """Whether the loss of the encoder needs labels."""
         return self.encoder.learns_classes
 
     @property
@@ -155,13 +155,13 @@ class RunConfig(TrainingConfig):
         return self.encoder.objective is not None and self.encoder.weights_file is None
 
     def build_generator(self) -> Generator:
-        """Return the generator with its initial weights, which depend on the seed alone, on the CPU."""
+        """Return the generator on the CPU with its initial weights, which depend only on the seed."""
         data, guided = self.data, self.schedule.draws_guidance
         with initial_weights(self.seed, "generator"):
             return self.generator.build(sample_shape=data.sample_shape, num_classes=data.num_classes, guided=guided)
 
     def build_network(self) -> nn.Module | None:
-        """Return the network of the encoder, untrained unless it has weights, on the CPU; None where there is none."""
+        """Return the network of the encoder on the CPU, with its weights or initial ones; None if there is no network."""
         return _encoder_network(self.encoder, self.data, self.seed)
 
     @property
@@ -171,15 +171,15 @@ class RunConfig(TrainingConfig):
 
     @property
     def plans_all_steps(self) -> bool:
-        """Never, for the learning rate of a generator stays where it is."""
+        """False, because the learning rate of a generator does not depend on the total number of steps."""
         return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(TrainingConfig):
-    """The training of an `encoders.classifier.Classifier`: for evaluation only.
+    """Configuration of the training of an `encoders.classifier.Classifier`, which is used only for evaluation.
 
-    It learns from four training images in five; the others make the floors of evaluations.
+    It is trained on four training images in five; the others make the floors of evaluations.
 
     Attributes:
         preset: the name it was made from.
@@ -215,7 +215,7 @@ class ClassifierConfig(TrainingConfig):
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value with which training could not work."""
+        """Raise InputError for a value that does not fit."""
         check_counts({name: getattr(self, name) for name in ("width", "steps", "batch_size")})
         if self.batch_size == 1:
             raise InputError("batch_size is 1, too few to normalize over: pass at least 2")
@@ -224,26 +224,26 @@ class ClassifierConfig(TrainingConfig):
         self.augmentation()
 
     def augmentation(self) -> Augmentation:
-        """Return how images and labels are varied, or raise InputError for a value out of its range."""
+        """Return the augmentation of images and labels, or raise InputError for a value out of range."""
         views = Views(crop=0, flip=self.flip, jitter=0, gray=0) if self.flip else None
         varied = {name: getattr(self, name) for name in ("shift", "rotation", "scale", "label_smoothing")}
         return Augmentation(views=views, **varied)
 
     def build_network(self) -> Classifier:
         """Return the classifier with its initial weights on the CPU."""
-        # It must not start from the weights of an encoder that it is to evaluate.
+        # It must not have the initial weights of an encoder that it evaluates.
         with initial_weights(self.seed, "classifier"):
             return Classifier(self.data.sample_shape, self.data.num_classes or 0, self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRunConfig(TrainingConfig):
-    """The training of a feature encoder on its own; later runs name its weights in the `weights` of their encoder.
+    """Configuration of the training of a feature encoder on its own. Later runs use it through the `weights` of their encoder.
 
     Attributes:
-        preset: the name it was made from.
-        data: images, or latents of them. Their labels are learned or, where there are any, only tell how good the features are.
-        encoder: the network and its training: `ResNetConfig` by classes, `SimCLRConfig` or `MAEConfig`.
+        preset: name of the preset.
+        data: images or latents. Labels are learned, or only measure the features.
+        encoder: network and its training: `ResNetConfig` with classes, `SimCLRConfig` or `MAEConfig`.
         seed: seed of the weights, of the order and of the augmentation.
         device: device to train on: cpu, cuda, cuda:1 or mps.
         checkpoint_every: number of steps between checkpoints.
@@ -251,7 +251,7 @@ class EncoderRunConfig(TrainingConfig):
     """
 
     noun: ClassVar[str] = "encoder"
-    # An encoder that learns without labels is measured by them.
+    # Labels measure an encoder that learns without them.
     finds_labels: ClassVar[bool] = True
     changeable: ClassVar[tuple[str, ...]] = ("encoder",)
 
@@ -264,7 +264,7 @@ class EncoderRunConfig(TrainingConfig):
     keep: int = 2
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value with which training could not work."""
+        """Raise InputError for a value that does not fit."""
         if self.encoder.kind is None:
             raise InputError(f"encoder is {type(self.encoder).__name__}, which is not trained on its own: pass ResNetConfig")
         self.encoder.check()
@@ -277,7 +277,7 @@ class EncoderRunConfig(TrainingConfig):
 
     @property
     def kind(self) -> str:
-        """What `drifting train-encoder` calls it."""
+        """Kind of the encoder in `drifting train-encoder`."""
         return str(self.encoder.kind)
 
     @property
@@ -292,7 +292,7 @@ class EncoderRunConfig(TrainingConfig):
 
     @property
     def learns_classes(self) -> bool:
-        """Whether its loss needs labels."""
+        """Whether the loss needs labels."""
         return self.encoder.learns_classes
 
     def build_network(self) -> nn.Module | None:
@@ -301,7 +301,7 @@ class EncoderRunConfig(TrainingConfig):
 
 
 def _encoder_network(encoder: EncoderConfig, data: Data, seed: int) -> nn.Module | None:
-    """Return the network of an encoder for the images of data, or raise InputError if the two do not fit."""
+    """Return the network of an encoder for images, or raise InputError if they do not fit."""
     if encoder.objective is not None and not encoder.alone and not data.loads_images:
         unfit = "is on disk" if data.on_disk else "has no images"
         raise InputError(f"encoder is {encoder.noun}, but the data set {unfit}: use the space of the samples")
@@ -318,10 +318,10 @@ AnyConfig = RunConfig | ClassifierConfig | EncoderRunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedConfig:
-    """A converted artifact: config.json stands beside generator.safetensors or encoder.safetensors.
+    """Configuration of a converted artifact, beside generator.safetensors or encoder.safetensors.
 
     Attributes:
-        metadata: the artifact's metadata.json, whole, from which the network is built; see `hub.build_network`.
+        metadata: content of the artifact's metadata.json, from which the network is built; see `hub.build_network`.
     """
 
     noun: ClassVar[str] = "converted artifact"
@@ -330,5 +330,5 @@ class ReleasedConfig:
 
     @property
     def released_as(self) -> str:
-        """What the release calls networks of this kind: "gen" or "mae"."""
+        """Kind of the network in the release: "gen" or "mae"."""
         return str(self.metadata.get("kind"))

@@ -1,4 +1,4 @@
-"""How good the samples of a run are, each figure beside the same figure for real data: the floor."""
+"""Evaluation of the samples of a run. Beside each figure stands the same figure for real data: the floor."""
 
 from drifting.evaluation.extractors import Extractor
 from drifting.evaluation.images import Sides, compare, evaluate_images, frechet_curve

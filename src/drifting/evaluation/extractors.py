@@ -32,15 +32,15 @@ _PIXELS = 32
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature space to measure in, and who names the classes.
+    """A feature space for comparisons, and a classifier of images.
 
     Attributes:
-        name: shown beside the figures; with the weights it makes the name of cached statistics.
+        name: name beside the figures and in the file names of cached statistics.
         embed: images -> features.
-        classify: images -> the label of each; None for an extractor that knows no labels.
+        classify: images -> labels; None for an extractor without classes.
         cache: folder for statistics of real data; None to compute them anew.
-        probabilities: images -> those of the classes on which the Inception Score is defined; None for any other extractor.
-        trained_on: digests of the images that it was trained on, see `shares.digests`, which make no floor; None for none.
+        probabilities: images -> class probabilities of the Inception Score; None for any other extractor.
+        trained_on: digests of its training images, see `shares.digests`, which no floor contains; None if there are none.
     """
 
     name: str
@@ -52,20 +52,20 @@ class Extractor:
 
 
 def accuracy_of(network: nn.Module, images: Bytes, labels: Int[Tensor, " s"]) -> float:
-    """Return the share of images that a classifier in evaluation mode, images in [-1, 1] -> logits, names as their label."""
+    """Return the accuracy of a classifier in evaluation mode, which maps images in [-1, 1] to logits."""
     device = next(network.parameters()).device
     named = in_batches(lambda part: network(part.to(device)).argmax(1), images)
     return float((named == labels).double().mean())
 
 
 def in_batches(function: Callable[[Tensor], Tensor], images: Bytes, size: int = 500) -> Tensor:
-    """Return what a function of images in [-1, 1] makes of bytes, on the CPU."""
+    """Return the results, on the CPU, of a function of images in [-1, 1] for images as bytes."""
     with torch.no_grad():
         return torch.cat([function(to_signed(part)).cpu() for part in images.split(size)])
 
 
 def _trained_on(folder: Path) -> Int[Tensor, " t"] | None:
-    """Return the digests of the images that a classifier was trained on; None, with a warning, for one that does not tell."""
+    """Return the digests of the training images of a classifier; None, with a warning, if there is no file of them."""
     if not (folder / _TRAINED_ON).exists():
         older = f"extractor is '{folder}', which does not tell the images that it was trained on"
         warnings.warn(f"{older}: floors may be of those, so train it again with this version", stacklevel=3)
@@ -83,8 +83,8 @@ def find_extractor(extractor: str | None, data: Any, read: Callable[[Path], Any]
         extractor: the folder of a trained classifier, a TorchScript Inception file (.pt), or "pixels"; None for the classifier in
             runs/NAME-classifier, NAME being the data set's, where it has a name.
         data: `data.ImageData` that the generator was trained on.
-        read: folder -> the configuration of the classifier there; None for that of something else.
-        device: where the extractor looks at them.
+        read: folder -> the configuration of the classifier in it; None if it holds something else.
+        device: device of the extractor.
 
     Raises:
         InputError: if it is not there, or takes other images.
@@ -122,7 +122,7 @@ def find_extractor(extractor: str | None, data: Any, read: Callable[[Path], Any]
 
 
 def _classifier_folder(extractor: str | None, data: Any) -> Path:
-    """Return where a trained classifier lies, or raise InputError."""
+    """Return the folder of a trained classifier, or raise InputError."""
     name = getattr(data, "name", None)
     if extractor is None and name is None:
         raise InputError(
@@ -131,14 +131,14 @@ def _classifier_folder(extractor: str | None, data: Any) -> Path:
     folder = Path("runs") / f"{name}-classifier" if extractor is None else Path(extractor)
     if not (folder / _WEIGHTS).exists():
         command = f"drifting train {name}-classifier --save-dir {folder}"
-        # No preset trains on the user's own images as they are cropped and converted here.
+        # No preset crops and converts the user's own images in the same way.
         fix = f"run {command}" if name and data.path is None else "name the folder of a classifier of these images"
         raise InputError(f"extractor is '{folder}', where there is no trained classifier: {fix}, or pass --extractor pixels")
     return folder
 
 
 def _pixels(*, in_memory: bool) -> Extractor:
-    """Return an extractor whose features are the pixels: of images that may be large, means over squares of them."""
+    """Return an extractor whose features are the pixels, or means over squares of pixels of images that may be large."""
     if in_memory:
         return Extractor("pixels", lambda images: to_signed(images).flatten(1))
 

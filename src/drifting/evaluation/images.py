@@ -40,25 +40,25 @@ Floor = Callable[[int, ImageStatistics], ImageStatistics | None]
 # (count, labels) -> that many images in batches, of these labels in turn, or of all classes in turn
 ImageSampler = Callable[[int, Sequence[int] | None], Iterable[Batch]]
 
-# Labels of samples are listed for so many, and over again for more: memory does not grow with their number.
+# The list of labels repeats after this many samples, so that memory does not grow with their number.
 _PERIOD = 100_000
-# Images whose distances from each other are looked at, at most.
+# Largest number of images whose distances from each other are computed.
 _PAIRED = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """What samples are compared with: a reference of real images, and other real ones, which make the floor.
+    """The two sets of real images of an evaluation: the reference, and others that make the floor.
 
     Attributes:
-        name: of the reference, shown beside the figures.
-        reference: (batch size) -> the reference, looked at so many images at a time.
-        floor: (batch size, reference) -> the floor, of images that are none of the reference; None, with a warning, where there are
-            none.
-        count: how many samples to make.
-        shares: classes of the run, in whose shares samples are made; None where they are not known.
-        keep: features of how many are kept.
-        pixels: what is compared of the images themselves, where all of them are in memory.
+        name: name of the reference, shown beside the figures.
+        reference: batch size -> statistics of the reference.
+        floor: batch size and statistics of the reference -> statistics of images outside the reference; None, with a warning, if
+            there are none.
+        count: number of samples to draw.
+        shares: labels of the reference, whose shares the samples have; None if they are unknown.
+        keep: number of images whose features are kept.
+        pixels: comparisons of the pixels, if all images are in memory.
     """
 
     name: str
@@ -71,37 +71,37 @@ class Sides:
 
 
 class Pixels:
-    """What is compared of images that are all in memory: colors and copies.
+    """Comparisons of the pixels of images that are all in memory: colors and copies.
 
     Args:
-        train: what the generator was trained on.
-        test: real images that it was not.
-        others: real images that make a floor.
+        train: training images of the generator.
+        test: other real images.
+        others: real images for a floor.
     """
 
     def __init__(self, train: ImageSet, test: ImageSet, others: Bytes) -> None:
         self._train, self._test, self._others, self._collected = train, test, others, list[Bytes]()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass samples on and remember them; without labels where the test set has none, by which no figure could be compared."""
+        """Yield samples and remember them, without labels if the test set has none."""
         for images, labels in batches:
             self._collected.append(images.cpu())
             yield images, labels if self._test.labels is not None else None
 
     def figures(self) -> Metrics:
-        """Return the figures of the samples that were passed on."""
+        """Return the figures of the samples that `watch` yielded."""
         generated = torch.cat(self._collected)
         return _colors(generated, self._others, self._test) | _copies(generated, self._train, self._test)
 
 
 def evaluate_images(sampler: ImageSampler, sides: Sides, extractor: Extractor, *, batch_size: int) -> Metrics:
-    """Make images batch after batch, look at them and at real ones, and compare them.
+    """Generate images in batches and compare them with real ones.
 
     Args:
-        sampler: draws from the generator; asked for labels in the shares of the reference, where those are known.
-        sides: what they are compared with, see `references`.
-        extractor: the feature space.
-        batch_size: real images at a time.
+        sampler: draws from the generator, with labels in the shares of the reference if those are known.
+        sides: real images to compare with, see `references`.
+        extractor: feature space.
+        batch_size: number of real images at a time.
 
     Returns:
         The figures of `compare` and, where all images are in memory, each with its floor: of gray and color images `color_mean`,
@@ -123,7 +123,7 @@ def evaluate_images(sampler: ImageSampler, sides: Sides, extractor: Extractor, *
 
 
 def compare_counts(floor: int, count: int) -> Metrics:
-    """Return the number of images of a floor where it is not that of the samples, and warn of what it is worth then."""
+    """Return the number of images of a floor and warn if it is not the number of samples; return nothing if it is."""
     if floor == count:
         return {}
     too = f"the floor is of {floor} real images and so too large for {count} samples"
@@ -132,7 +132,7 @@ def compare_counts(floor: int, count: int) -> Metrics:
 
 
 def compare_features(features: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> dict[str, float]:
-    """Return every figure of features but the Frechet distance, see `compare`; those of neighbors need some images."""
+    """Return every figure of features except the Frechet distance, see `compare`; those of neighbors need enough images."""
     found = {"kernel_distance": kernel_distance(features, real)}
     if min(len(features), len(real)) >= NEIGHBORS:
         found |= precision_recall(features, real)._asdict()
@@ -175,12 +175,12 @@ def _spread(features: Float[Tensor, "s d"]) -> float:
 
 
 def compare(generated: ImageStatistics, real: ImageStatistics, floor: ImageStatistics | None = None) -> Metrics:
-    """Compare generated images with real ones, and other real ones with those: the floor.
+    """Compare generated images with real ones, and other real images with the same ones for the floor.
 
     Args:
-        generated: samples.
-        real: what they are compared with.
-        floor: other real images, as many as there are samples; None where there are none. `num_samples_floor` tells another number.
+        generated: statistics of samples.
+        real: statistics of the reference.
+        floor: statistics of as many other real images; `num_samples_floor` is their number if it differs. None for no floor.
 
     Returns:
         Figures, each with its floor: `frechet_distance` and `kernel_distance` to the real images; `precision`, `recall`, `density`
@@ -214,14 +214,13 @@ def frechet_curve(
     """Return the Frechet distance to the test set at every snapshot.
 
     Args:
-        snapshots: step -> samples, of each step as many, with the classes of the training set in turn where it has some. Samples
-            of a class together weigh as much as it does in the test set; of more classes than samples, the others are left out
-            of both.
-            Distances fall with the number of samples, so compare them with the floor alone.
-        train: real images, of which as many make the floor.
-        test: real images.
-        extractor: the feature space. Images that it was trained on make no floor.
-        real: of the features of the whole test set, where it is known.
+        snapshots: step -> samples, the same number for every step, with the classes of the training set in turn if there are any.
+            The samples of a class are weighted by its share of the test set. If there are more classes than samples, both sides
+            leave out the other classes. Distances fall with the number of samples, so compare them only with the floor.
+        train: training images; as many of them as samples make the floor.
+        test: test images.
+        extractor: feature space. Images that it was trained on make no floor.
+        real: Gaussian of the features of the whole test set, if it is known.
 
     Returns:
         `frechet_curve_steps`, `frechet_curve`, a distance for each of them, and `frechet_curve_floor`; nothing where there are too

@@ -1,7 +1,7 @@
 """Points in the plane and digits of 8 x 8 pixels, which are few and small enough to compare all of them at once.
 
-Points: how far they are from the data, how much drift is left, and whether every mode has its share. Digits: are they the digits
-asked for, spread like real ones, and new? `Metrics` are the figures of any evaluation.
+Points are measured by their distance from the data, the remaining drift and the share of every mode; digits by classifiers, their
+distance from the data and their nearest training digits. `Metrics` are the figures of any evaluation.
 
 Shapes: s samples, r real samples, d pixels, k modes.
 """
@@ -18,7 +18,7 @@ from drifting.metrics.memorization import nearest
 
 # (count, seed) -> samples
 Sampler = Callable[[int, int], Tensor]
-# The extractor is a name, all else are figures.
+# The extractor and the reference are names; all others are figures.
 Metrics = dict[str, int | float | Sequence[float] | Sequence[int] | str]
 
 SEEDS = 5
@@ -26,7 +26,7 @@ DRIFT_BATCHES = 25
 
 
 def as_text(value: int | float | Sequence[float] | Sequence[int] | str) -> str:
-    """Return a figure as tables show it: a count whole, a number in five digits, several in four each."""
+    """Return a figure as text: a count as it is, a number with five digits, several numbers with four digits each."""
     if isinstance(value, float):
         return f"{value:.5g}"
     return str(value) if isinstance(value, str | int) else " ".join(f"{part:.4g}" for part in value)
@@ -42,15 +42,15 @@ def evaluate_points(
     endless: bool = True,
     modes: Float[Tensor, "k 2"] | None = None,
 ) -> Metrics:
-    """Compare points of a generator with real ones: squared energy distance, the drift that is left, the share of every mode.
+    """Compare generated points with real ones: squared energy distance, remaining drift, and the share of every mode.
 
     Args:
         sampler: draws from the generator.
-        real: draws real points; of one draw of twice the count, one half is compared with, the other gives the floor.
-        count: points on each side.
+        real: draws real points; one half of a draw of twice the count is the reference, the other half makes the floor.
+        count: number of points on each side.
         drift: (generated, positives) -> the raw drift of training.
-        batch: points on each side of the drift, on which its noise depends: those of a training step.
-        endless: whether no two draws of real points share a point; of a finite set only the two halves of one draw do not.
+        batch: number of points on each side of the drift, as in a training step, because its noise depends on it.
+        endless: whether two draws of real points never share a point; in a finite set, only the halves of one draw never do.
         modes: centers of equally likely parts of the distribution.
 
     Returns:
@@ -90,7 +90,7 @@ def mode_shares(samples: Float[Tensor, "s 2"], modes: Float[Tensor, "k 2"]) -> F
 
 
 def evaluate_digits(sampler: Sampler, split: LabeledSplit) -> Metrics:
-    """Compare generated digits, classes in turn, with real ones: are they the digits asked for, spread like real ones, and new?
+    """Compare generated digits, with classes in turn, with real ones: their labels, their distribution, and whether they are new.
 
     Returns:
         `nearest_neighbor_accuracy` and `logistic_accuracy`: share of samples that classifiers fit on the training digits name as

@@ -1,4 +1,4 @@
-"""Which real images the samples of a run are compared with, and which ones make the floor.
+"""The real images that the samples of a run are compared with, and those that make the floor.
 
 The reference is the test set, or what is named, or else the run's own folder: its images that were not trained on if there is a
 split of them, else all. The floor is made of other images: of the training split beside the reference, or of the training images of
@@ -42,22 +42,22 @@ from drifting.evaluation.statistics import (
     read_statistics,
 )
 
-# Samples that are made of a run whose images are in memory, and of one whose images stay on disk.
+# Default number of samples for data in memory, and for data on disk.
 IN_MEMORY, STREAMED = 10_000, 50_000
 
 _SEED = stream_seed(0, "real images")
 
-# Raised whenever images are decoded, cropped, resized or prepared for an extractor in another way than before.
+# Increased whenever images are decoded, cropped, resized or prepared for an extractor differently.
 _EXTRACTION = 3
 _POSITIONS = 2**62  # of rows of a cache that stand for real images; training does not use them
 
-# Images that may make a floor, for each that is wanted: some are copies of the reference, or a classifier was trained on them.
+# Candidates for each image of a floor: some are copies of the reference, or a classifier was trained on them.
 _CANDIDATES, _CANDIDATES_OF_A_CLASSIFIER = 2, 8
 _HELD_OUT = ("test", "val")
 
 
 def _no_floor(reason: str) -> Floor:
-    """Return a floor that there is not, of which it warns."""
+    """Return a missing floor, which warns with the reason."""
 
     def collect(batch_size: int, real: ImageStatistics) -> None:
         warnings.warn(f"the floor, the same figures of other real images, is left out: {reason}", stacklevel=2)
@@ -66,7 +66,7 @@ def _no_floor(reason: str) -> Floor:
 
 
 class _NothingLeftError(Exception):
-    """Fewer than two images are none of those to be left out."""
+    """Fewer than two images remain when known ones are left out."""
 
 
 @dataclass(kw_only=True)
@@ -74,14 +74,14 @@ class Streamed:
     """Images that are read when their statistics are collected; the statistics are kept.
 
     Attributes:
-        name: for the figures.
-        images: where they come from.
-        order: which images, in their order.
-        count: largest number of images to look at.
-        extractor: the feature space.
+        name: name beside the figures.
+        images: source of the images.
+        order: indices of the images, in order.
+        count: largest number of images.
+        extractor: feature space.
         cache: folder of earlier statistics; None to collect them anew.
-        labels: class of every image, where they are those of the run.
-        keep: features of how many are kept.
+        labels: label of every image, if its classes are those of the run.
+        keep: number of images whose features are kept.
     """
 
     name: str
@@ -135,12 +135,12 @@ class Streamed:
 
 
 def _as_they_are(collect: Callable[[int], ImageStatistics]) -> Floor:
-    """Return a floor of images that are chosen already."""
+    """Return a floor of images that need no further choice."""
     return lambda batch_size, real: collect(batch_size)
 
 
 def _others(images: Streamed) -> Floor:
-    """Return a floor of those images that are none of the reference, and that the extractor was not trained on."""
+    """Return a floor of the images that are not in the reference and that the extractor was not trained on."""
 
     def collect(batch_size: int, real: ImageStatistics) -> ImageStatistics | None:
         if real.digests is None:
@@ -159,14 +159,14 @@ def _digest(numbers: Int[Tensor, " n"] | None) -> str | None:
 
 
 def in_memory(name: str, train: ImageSet, test: ImageSet, extractor: Extractor, *, count: int = IN_MEMORY) -> Sides:
-    """Return the test set as a reference, and as many training images as samples for its floor.
+    """Return the test set as reference, and as many training images as samples for the floor.
 
     Args:
-        name: of the test set.
-        train: what the generator was trained on.
-        test: real images that it was not.
-        extractor: the feature space. Images that it was trained on make no floor.
-        count: images on each side, at least 2, as far as the training set reaches.
+        name: name of the test set.
+        train: training images of the generator.
+        test: other real images.
+        extractor: feature space. Images that it was trained on make no floor.
+        count: number of images on each side, at least 2; fewer if the training set is smaller.
     """
     if count < 2:
         raise InputError(f"num_samples is {count}: ask for at least 2")
@@ -191,25 +191,25 @@ def in_memory(name: str, train: ImageSet, test: ImageSet, extractor: Extractor, 
 
 
 def _of_features(extractor: Extractor) -> Extractor:
-    """Return an extractor for a floor: real images have one accuracy and one score, those of the reference."""
+    """Return an extractor for a floor, without the accuracy and the score, which are measured on the reference only."""
     return replace(extractor, classify=None, probabilities=None)
 
 
 def streamed(
     data: Any, real: str | None, extractor: Extractor, *, decode: Decoder, seed: int, count: int, cache: Path, device: str
 ) -> Sides:
-    """Return real images that are looked at where they lie, and what makes their floor.
+    """Return a reference and a floor of real images that stay on disk.
 
     Args:
         data: `data.ImageData` that the generator was trained on.
-        real: folder of images, or file of statistics; None for the images of the data that were not trained on, or of latents
-            for some of them, decoded.
-        extractor: the feature space.
+        real: folder of images, or file of statistics; None for images of the data that were not trained on, or for decoded
+            latents of the data.
+        extractor: feature space.
         decode: samples -> bytes.
-        seed: by which latents are drawn.
-        count: how many samples to make and how many images a floor has, as far as there are.
+        seed: seed of the latents.
+        count: number of samples, and largest number of images in the floor.
         cache: folder for statistics.
-        device: where latents are decoded.
+        device: device that decodes latents.
 
     Raises:
         InputError: if there are no real images, or they are not such as the generator makes.
@@ -225,7 +225,7 @@ def streamed(
 
 
 def _decoded(rows: Rows, decode: Decoder, extractor: Extractor, count: int, device: str) -> Sides:
-    """Return two sets of real latents as an auto-encoder decodes them, half of them on each side where there are not enough."""
+    """Return two sets of real latents as images; each has half of them if there are not enough."""
     each = min(count, len(rows) // 2)
     if rows.labels is None:
         order = shuffled_indices(len(rows), 0, len(rows), _SEED)
@@ -247,7 +247,7 @@ def _decoded(rows: Rows, decode: Decoder, extractor: Extractor, count: int, devi
 
 @dataclass(frozen=True)
 class _Files:
-    """Finds both sides in files."""
+    """Finds the reference and the floor in files."""
 
     data: Any
     extractor: Extractor
@@ -301,7 +301,7 @@ class _Files:
         return Sides(name=reference.name, reference=reference.collect, floor=floor, count=self.count, shares=shares)
 
     def _floor(self, name: str, images: Images, labels: Tensor | None, shares: Tensor | None) -> Floor:
-        """Return images in the shares of the reference, where classes of both are known, else by chance."""
+        """Return a floor in the shares of the reference if the classes of both are known, else of random images."""
         more = _CANDIDATES if self.extractor.trained_on is None else _CANDIDATES_OF_A_CLASSIFIER
         wanted = min(more * self.count, len(images))
         if labels is None or shares is None:
@@ -312,7 +312,7 @@ class _Files:
         return _others(Streamed(name=name, images=images, order=order, count=self.count, extractor=extractor, cache=self.cache))
 
     def _trained_on(self, shares: Tensor | None, apart_from: Path | None = None) -> Floor:
-        """Return the training images of the run, where it has any that do not lie in the folder of the reference."""
+        """Return a floor of the training images of the run, unless they are in the folder of the reference."""
         images = self.data.training_images()
         if images is None:
             gone = self.data.path is not None and not self.data.latent
@@ -326,7 +326,7 @@ class _Files:
 
 
 def _as_of_run(images: ImageFiles, names: tuple[str, ...] | None) -> Int[Tensor, " s"] | None:
-    """Return the labels of images as a run numbers its classes; None where one has a name that the run does not know."""
+    """Return the labels of images with the class numbers of a run; None if the run does not know the name of a class."""
     if images.labels is None or images.class_names is None or not set(images.class_names) <= set(names or ()):
         return None
     numbers = {name: number for number, name in enumerate(names or ())}

@@ -1,4 +1,4 @@
-"""Classes in the shares of a reference: which labels samples are asked for, and which real images make a floor.
+"""Labels of samples, and real images of a floor, with the same shares of classes as a reference.
 
 A set of images with other shares of its classes is far from a reference however good each image is, so both sides of a comparison
 have the shares of the reference. What stands for an image is a checksum of its pixels, by which copies are found.
@@ -17,12 +17,12 @@ from drifting.data.sources import shuffled_indices
 
 _SEED, _FLOOR_SEED = stream_seed(0, "shares"), stream_seed(0, "floor")
 
-# Its multiples, modulo 1, fill the unit interval evenly.
+# Golden ratio: its multiples, modulo 1, fill the unit interval evenly.
 _GOLDEN = (5**0.5 - 1) / 2
 
 
 def labels_in_shares(reference: Int[Tensor, " r"], count: int) -> Int[Tensor, " n"]:
-    """Return `count` labels in which every class has the share that it has in the reference, to less than one image.
+    """Return `count` labels in which the share of every class is that in the reference, within one image.
 
     The first labels of them are in about the same shares. Classes that are all equally frequent come in turn: 0, 1, 2, 0, 1, 2.
     """
@@ -37,7 +37,7 @@ def labels_in_shares(reference: Int[Tensor, " r"], count: int) -> Int[Tensor, " 
 
 
 def images_in_shares(labels: Int[Tensor, " s"], reference: Int[Tensor, " r"], count: int) -> Int[Tensor, " n"]:
-    """Return the indices of at most `count` different images whose classes have the shares of a reference, in an order of chance.
+    """Return the indices of at most `count` different images with the class shares of a reference, in random order.
 
     They are none if a class of the reference has no image here. The first ones are in about the same shares.
     """
@@ -50,7 +50,7 @@ def images_in_shares(labels: Int[Tensor, " s"], reference: Int[Tensor, " r"], co
 
 
 def images_of_labels(labels: Int[Tensor, " s"], wanted: Int[Tensor, " n"]) -> Int[Tensor, " f"]:
-    """Return for each wanted label the index of another image of its class, by chance; fewer where a class runs out."""
+    """Return the index of a different random image for each wanted label; fewer if a class has too few images."""
     if len(labels) == 0:
         return torch.empty(0, dtype=torch.long)
     there = labels.bincount(minlength=int(wanted.max()) + 1)
@@ -62,13 +62,13 @@ def images_of_labels(labels: Int[Tensor, " s"], wanted: Int[Tensor, " n"]) -> In
 
 
 def weights_in_shares(labels: Int[Tensor, " n"], reference: Int[Tensor, " r"]) -> Float[Tensor, " n"]:
-    """Return a weight for every image, by which those of a class together have the share of that class in the reference."""
+    """Return weights of images with which every class has its share in the reference."""
     size = int(torch.cat([labels, reference]).max()) + 1
     return (reference.bincount(minlength=size) / len(reference) / labels.bincount(minlength=size).clamp(min=1))[labels]
 
 
 def _rank(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Return for every label how many equal ones are before it."""
+    """Return the number of equal labels before each label."""
     counts, order = labels.bincount(), labels.argsort(stable=True)
     rank = torch.empty_like(labels)
     rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
@@ -76,18 +76,18 @@ def _rank(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
 
 
 def by_chance(total: int, count: int) -> Int[Tensor, " f"]:
-    """Return the indices of at most `count` of so many images, in an order of chance."""
+    """Return the indices of at most `count` of `total` images, in random order."""
     return shuffled_indices(max(1, total), 0, min(count, total), _FLOOR_SEED)
 
 
 def unknown_to(known: Int[Tensor, " t"] | None, images: UInt8[Tensor, "s c h w"]) -> Int[Tensor, " u"]:
-    """Return the indices of the images that are none of those with the known digests."""
+    """Return the indices of the images whose digests are not among the known ones."""
     if known is None:
         return torch.arange(len(images))
     return (~torch.isin(digests(images), known)).nonzero()[:, 0]
 
 
 def digests(images: UInt8[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
-    """Return 64 bits that stand for the pixels of every image."""
+    """Return a 64-bit hash of the pixels of every image."""
     found = [hashlib.blake2b(image.contiguous().numpy().data, digest_size=8).digest() for image in images.cpu()]
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in found], dtype=torch.long)

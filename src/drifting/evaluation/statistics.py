@@ -22,12 +22,12 @@ from drifting.evaluation.shares import digests
 from drifting.metrics.frechet import Gaussian, RunningGaussian, load_gaussian, save_gaussian
 from drifting.metrics.inception import RunningInceptionScore
 
-# Images, and the label of each where they have any.
+# Images, and their labels if they have any.
 Batch = tuple[Bytes, Int[Tensor, " s"] | None]
 
-# Features of so many images are kept, where the images do not fit into memory.
+# Number of images whose features are kept if the images do not fit into memory.
 KEPT = 10_000
-# Features are added to a covariance by so many: each time costs d x d numbers more.
+# Number of features that are added to a covariance at a time; each time takes d x d more numbers.
 _BLOCK = 2048
 
 SUFFIXES = (".safetensors", ".npz")
@@ -39,14 +39,14 @@ _ASYMMETRY = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class ImageStatistics:
-    """What is kept of images that an extractor saw.
+    """Statistics of images in the features of an extractor.
 
     Attributes:
-        gaussian: mean and covariance of the features of all.
-        features: of the first ones; None where only statistics are known.
-        accuracy: share that the extractor names as their label; None where there are no labels or it knows none.
-        inception_score: of all, see `metrics.inception_score`; None for an extractor that has none.
-        digests: of all, see `shares.digests`; None where they were not requested or are not known.
+        gaussian: mean and covariance of the features of all images.
+        features: features of the first images; None if they are unknown.
+        accuracy: share of images that the extractor classifies correctly; None without labels or classes.
+        inception_score: Inception Score of all images; None for an extractor without one.
+        digests: digests of all images, see `shares.digests`; None if they were not requested or are unknown.
     """
 
     gaussian: Gaussian
@@ -59,13 +59,13 @@ class ImageStatistics:
 def collect_statistics(
     batches: Iterable[Batch], extractor: Extractor, *, keep: int = KEPT, remember: bool = False
 ) -> ImageStatistics:
-    """Return the statistics of images that come batch after batch; no batch is held when the next one is requested.
+    """Return the statistics of images in batches; no batch is kept in memory when the next one is requested.
 
     Args:
-        batches: of any sizes, together at least two images.
-        extractor: the feature space.
-        keep: how many features are kept.
-        remember: keep digests of the images, by which copies of them are found.
+        batches: batches of any sizes, with at least two images in all.
+        extractor: feature space.
+        keep: number of images whose features are kept.
+        remember: keep digests of the images, to find copies of them.
 
     Raises:
         InputError: for fewer than two images, or features that are not finite.
@@ -105,7 +105,7 @@ def cached_statistics(path: Path, fingerprint: str, compute: Callable[[], ImageS
     Args:
         path: a .safetensors file.
         fingerprint: everything that the statistics depend on: images, their order, how many are kept, and the extractor.
-        compute: looks at the images.
+        compute: collects the statistics.
 
     Raises:
         InputError: before it is computed, if it could not be written.
@@ -160,7 +160,7 @@ def _check_covariance(covariance: Float[Tensor, "d d"], called: str) -> None:
 
 
 def _check(statistics: ImageStatistics, called: str) -> None:
-    """Raise InputError unless these are statistics of anything."""
+    """Raise InputError unless the statistics are valid."""
     gaussian = statistics.gaussian
     name, spread = gaussian.parts()
     size = len(gaussian.mean) if gaussian.mean.ndim == 1 else 0
@@ -186,14 +186,14 @@ def _published(path: Path) -> Gaussian:
         mean, covariance = (torch.from_numpy(np.asarray(array, np.float64)) for array in arrays)
     except KeyError:
         raise InputError("no mu and sigma") from None
-    # Every layer below (zip, its compression, the header of an array, memory) raises its own kinds.
+    # Every layer below (zip, its compression, the header of an array, memory) raises errors of its own classes.
     except Exception as error:
         raise InputError(reason(error)) from None
     return Gaussian(mean, covariance, 0)
 
 
 def check_feature_size(extractor: Extractor, shape: tuple[int, int, int], real: ImageStatistics, origin: str) -> None:
-    """Raise InputError if statistics are of another number of features than the extractor has for images of a shape."""
+    """Raise InputError unless the statistics have as many features as the extractor for images of a shape."""
     (size,) = extractor.embed(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1:]
     if size != len(real.gaussian.mean):
         numbers = f"are of {len(real.gaussian.mean)} features, but the extractor {extractor.name} has {size}"

@@ -1,4 +1,4 @@
-"""Feature encoders that are trained on their own, for later runs to drift in their features."""
+"""Feature encoders that are trained on their own, and runs that use them."""
 
 import dataclasses
 from pathlib import Path
@@ -29,14 +29,14 @@ _SETTINGS, _WEIGHTS = "config.json", "encoder.safetensors"
 
 
 def with_encoder(config: AnyConfig, weights: str) -> AnyConfig:
-    """Return a run in the features of an encoder that is trained already.
+    """Return the configuration of a run with a pretrained encoder.
 
     Weights that `drifting train-encoder` or a generator's run left bring the settings of their network, from the file beside them;
     other files are taken for weights of the network that the encoder has.
 
     Args:
-        config: of the run.
-        weights: the file, or the folder that it lies in.
+        config: configuration of the run.
+        weights: file of weights, or its folder.
 
     Raises:
         InputError: if there is no such file, what lies beside it is not the configuration of an encoder, or the run is none of a
@@ -64,7 +64,7 @@ def with_encoder(config: AnyConfig, weights: str) -> AnyConfig:
 
 
 def trained_by(weights: str) -> Any:
-    """Return the configuration of the run that trained an encoder's weights; None for a file that no run left.
+    """Return the configuration of the run that trained an encoder; None if the weights are not those of a run.
 
     Raises:
         InputError: if what lies beside the file is the configuration of something else.
@@ -79,7 +79,7 @@ def trained_by(weights: str) -> Any:
 
 
 def _features(before: EncoderConfig, trained: AutoencoderConfig | ResNetConfig, shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """Return what a run drifts in: the features that it had, or those of the presets, as far as the trained network has them."""
+    """Return the features of a run, or those of the presets, that the trained network has."""
     chosen = getattr(before, "features", None) if type(before) is type(trained) else None
     if isinstance(trained, AutoencoderConfig):
         return chosen or features_of(shape)
@@ -101,16 +101,16 @@ def encoder(
     device: str = "cpu",
     **settings: Any,
 ) -> EncoderRunConfig:
-    """Return the configuration of an encoder that learns classes, what two views have in common, or what is hidden.
+    """Return the configuration of an encoder that learns classes, similarity of two views, or hidden parts of images.
 
     Args:
         kind: supervised, simclr or mae.
-        name: what the images are called, and looked for by where there are no `data`: cifar10 by default, or the name of `data`.
+        name: name of the images, and of the data set if `data` is not given: cifar10 by default, or the name of `data`.
         data: folder or Hub id.
-        image_size: pixels to a side; they are cropped and resized.
-        channels: 1 or 3 to convert.
-        seed: of the weights, the order and the augmentation.
-        device: where it trains.
+        image_size: side in pixels; images are cropped and resized.
+        channels: 1 or 3 to convert the images.
+        seed: seed of the weights, the order and the augmentation.
+        device: device to train on.
         settings: fields of `ResNetConfig`, `SimCLRConfig` or `MAEConfig`; for mae `arch` stands for the `depths` of that network.
 
     Raises:
@@ -123,7 +123,7 @@ def encoder(
 
 
 def choices(kind: str) -> list[Setting]:
-    """Return what can be chosen of an encoder before its settings, or raise InputError if there is no such kind."""
+    """Return the arguments of `encoder` that are not settings, or raise InputError if there is no such kind."""
     _kind(kind)
     help_of = described(encoder)
     kinds = {"name": str, "data": str, "image_size": int, "channels": int}
@@ -133,14 +133,14 @@ def choices(kind: str) -> list[Setting]:
 
 
 def called(name: str | None, data: str | None) -> str:
-    """Return what images are called that are named so, or are there."""
+    """Return the name of the images."""
     return name or (Path(data).resolve().stem if data else "cifar10")
 
 
 def resumed_encoder(
     saved: AnyConfig, kind: str, *, name: str | None = None, data: str | None = None, **settings: Any
 ) -> EncoderRunConfig:
-    """Return the configuration of an encoder whose training goes on, with the arguments of `encoder` that are given again.
+    """Return the configuration of an encoder whose training is resumed, with some arguments of `encoder` again.
 
     Raises:
         InputError: as `encoder`; if the saved one is of something else, or of other images.

@@ -1,4 +1,4 @@
-"""The user's own images: a generator in the features of an encoder that is trained on them, and their classifier.
+"""Presets for the user's own images: a generator in the features of an encoder that is trained on them, and a classifier.
 
 Few images, or images without classes, get an auto-encoder; many images with classes get a ResNet-10 that learns the classes. Sizes
 are chosen by the images: how many there are, of how many classes, and how large. docs/results.md has what they reach.
@@ -47,8 +47,8 @@ class DataSize:
     """How many images there are, of how many classes, and how large: the settings are chosen by it.
 
     Attributes:
-        images: of the training.
-        classes: populations that the images are split into; 1 where there are no labels.
+        images: number of training images.
+        classes: number of classes; 1 without labels.
         image_shape: channels, height and width.
     """
 
@@ -67,11 +67,11 @@ def images(
     """Train on the user's own images, with one population for each class, or for all together.
 
     Args:
-        data: folder or Hub id. It is read to choose sizes by it, if that is possible.
-        unconditional: one joint population; for images without labels.
-        image_size: pixels to a side; they are cropped and resized.
-        channels: 1 or 3 to convert.
-        name: what to call them.
+        data: folder or Hub id. It is read to choose the sizes of networks and batches.
+        unconditional: one joint population, as for images without labels.
+        image_size: side in pixels; images are cropped and resized.
+        channels: 1 or 3 to convert the images.
+        name: name of the images.
 
     Command: drifting train images --data FOLDER --image-size 32. Hardware: one CPU core. Time: 7 minutes for 300 images of 32
     pixels. Expected: Frechet distance in a classifier's features 1.2 times that of real images. Measured: docs/results.md,
@@ -84,7 +84,7 @@ def images(
         data=source,
         generator=_generator(size),
         encoder=_encoder(size),
-        # As for the small digits: with a floor under the affinities every class would end at its mean.
+        # With an affinity floor every class would end at its mean, as for the small digits.
         loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
         schedule=_schedule(size),
         log_every=25,
@@ -97,13 +97,13 @@ def images(
 def images_classifier(
     data: str, image_size: int | None = None, channels: int | None = None, name: str = "images"
 ) -> ClassifierConfig:
-    """Train a classifier of the user's own images, in whose features `drifting evaluate` compares them with generated ones.
+    """Train a classifier of the user's own images, which `drifting evaluate` compares with generated ones in its features.
 
     Args:
         data: folder or Hub id, with classes.
-        image_size: pixels to a side, as of the generator.
-        channels: 1 or 3 to convert, as of the generator.
-        name: what to call them.
+        image_size: side in pixels, as for the generator; images are cropped and resized.
+        channels: 1 or 3, as for the generator, to convert the images.
+        name: name of the images.
 
     Command: drifting train images-classifier --data FOLDER --image-size 32. Measured: docs/results.md, 2026-11-28.
     """
@@ -134,7 +134,7 @@ def _size_of(source: ImagesData) -> DataSize:
 
 
 def _generator(size: DataSize) -> DecoderMLPConfig:
-    """Return a decoder whose maps have half as many channels where they have four times as many places."""
+    """Return a decoder; for large images, its maps have half as many channels."""
     sizes = {"noise_dim": 32, "code_dim": 256, "decoder_blocks": 1, "smoothing": True}
     side = size.image_shape[2]
     if side < _LARGE:
@@ -143,7 +143,7 @@ def _generator(size: DataSize) -> DecoderMLPConfig:
 
 
 def _encoder(size: DataSize) -> AutoencoderConfig | ResNetConfig:
-    """Return a ResNet for many images with classes, and else an auto-encoder that sees every image a hundred times or so."""
+    """Return a ResNet for many images with classes, else an auto-encoder that is trained on every image about a hundred times."""
     batch_size = max(1, min(128, size.images))
     if size.classes > 1 and size.images >= _MANY_IMAGES and size.image_shape[2] <= _LARGEST_TILED:
         resize = size.image_shape[2] // 2 if size.image_shape[2] >= _LARGE else None
@@ -155,7 +155,7 @@ def _encoder(size: DataSize) -> AutoencoderConfig | ResNetConfig:
 
 
 def features_of(image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """Return those of `FEATURES` that an auto-encoder of images of this shape has, and that are worth their time."""
+    """Return the names in `FEATURES` that an auto-encoder of images of this shape has and that are fast enough."""
     with torch.device("meta"):
         try:
             known = available_features(Autoencoder(image_shape, code_dim=1, width=1))
@@ -168,7 +168,7 @@ def features_of(image_shape: tuple[int, int, int]) -> tuple[str, ...]:
 
 
 def resnet_features_of(image_shape: tuple[int, int, int], resize: int | None) -> tuple[str, ...]:
-    """Return those features of a ResNet that one of images of this shape has."""
+    """Return the names in `RESNET_FEATURES` that a ResNet of images of this shape has."""
     halves = (0.5,) * image_shape[0]
     with torch.device("meta"):
         sizes = {"num_classes": None, "small_stem": True, "width": 1, "resize": resize, "statistics": (halves, halves)}
@@ -177,7 +177,7 @@ def resnet_features_of(image_shape: tuple[int, int, int], resize: int | None) ->
 
 
 def _in_tiles(names: Sequence[str], image_shape: tuple[int, int, int]) -> list[str]:
-    """Return names of features with tiles of images of 8 pixels in place of 4 where the images are large."""
+    """Return names of features; for large images, tiles have 8 pixels instead of 4."""
     if image_shape[2] < _LARGE:
         return list(names)
     return [name.replace("_4", "_8") if name.startswith(("image", "chroma")) else name for name in names]
@@ -185,7 +185,7 @@ def _in_tiles(names: Sequence[str], image_shape: tuple[int, int, int]) -> list[s
 
 def _schedule(size: DataSize) -> Schedule:
     labels = _labels_per_step(size.classes)
-    # Large images take many times as long, and their differences are seen in fewer of them.
+    # Large images take much longer, and fewer of them suffice.
     total = _GENERATED if size.image_shape[2] <= _LARGEST_TILED else _GENERATED // 2
     generated = max(_FEWEST, total // labels)
     many = size.images >= _MANY_IMAGES
@@ -209,7 +209,7 @@ def _labels_per_step(classes: int) -> int:
 
 
 def _positives(generated: int, members: int) -> int:
-    """Return real samples of a label in a step: twice the generated ones, or all images of a class, each equally often."""
+    """Return the number of real samples per label: twice the generated ones, or a multiple of the images of a class."""
     if members >= 2 * generated:
         return 2 * generated
     members = max(1, members)

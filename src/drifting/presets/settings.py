@@ -25,7 +25,7 @@ from drifting.training.schedule import Schedule
 
 Config = TypeVar("Config", bound=AnyConfig)
 
-# What a preset lets one choose -> the setting that it decides, and others with it.
+# Argument of a preset -> the setting that it decides.
 CHOICES = {
     "data": "data.path",
     "dataset": "data.dataset",
@@ -43,11 +43,11 @@ class Setting:
     """One setting of a configuration.
 
     Attributes:
-        name: dotted where it is inside a part, such as "encoder.width".
-        kind: its type.
-        value: in the configuration.
-        help: what it means, by the docstring of its class.
-        short: its name without that of the part, where that alone names it; None where it does not.
+        name: name, dotted inside a part, such as "encoder.width".
+        kind: type of the value.
+        value: value in the configuration.
+        help: description from a docstring.
+        short: name without the part if it can be used alone; None otherwise.
     """
 
     name: str
@@ -58,16 +58,16 @@ class Setting:
 
 
 def settings(config: Any) -> list[Setting]:
-    """Return all settings of a configuration that can be set by hand, those of its parts included, in their order."""
+    """Return all settings of a configuration and its parts that a user can set, in order."""
     named = ((setting, *setting.name.rpartition(".")) for setting in _settings(config, ""))
     return [dataclasses.replace(setting, short=last if part in config.short else None) for setting, part, _, last in named]
 
 
 def choices_of(make: Callable[..., Any]) -> list[Setting]:
-    """Return what a function that makes a configuration lets one choose: its arguments, but for those by keyword alone.
+    """Return the arguments of a function that returns a configuration, without keyword-only and bound ones.
 
     Args:
-        make: such as a preset's; without its own arguments that are bound already.
+        make: the function, such as that of a preset.
     """
     help_of = described(getattr(make, "func", make))
     arguments = inspect.signature(make).parameters.values()
@@ -76,7 +76,7 @@ def choices_of(make: Callable[..., Any]) -> list[Setting]:
 
 
 def _settings(part: Any, prefix: str) -> Iterator[Setting]:
-    # What a class does not say itself stands at the arguments of what it builds.
+    # A setting that its class does not describe is described by the arguments of what the class builds.
     built = typing.get_type_hints(part.build).get("return") if hasattr(part, "build") else None
     kinds, help_of = typing.get_type_hints(type(part)), described(*type(part).__mro__, built)
     for field in dataclasses.fields(part):
@@ -90,12 +90,12 @@ def _settings(part: Any, prefix: str) -> Iterator[Setting]:
 
 
 def _only_part(kind: Any) -> Any:
-    """Return the class of a part that may be left out, such as a bank; None for any other kind."""
+    """Return the class of an optional part, such as a bank; None for any other type."""
     return next((each for each in typing.get_args(kind) if dataclasses.is_dataclass(each)), None)
 
 
 def described(*documented: Any) -> dict[str, str]:
-    """Return what docstrings say of each argument or attribute; of a name that stands in several, what the first one says."""
+    """Return the descriptions of arguments and attributes in docstrings; the first description of a name counts."""
     found: dict[str, str] = {}
     for one in documented:
         section = re.search(r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n(?=[ ]))+)", inspect.getdoc(one) or "", re.M)
@@ -109,10 +109,10 @@ def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int 
     """Return a configuration with some settings changed.
 
     Args:
-        config: what to start from.
-        batch_size: generated samples of a step over all its labels, each given as many (the positives follow in proportion), or
-            images of a step of a classifier or an encoder.
-        encoder_steps: optimizer steps of the encoder that a run trains before its generator.
+        config: configuration to start from.
+        batch_size: number of generated samples in a step, in equal shares of its labels (positives in proportion), or number of
+            images in a step of a classifier or an encoder.
+        encoder_steps: number of optimizer steps of the encoder that a run trains before its generator.
         changes: any setting by its dotted name, as in `adjust(config, **{"encoder.width": 32})`. Those of the run itself, of its
             schedule, its loss and its generator, and of an encoder that is trained on its own, need no dots: steps, learning_rate,
             temperatures, seed, device and so on; without dots, None leaves a setting as it is.
@@ -158,7 +158,7 @@ def _dotted(name: str, value: Any, known: Mapping[str, Setting], config: AnyConf
 
 
 def _batch(before: Schedule, batch_size: int, values: Mapping[str, Any]) -> dict[str, int]:
-    """Return the samples of each label in a step of so many samples over all its labels."""
+    """Return the settings of the samples per label for a number of samples per step."""
     labels = values.get("schedule.labels_per_step", before.labels_per_step)
     if batch_size < labels:
         raise InputError(f"batch_size is {batch_size}: pass at least {labels}, one for each label in a step")
@@ -168,7 +168,7 @@ def _batch(before: Schedule, batch_size: int, values: Mapping[str, Any]) -> dict
 
 
 def _replaced(part: Any, values: Mapping[str, Any]) -> Any:
-    """Return a configuration, or a part of it, with settings replaced by their dotted names; other data are to be found anew."""
+    """Return a configuration, or a part of it, with some values replaced. Facts about the data are dropped if the data change."""
     own = {name: value for name, value in values.items() if "." not in name}
     inside: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -185,7 +185,7 @@ def _replaced(part: Any, values: Mapping[str, Any]) -> Any:
 
 
 def joint(config: RunConfig) -> RunConfig:
-    """Return a run of images with one population, as large as all populations of a step together, without guidance."""
+    """Return a run of images with a single population, as large as all populations of a step together, without guidance."""
     schedule = config.schedule
     sizes = {name: schedule.labels_per_step * getattr(schedule, name) for name in ("generated", "positives")}
     together = dataclasses.replace(schedule, labels_per_step=1, guidance_scale=1.0, **sizes)
@@ -194,12 +194,12 @@ def joint(config: RunConfig) -> RunConfig:
 
 # Optimizer steps of a tiny version.
 _STEPS = 2
-# Side in pixels of images read from files, and of images encoded as latents, by an auto-encoder that halves the side.
+# Side in pixels of images from files, and of images that are encoded as latents of half the side.
 # The last maps of a masked auto-encoder then have 2 x 2 places; normalized over a single place, their gradients are unbounded.
 _IMAGE_SIZE, LATENT_IMAGE_SIZE = 128, 32
 Part = TypeVar("Part")
 
-# Class -> largest values of its fields, for each number of a tuple. Smaller values and None stay.
+# Class -> largest values of its fields, or of each number in a tuple. Smaller values and None stay.
 _AT_MOST: dict[type, dict[str, int]] = {
     RunConfig: {"log_every": 1, "checkpoint_every": _STEPS, "keep": 1, "snapshots": 1, "snapshot_samples": 20},
     Schedule: {

@@ -1,6 +1,6 @@
-"""What a run is made of, put together once, in this order: weights and data that are found, networks, real samples.
+"""The parts of a run, assembled once and in this order: weights and data, networks, real samples.
 
-A recipe on latents that is given images has their latents written first, once, beside the folder of its run.
+If the data of a recipe on latents are images, their latents are written first, once, beside the folder of the run.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ Config = TypeVar("Config", bound=AnyConfig)
 
 
 def with_network(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> tuple[Config, nn.Module | None]:
-    """Return the configuration with everything that is found, and the network that it builds; nothing is written into the folder.
+    """Return the complete configuration and the network that it builds, without writing into the folder.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        processes: those that train it.
+        config: configuration of the run.
+        folder: folder of the run.
+        processes: the processes that train it.
         overwrite: whether a run in the folder would be deleted.
 
     Raises:
@@ -49,22 +49,22 @@ def with_network(config: Config, folder: Path, processes: Processes, *, overwrit
     config = _with_data(config)
     network = config.build_network() if network is None else network
     if network is not None and config.data.loads_images:
-        # The labels of an encoder that learns without them are only looked at to measure it.
+        # The labels only measure an encoder that learns without them.
         only_probed = config.finds_labels and not config.learns_classes
         cast(ImagesData, config.data).load("test", labeled=only_probed)
     return config, network
 
 
 def with_latents(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> tuple[Config, nn.Module | None]:
-    """Return a configuration whose latents are a cache: that of FOLDER/../IMAGES-latents, made here, where images are named.
+    """Return a configuration on cached latents; those of a folder of images are written to FOLDER/../IMAGES-latents first.
 
     Runs beside each other, such as an encoder and the generator that drifts in its features, share it. Stopped on the way it goes
     on, when the run is started again.
 
     Args:
-        config: of the run, its weights found.
-        folder: of the run.
-        processes: those that train it, the first of which writes.
+        config: configuration of the run, with the weights of its encoder.
+        folder: folder of the run.
+        processes: the processes that train it; the first one writes.
         overwrite: whether a run in the folder would be deleted.
 
     Returns:
@@ -95,12 +95,12 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
 
 
 def resolve(config: Config) -> Config:
-    """Return the configuration with everything that depends on the data and the machine filled in and checked."""
+    """Return the complete and checked configuration, with all facts about the data."""
     return _with_data(find_weights(config))
 
 
 def _with_data(config: Config) -> Config:
-    """Return a configuration whose weights are found with everything that depends on the data and the machine."""
+    """Return the configuration with all facts about the data; the weights of its encoder are known already."""
     check_device(config.device)
     data = config.data.find(labeled=config.finds_labels)
     if data != config.data:
@@ -110,7 +110,7 @@ def _with_data(config: Config) -> Config:
 
 
 def find_weights(config: Config) -> Config:
-    """Return the configuration with the weights of an encoder that is trained before: the authors', where none are named.
+    """Return the configuration with the weights of its pretrained encoder: by default those of the authors.
 
     Raises:
         InputError: if they are not there, or cannot be downloaded.
@@ -134,7 +134,7 @@ def find_weights(config: Config) -> Config:
 
 
 def _check_images(config: AnyConfig) -> None:
-    """Raise InputError unless a trained encoder was trained on images of the shape that the run's have, as far as that is known."""
+    """Raise InputError if a pretrained encoder is known to be trained on images of another shape than those of the run."""
     encoder: Any = getattr(config, "encoder", None)
     weights = None if encoder is None else encoder.weights_file
     saved = None if weights is None else trained_by(weights)
@@ -151,7 +151,7 @@ def _check_images(config: AnyConfig) -> None:
 
 
 def build_encoder(config: RunConfig, network: nn.Module | None = None) -> FeatureEncoder:
-    """Return the feature space in which the samples of a run drift, over its trained network where it has one."""
+    """Return the feature encoder of a run, around its trained network if it has one."""
     encoder = identity if network is None else config.encoder.build_features(network, config.device)
     encoder = torch.compile(encoder) if config.schedule.compile else encoder
     return computed_in(config.schedule.precision, encoder, config.device)
@@ -160,13 +160,13 @@ def build_encoder(config: RunConfig, network: nn.Module | None = None) -> Featur
 def build_positives(
     config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None, *, source: Source | None = None
 ) -> Positives:
-    """Return where the features of real samples come from: the whole data set or a bank, encoded anew or looked up.
+    """Return the source of features of real samples: from the whole data set or a bank, encoded anew or from a cache.
 
     Args:
-        config: of the run.
-        encoder: its feature space.
-        folder: where a cache of features goes that is too large for memory.
-        source: real samples of the run, which are taken unless they come from a bank or are looked up; None to make them here.
+        config: configuration of the run.
+        encoder: feature encoder of the run.
+        folder: folder for a cache of features that is too large for memory.
+        source: source of real samples, used unless they come from a bank or a cache; None to make it here.
     """
     cache, data, device = None, config.data, config.device
     if config.cache_features and config.encoder.objective is not None and data.loads_images:

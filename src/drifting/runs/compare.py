@@ -1,6 +1,6 @@
-"""Several trained runs of images side by side: a table of what they are and how they were measured, a picture of their samples.
+"""Several trained runs of images side by side: a table of their settings and figures, and a picture of their samples.
 
-A figure can be compared where the same extractor saw it and real images had the same one: the extractors and the floors tell.
+Figures of two runs can be compared if they come from the same extractor and the same real images, which have equal floors.
 
 Shapes: n samples, c channels, h height, w width.
 """
@@ -34,24 +34,24 @@ _FLOORS, _DASH = "real against real", "-"
 # Largest grid of samples in the picture.
 _ROWS, _COLUMNS = 10, 10
 
-# Lists over the steps of a training: for the picture.
+# Figures that are lists over the steps of a training, shown in the picture.
 _STEPS, _CURVE, _CURVE_FLOOR = "frechet_curve_steps", "frechet_curve", "frechet_curve_floor"
 
-# Floors of the same images differ by rounding alone.
+# Floors of the same images differ only by rounding.
 _TOLERANCE = {"rel_tol": 1e-3, "abs_tol": 1e-6}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a run.
+    """A run in the comparison.
 
     Attributes:
-        name: by which it is told from the others.
-        folder: of the run.
-        config: of the run.
-        metrics: of its evaluation; empty where there was none.
-        minutes: of its training, without that of its encoder; None where it is not known.
-        probe: linear probe accuracy of its encoder; None where it is not known.
+        name: unique name.
+        folder: folder of the run.
+        config: configuration of the run.
+        metrics: figures of its evaluation; empty if it was not evaluated.
+        minutes: training time without that of its encoder; None if unknown.
+        probe: linear probe accuracy of its encoder; None if unknown.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table, and what is to be said of it.
+    """A table of runs, and warnings about it.
 
     Attributes:
-        columns: their names.
-        rows: cells of each run; a last one for real images where the runs agree on them.
-        doubts: a sentence for each run that was not evaluated, and where figures cannot be compared.
+        columns: names of the columns.
+        rows: cells of each run, and of real images if the runs agree on them.
+        doubts: a sentence for each run that was not evaluated, and for figures that cannot be compared.
     """
 
     columns: tuple[str, ...]
@@ -88,9 +88,9 @@ def write_comparison(
     """Compare runs of images, and write comparison.md and compare.png into a folder.
 
     Args:
-        folders: of the runs, in the order of rows and columns.
-        out: where to write; made if it is not there.
-        overwrite: replace the files if they are there.
+        folders: folders of the runs, in the order of rows and columns.
+        out: folder of the files; created if it does not exist.
+        overwrite: replace existing files.
 
     Returns:
         The comparison, and the paths of the two files.
@@ -137,7 +137,7 @@ def load_runs(folders: Sequence[str | Path]) -> list[runs.Run]:
 
 
 def read_entry(run: runs.Run, name: str) -> Entry:
-    """Return what the folder of a run says of it; raises InputError if one of its files is damaged."""
+    """Return the entry of a run from the files in its folder, or raise InputError if one of them is damaged."""
     log = MetricsLog(run.folder / LOG).read()
     speed = log[-1].get("mean_steps_per_second") if log else None
     minutes = run.config.schedule.steps / speed / 60 if speed else None
@@ -149,7 +149,7 @@ def read_entry(run: runs.Run, name: str) -> Entry:
 
 
 def comparison(entries: Sequence[Entry]) -> Comparison:
-    """Return the table of runs: every figure that one of them has, each with its floor, in the order of their evaluations."""
+    """Return the table of runs with every figure of any of them and its floor, in the order of the evaluations."""
     names = [name for name in dict.fromkeys(name for entry in entries for name in entry.metrics) if _is_column(name)]
     floors = [{name: entry.metrics.get(f"{name}_floor") for name in names} for entry in entries]
     apart = _difference(entries, [f"{name}_floor" for name in names])
@@ -171,13 +171,13 @@ def _names(loaded: Sequence[runs.Run]) -> list[str]:
 
 
 def read_figures(path: Path, fix: str) -> Metrics:
-    """Return the figures of a file by name; none if it is not there."""
+    """Return the figures in a file by name; none if the file does not exist."""
     if not path.exists():
         return {}
     figures = load_json(path, fix=fix)
     if not isinstance(figures, dict):
         raise InputError(f"file is '{path}', which holds no figures by name: {fix}")
-    # Version 0.1 wrote some under other names.
+    # Version 0.1 used other names for some figures.
     figures = {"extractor" if name == "judge" else re.sub("^colour", "color", name): value for name, value in figures.items()}
     for name, value in figures.items():
         if not (isinstance(value, str) if name in ("extractor", "reference") else _is_figure(value)):
@@ -227,7 +227,7 @@ def _not_evaluated(entries: Sequence[Entry]) -> list[str]:
 
 
 def _incomparable(entries: Sequence[Entry], apart: str | None) -> list[str]:
-    """Return a sentence on what keeps figures from being compared, the weightiest alone; nothing where they can be."""
+    """Return the main reason why figures cannot be compared, as a sentence; nothing if they can."""
     if (who := _names_by(entries, "extractor")) is not None:
         return [
             f"different extractors saw the runs ({who}), so their figures cannot be compared: evaluate them with one --extractor"
@@ -243,7 +243,7 @@ def _incomparable(entries: Sequence[Entry], apart: str | None) -> list[str]:
 
 
 def _names_by(entries: Sequence[Entry], figure: str) -> str | None:
-    """Return the runs by a word among their figures where that has several values, None where it has not."""
+    """Return the runs grouped by the value of a figure that is text; None if they all have the same value."""
     names: dict[Any, list[str]] = {}
     for entry in entries:
         if figure in entry.metrics:
@@ -252,7 +252,7 @@ def _names_by(entries: Sequence[Entry], figure: str) -> str | None:
 
 
 def _difference(entries: Sequence[Entry], names: Sequence[str]) -> str | None:
-    """Return the first of these figures on which two runs that have it differ, in words."""
+    """Return a sentence about the first of these figures in which two runs differ; None if there is none."""
     for name in names:
         having = [entry for entry in entries if name in entry.metrics]
         for entry in having:
@@ -277,7 +277,7 @@ def _column(entry: Entry, run: runs.Run) -> RunColumn:
 
 
 def _grid(run: runs.Run) -> Float[Tensor, "rows columns c h w"]:
-    """Return samples of the first classes, one class a row, of the same seed for every run."""
+    """Return samples of the first classes, one class per row, with the same seed for every run."""
     classes = run.generator.num_classes
     rows = min(_ROWS, classes or _ROWS)
     samples = run.sample(rows * _COLUMNS, seed=0, labels=None if classes is None else range(rows))

@@ -1,6 +1,6 @@
-"""The evaluation of a run: what its samples are compared with, and in whose features, as its data choose.
+"""The evaluation of a run. Its data choose what its samples are compared with, and in which features.
 
-Points and digits are compared at once. Images are made, decoded and looked at batch after batch, and so are the real ones.
+Points and digits are compared all at once; generated and real images are processed in batches.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,22 +33,22 @@ from drifting.runs.folder import CONFIG, STATISTICS
 from drifting.runs.pictures import bandwidths
 from drifting.sampling import check_request, sample, sample_indices
 
-# Images at a time: small ones of a data set in memory, and others.
+# Number of images in a batch: of data sets in memory, and of others.
 _BATCH_IN_MEMORY, _BATCH = 500, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """What to measure, of how many samples, and where.
+    """What to measure, on how many samples, and on which device.
 
     Attributes:
-        extractor: the network in whose features images are compared, see `evaluation.extractors.find_extractor`.
-        real: real images that those of a run are compared with: a folder, or a file of statistics; None for the run's own.
-        count: images to compare; None for 10,000, or 50,000 with `real` or for data on disk. Digits have a fixed number.
-        seed: of the samples.
-        guidance_scale: of the samples; None for that of the run.
-        batch_size: samples at a time: bounds memory, and changes nothing else.
-        device: where generator, decoder and extractor run.
+        extractor: feature extractor for images, see `evaluation.extractors.find_extractor`.
+        real: real images to compare with: a folder, or a file of statistics; None for those of the run.
+        count: number of images; None for 10,000, or 50,000 with `real` or for data on disk. For digits it is fixed.
+        seed: seed of the samples.
+        guidance_scale: guidance scale of the samples; None for that of the run.
+        batch_size: number of images at a time; bounds memory and changes nothing else.
+        device: device of generator, decoder and extractor.
     """
 
     extractor: str | None = None
@@ -60,7 +60,7 @@ class EvaluationRequest:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value with which nothing could be measured."""
+        """Raise InputError for a value that is out of range."""
         check_request(1 if self.count is None else self.count, self.seed)
         check_counts({} if self.batch_size is None else {"batch_size": self.batch_size})
         check_device(self.device)
@@ -74,13 +74,13 @@ def evaluate_run(
     folder: Path,
     snapshots: Callable[[], Mapping[int, Tensor]],
 ) -> Metrics:
-    """Measure the samples of a run and return the figures, with the extractor; see `evaluation`.
+    """Measure the samples of a run and return the figures; see `evaluation`.
 
     Args:
-        config: of the run.
-        generator: trained; it runs on the requested device and is moved back afterwards.
+        config: configuration of the run.
+        generator: trained generator; it runs on the requested device and is moved back afterwards.
         request: what to measure.
-        folder: of the run, where statistics of real images are kept that have no place beside their extractor.
+        folder: folder of the run, for statistics of real images that cannot be cached beside their extractor.
         snapshots: returns the samples that were set aside during training.
 
     Raises:
@@ -95,14 +95,14 @@ def evaluate_run(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The ways in which the samples of a run are measured; the data of the run choose one, or measure `sample` in their own.
+    """The ways to measure the samples of a run. The data of the run choose one, or measure `sample` in their own way.
 
     Attributes:
-        config: of the run.
-        generator: trained.
+        config: configuration of the run.
+        generator: trained generator.
         request: what to measure.
-        guidance_scale: of the samples; None for a generator that takes none.
-        folder: of the run.
+        guidance_scale: guidance scale of the samples; None for a generator that takes none.
+        folder: folder of the run.
         snapshots: returns the samples that were set aside during training.
     """
 
@@ -114,7 +114,7 @@ class Evaluation:
     snapshots: Callable[[], Mapping[int, Tensor]]
 
     def sample(self, count: int, seed: int) -> Tensor:
-        """Return samples of a seed; raises InputError if an extractor is requested, which needs images."""
+        """Return samples of a seed, or raise InputError if the request is for images."""
         for name in ("extractor", "real"):
             if (value := getattr(self.request, name)) is not None:
                 raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
@@ -129,10 +129,10 @@ class Evaluation:
         return evaluate_digits(self.sample, split)
 
     def images_in_memory(self, name: str, load: Callable[[str], ImageSet]) -> Metrics:
-        """Measure images by the test set, unless others are named, and the snapshots with them.
+        """Compare images, and the snapshots of the training, with the test set, or with the real images of the request.
 
         Args:
-            name: of the data set.
+            name: name of the data set.
             load: split -> its images.
         """
         if self.request.real is not None:
@@ -148,7 +148,7 @@ class Evaluation:
         return metrics
 
     def images(self) -> Metrics:
-        """Measure images by real ones that stay on disk."""
+        """Compare images with real ones that stay on disk."""
         request, count = self.request, self.request.count or STREAMED
         if count < 2:
             raise InputError(f"num_samples is {count}: ask for at least 2")
@@ -203,16 +203,16 @@ def sampled_batches(
     guidance_scale: float | None = None,
     batch_size: int = _BATCH,
 ) -> Iterator[Batch]:
-    """Make images, batch after batch: those of some indices of a seed.
+    """Yield batches of images with some indices of a seed.
 
     Args:
-        generator: the network.
-        decode: its samples -> bytes.
-        indices: which images of the seed.
-        labels: the class of every image of the seed, from the first one on, and over again; all classes in turn by default.
-        seed: which set of images.
-        guidance_scale: as in `sampling.sample`.
-        batch_size: images at a time.
+        generator: the generator.
+        decode: samples -> bytes.
+        indices: indices of the images.
+        labels: classes to cycle through over all indices of the seed; all classes by default.
+        seed: seed of the images.
+        guidance_scale: guidance scale, as in `sampling.sample`.
+        batch_size: number of images in a batch.
     """
     classes = None if generator.num_classes is None else labels or range(generator.num_classes)
     for start in range(0, len(indices), batch_size):
@@ -232,15 +232,15 @@ def _on_device(generator: Generator, device: str) -> Iterator[None]:
         generator.to(before)
 
 
-# Seeds of real points that no picture, frame or training draws.
+# Offset of the seeds of real points, which no picture, frame or training draws.
 _EVALUATION_STREAM = 10**6
 
-# Most points of an evaluation; ten times as many take a hundred times as long.
+# Largest number of points; ten times as many take a hundred times as long.
 _MOST_POINTS = 100_000
 
 
 def build_evaluation(config: RunConfig, count: int = IN_MEMORY, modes: Tensor | None = None) -> Callable[[Sampler], Metrics]:
-    """Return the function that measures a sampler against so many real points of a run.
+    """Return the function that compares a sampler with `count` real points of a run.
 
     Raises:
         InputError: for fewer than 2 points, of a sampler or in each half of a data set.
@@ -268,7 +268,7 @@ def build_evaluation(config: RunConfig, count: int = IN_MEMORY, modes: Tensor | 
 
 
 def _training_drift(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> Float[Tensor, "n d"]:
-    """Return the raw drift by the field that trains, of all temperatures together, in the units of the norms that training logs."""
+    """Return the raw drift of the training field, summed over all temperatures, in the units of the logged norms."""
     temperatures, unit = bandwidths(loss, generated, positives)
     moved, real = generated[None], positives[None]
     drift = loss.field(

@@ -36,14 +36,14 @@ ENCODER_CHECKPOINTS = "encoder-checkpoints"
 _LOGS = (LOG, METRICS, SNAPSHOTS, EARLIER_SNAPSHOTS, CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)
 _PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
 
-# What a run has that came to something.
+# Files of a run that has results.
 _RESULTS = (WEIGHTS, CLASSIFIER_WEIGHTS, METRICS)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, TRAINED_ON, *_LOGS, *_PICTURES)
 
 # Settings that may change when a run is resumed. How a step is cut, computed and shared changes nothing but memory and time.
 _MUTABLE = ("steps", "microbatch_size", "labels_per_microbatch", "compile", "gradient_checkpointing", "parallel", "device", "keep")
 
-# What runs of earlier versions do not know of their data.
+# Facts about the data that runs of earlier versions did not save.
 _FOUND_LATER = ("class_names", "counts", "count", "fingerprint")
 
 
@@ -82,7 +82,7 @@ def read_config(path: Path) -> RunConfig:
 
 
 def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder ready for the training, or raise InputError if another run is in it."""
+    """Prepare the folder for a training, or raise InputError if it holds another run."""
     if not resume:
         return make_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite", config=config)
     saved = saved_config(folder)
@@ -97,13 +97,13 @@ def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> 
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint of the run in a folder, be it of the generator or of its encoder; None if there is none."""
+    """Return the newest checkpoint of the generator, else of its encoder, in the folder of a run; None if there is none."""
     saved = [*checkpoints(folder / ENCODER_CHECKPOINTS), *checkpoints(folder / CHECKPOINTS)]
     return saved[-1] if saved else None
 
 
 def unstarted(folder: Path) -> AnyConfig | None:
-    """Return the configuration of a run that ended before its first checkpoint, None if there is none in the folder."""
+    """Return the configuration of a run that ended before its first checkpoint; None if the folder holds no such run."""
     there = [name for name in (CONFIG, *_RESULTS) if (folder / name).exists()]
     if there != [CONFIG] or newest_checkpoint(folder) is not None:
         return None
@@ -115,7 +115,7 @@ def unstarted(folder: Path) -> AnyConfig | None:
 
 
 def clear_unstarted(folder: Path, config: AnyConfig) -> None:
-    """Delete what a run left that ended before its first checkpoint, but for an encoder that `config` would train alike."""
+    """Delete the files of a run that ended before its first checkpoint, except an encoder that `config` would train too."""
     saved = unstarted(folder)
     if saved is None:
         return
@@ -129,7 +129,7 @@ def clear_unstarted(folder: Path, config: AnyConfig) -> None:
 
 
 def check_room(folder: Path, *, overwrite: bool, fix: str = "pass --overwrite") -> list[Path]:
-    """Return what a run left in the folder, or raise InputError with the fix if there is some that may not be deleted."""
+    """Return the files of a run in the folder, or raise InputError with the fix if they may not be deleted."""
     own = [folder / name for name in _OWN if (folder / name).exists()]
     if own and not overwrite and unstarted(folder) is None:
         raise InputError(f"save_dir is '{folder}', which already holds a run: {fix}, or choose another folder")
@@ -137,7 +137,7 @@ def check_room(folder: Path, *, overwrite: bool, fix: str = "pass --overwrite") 
 
 
 def make_room(folder: Path, *, overwrite: bool, fix: str = "pass --overwrite", config: AnyConfig | None = None) -> None:
-    """Make the folder, empty of runs, or raise InputError as `check_room` does; see `clear_unstarted` for `config`."""
+    """Create the folder and delete an earlier run, or raise InputError as `check_room` does; see `clear_unstarted` for `config`."""
     own = check_room(folder, overwrite=overwrite, fix=fix)
     if overwrite or config is None:
         for path in own:
@@ -149,7 +149,7 @@ def make_room(folder: Path, *, overwrite: bool, fix: str = "pass --overwrite", c
 
 
 def clear_writers(folder: Path) -> None:
-    """Remove what writers that were killed left half-written in the folder of a run; only for who alone works there."""
+    """Remove the temporary files of killed writers in the folder of a run; the caller must hold the folder."""
     clear_scratch(folder, *(folder / name for name in (CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)))
 
 
@@ -192,7 +192,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_default(folder: Path, config: AnyConfig) -> None:
-    """Raise InputError if the folder that a run has by default holds one of another preset or of other data, which says whose."""
+    """Raise InputError if the default folder of a run holds a run of another preset or on other data."""
     if not (folder / CONFIG).exists() or unstarted(folder) is not None:
         return
     saved = saved_config(folder)
@@ -203,7 +203,7 @@ def check_default(folder: Path, config: AnyConfig) -> None:
 
 
 def _origin(config: AnyConfig) -> str:
-    """Return what a run is trained on: a path, the id of a data set, or a name."""
+    """Return the origin of the data: a path, the id of a data set, or a name."""
     path = getattr(config.data, "path", None)
     if path is not None:
         return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
@@ -211,7 +211,7 @@ def _origin(config: AnyConfig) -> str:
 
 
 def _is_on_latents_of(config: AnyConfig, saved: AnyConfig, folder: Path) -> bool:
-    """Return whether a run is on the latents that are made of the images of a configuration, see `assemble.with_latents`."""
+    """Return whether a saved run uses the latents of the images of a configuration; see `assemble.with_latents`."""
     path = getattr(config.data, "path", None)
     if not config.data.latent or path is None or config.title != saved.title:
         return False
@@ -225,26 +225,26 @@ LESS_MEMORY = (
 
 
 class Stopped(Interrupted, KeyboardInterrupt):
-    """Training was stopped in the middle of a step or of other work; what the last checkpoint holds is saved."""
+    """Training was stopped in the middle of a step or of other work; only the last checkpoint is saved."""
 
     def __init__(self, message: str) -> None:
         Exception.__init__(self, message)
 
 
 class OutOfMemoryError(MemoryError):
-    """The memory does not suffice. The message says what lowers the need, and how to go on."""
+    """There is not enough memory. The message says how to need less, and how to go on."""
 
 
 @contextmanager
 def ending(folder: Path, config: AnyConfig, processes: Processes, *, command: str, resume: bool) -> Iterator[None]:
-    """Turn whatever ends a training into an error that says what is safe and how to go on.
+    """Turn any error that ends a training into one that says what is safe and how to go on.
 
     Args:
-        folder: of the run.
-        config: of the run.
-        processes: those that train it, the first of which clears up.
-        command: that goes on with it from its newest checkpoint.
-        resume: whether it had been begun before.
+        folder: folder of the run.
+        config: configuration of the run.
+        processes: the processes that train it; the first one clears up.
+        command: command that continues the run from its newest checkpoint.
+        resume: whether the run was resumed.
 
     Raises:
         Interrupted: if it is stopped by Ctrl-C while nothing waits for that.
@@ -266,7 +266,7 @@ def ending(folder: Path, config: AnyConfig, processes: Processes, *, command: st
 
 
 def _explained(error: BaseException, folder: Path, command: str) -> BaseException | None:
-    """Return the error to raise in place of another, None for one that stays as it is."""
+    """Return the error to raise in place of another; None for an error that stays as it is."""
     if isinstance(error, Interrupted | InputError | StorageError | OutOfMemoryError):
         return None
     newest = newest_checkpoint(folder)
@@ -293,8 +293,8 @@ def _explained(error: BaseException, folder: Path, command: str) -> BaseExceptio
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Return what to say of a memory that does not suffice, None for an error of another kind."""
-    # On a CPU torch has no class of its own for it.
+    """Return a message about missing memory; None for an error of another kind."""
+    # On a CPU, torch has no error class of its own for it.
     if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)):
         return None
     return f"out of memory ({' '.join(str(error).partition(chr(10))[0].split())[:90]})"

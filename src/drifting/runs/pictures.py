@@ -40,13 +40,13 @@ def build_pictures(config: RunConfig) -> Pictures:
 
 @dataclass(frozen=True)
 class Drawing:
-    """The ways in which the samples of a run are drawn; the data of the run choose one, or draw their own pictures.
+    """The ways to draw the samples of a run. The data of the run choose one, or draw their own pictures.
 
     Attributes:
-        config: of the run.
-        source: real samples.
-        folder: for the pictures.
-        snapshots: step -> samples that were set aside, the start (0) and the end among them.
+        config: configuration of the run.
+        source: source of real samples.
+        folder: folder of the pictures.
+        snapshots: step -> samples of that step, with the start (0) and the end.
         log: the lines of metrics.jsonl.
     """
 
@@ -57,14 +57,14 @@ class Drawing:
     log: Log
 
     def images(self, train: UInt8[Tensor, "s c h w"]) -> list[Path]:
-        """Draw images, one class a row, and the training images that are nearest to the last of them."""
+        """Draw images, one class per row, and the training images nearest to the last ones."""
         config, source, names = self.config, self.source, self.config.data.class_names
         classes = source.num_classes or _COLUMNS
         columns = max(1, min(_COLUMNS, config.snapshot_samples // classes))
         rows = min(classes, config.snapshot_samples, _ROWS)
 
         def grid(samples: Tensor) -> Tensor:
-            """Return samples of the first classes, one class a row; they come with all classes in turn."""
+            """Return samples of the first classes, one class per row; the classes of the samples are in turn."""
             return samples[: classes * columns].unflatten(0, (columns, -1))[:, :rows].transpose(0, 1)
 
         real = grid(reference_samples(source, classes * columns, 0))
@@ -78,7 +78,7 @@ class Drawing:
         return [*pictures, draw_comparison(self.folder, title=title, real=real, generated=last, nearest=near, names=names)]
 
     def decoded(self, decode: Decoder) -> list[Path]:
-        """Draw images too many for memory, as they are decoded; nobody looks for the nearest real images."""
+        """Draw images of data that do not fit into memory, without the nearest real images."""
         config, source = self.config, self.source
         rows, columns = _layout(source.num_classes, config.snapshot_samples)
         count, labeled = rows * columns, source.num_classes == rows
@@ -88,7 +88,7 @@ class Drawing:
             self.folder,
             title=config.data.title,
             real=to_signed(real).unflatten(0, (columns, rows)).transpose(0, 1),
-            # As bytes: they are large images, at every stage of the training.
+            # As bytes, because there are large images of every snapshot.
             snapshots={step: decode(samples[:count]) for step, samples in self.snapshots.items()},
             log=self.log,
             labeled=labeled,
@@ -96,7 +96,7 @@ class Drawing:
         )
 
     def points(self, frame: Frame) -> list[Path]:
-        """Draw points in the plane and, where the field that trains tells it, the drift at every place."""
+        """Draw points in the plane and, if the training field can compute it, the drift at every place."""
         real, other = reference_samples(self.source, 2 * self.config.snapshot_samples, 0).chunk(2)
         loss = self.config.loss.build()
         at: Callable[..., Tensor] | None = getattr(loss.field, "at", None)
@@ -118,7 +118,7 @@ class Drawing:
 
 
 def _layout(classes: int | None, count: int) -> tuple[int, int]:
-    """Return rows and columns of a picture of `count` samples, classes in turn: one class a row, unless there are too many."""
+    """Return the rows and columns of a picture of `count` samples: one class per row, unless there are too many."""
     if classes is not None and classes <= min(_ROWS, count // 2):
         return classes, min(_COLUMNS, count // classes)
     side = min(_COLUMNS, math.isqrt(count))
@@ -126,7 +126,7 @@ def _layout(classes: int | None, count: int) -> tuple[int, int]:
 
 
 def bandwidths(loss: DriftingLoss, generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"]) -> tuple[list[float], float]:
-    """Return the temperatures in the units of samples, and the unit of the drift that training has for these samples."""
+    """Return the temperatures in the units of the samples, and the unit of the drift in training on these samples."""
     if not loss.settings["normalize_features"]:
         return list(loss.temperatures), 1.0
     scale = float(drifting_loss(generated[None], positives[None], **loss.settings).scale)

@@ -1,7 +1,7 @@
-"""Encoders and classifiers trained into a folder: taken up again, shown, saved now and then, measured and drawn.
+"""Training of encoders and classifiers into a folder, with progress, checkpoints, figures and pictures.
 
 An encoder is trained before a generator, into the folder of its run, or on its own; a classifier always on its own. Masked
-auto-encoders may be trained on more images, or latents of them, than memory holds: read batch after batch from the disk.
+auto-encoders can be trained on images or latents that do not fit into memory and are read in batches from the disk.
 """
 
 import shutil
@@ -62,16 +62,16 @@ from drifting.training.recorder import CHECKPOINTS
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """Where the state of a training is saved, and how often.
+    """Where and how often the state of a training is saved.
 
     Attributes:
-        folder: of the run; its configuration is written with the first checkpoint, so that a training that fails before that leaves
-            nothing behind.
+        folder: folder of the run. Its configuration is written with the first checkpoint, so that a training that fails before
+            leaves nothing behind.
         facts: the configuration as JSON.
-        command: by which a training that was stopped goes on.
-        every: steps between checkpoints.
-        keep: how many checkpoints to keep.
-        checkpoints: name of their folder in that of the run.
+        command: command that continues an interrupted training.
+        every: number of steps between checkpoints.
+        keep: number of checkpoints to keep.
+        checkpoints: name of the folder of checkpoints.
     """
 
     folder: Path
@@ -82,27 +82,27 @@ class Saving:
     checkpoints: str = CHECKPOINTS
 
     def save(self, training: NetworkTraining) -> None:
-        """Write the configuration and a checkpoint; a state that is not finite takes the place of none."""
+        """Write the configuration and a checkpoint, or raise DivergenceError if the state is not finite."""
         training.state.check_faults()
         save_json(self.folder / CONFIG, self.facts)
         step, tensors = training.state.step, training.state.tensors()
         save_checkpoint(self.folder / self.checkpoints, step, tensors, self.facts, keep=self.keep)
 
     def restore(self, training: NetworkTraining) -> None:
-        """Take a training back to its newest checkpoint, if there is one, or raise InputError if that is beyond its last step."""
+        """Restore the newest checkpoint, if there is one, or raise InputError if it is beyond the last step."""
         for newest in checkpoints(self.folder / self.checkpoints)[-1:]:
             done = steps_done(newest, training.steps)
             training.state.restore(load_checkpoint(newest)[0], done, str(newest))
 
 
 def follow(training: NetworkTraining, saving: Saving, *, what: str, batch_size: int) -> None:
-    """Take all steps of a training that are left after its newest checkpoint.
+    """Run a training from its newest checkpoint, if there is one, to its last step.
 
     Args:
-        training: which; its state is advanced in place.
-        saving: where its state is saved, and was before.
-        what: is trained, as it is shown.
-        batch_size: images of a step.
+        training: the training; its state is advanced in place.
+        saving: where its state is saved.
+        what: name of the network in the progress bar.
+        batch_size: number of images in a step.
 
     Raises:
         InputError: if a checkpoint is damaged, or of another network or beyond the last step.
@@ -114,7 +114,7 @@ def follow(training: NetworkTraining, saving: Saving, *, what: str, batch_size: 
 
 
 def _saved(training: NetworkTraining, saving: Saving) -> Iterator[NetworkStep]:
-    """Pass steps on; save the state now and then, in the end, and where training is asked to stop, which it then does."""
+    """Yield the steps and save the state regularly, at the end, and when a signal stops the training."""
     with polite_stop() as stop:
         for step in training:
             yield step
@@ -126,20 +126,20 @@ def _saved(training: NetworkTraining, saving: Saving) -> Iterator[NetworkStep]:
 
 _RECONSTRUCTED = 64
 
-# Training images that a linear probe is fitted on, at most.
+# Largest number of training images that a linear probe is fitted to.
 _PROBED = 10_000
 Network = ResNet | MaskedAutoencoder
 
 
 def prepare_encoder(config: RunConfig, folder: Path, network: Any) -> Any:
-    """Return the network of a run's encoder on the run's device, its weights read from the folder, else trained into it.
+    """Return the encoder network of a run on its device, with weights from the folder, or trained into it.
 
     Its training is saved now and then in the folder, and taken up again from there.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        network: that the configuration built; None for an encoder without.
+        config: configuration of the run.
+        folder: folder of the run.
+        network: network that the configuration built; None for an encoder without one.
 
     Raises:
         InputError: if the weights in the folder do not fit the configuration.
@@ -187,7 +187,7 @@ def _train_encoder(config: EncoderRunConfig, network: Any, folder: Path) -> Trai
     return TrainedNetwork(folder / ENCODER_WEIGHTS, shown)
 
 
-# One training image in so many is held out of the training of a classifier.
+# One out of this many training images is held out of the training of a classifier.
 _HELD_OUT = 5
 
 # Steps between checkpoints of a classifier in training.
@@ -195,7 +195,7 @@ _CHECKPOINT_EVERY = 500
 
 
 def _train_classifier(config: ClassifierConfig, network: Classifier, folder: Path) -> TrainedNetwork:
-    """Train a classifier on four images in five, and keep digests of those, since it sees them in another way than new ones."""
+    """Train a classifier on four images in five and save their digests, because it treats them unlike new images."""
     train = config.data.load("train")
     labels = cast(Tensor, train.labels)
     seen = ~_held_out(labels)
@@ -221,18 +221,18 @@ def _train_classifier(config: ClassifierConfig, network: Classifier, folder: Pat
 
 
 def _held_out(labels: Int[Tensor, " s"]) -> Bool[Tensor, " s"]:
-    """Return which images are held out, of each class alike; a class's only image is never among them."""
+    """Return which images are held out, in equal shares of every class; the only image of a class never is."""
     chosen = images_in_shares(labels, labels, len(labels) // _HELD_OUT)
     chosen = chosen[labels.bincount()[labels[chosen]] > 1]
     return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, chosen, True)
 
 
-# What a configuration's network is -> how it is trained on its own.
+# Kind of network -> function that trains it on its own.
 _TRAINERS: Mapping[str, Callable[..., TrainedNetwork]] = {"encoder": _train_encoder, "classifier": _train_classifier}
 
 
 def command_of(config: ClassifierConfig | EncoderRunConfig, folder: Path) -> str:
-    """Return the command by which the training of an encoder or a classifier goes on."""
+    """Return the command that continues the training of an encoder or a classifier."""
     if config.preset == "train-encoder":
         return command_to_go_on(cast(EncoderRunConfig, config).kind, folder, verb=config.preset)
     return command_to_go_on(config.preset, folder)
@@ -257,7 +257,7 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
     data = cast(ImagesData, config.data)
     network.eval()
     test = data.load("test").images
-    # In the order of the files there would be one class alone.
+    # Shuffled, because the files are in the order of the classes.
     images = test[shuffled_indices(len(test), 0, min(_RECONSTRUCTED, len(test)), stream_seed(config.seed, "reconstruction"))]
     reconstructed = in_batches(lambda part: network(part.to(config.device))[0], images)
     title = f"{data.name}: {len(images)} test images through a code of {network.code_dim} numbers"
@@ -265,7 +265,7 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
 
 
 def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, saving: Saving) -> None:
-    """Train the network of an encoder for its objective, from its newest checkpoint if there is one."""
+    """Train the network of an encoder with its objective, from its newest checkpoint if there is one."""
     settings: Any = config.encoder
     batches = batches_of(_rows(config), settings.batch_size, config.seed)
     with ThreadPoolExecutor(1) as thread:
@@ -282,9 +282,9 @@ def _rows(config: RunConfig | EncoderRunConfig) -> Rows:
 
 
 def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str, int | float]:
-    """Return the numbers of images and, where there are classes, how many of the test images are named right.
+    """Return the numbers of images and, for images with classes, accuracies on the test images.
 
-    That is by a linear classifier on the features, fitted to training images, and by the logits of a network that learned classes.
+    They are those of a linear classifier of the features and, if the network learned classes, those of its logits.
     """
     train, test = (cast(ImagesData, config.data).load(split, labeled=True) for split in ("train", "test"))
     figures: dict[str, int | float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
@@ -301,7 +301,7 @@ def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str
     return figures
 
 
-# Rows that the figures are of, at most, and how many of them at once.
+# Largest number of rows that are measured, and how many at a time.
 _MEASURED, _AT_ONCE = 2048, 64
 
 
@@ -327,7 +327,7 @@ def _streamed_figures(network: MaskedAutoencoder, config: EncoderRunConfig) -> d
 
 
 def _measured(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Return the first rows of the training's order, each once."""
+    """Yield batches of the first rows in the order of the training, each row once."""
     batches = batches_of(rows, _AT_ONCE, seed)
     for number, count in enumerate(torch.arange(min(_MEASURED, len(rows))).split(_AT_ONCE), 1):
         images, labels = batches(number)

@@ -46,7 +46,7 @@ from drifting.training.positives import Positives
 from drifting.training.recorder import Recorder, Resources, snapshot_steps
 from drifting.training.state import TrainingState
 
-# Real samples that the snapshots of a run are compared with: not those drawn in the pictures or in an evaluation.
+# Seed of the real samples that snapshots are compared with; pictures and evaluations draw others.
 _REFERENCE_SEED = 1
 
 
@@ -61,13 +61,13 @@ def train(
 
 
 def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run | TrainedNetwork:
-    """Train whatever the configuration is of: a generator, and the encoder that it needs, or an encoder or a classifier alone.
+    """Train a generator, with its encoder if it needs one, or an encoder or a classifier alone, as configured.
 
     Args:
-        config: from a preset, or written by hand.
-        save_dir: the folder of the run.
-        resume: continue from the newest checkpoint of the folder; only what changes no figure may differ.
-        overwrite: delete the run that is there first.
+        config: configuration from a preset, or written by hand.
+        save_dir: folder of the run.
+        resume: continue from the newest checkpoint in the folder; settings that change the result must be the same.
+        overwrite: delete the run in the folder first.
 
     Returns:
         The run of a generator, ready to sample; the weights and figures of another network.
@@ -93,7 +93,7 @@ def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, over
 def _train_network(
     config: ClassifierConfig | EncoderRunConfig, folder: Path, processes: Processes, *, resume: bool, overwrite: bool
 ) -> TrainedNetwork:
-    """Train an encoder for generators to drift in its features, or a classifier for their evaluation, into a folder."""
+    """Train a feature encoder, or a classifier for evaluations, into a folder."""
     config, network = with_network(config, folder, processes, overwrite=overwrite)
     check_writable(folder, "save_dir")
     with hold(folder, "save_dir"):
@@ -109,7 +109,7 @@ def _print_lines(lines: list[str]) -> None:
 
 
 def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, resume: bool, overwrite: bool) -> Run:
-    """Train a generator, and the encoder that it needs, together with all processes that were started to do so.
+    """Train a generator, with its encoder if it needs one, together with all processes of the launch.
 
     A resumed run may have another number of processes.
     """
@@ -118,7 +118,7 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
     source, generator = config.data.source(config.seed), config.build_generator()
     check_shares(config.schedule, source.num_classes, processes)
     trains_encoder, is_main = config.trains_encoder, processes.is_main_process
-    # What freezes a network comes after its training.
+    # The feature encoder freezes its network, so it is built after the network is trained.
     encoder = None if trains_encoder else build_encoder(config, network)
     config.data.exporter()
     facts, command = configuration.to_json(config), command_to_go_on(config.preset, folder, processes.size)
@@ -151,7 +151,7 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
         if trains_encoder and is_main:
             print_stage(2, 2, "generator", config.schedule.steps)
         if resume:
-            # Stopped in the training of its encoder, or soon after, a run has no checkpoint of its generator yet.
+            # A run that was stopped while its encoder was trained, or soon after, has no checkpoint of its generator yet.
             recorder.resume(config.schedule.steps, may_begin=trains_encoder)
         if state.step == config.schedule.steps and is_main:
             print(f"{folder} is finished, with all {state.step} steps: pass a higher --steps to train it further", flush=True)
@@ -162,9 +162,9 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
 def _prepare(
     config: RunConfig, folder: Path, network: nn.Module | None, encoder: FeatureEncoder | None, *, is_main: bool
 ) -> FeatureEncoder:
-    """Print what was found of the data, and return the encoder, trained if it is not yet."""
+    """Print the facts about the data, and return the encoder, trained if it is not yet."""
     lines = config.data.report() if is_main else []
-    # A saved encoder may turn out not to fit, which comes first; one that is not saved yet is trained, which takes long.
+    # The facts come before the training of an encoder, which takes long, but after a saved one is checked.
     saved = (folder / ENCODER_WEIGHTS).exists()
     if not saved:
         _print_lines(lines)
@@ -183,7 +183,7 @@ def _without_weights(generator: Generator) -> Generator:
 
 
 def _check_space(folder: Path, config: RunConfig, generator: Generator, *, resume: bool, overwrite: bool) -> None:
-    """Raise StorageError unless two checkpoints fit on the disk, or one more where the run is resumed."""
+    """Raise StorageError unless two checkpoints fit on the disk, or one more if the run is resumed."""
     weights = sum(value.numel() * value.element_size() for value in generator.state_dict().values())
     # The weights, their averages, and two moments of each.
     checkpoint = weights * (2 + len(config.schedule.other_ema_decays) + 2)
@@ -195,10 +195,10 @@ def _finish(recorder: Recorder, config: RunConfig, source: Source, unsharded: Ge
     """Write the weights of the generator and the pictures.
 
     Args:
-        recorder: of the run.
-        config: of the run.
-        source: real samples of the run.
-        unsharded: the generator, to take the whole weights where each process has a share of them; None otherwise.
+        recorder: recorder of the run.
+        config: configuration of the run.
+        source: source of real samples.
+        unsharded: generator that takes the whole weights if each process has a share of them; None otherwise.
     """
     folder, state = recorder.folder, recorder.state
     generator, pictures = state.averaged, []
@@ -217,11 +217,11 @@ def _finish(recorder: Recorder, config: RunConfig, source: Source, unsharded: Ge
 
 
 def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
-    """Run the loop: log, set snapshots aside, save, and stop where asked to, or where another process is.
+    """Run the training loop: log, take snapshots, save, and stop when this or another process is stopped.
 
     Raises:
         DivergenceError: if the loss becomes NaN or infinite.
-        Interrupted: if the process was asked to stop.
+        Interrupted: if a signal stopped the process.
     """
     state, schedule, processes = recorder.state, config.schedule, recorder.state.processes
     snapshots_at = snapshot_steps(schedule.steps, config.snapshots)
@@ -257,12 +257,12 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
                 raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
 
 
-# Folder in that of a tiny run for the inputs that are made for it. Version 0.1 called the extractor a judge.
+# Folder inside that of a tiny run for the inputs that are made for it. Version 0.1 called the extractor a judge.
 _INPUTS = "smoke"
 _PARTS = {"images", "vae", "latents", "encoder", "convnext", "extractor", "judge"}
 _SAMPLES = 16
 
-# Pixels to a side of images in memory, by the name of their data set.
+# Name of a data set -> side of its images in pixels.
 _SIDES = {"mnist": 28, "cifar10": 32}
 
 
@@ -277,11 +277,11 @@ def try_preset(
     """Train the tiny version of a preset, evaluate it and return it.
 
     Args:
-        name: of the preset.
-        save_dir: the run folder; by default runs/smoke/NAME, where what is there is replaced.
+        name: name of the preset.
+        save_dir: folder of the run; by default runs/smoke/NAME, whose content is replaced.
         overwrite: replace a run in `save_dir`.
-        settings: what may differ from the tiny version, see `presets.adjust`.
-        choices: what the preset lets one choose; data and encoder are made where they are not among them.
+        settings: changes of the tiny version, see `presets.adjust`.
+        choices: arguments of the preset; data and encoder are made unless they are among them.
 
     Raises:
         InputError: as the full preset does.
@@ -312,7 +312,7 @@ def try_preset(
 
 
 def _needs_data(name: str) -> bool:
-    """Return whether a preset cannot be had without data."""
+    """Return whether a preset has a required argument `data`."""
     parameters = inspect.signature(presets.PRESETS[name].make).parameters if name in presets.PRESETS else {}
     return "data" in parameters and parameters["data"].default is inspect.Parameter.empty
 
@@ -368,7 +368,7 @@ def _evaluation_options(config: RunConfig, inputs: Path) -> dict[str, Any]:
         return {}
     if not images.is_dir():
         return {"extractor": "pixels"}
-    # A classifier as those of the presets are; a covariance of all pixels would take minutes.
+    # A classifier, because a covariance of all pixels would take minutes.
     data = ImagesData(name="smoke", path=str(images))
     extractor = train(smoke(ClassifierConfig(preset="smoke", data=data)), inputs / "extractor").folder
     return {"extractor": str(extractor)} | ({"real": str(images)} if config.data.latent else {})
