@@ -305,8 +305,9 @@ def _encoder_network(encoder: EncoderConfig, data: Data, seed: int) -> nn.Module
     if encoder.objective is not None and not encoder.alone and not data.loads_images:
         unfit = "is on disk" if data.on_disk else "has no images"
         raise InputError(f"encoder is {encoder.noun}, but the data set {unfit}: use the space of the samples")
-    num_classes = data.classes_to_learn() if encoder.learns_classes else None
-    if encoder.learns_classes and (num_classes is None or num_classes < 2):
+    learns_classes = encoder.learns_classes
+    num_classes = data.classes_to_learn() if learns_classes else None
+    if learns_classes and (num_classes is None or num_classes < 2):
         origin = getattr(data, "path", None) or getattr(data, "name", None)
         raise InputError(f"data is '{origin}', whose images are all of one class: add another, or learn without classes, by simclr")
     with initial_weights(seed, "encoder"):
