@@ -32,7 +32,7 @@ def found(root, split="train"):
     whole = load_images(str(root), split=split)
     assert listed.class_names == whole.class_names
     assert (listed.labels is None) == (whole.labels is None)
-    counts = len(listed) if listed.labels is None else listed.labels.bincount(minlength=listed.num_classes).tolist()
+    counts = len(listed) if listed.labels is None else listed.labels.bincount(minlength=len(listed.class_names)).tolist()
     return listed.class_names, counts
 
 
@@ -319,7 +319,7 @@ def test_metadata_without_classes_leaves_them_to_the_folders(tmp_path):
     rows_of(tmp_path, "metadata.jsonl", [{"file_name": "a/000.png", "text": "a cat"}])
     listed = ImageFiles(tmp_path, image_size=4)
     assert listed.class_names == ("a", "b")
-    assert "'metadata.jsonl' tells no classes, for its columns are file_name, text" in listed.doubts[0]
+    assert "'metadata.jsonl' has no classes, because its columns are file_name, text" in listed.doubts[0]
 
 
 def test_fingerprint_of_labels_from_a_file_tells_them_apart(tmp_path):

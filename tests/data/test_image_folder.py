@@ -24,7 +24,7 @@ def test_images_are_those_that_are_read_into_memory_in_any_order(folder):
     write_images(folder / "test", {"n01": 1}, channels=3)  # so that "train" is all of train/
     files, whole = ImageFiles(folder, image_size=8), load_images(str(folder), image_size=8)
     assert len(files) == 6
-    assert (files.class_names, files.num_classes) == (("n01", "n02", "n03"), 3)
+    assert files.class_names == ("n01", "n02", "n03")
     assert files.labels.tolist() == whole.labels.tolist() == [0, 0, 1, 1, 1, 2]
     order = torch.tensor([5, 0, 3, 3])
     read = files.read(order)
@@ -34,14 +34,14 @@ def test_images_are_those_that_are_read_into_memory_in_any_order(folder):
 
 def test_classes_have_the_same_numbers_in_every_split(folder):
     files = ImageFiles(folder, image_size=8, split="val")
-    assert (len(files), files.labels.tolist(), files.num_classes) == (2, [2, 2], 3)
+    assert (len(files), files.labels.tolist(), len(files.class_names)) == (2, [2, 2], 3)
     assert files.fingerprint() != ImageFiles(folder, image_size=8).fingerprint()
 
 
 def test_folder_without_splits_or_classes(tmp_path):
     write_images(tmp_path, {".": 3})
     files = ImageFiles(tmp_path, image_size=8)
-    assert (files.labels, files.class_names, files.num_classes) == (None, None, None)
+    assert (files.labels, files.class_names) == (None, None)
     gray = files.read(torch.arange(3))
     assert gray.shape == (3, 3, 8, 8)
     assert torch.equal(gray[:, 0], gray[:, 2])

@@ -25,7 +25,7 @@ def test_rows_come_by_index_from_any_shard_and_side(folder):
     assert (found.shape, found.dtype) == ((5, 4, 3, 3), torch.float32)
     assert found[:, 0, 0, 0].tolist() == [12, -1, 5, 6, -6]
     assert torch.equal(cache.labels, LABELS)
-    assert (len(cache), cache.num_classes) == (12, 3)
+    assert (len(cache), len(cache.class_names)) == (12, 3)
 
 
 def test_moments_are_not_read_on_opening(folder, monkeypatch):

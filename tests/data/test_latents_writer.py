@@ -48,7 +48,7 @@ def test_cache_holds_the_moments_of_every_image_and_of_its_mirror_image(place):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, vae.moments(seen), rtol=2**-11, atol=1e-6)
     assert not torch.equal(cache.read(rows, rows * 0), cache.read(rows, rows * 0 + 1))
-    assert (len(cache), cache.num_classes, cache.labels.tolist()) == (7, 2, [0, 0, 0, 0, 1, 1, 1])
+    assert (len(cache), len(cache.class_names), cache.labels.tolist()) == (7, 2, [0, 0, 0, 0, 1, 1, 1])
 
 
 def test_damage_that_leaves_the_size_is_reported_when_the_row_is_read(place, copy):
@@ -110,7 +110,7 @@ def test_other_splits_and_images_without_classes(place, tmp_path):
     write_images(tmp_path / "loose", {".": 3})
     write_latents(tmp_path / "loose", place / "vae", tmp_path / "other", SETTINGS)
     cache = LatentCache(tmp_path / "other")
-    assert (cache.labels, cache.num_classes) == (None, None)
+    assert (cache.labels, cache.class_names) == (None, None)
 
 
 def test_interrupted_cache_keeps_its_whole_shards_and_ends_bit_for_bit_the_same(place, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from drifting.data.pixels import to_bytes
-from drifting.data.readers import by_number, shown_name
+from drifting.data.readers import MOST_NAMES, by_number, quoted, shown_name
 from drifting.errors import InputError
 
 # The share of a process without peers: everything.
@@ -25,8 +25,6 @@ ALL = slice(None)
 BRING_BACK = "bring those back, or train anew"
 # Fewest images of each side for precision, recall, density and coverage, see `evaluation.images`.
 NEIGHBORS = 6
-# Most names in a message.
-_SHOWN = 3
 # Most classes that are listed in full; a longer list is shortened to its first classes and the last one.
 _ALL_CLASSES, _FIRST_CLASSES = 10, 3
 
@@ -255,7 +253,7 @@ class ImageData(Data):
             what = f"which has {facts['num_classes'] or 'no'} classes where the run began with {self.num_classes or 'none'}"
         elif before is None and now is not None and sorted(now) != list(now) == sorted(now, key=by_number):
             # An earlier version numbered them so.
-            what = f"whose classes were numbered in the order of text when the run began, {_some(sorted(now))}, and now by number"
+            what = f"whose classes were numbered in the order of text when the run began, {quoted(sorted(now))}, and now by number"
         elif self.counts is not None and facts.get("counts", self.counts) != self.counts:
             what = _sizes(self.counts, facts["counts"], now)
         if what:
@@ -316,7 +314,7 @@ def counts_of(labels: Int[Tensor, " s"] | None, num_classes: int | None, total: 
 def _changes(before: Sequence[str], now: Sequence[str]) -> str:
     gone, new = [name for name in before if name not in now], [name for name in now if name not in before]
     changes = [
-        f"{_some(names)} {'is' if len(names) == 1 else 'are'} {how}" for names, how in ((gone, "gone"), (new, "new")) if names
+        f"{quoted(names)} {'is' if len(names) == 1 else 'are'} {how}" for names, how in ((gone, "gone"), (new, "new")) if names
     ]
     return ", ".join(changes) or "they have another order"
 
@@ -328,10 +326,6 @@ def _sizes(before: Sequence[int], now: Sequence[int], names: Sequence[str] | Non
     label = next(label for label, (then, here) in enumerate(zip(before, now, strict=True)) if then != here)
     called = f"class '{names[label]}'" if names else f"class {label}"
     return f"whose {called} has {now[label]} training images where the run began with {before[label]}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def describe_images(train: int, test: int, shape: tuple[int, ...], classes: str, left_out: Sequence[str]) -> str:
@@ -354,7 +348,7 @@ def describe_classes(labels: Int[Tensor, " s"] | None, names: Sequence[str] | No
     if len(counts) == 1:
         doubts.append("all images are of one class: train without classes, or bring a folder with one sub-folder for each class")
     if single := [title for title, count in zip(titles, counts, strict=True) if count == 1]:
-        some = ", ".join(single[:_SHOWN]) + (", ..." if len(single) > _SHOWN else "")
+        some = ", ".join(single[:MOST_NAMES]) + ", ..." * (len(single) > MOST_NAMES)
         has = "1 class has" if len(single) == 1 else f"{len(single)} classes have"
         doubts.append(f"{has} one image each ({some}), and samples will be copies of it: add more, or train without classes")
     return f"{len(counts)} class{'es' * (len(counts) != 1)}: {', '.join(shown)}", doubts

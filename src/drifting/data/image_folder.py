@@ -6,7 +6,7 @@ Shapes: s images, b images of a batch, h = w pixels to a side.
 import functools
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,11 +66,6 @@ class ImageFiles:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._listing.names)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, or None without labels."""
-        return None if self.class_names is None else len(self.class_names)
 
     def read(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
         """Return images decoded by several threads, or raise InputError naming a damaged file."""
@@ -194,73 +189,41 @@ class ImageFilesData(StreamedData):
     """Images of a folder that do not fit into memory: decoded, cropped and resized when they are drawn.
 
     Attributes:
-        path: folder with one sub-folder per class, optionally inside train and val; None if it is not known yet.
         image_size: side in pixels after cropping and resizing.
-        conditional: whether each class is a population of its own; otherwise there is one for all images.
-        flip: whether to mirror images at random with probability 0.5.
-        image_shape: channels, height and width; found when the folder is first listed and saved with the run.
-        num_classes: number of classes, found in the same way; None if labels are not used.
-        class_names, counts: names of the classes and their numbers of images; found in the same way.
-        files: fingerprint of the files, found in the same way and checked whenever the folder is listed again.
+        counts: number of training images of each class; found when the folder is first listed and saved with the run.
     """
 
-    path: str | None = None
     image_size: int = 256
-    conditional: bool = True
-    flip: bool = True
-    image_shape: tuple[int, int, int] | None = found()
-    num_classes: int | None = found()
-    class_names: tuple[str, ...] | None = found()
     counts: tuple[int, ...] | None = found()
-    files: str | None = found()
 
     _place: ClassVar[str] = "a folder of images"
-
-    def find(self, *, labeled: bool = False) -> "ImageFilesData":
-        """Return the data with their location, shape, classes and fingerprint."""
-        del labeled
-        if self.files is not None:
-            return self
-        data = replace(self, path=self._folder())
-        files = data.open()
-        return replace(data, **data._facts(files, data._classes(files.num_classes)))
 
     def open(self, split: str = "train") -> ImageFiles:
         """Return the images, listed once per process, or raise InputError if they have changed since the run began."""
         files = _list_files(self.path or "", image_size=self.image_size, split=split)
         # Runs of earlier versions have a fingerprint of the names only.
         if split == "train" and self.files not in (None, files.fingerprint(), files.names_fingerprint()):
-            self.check_classes(self._facts(files, files.num_classes if self.conditional else None))
+            self.check_classes(self._facts(files))
             others = f"whose files are not those that the run began with ({files.fingerprint()}, not {self.files})"
             raise InputError(f"data is '{self.path}', {others}: bring them back, or train anew")
         return files
 
-    def _facts(self, files: ImageFiles, num_classes: int | None) -> dict[str, Any]:
-        labels = None if num_classes is None else files.labels
-        return {
+    def _facts(self, opened: ImageFiles) -> dict[str, Any]:
+        facts = super()._facts(opened)
+        labels = None if facts["num_classes"] is None else opened.labels
+        return facts | {
             "image_shape": (3, self.image_size, self.image_size),
-            "num_classes": num_classes,
-            "class_names": None if num_classes is None else files.class_names,
-            "counts": counts_of(labels, num_classes, len(files)),
-            "files": files.fingerprint(),
+            "counts": counts_of(labels, facts["num_classes"], len(opened)),
+            "files": opened.fingerprint(),
         }
 
-    def check(self) -> None:
-        """Raise InputError if the files have changed since the run began."""
-        self.open()
-
     def training_images(self) -> ImageFiles | None:
-        """Return the images of the split "train"; None where they are not there."""
+        """Return the images of the split "train", or None if they are missing."""
         return self.open() if self.path is not None and Path(self.path).is_dir() else None
 
     def rows(self, seed: int) -> ImageRows:
         """Return the images, mirrored at random if `flip` is set."""
         return ImageRows(self.open(), labeled=self.conditional, flip=self.flip, seed=seed)
-
-    def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
-        """Return the class of every training image, and the names of the classes."""
-        files = self.open()
-        return files.labels, files.class_names
 
     def report(self) -> list[str]:
         """Return a description of the training and test images, see `Data.report`."""

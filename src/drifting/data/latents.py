@@ -16,7 +16,7 @@ import json
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -209,9 +209,9 @@ class LatentCache:
         return self.index.count
 
     @property
-    def num_classes(self) -> int | None:
-        """Number of classes; None where there are no labels."""
-        return None if self.index.class_names is None else len(self.index.class_names)
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of each label; None without labels."""
+        return self.index.class_names
 
     def read(self, indices: Int[Tensor, " b"], mirrored: Int[Tensor, " b"]) -> Float[Tensor, "b _ y x"]:
         """Return the moments of images, or of their mirror images if `mirrored` is 1, in float32, or raise InputError."""
@@ -285,25 +285,12 @@ class LatentsData(StreamedData):
     """Latents of images, computed by `drifting latents`.
 
     Attributes:
-        path: folder of the cache; None if it is not known yet.
-        conditional: whether each class is a population of its own; otherwise there is one for all images.
-        flip: whether to take the latents of mirrored images at random with probability 0.5.
         vae: name or folder of the auto-encoder that decodes samples; found in the cache and saved with the run.
         vae_fingerprint: fingerprint of the auto-encoder that made the cache, found in the same way.
-        image_shape: channels, height and width of a latent, found in the same way.
-        num_classes, class_names: number and names of the classes, found in the same way; None if labels are not used.
-        files: fingerprint of the files, found in the same way and checked whenever the cache is opened again.
     """
 
-    path: str | None = None
-    conditional: bool = True
-    flip: bool = True
     vae: str | None = None
     vae_fingerprint: str | None = found()
-    image_shape: tuple[int, int, int] | None = found()
-    num_classes: int | None = found()
-    class_names: tuple[str, ...] | None = found()
-    files: str | None = found()
 
     latent: ClassVar[bool] = True
     _place: ClassVar[str] = "a cache that drifting latents wrote"
@@ -313,23 +300,14 @@ class LatentsData(StreamedData):
         """Name of the data in pictures, which show decoded latents."""
         return f"{super().title}, decoded latents"
 
-    def find(self, *, labeled: bool = False) -> "LatentsData":
-        """Return the data with their location, shape, classes, auto-encoder and fingerprint."""
-        del labeled
-        if self.files is not None:
-            return self
-        data = replace(self, path=self._folder())
-        cache = data.open()
-        index, num_classes = cache.index, data._classes(cache.num_classes)
-        return replace(
-            data,
-            image_shape=index.latent_shape,
-            vae=data.vae or index.vae,
-            vae_fingerprint=index.vae_fingerprint,
-            files=index.files,
-            num_classes=num_classes,
-            class_names=None if num_classes is None else index.class_names,
-        )
+    def _facts(self, opened: LatentCache) -> dict[str, Any]:
+        index = opened.index
+        return super()._facts(opened) | {
+            "image_shape": index.latent_shape,
+            "vae": self.vae or index.vae,
+            "vae_fingerprint": index.vae_fingerprint,
+            "files": index.files,
+        }
 
     def open(self) -> LatentCache:
         """Return the cache, opened once per process, or raise InputError if it is not that of the run."""
@@ -348,18 +326,9 @@ class LatentsData(StreamedData):
             raise InputError(f"vae is '{self.vae}', which {channels}: name the one that the latents were made with")
         return vae if device is None else vae.to(device)
 
-    def check(self) -> None:
-        """Raise InputError if the cache is not that of the run."""
-        self.open()
-
     def rows(self, seed: int) -> LatentRows:
         """Return the latents, drawn from their distributions."""
         return LatentRows(self.open(), labeled=self.conditional, flip=self.flip, seed=seed)
-
-    def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
-        """Return the class of every image, and the names of the classes."""
-        cache = self.open()
-        return cache.labels, cache.index.class_names
 
     def report(self) -> list[str]:
         """Return a description of the latents, see `Data.report`."""

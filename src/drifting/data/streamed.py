@@ -9,6 +9,7 @@ Shapes: s samples, b samples of a batch, l labels, p positives, m unconditional 
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from drifting.data.bank import MemoryBank, ranks
-from drifting.data.dataset import ALL, ImageData, Source, owned
+from drifting.data.dataset import ALL, ImageData, Source, found, owned
 from drifting.data.pixels import to_signed
 from drifting.data.sources import BankSource, shuffled_indices
 from drifting.errors import InputError
@@ -221,8 +222,42 @@ class RowBankSource(BankSource):
             self._tell(done, total)
 
 
+@runtime_checkable
+class Opened(Protocol):
+    """A folder of images or latents, opened for reading."""
+
+    @property
+    def labels(self) -> Int[Tensor, " s"] | None:
+        """Class of every image; None without labels."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of each label; None without labels."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamedData(ImageData):
-    """Images or latents that stay on disk until they are drawn."""
+    """Images or latents that stay on disk until they are drawn.
+
+    Attributes:
+        path: their folder; None if it is not known yet.
+        conditional: whether each class is a population of its own; otherwise there is one for all images.
+        flip: whether to take images mirrored at random with probability 0.5.
+        image_shape: channels, height and width of a sample. This and the following are found when the folder is first opened, and
+            saved with the run.
+        num_classes, class_names: number and names of the classes; None if labels are not used.
+        files: fingerprint of the files, which is checked whenever the folder is opened again.
+    """
+
+    path: str | None = None
+    conditional: bool = True
+    flip: bool = True
+    image_shape: tuple[int, int, int] | None = found()
+    num_classes: int | None = found()
+    class_names: tuple[str, ...] | None = found()
+    files: str | None = found()
 
     on_disk: ClassVar[bool] = True
     supports_bank: ClassVar[bool] = True
@@ -230,13 +265,44 @@ class StreamedData(ImageData):
     _place: ClassVar[str]
 
     @abstractmethod
+    def open(self) -> Opened:
+        """Return the training images, opened once per process, or raise InputError if they have changed since the run began."""
+
+    @abstractmethod
     def rows(self, seed: int) -> Rows:
         """Return the rows of the data, with random variations from the seed."""
+
+    def _facts(self, opened: Any) -> dict[str, Any]:
+        """Return the fields that are found in the folder."""
+        names = opened.class_names if self.conditional else None
+        return {"num_classes": None if names is None else len(names), "class_names": names}
 
     @property
     def title(self) -> str:
         """Name of the data in pictures."""
         return Path(self.path or "").name
+
+    def find(self, *, labeled: bool = False) -> "StreamedData":
+        """Return the data with their location and the facts found in the folder."""
+        del labeled
+        if self.files is not None:
+            return self
+        if self.path is None:
+            raise InputError(f"data is missing: pass --data with {self._place}")
+        data = replace(self, path=str(Path(self.path).expanduser().resolve()))
+        facts = data._facts(data.open())
+        if self.conditional and facts["num_classes"] is None:
+            raise InputError(f"data is '{data.path}', which has no labels: use one sub-folder per class, or train without labels")
+        return replace(data, **facts)
+
+    def check(self) -> None:
+        """Raise InputError if the data have changed since the run began."""
+        self.open()
+
+    def labels(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
+        """Return the class of every training image, and the names of the classes."""
+        opened = self.open()
+        return opened.labels, opened.class_names
 
     def source(
         self, seed: int, bank: Any = None, *, device: str = "cpu", indexed: bool = False, tell: Tell | None = None
@@ -256,16 +322,3 @@ class StreamedData(ImageData):
     def evaluate(self, evaluation: Any) -> dict[str, Any]:
         """Compare images with some that stay on disk."""
         return evaluation.images()
-
-    def _folder(self) -> str:
-        if self.path is None:
-            raise InputError(f"data is missing: pass --data with {self._place}")
-        return str(Path(self.path).expanduser().resolve())
-
-    def _classes(self, found: int | None) -> int | None:
-        """Return the number of classes to use, or raise InputError if labels are required but missing."""
-        if not self.conditional:
-            return None
-        if found is None:
-            raise InputError(f"data is '{self.path}', which has no labels: use one sub-folder per class, or train without labels")
-        return found

@@ -24,6 +24,8 @@ LABEL_COLUMNS = (
     *("label", "fine_label", "labels", "class", "category", "target", "targets", "class_label", "class_name", "label_name"),
     *("y", "coarse_label"),
 )
+# Most names in a message.
+MOST_NAMES = 3
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -77,6 +79,11 @@ def shown_name(name: str) -> str:
     """Return the name of a file or class as printable text, for terminals, files and pictures."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Return the first names in quotes, for messages."""
+    return ", ".join(f"'{name}'" for name in names[:MOST_NAMES]) + ", ..." * (len(names) > MOST_NAMES)
 
 
 def by_number(name: str) -> tuple[tuple[int | str, ...], str]:

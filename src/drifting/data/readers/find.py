@@ -20,9 +20,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from drifting._checks import check_memory, nearest_name
-from drifting.data.readers import EncodedImage, Reader, Split, damaged, folders_in, label_files, parsing, split_name
+from drifting.data.readers import MOST_NAMES, EncodedImage, Reader, Split, damaged, folders_in, parsing, quoted, split_name
 from drifting.data.readers.arrays import Arrays
-from drifting.data.readers.folder import FolderReader, ImageFolder
+from drifting.data.readers.folder import LABEL_FILES, FolderReader, ImageFolder
 from drifting.data.readers.published import CIFAR, TEXTS, Cub, Idx, TinyImageNet
 from drifting.data.readers.tables import DatasetObjects, Hub, Parquet, SavedTables
 from drifting.errors import InputError
@@ -37,10 +37,9 @@ _FOLDERS: tuple[FolderReader, ...] = (TinyImageNet(), Cub(), ImageFolder())
 _NESTED: tuple[Reader, ...] = (SavedTables(), Parquet(), Idx(), *CIFAR, *_FOLDERS[:-1])
 # Folders of more folders are image folders of as many classes.
 _MOST_FOLDERS = 64
-_SHOWN = 3
 _ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 # Files in a .zip that are read as text, and the largest size of one in bytes.
-_TEXTS = {*label_files.NAMES, *TEXTS}
+_TEXTS = {*LABEL_FILES, *TEXTS}
 _MOST_TEXT = 2**28
 _ENCRYPTED = 1
 
@@ -177,7 +176,7 @@ def _nested(path: Path, readers: Iterable[Reader]) -> tuple[Reader, Path] | None
         elif depth < 2 and len(below := folders_in(place)) <= _MOST_FOLDERS:
             waiting += [(sub, depth + 1) for sub in below]
     if len(found) > 1:
-        places = ", ".join(f"'{place.relative_to(path)}'" for _, place in found[:_SHOWN]) + ", ..." * (len(found) > _SHOWN)
+        places = quoted([str(place.relative_to(path)) for _, place in found])
         raise InputError(f"data is '{path}', which holds the data sets {places}: pass --data with the folder of one of them")
     return found[0] if found else None
 
@@ -197,7 +196,7 @@ def _refuse(path: Path) -> tuple[Reader, Path]:
         raise InputError(f"data is '{path}', which is an empty folder: put images there, or pass another folder")
     names = [name for _, _, files in os.walk(path) for name in files]
     suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in names)
-    holds = f"holds {len(names)} files ({', '.join(suffix for suffix, _ in suffixes.most_common(_SHOWN))})"
+    holds = f"holds {len(names)} files ({', '.join(suffix for suffix, _ in suffixes.most_common(MOST_NAMES))})"
     if suffixes.keys() & _ARCHIVES:
         fix = "unpack archives, and pass the folder; a .zip of images can itself be passed as --data"
     else:

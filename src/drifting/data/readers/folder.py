@@ -1,22 +1,28 @@
 """Image files in folders: one sub-folder per class, or all in one folder without labels; optionally below train/ and test/.
 
-Where the folder holds nothing but one folder, which holds the classes or the splits, that one is meant. A file of labels, of the
-StyleGAN and EDM tools (dataset.json) or of Hugging Face (metadata.jsonl, metadata.csv), says the classes in place of sub-folders.
-What operating systems, storage devices and notebooks leave behind is skipped at every depth.
+If the folder has only one folder, which has the classes or the splits, that one is read. A file of labels can have the classes in
+place of sub-folders: dataset.json (https://github.com/NVlabs/edm dataset_tool.py: {"labels": [[path, class], ...]} or {"labels":
+null}), or metadata.jsonl or metadata.csv (https://huggingface.co/docs/datasets/image_dataset: the column file_name is a path below
+the folder of that file). What operating systems, storage devices and notebooks leave behind is skipped at every depth.
 """
 
+import csv
+import io
+import json
 import os
+import posixpath
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from drifting.data.readers import EncodedImage, Reader, Split, by_number, label_files, split_name
+from drifting.data.readers import LABEL_COLUMNS, MOST_NAMES, EncodedImage, Reader, Split, by_number, parsing, quoted, split_name
 from drifting.errors import InputError
 
 _KINDS = (
@@ -28,11 +34,8 @@ _SYSTEM = {
     *("__macosx", "__pycache__", "$recycle.bin", "#recycle", "#snapshot", "@eadir", "@recycle", "@recently-snapshot", "@tmp"),
     *("desktop.ini", "lost+found", "network trash folder", "recycler", "system volume information", "temporary items", "thumbs.db"),
 }
-# Most names in a message.
-_SHOWN = 3
-
-# Device and number of a folder: the same by whatever path it is reached.
-_Identity = tuple[int, int]
+LABEL_FILES = ("dataset.json", "metadata.jsonl", "metadata.csv")
+_FILE_NAME = "file_name"
 
 
 class Listing(NamedTuple):
@@ -41,11 +44,8 @@ class Listing(NamedTuple):
     Attributes:
         root: the folder of the split.
         names: paths below it, sorted by class and path.
-        labels: class of each; None without classes.
-        class_names: of each label; None likewise.
-        left_out: what is there and is not used, in a few words each.
-        doubts: sentences on what may not be as its owner means it.
-        labels_from: name of the file that says the labels; None where folders do.
+        labels, class_names, left_out, doubts: see `Split`.
+        labels_from: name of the file with the labels; None if the folders are the classes.
     """
 
     root: Path
@@ -56,13 +56,22 @@ class Listing(NamedTuple):
     doubts: tuple[str, ...] = ()
     labels_from: str | None = None
 
+    @classmethod
+    def of_labels(
+        cls, root: Path, labels: Mapping[str, int], class_names: Sequence[str], file: str, left_out: tuple[str, ...] = ()
+    ) -> "Listing":
+        """Return a listing of the images in a file of labels, given as path below the root -> class."""
+        names = sorted(labels, key=lambda name: (labels[name], name.split("/")))
+        numbers = torch.tensor([labels[name] for name in names], dtype=torch.long)
+        return cls(root, names, numbers, tuple(class_names), left_out, labels_from=file)
+
     def path(self, index: int) -> Path:
-        """Return where an image lies."""
+        """Return the path of an image."""
         return self.root / self.names[index]
 
 
 class _Level(NamedTuple):
-    """What lies directly in a folder."""
+    """Names of what is directly in a folder."""
 
     folders: list[str]
     images: list[str]
@@ -103,28 +112,29 @@ class ImageFolder(FolderReader):
         """
         roots, left_out = _roots(path)
         root = roots[split]
-        tables = {name: label_files.read(place, path) for name, place in roots.items()}
+        tables = {name: _read_labels(place, path) for name, place in roots.items()}
         table = tables[split]
         if table is not None and table.labels is not None:
-            listing = _by_table(root, table, [other for other in tables.values() if other is not None])
-        elif table is not None and table.unlabeled:
+            listing = _by_label_file(root, table, [other for other in tables.values() if other is not None])
+        elif table is not None and table.problem is None:
             listing = _unlabeled(root)
         else:
             listing = _by_folders(roots, split)
             if table is not None:
-                listing = listing._replace(doubts=(table.reason, *listing.doubts))
+                listing = listing._replace(doubts=(str(table.problem), *listing.doubts))
         return listing._replace(left_out=(*left_out, *listing.left_out))
 
 
 def _roots(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Return split -> its folder, and what lies beside those; "train" alone where there are no such folders."""
+    """Return split -> its folder, and a description of other folders; without such folders, everything is "train"."""
     place = folder
     while True:
         found, beside = _split_folders(place)
         if found:
             train = _level(_descended(found["train"])).folders if "train" in found else []
             roots = {split: _descended(root, known=() if split == "train" else train) for split, root in found.items()}
-            return roots, _words("folder", beside)
+            folders = f"{len(beside)} folder{'s' * (len(beside) > 1)} ({quoted(sorted(beside))})"
+            return roots, (folders,) if beside else ()
         below = _only_folder(place)
         if below is None:
             return {"train": place}, ()
@@ -132,7 +142,7 @@ def _roots(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
 
 
 def _split_folders(place: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return split -> folder among those directly in a place, and the others that hold images; none where they are classes."""
+    """Return split -> folder directly in a place, and the other folders with images; nothing if the folders are classes."""
     level = _level(place)
     kinds: dict[str, list[str]] = {}
     for name in level.folders:
@@ -153,22 +163,22 @@ def _split_folders(place: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _descended(root: Path, known: Sequence[str] = ()) -> Path:
-    """Return the folder of a split that holds its images or its classes: below others, where each is all that there is."""
+    """Return the folder that has the images or the classes of a split: the folder itself, or the only one below it."""
     while (below := _only_folder(root)) is not None and below.name not in known:
         root = below
     return root
 
 
 def _only_folder(place: Path) -> Path | None:
-    """Return the one folder in a place that holds images, if those are again in folders or labeled by a file; else None."""
+    """Return the only folder with images in a place, if they are again in folders or labeled by a file; otherwise None."""
     level = _level(place)
-    if level.images or label_files.is_in(place):
+    if level.images or _has_label_file(place):
         return None
     holding = [name for name in level.folders if _holds_images(place / name)]
     if len(holding) != 1:
         return None
     below = place / holding[0]
-    return below if label_files.is_in(below) or _has_folders_of_images(below) else None
+    return below if _has_label_file(below) or _has_folders_of_images(below) else None
 
 
 def _has_folders_of_images(place: Path) -> bool:
@@ -177,14 +187,13 @@ def _has_folders_of_images(place: Path) -> bool:
 
 
 def _by_folders(roots: dict[str, Path], split: str) -> Listing:
-    """List a split whose folders are its classes, those of all splits alike; one without any class of "train" has no labels."""
-    root = roots[split]
-    level = _level(root)
+    """List a split whose folders are its classes. All splits have the same classes; one without any of them has no labels."""
+    level = _level(root := roots[split])
     if level.images:
         if any(_holds_images(root / name) for name in level.folders):
             first = root / min(level.images)
             raise InputError(f"data holds '{first}' beside folders of classes: move it into one, or remove those folders")
-        return Listing(root, sorted(level.images), None, None, _words_of_files(level.others))
+        return Listing(root, sorted(level.images), None, None, _describe_files(level.others))
     classes = set(_level(roots.get("train", root)).folders)
     for place in roots.values():
         own = {name for name in _level(place).folders if _holds_images(place / name)}
@@ -203,25 +212,24 @@ def _by_folders(roots: dict[str, Path], split: str) -> Listing:
         [f"{name}/{path}" for name, paths in members.items() for path in paths],
         torch.arange(len(counts)).repeat_interleave(counts) if class_names else None,
         tuple(class_names) or None,
-        _words_of_files(others),
+        _describe_files(others),
         _doubts(members) if split == "train" else (),
     )
 
 
 def _doubts(members: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Return a sentence if classes hold several sub-folders and nothing else, and so may be no classes."""
+    """Return a sentence if classes have several sub-folders and nothing else, because those may be the classes."""
     inside = {name: {path.partition("/")[0] for path in paths} for name, paths in members.items() if all("/" in p for p in paths)}
-    deep = [name for name, folders in inside.items() if len(folders) > 1]
-    if not deep:
+    if not (deep := [name for name, folders in inside.items() if len(folders) > 1]):
         return ()
     below = sorted(set().union(*(inside[name] for name in deep)), key=by_number)
-    hold = f"hold{'s' * (len(deep) == 1)} no images but sub-folders ({_some(below)}), whose images count as one class"
+    hold = f"hold{'s' * (len(deep) == 1)} no images but sub-folders ({quoted(below)}), whose images count as one class"
     advice = "if those are the classes, pass a --data folder in which each class is one folder"
-    return (f"{'class' if len(deep) == 1 else 'classes'} {_some(deep)} {hold}: {advice}",)
+    return (f"{'class' if len(deep) == 1 else 'classes'} {quoted(deep)} {hold}: {advice}",)
 
 
-def _by_table(root: Path, table: label_files.LabelFile, tables: Sequence[label_files.LabelFile]) -> Listing:
-    """List the images of a split that a file labels; the classes are those of the files of all splits."""
+def _by_label_file(root: Path, table: "_LabelFile", tables: Sequence["_LabelFile"]) -> Listing:
+    """List the images in a file of labels. The classes are those of the files of all splits."""
     others = list[str]()
     there = set(_images(root, others))
     labels = table.below(root)
@@ -229,20 +237,97 @@ def _by_table(root: Path, table: label_files.LabelFile, tables: Sequence[label_f
         fix = "bring it back, or take it out of that file"
         raise InputError(f"data holds '{table.path}', which names '{missing[0]}', but that is no image in '{root}': {fix}")
     class_names = sorted({value for other in tables for value in (other.labels or {}).values()}, key=by_number)
-    numbers = {name: number for number, name in enumerate(class_names)}
-    names = sorted(labels, key=lambda name: (numbers[labels[name]], name.split("/")))
-    left_out = _words_of_files(others)
+    left_out = _describe_files(others)
     if unlisted := len(there) - len(labels):
         left_out += (f"{unlisted} image{'s' * (unlisted > 1)} not in {table.path.name}",)
-    numbered = torch.tensor([numbers[labels[name]] for name in names], dtype=torch.long)
-    return Listing(root, names, numbered, tuple(class_names), left_out, labels_from=table.path.name)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    numbered = {name: numbers[label] for name, label in labels.items()}
+    return Listing.of_labels(root, numbered, class_names, table.path.name, left_out)
+
+
+class _LabelFile(NamedTuple):
+    """The content of a file of labels.
+
+    Attributes:
+        path: path of the file.
+        labels: path of an image, below the folder of the file -> its class as text; None if the file has no classes.
+        problem: sentence on why it has none; None if it says so itself.
+    """
+
+    path: Path
+    labels: dict[str, str] | None
+    problem: str | None = None
+
+    def below(self, root: Path) -> dict[str, str]:
+        """Return the labels of images below a folder, which is that of the file or inside it, by their paths from there."""
+        inside = root.relative_to(self.path.parent).as_posix()
+        start = "" if inside == "." else f"{inside}/"
+        return {name[len(start) :]: value for name, value in (self.labels or {}).items() if name.startswith(start)}
+
+
+def _has_label_file(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in LABEL_FILES)
+
+
+def _read_labels(root: Path, top: Path) -> _LabelFile | None:
+    """Return the nearest file of labels, from the folder of a split up to that of all data; None without one."""
+    places = [root, *root.parents]
+    files = (place / name for place in places[: places.index(top) + 1] for name in LABEL_FILES)
+    return next((table for file in files if file.is_file() and (table := _read_label_file(file)) is not None), None)
+
+
+def _read_label_file(path: Path) -> _LabelFile | None:
+    """Return the content of a file, or None if it only has the name of a file of labels."""
+    with parsing(path):
+        text = path.read_text(encoding="utf-8-sig" if path.suffix == ".csv" else "utf-8")
+        if path.suffix == ".json":
+            return _from_pairs(path, json.loads(text))
+        if path.suffix == ".csv":
+            return _from_rows(path, list(csv.DictReader(io.StringIO(text))))
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise TypeError("a line holds no names with values")
+        return _from_rows(path, rows)
+
+
+def _from_pairs(path: Path, values: Any) -> _LabelFile | None:
+    if not isinstance(values, dict) or not isinstance(values.get("labels", ""), list | None):
+        return None
+    pairs = values["labels"]
+    if pairs is None:
+        return _LabelFile(path, None)
+    if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise InputError(f"data holds '{path}', whose labels are no pairs of a file and its class: write [\"0.png\", 3]")
+    return _labeled(path, pairs)
+
+
+def _from_rows(path: Path, rows: list[dict[str, Any]]) -> _LabelFile:
+    columns = list(dict.fromkeys(column for row in rows for column in row if column is not None))
+    column = next((name for name in LABEL_COLUMNS if name in columns), None)
+    if _FILE_NAME not in columns or column is None:
+        no_classes = f"'{path.name}' has no classes, because its columns are {', '.join(columns) or 'none'}"
+        return _LabelFile(path, None, f"{no_classes}: name them {_FILE_NAME} and {LABEL_COLUMNS[0]} if it should")
+    return _labeled(path, [(row.get(_FILE_NAME), row.get(column)) for row in rows])
+
+
+def _labeled(path: Path, pairs: Iterable[Sequence[Any]]) -> _LabelFile:
+    labels: dict[str, str] = {}
+    for name, label in pairs:
+        if not isinstance(name, str):
+            raise InputError(f"data holds '{path}', where an image has no {_FILE_NAME}: add it, or remove that line")
+        text = str(label).strip()
+        if not (isinstance(label, str) or type(label) is int) or not text or (text.startswith("-") and text[1:].isdigit()):
+            fix = "write a whole number from 0, or a text"
+            raise InputError(f"data holds '{path}', where the class of '{name}' is {json.dumps(label)[:40]}: {fix}")
+        labels[posixpath.normpath(name.replace(os.sep, "/"))] = text
+    return _LabelFile(path, labels)
 
 
 def _unlabeled(root: Path) -> Listing:
     """List all images below a folder, without classes."""
     others = list[str]()
     names = sorted(_images(root, others), key=lambda path: path.split("/"))
-    return Listing(root, names, None, None, _words_of_files(others))
+    return Listing(root, names, None, None, _describe_files(others))
 
 
 def _holds_images(folder: Path) -> bool:
@@ -259,12 +344,7 @@ def _level(place: Path) -> _Level:
 
 
 def _images(folder: Path, others: list[str] | None = None) -> Iterator[str]:
-    """Yield the paths of image files from the folder on; the listing itself tells what is a folder, with no look at each file.
-
-    Args:
-        folder: where to begin.
-        others: takes the names of files that are no images.
-    """
+    """Yield the paths of image files below a folder, and append the names of other files to `others`; no file is looked at."""
     waiting = [("", _chain(folder))]
     while waiting:
         place, chain = waiting.pop()
@@ -277,54 +357,43 @@ def _images(folder: Path, others: list[str] | None = None) -> Iterator[str]:
                 others.append(entry.name)
 
 
-def _entries(place: Path, chain: frozenset[_Identity]) -> Iterator[tuple[os.DirEntry[str], bool]]:
-    """Yield what is in a folder and whether it is a folder; not what systems leave behind, nor links that lead back or nowhere."""
+def _entries(place: Path, chain: frozenset[tuple[int, int]]) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """Yield what is in a folder and whether it is a folder, without system files and links that lead back or nowhere."""
     try:
         with os.scandir(place) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
                     continue
-                try:
+                with suppress(OSError):  # a link to itself
                     is_folder = entry.is_dir()
                     if (is_folder and _identity(entry) not in chain) or (not is_folder and entry.is_file()):
                         yield entry, is_folder
-                except OSError:  # a link to itself
-                    continue
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"data holds '{place}', which cannot be read ({reason}): make it readable, or remove it") from None
 
 
-def _chain(place: Path) -> frozenset[_Identity]:
-    """Return what stands for a folder and all folders above it, by the path that is given and by the real one."""
+def _chain(place: Path) -> frozenset[tuple[int, int]]:
+    """Return the identities of a folder and of all folders above it, by its path and by its real path."""
     real = Path(os.path.realpath(place))
     above = {place.absolute(), *place.absolute().parents, real, *real.parents}
     return frozenset(_identity(path) for path in above if path.exists())
 
 
-def _identity(place: "os.DirEntry[str] | Path") -> _Identity:
-    found = place.stat()
-    return found.st_dev, found.st_ino
+def _identity(place: "os.DirEntry[str] | Path") -> tuple[int, int]:
+    """Return the device and the number of a folder, which do not depend on the path to it."""
+    status = place.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in _SUFFIXES
 
 
-def _words_of_files(names: Iterable[str]) -> tuple[str, ...]:
-    """Return how many files of which suffixes are no images; files of labels and of words on the data are known."""
-    suffixes = Counter(os.path.splitext(name)[1].lower() for name in names if name not in label_files.NAMES)
+def _describe_files(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the number and the suffixes of files that are neither images nor files of labels, in words."""
+    suffixes = Counter(os.path.splitext(name)[1].lower() for name in names if name not in LABEL_FILES)
     if not suffixes:
         return ()
-    kinds = [suffix or "no suffix" for suffix, _ in suffixes.most_common(_SHOWN)]
-    more = ", ..." if len(suffixes) > _SHOWN else ""
-    count = sum(suffixes.values())
-    return (f"{count} file{'s' * (count > 1)} ({', '.join(kinds)}{more})",)
-
-
-def _words(what: str, names: Sequence[str]) -> tuple[str, ...]:
-    return (f"{len(names)} {what}{'s' * (len(names) > 1)} ({_some(sorted(names))})",) if names else ()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    kinds, count = [suffix or "no suffix" for suffix, _ in suffixes.most_common(MOST_NAMES)], sum(suffixes.values())
+    return (f"{count} file{'s' * (count > 1)} ({', '.join(kinds)}{', ...' * (len(suffixes) > MOST_NAMES)})",)

@@ -279,8 +279,7 @@ def _by_labels(root: Path, labels: dict[str, int], class_names: tuple[str, ...],
     find = files_below([root])
     for name in labels:
         find(name, source)
-    names = sorted(labels, key=lambda name: (labels[name], name.split("/")))
-    return Listing(root, names, torch.tensor([labels[name] for name in names], dtype=torch.long), class_names, labels_from=source)
+    return Listing.of_labels(root, labels, class_names, source)
 
 
 def _pairs(path: Path, separator: str | None = None) -> list[tuple[str, str]]:
