@@ -73,10 +73,10 @@ class Rings:
         oldest = self.turns[several].argsort(dim=1, stable=True)
         self._write(~again, oldest[of_several, ranks(of_several)], samples, rings, numbers, turns)
 
-    def _write(self, some: Bool[Tensor, " b"], slots: Tensor, samples: Tensor, rings: Tensor, *told: Tensor) -> None:
+    def _write(self, some: Bool[Tensor, " b"], slots: Tensor, samples: Tensor, rings: Tensor, *stamps: Tensor) -> None:
         rings = rings[some]
         self.samples[rings, slots] = samples[some].to(self.samples)
-        self.numbers[rings, slots], self.turns[rings, slots] = (value[some] for value in told)
+        self.numbers[rings, slots], self.turns[rings, slots] = (value[some] for value in stamps)
 
     def draw(self, rings: Int[Tensor, " l"], count: int, rng: torch.Generator) -> Int[Tensor, "l p"]:
         """Return `count` slots of each given ring, all different if the ring holds that many, on the device of rng."""
@@ -250,8 +250,8 @@ class MemoryBank:
         """Return the ring of each label, on the device of the bank."""
         device = self._classes.samples.device
         if (labels is None) != (self.num_classes is None):
-            given = "missing" if labels is None else "given"
-            raise InputError(f"labels is {given}, but the bank has {self.num_classes} classes: pass labels where there are classes")
+            state = "missing" if labels is None else "given"
+            raise InputError(f"labels is {state}, but the bank has {self.num_classes} classes: pass labels where there are classes")
         if labels is None:
             return torch.zeros(count, dtype=torch.long, device=device)
         wrong = labels[(labels < 0) | (labels >= len(self.filled))]

@@ -189,8 +189,8 @@ class LatentCache:
         self.path = Path(path).expanduser()
         self.index = index = read_index(self.path)
         found = {"VAE": index.vae_fingerprint, "size of latents": index.latent_shape, "list of files": index.files}
-        asked = {"VAE": vae_fingerprint, "size of latents": latent_shape, "list of files": files}
-        for name, value in asked.items():
+        required = {"VAE": vae_fingerprint, "size of latents": latent_shape, "list of files": files}
+        for name, value in required.items():
             if value is not None and value != found[name]:
                 other = f"a cache of latents made with another {name} ({found[name]}, not {value})"
                 raise InputError(f"data is '{path}', {other}: name the cache that was used, or run drifting latents again")
