@@ -1,18 +1,24 @@
-"""Time the drift field and the loss against the plain eager formulation of Algorithm 2, and measure their memory.
+"""Time the drifting loss with its gradient against the same mathematics in plain torch, torch.compile and a JAX jit.
 
-Command: python benchmarks/field.py [--rows 2048] [--repeats 15]
+Command: python benchmarks/field.py [--threads 1] [--repeats 15] [--only d=64] [--floor 1e-6]
 
-The baseline is what the paper's listing says, out of place: `torch.cdist`, two softmaxes, a root and two products per temperature.
-Both sides run in turn in one process, so that their ratio holds where the machine's speed drifts; memory is measured in a fresh
-process each, as the growth of the largest resident set over one call, in matrices of n x 2n floats per group (Linux only).
+Every row is one call at three temperatures. The baselines write down Algorithm 2 and appendix A.6 out of place, one full matrix
+after the other: eager, through `torch.compile`, and in JAX under `jit`; the latter needs the extra `bench`. All sides run in turn
+in one process, so that their ratios hold where the machine's speed drifts. With one thread the ratios are those of processor time,
+which a busy machine disturbs least; with more threads they are those of elapsed time.
+
+Memory is measured in a fresh process, as the growth of the largest resident set over one call (Linux only).
 """
 
 import argparse
+import functools
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -20,93 +26,169 @@ from rich.table import Table
 from torch import Tensor
 
 import drifting
-from drifting.fields import mean_shift
+from drifting.fields import MeanShift
 from drifting.fields.pairwise import Memory
 
-TOY_TEMPERATURES = (0.05,)
 TEMPERATURES = (0.02, 0.05, 0.2)
-SAMPLES_OF_SMALL_GROUPS = 64
-
-Pair = tuple[Tensor, Tensor]
-Shape = tuple[int, int, int]  # groups, samples, dimensions
+Call = Callable[[], object]
 
 
-def plain_affinities(distances: Tensor, temperature: float, floor: float) -> Tensor:
-    """Return the affinities of Algorithm 2, one full matrix after the other."""
-    logits = -distances / temperature
-    return (logits.softmax(-1) * logits.softmax(-2)).clamp(min=floor).sqrt()
+class Case(NamedTuple):
+    """The shape of one problem: groups, generated samples, positives, unconditional negatives, coordinates."""
+
+    groups: int
+    generated: int
+    positives: int
+    unconditional: int
+    dimension: int
+
+    def __str__(self) -> str:
+        counts = " + ".join(str(count) for count in self[1:4] if count)
+        return f"{self.groups} x ({counts}), d={self.dimension}" if self.groups > 1 else f"{counts}, d={self.dimension}"
+
+    def samples(self) -> list[Tensor]:
+        """Return generated samples, positives and unconditional negatives, if any, that lie near each other."""
+        rng = torch.Generator().manual_seed(0)
+        shapes = [(self.groups, count, self.dimension) for count in self[1:4] if count]
+        return [torch.randn(shape, generator=rng) + 0.1 * index for index, shape in enumerate(shapes)]
 
 
-def plain_drift(generated: Tensor, positives: Tensor, affinity: Tensor) -> Tensor:
-    """Return the cross-weighted drift of Algorithm 2."""
-    count = generated.shape[-2]
-    negative, positive = affinity[..., :count], affinity[..., count:]
-    toward = positive * negative.sum(-1, keepdim=True)
-    away = negative * positive.sum(-1, keepdim=True)
-    return toward @ positives - away @ generated
+CASES = (
+    Case(1, 2048, 2048, 0, 2),
+    Case(64, 64, 64, 16, 64),
+    Case(64, 64, 64, 16, 256),
+    Case(64, 64, 64, 16, 1024),
+    Case(1, 640, 640, 0, 512),
+    Case(1, 4096, 4096, 0, 512),
+)
+# Too large for the baselines, which keep several matrices of n x k.
+LARGE = Case(1, 16384, 16384, 0, 64)
 
 
-def plain_distances(generated: Tensor, positives: Tensor) -> Tensor:
-    """Return the distances to [generated | positives], the diagonal masked."""
-    repelling = torch.cdist(generated, generated) + 1e6 * torch.eye(generated.shape[-2])
-    return torch.cat([repelling, torch.cdist(generated, positives)], -1)
-
-
-@torch.no_grad()
-def plain_field(generated: Tensor, positives: Tensor) -> Tensor:
-    """The toy field, plainly."""
-    affinity = plain_affinities(plain_distances(generated, positives), TOY_TEMPERATURES[0], 0.0)
-    return plain_drift(generated, positives, affinity)
-
-
-def plain_loss(generated: Tensor, positives: Tensor) -> Tensor:
-    """The three-temperature loss with its gradient, plainly."""
-    samples = generated.clone().requires_grad_()
+def plain_loss(generated: Tensor, positives: Tensor, unconditional: Tensor | None = None, *, floor: float) -> tuple[Tensor, Tensor]:
+    """Return the loss of each group and the gradient of their mean, plainly."""
+    samples = generated.detach().requires_grad_()
+    negatives = generated if unconditional is None else torch.cat([generated, unconditional], 1)
+    split, count = negatives.shape[1], generated.shape[1]
     with torch.no_grad():
-        distances = torch.cat([torch.cdist(generated, generated), torch.cdist(generated, positives)], -1)
+        targets = torch.cat([negatives, positives], 1)
+        distances = torch.cdist(generated, targets)
         scale = distances.mean()
         unit = scale / generated.shape[-1] ** 0.5
         distances = distances / scale
-        distances.diagonal(dim1=-2, dim2=-1).add_(100)
-        total = torch.zeros_like(generated)
+        distances[..., :count] += 100 * torch.eye(count)
+        goal = generated / unit
         for temperature in TEMPERATURES:
-            affinity = plain_affinities(distances, temperature, 1e-6)
-            drift = plain_drift(generated / unit, positives / unit, affinity)
-            total += drift / drift.square().mean().sqrt()
-        target = generated / unit + total
-    (samples / unit - target).square().mean().backward()
-    assert samples.grad is not None
-    return samples.grad
+            logits = -distances / temperature
+            affinity = (logits.softmax(-1) * logits.softmax(-2)).clamp(min=floor).sqrt()
+            negative, positive = affinity[..., :split], affinity[..., split:]
+            toward = (positive * negative.sum(-1, keepdim=True)) @ (positives / unit)
+            drift = toward - (negative * positive.sum(-1, keepdim=True)) @ (negatives / unit)
+            goal = goal + drift / drift.square().mean().sqrt()
+    loss = (samples / unit - goal).square().mean((1, 2))
+    (gradient,) = torch.autograd.grad(loss.mean(), samples)
+    return loss.detach(), gradient
 
 
-def our_field(generated: Tensor, positives: Tensor) -> Tensor:
-    """The toy field as the library computes it."""
-    return mean_shift(generated, positives, temperature=TOY_TEMPERATURES[0])
+def plain_value(generated: Tensor, positives: Tensor, unconditional: Tensor | None, floor: float) -> tuple[Tensor, Tensor]:
+    """The same for `torch.compile`, which takes no call of autograd: the gradient is that of the equation."""
+    negatives = generated if unconditional is None else torch.cat([generated, unconditional], 1)
+    split, count = negatives.shape[1], generated.shape[1]
+    distances = torch.cdist(generated, torch.cat([negatives, positives], 1))
+    scale = distances.mean()
+    unit = scale / generated.shape[-1] ** 0.5
+    distances = distances / scale
+    masked = torch.cat([100 * torch.eye(count), torch.zeros(count, distances.shape[-1] - count)], 1)
+    total = torch.zeros_like(generated)
+    for temperature in TEMPERATURES:
+        logits = -(distances + masked) / temperature
+        affinity = (logits.softmax(-1) * logits.softmax(-2)).clamp(min=floor).sqrt()
+        negative, positive = affinity[..., :split], affinity[..., split:]
+        toward = (positive * negative.sum(-1, keepdim=True)) @ (positives / unit)
+        drift = toward - (negative * positive.sum(-1, keepdim=True)) @ (negatives / unit)
+        total = total + drift / drift.square().mean().sqrt()
+    return total.square().mean((1, 2)), -2 * total / (total.numel() * unit)
 
 
-def our_loss(generated: Tensor, positives: Tensor, memory: Memory | None = None) -> Tensor:
-    """The three-temperature loss with its gradient as the library computes it, in training with the memory of the last step."""
-    samples = generated.clone().requires_grad_()
-    drifting.drifting_loss(samples, positives, temperatures=TEMPERATURES, memory=memory).loss.mean().backward()
-    assert samples.grad is not None
-    return samples.grad
+def jax_loss(samples: Sequence[Tensor], floor: float) -> Callable[[], tuple]:
+    """Return a call of the same mathematics in JAX under jit, on arrays that JAX holds."""
+    import jax
+    import jax.numpy as jnp
+
+    def value(generated, positives, unconditional):  # noqa: ANN202 - arrays of JAX
+        fixed = jax.lax.stop_gradient(generated)
+        negatives = fixed if unconditional is None else jnp.concatenate([fixed, unconditional], 1)
+        split, count = negatives.shape[1], fixed.shape[1]
+        targets = jnp.concatenate([negatives, positives], 1)
+        squares = (fixed**2).sum(-1)[:, :, None] + (targets**2).sum(-1)[:, None] - 2 * jnp.einsum("gnd,gkd->gnk", fixed, targets)
+        distances = jnp.sqrt(jnp.maximum(squares, 1e-8))
+        scale = distances.mean()
+        unit = scale / fixed.shape[-1] ** 0.5
+        distances = (distances / scale).at[:, :, :count].add(100 * jnp.eye(count))
+        goal = fixed / unit
+        for temperature in TEMPERATURES:
+            logits = -distances / temperature
+            affinity = jnp.sqrt(jnp.maximum(jax.nn.softmax(logits, -1) * jax.nn.softmax(logits, -2), floor))
+            negative, positive = affinity[..., :split], affinity[..., split:]
+            coefficients = jnp.concatenate(
+                [-negative * positive.sum(-1, keepdims=True), positive * negative.sum(-1, keepdims=True)], -1
+            )
+            drift = jnp.einsum("gnk,gkd->gnd", coefficients, targets / unit)
+            goal = goal + drift / jnp.sqrt(jnp.maximum((drift**2).mean(), 1e-8))
+        loss = ((generated / unit - jax.lax.stop_gradient(goal)) ** 2).mean((1, 2))
+        return loss.mean(), loss
+
+    compiled = jax.jit(jax.value_and_grad(value, has_aux=True))
+    arrays = [jnp.asarray(part.numpy()) for part in samples]
+    arrays += [None] * (3 - len(arrays))
+
+    def call() -> tuple:
+        (_, loss), gradient = compiled(*arrays)
+        return loss, gradient.block_until_ready()
+
+    return call
 
 
-def make_pair(shape: Shape) -> Pair:
-    """Return generated and real samples that lie near each other."""
-    rng = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=rng), torch.randn(shape, generator=rng) + 0.1
+def our_loss(samples: Sequence[Tensor], floor: float, memory: Memory | None = None) -> tuple[Tensor, Tensor]:
+    """Return the loss of each group and the gradient of their mean as the library computes them."""
+    generated = samples[0].detach().requires_grad_()
+    options = {"temperatures": TEMPERATURES, "field": MeanShift(floor), "memory": memory}
+    loss = drifting.drifting_loss(generated, *samples[1:], **options).loss
+    (gradient,) = torch.autograd.grad(loss.mean(), generated)
+    return loss.detach(), gradient
 
 
-def seconds(calls: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+def calls_of(case: Case, floor: float, chosen: set[str]) -> dict[str, Call]:
+    """Return the sides to compare, ours first."""
+    samples = case.samples()
+    calls: dict[str, Call] = {"drifting": functools.partial(our_loss, samples, floor, Memory())}
+    if "eager" in chosen:
+        calls["eager"] = functools.partial(plain_loss, *samples, floor=floor)
+    if "compile" in chosen:
+        compiled = torch.compile(plain_value, dynamic=False)
+        calls["compile"] = functools.partial(compiled, *samples, *[None] * (3 - len(samples)), floor)
+    if "jax" in chosen:
+        calls["jax"] = jax_loss(samples, floor)
+    return calls
+
+
+def check(calls: dict[str, Call]) -> None:
+    """Stop where a side computes something else."""
+    results = {name: [torch.tensor(part.__array__()) for part in call()] for name, call in calls.items()}  # pyright: ignore
+    for name, (_, gradient) in results.items():
+        difference = float((gradient - results["drifting"][1]).norm() / gradient.norm())
+        assert difference < 1e-2, f"{name} and drifting disagree by {difference}"
+
+
+def seconds(calls: Sequence[Call], repeats: int, clock: Callable[[], float]) -> list[list[float]]:
     """Return the times of several calls, taken in turn."""
     times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats + 2):
+    for _ in range(repeats + 1):
         for call, taken in zip(calls, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             call()
-            taken.append(time.perf_counter() - start)
-    return [taken[2:] for taken in times]
+            taken.append(clock() - start)
+    return [taken[1:] for taken in times]
 
 
 def _status(entry: str) -> int:
@@ -115,52 +197,70 @@ def _status(entry: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def _peak(call: Callable[[Tensor, Tensor], Tensor], shape: Shape, queue: "multiprocessing.Queue[float]") -> None:
-    call(*make_pair((1, 64, shape[2])))
-    samples = make_pair(shape)
+def _peak(case: Case, side: str, floor: float, queue: "multiprocessing.Queue[float]") -> None:
+    small = Case(2, 16, 16, case.unconditional and 8, case.dimension)
+    for call in calls_of(small._replace(groups=min(2, case.groups)), floor, {side}).values():
+        call()
+    call = calls_of(case, floor, {side})[side]
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")
-    call(*samples)
+    call()
     queue.put(_status("VmHWM") - before)
 
 
-def peak_bytes(call: Callable[[Tensor, Tensor], Tensor], shape: Shape) -> float:
+def peak_bytes(case: Case, side: str, floor: float) -> float:
     """Return the peak extra memory of one call, measured in a fresh process."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_peak, args=(call, shape, queue))
+    process = context.Process(target=_peak, args=(case, side, floor, queue))
     process.start()
     peak = queue.get()
     process.join()
     return peak
 
 
+def product_rate(repeats: int, clock: Callable[[], float]) -> float:
+    """Return the multiplications per second of one large matrix product of torch."""
+    size = 1024
+    one, other = torch.randn(size, size), torch.randn(size, size)
+    return size**3 / min(seconds([lambda: one @ other], repeats, clock)[0])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--only", default="", help="a part of the names of the cases to run")
+    parser.add_argument("--sides", nargs="*", default=["eager", "compile", "jax"], help="the baselines to run")
+    parser.add_argument("--floor", type=float, default=1e-6, help="lower bound of the squared affinity")
+    parser.add_argument("--memory", action="store_true", help="measure memory too")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Print one row per case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2048, help="generated samples, and as many real ones")
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
-    rows, some, groups = options.rows, SAMPLES_OF_SMALL_GROUPS, max(1, options.rows // 4)
-    title = f"{rows} generated + {rows} real, float32, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    table = Table("case", "plain, ms", "drifting, ms", "speed-up", "plain, matrices", "drifting, matrices", title=title)
-    cases = [
-        ("field, 1 temperature, d = 2", plain_field, our_field, {}, (1, rows, 2)),
-        ("loss and gradient, 3 temperatures, d = 2", plain_loss, our_loss, {"memory": Memory()}, (1, rows, 2)),
-        ("loss and gradient, 3 temperatures, d = 64", plain_loss, our_loss, {"memory": Memory()}, (1, rows, 64)),
-        ("loss and gradient, 3 temperatures, d = 784", plain_loss, our_loss, {"memory": Memory()}, (1, rows, 784)),
-        (f"the same, {groups} groups of {some} + {some}, d = 256", plain_loss, our_loss, {"memory": Memory()}, (groups, some, 256)),
-    ]
-    for name, plain, ours, settings, shape in cases:
-        samples, matrix = make_pair(shape), 4 * shape[0] * shape[1] * 2 * shape[1]
-        difference = (plain(*samples) - ours(*samples)).norm() / plain(*samples).norm()
-        assert difference < 1e-2, f"{name}: the two disagree by {float(difference)}"
-        times = seconds([lambda: plain(*samples), lambda: ours(*samples, **settings)], options.repeats)  # noqa: B023 - called here
-        medians = [1e3 * statistics.median(taken) for taken in times]
-        ratio = statistics.median(one / other for one, other in zip(*times, strict=True))
-        memory = [f"{peak_bytes(call, shape) / matrix:.1f}" for call in (plain, ours)]
-        table.add_row(name, *(f"{value:.0f}" for value in medians), f"{ratio:.1f} x", *memory)
+    options = parse()
+    torch.set_num_threads(options.threads)
+    os.environ["NPROC"] = str(options.threads)  # the number of threads of XLA
+    if options.threads == 1:
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    title = f"loss and gradient, 3 temperatures, floor {options.floor:g}, {options.threads} threads, torch {torch.__version__}"
+    table = Table("case", "drifting, ms", *(f"{side} / drifting" for side in options.sides), title=title)
+    for column in ("MB, drifting", "MB, eager") if options.memory else ():
+        table.add_column(column)
+    for case in CASES:
+        if options.only not in str(case):
+            continue
+        calls = calls_of(case, options.floor, set(options.sides))
+        check(calls)
+        times = seconds(list(calls.values()), options.repeats, clock)
+        ratios = [f"{statistics.median(taken) / statistics.median(times[0]):.2f}" for taken in times[1:]]
+        memory = [f"{peak_bytes(case, side, options.floor) / 1e6:.0f}" for side in ("drifting", "eager") if options.memory]
+        table.add_row(str(case), f"{1e3 * statistics.median(times[0]):.1f}", *ratios, *memory)
     Console(width=140).print(table)
+    if options.memory:
+        print(f"memory of {LARGE}: {peak_bytes(LARGE, 'drifting', options.floor) / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import drifting
+from drifting.fields import backends
 from tests.oracle import drifting_oracle as oracle
 
 FOLDER = os.environ.get("DRIFTING_REFERENCE")
@@ -18,6 +19,15 @@ INEXACT_IN_THE_RELEASE = ("offset",)
 ILL_CONDITIONED = ("matched", "collapsed")
 
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="DRIFTING_REFERENCE names no folder with outputs of the release")
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def backend(request, monkeypatch):
+    """Compute with the compiled loops, which need numba, and with torch alone."""
+    if request.param == "torch":
+        monkeypatch.setattr(backends, "is_available", lambda samples: False)
+    elif not backends.is_available(torch.zeros(1)):
+        pytest.skip("numba, or a product that it can call, is missing")
 
 
 def load(case):

@@ -37,7 +37,8 @@ from drifting._checks import (
 )
 from drifting.errors import InputError
 from drifting.fields import pairwise
-from drifting.fields.base import Field, Peers, Statistics, mean_over
+from drifting.fields.backends import open_drifts
+from drifting.fields.base import Drifts, Field, Peers, Problem, Statistics
 from drifting.fields.mean_shift import MeanShift
 
 TEMPERATURES = (0.02, 0.05, 0.2)
@@ -129,20 +130,31 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     everyone = _population(fixed, population, peers)
     repelling = (everyone if generated_negatives is None else generated_negatives, generated_weights)
     further, real = (unconditional, unconditional_weights), (positives, positive_weights)
-    targets, negatives, attracting, weights = _targets(fixed, repelling, further, real)
-    distances = pairwise.pairwise_distances(fixed, targets, memory=memory)
-    feature_scale = _feature_scale(distances, weights, scale, peers) if normalize_features else fixed.new_ones(())
+    num_self = fixed.shape[1] if generated_negatives is None else 0
+    problem = _problem(fixed, repelling, further, real, num_self=num_self, peers=None if population is None else peers)
+    drifts = open_drifts(field, problem, smallest=_SMALLEST_DISTANCE if normalize_features else 0.0, memory=memory)
+    feature_scale = _feature_scale(drifts, problem.weights, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
     bandwidths = _bandwidths(feature_scale, temperatures)
-    kernel = {"temperatures": bandwidths, "weights": weights, "num_self": len(fixed[0]) if generated_negatives is None else 0}
-    kernel |= {} if population is None else {"peers": peers}
-    measure = getattr(field, "statistics", None) if statistics else None
-    spread = None if measure is None else measure(fixed, attracting, negatives, **kernel)
-    drift = field(fixed, attracting, negatives, **kernel, distances=distances)
-    norms = _norms(drift, unit, temperatures, drift_norms, peers)
-    # x - stopgrad(x) is 0 but has the gradient of x, so the residual is the drift itself, with no digits lost.
-    residual = (features - fixed).sub_(_total(drift, norms if normalize_drift else None))
-    return DriftLoss(residual.square().mean((1, 2)) / unit.square(), feature_scale, norms, _spread_of_all(spread, peers))
+    spread = _statistics(field, problem, bandwidths) if statistics else None
+    norms = _norms(drifts.root_mean_squares(bandwidths) / unit, temperatures, drift_norms, peers)
+    factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
+    total = drifts.total(factors if normalize_drift else torch.ones_like(factors))
+    return DriftLoss(_Regression.apply(features, total, unit), feature_scale, norms, _spread_of_all(spread, peers))
+
+
+class _Regression(torch.autograd.Function):
+    """mean || x - stopgrad(x + V) ||^2 / unit^2 of each group: the residual is V itself, so no digits are lost in x."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Float[Tensor, "g n d"], drift: Float[Tensor, "g n d"], unit: Tensor) -> Float[Tensor, " g"]:
+        ctx.save_for_backward(drift, unit)
+        return torch.linalg.vector_norm(drift, dim=2).square().mean(1) / drift.shape[2] / unit.square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Float[Tensor, " g"]) -> tuple[Float[Tensor, "g n d"], None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        drift, unit = ctx.saved_tensors
+        return drift * (gradient * (-2 / drift[0].numel()) / unit.square())[:, None, None], None, None
 
 
 @dataclass(frozen=True)
@@ -303,6 +315,11 @@ class DriftingLoss(nn.Module):
         return FeatureLoss(loss=weighted_mean([loss.loss for loss in losses], samples), features=features)
 
 
+def mean_over(peers: Peers | None, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the mean of every element over the processes, or `value` itself if there is only one process."""
+    return value if peers is None else peers.all_reduce_sum(value) / peers.size
+
+
 def _population(fixed: Float[Tensor, "g n d"], population: Tensor | None, peers: Peers | None) -> Float[Tensor, "g N d"]:
     """Return the generated samples of all processes: `population` if there is one, else `fixed`."""
     if population is None:
@@ -315,21 +332,23 @@ def _population(fixed: Float[Tensor, "g n d"], population: Tensor | None, peers:
     return population
 
 
-def _targets(
+def _problem(
     fixed: Float[Tensor, "g n d"],
     repelling: tuple[Tensor, Tensor | None],
     unconditional: tuple[Tensor | None, Tensor | None],
     attracting: tuple[Tensor, Tensor | None],
-) -> tuple[Float[Tensor, "g k d"], Float[Tensor, "g m d"], Float[Tensor, "g p d"], Float[Tensor, "g k"] | None]:
-    """Return all targets, the negatives and the positives among them, and their weights, from (samples, weights) of every set."""
+    *,
+    num_self: int,
+    peers: Peers | None,
+) -> Problem:
+    """Return the problem of a call, from (samples, weights) of every set."""
     if fixed.ndim != 3:
         raise InputError(f"generated has shape {tuple(fixed.shape)}: pass [g, n, d], with g = 1 for a single problem")
     sets = [(samples, weights) for samples, weights in (repelling, unconditional, attracting) if samples is not None]
     full = [(full_precision(samples.detach()), weights) for samples, weights in sets]
     check_shapes(fixed, *(samples for samples, _ in full))
-    targets = torch.cat([samples for samples, _ in full], 1)
-    negatives, positives = targets.tensor_split([-full[-1][0].shape[1]], 1)
-    return targets, negatives, positives, join_weights(*full)
+    *negatives, positives = (samples for samples, _ in full)
+    return Problem(fixed, negatives, positives, join_weights(*full), num_self, peers)
 
 
 def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:
@@ -337,18 +356,26 @@ def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:
 
 
 def _feature_scale(
-    distances: Float[Tensor, "g n k"], weights: Float[Tensor, "g k"] | None, known: Tensor | float | None, peers: Peers | None
+    drifts: Drifts, weights: Float[Tensor, "g k"] | None, known: Tensor | float | None, peers: Peers | None
 ) -> Float[Tensor, ""]:
-    """Clamp the distances from below, in place; return the known scale, or mean(distance * weight) / mean(weight) over all
-    groups, rows and targets of all processes, including self-distances.
+    """Return the known scale, or mean(distance * weight) / mean(weight) over all groups, rows and targets of all processes,
+    including self-distances.
     """
-    distances.clamp_(min=_SMALLEST_DISTANCE)
+    mean = drifts.mean_distance()
     if known is not None:
-        return torch.as_tensor(known).to(distances).detach()
+        return torch.as_tensor(known).to(mean).detach()
     if weights is None:
-        return mean_over(peers, distances.mean())
-    above, below = mean_over(peers, torch.stack([(distances.mean(1) * weights).mean(), weights.mean()]))
+        return mean_over(peers, mean)
+    above, below = mean_over(peers, torch.stack([mean, weights.mean()]))
     return above / below.clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def _statistics(field: Field, problem: Problem, bandwidths: Float[Tensor, " t"]) -> Statistics | None:
+    """Return the statistics of a field that has any."""
+    measure = getattr(field, "statistics", None)
+    options = {"temperatures": bandwidths, "weights": problem.weights, "num_self": problem.num_self}
+    options |= {} if problem.peers is None else {"peers": problem.peers}
+    return measure and measure(problem.generated, problem.positives, torch.cat(list(problem.negatives), 1), **options)
 
 
 def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float]) -> Float[Tensor, " t"]:
@@ -358,29 +385,16 @@ def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float]) -> Floa
 
 
 def _norms(
-    drift: Tensor, unit: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor] | None, peers: Peers | None
+    sizes: Float[Tensor, " t"], temperatures: Sequence[float], known: Mapping[float, Tensor] | None, peers: Peers | None
 ) -> dict[float, Tensor]:
-    """Return the mean square of drift / unit at each temperature, or the known ones."""
+    """Return the mean square of the drift at each temperature, from its root, or the known ones."""
     if known is None:
-        # Reduce each row first: a tensor of squares would be as large as the drift.
-        squares = (torch.linalg.vector_norm(drift, dim=3) / unit).square().mean((1, 2)) / drift.shape[3]
-        return dict(zip(map(float, temperatures), mean_over(peers, squares).unbind(), strict=True))
+        return dict(zip(map(float, temperatures), mean_over(peers, sizes.square()).unbind(), strict=True))
     missing = [float(temperature) for temperature in temperatures if float(temperature) not in known]
     if missing:
         raise InputError(f"drift_norms has no entry for temperature {missing[0]}: pass one for each of {tuple(temperatures)}")
-    return {float(temperature): torch.as_tensor(known[float(temperature)]).to(drift).detach() for temperature in temperatures}
+    return {float(temperature): torch.as_tensor(known[float(temperature)]).to(sizes).detach() for temperature in temperatures}
 
 
 def _spread_of_all(spread: Statistics | None, peers: Peers | None) -> Statistics | None:
     return None if spread is None else type(spread)(*mean_over(peers, torch.stack(tuple(spread))))
-
-
-def _total(drift: Float[Tensor, "t g n d"], norms: Mapping[float, Tensor] | None) -> Float[Tensor, "g n d"]:
-    """Return the sum over temperatures, each divided by the square root of its norm if `norms` are given."""
-    if norms is None:
-        return drift.sum(0)
-    factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
-    total = drift[0] * factors[0]
-    for value, factor in zip(drift[1:], factors[1:], strict=True):
-        total.addcmul_(value, factor)
-    return total

@@ -11,7 +11,7 @@ This module does not communicate. `Peers` is implemented by whatever manages the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -99,6 +99,43 @@ class Peers(Protocol):
         ...
 
 
-def mean_over(peers: Peers | None, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return the mean of every element over the processes, or `value` itself if there is only one process."""
-    return value if peers is None else peers.all_reduce_sum(value) / peers.size
+@dataclass(frozen=True)
+class Problem:
+    """The samples of one call.
+
+    Attributes:
+        generated: the samples to move.
+        negatives: samples that repel, in parts. If `num_self` is not 0, the first are the generated ones.
+        positives: samples that attract.
+        weights: one weight per target, negatives first; None for ones.
+        num_self: number of leading negatives that are the generated rows.
+        peers: the processes over which the rows are split, see `MeanShift`; None for one.
+    """
+
+    generated: Float[Tensor, "g n d"]
+    negatives: Sequence[Float[Tensor, "g _ d"]]
+    positives: Float[Tensor, "g p d"]
+    weights: Float[Tensor, "g k"] | None = None
+    num_self: int = 0
+    peers: Peers | None = None
+
+
+@runtime_checkable
+class Drifts(Protocol):
+    """The drifts of one problem at every temperature, before they are added up. The methods are called in this order.
+
+    The loss needs a scale from the distances, then the size of the drift at each temperature, then one weighted sum of the drifts.
+    A backend answers these three questions and chooses what it keeps in memory in between, see `backends`.
+    """
+
+    def mean_distance(self) -> Float[Tensor, ""]:
+        """Return the mean of distance * weight over all groups, rows and targets, including self-distances."""
+        ...
+
+    def root_mean_squares(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+        """Compute the drifts; return the root mean square of each over groups, samples and coordinates."""
+        ...
+
+    def total(self, factors: Float[Tensor, " t"]) -> Float[Tensor, "g n d"]:
+        """Return the sum of the drifts, each times a factor."""
+        ...

@@ -50,17 +50,21 @@ def tiles(shape: Sequence[int], device: torch.device) -> Iterator[tuple[slice, s
 
 
 class Memory:
-    """Memory for one matrix, kept between calls: on a CPU, fresh pages from the system cost more time than the distances."""
+    """Memory for matrices, kept between calls: on a CPU, fresh pages from the system cost more time than the distances.
+
+    Attributes:
+        kept: The memory of each purpose, flat.
+    """
 
     def __init__(self) -> None:
-        self._flat = torch.empty(0)
+        self.kept: dict[str, Tensor] = {}
 
     def matrix(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return an uninitialized tensor of a shape. It shares its memory with the tensors returned before."""
-        size = math.prod(shape)
-        if self._flat.numel() < size or self._flat.dtype != like.dtype or self._flat.device != like.device:
-            self._flat = like.new_empty(size)
-        return self._flat[:size].view(shape)
+        size, flat = math.prod(shape), self.kept.get("matrix")
+        if flat is None or flat.numel() < size or flat.dtype != like.dtype or flat.device != like.device:
+            flat = self.kept["matrix"] = like.new_empty(size)
+        return flat[:size].view(shape)
 
 
 @constant

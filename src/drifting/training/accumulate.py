@@ -35,8 +35,7 @@ from torch import Tensor
 
 from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
-from drifting.fields.base import mean_over
-from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss
+from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss, mean_over
 from drifting.training.step import Batch, compare, drifting_step
 
 
