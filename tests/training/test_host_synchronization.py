@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import drifting
 from drifting.data.sources import InMemorySource
 from drifting.encoders import Frozen
+from drifting.fields import backends
 from drifting.generators import DecoderMLP, DiT, DiTSize, UNet, UNetSize
 from drifting.loss import DriftingLoss
 from drifting.training import Positives, Schedule, TrainingState
@@ -60,6 +61,12 @@ GENERATORS = {
 TOGETHER = [("mlp", case) for case in CASES] + [
     (generator, case) for generator in ("dit", "unet") for case in ("plain", "guidance")
 ]
+
+
+@pytest.fixture(autouse=True)
+def field_of_a_device(monkeypatch):
+    """Compute the field as on a device: the compiled loops are for a CPU, where reading costs nothing."""
+    monkeypatch.setattr(backends, "is_available", lambda samples: False)
 
 
 class _Places(Counter):

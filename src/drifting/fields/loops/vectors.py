@@ -5,6 +5,7 @@ Rows are named by a matrix and an index, because a slice for each would cost mor
 Source: the polynomial of the exponential is that of Cephes' expf; the result is within 2 ulp.
 """
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,8 @@ def _compiled(fastmath: set[str]) -> Callable[[Callable], Any]:
     """Return a decorator that compiles a function at its first call, and caches the result on disk."""
 
     def decorate(function: Callable) -> Any:
-        dispatcher = njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)(function)
+        # Checks of shapes in tests wrap every function of the package.
+        dispatcher = njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)(inspect.unwrap(function))
         # Numba notes changes of the file of a function only. Functions here call those of other files.
         dispatcher._cache._cache_file._source_stamp = _stamp  # pyright: ignore[reportAttributeAccessIssue]
         return dispatcher
