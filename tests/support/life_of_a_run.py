@@ -44,7 +44,9 @@ class Walk:
         changes = caller is None or caller.f_code.co_filename != code.co_filename
         self.all_files.add(code.co_filename)
         self.all_changes += changes
-        if _goes_on(frame) or _is_imported(frame):
+        # Functions there run in Python only while numba compiles them, which it does once.
+        compiles = code.co_filename.startswith(f"{SOURCE}fields/loops/")
+        if _goes_on(frame) or _is_imported(frame) or compiles:
             return
         self.files.add(code.co_filename)
         if changes:
