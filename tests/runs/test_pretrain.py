@@ -139,9 +139,9 @@ def _stop_at(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("encoder", [None, ResNetConfig, SimCLRConfig])
+@pytest.mark.parametrize(("encoder", "step"), [(None, 7), (None, 20), (ResNetConfig, 7), (SimCLRConfig, 20)])
 def test_stopped_in_the_training_of_its_encoder_a_run_goes_on_bit_for_bit(
-    config, tmp_path, monkeypatch, capsys, assert_same_tensors, encoder
+    config, tmp_path, monkeypatch, capsys, assert_same_tensors, encoder, step
 ):
     if encoder is not None:
         config = dataclasses.replace(config, encoder=encoder(width=4, steps=20, batch_size=16))
@@ -150,8 +150,9 @@ def test_stopped_in_the_training_of_its_encoder_a_run_goes_on_bit_for_bit(
     first = "auto-encoder" if encoder is None else "encoder"
     assert stages == [f"Stage 1 of 2: the {first}, 20 steps", "Stage 2 of 2: the generator, 6 steps"]
     with monkeypatch.context() as patch:
-        _stop_at(patch, 7)
-        with pytest.raises(Interrupted, match=r"Stopped at step 7 of 20; .* drifting train images --save-dir .* --resume"):
+        _stop_at(patch, step)
+        command = "drifting train images --save-dir .* --resume"
+        with pytest.raises(Interrupted, match=rf"Stopped at step {step} of 20; .* {command}"):
             runs.train(config, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "encoder-checkpoints"]
     with pytest.raises(InputError, match="already holds a run: pass --resume or --overwrite"):

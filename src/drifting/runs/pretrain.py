@@ -120,7 +120,8 @@ def _saved(training: NetworkTraining, saving: Saving) -> Iterator[NetworkStep]:
             yield step
             if stop or step.number % saving.every == 0 or step.number == training.steps:
                 saving.save(training)
-            if stop and step.number < training.steps:
+            # Also after the last step: what follows, such as a linear probe, may take long.
+            if stop:
                 raise Interrupted(step.number, training.steps, saving.command)
 
 
