@@ -12,13 +12,14 @@ Memory is measured in a fresh process, as the growth of the largest resident set
 
 import argparse
 import functools
+import importlib
 import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -112,8 +113,8 @@ def plain_value(generated: Tensor, positives: Tensor, unconditional: Tensor | No
 
 def jax_loss(samples: Sequence[Tensor], floor: float) -> Callable[[], tuple]:
     """Return a call of the same mathematics in JAX under jit, on arrays that JAX holds."""
-    import jax
-    import jax.numpy as jnp
+    jax: Any = importlib.import_module("jax")
+    jnp: Any = importlib.import_module("jax.numpy")
 
     def value(generated, positives, unconditional):  # noqa: ANN202 - arrays of JAX
         fixed = jax.lax.stop_gradient(generated)
