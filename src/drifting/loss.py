@@ -133,7 +133,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     num_self = fixed.shape[1] if generated_negatives is None else 0
     problem = _problem(fixed, repelling, further, real, num_self=num_self, peers=None if population is None else peers)
     drifts = open_drifts(field, problem, smallest=_SMALLEST_DISTANCE if normalize_features else 0.0, memory=memory)
-    feature_scale = _feature_scale(drifts, problem.weights, scale, peers) if normalize_features else fixed.new_ones(())
+    feature_scale = _feature_scale(drifts, problem, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
     bandwidths = _bandwidths(feature_scale, temperatures)
     spread = _statistics(field, problem, bandwidths) if statistics else None
@@ -355,15 +355,13 @@ def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:
     return features.transpose(1, 2).flatten(0, 1)
 
 
-def _feature_scale(
-    drifts: Drifts, weights: Float[Tensor, "g k"] | None, known: Tensor | float | None, peers: Peers | None
-) -> Float[Tensor, ""]:
+def _feature_scale(drifts: Drifts, problem: Problem, known: Tensor | float | None, peers: Peers | None) -> Float[Tensor, ""]:
     """Return the known scale, or mean(distance * weight) / mean(weight) over all groups, rows and targets of all processes,
     including self-distances.
     """
-    mean = drifts.mean_distance()
     if known is not None:
-        return torch.as_tensor(known).to(mean).detach()
+        return torch.as_tensor(known).to(problem.generated).detach()
+    mean, weights = drifts.mean_distance(), problem.weights
     if weights is None:
         return mean_over(peers, mean)
     above, below = mean_over(peers, torch.stack([mean, weights.mean()]))

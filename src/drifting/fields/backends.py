@@ -27,7 +27,7 @@ from torch import Tensor
 from drifting._checks import constant
 from drifting.fields.base import Drifts, Field, Problem
 from drifting.fields.mean_shift import MeanShift
-from drifting.fields.pairwise import Memory, pairwise_distances
+from drifting.fields.pairwise import Memory, kernel_scale, pairwise_distances
 
 # Rows of a block: groups of at most so many are computed at once, larger ones in blocks that share the packing of a product.
 _WHOLE, _BLOCK = 256, 128
@@ -38,7 +38,6 @@ _STORED_PAIRS = 2**26
 # Beyond this range of distances to the nearest, in temperatures, one reference for all columns underflows.
 _RANGE = 40.0
 _HIGHEST_POWER = 32
-_MAX_SCALE = 1e20
 
 
 def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memory | None = None) -> Drifts:
@@ -62,8 +61,8 @@ class FieldDrifts:
     def __init__(self, field: Field, problem: Problem, *, smallest: float, memory: Memory | None = None) -> None:
         """Compute the distances. `open_drifts` has the arguments."""
         self._field, self._problem = field, problem
-        self._negatives = torch.cat(list(problem.negatives), 1)
-        targets = torch.cat([self._negatives, problem.positives], 1)
+        targets = torch.cat([*problem.negatives, problem.positives], 1)
+        self._negatives = targets[:, : -problem.positives.shape[1]]
         self._distances = pairwise_distances(problem.generated, targets, memory=memory)
         if smallest > 0:
             self._distances.clamp_(min=smallest)
@@ -215,7 +214,7 @@ class CompiledDrifts:
         """Return the kernel at all temperatures, the highest first, before any sum."""
         sizes, arrays, groups, count = self._sizes, self._arrays, len(self._like), len(temperatures)
         self._order = temperatures.argsort(descending=True)
-        scale = temperatures[self._order].reciprocal().clamp(max=_MAX_SCALE)
+        scale = -kernel_scale(temperatures[self._order])
         ratio = scale / scale[0]
         power = ratio.round()
         simple = ((ratio - power).abs() <= 1e-6 * ratio) & (power <= _HIGHEST_POWER)
