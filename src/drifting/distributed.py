@@ -87,6 +87,10 @@ class Processes:
         """Return whether no other process has printed the same text."""
         return True
 
+    def something_said(self) -> bool:
+        """Return whether a process has printed why the command ends."""
+        return False
+
     def wrap_ddp(self, generator: nn.Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
         """Return a network whose gradients are averaged over the processes, and a context that postpones the averaging."""
         return generator, nullcontext
@@ -169,9 +173,17 @@ class Joined(Processes):
     def is_first_to_say(self, text: str) -> bool:
         """Return whether no other process has printed the same text."""
         try:
+            self._store.add("said", 1)
             return self._store.add(f"said-{text}", 1) == 1
         except RuntimeError:  # the process that holds the store is lost
             return True
+
+    def something_said(self) -> bool:
+        """Return whether a process has printed why the command ends."""
+        try:
+            return self._store.add("said", 0) > 0
+        except RuntimeError:  # the process that holds the store is lost
+            return False
 
     def wrap_ddp(self, generator: nn.Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
         """Return a network whose gradients are averaged over processes, and a block in which they are not yet.

@@ -58,6 +58,7 @@ def test_one_process_shares_with_nobody(monkeypatch):
     assert ALONE.wrap_ddp(network)[0] is network
     with ALONE.main_process_first(), ALONE.wrap_ddp(network)[1]():
         assert ALONE.is_first_to_say("anything")
+        assert not ALONE.something_said()
     ALONE.shard(network)
     ALONE.barrier()
     ALONE.leave()

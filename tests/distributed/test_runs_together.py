@@ -143,5 +143,6 @@ def test_failure_of_the_first_process_is_known_to_all(pair, tmp_path):
 
 
 def test_one_process_alone_says_what_all_have_to_say(pair):
-    first, second = pair(said)
+    (before, *first, after), (before_too, *second, after_too) = pair(said)
     assert [one + two for one, two in zip(first, second, strict=True)] == [1, 1]
+    assert (before, before_too, after, after_too) == (False, False, True, True)

@@ -71,11 +71,13 @@ def failing_first(folder: Path) -> tuple[str, str]:
 
 
 def said() -> list[bool]:
-    """Return whether this process is the first to say one thing, and another; all wait for the answers."""
+    """Return whether anything was said, whether this process is the first to say two things, and whether anything was said then."""
     processes = join()
-    answers = [processes.is_first_to_say(text) for text in ("one", "two")]
+    before = processes.something_said()
     processes.barrier()
-    return answers
+    answers = [before, *(processes.is_first_to_say(text) for text in ("one", "two"))]
+    processes.barrier()
+    return [*answers, processes.something_said()]
 
 
 class Echo(Generator):
