@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from drifting.encoders import AutoencoderConfig
 from drifting.generators import DecoderMLPConfig, MLPConfig
 from drifting.runs import pictures as drawing
 from tests.support.image_folders import write_images
+
+if not torch.cuda.is_available():
+    # Triton's interpreter runs the kernels of a GPU; Triton asks for it once, when it is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 BATCH_SIZES = {"toy": 32, "digits": 40, "mnist-pixel": 24, "mnist-encoder": 24, "images": 24}
 SNAPSHOT_SAMPLES = {"toy": 40, "digits": 100, "mnist-pixel": 60, "mnist-encoder": 60, "images": 60}

@@ -1,9 +1,10 @@
-"""What computes a mean shift: compiled loops on a CPU, or torch everywhere. `open_drifts` selects one for a problem.
+"""What computes a mean shift: compiled loops on a CPU, Triton kernels on a GPU, or torch. `open_drifts` selects one for a problem.
 
 The compiled loops (`loops`) are an optional backend, the extra `fast`, for samples in float32. Numba compiles them when they are
 first called, and caches them on disk: beside their source, or where NUMBA_CACHE_DIR says, or in the user's cache folder where the
 source cannot be written. Matrix products are those of the library that torch itself contains (oneMKL), called from within the
-loops. Where numba or these products are missing, or with DRIFTING_COMPILED=0 in the environment, torch does the work.
+loops. Where numba or these products are missing, or with DRIFTING_COMPILED=0 in the environment, torch does the work. The kernels
+of a GPU have a file of their own, `triton_drifts`.
 
 Results do not depend on the number of threads: one thread computes each unit of work, and sums over units have a fixed order.
 
@@ -25,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import constant
+from drifting.fields import triton_drifts
 from drifting.fields.base import Drifts, Field, Problem
 from drifting.fields.mean_shift import MeanShift
 from drifting.fields.pairwise import Memory, kernel_scale, pairwise_distances
@@ -51,6 +53,8 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
     """
     if type(field) is MeanShift and problem.peers is None and len(problem.negatives) <= 2 and is_available(problem.generated):
         return CompiledDrifts(problem, floor=field.affinity_floor, smallest=smallest, memory=memory)
+    if type(field) is MeanShift and triton_drifts.is_available(problem):
+        return triton_drifts.TritonDrifts(problem, floor=field.affinity_floor, smallest=smallest)
     return FieldDrifts(field, problem, smallest=smallest, memory=memory)
 
 
