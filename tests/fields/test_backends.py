@@ -124,6 +124,17 @@ def test_samples_far_from_all_others(change, shape, temperatures):
     assert_close(results(samples, temperatures, 0.0), results(wide(samples), temperatures, 0.0), 1e-4)
 
 
+@pytest.mark.parametrize("distance", [7.0, 11.0, 13.0, 20.0, 30.0])
+@pytest.mark.parametrize("width", [2, 12])
+def test_one_reference_for_all_columns_is_used_only_where_it_holds(width, distance):
+    """Two targets far from all samples belong to the one that is least far; at temperature 0.2 both sides of the switch are met."""
+    samples = problem((2, 6, 8, 0, width), independent=True, seed=12)
+    samples.generated[:, 1, 0] += 3 * distance
+    samples.positives[:, 3, 0] += 2 * distance
+    samples.negatives[0][:, 2, 0] += 2 * distance
+    assert_close(results(samples, (0.2,), 0.0), results(wide(samples), (0.2,), 0.0), 1e-4)
+
+
 def test_affinity_of_two_distant_pairs_is_one():
     generated, positives = torch.tensor([[[0.0, 0.0], [0.0, 6.0]]]), torch.tensor([[[0.5, 0.0], [3.0, 6.0]]])
     negatives = torch.tensor([[[0.0, 0.0], [0.0, 6.0]]])

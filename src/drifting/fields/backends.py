@@ -37,8 +37,6 @@ _WHOLE, _BLOCK = 256, 128
 _LANES = 16
 # Distances of up to so many pairs are stored (256 MiB); more are computed again in each of three passes.
 _STORED_PAIRS = 2**26
-# Beyond this range of distances to the nearest, in temperatures, one reference for all columns underflows.
-_RANGE = 40.0
 _HIGHEST_POWER = 32
 
 
@@ -97,6 +95,7 @@ class FieldDrifts:
 class _Loops(NamedTuple):
     """The modules of compiled loops."""
 
+    simd: Any
     distances: Any
     affinities: Any
 
@@ -106,9 +105,9 @@ def _loops() -> _Loops | None:
     """Return the compiled loops, or None where numba or the matrix products of torch are missing."""
     if os.environ.get("DRIFTING_COMPILED") == "0" or products() is None or importlib.util.find_spec("numba") is None:
         return None
-    from drifting.fields.loops import affinities, distances
+    from drifting.fields.loops import affinities, distances, simd
 
-    return _Loops(distances, affinities)
+    return _Loops(simd, distances, affinities)
 
 
 def products() -> dict[str, int] | None:
@@ -140,9 +139,9 @@ class CompiledDrifts:
         self._loops, self._floor, self._smallest = loops, math.sqrt(floor), smallest
         self._like, self._weights = generated, problem.weights
         self._sizes = sizes = self._cut(generated, parts, problem.num_self)
-        self._arrays = self._allocate(generated.contiguous(), parts, sizes)
+        self._arrays = self._allocate(generated.contiguous(), parts)
         if sizes.kept:
-            self._center(generated, parts)
+            self._run(self._loops.distances.center_groups, self._arrays, units=len(generated))
         sums = torch.empty(len(generated) * sizes.lanes, dtype=torch.float64)
         self._run(self._loops.distances.measure, self._arrays, sums.numpy())
         self._sum = sums.sum()
@@ -150,22 +149,35 @@ class CompiledDrifts:
 
     def _cut(self, generated: Tensor, parts: Sequence[Tensor], num_self: int) -> Any:
         groups, rows, width = generated.shape
-        negatives, columns = parts[0].shape[1] + parts[1].shape[1], sum(part.shape[1] for part in parts)
+        first, second, third = (part.shape[1] for part in parts)
+        negatives = self._loops.simd.padded(first + second)
+        columns = negatives + self._loops.simd.padded(third)
         block = rows if rows <= _WHOLE else _BLOCK
         lanes = min(_LANES, -(-rows // block))
         kept, stored = int(lanes > 1), int(groups * rows * columns <= _STORED_PAIRS)
-        own = int(num_self > 0)
         return self._loops.distances.Sizes(
-            rows, negatives, columns, width, own, kept, stored, block, lanes, self._f(self._smallest)
+            rows=rows,
+            negatives=negatives,
+            columns=columns,
+            targets=first + second + third,
+            width=width,
+            own=int(num_self > 0),
+            kept=kept,
+            stored=stored,
+            block=block,
+            lanes=lanes,
+            smallest=self._f(self._smallest),
         )
 
-    def _allocate(self, generated: Tensor, parts: Sequence[Tensor], sizes: Any) -> Any:
-        groups = len(generated)
+    def _allocate(self, generated: Tensor, parts: Sequence[Tensor]) -> Any:
+        sizes, groups = self._sizes, len(generated)
         slots = groups if sizes.kept else self._threads
-        weights = generated.new_ones(1, sizes.columns) if self._weights is None else self._weights.contiguous()
         matrices = (groups, sizes.rows) if sizes.stored else (self._threads, sizes.block)
         return self._loops.distances.Arrays(
-            *(samples.detach().numpy() for samples in (generated, *parts, weights)),
+            *(samples.detach().numpy() for samples in (generated, *parts)),
+            weights=self._filled(self._weights, parts, 0.0),
+            filling=self._filled(generated.new_zeros(1, sizes.targets), parts, math.inf),
+            center=self._new("center", groups, sizes.width),
             y=self._new("y", slots, sizes.columns * sizes.width),
             x=self._new("x", slots, 1 if sizes.own else sizes.rows * sizes.width),
             norms=self._new("norms", slots, sizes.rows + sizes.columns),
@@ -177,32 +189,26 @@ class CompiledDrifts:
             floats=torch.zeros(self._threads, 2).numpy(),
         )
 
-    def _center(self, generated: Tensor, parts: Sequence[Tensor]) -> None:
-        """Center all targets, where they are too many to be centered by each unit."""
-        sizes, arrays = self._sizes, self._arrays
-        center = sum(part.sum(1, keepdim=True) for part in parts) / sizes.columns
-        x = generated - center
-        y = torch.cat(list(parts), 1) - center
-        arrays.norms[:, : sizes.rows] = torch.linalg.vector_norm(x, dim=2).square_().numpy()
-        arrays.norms[:, sizes.rows :] = torch.linalg.vector_norm(y, dim=2).square_().numpy()
-        turned = sizes.width <= self._loops.distances.DIRECT_DIMENSIONS
-        for samples, flat in ((x, arrays.x), (y, arrays.y)):
-            if samples is y or not sizes.own:
-                flat[:] = (samples.mT if turned else samples).flatten(1).numpy()
+    def _filled(self, values: Tensor | None, parts: Sequence[Tensor], filling: float) -> Any:
+        """Return one value per column, from those of the targets (ones by default) and one for filling columns."""
+        sizes, negatives = self._sizes, parts[0].shape[1] + parts[1].shape[1]
+        filled = torch.full((1 if values is None else len(values), sizes.columns), filling)
+        filled[:, :negatives] = 1 if values is None else values[:, :negatives]
+        filled[:, sizes.negatives : sizes.negatives + parts[2].shape[1]] = 1 if values is None else values[:, negatives:]
+        return filled.numpy()
 
     def mean_distance(self) -> Float[Tensor, ""]:
         """Return the mean of distance * weight over all pairs, those of a sample with itself included."""
-        return (self._sum / (len(self._like) * self._sizes.rows * self._sizes.columns)).float()
+        return (self._sum / (len(self._like) * self._sizes.rows * self._sizes.targets)).float()
 
     def root_mean_squares(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         """Compute the drifts at these temperatures; return the root mean square of each over groups, samples and coordinates."""
-        sizes, groups, count = self._sizes, len(self._like), len(temperatures)
+        sizes, count = self._sizes, len(temperatures)
         rows = 1 if sizes.width <= self._loops.distances.DIRECT_DIMENSIONS else count * sizes.block
-        arrays = self._arrays._replace(scratch=self._new("scratch", self._threads, 1 + rows, sizes.columns))
+        reserved = self._loops.affinities.RESERVED + count
+        arrays = self._arrays._replace(scratch=self._new("scratch", self._threads, reserved + rows, sizes.columns))
         kernel = self._kernel(temperatures)
         self._run(self._loops.affinities.add_up, arrays, kernel)
-        sums = torch.from_numpy(kernel.column).view(groups, sizes.lanes, count, sizes.columns).sum(1)
-        kernel = kernel._replace(factor=torch.where(sums > 0, sums.rsqrt(), 0).numpy())
         self._run(self._loops.affinities.move, arrays, kernel)
         self._moved = kernel.moved
         squares = torch.from_numpy(kernel.squares).sum(0)[self._order.argsort()]
@@ -216,26 +222,18 @@ class CompiledDrifts:
 
     def _kernel(self, temperatures: Float[Tensor, " t"]) -> Any:
         """Return the kernel at all temperatures, the highest first, before any sum."""
-        sizes, arrays, groups, count = self._sizes, self._arrays, len(self._like), len(temperatures)
+        sizes, groups, count = self._sizes, len(self._like), len(temperatures)
         self._order = temperatures.argsort(descending=True)
         scale = -kernel_scale(temperatures[self._order])
         ratio = scale / scale[0]
         power = ratio.round()
         simple = ((ratio - power).abs() <= 1e-6 * ratio) & (power <= _HIGHEST_POWER)
-        nearest = torch.from_numpy(arrays.nearest)
-        smallest = nearest.amin(1)
-        column = torch.from_numpy(arrays.column_nearest).view(groups, sizes.lanes, sizes.columns).amin(1)
-        column = column.masked_fill(column == torch.inf, 0)
-        highest = torch.maximum(nearest.amax(1), column.amax(1))
         return self._loops.affinities.Kernel(
             scale=scale.numpy(),
             power=torch.where(simple, power, 0).int().numpy(),
-            spread=((highest - smallest) * scale[-1] > _RANGE).int().numpy(),
+            bound=(self._loops.simd.UNDERFLOW.item() / power.double()).exp().float().numpy(),
             row=self._new("row", groups, count, sizes.rows),
-            column=self._new("column", groups * sizes.lanes, count, sizes.columns),
-            smallest=smallest.numpy(),
-            reference=column.numpy(),
-            factor=self._new("factor", 1, count, sizes.columns),
+            column=self._new("column", groups * sizes.lanes * count, sizes.columns),
             floor=self._f(self._floor),
             moved=self._new("moved", groups, count * sizes.rows * sizes.width),
             squares=torch.empty(groups * sizes.lanes, count, dtype=torch.float64).numpy(),
@@ -252,11 +250,11 @@ class CompiledDrifts:
     def _f(value: float) -> Any:
         return torch.tensor(value, dtype=torch.float32).numpy()[()]
 
-    def _run(self, loop: Callable[..., None], *arguments: Any) -> None:
-        """Run a loop over all units, each thread some of them."""
-        units = len(self._like) * self._sizes.lanes
-        threads = min(self._threads, units)
-        bounds = [units * index // threads for index in range(threads + 1)]
+    def _run(self, loop: Callable[..., None], *arguments: Any, units: int | None = None) -> None:
+        """Run a loop over all units, or over that many groups, each thread some of them."""
+        count = units or len(self._like) * self._sizes.lanes
+        threads = min(self._threads, count)
+        bounds = [count * index // threads for index in range(threads + 1)]
         parts = [(self._sizes, *arguments, bounds[thread], bounds[thread + 1], thread) for thread in range(threads)]
         if threads == 1:
             loop(*parts[0])

@@ -18,22 +18,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drifting.fields.loops.distances import DIRECT_DIMENSIONS, center_group, stored, targets, write_distances
-from drifting.fields.loops.vectors import (
-    ONE,
-    UNDERFLOW,
-    ZERO,
-    dot,
+from drifting.fields.loops.distances import DIRECT_DIMENSIONS, center_group, center_targets, stored, targets, write_distances
+from drifting.fields.loops.simd import (
+    WIDTH,
     exponential,
-    exponentials,
-    loop,
-    multiply,
-    raise_row,
-    sum_row,
-    use_threads,
+    exponential_of_number,
+    keep_above,
+    larger,
+    load,
+    multiply_add,
+    splat,
+    store,
+    total,
+    whole_power,
 )
+from drifting.fields.loops.vectors import INFINITY, ONE, ZERO, dot, entry, inlined, loop, multiply, use_threads
 
+# Columns whose sums at all temperatures stay in the first cache of a core while a block of rows is added to them.
+_TILE = 1024
 _HALF = np.float32(0.5)
+# Beyond this range of distances to the nearest, in temperatures, one reference for all columns underflows: the sum of a column is
+# at least e^-range, of which terms below e^-87 are no part.
+_RANGE = np.float32(60)
+# Rows of the scratch memory of a thread before the factors of columns, one per temperature, and the values of rows.
+RESERVED = 2
 
 
 class Kernel(NamedTuple):
@@ -41,12 +49,9 @@ class Kernel(NamedTuple):
 
     scale: Any  # [t], 1 / temperature, the highest temperature first
     power: Any  # [t], the power of the first exponential that gives this one, or 0
-    spread: Any  # [g], 1 for a group in which one reference for all columns underflows
-    row: Any  # [g, t, n], row sums, then row factors
-    column: Any  # [g lanes, t, k], column sums of each lane
-    smallest: Any  # [g], the smallest entry of `nearest`
-    reference: Any  # [g, k], of each column the nearest row, in spread groups
-    factor: Any  # [g, t, k], column factors
+    bound: Any  # [t], what is not above this underflows when it is raised to the power
+    row: Any  # [g, t, n], row sums
+    column: Any  # [g lanes t, k], column sums of each lane
     floor: Any  # lower bound of affinities
     moved: Any  # [g, t n d], the drifts: of each block of rows those of all temperatures
     squares: Any  # [g lanes, t], the sum of their squares over each unit
@@ -57,176 +62,214 @@ class Block(NamedTuple):
 
     distances: Any  # [r, k], or the first exponentials if `replaced` and these have been computed
     nearest: Any  # [r]
-    smallest: Any
-    reference: Any  # [k]
-    spread: Any
+    smallest: Any  # the smallest distance of the group
+    spread: Any  # 1 in a group in which one reference for all columns underflows
     replaced: Any
     base: Any  # [r, k], the distances themselves if `replaced`, or [1, k]: memory for the first exponentials
-    values: Any  # [1, k], or [t r, k]: memory for those at one temperature
+    reference: Any  # [1, k], of each column the nearest row
+    factor: Any  # [t, k], column factors
+    values: Any  # [_, k]: memory for the exponentials at one temperature or at all
     row: Any  # [t, r]
-    factor: Any  # [t, k]
-    weights: Any  # [k]
+    weights: Any  # [1, k]
 
 
 @loop
-def _load(sizes, arrays, kernel, group, first, last, thread):
+def _survey_group(sizes, arrays, kernel, group, thread):
+    """Write the nearest row of each column; return the smallest distance, and whether the group is spread."""
+    reference, nearest = arrays.scratch[thread, 1], arrays.nearest[group]
+    smallest, highest = INFINITY, -INFINITY
+    for i in range(sizes.rows):
+        smallest, highest = min(smallest, nearest[i]), max(highest, nearest[i])
+    for j in range(sizes.columns):
+        lowest = INFINITY
+        for unit in range(group * sizes.lanes, (group + 1) * sizes.lanes):
+            lowest = min(lowest, arrays.column_nearest[unit, j])
+        reference[j] = lowest if lowest < INFINITY else ZERO
+        highest = max(highest, reference[j])
+    return smallest, int((highest - smallest) * kernel.scale[-1] > _RANGE)
+
+
+@loop
+def _load(sizes, arrays, kernel, survey, group, first, last, thread):
     """Return a block of rows, whose distances are computed again if they are not stored."""
-    slot = group if sizes.kept else thread
+    smallest, spread = survey
     distances = stored(sizes, arrays, group, first, last, thread)
     if not sizes.stored:
-        write_distances(sizes, arrays, slot, first, last, thread, distances)
-    replaced = sizes.stored and kernel.power.min() > 0 and not kernel.spread[group]
-    scratch = arrays.scratch[thread]
+        write_distances(sizes, arrays, group, group if sizes.kept else thread, first, last, thread, distances)
+    replaced = sizes.stored and kernel.power.min() > 0 and not spread
+    scratch, count = arrays.scratch[thread], kernel.scale.size
+    of_weights = group if arrays.weights.shape[0] > 1 else 0
     return Block(
         distances,
         arrays.nearest[group, first:last],
-        kernel.smallest[group],
-        kernel.reference[group],
-        kernel.spread[group],
+        smallest,
+        spread,
         replaced,
         distances if replaced else scratch[:1],
-        scratch[1:],
+        scratch[1:2],
+        scratch[RESERVED : RESERVED + count],
+        scratch[RESERVED + count :],
         kernel.row[group, :, first:last],
-        kernel.factor[group if kernel.factor.shape[0] > group else 0],
-        arrays.weights[group if arrays.weights.shape[0] > 1 else 0],
+        arrays.weights[of_weights : of_weights + 1],
     )
 
 
+@inlined
+def _exponentials(block, i, scale, at, begin, end):
+    """Write the first exponentials of one row, exp((nearest - distance) * scale), for some columns."""
+    nearest = block.nearest[i]
+    for j in range(begin, end, WIDTH):
+        store(block.base, at, j, exponential((nearest - load(block.distances, i, j)) * scale))
+
+
+@inlined
+def _of_temperature(block, kernel, i, t, at, j):
+    """Return the exponentials of a vector of one row at one temperature, from the first ones if they give them."""
+    if kernel.power[t] > 0:
+        first = load(block.base, at, j)
+        return whole_power(keep_above(first, first, splat(kernel.bound[t])), kernel.power[t])
+    return exponential((block.nearest[i] - load(block.distances, i, j)) * kernel.scale[t])
+
+
 @loop
-def _sum_block(block, scale, power, column):
+def _sum_block(block, kernel, unit):
     """Add a block to the sums of rows and columns, in a group with one reference for all columns."""
-    distances, base = block.distances, block.base
-    for i in range(distances.shape[0]):
-        at, nearest = (i if block.replaced else 0), block.nearest[i]
-        exponentials(distances, i, nearest, scale[0], base, at)
-        for t in range(scale.size):
-            values, place = block.values, 0
-            if power[t] == 1:
-                values, place = base, at
-            elif power[t] > 1:
-                raise_row(base, at, power[t], values, 0)
-            else:
-                exponentials(distances, i, nearest, scale[t], values, 0)
-            weight = exponential((block.smallest - nearest) * scale[t])
-            total = ZERO
-            for j in range(distances.shape[1]):
-                value = values[place, j]
-                total += value
-                column[t, j] += weight * value
-            block.row[t, i] = total
+    count, column = kernel.scale.size, kernel.column
+    block.row[:] = ZERO
+    for begin in range(0, column.shape[1], _TILE):
+        end = min(begin + _TILE, column.shape[1])
+        for i in range(block.distances.shape[0]):
+            at = i if block.replaced else 0
+            _exponentials(block, i, kernel.scale[0], at, begin, end)
+            for t in range(count):
+                weight = splat(exponential_of_number((block.smallest - block.nearest[i]) * kernel.scale[t]))
+                of_row, place = splat(ZERO), unit * count + t
+                for j in range(begin, end, WIDTH):
+                    value = _of_temperature(block, kernel, i, t, at, j)
+                    of_row = of_row + value
+                    store(column, place, j, multiply_add(value, weight, load(column, place, j)))
+                block.row[t, i] += total(of_row)
 
 
 @loop
-def _sum_spread_block(block, scale, column):
+def _sum_spread_block(block, kernel, unit):
     """The same in a group in which every column has a reference of its own."""
-    distances, reference, values = block.distances, block.reference, block.values
-    for i in range(distances.shape[0]):
-        for t in range(scale.size):
-            exponentials(distances, i, block.nearest[i], scale[t], values, 0)
-            block.row[t, i] = sum_row(values, 0)
-            for j in range(distances.shape[1]):
-                x = (reference[j] - distances[i, j]) * scale[t]
-                value = exponential(x)
-                column[t, j] += value if x > UNDERFLOW else ZERO
+    count, column = kernel.scale.size, kernel.column
+    for i in range(block.distances.shape[0]):
+        for t in range(count):
+            scale, of_row, place = kernel.scale[t], splat(ZERO), unit * count + t
+            for j in range(0, column.shape[1], WIDTH):
+                distances = load(block.distances, i, j)
+                of_row = of_row + exponential((block.nearest[i] - distances) * scale)
+                value = exponential((load(block.reference, 0, j) - distances) * scale)
+                store(column, place, j, load(column, place, j) + value)
+            block.row[t, i] = total(of_row)
 
 
-@loop
+@entry
 def add_up(sizes, arrays, kernel, begin, end, thread):
     """Write the sums of the exponentials of each row, and of each column over the rows of each unit.
 
     Where distances are stored and one exponential gives all temperatures, it replaces them.
     """
     threads = use_threads(1)
+    count = kernel.scale.size
     for unit in range(begin, end):
         group, lane = unit // sizes.lanes, unit % sizes.lanes
         if not (sizes.kept or sizes.stored):
             center_group(sizes, arrays, group, thread)
-        column = kernel.column[unit]
-        column[:] = ZERO
+        survey = _survey_group(sizes, arrays, kernel, group, thread)
+        kernel.column[unit * count : (unit + 1) * count] = ZERO
         for first in range(lane * sizes.block, sizes.rows, sizes.lanes * sizes.block):
             last = min(first + sizes.block, sizes.rows)
-            block = _load(sizes, arrays, kernel, group, first, last, thread)
+            block = _load(sizes, arrays, kernel, survey, group, first, last, thread)
             if block.spread:
-                _sum_spread_block(block, kernel.scale, column)
+                _sum_spread_block(block, kernel, unit)
             else:
-                _sum_block(block, kernel.scale, kernel.power, column)
+                _sum_block(block, kernel, unit)
     use_threads(threads)
 
 
 @loop
-def _affinities(values, at, row, factor, t, weights, floor, split):
-    """Turn exponentials into weighted affinities; return the masses of the negatives and of the positives."""
-    negative, positive = ZERO, ZERO
-    for j in range(split):
-        value = max(values[at, j] * row * factor[t, j], floor) * weights[j]
-        values[at, j] = value
-        negative += value
-    for j in range(split, values.shape[1]):
-        value = max(values[at, j] * row * factor[t, j], floor) * weights[j]
-        values[at, j] = value
-        positive += value
-    return negative, positive
+def _column_factors(sizes, arrays, kernel, group, thread):
+    """Write the factors of columns from the sums of all lanes."""
+    count = kernel.scale.size
+    for t in range(count):
+        for j in range(sizes.columns):
+            of_column = ZERO
+            for unit in range(group * sizes.lanes, (group + 1) * sizes.lanes):
+                of_column += kernel.column[unit * count + t, j]
+            arrays.scratch[thread, RESERVED + t, j] = ONE / np.float32(math.sqrt(of_column)) if of_column > ZERO else ZERO
+
+
+@inlined
+def _spread_exponential(block, kernel, i, t, j):
+    """Return the roots of the products of the exponentials relative to row and to column."""
+    distances = load(block.distances, i, j)
+    return exponential(((block.nearest[i] - distances) + (load(block.reference, 0, j) - distances)) * (_HALF * kernel.scale[t]))
+
+
+@inlined
+def _affinities(block, kernel, i, t, to, begin, end):
+    """Write the weighted affinities of one row to some columns, and return their sum."""
+    mass, floor, at = splat(ZERO), splat(kernel.floor), i if block.replaced else 0
+    weight = ONE if block.spread else exponential_of_number((block.smallest - block.nearest[i]) * kernel.scale[t])
+    factor = splat(np.float32(math.sqrt(weight / block.row[t, i])))
+    for j in range(begin, end, WIDTH):
+        value = _spread_exponential(block, kernel, i, t, j) if block.spread else _of_temperature(block, kernel, i, t, at, j)
+        value = larger(value * (factor * load(block.factor, t, j)), floor) * load(block.weights, 0, j)
+        store(block.values, to, j, value)
+        mass = mass + value
+    return total(mass)
 
 
 @loop
-def _spread_exponentials(distances, i, nearest, reference, scale, out, at):
-    """Write the roots of the products of the exponentials relative to row and to column."""
-    for j in range(out.shape[1]):
-        x = ((nearest - distances[i, j]) + (reference[j] - distances[i, j])) * (_HALF * scale)
-        value = exponential(x)
-        out[at, j] = value if x > UNDERFLOW else ZERO
+def _product(values, at, y, c, begin, end):
+    """Return the product of two rows from column `begin` to `end`."""
+    even, odd = splat(ZERO), splat(ZERO)
+    for j in range(begin, end - WIDTH, 2 * WIDTH):
+        even = multiply_add(load(values, at, j), load(y, c, j), even)
+        odd = multiply_add(load(values, at, j + WIDTH), load(y, c, j + WIDTH), odd)
+    if (end - begin) % (2 * WIDTH):
+        even = multiply_add(load(values, at, end - WIDTH), load(y, c, end - WIDTH), even)
+    return total(even + odd)
 
 
-@loop
+@inlined
 def _move_directly(values, at, y, split, negative, positive, out, to):
     """Write the drift of one row, from targets stored one coordinate after the other."""
     for c in range(out.shape[1]):
-        away = dot(values, at, y, c, 0, split)
-        toward = dot(values, at, y, c, split, values.shape[1])
+        away = _product(values, at, y, c, 0, split)
+        toward = _product(values, at, y, c, split, values.shape[1])
         out[to, c] = negative * toward - positive * away
 
 
-@loop
-def _exponentials_of_row(block, i, t, scale, power, to):
-    """Write the exponentials of one row at one temperature; return the factor of the row."""
-    distances, base, values, nearest = block.distances, block.base, block.values, block.nearest[i]
-    if block.spread:
-        _spread_exponentials(distances, i, nearest, block.reference, scale[t], values, to)
-        return np.float32(math.sqrt(ONE / block.row[t, i]))
-    at = i if block.replaced else 0
-    if power[t] == 1:
-        for j in range(values.shape[1]):
-            values[to, j] = base[at, j]
-    elif power[t] > 1:
-        raise_row(base, at, power[t], values, to)
-    else:
-        exponentials(distances, i, nearest, scale[t], values, to)
-    weight = exponential((block.smallest - nearest) * scale[t])
-    return np.float32(math.sqrt(weight / block.row[t, i]))
+@inlined
+def _multiply_row(values, at, begin, end, factor):
+    for j in range(begin, end, WIDTH):
+        store(values, at, j, load(values, at, j) * factor)
 
 
 @loop
 def _move_block(sizes, kernel, block, y, moved):
     """Write the coefficients of all targets for a block of rows at every temperature, or for few coordinates the drift itself."""
-    scale, power, split, values = kernel.scale, kernel.power, sizes.negatives, block.values
+    split, columns, values = sizes.negatives, sizes.columns, block.values
     count, turned = block.distances.shape[0], sizes.width <= DIRECT_DIMENSIONS
     for i in range(count):
         if not (block.spread or block.replaced):
-            exponentials(block.distances, i, block.nearest[i], scale[0], block.base, 0)
-        for t in range(scale.size):
+            _exponentials(block, i, kernel.scale[0], 0, 0, columns)
+        for t in range(kernel.scale.size):
             to = 0 if turned else t * count + i
-            row = _exponentials_of_row(block, i, t, scale, power, to)
-            negative, positive = _affinities(values, to, row, block.factor, t, block.weights, kernel.floor, split)
+            negative = _affinities(block, kernel, i, t, to, 0, split)
+            positive = _affinities(block, kernel, i, t, to, split, columns)
             if turned:
                 _move_directly(values, to, y, split, negative, positive, moved, t * count + i)
             else:
-                for j in range(split):
-                    values[to, j] *= -positive
-                for j in range(split, values.shape[1]):
-                    values[to, j] *= negative
+                _multiply_row(values, to, 0, split, -positive)
+                _multiply_row(values, to, split, columns, negative)
 
 
-@loop
+@entry
 def move(sizes, arrays, kernel, begin, end, thread):
     """Write the drift at every temperature, block by block, and the sum of its squares over each unit."""
     threads = use_threads(1)
@@ -234,14 +277,18 @@ def move(sizes, arrays, kernel, begin, end, thread):
     for unit in range(begin, end):
         group, lane = unit // sizes.lanes, unit % sizes.lanes
         slot = group if sizes.kept else thread
-        if not sizes.kept:
+        if not sizes.kept and sizes.stored:
+            center_targets(sizes, arrays, group, slot)
+        elif not sizes.kept:
             center_group(sizes, arrays, group, slot)
         y = targets(sizes, arrays, slot)
+        survey = _survey_group(sizes, arrays, kernel, group, thread)
+        _column_factors(sizes, arrays, kernel, group, thread)
         kernel.squares[unit] = 0
         for first in range(lane * sizes.block, sizes.rows, sizes.lanes * sizes.block):
             last = min(first + sizes.block, sizes.rows)
             rows = count * (last - first)
-            block = _load(sizes, arrays, kernel, group, first, last, thread)
+            block = _load(sizes, arrays, kernel, survey, group, first, last, thread)
             drift = kernel.moved[group][first * count * width : last * count * width].reshape(rows, width)
             _move_block(sizes, kernel, block, y, drift)
             if width > DIRECT_DIMENSIONS:
@@ -251,7 +298,7 @@ def move(sizes, arrays, kernel, begin, end, thread):
     use_threads(threads)
 
 
-@loop
+@entry
 def combine(sizes, moved, factors, total, begin, end, thread):
     """Write the sum of the drifts of all temperatures, each times a factor."""
     count = factors.size

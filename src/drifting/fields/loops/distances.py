@@ -3,15 +3,19 @@
 A unit of work is one lane of one group: every `lanes`-th block of its rows. One thread computes a unit, and nothing is added up
 across units here, so that results do not depend on the number of threads.
 
-Shapes: g groups, n rows, k columns (targets, negatives first), d coordinates.
+The columns of a matrix are the negatives and the positives, each filled up to whole vectors (`simd`). Filling targets are at the
+center of all others, have weight 0, and their distance is infinite.
+
+Shapes: g groups, n rows, k columns, d coordinates.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from drifting.fields.loops.vectors import INFINITY, ZERO, dot, loop, lowest_of_row, multiply, use_threads
+from drifting.fields.loops.simd import WIDTH, count_below, larger, load, lowest, root, smaller, splat, store
+from drifting.fields.loops.simd import total as sum_of
+from drifting.fields.loops.vectors import INFINITY, ZERO, dot, entry, loop, multiply, use_threads
 
 # Up to this many coordinates are subtracted directly; the targets are then stored one coordinate after the other.
 DIRECT_DIMENSIONS = 8
@@ -29,8 +33,9 @@ class Sizes(NamedTuple):
     """
 
     rows: int
-    negatives: int
-    columns: int
+    negatives: int  # the columns of the negatives, filled up
+    columns: int  # all columns
+    targets: int  # the columns that are not filled up
     width: int
     own: int
     kept: int
@@ -47,14 +52,16 @@ class Arrays(NamedTuple):
     first: Any  # the targets: three parts [g, _, d], the second of which may be empty
     second: Any
     third: Any
-    weights: Any  # [g or 1, k]
+    weights: Any  # [g or 1, k], 0 for filling columns
+    filling: Any  # [1, k], infinity for filling columns, 0 for others
+    center: Any  # [g, d], the means of the targets
     y: Any  # [g or threads, k d], centered targets
     x: Any  # [g or threads, n d], centered rows, where they are not the first targets
     norms: Any  # [g or threads, n + k], squared lengths of rows and targets
     distances: Any  # [g or threads, n or block, k]
     nearest: Any  # [g, n], the nearest target of each row
     column_nearest: Any  # [g lanes, k], the nearest row of each target
-    scratch: Any  # [threads, t block, k]
+    scratch: Any  # [threads, _, k]
     integers: Any  # [threads, 8], arguments of the products
     floats: Any  # [threads, 2]
 
@@ -78,6 +85,14 @@ def _subtract(samples, center, out, start, turned):
 
 
 @loop
+def _fill(out, begin, end, turned):
+    if turned:
+        out[:, begin:end] = ZERO
+    else:
+        out[begin:end] = ZERO
+
+
+@loop
 def _lengths(samples, turned, out):
     for j in range(out.size):
         if turned:
@@ -90,25 +105,42 @@ def _lengths(samples, turned, out):
 
 
 @loop
-def center_group(sizes, arrays, group, slot):
-    """Center the targets and the rows of a group on the mean of its targets."""
-    turned = sizes.width <= DIRECT_DIMENSIONS
-    center = np.zeros(sizes.width, np.float32)
+def center_targets(sizes, arrays, group, slot):
+    """Center the targets of a group on their mean, which is known."""
+    turned, center, y = sizes.width <= DIRECT_DIMENSIONS, arrays.center[group], targets(sizes, arrays, slot)
     first, second, third = arrays.first[group], arrays.second[group], arrays.third[group]
-    _add_rows(first, center)
-    _add_rows(second, center)
-    _add_rows(third, center)
-    for c in range(center.size):
-        center[c] /= np.float32(sizes.columns)
-    y = targets(sizes, arrays, slot)
+    negatives = first.shape[0] + second.shape[0]
     _subtract(first, center, y, 0, turned)
     _subtract(second, center, y, first.shape[0], turned)
-    _subtract(third, center, y, first.shape[0] + second.shape[0], turned)
-    _lengths(y, turned, arrays.norms[slot][sizes.rows :])
+    _fill(y, negatives, sizes.negatives, turned)
+    _subtract(third, center, y, sizes.negatives, turned)
+    _fill(y, sizes.negatives + third.shape[0], sizes.columns, turned)
+
+
+@loop
+def center_group(sizes, arrays, group, slot):
+    """Center the targets and the rows of a group on the mean of its targets, and write their lengths."""
+    turned = sizes.width <= DIRECT_DIMENSIONS
+    center = arrays.center[group]
+    center[:] = ZERO
+    _add_rows(arrays.first[group], center)
+    _add_rows(arrays.second[group], center)
+    _add_rows(arrays.third[group], center)
+    for c in range(center.size):
+        center[c] /= np.float32(sizes.targets)
+    center_targets(sizes, arrays, group, slot)
+    _lengths(targets(sizes, arrays, slot), turned, arrays.norms[slot][sizes.rows :])
     if not sizes.own:
         x = arrays.x[slot].reshape(sizes.width, sizes.rows) if turned else arrays.x[slot].reshape(sizes.rows, sizes.width)
         _subtract(arrays.generated[group], center, x, 0, turned)
         _lengths(x, turned, arrays.norms[slot][: sizes.rows])
+
+
+@entry
+def center_groups(sizes, arrays, begin, end, thread):
+    """Center all groups, where several units share one."""
+    for group in range(begin, end):
+        center_group(sizes, arrays, group, group)
 
 
 @loop
@@ -122,30 +154,29 @@ def targets(sizes, arrays, slot):
 @loop
 def _direct(x, at, y, out, i):
     """Write the squared distances of one row by differences, for targets stored one coordinate after the other."""
-    point = x[0, at]
-    for j in range(out.shape[1]):
-        difference = y[0, j] - point
-        out[i, j] = difference * difference
-    for c in range(1, x.shape[0]):
-        point = x[c, at]
-        for j in range(out.shape[1]):
-            difference = y[c, j] - point
-            out[i, j] += difference * difference
+    for j in range(0, out.shape[1], WIDTH):
+        difference = load(y, 0, j) - x[0, at]
+        squares = difference * difference
+        for c in range(1, x.shape[0]):
+            difference = load(y, c, j) - x[c, at]
+            squares = squares + difference * difference
+        store(out, i, j, squares)
 
 
 @loop
-def _expanded(x, y, norm, norms, out, i):
+def _expanded(x, y, norm, norms, out, i, own):
     """Turn the products of one row with all targets into squared distances, summed again directly where digits are lost."""
-    lost = 0
-    for j in range(out.shape[1]):
-        total = norm + norms[j]
-        value = total - _TWO * out[i, j]
-        out[i, j] = value
-        lost += value < _CANCELLED * total
-    if lost == 0:
+    lost = splat(ZERO)
+    for j in range(0, out.shape[1], WIDTH):
+        lengths = load(norms, 0, j) + norm
+        value = lengths - load(out, i, j) * _TWO
+        lost = lost + count_below(value, lengths * _CANCELLED)
+        store(out, i, j, value)
+    # The distance of a row to itself is 0 in any case.
+    if sum_of(lost) <= own:
         return
     for j in range(out.shape[1]):
-        if out[i, j] < _CANCELLED * (norm + norms[j]):
+        if out[i, j] < _CANCELLED * (norm + norms[0, j]):
             total = ZERO
             for c in range(x.shape[1]):
                 difference = x[i, c] - y[j, c]
@@ -154,31 +185,45 @@ def _expanded(x, y, norm, norms, out, i):
 
 
 @loop
-def write_distances(sizes, arrays, slot, first, last, thread, out):
-    """Write the distances of some rows to all targets; those of the rows to themselves are infinite."""
+def _roots(out, i, smallest, weights, of_weights, filling):
+    """Turn the squared distances of one row into distances; return their weighted sum."""
+    total = splat(ZERO)
+    for j in range(0, out.shape[1], WIDTH):
+        value = larger(root(larger(load(out, i, j), splat(ZERO))), splat(smallest))
+        total = total + value * load(weights, of_weights, j)
+        store(out, i, j, value + load(filling, 0, j))
+    return sum_of(total)
+
+
+@loop
+def write_distances(sizes, arrays, group, slot, first, last, thread, out):
+    """Write the distances of some rows to all targets, and return their weighted sum.
+
+    The distances of rows to themselves are infinite, but count as the lower bound in the sum.
+    """
     y = targets(sizes, arrays, slot)
-    norms = arrays.norms[slot][sizes.rows :]
-    row_norms = norms[: sizes.rows] if sizes.own else arrays.norms[slot][: sizes.rows]
+    norms = arrays.norms[slot][sizes.rows :].reshape(1, sizes.columns)
+    row_norms = norms[0, : sizes.rows] if sizes.own else arrays.norms[slot][: sizes.rows]
     flat = arrays.y[slot] if sizes.own else arrays.x[slot]
-    turned = sizes.width <= DIRECT_DIMENSIONS
+    turned, of_weights = sizes.width <= DIRECT_DIMENSIONS, group if arrays.weights.shape[0] > 1 else 0
     if turned:
         stride = sizes.columns if sizes.own else sizes.rows
         x = flat[: sizes.width * stride].reshape(sizes.width, stride)
     else:
         x = flat[: sizes.rows * sizes.width].reshape(sizes.rows, sizes.width)[first:last]
         multiply(arrays, thread, x, y, out, True)
-    own = sizes.own
+    sum_of_distances = 0.0
     for i in range(last - first):
         if turned:
             _direct(x, first + i, y, out, i)
         else:
-            if own:
-                out[i, first + i] = -INFINITY  # not summed again
-            _expanded(x, y, row_norms[first + i], norms, out, i)
-        for j in range(out.shape[1]):
-            out[i, j] = max(math.sqrt(max(out[i, j], ZERO)), sizes.smallest)
-        if own:
+            if sizes.own:
+                out[i, first + i] = row_norms[first + i]
+            _expanded(x, y, row_norms[first + i], norms, out, i, sizes.own)
+        sum_of_distances += _roots(out, i, sizes.smallest, arrays.weights, of_weights, arrays.filling)
+        if sizes.own:
             out[i, first + i] = INFINITY
+    return sum_of_distances
 
 
 @loop
@@ -190,25 +235,18 @@ def stored(sizes, arrays, group, first, last, thread):
 
 
 @loop
-def _survey(distances, first, own, smallest, weights, nearest, column_nearest):
-    """Write the nearest neighbors of rows and columns; return the weighted sum of the distances of a block."""
-    total = 0.0
+def _survey(distances, first, nearest, column_nearest, unit):
+    """Write the nearest neighbors of the rows of a block, and of columns in the rows so far."""
     for i in range(distances.shape[0]):
-        nearest[first + i] = lowest_of_row(distances, i)
-        for j in range(column_nearest.size):
-            column_nearest[j] = min(column_nearest[j], distances[i, j])
-        if own:
-            distances[i, first + i] = smallest
-        of_row = ZERO
-        for j in range(weights.size):
-            of_row += distances[i, j] * weights[j]
-        total += of_row
-        if own:
-            distances[i, first + i] = INFINITY
-    return total
+        of_row = splat(INFINITY)
+        for j in range(0, distances.shape[1], WIDTH):
+            value = load(distances, i, j)
+            of_row = smaller(of_row, value)
+            store(column_nearest, unit, j, smaller(load(column_nearest, unit, j), value))
+        nearest[first + i] = lowest(of_row)
 
 
-@loop
+@entry
 def measure(sizes, arrays, sums, begin, end, thread):
     """Compute distances; write the weighted sum of those of each unit, and the nearest neighbors of rows and columns."""
     threads = use_threads(1)
@@ -217,14 +255,12 @@ def measure(sizes, arrays, sums, begin, end, thread):
         slot = group if sizes.kept else thread
         if not sizes.kept:
             center_group(sizes, arrays, group, slot)
-        weights = arrays.weights[group if arrays.weights.shape[0] > 1 else 0]
-        nearest, column_nearest = arrays.nearest[group], arrays.column_nearest[unit]
-        column_nearest[:] = INFINITY
+        arrays.column_nearest[unit] = INFINITY
         total = 0.0
         for first in range(lane * sizes.block, sizes.rows, sizes.lanes * sizes.block):
             last = min(first + sizes.block, sizes.rows)
             distances = stored(sizes, arrays, group, first, last, thread)
-            write_distances(sizes, arrays, slot, first, last, thread, distances)
-            total += _survey(distances, first, sizes.own, sizes.smallest, weights, nearest, column_nearest)
+            total += write_distances(sizes, arrays, group, slot, first, last, thread, distances)
+            _survey(distances, first, arrays.nearest[group], arrays.column_nearest, unit)
         sums[unit] = total
     use_threads(threads)
