@@ -9,7 +9,14 @@ from drifting.encoders.base import schedule_factor
 from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
 from drifting.pretraining.loop import Batches, HeldRows, batches_of
-from drifting.pretraining.objectives import Augmentation, random_affine, random_shift, train_autoencoder, train_supervised
+from drifting.pretraining.objectives import (
+    Augmentation,
+    cut_mix,
+    random_affine,
+    random_shift,
+    train_autoencoder,
+    train_supervised,
+)
 from drifting.training.state import DivergenceError
 from tests.support.covering import each_once
 
@@ -215,7 +222,71 @@ def test_each_part_of_the_augmentation_can_be_switched_off():
         assert torch.equal(varied, Augmentation(**settings)(images, _rng()))
 
 
-@pytest.mark.parametrize("wrong", [{"shift": -1}, {"scale": 1.0}, {"label_smoothing": 1.0}, {"rotation": float("nan")}])
+@pytest.mark.parametrize("seed", range(20))
+def test_mixed_images_hold_a_rectangle_of_another_image_whose_share_is_told(seed):
+    images = torch.arange(1.0, 9.0)[:, None, None, None].expand(-1, 2, 8, 12)
+    mixed, others, share = cut_mix(images, _rng(seed))
+    assert sorted(others.tolist()) == list(range(8))
+    replaced = mixed == images[others]
+    assert torch.equal(mixed, torch.where(replaced, images[others], images))
+    places = replaced[others != torch.arange(8)]
+    assert bool((places == places[0, 0]).all())
+    rows, columns = places[0, 0].any(1), places[0, 0].any(0)
+    assert torch.equal(places[0, 0], rows[:, None] & columns)
+    assert all(torch.nonzero(side)[:, 0].diff().eq(1).all() for side in (rows, columns))
+    assert share == pytest.approx(float(places[0, 0].float().mean()))
+
+
+def test_shares_of_mixed_images_are_uniform_and_every_location_is_replaced():
+    images = torch.arange(2.0)[:, None, None, None].expand(-1, 1, 32, 32)
+    rng = _rng()
+    draws = [cut_mix(images, rng) for _ in range(400)]
+    shares = torch.tensor([share for *_, share in draws])
+    assert 0.46 < float(shares.mean()) < 0.54
+    assert 0.26 < float(shares.std()) < 0.32
+    swapped = torch.stack([mixed[0, 0] for mixed, others, _ in draws if others[0] == 1]).mean(0)
+    assert float(swapped.min()) > 0.05
+    assert float(swapped.max()) < 0.95
+
+
+def test_mixed_labels_are_learned_by_their_shares():
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor([2.0, -1.0]))
+            self.images = []
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.images.append(images)
+            return self.logits.expand(len(images), -1)
+
+    model, images = Constant(), torch.full((4, 1, 8, 8), 255, dtype=torch.uint8)
+    labels = torch.tensor([0, 0, 0, 1])
+    images[labels == 1] = 0
+    always = Augmentation(shift=0, rotation=0.0, scale=0.0, cut_mix=1.0, label_smoothing=0.1)
+    batches = _batches(images, labels, batch_size=4)
+    (step,) = train_supervised(model, batches, steps=1, learning_rate=1e-9, seed=0, augmentation=always)
+    # Whichever images are paired, one quarter of the area shows the second class.
+    share = float((model.images[0] == -1).float().mean())
+    assert share == pytest.approx(0.25)
+    log = torch.tensor([2.0, -1.0]).log_softmax(0)
+    expected = -0.9 * (0.75 * log[0] + 0.25 * log[1]) - 0.1 * log.mean()
+    torch.testing.assert_close(step.loss, expected)
+
+
+def test_steps_are_mixed_with_the_probability_of_the_setting():
+    rng = _rng()
+    half = Augmentation(cut_mix=0.5)
+    assert 70 < sum(half.mixes(rng) for _ in range(200)) < 130
+    before = rng.get_state()
+    assert not Augmentation().mixes(rng)
+    assert torch.equal(rng.get_state(), before)
+
+
+WRONG = ({"cut_mix": 1.5}, {"cut_mix": -0.1}, {"shift": -1}, {"scale": 1.0}, {"label_smoothing": 1.0}, {"rotation": float("nan")})
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_augmentation_out_of_range_is_refused(wrong):
     with pytest.raises(InputError, match=f"{next(iter(wrong))} is"):
         Augmentation(**wrong)

@@ -204,6 +204,8 @@ SETTINGS = {
     "supervised --temperature 0.1": ("temperature is 0.1, which 'supervised' does not take: leave it out",),
     "mae --crop 0.1": ("crop is 0.1, which 'mae' does not take: leave it out",),
     "simclr --patch 2": ("patch is 2, which 'simclr' does not take: leave it out",),
+    "supervised --cut-mix 2": ("cut_mix is 2.0: pass a number from 0 to 1",),
+    "supervised --label-smoothing 1": ("label_smoothing is 1.0: pass a number from 0 to below 1",),
     "simclr --crop 1": ("crop is 1.0: pass a number from 0 to below 1",),
     "supervised --flip 2": ("flip is 2.0: pass a number from 0 to 1.0",),
     "simclr --temperature 0": ("temperature is 0.0: pass a number above 0",),

@@ -284,6 +284,9 @@ class ResNetConfig(EncoderConfig):
         learning_rate: highest learning rate of its training.
         crop: largest share of the area of an image that a crop leaves out in training, from 0 to below 1.
         flip: probability of mirroring an image in training.
+        label_smoothing: probability spread evenly over all classes in training, from 0 to below 1.
+        cut_mix: probability that the images of a step, and their labels, are mixed in training, from 0 to 1; see
+            `pretraining.objectives.cut_mix`. It helps if the network would learn its images by heart.
     """
 
     objective: ClassVar[str | None] = "classes"
@@ -303,6 +306,8 @@ class ResNetConfig(EncoderConfig):
     learning_rate: float = 3e-3
     crop: float = 0.4
     flip: float = 0.5
+    label_smoothing: float = 0.0
+    cut_mix: float = 0.0
 
     @property
     def views(self) -> Views:
@@ -344,4 +349,8 @@ class ResNetConfig(EncoderConfig):
         if self.batch_size == 1:
             raise InputError(f"{prefix}batch_size is 1, too few to normalize over: pass at least 2")
         stage_depths(self.arch)
+        for name, limit in (("label_smoothing", "below 1"), ("cut_mix", "1")):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (limit != "1" and value == 1):
+                raise InputError(f"{prefix}{name} is {value}: pass a number from 0 to {limit}")
         _ = self.views

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
 
@@ -48,6 +48,7 @@ class Augmentation:
         rotation: largest rotation in degrees.
         scale: largest relative change of size, below 1.
         label_smoothing: probability spread evenly over all classes, in [0, 1).
+        cut_mix: probability that the images of a step, and their labels, are mixed by `cut_mix`, in [0, 1].
         views: crops, mirrors and colors, applied first; None for none.
     """
 
@@ -55,6 +56,7 @@ class Augmentation:
     rotation: float = 10.0
     scale: float = 0.1
     label_smoothing: float = 0.0
+    cut_mix: float = 0.0
     views: Views | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class Augmentation:
         for name, limit in ranges.items():
             if not 0 <= getattr(self, name) < limit:
                 raise InputError(f"{name} is {getattr(self, name)}: pass a number from 0 to below {limit}")
+        if not 0 <= self.cut_mix <= 1:
+            raise InputError(f"cut_mix is {self.cut_mix}: pass a probability, from 0 to 1")
 
     def __call__(self, images: Images, rng: torch.Generator) -> Images:
         """Return every image as another view, rotated and scaled about its center, then shifted, with its own random numbers."""
@@ -71,6 +75,10 @@ class Augmentation:
         if self.rotation or self.scale:
             images = random_affine(images, rng, rotation=self.rotation, scale=self.scale)
         return random_shift(images, rng, pixels=self.shift) if self.shift else images
+
+    def mixes(self, rng: torch.Generator) -> bool:
+        """Return whether the images of a step are mixed."""
+        return self.cut_mix > 0 and float(torch.rand((), generator=rng, device=rng.device)) < self.cut_mix
 
 
 def random_shift(images: Images, rng: torch.Generator, *, pixels: int = 2) -> Images:
@@ -97,6 +105,24 @@ def random_affine(images: Images, rng: torch.Generator, *, rotation: float = 10.
     matrix = torch.stack([cosine, -sine * height / width, zero, sine * width / height, cosine, zero], 1)
     grid = affine_grid(matrix.unflatten(1, (2, 3)), list(images.shape), align_corners=False)
     return grid_sample(images - _BLACK, grid, align_corners=False) + _BLACK
+
+
+def cut_mix(images: Images, rng: torch.Generator) -> tuple[Images, Int[Tensor, " b"], float]:
+    """Return images with a rectangle of another image each, the indices of the others, and their share of the area.
+
+    All rectangles of a call have the same location and the proportions of the image; their share is uniform in [0, 1]. A classifier
+    that learns both labels from such images fits its training images less closely, so their features resemble those of new images.
+
+    Source: Yun et al., "CutMix", arXiv:1905.04899, where rectangles may extend beyond the image.
+    """
+    height, width = images.shape[2:]
+    share, down, right = torch.rand(3, generator=rng, device=rng.device).tolist()
+    tall, wide = (round(math.sqrt(share) * side) for side in (height, width))
+    top, left = int(down * (height - tall + 1)), int(right * (width - wide + 1))
+    others = torch.randperm(len(images), generator=rng, device=rng.device).to(images.device)
+    mixed, place = images.clone(), (..., slice(top, top + tall), slice(left, left + wide))
+    mixed[place] = images[others][place]
+    return mixed, others, tall * wide / (height * width)
 
 
 def train_autoencoder(
@@ -148,14 +174,19 @@ def train_supervised(
         InputError: in a step without labels.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
-    device = device_of(model)
+    device, smoothing = device_of(model), augmentation.label_smoothing
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
         images, labels = batches(number)
         if labels is None:
             raise InputError("labels are missing: pass one label for every image")
-        varied = augmentation(to_signed(images.to(device)), rng)
-        return cross_entropy(model(varied), labels.long().to(device), label_smoothing=augmentation.label_smoothing)
+        varied, classes = augmentation(to_signed(images.to(device)), rng), labels.long().to(device)
+        if not augmentation.mixes(rng):
+            return cross_entropy(model(varied), classes, label_smoothing=smoothing)
+        varied, others, share = cut_mix(varied, rng)
+        logits = model(varied)
+        own, other = (cross_entropy(logits, targets, label_smoothing=smoothing) for targets in (classes, classes[others]))
+        return (1 - share) * own + share * other
 
     return NetworkTraining(NetworkState(model, learning_rate=learning_rate, seed=seed), loss, steps=steps)
 
@@ -232,7 +263,8 @@ def _reconstruct(network: Any, settings: Any, batches: Batches, seed: int) -> Ne
 
 
 def _classify(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
-    augmentation = Augmentation(shift=0, rotation=0.0, scale=0.0, views=settings.views)
+    names = ("views", "label_smoothing", "cut_mix")
+    augmentation = Augmentation(shift=0, rotation=0.0, scale=0.0, **{name: getattr(settings, name) for name in names})
     return train_supervised(network, batches, augmentation=augmentation, **_sizes(settings), seed=seed)
 
 
