@@ -23,8 +23,8 @@ from drifting.data import ImagesData
 from drifting.data.pixels import to_bytes
 from drifting.encoders.base import FeatureEncoder
 from drifting.generators.base import Generator
+from drifting.metrics.distances import precision_recall
 from drifting.metrics.frechet import frechet_distance, gaussian_of
-from drifting.metrics.precision_recall import precision_recall
 from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
 from drifting.presets.mnist import mnist_encoder, mnist_pixel
 from drifting.runs.assemble import build_encoder, build_positives, resolve

@@ -13,8 +13,8 @@ from drifting.data.pixels import to_bytes, to_signed
 from drifting.encoders import AutoencoderConfig, PixelsConfig
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderFeatures
 from drifting.encoders.base import identity
-from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
+from drifting.evaluation.extractors import Classifier
 from drifting.generators import MLPConfig
 from drifting.runs.assemble import build_encoder, resolve
 from tests.support.image_folders import write_images

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from drifting.encoders.classifier import Classifier
 from drifting.encoders.resnet import ResNet, ResNetFeatures
 from drifting.encoders.simclr import SimCLR, SimCLRFeatures, nt_xent
 from drifting.errors import InputError
+from drifting.evaluation.extractors import Classifier
 
 
 def _pair(count=5, dim=4, seed=0, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

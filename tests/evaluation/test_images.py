@@ -11,7 +11,7 @@ from drifting.errors import InputError
 from drifting.evaluation import Extractor, evaluate_images, frechet_curve
 from drifting.evaluation.extractors import in_batches
 from drifting.evaluation.references import in_memory
-from drifting.evaluation.shares import digests
+from drifting.evaluation.statistics import digests
 from drifting.metrics.frechet import Gaussian, frechet_distance, gaussian_of
 from tests.support.image_folders import bar_set, bars
 

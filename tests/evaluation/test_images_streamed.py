@@ -11,8 +11,7 @@ from drifting._progress import show_images
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, collect_statistics, compare, evaluate_images
 from drifting.evaluation.references import in_memory
-from drifting.evaluation.shares import images_in_shares
-from drifting.evaluation.statistics import check_feature_size
+from drifting.evaluation.statistics import check_feature_size, images_in_shares
 from drifting.metrics.frechet import Gaussian, gaussian_of
 from tests.support.image_folders import bar_set, bars
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from drifting.evaluation.shares import digests, images_in_shares, labels_in_shares
+from drifting.evaluation.statistics import digests, images_in_shares, labels_in_shares
 
 
 @pytest.mark.parametrize("count", [1, 7, 30, 1000])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from drifting.generators.decoder_mlp import DecoderMLP
+from drifting.generators.mlp import DecoderMLP
 from drifting.nn import smoothed
 
 

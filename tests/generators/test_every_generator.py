@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from drifting.generators.base import Generator
-from drifting.generators.decoder_mlp import DecoderMLP
 from drifting.generators.dit import DiT, DiTSize
-from drifting.generators.mlp import MLP
+from drifting.generators.mlp import MLP, DecoderMLP
 from drifting.generators.unet import UNet, UNetSize
 from tests.support.networks import randomized
 

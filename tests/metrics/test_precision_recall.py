@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist
 
 from drifting.errors import InputError
 from drifting.metrics import distances as module
-from drifting.metrics.precision_recall import precision_recall
+from drifting.metrics.distances import precision_recall
 from tests.support.covering import pairwise
 
 

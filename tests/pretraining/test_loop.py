@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from drifting.encoders import AutoencoderConfig, Classifier, EncoderConfig, MAEConfig, ResNetConfig, SimCLRConfig
+from drifting.encoders import AutoencoderConfig, EncoderConfig, MAEConfig, ResNetConfig, SimCLRConfig
+from drifting.evaluation import Classifier
 from drifting.pretraining.loop import Batches, HeldRows, NetworkTraining, batches_of, read_ahead
 from drifting.pretraining.objectives import OBJECTIVES, Augmentation, train_network, train_supervised
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.base import schedule_factor
-from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
+from drifting.evaluation.extractors import Classifier
 from drifting.pretraining.loop import Batches, HeldRows, batches_of
 from drifting.pretraining.objectives import (
     Augmentation,

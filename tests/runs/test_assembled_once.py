@@ -20,7 +20,6 @@ from drifting.data.synthetic import write_convnext
 from drifting.data.vae import VAE
 from drifting.encoders import (
     Autoencoder,
-    Classifier,
     Frozen,
     MAEConfig,
     MAEFeaturesConfig,
@@ -29,6 +28,7 @@ from drifting.encoders import (
     ResNetConfig,
     SimCLRConfig,
 )
+from drifting.evaluation import Classifier
 from drifting.generators import MLP, DecoderMLP, DiT, UNet
 from drifting.presets.settings import smoke
 from drifting.runs.pictures import build_pictures

@@ -12,8 +12,7 @@ from drifting import runs
 from drifting.data import ImageFilesData
 from drifting.errors import InputError
 from drifting.evaluation import ImageStatistics
-from drifting.evaluation.shares import digests
-from drifting.evaluation.statistics import save_statistics
+from drifting.evaluation.statistics import digests, save_statistics
 from drifting.metrics import inception
 from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.runs.evaluate import load_extractor

@@ -15,7 +15,7 @@ from drifting.data import BankConfig, ImageFilesData, ImagesData, forget_data
 from drifting.data.image_folder import ImageFiles
 from drifting.data.pixels import to_signed
 from drifting.evaluation import Extractor
-from drifting.evaluation.shares import digests
+from drifting.evaluation.statistics import digests
 from drifting.generators import DecoderMLPConfig
 from drifting.generators.base import Generator
 from drifting.metrics.frechet import frechet_distance, gaussian_of

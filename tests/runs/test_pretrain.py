@@ -17,7 +17,7 @@ from drifting.distributed import ALONE
 from drifting.encoders import PixelsConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.errors import InputError
-from drifting.evaluation.shares import digests
+from drifting.evaluation.statistics import digests
 from drifting.pretraining import objectives
 from drifting.pretraining.objectives import train_supervised
 from drifting.runs import pretrain

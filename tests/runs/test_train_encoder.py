@@ -20,7 +20,7 @@ from drifting.data import ImagesData
 from drifting.encoders import MAEConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
-from drifting.metrics.linear_probe import linear_probe
+from drifting.evaluation.extractors import linear_probe
 from drifting.presets.encoders import KINDS, encoder
 from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.pretrain import prepare_encoder

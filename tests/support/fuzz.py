@@ -33,7 +33,6 @@ from drifting import runs
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.cli import _message_and_status
 from drifting.config import RunConfig
-from drifting.data.features import FeatureCache
 from drifting.data.latents import LatentCache
 from drifting.errors import MOST_CHARACTERS, InputError
 from drifting.evaluation.statistics import ImageStatistics, cached_statistics, read_statistics, save_statistics
@@ -42,6 +41,7 @@ from drifting.plotting.panels import losses_figure
 from drifting.runs import pictures as drawing
 from drifting.runs.compare import read_entry
 from drifting.runs.folder import saved_config
+from drifting.training.positives import FeatureCache
 from drifting.training.recorder import EARLIER_SNAPSHOTS, MetricsLog
 from tests.support.image_folders import write_images
 from tests.support.latent_caches import told_apart, write_cache

@@ -6,14 +6,13 @@ import torch
 from drifting import runs
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.data import BankConfig
-from drifting.data.features import FeatureCache
 from drifting.data.pixels import to_signed
 from drifting.encoders import PixelsConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.runs.assemble import build_encoder, build_positives, resolve
 from drifting.training.loop import train
-from drifting.training.positives import Positives, Stateful, encode_sets
+from drifting.training.positives import FeatureCache, Positives, Stateful, encode_sets
 from drifting.training.state import TrainingState
 
 BANK = BankConfig(capacity_per_class=6, unconditional_capacity=4, push_per_step=5)

@@ -13,8 +13,8 @@ from drifting.data.dataset import FOUND, Data
 from drifting.data.images import ImagesData
 from drifting.distributed import PARALLEL
 from drifting.encoders.base import EncoderConfig, PixelsConfig
-from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
+from drifting.evaluation.extractors import Classifier
 from drifting.fields import DriftField
 from drifting.generators.base import Generator, GeneratorConfig
 from drifting.hub.artifact import read_weights
@@ -177,7 +177,7 @@ class RunConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(TrainingConfig):
-    """Configuration of the training of an `encoders.classifier.Classifier`, which is used only for evaluation.
+    """Configuration of the training of an `evaluation.Classifier`, which is used only for evaluation.
 
     It is trained on four training images in five; the others make the floors of evaluations.
 

@@ -5,7 +5,6 @@ A configuration stores its encoder as the name of a class of this package that e
 
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderFeatures
 from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Frozen, Identity, PixelsConfig, compose, identity
-from drifting.encoders.classifier import Classifier
 from drifting.encoders.mae import MAEConfig, MaskedAutoencoder, MaskedTraining
 from drifting.encoders.mae_features import MAEFeatures, MAEFeaturesConfig
 from drifting.encoders.pretrained import PretrainedFeatures, load_pretrained
@@ -16,7 +15,6 @@ __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "AutoencoderFeatures",
-    "Classifier",
     "EncoderConfig",
     "FeatureEncoder",
     "Features",

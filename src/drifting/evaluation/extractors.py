@@ -1,14 +1,19 @@
-"""Feature extractors that evaluate generators of images, and where they come from.
+"""Feature extractors that evaluate generators of images, where they come from, and the accuracy of networks and of features.
+
+A `Classifier` is a small convolutional network, whose features evaluate generators; no generator is trained in them. It has three
+convolutions, each of which halves the image, and one hidden layer: about 16 MFLOP for an image of 28 x 28 pixels.
 
 A classifier's folder holds config.json, classifier.safetensors, metrics.json and trained_on.safetensors: digests of the images that
 it was trained on. One training image in five is held out, of every class alike: floors are made of those, since a classifier sees
 images that it was trained on in another way than new ones.
+
+Shapes: s and t images, c channels, h x w pixels, d features, k classes.
 """
 
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,47 @@ Bytes = UInt8[Tensor, "s c h w"]
 _WEIGHTS, _TRAINED_ON, _DIGESTS = "classifier.safetensors", "trained_on.safetensors", "digests"
 # Sides of a large image for the extractor "pixels": a covariance of all its pixels would fill any memory.
 _PIXELS = 32
+# Length of the features of a classifier.
+EMBEDDING = 128
+
+
+class Classifier(nn.Module):
+    """Images in [-1, 1] -> logits.
+
+    Args:
+        image_shape: channels, height and width of one image, each side at least 8.
+        num_classes: number of labels.
+        width: channels of the first convolution; the others have twice and four times as many.
+    """
+
+    def __init__(self, image_shape: Sequence[int], num_classes: int, width: int = 32) -> None:
+        super().__init__()
+        channels, *sides = image_shape
+        if min(sides) < 8:
+            raise InputError(f"image_shape is {tuple(image_shape)}: pass images of at least 8 x 8 pixels")
+        self.image_shape, self.num_classes = tuple(image_shape), num_classes
+        self.stages = nn.Sequential(_halving(channels, width, 5), _halving(width, 2 * width, 3), _halving(2 * width, 4 * width, 3))
+        places = (sides[0] // 8) * (sides[1] // 8)
+        self.hidden = nn.Linear(4 * width * places, EMBEDDING, bias=False)
+        self.norm = nn.BatchNorm1d(EMBEDDING)
+        self.output = nn.Linear(EMBEDDING, num_classes)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - a quarter faster on a CPU
+
+    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 128"]:
+        """Return the features before the last layer."""
+        maps = self.stages(images.contiguous(memory_format=torch.channels_last))
+        return nn.functional.relu(self.norm(self.hidden(maps.flatten(1))))
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Return the logits of every class."""
+        return self.output(self.embed(images))
+
+
+def _halving(before: int, after: int, kernel: int) -> nn.Sequential:
+    """Return convolution, 2 x 2 max pooling, batch normalization, ReLU: normalizing after pooling is cheaper."""
+    return nn.Sequential(
+        nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(after), nn.ReLU()
+    )
 
 
 @dataclass(frozen=True)
@@ -40,7 +86,7 @@ class Extractor:
         classify: images -> labels; None for an extractor without classes.
         cache: folder for statistics of real data; None to compute them anew.
         probabilities: images -> class probabilities of the Inception Score; None for any other extractor.
-        trained_on: digests of its training images, see `shares.digests`, which no floor contains; None if there are none.
+        trained_on: digests of its training images, see `statistics.digests`, which no floor contains; None if there are none.
     """
 
     name: str
@@ -56,6 +102,42 @@ def accuracy_of(network: nn.Module, images: Bytes, labels: Int[Tensor, " s"]) ->
     device = next(network.parameters()).device
     named = in_batches(lambda part: network(part.to(device)).argmax(1), images)
     return float((named == labels).double().mean())
+
+
+def linear_probe(
+    train: Float[Tensor, "s d"],
+    train_labels: Int[Tensor, " s"],
+    test: Float[Tensor, "t d"],
+    test_labels: Int[Tensor, " t"],
+    *,
+    iterations: int = 200,
+) -> float:
+    """Return the test accuracy of a logistic regression on standardized features.
+
+    Args:
+        train: features for training.
+        train_labels: classes of the training features, at least two.
+        test: features for testing.
+        test_labels: classes of the test features.
+        iterations: largest number of iterations of the fit.
+
+    Raises:
+        InputError: if features are not finite, or the training labels are all the same.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if not bool(torch.stack([train.isfinite().all(), test.isfinite().all()]).all()):
+        raise InputError("features hold NaN or infinite values: train the encoder with a lower learning rate")
+    if len(train_labels.unique()) < 2:
+        raise InputError("labels are all the same: a probe needs at least two classes")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=iterations))
+    with warnings.catch_warnings():
+        # A fit that stops early still is a valid probe.
+        warnings.simplefilter("ignore")
+        probe.fit(train.double().cpu().numpy(), train_labels.cpu().numpy())
+    return float(probe.score(test.double().cpu().numpy(), test_labels.cpu().numpy()))
 
 
 def in_batches(function: Callable[[Tensor], Tensor], images: Bytes, size: int = 500) -> Tensor:

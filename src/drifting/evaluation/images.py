@@ -21,10 +21,19 @@ from drifting.data.images import ImageSet
 from drifting.data.pixels import to_signed
 from drifting.evaluation.extractors import Bytes, Extractor
 from drifting.evaluation.points_and_digits import Metrics
-from drifting.evaluation.shares import by_chance, images_of_labels, labels_in_shares, unknown_to, weights_in_shares
-from drifting.evaluation.statistics import KEPT, Batch, ImageStatistics, collect_statistics
+from drifting.evaluation.statistics import (
+    KEPT,
+    Batch,
+    ImageStatistics,
+    by_chance,
+    collect_statistics,
+    images_of_labels,
+    labels_in_shares,
+    unknown_to,
+    weights_in_shares,
+)
 from drifting.metrics.color import compare_colors
-from drifting.metrics.distances import mean_distance
+from drifting.metrics.distances import mean_distance, precision_recall
 from drifting.metrics.frechet import (
     Gaussian,
     check_covariance,
@@ -34,7 +43,6 @@ from drifting.metrics.frechet import (
     unreliable,
 )
 from drifting.metrics.memorization import memorization
-from drifting.metrics.precision_recall import precision_recall
 
 Floor = Callable[[int, ImageStatistics], ImageStatistics | None]
 # (count, labels) -> that many images in batches, of these labels in turn, or of all classes in turn

@@ -30,16 +30,19 @@ from drifting.data.streamed import Rows
 from drifting.errors import InputError
 from drifting.evaluation.extractors import Extractor
 from drifting.evaluation.images import Floor, Pixels, Sides
-from drifting.evaluation.shares import by_chance, digests, images_in_shares, unknown_to
 from drifting.evaluation.statistics import (
     KEPT,
     SUFFIXES,
     Batch,
     ImageStatistics,
+    by_chance,
     cached_statistics,
     check_feature_size,
     collect_statistics,
+    digests,
+    images_in_shares,
     read_statistics,
+    unknown_to,
 )
 
 # Default number of samples for data in memory, and for data on disk.

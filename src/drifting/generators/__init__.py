@@ -4,9 +4,8 @@ A configuration names its generator by a class of this package whose name ends i
 """
 
 from drifting.generators.base import Generator, GeneratorConfig
-from drifting.generators.decoder_mlp import DecoderMLP, DecoderMLPConfig
 from drifting.generators.dit import DiT, DiTConfig, DiTSize
-from drifting.generators.mlp import MLP, MLPConfig
+from drifting.generators.mlp import MLP, DecoderMLP, DecoderMLPConfig, MLPConfig
 from drifting.generators.unet import UNet, UNetConfig, UNetSize
 
 __all__ = [

@@ -4,12 +4,9 @@ from typing import TYPE_CHECKING
 
 from drifting._lazy import lazy_names
 
-# Not lazily: its module has the name of the function.
-from drifting.metrics.precision_recall import PrecisionRecall, precision_recall
-
 if TYPE_CHECKING:
     from drifting.metrics.color import ColorComparison, compare_colors
-    from drifting.metrics.distances import energy_distance, energy_distances, mean_distance
+    from drifting.metrics.distances import PrecisionRecall, energy_distance, energy_distances, mean_distance, precision_recall
     from drifting.metrics.frechet import Gaussian, RunningGaussian, frechet_distance, gaussian_of, kernel_distance
     from drifting.metrics.inception import Inception, RunningInceptionScore, load_inception
     from drifting.metrics.memorization import Memorization
@@ -37,7 +34,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "color": ("ColorComparison", "compare_colors"),
-        "distances": ("energy_distance", "energy_distances", "mean_distance"),
+        "distances": ("PrecisionRecall", "energy_distance", "energy_distances", "mean_distance", "precision_recall"),
         "frechet": ("Gaussian", "RunningGaussian", "frechet_distance", "gaussian_of", "kernel_distance"),
         "inception": ("Inception", "RunningInceptionScore", "load_inception"),
         "memorization": ("Memorization",),

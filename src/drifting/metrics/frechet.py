@@ -26,7 +26,7 @@ from torch import Tensor
 
 from drifting._files import atomic_path
 from drifting.errors import InputError, reason
-from drifting.metrics.precision_recall import check_features
+from drifting.metrics.distances import check_features
 
 _CHUNK = 2**23
 # Numbers of a covariance, or of its root: 4 GiB.

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from drifting._checks import exact_products, full_precision
 from drifting.errors import InputError
-from drifting.metrics.distances import ROUNDING, Pairs, nearest_pairs
-from drifting.metrics.precision_recall import check_features
+from drifting.metrics.distances import ROUNDING, Pairs, check_features, nearest_pairs
 
 # Number of directions, and smallest numbers of samples and features for which they save time.
 _DIRECTIONS, _MANY_SAMPLES, _MANY_FEATURES = 256, 2000, 512

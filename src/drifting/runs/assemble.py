@@ -16,7 +16,6 @@ from drifting._files import check_writable
 from drifting._progress import print_lines, show_encoding
 from drifting.config import AnyConfig, RunConfig
 from drifting.data import ImagesData, Source
-from drifting.data.features import FeatureCache
 from drifting.data.latents import INDEX, open_vae
 from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.pixels import to_signed
@@ -27,7 +26,7 @@ from drifting.errors import InputError
 from drifting.hub.artifact import METADATA, PREFIX, artifact_folder
 from drifting.presets.encoders import trained_by
 from drifting.runs.folder import check_room
-from drifting.training.positives import Positives
+from drifting.training.positives import FeatureCache, Positives
 from drifting.training.step import computed_in
 
 Config = TypeVar("Config", bound=AnyConfig)

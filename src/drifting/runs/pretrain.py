@@ -36,12 +36,10 @@ from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.distributed import join
 from drifting.encoders.autoencoder import Autoencoder
-from drifting.encoders.classifier import Classifier
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.resnet import ResNet
-from drifting.evaluation.extractors import accuracy_of, in_batches
-from drifting.evaluation.shares import digests, images_in_shares
-from drifting.metrics.linear_probe import linear_probe
+from drifting.evaluation.extractors import Classifier, accuracy_of, in_batches, linear_probe
+from drifting.evaluation.statistics import digests, images_in_shares
 from drifting.plotting import draw_reconstruction
 from drifting.pretraining.loop import HeldRows, NetworkStep, NetworkTraining, batches_of, read_ahead
 from drifting.pretraining.objectives import train_network, train_supervised

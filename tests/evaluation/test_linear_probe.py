@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from drifting.errors import InputError
-from drifting.metrics.linear_probe import linear_probe
+from drifting.evaluation.extractors import linear_probe
 
 
 def _classes(count: int, seed: int, distance: float = 6.0) -> tuple[torch.Tensor, torch.Tensor]:

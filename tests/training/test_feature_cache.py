@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from drifting.data.features import FeatureCache
 from drifting.errors import InputError
+from drifting.training.positives import FeatureCache
 
 SAMPLES = torch.randn(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 INDICES = torch.tensor([[3, 3, 29], [0, 17, 8]])

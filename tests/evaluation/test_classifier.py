@@ -3,8 +3,8 @@ import torch
 
 from drifting.checkpoint import load_weights
 from drifting.encoders.base import Frozen
-from drifting.encoders.classifier import Classifier
 from drifting.errors import InputError
+from drifting.evaluation.extractors import Classifier
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 8, 12)])
