@@ -25,10 +25,10 @@ from drifting.fields.pairwise import pairwise_distances
 from drifting.generators import DecoderMLPConfig
 from drifting.presets import adjust, preset
 from drifting.presets.cifar10 import SYSTEMS
-from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.compare import write_comparison
 from drifting.runs.folder import ENCODER_WEIGHTS
 from drifting.runs.pretrain import prepare_encoder
+from drifting.runs.train import build_encoder, resolve
 
 _IMAGES = 1000
 _OTHER_COLORS = Views(crop=0.0, flip=0.0, jitter=1.0, gray=0.0)

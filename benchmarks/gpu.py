@@ -28,7 +28,7 @@ from drifting.generators import DiTConfig, UNetConfig
 from drifting.generators.dit import SIZES
 from drifting.generators.unet import SIZES as UNET_SIZES
 from drifting.presets import preset
-from drifting.runs.assemble import build_encoder
+from drifting.runs.train import build_encoder
 from drifting.training.loop import train
 from drifting.training.positives import Positives
 from drifting.training.state import TrainingState

@@ -27,9 +27,9 @@ from drifting.metrics.distances import precision_recall
 from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
 from drifting.presets.mnist import mnist_encoder, mnist_pixel
-from drifting.runs.assemble import build_encoder, build_positives, resolve
 from drifting.runs.evaluate import load_extractor
 from drifting.runs.pretrain import prepare_encoder
+from drifting.runs.train import build_encoder, build_positives, resolve
 from drifting.sampling import sample
 from drifting.training.loop import train
 from drifting.training.state import TrainingState

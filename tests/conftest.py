@@ -72,7 +72,7 @@ def tiny_digits() -> RunConfig:
 def without_pictures() -> Iterator[None]:
     """Leave out the pictures, which take most of the time of a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "build_pictures", lambda config: lambda folder, **kwargs: [])
+        patch.setattr(drawing, "draw_pictures", lambda config, folder, **_: [])
         yield
 
 

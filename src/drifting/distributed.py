@@ -249,7 +249,7 @@ def is_lost_process(error: BaseException) -> bool:
     return plain and any(sign in str(error) for sign in _LOST_PROCESS_MARKS)
 
 
-def check_device(device: str, processes: Processes) -> None:
+def check_devices(device: str, processes: Processes) -> None:
     """Raise InputError unless each process of this machine has a device of its own; processes may share the CPU."""
     if processes.size == 1 or device == "cpu":
         return

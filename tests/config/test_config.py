@@ -13,7 +13,7 @@ from drifting.data.points import TOYS
 from drifting.encoders import AutoencoderConfig, PixelsConfig
 from drifting.errors import InputError
 from drifting.generators import DecoderMLPConfig, MLPConfig
-from drifting.runs.assemble import resolve
+from drifting.runs.train import resolve
 
 
 def _every_config() -> list[RunConfig]:

@@ -16,7 +16,7 @@ from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.evaluation.extractors import Classifier
 from drifting.generators import MLPConfig
-from drifting.runs.assemble import build_encoder, resolve
+from drifting.runs.train import build_encoder, resolve
 from tests.support.image_folders import write_images
 
 

@@ -11,16 +11,16 @@ import torch
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.config import RunConfig
 from drifting.data import LatentsData
-from drifting.data.synthetic import write_convnext
 from drifting.encoders import MAEFeaturesConfig
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.mae_features import MAEFeatures
 from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
 from drifting.presets import preset
-from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.pretrain import prepare_encoder
 from drifting.runs.share import convert
+from drifting.runs.smoke import write_convnext
+from drifting.runs.train import build_encoder, resolve
 from tests.support.artifacts import REFERENCE, needs_reference
 
 SIZES = {"width": 10, "patch": 2, "depths": (2, 2, 2, 2)}

@@ -6,7 +6,7 @@ import pytest
 from drifting.config import EncoderRunConfig
 from drifting.data import ImageFilesData
 from drifting.encoders import MAEConfig
-from drifting.runs.assemble import resolve
+from drifting.runs.train import resolve
 from tests.support.image_folders import write_images
 
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")

@@ -13,7 +13,7 @@ from drifting.distributed import join, whole
 from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize
 from drifting.loss import DriftingLoss
-from drifting.runs.assemble import build_encoder, build_positives
+from drifting.runs.train import build_encoder, build_positives
 from drifting.training.loop import Step, draw_batch, train
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule

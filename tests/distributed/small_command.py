@@ -17,5 +17,5 @@ _DIGITS = presets.PRESETS["digits"]
 
 if __name__ == "__main__":
     presets.PRESETS["digits"] = dataclasses.replace(_DIGITS, make=_long_digits)
-    drawing.build_pictures = lambda _: lambda folder, **__: []
+    drawing.draw_pictures = lambda config, folder, **_: []
     main()

@@ -15,7 +15,7 @@ from drifting.distributed import (
     ALONE,
     LostProcessError,
     Processes,
-    check_device,
+    check_devices,
     is_lost_process,
     is_sharded,
     join,
@@ -79,17 +79,17 @@ def test_processes_that_cannot_be_found_are_refused(several, monkeypatch, name):
 
 def test_each_process_needs_a_device_of_its_own(monkeypatch):
     for device in ("cpu", "cuda", "cuda:1", "mps"):
-        check_device(device, ALONE)
-    check_device("cpu", Two())
+        check_devices(device, ALONE)
+    check_devices("cpu", Two())
     for device in ("cuda:1", "mps"):
         with pytest.raises(InputError, match=f"^device is '{device}', but each of 2 processes needs its own: pass cuda or cpu$"):
-            check_device(device, Two())
+            check_devices(device, Two())
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    check_device("cuda", Two())
+    check_devices("cuda", Two())
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"^device is 'cuda', .*: start one process per device$"):
-        check_device("cuda", Two())
+        check_devices("cuda", Two())
 
 
 @pytest.mark.parametrize(

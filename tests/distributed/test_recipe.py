@@ -7,8 +7,8 @@ import torch
 
 from drifting import presets
 from drifting.presets import settings
-from drifting.runs.assemble import resolve
-from drifting.runs.train import _make_inputs, _with_paths
+from drifting.runs.smoke import _make_inputs, _with_paths
+from drifting.runs.train import resolve
 from tests.distributed.one_step import assert_close, first_step
 
 pytestmark = pytest.mark.distributed

@@ -19,7 +19,7 @@ def alone(tmp_path_factory):
     """Six steps of one process."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("drifting.runs.pictures.build_pictures", lambda _: lambda folder, **__: [])
+        patch.setattr("drifting.runs.pictures.draw_pictures", lambda config, folder, **_: [])
         return train(small_run(), folder), folder
 
 

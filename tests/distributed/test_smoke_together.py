@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drifting.checkpoint import load_tensors
-from drifting.runs.train import try_preset
+from drifting.runs.smoke import try_preset
 
 ROOT = Path(__file__).parents[2]
 

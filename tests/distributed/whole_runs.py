@@ -15,7 +15,7 @@ from drifting.generators import DiTConfig
 from drifting.generators.base import Generator
 from drifting.generators.dit import DiT, DiTSize
 from drifting.runs import pictures as drawing
-from drifting.runs.assemble import build_encoder, build_positives
+from drifting.runs.train import build_encoder, build_positives
 from drifting.sampling import sample
 from tests.conftest import shrunk
 
@@ -41,7 +41,7 @@ def small_run(parallel: str = "ddp", **changes: Any) -> RunConfig:
 
 def train(config: RunConfig, folder: Path, resume: bool = False) -> dict[str, Any]:
     """Train without pictures; return the weights that are left, what this process wrote in the folder, and what it built."""
-    drawing.build_pictures = lambda _: lambda folder, **__: []
+    drawing.draw_pictures = lambda config, folder, **_: []
     _watch(folder)
     with mock.patch.object(DiT, "__init__", autospec=True, side_effect=DiT.__init__) as build:
         run = runs.train(config, folder, resume=resume)

@@ -14,8 +14,8 @@ from drifting.data.points import toy
 from drifting.errors import InputError
 from drifting.evaluation import evaluate_digits, evaluate_points, mode_shares
 from drifting.metrics.distances import energy_distance
-from drifting.runs.assemble import resolve
 from drifting.runs.evaluate import build_evaluation
+from drifting.runs.train import resolve
 
 MODES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
 

@@ -10,7 +10,7 @@ from drifting.data import ImagesData
 from drifting.encoders import SimCLRConfig
 from drifting.errors import InputError
 from drifting.presets import check_choices, preset
-from drifting.runs.assemble import build_encoder, resolve
+from drifting.runs.train import build_encoder, resolve
 
 WIDTHS = {
     "resnet18": {1: 64, 2: 128, 4: 512},

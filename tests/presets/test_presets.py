@@ -8,7 +8,7 @@ from drifting.data import PointsData, ToyData
 from drifting.data.points import TOYS
 from drifting.errors import InputError
 from drifting.presets import PRESETS, adjust, check_choices, preset
-from drifting.runs.assemble import resolve
+from drifting.runs.train import resolve
 
 # Those whose data stay on disk are in test_presets_imagenet.
 IN_MEMORY = [name for name in PRESETS if not name.startswith(("imagenet256-", "mae-"))]

@@ -11,7 +11,7 @@ from drifting.encoders import PixelsConfig
 from drifting.errors import InputError
 from drifting.presets import PRESETS, adjust, preset
 from drifting.presets.settings import described, settings
-from drifting.runs.assemble import resolve
+from drifting.runs.train import resolve
 
 NEEDS_DATA = {"images", "images-classifier"}
 

@@ -16,7 +16,6 @@ from drifting.checkpoint import save_tensors
 from drifting.config import ClassifierConfig, EncoderRunConfig
 from drifting.data import InMemorySource, PointsData, StreamSource
 from drifting.data.latents_writer import CacheSettings
-from drifting.data.synthetic import write_convnext
 from drifting.data.vae import VAE
 from drifting.encoders import (
     Autoencoder,
@@ -31,7 +30,8 @@ from drifting.encoders import (
 from drifting.evaluation import Classifier
 from drifting.generators import MLP, DecoderMLP, DiT, UNet
 from drifting.presets.settings import smoke
-from drifting.runs.pictures import build_pictures
+from drifting.runs.pictures import draw_pictures
+from drifting.runs.smoke import write_convnext
 from tests.conftest import shrunk, small_toy
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae
@@ -84,7 +84,7 @@ def test_table_of_real_samples_is_made_once(kind, tiny_digits, tiny_images, tmp_
         "digits": lambda: tiny_digits,
         "images": lambda: presets.adjust(dataclasses.replace(tiny_images, cache_features=False), steps=2),
     }[kind]()
-    monkeypatch.setattr("drifting.runs.pictures.build_pictures", build_pictures)
+    monkeypatch.setattr("drifting.runs.pictures.draw_pictures", draw_pictures)
     made: list[str] = []
     for table in (InMemorySource, StreamSource):
 
@@ -142,7 +142,6 @@ def test_features_of_trained_networks_are_built_once(masked, tiny_images, color_
 
 def test_recipe_on_latents_that_are_written_first_is_built_once(tmp_path, monkeypatch, counted):
     settings = functools.partial(CacheSettings, image_size=16)
-    monkeypatch.setattr(importlib.import_module("drifting.runs.assemble"), "CacheSettings", settings, raising=False)
     monkeypatch.setattr(importlib.import_module("drifting.runs.train"), "CacheSettings", settings, raising=False)
     images = write_images(tmp_path / "bars", {"train/a": 6, "train/b": 6}, size=16, channels=3)
     weights = tmp_path / "masked.safetensors"

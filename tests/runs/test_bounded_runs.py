@@ -13,8 +13,8 @@ from drifting.checkpoint import load_tensors
 from drifting.config import RunConfig
 from drifting.errors import InputError
 from drifting.generators import DiTConfig
-from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.folder import saved_config
+from drifting.runs.train import build_encoder, resolve
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 DIT = DiTConfig(patch=4, width=8, depth=2, heads=2, cond_dim=8, num_context_tokens=2, num_styles=2, style_classes=3)

@@ -18,7 +18,7 @@ from drifting.encoders import ResNetConfig
 from drifting.evaluation import as_text
 from drifting.plotting import RunColumn, panels, runs_figure
 from drifting.runs import compare as comparing
-from drifting.runs.assemble import resolve
+from drifting.runs.train import resolve
 
 FIGURES = {"extractor": "columns", "num_samples": 100_000, "frechet_distance": 2.34567891, "frechet_distance_floor": 0.5}
 CURVE = {"frechet_curve_steps": [0, 2, 6], "frechet_curve": [9.0, 4.0, 2.5], "frechet_curve_floor": 0.5}

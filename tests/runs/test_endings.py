@@ -42,7 +42,7 @@ from tests.conftest import small_toy
 import dataclasses
 config = dataclasses.replace(presets.adjust(small_toy(), steps=10**6), checkpoint_every=10**5)
 presets.PRESETS["toy"] = dataclasses.replace(presets.PRESETS["toy"], make=lambda dataset=None, data=None: config)
-drawing.build_pictures = lambda _: lambda folder, **__: []
+drawing.draw_pictures = lambda config, folder, **_: []
 main()
 """
 ROOT = Path(__file__).parents[2]

@@ -34,7 +34,7 @@ def guided_run(tmp_path_factory) -> Path:
     """The folder of a run of digits whose guidance scale was drawn."""
     config = _with(shrunk(presets.preset("digits")), **DRAWN, learning_rate=0.03, ema_decay=0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("drifting.runs.pictures.build_pictures", lambda config: lambda folder, **kwargs: [])
+        patch.setattr("drifting.runs.pictures.draw_pictures", lambda config, folder, **_: [])
         return runs.train(config, tmp_path_factory.mktemp("runs") / "guided").folder
 
 

@@ -12,7 +12,7 @@ from drifting.errors import InputError
 from drifting.generators import DiTConfig, UNetConfig
 from drifting.generators.dit import DiT
 from drifting.generators.unet import UNet
-from drifting.runs.assemble import resolve
+from drifting.runs.train import resolve
 from drifting.sampling import sample
 
 UNET = UNetConfig(patch=2, widths=(8, 16), blocks=1, heads=2, cond_dim=8, num_styles=2, style_classes=3)

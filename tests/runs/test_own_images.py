@@ -19,8 +19,8 @@ from drifting.encoders.resnet import ResNet
 from drifting.encoders.resnet import available_features as resnet_features
 from drifting.errors import InputError
 from drifting.presets.settings import smoke
-from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.pretrain import prepare_encoder
+from drifting.runs.train import build_encoder, resolve
 from tests.cli.test_bad_input import refused
 from tests.support.image_folders import write_images
 

@@ -21,9 +21,9 @@ from drifting.evaluation.statistics import digests
 from drifting.pretraining import objectives
 from drifting.pretraining.objectives import train_supervised
 from drifting.runs import pretrain
-from drifting.runs.assemble import resolve, with_network
 from drifting.runs.evaluate import load_extractor
 from drifting.runs.pretrain import prepare_encoder
+from drifting.runs.train import resolve, with_network
 from drifting.training.loop import Interrupted
 from drifting.training.recorder import Recorder
 from drifting.training.state import DivergenceError

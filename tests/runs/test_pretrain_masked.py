@@ -21,7 +21,7 @@ from drifting.errors import InputError
 from drifting.presets import PRESETS
 from drifting.presets.encoders import encoder
 from drifting.pretraining.loop import batches_of
-from drifting.runs.assemble import resolve
+from drifting.runs.train import resolve
 from drifting.training.loop import Interrupted
 from drifting.training.state import DivergenceError
 from tests.support.image_folders import write_images

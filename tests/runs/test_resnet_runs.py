@@ -13,9 +13,9 @@ from drifting.data import ImagesData, images
 from drifting.data.readers.find import LabelError
 from drifting.encoders import ResNetConfig, SimCLRConfig
 from drifting.errors import InputError
-from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.folder import make_room
 from drifting.runs.pretrain import prepare_encoder
+from drifting.runs.train import build_encoder, resolve
 from tests.conftest import shrunk
 from tests.support.image_folders import write_images
 

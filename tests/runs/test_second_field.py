@@ -14,8 +14,8 @@ from drifting.fields import DriftField, MeanShift
 from drifting.presets import adjust
 from drifting.runs import pictures
 from drifting.runs import pictures as drawing
-from drifting.runs.assemble import build_encoder, build_positives
 from drifting.runs.evaluate import build_evaluation
+from drifting.runs.train import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training.loop import train
 from drifting.training.state import TrainingState
@@ -90,7 +90,7 @@ def test_picture_of_the_field_is_of_the_field_that_trains_or_left_out(tiny_toy, 
     drawn = []
     monkeypatch.setattr(pictures, "draw_points", lambda folder, **given: drawn.append(given["drift"]) or [])
     for field in (Constant(), Telling(), MeanShift()):
-        drawing.build_pictures(_config(tiny_toy, field))(tmp_path, snapshots={0: torch.zeros(40, 2)}, log=[])
+        drawing.draw_pictures(_config(tiny_toy, field), tmp_path, snapshots={0: torch.zeros(40, 2)}, log=[])
     without, own, mean_shift = drawn
     places, generated = torch.randn(7, 2), torch.randn(30, 2)
     assert without is None

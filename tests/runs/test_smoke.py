@@ -11,10 +11,10 @@ from PIL import Image
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import ClassifierConfig, EncoderRunConfig, RunConfig, from_json
 from drifting.data.latents_writer import CacheSettings
-from drifting.data.synthetic import write_images, write_vae
 from drifting.encoders import MAEFeaturesConfig
 from drifting.presets import PRESETS, preset
 from drifting.presets.settings import smoke
+from drifting.runs.smoke import write_images, write_vae
 
 SMALL = CacheSettings(image_size=16)
 # One preset of each kind; the others are slow.

@@ -13,7 +13,7 @@ from drifting.data.sources import InMemorySource
 from drifting.data.vae import load_vae
 from drifting.generators import DecoderMLPConfig
 from drifting.runs import pictures
-from drifting.runs.pictures import _layout, build_pictures
+from drifting.runs.pictures import _layout, draw_pictures
 from drifting.training.schedule import Schedule
 from tests.support.tiny_vae import write_vae
 
@@ -57,7 +57,7 @@ def test_latents_are_decoded_for_pictures(drawn, monkeypatch, tmp_path):
     _source(monkeypatch, latents, 3)
     data = LatentsData(path="some/cache", vae=str(folder), image_shape=(4, 4, 4), num_classes=3)
     snapshots = {0: latents[:12], 7: latents[12:24]}
-    build_pictures(_config(data, 12))(tmp_path, snapshots=snapshots, log=LOG)
+    draw_pictures(_config(data, 12), tmp_path, snapshots=snapshots, log=LOG)
     (shown,) = drawn
     assert shown["title"] == "cache, decoded latents"
     assert (shown["real"].shape, shown["labeled"]) == ((3, 4, 3, 8, 8), True)
@@ -75,7 +75,7 @@ def test_many_classes_are_shown_in_a_square(drawn, monkeypatch, tmp_path, classe
     images = torch.rand(60, 3, 4, 4) * 2 - 1
     _source(monkeypatch, images, classes)
     data = ImageFilesData(path="photos", image_size=4, image_shape=(3, 4, 4), num_classes=classes)
-    build_pictures(_config(data, 20))(tmp_path, snapshots={1: images[:20]}, log=LOG)
+    draw_pictures(_config(data, 20), tmp_path, snapshots={1: images[:20]}, log=LOG)
     (shown,) = drawn
     assert (shown["title"], shown["real"].shape, shown["labeled"]) == ("photos", (4, 4, 3, 4, 4), False)
     assert torch.equal(shown["snapshots"][1], to_bytes(images[:16]))
@@ -86,7 +86,7 @@ def test_pictures_can_be_opened_and_none_looks_for_copies(monkeypatch, tmp_path)
     _source(monkeypatch, images, 3)
     data = ImageFilesData(path="photos", image_size=8, image_shape=(3, 8, 8), num_classes=3)
     config = dataclasses.replace(_config(data, 9), device="cpu")
-    paths = build_pictures(config)(tmp_path, snapshots={0: images[:9], 1: images[9:18]}, log=LOG)
+    paths = draw_pictures(config, tmp_path, snapshots={0: images[:9], 1: images[9:18]}, log=LOG)
     assert [path.name for path in paths] == ["samples.png", "progress.png", "losses.png", "training.gif"]
     for path in paths:
         with Image.open(path) as picture:

@@ -18,7 +18,7 @@ from drifting.encoders import AutoencoderConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError
 from drifting.generators import MLPConfig
-from drifting.runs.assemble import build_positives, resolve
+from drifting.runs.train import build_positives, resolve
 from drifting.training.schedule import Schedule
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae

@@ -17,7 +17,7 @@ from drifting.checkpoint import checkpoints, load_tensors
 from drifting.errors import InputError
 from drifting.loss import DriftingLoss
 from drifting.runs import Interrupted, pictures
-from drifting.runs.pictures import build_pictures
+from drifting.runs.pictures import draw_pictures
 from drifting.training.state import DivergenceError
 from tests.conftest import CENTER, SCALE
 
@@ -258,7 +258,7 @@ def test_points_far_from_the_origin_are_sampled_and_drawn_with_their_digits(tiny
     )
     samples = run.sample(500)
     runs.write_samples(run, tmp_path / "s.npy", 500)
-    build_pictures(run.config)(tmp_path, snapshots=run.snapshots(), log=[])
+    draw_pictures(run.config, tmp_path, snapshots=run.snapshots(), log=[])
     assert np.array_equal(np.load(tmp_path / "s.npy"), samples.numpy())
     for points in (samples, drawn["real"], *drawn["snapshots"].values()):
         assert points.dtype == torch.float64

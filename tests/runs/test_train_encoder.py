@@ -22,8 +22,8 @@ from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.evaluation.extractors import linear_probe
 from drifting.presets.encoders import KINDS, encoder
-from drifting.runs.assemble import build_encoder, resolve
 from drifting.runs.pretrain import prepare_encoder
+from drifting.runs.train import build_encoder, resolve
 from tests.cli.test_bad_input import refused
 from tests.support.image_folders import bars, write_images
 

@@ -368,8 +368,8 @@ def _ending(use: Callable[[], None]) -> tuple[str, str]:
 
 def fuzz(count: int, seed: int, *, tell: Callable[[str], None] = lambda _: None) -> Table:
     """Return what came of `count` mutants."""
-    table, pictures = Table(), drawing.build_pictures
-    drawing.build_pictures = lambda config: lambda folder, **_: []
+    table, pictures = Table(), drawing.draw_pictures
+    drawing.draw_pictures = lambda config, folder, **_: []
     try:
         with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
             mutants = Fuzz(Path(folder))
@@ -378,7 +378,7 @@ def fuzz(count: int, seed: int, *, tell: Callable[[str], None] = lambda _: None)
                 if number % 500 == 499:
                     tell(f"{number + 1} mutants, {len(table.faults)} faults")
     finally:
-        drawing.build_pictures = pictures
+        drawing.draw_pictures = pictures
     return table
 
 

@@ -13,7 +13,7 @@ from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
-from drifting.runs.assemble import build_encoder, build_positives
+from drifting.runs.train import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training.loop import draw_batch, train
 from drifting.training.positives import Positives

@@ -6,7 +6,7 @@ import torch
 
 from drifting.errors import InputError
 from drifting.metrics.distances import energy_distance
-from drifting.runs.assemble import build_encoder, build_positives
+from drifting.runs.train import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training.loop import draw_batch, train
 from drifting.training.state import DivergenceError, TrainingState

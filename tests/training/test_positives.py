@@ -10,7 +10,7 @@ from drifting.data.pixels import to_signed
 from drifting.encoders import PixelsConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError
-from drifting.runs.assemble import build_encoder, build_positives, resolve
+from drifting.runs.train import build_encoder, build_positives, resolve
 from drifting.training.loop import train
 from drifting.training.positives import FeatureCache, Positives, Stateful, encode_sets
 from drifting.training.state import TrainingState

@@ -13,7 +13,7 @@ from drifting.config import RunConfig
 from drifting.data.sources import reference_samples
 from drifting.errors import InputError
 from drifting.metrics.distances import energy_distance, mean_distance
-from drifting.runs.assemble import build_encoder, build_positives
+from drifting.runs.train import build_encoder, build_positives
 from drifting.sampling import sample
 from drifting.training import recorder as recording
 from drifting.training.loop import Step, train

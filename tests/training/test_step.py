@@ -10,7 +10,7 @@ from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
 from drifting.presets import adjust
-from drifting.runs.assemble import build_encoder
+from drifting.runs.train import build_encoder
 from drifting.training.step import Batch, computed_in, drifting_step
 
 

@@ -153,7 +153,7 @@ def _begin(name: str | None, run: _Run, arguments: dict[str, Any], folder: Path,
 
 
 def _try(name: str, run: _Run, arguments: dict[str, Any], changes: dict[str, Any]) -> None:
-    from drifting.runs.train import try_preset
+    from drifting.runs.smoke import try_preset
 
     if run.resume:
         raise InputError("resume is given with smoke, which begins anew: leave one of them out")

@@ -25,17 +25,22 @@ from drifting.plotting.panels import Log
 
 # Largest grid of images in a picture.
 _COLUMNS, _ROWS = 10, 20
-Pictures = Callable[..., list[Path]]
 
 
-def build_pictures(config: RunConfig) -> Pictures:
-    """Return the function (folder, snapshots=, log=, source=) that draws the pictures of a run; source is None to make it here."""
+def draw_pictures(
+    config: RunConfig, folder: Path, *, snapshots: Mapping[int, Tensor], log: Log, source: Source | None = None
+) -> list[Path]:
+    """Draw the pictures of a run into a folder and return their paths.
 
-    def draw(folder: Path, *, snapshots: Mapping[int, Tensor], log: Log, source: Source | None = None) -> list[Path]:
-        source = config.data.source(config.seed) if source is None else source
-        return config.data.depict(Drawing(config, source, folder, snapshots, log))
-
-    return draw
+    Args:
+        config: configuration of the run.
+        folder: folder of the pictures.
+        snapshots: step -> samples of that step, with the start (0) and the end.
+        log: the lines of metrics.jsonl.
+        source: source of real samples; None to make it here.
+    """
+    source = config.data.source(config.seed) if source is None else source
+    return config.data.depict(Drawing(config, source, folder, snapshots, log))
 
 
 @dataclass(frozen=True)

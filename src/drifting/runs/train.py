@@ -1,50 +1,49 @@
 """From a configuration to a trained run in a folder: what is shown, logged, set aside and saved, and how it stops.
 
-`try_preset` does all of this in seconds with the tiny version of a preset, on data that it makes itself.
+The parts of a run are assembled once and in this order: weights and data, networks, real samples. If the data of a recipe on
+latents are images, their latents are written first, once, beside the folder of the run.
 """
 
 import copy
 import dataclasses
-import inspect
-import shutil
 import time
-import warnings
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from rich.console import Console
 from torch import nn
 
 from drifting import config as configuration
-from drifting import presets
-from drifting._checks import check_device as check_own_device
+from drifting._checks import check_device
 from drifting._files import check_space, check_writable, hold
-from drifting._progress import TrainingProgress, print_stage
+from drifting._progress import TrainingProgress, print_lines, print_stage, show_encoding
 from drifting.checkpoint import save_json, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, Source, forget_data
+from drifting.data.latents import INDEX, open_vae
 from drifting.data.latents_writer import CacheSettings, write_latents
+from drifting.data.pixels import to_signed
 from drifting.data.sources import reference_samples
-from drifting.data.synthetic import write_convnext, write_images, write_vae
-from drifting.distributed import Processes, check_device, is_sharded, join, whole
-from drifting.encoders.base import FeatureEncoder
+from drifting.data.vae import DEFAULT
+from drifting.distributed import Processes, check_devices, is_sharded, join, whole
+from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError
 from drifting.generators.base import Generator
-from drifting.presets.imagenet256 import RECIPES, mae
-from drifting.presets.settings import LATENT_IMAGE_SIZE, smoke
+from drifting.presets.encoders import check_images, find_weights
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
-from drifting.runs.assemble import build_encoder, build_positives, with_network
-from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, claim, ending, make_room
-from drifting.runs.run import Run, TrainedNetwork, load_run
+from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim, ending
+from drifting.runs.run import Run, TrainedNetwork
 from drifting.training.loop import Interrupted, check_shares, command_to_go_on, polite_stop
 from drifting.training.loop import train as training_steps
-from drifting.training.positives import Positives
+from drifting.training.positives import FeatureCache, Positives
 from drifting.training.recorder import Recorder, Resources, snapshot_steps
 from drifting.training.state import TrainingState
+from drifting.training.step import computed_in
+
+Config = TypeVar("Config", bound=AnyConfig)
 
 # Seed of the real samples that snapshots are compared with; pictures and evaluations draw others.
 _REFERENCE_SEED = 1
@@ -113,7 +112,7 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
 
     A resumed run may have another number of processes.
     """
-    check_device(config.device, processes)
+    check_devices(config.device, processes)
     config, network = with_network(config, folder, processes, overwrite=overwrite)
     source, generator = config.data.source(config.seed), config.build_generator()
     check_shares(config.schedule, source.num_classes, processes)
@@ -208,8 +207,7 @@ def _finish(recorder: Recorder, config: RunConfig, source: Source, unsharded: Ge
         generator.load_state_dict(weights, assign=True)
     if state.processes.is_main_process:
         save_tensors(folder / WEIGHTS, weights)
-        draw = drawing.build_pictures(config)
-        pictures = draw(folder, snapshots=recorder.snapshots, log=recorder.log.read(), source=source)
+        pictures = drawing.draw_pictures(config, folder, snapshots=recorder.snapshots, log=recorder.log.read(), source=source)
         reconstruction = folder / RECONSTRUCTION
         pictures += [reconstruction] if reconstruction.exists() else []
     state.processes.barrier()
@@ -257,118 +255,108 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
                 raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
 
 
-# Folder inside that of a tiny run for the inputs that are made for it. Version 0.1 called the extractor a judge.
-_INPUTS = "smoke"
-_PARTS = {"images", "vae", "latents", "encoder", "convnext", "extractor", "judge"}
-_SAMPLES = 16
-
-# Name of a data set -> side of its images in pixels.
-_SIDES = {"mnist": 28, "cifar10": 32}
-
-
-def try_preset(
-    name: str,
-    save_dir: str | Path | None = None,
-    *,
-    overwrite: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    **choices: Any,
-) -> Run | TrainedNetwork:
-    """Train the tiny version of a preset, evaluate it and return it.
+def with_network(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> tuple[Config, nn.Module | None]:
+    """Return the complete configuration and the network that it builds, without writing into the folder.
 
     Args:
-        name: name of the preset.
-        save_dir: folder of the run; by default runs/smoke/NAME, whose content is replaced.
-        overwrite: replace a run in `save_dir`.
-        settings: changes of the tiny version, see `presets.adjust`.
-        choices: arguments of the preset; data and encoder are made unless they are among them.
+        config: configuration of the run.
+        folder: folder of the run.
+        processes: the processes that train it.
+        overwrite: whether a run in the folder would be deleted.
 
     Raises:
-        InputError: as the full preset does.
+        InputError: if a part cannot be found, built or loaded, or lacks the images it needs.
     """
-    folder, processes = Path("runs") / "smoke" / name if save_dir is None else Path(save_dir), join()
-    inputs = folder / _INPUTS
-    if _needs_data(name) and "data" not in choices:
-        choices = {**choices, "data": str(inputs / "images")}
-    tiny = presets.adjust(smoke(presets.preset(name, **choices)), **(settings or {}))
-    config = _with_paths(tiny, inputs)
-    check_own_device(tiny.device)
+    config, network = with_latents(find_weights(config), folder, processes, overwrite=overwrite)
+    config = _with_data(config)
+    network = config.build_network() if network is None else network
+    if network is not None and config.data.loads_images:
+        # The labels only measure an encoder that learns without them.
+        only_probed = config.finds_labels and not config.learns_classes
+        cast(ImagesData, config.data).load("test", labeled=only_probed)
+    return config, network
+
+
+def with_latents(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> tuple[Config, nn.Module | None]:
+    """Return a configuration on cached latents; those of a folder of images are written to FOLDER/../IMAGES-latents first.
+
+    Runs beside each other, such as an encoder and the generator that drifts in its features, share it. Stopped on the way it goes
+    on, when the run is started again.
+
+    Args:
+        config: configuration of the run, with the weights of its encoder.
+        folder: folder of the run.
+        processes: the processes that train it; the first one writes.
+        overwrite: whether a run in the folder would be deleted.
+
+    Returns:
+        The configuration, and the trained network of its encoder, if it had to be looked at before hours of work.
+
+    Raises:
+        InputError: if there is a run in the folder, or its encoder does not fit; else as `latents_writer.write_latents` does.
+    """
+    data: Any = config.data
+    if not data.latent or data.files is not None or data.path is None:
+        return config, None
+    images = Path(data.path).expanduser().resolve()
+    if not images.is_dir() or (images / INDEX).exists():
+        return config, None
+    check_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite")
     check_writable(folder, "save_dir")
+    cache, network = folder.resolve().parent / f"{images.name}-latents", None
+    settings, encoder = CacheSettings(device=config.device), getattr(config, "encoder", None)
     with processes.main_process_first():
         if processes.is_main_process:
-            replace = overwrite or save_dir is None
-            _check_inputs(inputs, overwrite=replace)
-            make_room(folder, overwrite=replace)
-            shutil.rmtree(inputs, ignore_errors=True)
-            _make_inputs(tiny, config, inputs)
-    trained = train(config, folder, overwrite=True)
-    if isinstance(trained, Run) and processes.is_main_process:
-        with warnings.catch_warnings():
-            # Figures of so few samples are not reliable.
-            warnings.simplefilter("ignore", UserWarning)
-            load_run(folder).evaluate(count=_SAMPLES, **_evaluation_options(trained.config, inputs))
-    processes.barrier()
-    return trained
+            vae, _ = open_vae(data.vae or DEFAULT)
+            if encoder is not None and encoder.weights_file is not None:
+                shape = vae.latent_shape(settings.image_size)
+                network = dataclasses.replace(config, data=dataclasses.replace(data, image_shape=shape)).build_network()
+            print(f"{images} holds images: their latents go to {cache} first", flush=True)
+            write_latents(images, vae, cache, settings)
+    return dataclasses.replace(config, data=dataclasses.replace(data, path=str(cache))), network
 
 
-def _needs_data(name: str) -> bool:
-    """Return whether a preset has a required argument `data`."""
-    parameters = inspect.signature(presets.PRESETS[name].make).parameters if name in presets.PRESETS else {}
-    return "data" in parameters and parameters["data"].default is inspect.Parameter.empty
+def resolve(config: Config) -> Config:
+    """Return the complete and checked configuration, with all facts about the data."""
+    return _with_data(find_weights(config))
 
 
-def _check_inputs(inputs: Path, *, overwrite: bool) -> None:
-    """Raise InputError unless the inputs of a quick try may replace what is there."""
-    found = {path.name for path in inputs.iterdir()} if inputs.is_dir() else set()
-    if found - _PARTS:
-        raise InputError(f"save_dir is '{inputs.parent}', whose folder '{inputs.name}' is not of a quick try: name another")
-    if found and not overwrite:
-        raise InputError(f"save_dir is '{inputs.parent}', which already holds a run: pass --overwrite, or choose another folder")
-
-
-def _with_paths(config: Any, inputs: Path) -> Any:
-    """Return a configuration with paths of the data and of what its encoder needs, where it names none; see `_make_inputs`."""
-    if getattr(config.data, "path", "") is None:
-        place = inputs / ("latents" if config.data.latent else "images")
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(place)))
-    if _has_masked_features(config):
-        weights = config.encoder.weights or str(inputs / "encoder" / ENCODER_WEIGHTS)
-        convnext = None if config.encoder.convnext is None else str(inputs / "convnext")
-        config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=weights, convnext=convnext))
+def _with_data(config: Config) -> Config:
+    """Return the configuration with all facts about the data; the weights of its encoder are known already."""
+    check_device(config.device)
+    data = config.data.find(labeled=config.finds_labels)
+    if data != config.data:
+        config = dataclasses.replace(config, data=data)
+        check_images(config)
     return config
 
 
-def _make_inputs(tiny: Any, config: Any, inputs: Path) -> None:
-    """Make what the configuration with paths names and the tiny one does not."""
-    images, own = inputs / "images", getattr(config.data, "path", None) in (str(inputs / "images"), str(inputs / "latents"))
-    data = config.data
-    if own and data.latent:
-        write_images(images, image_size=LATENT_IMAGE_SIZE, channels=3)
-        write_latents(images, write_vae(inputs / "vae"), inputs / "latents", CacheSettings(image_size=LATENT_IMAGE_SIZE))
-    elif own and data.on_disk:
-        write_images(images, image_size=data.image_size, channels=3)
-    elif own:
-        write_images(images, image_size=_SIDES.get(data.name, 16), channels=3 if data.color else 1)
-    if _has_masked_features(config):
-        if tiny.encoder.weights is None:
-            kind = RECIPES[config.preset.removeprefix("imagenet256-")].encoder
-            train(dataclasses.replace(smoke(mae(kind)), data=config.data), inputs / "encoder")
-        if config.encoder.convnext is not None:
-            write_convnext(Path(config.encoder.convnext))
+def build_encoder(config: RunConfig, network: nn.Module | None = None) -> FeatureEncoder:
+    """Return the feature encoder of a run, around its trained network if it has one."""
+    encoder = identity if network is None else config.encoder.build_features(network, config.device)
+    encoder = torch.compile(encoder) if config.schedule.compile else encoder
+    return computed_in(config.schedule.precision, encoder, config.device)
 
 
-def _has_masked_features(config: Any) -> bool:
-    return config.noun == "generator" and config.encoder.published is not None
+def build_positives(
+    config: RunConfig, encoder: FeatureEncoder, folder: Path | None = None, *, source: Source | None = None
+) -> Positives:
+    """Return the source of features of real samples: from the whole data set or a bank, encoded anew or from a cache.
 
-
-def _evaluation_options(config: RunConfig, inputs: Path) -> dict[str, Any]:
-    """Return the arguments of the evaluation: the extractor and, unless they are the run's own data, the real images."""
-    images = inputs / "images"
-    if not (config.data.loads_images or config.data.on_disk):
-        return {}
-    if not images.is_dir():
-        return {"extractor": "pixels"}
-    # A classifier, because a covariance of all pixels would take minutes.
-    data = ImagesData(name="smoke", path=str(images))
-    extractor = train(smoke(ClassifierConfig(preset="smoke", data=data)), inputs / "extractor").folder
-    return {"extractor": str(extractor)} | ({"real": str(images)} if config.data.latent else {})
+    Args:
+        config: configuration of the run.
+        encoder: feature encoder of the run.
+        folder: folder for a cache of features that is too large for memory.
+        source: source of real samples, used unless they come from a bank or a cache; None to make it here.
+    """
+    cache, data, device = None, config.data, config.device
+    if config.cache_features and config.encoder.objective is not None and data.loads_images:
+        images = cast(ImagesData, data).load("train").images
+        with show_encoding(len(images), quiet=not join().is_main_process) as progress:
+            options = {"prepare": lambda rows: to_signed(rows.to(device)), "folder": folder}
+            cache = FeatureCache(encoder, images, **options, on_progress=progress.advance)
+    if source is None or config.bank is not None or cache is not None:
+        tell = print_lines("reading real samples into the memory bank")
+        source = data.source(config.seed, config.bank, device=device, indexed=cache is not None, tell=tell)
+    schedule = config.schedule
+    return Positives(source, encoder, cache, batch_size=schedule.microbatch_size, later=schedule.labels_per_microbatch is not None)
