@@ -2,7 +2,7 @@
 
 Each process imports the package and computes one field in float32; its error is the relative length of the difference from float64.
 With `--bare` it computes the square roots of 5500 numbers without the package instead: the smallest program that shows the race in
-oneMKL which `drifting._cpu` avoids. The race was seen on Intel processors with AMX, with two threads.
+oneMKL which `drifting._torch` avoids. The race was seen on Intel processors with AMX, with two threads.
 """
 
 import argparse

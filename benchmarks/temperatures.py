@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from drifting.checkpoint import save_json
+from drifting._json import save_json
 from drifting.config import RunConfig
 from drifting.data import ImagesData
 from drifting.data.pixels import to_bytes

@@ -14,16 +14,15 @@ from torch import nn
 import drifting
 from drifting import checkpoint as checkpointing
 from drifting._files import clear_scratch, discard
+from drifting._json import load_json, save_json
 from drifting.checkpoint import (
     checkpoints,
     checksum,
     load_checkpoint,
-    load_json,
     load_state_dict,
     load_tensors,
     load_weights,
     save_checkpoint,
-    save_json,
     save_tensors,
     write_tensors,
 )

@@ -15,7 +15,7 @@ import torch
 
 from drifting import runs
 from drifting.checkpoint import load_tensors
-from drifting.config.json_io import RENAMED, from_json
+from drifting.config import RENAMED, from_json
 from drifting.runs.compare import read_figures
 from drifting.runs.folder import saved_config
 from tests.support.image_folders import write_images

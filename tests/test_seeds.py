@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from drifting import presets
-from drifting._seeds import initial_weights, stream_seed
+from drifting._torch import initial_weights, stream_seed
 from drifting.config import ClassifierConfig, EncoderRunConfig
 from drifting.data import ImagesData
 from drifting.data.bank import MemoryBank

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drifting._cpu import first_calls
+from drifting._torch import first_calls
 from drifting.errors import InputError
 
 # Compute precisions of networks in training, see `training.step`.

@@ -1,7 +1,7 @@
-"""Read JSON files strictly: no repeated names, no numbers out of range, and only fields of the annotated types.
+"""Write JSON files, and read them strictly: no repeated names, no numbers out of range, and only fields of the annotated types.
 
-A dataclass is an object. If several classes are possible, its entry "type" names the class, see `config.json_io`; an abstract class
-allows all of its subclasses that its package exports.
+A dataclass is an object. If several classes are possible, its entry "type" names the class, see `config.from_json`; an abstract
+class allows all of its subclasses that its package exports.
 """
 
 import dataclasses
@@ -11,9 +11,11 @@ import json
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from drifting.errors import InputError, one_line
+from drifting._files import atomic_path
+from drifting.errors import InputError, one_line, reason
 
 T = TypeVar("T")
 
@@ -22,6 +24,22 @@ _LARGEST = 2**63 - 1
 # Largest length of a file name in bytes.
 _LONGEST_NAME = 255
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def save_json(path: Path, facts: Any) -> None:
+    """Write JSON, atomically."""
+    with atomic_path(path) as scratch:
+        scratch.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def load_json(path: Path, *, fix: str = "restore it or train again") -> Any:
+    """Read JSON; raises InputError if it is missing, or damaged, with a message that ends in `fix`."""
+    try:
+        return parse_json(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"file is '{path}', which does not exist: name the folder of a finished or interrupted run") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"file is '{path}', which is corrupted ({reason(error)}): {fix}") from None
 
 
 def parse_json(text: str, *, finite: bool = True) -> Any:

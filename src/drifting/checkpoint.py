@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drifting._files import atomic_path, current, discard, named
-from drifting._json import parse_json
+from drifting._json import load_json, save_json
 from drifting.distributed import ALONE, Processes, laid_out, load_shards, local, save_shards
 from drifting.errors import InputError, reason
 
@@ -137,22 +137,6 @@ def _load_torch(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def save_json(path: Path, facts: Any) -> None:
-    """Write JSON, atomically."""
-    with atomic_path(path) as scratch:
-        scratch.write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def load_json(path: Path, *, fix: str = "restore it or train again") -> Any:
-    """Read JSON; raises InputError if it is missing, or damaged, with a message that ends in `fix`."""
-    try:
-        return parse_json(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"file is '{path}', which does not exist: name the folder of a finished or interrupted run") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"file is '{path}', which is corrupted ({reason(error)}): {fix}") from None
 
 
 def save_checkpoint(

@@ -6,7 +6,7 @@ import torch
 
 from drifting import config as configuration
 from drifting import presets
-from drifting.checkpoint import load_json, save_json
+from drifting._json import load_json, save_json
 from drifting.config import ClassifierConfig, RunConfig, from_json, to_json
 from drifting.data import BankConfig, ImagesData, PointsData
 from drifting.data.points import TOYS

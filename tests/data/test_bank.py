@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting._seeds import stream_seed
+from drifting._torch import stream_seed
 from drifting.data.bank import MemoryBank
 from drifting.data.sources import BankSource, shuffled_indices
 from drifting.errors import InputError

@@ -12,7 +12,8 @@ from PIL import Image
 
 from drifting import config as configuration
 from drifting import runs
-from drifting.checkpoint import save_json, save_tensors
+from drifting._json import save_json
+from drifting.checkpoint import save_tensors
 from drifting.config import RunConfig
 from drifting.encoders import ResNetConfig
 from drifting.evaluation import as_text

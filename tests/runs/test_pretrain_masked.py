@@ -11,7 +11,7 @@ import torch
 
 from drifting import presets, runs
 from drifting._progress import TrainingProgress
-from drifting._seeds import stream_seed
+from drifting._torch import stream_seed
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.config import EncoderRunConfig
 from drifting.data import ImageFilesData

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from drifting import config as configuration
-from drifting.checkpoint import save_json, save_tensors
-from drifting.config import EncoderRunConfig, ReleasedConfig, RunConfig
+from drifting._json import save_json
+from drifting.checkpoint import save_tensors
+from drifting.config import EncoderRunConfig, RunConfig
 from drifting.data import ImagesData
 from drifting.encoders import MAEConfig, MAEFeaturesConfig
 from drifting.encoders.mae_features import MAEFeatures
@@ -20,7 +21,7 @@ from drifting.errors import InputError
 from drifting.generators import DiTConfig, MLPConfig
 from drifting.hub import artifact as official_hub
 from drifting.hub import load_encoder, load_generator, read_artifact
-from drifting.hub.artifact import read_weights
+from drifting.hub.artifact import ReleasedConfig, read_weights
 from drifting.runs import load_run
 from drifting.runs.folder import saved_config
 from drifting.runs.share import convert, load

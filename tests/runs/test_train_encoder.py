@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from drifting._json import load_json
 from drifting._progress import TrainingProgress
-from drifting.checkpoint import load_json, load_tensors
+from drifting.checkpoint import load_tensors
 from drifting.cli import main
 from drifting.config import EncoderRunConfig, from_json, to_json
 from drifting.data import ImagesData

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drifting.checkpoint import save_json
+from drifting._json import save_json
 from drifting.data.latents import INDEX, CacheIndex, shard_path
 
 

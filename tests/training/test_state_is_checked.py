@@ -9,8 +9,8 @@ import torch
 
 from drifting import runs
 from drifting._files import atomic_path
-from drifting._json import parse_json, read_dataclass
-from drifting.checkpoint import checkpoints, load_json, load_tensors, save_json, save_tensors
+from drifting._json import load_json, parse_json, read_dataclass, save_json
+from drifting.checkpoint import checkpoints, load_tensors, save_tensors
 from drifting.data.latents import CacheIndex
 from drifting.errors import MOST_CHARACTERS, InputError
 

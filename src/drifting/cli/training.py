@@ -300,7 +300,7 @@ def _choices(choices: Sequence[Any], values: Mapping[str, Any] = MappingProxyTyp
 
 def _config_options(config: Any, choices: Sequence[Any], *, every: bool = False) -> list[Option]:
     """Return the choices and all other settings of a configuration as options; with `every`, all of them have short names."""
-    from drifting.config.json_io import RENAMED
+    from drifting.config import RENAMED
     from drifting.presets.settings import CHOICES, adjust, described, settings
 
     known, schedule = settings(config), getattr(config, "schedule", None)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from drifting._checks import check_counts, check_device
 from drifting._files import atomic_path, check_space, check_writable, clear_scratch, hold, remedy, storage_fault
+from drifting._json import save_json
 from drifting._progress import CountProgress
-from drifting.checkpoint import save_json
 from drifting.data.image_folder import ImageFiles
 from drifting.data.latents import DTYPE, INDEX, CacheIndex, open_shard, read_index, row_checks, shard_facts, shard_path
 from drifting.data.pixels import to_signed

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from drifting._seeds import stream_seed
+from drifting._torch import stream_seed
 from drifting.checkpoint import check_state
 from drifting.data.bank import MemoryBank
 from drifting.data.dataset import ALL, Source, owned

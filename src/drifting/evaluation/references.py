@@ -19,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from drifting._progress import show_images
-from drifting._seeds import stream_seed
+from drifting._torch import stream_seed
 from drifting.data import Decoder
 from drifting.data.dataset import Images
 from drifting.data.image_folder import ImageFiles, splits_of

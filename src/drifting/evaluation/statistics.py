@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from drifting._files import cached
-from drifting._seeds import stream_seed
+from drifting._torch import stream_seed
 from drifting.data.bank import ranks
 from drifting.data.sources import shuffled_indices
 from drifting.errors import InputError, reason

@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from drifting._checks import nearest_name
 from drifting._files import atomic_path
-from drifting.checkpoint import check_finite, different_names, load_json, load_state_dict
+from drifting._json import load_json
+from drifting.checkpoint import check_finite, different_names, load_state_dict
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError, reason
@@ -49,6 +50,24 @@ PUBLISHED: Mapping[str, str] = MappingProxyType(
 
 # Seconds to wait for an answer of the Hub.
 _PATIENCE = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedConfig:
+    """Configuration of a converted artifact, beside generator.safetensors or encoder.safetensors.
+
+    Attributes:
+        metadata: content of the artifact's metadata.json, from which the network is built; see `build_network`.
+    """
+
+    noun: ClassVar[str] = "converted artifact"
+
+    metadata: dict[str, Any]
+
+    @property
+    def released_as(self) -> str:
+        """Kind of the network in the release: "gen" or "mae"."""
+        return str(self.metadata.get("kind"))
 
 
 @dataclass(frozen=True)

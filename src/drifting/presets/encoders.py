@@ -7,8 +7,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from drifting._checks import nearest_name
-from drifting.checkpoint import load_json
-from drifting.config import AnyConfig, EncoderRunConfig, from_json
+from drifting.config import AnyConfig, EncoderRunConfig, load_config
 from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig, EncoderConfig, MAEConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.resnet import ResNet, available_features, stage_depths
@@ -74,7 +73,7 @@ def trained_by(weights: str) -> Any:
     settings = Path(weights).parent / _SETTINGS
     if Path(weights).name != _WEIGHTS or not settings.is_file():
         return None
-    saved = from_json(load_json(settings), str(settings))
+    saved = load_config(settings)
     if not hasattr(saved, "encoder"):
         raise InputError(f"encoder_weights lie beside '{settings}', which is of no encoder: name the folder of a trained encoder")
     return saved

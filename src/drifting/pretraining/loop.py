@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from drifting._cpu import keep_freed_memory
-from drifting._seeds import stream_seed
+from drifting._torch import keep_freed_memory, stream_seed
 from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.base import Optimization

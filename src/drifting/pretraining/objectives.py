@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
 
 from drifting._checks import full_precision
-from drifting._seeds import initial_weights
+from drifting._torch import initial_weights
 from drifting.data.augmentation import Views, augment
 from drifting.data.pixels import to_signed
 from drifting.encoders.base import EncoderConfig

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drifting import runs
 from drifting._files import atomic_path, check_writable
-from drifting.checkpoint import load_json
+from drifting._json import load_json
 from drifting.config import RunConfig
 from drifting.data.pixels import to_signed
 from drifting.errors import InputError

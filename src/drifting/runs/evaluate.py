@@ -16,8 +16,7 @@ from torch import Tensor
 
 from drifting._checks import check_counts, check_device
 from drifting._files import check_writable
-from drifting.checkpoint import load_json
-from drifting.config import RunConfig, from_json
+from drifting.config import RunConfig, load_config
 from drifting.data import Decoder, ImageData, ImageSet
 from drifting.data.images import LabeledSplit
 from drifting.data.pixels import to_bytes
@@ -187,7 +186,7 @@ def load_extractor(extractor: str | None, config: RunConfig, device: str = "cpu"
     """Return the feature extractor that evaluates a run of images; arguments and errors as in `find_extractor`."""
 
     def read(folder: Path) -> Any:
-        saved = from_json(load_json(folder / CONFIG), str(folder / CONFIG))
+        saved = load_config(folder / CONFIG)
         return saved if saved.noun == "classifier" else None
 
     return find_extractor(extractor, config.data, read, device=device)

@@ -15,10 +15,11 @@ import torch
 
 from drifting import config as configuration
 from drifting._files import clear_scratch, remedy, storage_fault
-from drifting.checkpoint import checkpoints, load_json, steps_done
-from drifting.config import AnyConfig, ReleasedConfig, RunConfig
+from drifting.checkpoint import checkpoints, steps_done
+from drifting.config import AnyConfig, RunConfig
 from drifting.distributed import LostProcessError, Processes, is_lost_process
 from drifting.errors import InputError, StorageError
+from drifting.hub.artifact import ReleasedConfig
 from drifting.training.loop import Interrupted
 from drifting.training.recorder import CHECKPOINTS, EARLIER_SNAPSHOTS, SNAPSHOTS
 from drifting.training.state import DivergenceError
@@ -64,7 +65,7 @@ def read_saved(path: str | Path) -> AnyConfig:
 
 
 def _trained(file: Path, subject: str) -> AnyConfig:
-    config = configuration.from_json(load_json(file), str(file))
+    config = configuration.load_config(file)
     if isinstance(config, ReleasedConfig):
         raise InputError(f"{subject}, a converted artifact, which was not trained here: name another folder")
     return config
@@ -72,7 +73,7 @@ def _trained(file: Path, subject: str) -> AnyConfig:
 
 def read_config(path: Path) -> RunConfig:
     """Return the configuration of a generator's run from its file, or raise InputError."""
-    config = configuration.from_json(load_json(path), str(path))
+    config = configuration.load_config(path)
     if isinstance(config, ReleasedConfig):
         raise InputError(f"run is '{path.parent}', a converted artifact, which can only be sampled: name the folder of a training")
     if not isinstance(config, RunConfig):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from drifting._seeds import stream_seed
+from drifting._torch import stream_seed
 from drifting.config import RunConfig
 from drifting.data import Decoder
 from drifting.data.dataset import Source

@@ -17,18 +17,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from drifting import config as configuration
+from drifting._json import save_json
 from drifting._progress import print_stage, show_steps
-from drifting._seeds import stream_seed
-from drifting.checkpoint import (
-    checkpoints,
-    load_checkpoint,
-    load_tensors,
-    load_weights,
-    save_checkpoint,
-    save_json,
-    save_tensors,
-    steps_done,
-)
+from drifting._torch import stream_seed
+from drifting.checkpoint import checkpoints, load_checkpoint, load_tensors, load_weights, save_checkpoint, save_tensors, steps_done
 from drifting.config import ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, StreamedData
 from drifting.data.pixels import to_signed

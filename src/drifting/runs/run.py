@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from drifting._files import atomic_path, check_space, check_writable, hold
-from drifting.checkpoint import load_network, save_json
+from drifting._json import save_json
+from drifting.checkpoint import load_network
 from drifting.config import RunConfig
 from drifting.distributed import join
 from drifting.errors import InputError

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from drifting import config as configuration
 from drifting._files import check_writable
+from drifting._json import save_json
 from drifting._progress import CountProgress
-from drifting.checkpoint import check_weights, load_json, load_tensors, save_json, write_tensors
-from drifting.config import ReleasedConfig, SavedConfig
+from drifting.checkpoint import check_weights, load_tensors, write_tensors
+from drifting.config import SavedConfig
 from drifting.data.pixels import to_bytes
 from drifting.data.vae import DEFAULT, VAE, load_vae
 from drifting.distributed import join
@@ -24,7 +25,7 @@ from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
 from drifting.generators.dit import DiT
 from drifting.hub import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
-from drifting.hub.artifact import METADATA, PARAMETERS, PREFIX, Network, with_weights
+from drifting.hub.artifact import METADATA, PARAMETERS, PREFIX, Network, ReleasedConfig, with_weights
 from drifting.hub.msgpack_tree import DTYPES
 from drifting.runs import run as trained
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
@@ -123,7 +124,7 @@ def load(
         InputError: if it is no generator, its samples cannot be shown, or the auto-encoder is of other latents.
     """
     folder = artifact_folder(str(place))
-    config = _config_of(folder) if (folder / CONFIG).exists() else None
+    config = configuration.load_config(folder / CONFIG) if (folder / CONFIG).exists() else None
     if (folder / METADATA).exists():
         network = read_artifact(folder).network()
     elif config is not None and (metadata := _metadata(config)) is not None:
@@ -167,7 +168,7 @@ def _to_ours(artifact: Artifact) -> Callable[[Path], list[Path]]:
 
 
 def _to_artifact(folder: Path) -> Callable[[Path], list[Path]]:
-    config = _config_of(folder)
+    config = configuration.load_config(folder / CONFIG)
     weights, network = _opened(folder, config)
     metadata = _metadata(config) or metadata_of(network)
 
@@ -209,10 +210,6 @@ def _network(config: SavedConfig, folder: Path, num_classes: int | None) -> Netw
 def _metadata(config: SavedConfig) -> dict[str, Any] | None:
     """Return the metadata of a converted artifact; None for a training."""
     return getattr(config, "metadata", None)
-
-
-def _config_of(folder: Path) -> SavedConfig:
-    return configuration.from_json(load_json(folder / CONFIG), str(folder / CONFIG))
 
 
 def _decoder_of(generator: DiT, vae: str | None) -> VAE | None:

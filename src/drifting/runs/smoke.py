@@ -20,7 +20,7 @@ from drifting import presets
 from drifting._checks import check_device
 from drifting._files import check_writable
 from drifting._lazy import install_hint, quietly
-from drifting._seeds import initial_weights
+from drifting._torch import initial_weights
 from drifting.config import ClassifierConfig, RunConfig
 from drifting.data import ImagesData
 from drifting.data.latents_writer import CacheSettings, write_latents

@@ -18,8 +18,9 @@ from torch import nn
 from drifting import config as configuration
 from drifting._checks import check_device
 from drifting._files import check_space, check_writable, hold
+from drifting._json import save_json
 from drifting._progress import TrainingProgress, print_lines, print_stage, show_encoding
-from drifting.checkpoint import save_json, save_tensors
+from drifting.checkpoint import save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, Source, forget_data
 from drifting.data.latents import INDEX, open_vae

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drifting._cpu import keep_freed_memory
+from drifting._torch import keep_freed_memory
 from drifting.data.dataset import owned
 from drifting.distributed import Processes
 from drifting.encoders.base import FeatureEncoder

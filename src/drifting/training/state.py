@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from drifting._seeds import stream_seed
+from drifting._torch import stream_seed
 from drifting.checkpoint import check_state, described, load_weights
 from drifting.distributed import ALONE, Processes, local
 from drifting.errors import InputError

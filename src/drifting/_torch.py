@@ -1,4 +1,7 @@
-"""What torch needs from a process that computes on a CPU: kernels that are chosen before they race, and memory that is kept.
+"""How this library uses torch: streams of random numbers, kernels that are chosen before they race, and memory that is kept.
+
+Random streams. Each purpose has a stream of its own, so no two of them draw the same numbers. The noise of samples has other
+streams, see `generators.base`; sample i of a seed is the same in every version.
 
 First calls. On a CPU torch computes contiguous square roots, exponentials and the like with the vector library of oneMKL: each
 worker thread computes its part of the tensor. oneMKL selects the kernel of a function at its first call. When several threads make
@@ -14,8 +17,11 @@ Source: https://github.com/pytorch/pytorch/issues/188792 (oneMKL 2024.2, which t
 
 import ctypes
 import functools
+import hashlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -34,6 +40,25 @@ _LARGEST_KEPT = 2**30
 _NEVER_TRIM = 2**31 - 1
 # Settings of users, which are left alone.
 _SET_BY_USER = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
+def stream_seed(seed: int, purpose: str) -> int:
+    """Return the seed of the stream of a purpose, an integer from 0 to below 2^63.
+
+    Args:
+        seed: any integer.
+        purpose: purpose of the stream, such as "generator weights".
+    """
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def initial_weights(seed: int, purpose: str) -> Iterator[None]:
+    """Return a context in which modules draw their initial weights from a stream; the global random stream is not changed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, purpose))
+        yield
 
 
 def first_calls() -> None:

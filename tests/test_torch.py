@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from drifting import _cpu
+from drifting import _torch
 
 # Torch computes up to so many elements of a unary function in the calling thread.
 GRAIN = 2048
@@ -31,7 +31,7 @@ with Record():
 def test_import_calls_every_function_on_a_short_contiguous_vector():
     done = subprocess.run([sys.executable, "-c", RECORD], capture_output=True, text=True, check=True)
     calls = [line.split() for line in done.stdout.splitlines()]
-    wanted = {(name, f"torch.{dtype}") for name in _cpu.FUNCTIONS for dtype in ("float32", "float64")}
+    wanted = {(name, f"torch.{dtype}") for name in _torch.FUNCTIONS for dtype in ("float32", "float64")}
     assert wanted <= {(name, dtype) for name, dtype, _, _ in calls}
     first = {}
     for name, dtype, length, contiguous in calls:
@@ -42,7 +42,7 @@ def test_import_calls_every_function_on_a_short_contiguous_vector():
 # Page faults of sixty tensors of 64 MB that are made and freed one after the other, once the first one was.
 _PROGRAM = """
 import resource, torch
-from drifting._cpu import keep_freed_memory
+from drifting._torch import keep_freed_memory
 kept = keep_freed_memory() if {keep} else False
 torch.zeros(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,12 +1,18 @@
-"""The configurations of a generator's run, an encoder and a classifier: their settings, checks and networks."""
+"""The configuration of a run, of an encoder or of a classifier: frozen, complete, and saved as JSON in its folder and checkpoints.
 
-from dataclasses import dataclass, field
+A configuration says what there is, checks it and builds it. What it is made of stands beside its parts: in `data`, `encoders` and
+`generators`.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
 from drifting._checks import check_counts, check_learning_rate, check_seed, check_temperatures
-from drifting._seeds import initial_weights
+from drifting._json import load_json, read_value
+from drifting._torch import initial_weights
 from drifting.data.augmentation import Views
 from drifting.data.bank import BankConfig
 from drifting.data.dataset import FOUND, Data
@@ -17,7 +23,7 @@ from drifting.errors import InputError
 from drifting.evaluation.extractors import Classifier
 from drifting.fields import DriftField
 from drifting.generators.base import Generator, GeneratorConfig
-from drifting.hub.artifact import read_weights
+from drifting.hub.artifact import ReleasedConfig, read_weights
 from drifting.loss import FIELD_OF_THE_RELEASE, TEMPERATURES, DriftingLoss
 from drifting.pretraining.objectives import Augmentation
 from drifting.training.schedule import Schedule, check_schedule
@@ -81,8 +87,38 @@ class TrainingConfig:
         return getattr(self.optimization, "warmup_steps", None) is None
 
 
+class EncodedConfig(TrainingConfig):
+    """What the configurations of trainings with a feature encoder have in common."""
+
+    data: Data
+    encoder: EncoderConfig
+    seed: int
+
+    @property
+    def learns_classes(self) -> bool:
+        """Whether the training of the encoder needs labels."""
+        return self.encoder.learns_classes
+
+    def build_network(self) -> nn.Module | None:
+        """Return the network of the encoder on the CPU, with its weights or initial ones; None if there is no network.
+
+        Raises:
+            InputError: if the data do not fit the encoder.
+        """
+        encoder, data = self.encoder, self.data
+        if encoder.objective is not None and not encoder.alone and not data.loads_images:
+            unfit = "is on disk" if data.on_disk else "has no images"
+            raise InputError(f"encoder is {encoder.noun}, but the data set {unfit}: use the space of the samples")
+        num_classes = data.classes_to_learn() if encoder.learns_classes else None
+        if encoder.learns_classes and (num_classes is None or num_classes < 2):
+            found = f"data is '{getattr(data, 'path', None) or getattr(data, 'name', None)}', whose images are all of one class"
+            raise InputError(f"{found}: add another, or learn without classes, by simclr")
+        with initial_weights(self.seed, "encoder"):
+            return encoder.build_network(data.sample_shape, num_classes=num_classes, read=read_weights)
+
+
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(TrainingConfig):
+class RunConfig(EncodedConfig):
     """Complete configuration of a generator's run.
 
     Attributes:
@@ -145,11 +181,6 @@ class RunConfig(TrainingConfig):
         check_schedule(schedule, labeled=self.data.conditional)
 
     @property
-    def learns_classes(self) -> bool:
-        """Whether the loss of the encoder needs labels."""
-        return self.encoder.learns_classes
-
-    @property
     def trains_encoder(self) -> bool:
         """Whether the run trains an encoder before its generator."""
         return self.encoder.objective is not None and self.encoder.weights_file is None
@@ -159,10 +190,6 @@ class RunConfig(TrainingConfig):
         data, guided = self.data, self.schedule.draws_guidance
         with initial_weights(self.seed, "generator"):
             return self.generator.build(sample_shape=data.sample_shape, num_classes=data.num_classes, guided=guided)
-
-    def build_network(self) -> nn.Module | None:
-        """Return the network of the encoder on the CPU, with its weights or initial ones; None if there is no network."""
-        return _encoder_network(self.encoder, self.data, self.seed)
 
     @property
     def optimization(self) -> Any:
@@ -237,7 +264,7 @@ class ClassifierConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderRunConfig(TrainingConfig):
+class EncoderRunConfig(EncodedConfig):
     """Configuration of the training of a feature encoder on its own. Later runs use it through the `weights` of their encoder.
 
     Attributes:
@@ -290,46 +317,70 @@ class EncoderRunConfig(TrainingConfig):
         """The encoder."""
         return self.encoder
 
-    @property
-    def learns_classes(self) -> bool:
-        """Whether the loss needs labels."""
-        return self.encoder.learns_classes
-
-    def build_network(self) -> nn.Module | None:
-        """Return the network of the encoder with its initial weights on the CPU."""
-        return _encoder_network(self.encoder, self.data, self.seed)
-
-
-def _encoder_network(encoder: EncoderConfig, data: Data, seed: int) -> nn.Module | None:
-    """Return the network of an encoder for images, or raise InputError if they do not fit."""
-    if encoder.objective is not None and not encoder.alone and not data.loads_images:
-        unfit = "is on disk" if data.on_disk else "has no images"
-        raise InputError(f"encoder is {encoder.noun}, but the data set {unfit}: use the space of the samples")
-    learns_classes = encoder.learns_classes
-    num_classes = data.classes_to_learn() if learns_classes else None
-    if learns_classes and (num_classes is None or num_classes < 2):
-        origin = getattr(data, "path", None) or getattr(data, "name", None)
-        raise InputError(f"data is '{origin}', whose images are all of one class: add another, or learn without classes, by simclr")
-    with initial_weights(seed, "encoder"):
-        return encoder.build_network(data.sample_shape, num_classes=num_classes, read=read_weights)
-
 
 AnyConfig = RunConfig | ClassifierConfig | EncoderRunConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReleasedConfig:
-    """Configuration of a converted artifact, beside generator.safetensors or encoder.safetensors.
+# 2: the drift field holds its own parameters; before, `affinity_floor` was the loss's.
+VERSION = 2
+# Settings that earlier versions saved under another name -> their name now.
+RENAMED = {
+    "micro_batch": "microbatch_size",
+    "labels_per_pass": "labels_per_microbatch",
+    "checkpointing": "gradient_checkpointing",
+    "unguided_share": "unguided_prob",
+    "colour": "color",
+    "grey": "gray",
+    "centre": "center",
+    "normalise": "normalize",
+    "normalised": "normalized",
+    "frames": "snapshots",
+    "frame_samples": "snapshot_samples",
+}
+SavedConfig = AnyConfig | ReleasedConfig
 
-    Attributes:
-        metadata: content of the artifact's metadata.json, from which the network is built; see `hub.build_network`.
-    """
 
-    noun: ClassVar[str] = "converted artifact"
+def to_json(config: SavedConfig) -> dict[str, Any]:
+    """Return the configuration as JSON values, with its version and, as "type", the class of every part."""
+    return {"version": VERSION, **_with_types(config, asdict(config))}
 
-    metadata: dict[str, Any]
 
-    @property
-    def released_as(self) -> str:
-        """Kind of the network in the release: "gen" or "mae"."""
-        return str(self.metadata.get("kind"))
+def _with_types(part: Any, values: dict[str, Any]) -> dict[str, Any]:
+    inside = {field.name: getattr(part, field.name) for field in fields(part)}
+    parts = {name: _with_types(value, values[name]) for name, value in inside.items() if is_dataclass(value)}
+    return {"type": type(part).__name__, **values, **parts}
+
+
+def from_json(values: Any, origin: str) -> SavedConfig:
+    """Return the configuration written by `to_json`, or raise InputError if it is damaged or of a newer version."""
+    version = values.get("version") if isinstance(values, dict) else None
+    if type(version) is not int:
+        raise InputError(f"configuration '{origin}' has no version: name the folder of a run made by drifting")
+    if version > VERSION:
+        raise InputError(f"configuration '{origin}' has version {version}, newer than {VERSION}: update drifting to read it")
+    try:
+        return read_value(SavedConfig, _moved(_renamed({name: value for name, value in values.items() if name != "version"})), "")
+    except InputError as error:
+        raise InputError(f"configuration '{origin}' is damaged ({error}): restore it or train again") from None
+
+
+def load_config(path: Path) -> SavedConfig:
+    """Return the configuration in a file, or raise InputError if it is missing, damaged or of a newer version."""
+    return from_json(load_json(path), str(path))
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a configuration and its parts with the present names of the settings."""
+    if values.get("type") == "ReleasedConfig":
+        return values
+    parts = {name: _renamed(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {new if (new := RENAMED.get(name, name)) not in parts else name: value for name, value in parts.items()}
+
+
+def _moved(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of an earlier version with each setting in its present part."""
+    loss = values.get("loss")
+    if isinstance(loss, dict) and "affinity_floor" in loss and "field" not in loss:
+        floor, rest = loss["affinity_floor"], {name: value for name, value in loss.items() if name != "affinity_floor"}
+        return {**values, "loss": {**rest, "field": {"type": "MeanShift", "affinity_floor": floor}}}
+    return values
