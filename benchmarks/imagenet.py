@@ -27,9 +27,8 @@ from drifting.encoders.mae_features import MAEFeatures
 from drifting.generators.dit import SIZES, DiT, DiTSize
 from drifting.guidance import unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
-from drifting.training.accumulate import label_batched_step
 from drifting.training.positives import encode_sets
-from drifting.training.step import Batch, computed_in
+from drifting.training.step import Batch, computed_in, label_batched_step
 
 TINY = DiTSize(patch=2, width=32, depth=2, heads=2, cond_dim=32)
 LATENT, PIXELS = (4, 32, 32), (3, 256, 256)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from drifting.training.optimizer import Muon, orthogonalized
+from drifting.training.state import Muon, orthogonalized
 
 SHAPES = {"a hidden layer": (512, 512), "the layer that spreads a code": (8192, 256), "a convolution": (128, 1152)}
 RATE = 1e-2

@@ -9,8 +9,7 @@ from torch import nn
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
-from drifting.training.accumulate import microbatched_step
-from drifting.training.step import Batch, drifting_step
+from drifting.training.step import Batch, drifting_step, microbatched_step
 from tests.support.covering import pairwise
 
 LABELS, GENERATED, NOISE, CODES = 3, 7, 4, 2

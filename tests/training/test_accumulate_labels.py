@@ -10,9 +10,8 @@ from drifting.fields import MeanShift
 from drifting.generators.mlp import MLP
 from drifting.loss import DriftingLoss
 from drifting.training import loop
-from drifting.training.accumulate import label_batched_step
 from drifting.training.schedule import Schedule
-from drifting.training.step import Batch, drifting_step
+from drifting.training.step import Batch, drifting_step, label_batched_step
 from tests.support.covering import pairwise
 from tests.support.threads import on_peers
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from drifting.checkpoint import load_tensors, save_tensors
 from drifting.errors import InputError
-from drifting.training.optimizer import Muon, build_optimizer, flatten_optimizer, orthogonalized, restore_optimizer
 from drifting.training.schedule import Schedule, check_schedule
+from drifting.training.state import Muon, build_optimizer, flatten_optimizer, orthogonalized, restore_optimizer
 
 SCHEDULE = Schedule(steps=1, generated=2, positives=2, learning_rate=1e-2)
 

@@ -17,8 +17,7 @@ from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.encoders.base import Optimization
 from drifting.errors import InputError
-from drifting.training.optimizer import start_optimizer
-from drifting.training.state import DivergenceError, ExponentialAverage, State
+from drifting.training.state import DivergenceError, ExponentialAverage, State, start_optimizer
 
 # Number of steps between two checks of the losses, which wait for the device.
 _CHECK_EVERY = 25

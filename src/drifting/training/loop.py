@@ -27,11 +27,10 @@ from drifting.errors import InputError
 from drifting.generators.base import draw_noise
 from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
-from drifting.training.accumulate import label_batched_step, microbatched_step
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
 from drifting.training.state import TrainingState
-from drifting.training.step import Batch, computed_in, drifting_step
+from drifting.training.step import Batch, computed_in, drifting_step, label_batched_step, microbatched_step
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ class Schedule:
         generated: number of generated samples of each label in a step.
         positives: number of real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
-        microbatch_size: generated samples of one forward pass with graph, to bound memory; None for all. See `training.accumulate`.
+        microbatch_size: generated samples of one forward pass with graph, to bound memory; None for all. See `training.step`.
         labels_per_microbatch: largest number of labels whose features are in memory at a time, to bound memory further; None for
-            all. A process splits its labels into equal parts. See `training.accumulate`.
+            all. A process splits its labels into equal parts. See `training.step`.
         compile: let torch.compile fuse generator and encoder, at the cost of minutes before the first step.
         guidance_scale: how strongly a class is set apart from all others, at least 1 (not at all); see `guidance`. If scales are
             drawn, it is the default scale of sampling.
@@ -32,7 +32,7 @@ class Schedule:
         unconditional: number of real samples of any label that repel those of each label in a step, where there is guidance.
         precision: compute the generator and the encoder in "float32" or in "bfloat16" during training; weights, loss, averages and
             samples are float32 either way. See `training.step`.
-        optimizer: train with "adamw" or with "muon", see `training.optimizer`.
+        optimizer: train with "adamw" or with "muon", see `training.state`.
         learning_rate: highest learning rate of the optimizer.
         weight_decay: weight decay of the optimizer; 0 for none.
         betas: decay rates of the moments of AdamW; with Muon, for the weights that it leaves to AdamW.
