@@ -18,7 +18,7 @@ from rich.table import Table
 
 from drifting.config import RunConfig
 from drifting.data import BankConfig
-from drifting.presets.mnist import mnist_encoder
+from drifting.presets.points_and_digits import mnist_encoder
 from drifting.runs.train import build_encoder, build_positives, resolve
 from drifting.training.loop import Step, train
 from drifting.training.state import TrainingState

@@ -26,7 +26,7 @@ from drifting.generators.base import Generator
 from drifting.metrics.distances import precision_recall
 from drifting.metrics.frechet import frechet_distance, gaussian_of
 from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
-from drifting.presets.mnist import mnist_encoder, mnist_pixel
+from drifting.presets.points_and_digits import mnist_encoder, mnist_pixel
 from drifting.runs.evaluate import load_extractor
 from drifting.runs.pretrain import prepare_encoder
 from drifting.runs.train import build_encoder, build_positives, resolve

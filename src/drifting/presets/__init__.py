@@ -11,11 +11,11 @@ from drifting._checks import nearest_name
 from drifting.config import AnyConfig
 from drifting.data.points import TOYS
 from drifting.errors import InputError
-from drifting.presets import cifar10, imagenet256, mnist
+from drifting.presets import cifar10, imagenet256
 from drifting.presets.encoders import with_encoder
 from drifting.presets.images import images, images_classifier
+from drifting.presets.points_and_digits import digits, mnist_classifier, mnist_encoder, mnist_pixel, toy
 from drifting.presets.settings import Setting, adjust, choices_of
-from drifting.presets.toys import digits, toy
 
 __all__ = ["GROUPS", "PRESETS", "Preset", "adjust", "check_choices", "choices", "default_folder", "folder_of_data", "preset"]
 
@@ -43,15 +43,13 @@ GROUPS = {
     },
     "MNIST": {
         "mnist-pixel": Preset(
-            mnist.mnist_pixel,
+            mnist_pixel,
             "28 x 28 digits by class, in the space of their pixels",
             "MNIST",
             "10",
             "3 times the distance of real data, 98 % classified correctly",
         ),
-        "mnist-encoder": Preset(
-            mnist.mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "10", "3.4 times, 97 %"
-        ),
+        "mnist-encoder": Preset(mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "10", "3.4 times, 97 %"),
     },
     "CIFAR-10": {
         f"cifar10-{name}{'-gpu' if gpu else ''}": Preset(
@@ -81,7 +79,7 @@ GROUPS = {
     },
     "Classifiers for evaluation": {
         "mnist-classifier": Preset(
-            mnist.mnist_classifier,
+            mnist_classifier,
             "the classifier that evaluates MNIST generators",
             "MNIST",
             "3",
