@@ -10,12 +10,15 @@ import re
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import FlagConversionOff, arg
 
 from drifting.errors import InputError
+
+if TYPE_CHECKING:
+    from drifting.presets.settings import Option
 
 # Name of a flag in other programs -> its name here.
 _SYNONYMS = {
@@ -37,51 +40,25 @@ Command = Callable[..., Any]
 HELP = frozenset({"-h", "--help"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """A flag with a value.
+def flags_of(option: "Option") -> list[str]:
+    """Return all names of an option on a command line, with hyphens."""
+    names = [_hyphened(f"--{name}") for name in (*option.others, option.name)]
+    return [*names, *(f"--no-{name[2:]}" for name in names if option.switch)]
 
-    Attributes:
-        name: Python name, dotted for a setting inside a part.
-        kind: type of the value.
-        default: default shown in `--help`; dataclasses.MISSING if the option is required.
-        help: description of the option.
-        heading: heading of its section in `--help`.
-        others: other names of the option.
-        former: names of earlier versions, which are read and not shown.
-        shown: text shown instead of the default.
-        switch: whether the option takes no value, as in --NAME or --no-NAME.
-    """
 
-    name: str
-    kind: Any
-    default: Any
-    help: str
-    heading: str
-    others: tuple[str, ...] = ()
-    former: tuple[str, ...] = ()
-    shown: str | None = None
-    switch: bool = False
-
-    @property
-    def flags(self) -> list[str]:
-        """All names of the option on a command line, with hyphens."""
-        names = [_hyphened(f"--{name}") for name in (*self.others, self.name)]
-        return [*names, *(f"--no-{name[2:]}" for name in names if self.switch)]
-
-    def field(self) -> tuple[str, Any, Any]:
-        """Return the option as a field of a dataclass that tyro parses."""
-        *short, longest = sorted((*self.others, self.name), key=len)
-        about = arg(
-            name=longest,
-            metavar=_metavar(self.kind),
-            prefix_name=False,
-            help=self.help,
-            aliases=[_hyphened(f"--{name}") for name in short],
-            help_behavior_hint=None if self.shown is None else f"({self.shown})",
-        )
-        kind = Annotated[self.kind, about] if self.switch else Annotated[self.kind, about, FlagConversionOff]
-        return self.name.replace(".", "__"), kind, dataclasses.field(default=self.default)
+def _field_of(option: "Option") -> tuple[str, Any, Any]:
+    """Return an option as a field of a dataclass that tyro parses."""
+    *short, longest = sorted((*option.others, option.name), key=len)
+    about = arg(
+        name=longest,
+        metavar=_metavar(option.kind),
+        prefix_name=False,
+        help=option.help,
+        aliases=[_hyphened(f"--{name}") for name in short],
+        help_behavior_hint=None if option.shown is None else f"({option.shown})",
+    )
+    kind = Annotated[option.kind, about] if option.switch else Annotated[option.kind, about, FlagConversionOff]
+    return option.name.replace(".", "__"), kind, dataclasses.field(default=option.default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +79,7 @@ class Reader:
     other_options: Collection[str] = ()
     headings: Sequence[str] = ()
 
-    def read(self, options: Sequence[Option], words: Sequence[str], *, partial: bool = False) -> dict[str, Any]:
+    def read(self, options: "Sequence[Option]", words: Sequence[str], *, partial: bool = False) -> dict[str, Any]:
         """Return the values of the options on the command line, or show the help and raise SystemExit if that is requested.
 
         Args:
@@ -116,7 +93,7 @@ class Reader:
         if partial and not set(words) - HELP:
             return {}
         words = with_present_names(words, {f"--{old}": f"--{option.name}" for option in options for old in option.former})
-        groups: dict[str, list[Option]] = {
+        groups: dict[str, "list[Option]"] = {
             heading: [] for heading in self.headings if any(one.heading == heading for one in options)
         }
         for option in options:
@@ -124,7 +101,7 @@ class Reader:
             groups.setdefault(option.heading, []).append(dataclasses.replace(option, default=None) if optional else option)
         fields: list[Any] = []
         for index, (heading, group) in enumerate(groups.items()):
-            kind = dataclasses.make_dataclass(f"_Group{index}", [option.field() for option in _required_first(group)])
+            kind = dataclasses.make_dataclass(f"_Group{index}", [_field_of(option) for option in _required_first(group)])
             required = any(option.default is dataclasses.MISSING for option in group)
             default = dataclasses.field() if required else dataclasses.field(default_factory=kind)
             fields.append((f"group{index}", Annotated[kind, arg(name=heading)], default))
@@ -140,17 +117,17 @@ class Reader:
         parsed = with_one_sentence_errors(run, lambda message: self._sentence(message, options, words))
         values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
         named = {_hyphened(word) for word in words if word.startswith("--")}
-        return {option.name: values[option.name.replace(".", "__")] for option in options if named & set(option.flags)}
+        return {option.name: values[option.name.replace(".", "__")] for option in options if named & set(flags_of(option))}
 
-    def _sentence(self, message: str, options: Sequence[Option], words: Sequence[str]) -> str:
-        flags = ["--help", *(flag for option in options for flag in option.flags)]
+    def _sentence(self, message: str, options: "Sequence[Option]", words: Sequence[str]) -> str:
+        flags = ["--help", *(flag for option in options for flag in flags_of(option))]
         see = f"see drifting {self.command} --help"
         if "Unrecognized options" in message and (first := _first_unknown(words, flags)) is not None:
             name = _name_of(_hyphened(first))
             if name in self.other_options:
                 return f"{name} is {_quoted(_value_of(first, words))}, which {self.subject} does not take: leave it out"
         # The message of tyro about a list does not name the option.
-        parsing = (option for option in options if re.search(rf"Error parsing (--\S*/)?{option.flags[0]}[/:]", message))
+        parsing = (option for option in options if re.search(rf"Error parsing (--\S*/)?{flags_of(option)[0]}[/:]", message))
         return _sentence(" ".join([message, *(str(option.kind) for option in parsing)]), words, flags, see)
 
 
@@ -170,7 +147,7 @@ def _metavar(kind: Any) -> str | None:
     return None if one is bool else getattr(one, "__name__", str(one)).upper()
 
 
-def _required_first(options: Iterable[Option]) -> list[Option]:
+def _required_first(options: "Iterable[Option]") -> "list[Option]":
     return sorted(options, key=lambda option: option.default is not dataclasses.MISSING)
 
 

@@ -9,13 +9,14 @@ import difflib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from drifting._checks import nearest_name
 from drifting._json import read_value
-from drifting.config import AnyConfig, ClassifierConfig, RunConfig
+from drifting.config import RENAMED, AnyConfig, ClassifierConfig, RunConfig
 from drifting.data import BankConfig, ImageFilesData
 from drifting.data.dataset import FOUND
 from drifting.encoders import AutoencoderConfig, MAEConfig, MAEFeaturesConfig, ResNetConfig
@@ -182,6 +183,116 @@ def _replaced(part: Any, values: Mapping[str, Any]) -> Any:
             before = dataclasses.replace(before, **dict.fromkeys(found))
         own[name] = _replaced(before, changes)
     return dataclasses.replace(part, **own)
+
+
+# Settings of a run that also have a short name.
+SHORT = {
+    *("steps", "encoder_steps", "batch_size", "learning_rate", "optimizer", "temperatures", "seed", "device", "parallel"),
+    *("precision", "keep", "microbatch_size", "labels_per_microbatch", "gradient_checkpointing", "compile"),
+}
+# Part of a configuration -> heading of its settings.
+HEADINGS = {
+    "": "Run",
+    "data": "Data",
+    "generator": "Generator",
+    "encoder": "Feature encoder",
+    "loss": "Loss",
+    "schedule": "Schedule",
+    "bank": "Memory bank",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A flag with a value.
+
+    Attributes:
+        name: Python name, dotted for a setting inside a part.
+        kind: type of the value.
+        default: default shown in `--help`; dataclasses.MISSING if the option is required.
+        help: description of the option.
+        heading: heading of its section in `--help`.
+        others: other names of the option.
+        former: names of earlier versions, which are read and not shown.
+        shown: text shown instead of the default.
+        switch: whether the option takes no value, as in --NAME or --no-NAME.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    heading: str
+    others: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
+    shown: str | None = None
+    switch: bool = False
+
+
+def fields_as_options(kind: Any, heading: str = "Run") -> list[Option]:
+    """Return the fields of a dataclass as options."""
+    kinds, help_of = typing.get_type_hints(kind), described(kind)
+    return [
+        Option(
+            name=field.name,
+            kind=kinds[field.name],
+            default=field.default,
+            help=help_of[field.name],
+            heading=heading,
+            switch=kinds[field.name] is bool,
+        )
+        for field in dataclasses.fields(kind)
+    ]
+
+
+def choices_as_options(choices: Sequence[Any], values: Mapping[str, Any] = MappingProxyType({})) -> list[Option]:
+    """Return the arguments of a preset or an encoder as options, each also with the dotted name of its setting.
+
+    Args:
+        choices: arguments of a preset or an encoder.
+        values: value of each setting by its dotted name, shown as defaults.
+    """
+    options = []
+    for each in choices:
+        needed, switch, dotted = each.value is inspect.Parameter.empty, each.kind is bool, CHOICES.get(each.name, "encoder.")
+        shown = "required" if needed else f"default: {values[dotted]}" if dotted in values and not switch else None
+        options.append(
+            Option(
+                name=each.name,
+                kind=each.kind | None if needed else each.kind,
+                default=None if needed else each.value,
+                help=each.help,
+                heading=HEADINGS[dotted.partition(".")[0]],
+                others=() if switch or each.name not in CHOICES else (dotted,),
+                shown=shown,
+                switch=switch,
+            )
+        )
+    return options
+
+
+def config_as_options(config: Any, choices: Sequence[Any], *, every: bool = False) -> list[Option]:
+    """Return the choices and all other settings of a configuration as options; with `every`, all of them have short names."""
+    known, schedule = settings(config), getattr(config, "schedule", None)
+    options = choices_as_options(choices, {each.name: each.value for each in known})
+    if schedule is not None:
+        size, text = f"default: {schedule.labels_per_step * schedule.generated}", described(adjust)["batch_size"]
+        heading = HEADINGS["schedule"]
+        options.append(Option(name="batch_size", kind=int | None, default=None, help=text, heading=heading, shown=size))
+    decided, called = {CHOICES.get(each.name) for each in choices}, {dotted: (name,) for name, dotted in CHOICES.items()}
+    for each in known:
+        if each.name in decided:
+            continue
+        others = (each.short,) if each.short != each.name and each.short and (every or each.short in SHORT) else ()
+        others += () if choices or each.name == "data.conditional" else called.get(each.name, ())
+        others += ("drift_steps",) if "steps" in (each.name, *others) else ()
+        earlier = [old for old, new in RENAMED.items() if new == each.name.rpartition(".")[2]]
+        former = tuple(f"{name.rpartition('.')[0]}.{old}".lstrip(".") for name in (each.name, *others) for old in earlier)
+        others += ("encoder_steps",) if each.name == "encoder.steps" and schedule is not None else ()
+        heading = HEADINGS[each.name.rpartition(".")[0].partition(".")[0]]
+        facts = {"kind": each.kind, "default": each.value, "help": each.help, "heading": heading}
+        options.append(Option(name=each.name, **facts, others=others, former=former))
+    return options
 
 
 def joint(config: RunConfig) -> RunConfig:
