@@ -140,7 +140,7 @@ def distances_of(samples, group, i, j, of_self, CUT: tl.constexpr):
             of_columns += tl.sum(y * y, 1)
         both = of_rows[:, None] + of_columns[None, :]
         squares = both - 2 * products
-        lost = inside & (squares < CANCELLED * both) & (itself == 0)
+        lost = inside & (squares < both * CANCELLED) & (itself == 0)
         if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
             squares = tl.where(lost, _directly(at_rows, at_columns, in_rows, in_columns, samples.width), squares)
     # Comparisons with NaN are false, so that NaN stays.
