@@ -379,7 +379,8 @@ def _statistics(field: Field, problem: Problem, bandwidths: Float[Tensor, " t"])
 def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float]) -> Float[Tensor, " t"]:
     """Return the temperatures in the units of the features."""
     # A tensor of temperatures would have to be moved to the device, which waits for it, once per feature.
-    return torch.stack([scale.clamp(min=_SMALLEST_SCALE) * float(temperature) for temperature in temperatures])
+    smallest = scale.clamp(min=_SMALLEST_SCALE)
+    return torch.stack([smallest * float(temperature) for temperature in temperatures])
 
 
 def _norms(

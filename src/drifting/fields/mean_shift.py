@@ -125,6 +125,9 @@ class MeanShift(DriftField):
         if distances is None:
             distances = pairwise.pairwise_distances(generated, targets.coordinates)
         pairwise.mask_self(distances, num_self, peers)
+        if peers is None and pairwise.fits_at_once(distances, temperatures):
+            affinity = pairwise.affinities_at_once(distances, temperatures, self.affinity_floor)
+            return targets.drift(affinity, slice(None)).unflatten(1, (len(temperatures), -1)).transpose(0, 1)
         drift = generated.new_empty(len(temperatures), *generated.shape)
         for index, groups, rows, affinity in pairwise.affinity_tiles(distances, temperatures, self.affinity_floor, peers):
             targets.drift(affinity, groups, out=drift[index, groups, rows])

@@ -29,6 +29,8 @@ from drifting.fields.base import Peers
 # Largest number of entries of a tile. On a CPU a tile and its buffer fit the L2 cache of a core; elsewhere tiles only bound memory.
 _CPU_TILE = 2**19
 _DEVICE_TILE = 2**26
+# Up to so many affinities are computed in one piece on a GPU.
+_AT_ONCE = 2**22
 
 # Up to this many coordinates, summing squared differences directly is as fast as a matrix product, and exact near zero.
 DIRECT_DIMENSIONS = 8
@@ -36,6 +38,7 @@ DIRECT_DIMENSIONS = 8
 # Logits are clamped here: e^-69 is 1e-30, far above the denormal numbers on which a CPU is slow.
 _UNDERFLOW = -69.0
 _MAX_SCALE = 1e20
+_MASKED = -1e30
 
 
 def tiles(shape: Sequence[int], device: torch.device) -> Iterator[tuple[slice, slice]]:
@@ -76,6 +79,8 @@ def pairwise_distances(
     The expansion |x|^2 + |y|^2 - 2xy loses digits far from the origin and near zero. Therefore up to `DIRECT_DIMENSIONS`
     coordinates are subtracted directly; more are centered first, and on a CPU their products are summed in float64.
     """
+    if x.shape[-1] <= DIRECT_DIMENSIONS and is_slow_to_launch(x):
+        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     out = (memory or Memory()).matrix((x.shape[0], x.shape[1], y.shape[1]), like=x)
     prepare = _by_difference if x.shape[-1] <= DIRECT_DIMENSIONS else _by_expansion
     center = y.mean(1, keepdim=True)
@@ -109,8 +114,9 @@ def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Calla
     def fill(rows: slice, out: Tensor, scratch: Tensor) -> None:
         del scratch
         some = x[:, rows].to(wide)
-        squares = torch.baddbmm(norms, some, y.mT, alpha=-2)
-        out.copy_(squares.add_(_squared_norms(some))).clamp_(min=0)
+        squares = torch.baddbmm(norms, some, y.mT, alpha=-2, out=out if wide == out.dtype else None)
+        squares.add_(_squared_norms(some))
+        (squares if squares is out else out.copy_(squares)).clamp_(min=0)
 
     return fill
 
@@ -174,6 +180,27 @@ def affinity_tiles(
         for groups, rows, scratch in _scratch_tiles(distances):
             tile = affinity(distances[groups, rows], row[groups, rows], column[groups], scale, floor, out=scratch)
             yield index, groups, rows, tile
+
+
+def is_slow_to_launch(samples: Tensor) -> bool:
+    """Return whether starting an operation takes longer than a small one itself, as on a GPU."""
+    return samples.device.type != "cpu"
+
+
+def fits_at_once(distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"]) -> bool:
+    """Return whether `affinities_at_once` is faster than tiles."""
+    return is_slow_to_launch(distances) and len(temperatures) * distances.numel() <= _AT_ONCE
+
+
+def affinities_at_once(
+    distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"], floor: float
+) -> Float[Tensor, "g t*n k"]:
+    """Return the affinities at all temperatures, by few operations on whole matrices."""
+    logits = distances[:, None] * kernel_scale(temperatures)[:, None, None]
+    # Finite, because a sample without others has no normalizer: its column is masked.
+    logits.clamp_(min=_MASKED)
+    affinity = logits.log_softmax(3).add_(logits.log_softmax(2)).mul_(0.5).exp_()
+    return (affinity.clamp_(min=math.sqrt(floor)) if floor > 0 else affinity).flatten(1, 2)
 
 
 def kernel_scale(temperatures: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
