@@ -1,5 +1,7 @@
 """The engine: tiles, distances and potentials, each against the plain formula; and nothing depends on how work is cut."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -174,3 +176,31 @@ def test_kernel_scale_is_finite_for_any_positive_temperature():
     scale = pairwise.kernel_scale(temperatures)
     assert scale.isfinite().all()
     torch.testing.assert_close(scale[1:], torch.tensor([-1e8, -2.0, -1e-8]))
+
+
+def _is_rounded():
+    """Return whether products of float32 on a GPU are rounded to TF32. Releases before 2.9 have no setting of their own."""
+    products = torch.backends.cuda.matmul
+    return products.fp32_precision != "ieee" if hasattr(products, "fp32_precision") else products.allow_tf32
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_are_exact_whatever_was_switched_on_for_all_of_torch(monkeypatch, precision):
+    """A tensor without data stands for one on a GPU, where products of float32 may be rounded to TF32."""
+    seen, product = [], torch.baddbmm
+
+    def watching(*matrices, **options):
+        seen.append((matrices[0].dtype, _is_rounded()))
+        return product(*matrices, **options)
+
+    monkeypatch.setattr(torch, "baddbmm", watching)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert _is_rounded()
+        distances = inspect.unwrap(pairwise.pairwise_distances)  # without autocast, which knows no such device
+        distances(torch.empty(1, 4, 12, device="meta"), torch.empty(1, 5, 12, device="meta"))
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [(torch.float32, False)]

@@ -18,12 +18,13 @@ Source: paper, Algorithm 2; the two potentials and the tiles are ours.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting._checks import constant
+from drifting._checks import constant, exact_products
 from drifting.fields.base import Peers
 
 # Largest number of entries of a tile. On a CPU a tile and its buffer fit the L2 cache of a core; elsewhere tiles only bound memory.
@@ -56,11 +57,11 @@ class Memory:
     """Memory for matrices, kept between calls: on a CPU, fresh pages from the system cost more time than the distances.
 
     Attributes:
-        kept: The memory of each purpose, flat.
+        kept: The memory of each purpose, flat: a tensor, or an array of the compiled loops.
     """
 
     def __init__(self) -> None:
-        self.kept: dict[str, Tensor] = {}
+        self.kept: dict[str, Any] = {}
 
     def matrix(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return an uninitialized tensor of a shape. It shares its memory with the tensors returned before."""
@@ -114,7 +115,9 @@ def _by_expansion(x: Float[Tensor, "g n d"], y: Float[Tensor, "g k d"]) -> Calla
     def fill(rows: slice, out: Tensor, scratch: Tensor) -> None:
         del scratch
         some = x[:, rows].to(wide)
-        squares = torch.baddbmm(norms, some, y.mT, alpha=-2, out=out if wide == out.dtype else None)
+        # Rounded to TF32, near distances would be wrong in the first digit.
+        with exact_products():
+            squares = torch.baddbmm(norms, some, y.mT, alpha=-2, out=out if wide == out.dtype else None)
         squares.add_(_squared_norms(some))
         (squares if squares is out else out.copy_(squares)).clamp_(min=0)
 
