@@ -371,9 +371,8 @@ def _feature_scale(drifts: Drifts, problem: Problem, known: Tensor | float | Non
 def _statistics(field: Field, problem: Problem, bandwidths: Float[Tensor, " t"]) -> Statistics | None:
     """Return the statistics of a field that has any."""
     measure = getattr(field, "statistics", None)
-    options = {"temperatures": bandwidths, "weights": problem.weights, "num_self": problem.num_self}
-    options |= {} if problem.peers is None else {"peers": problem.peers}
-    return measure and measure(problem.generated, problem.positives, torch.cat(list(problem.negatives), 1), **options)
+    samples = (problem.generated, problem.positives, torch.cat(list(problem.negatives), 1))
+    return measure and measure(*samples, **problem.options(bandwidths))
 
 
 def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float]) -> Float[Tensor, " t"]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drifting import DriftingLoss, drifting_loss
-from drifting.fields import MeanShift, backends
+from drifting.fields import MeanShift, backends, compiled_drifts
 from drifting.fields.backends import CompiledDrifts, FieldDrifts, open_drifts
 from drifting.fields.base import Problem
 from drifting.fields.pairwise import Memory
@@ -15,7 +15,7 @@ from tests.oracle import drifting_oracle as oracle
 from tests.support.covering import pairwise
 
 pytest.importorskip("numba")
-pytestmark = pytest.mark.skipif(backends._loops() is None, reason="this build of torch has other matrix products")
+pytestmark = pytest.mark.skipif(compiled_drifts._loops() is None, reason="this build of torch has other matrix products")
 
 RELEASE, SIMPLE, OTHER = (0.02, 0.05, 0.2), (0.1, 0.3), (0.07, 0.11)
 # Both sides of the switches: direct differences or products, and groups at once or in blocks, on several lanes.
@@ -71,7 +71,7 @@ def assert_close(values, expected, tolerance=1e-5):
 )
 def test_drifts_are_those_of_float64(monkeypatch, shape, temperatures, floor, independent, weighted, stored):
     if not stored:
-        monkeypatch.setattr(backends, "_STORED_PAIRS", 0)
+        monkeypatch.setattr(compiled_drifts, "_STORED_PAIRS", 0)
     samples = problem(shape, independent=independent, weighted=weighted)
     scaled = [temperature * math.sqrt(shape[-1]) for temperature in temperatures]
     factors = torch.tensor([1.0, -2.0, 0.5][: len(temperatures)])
@@ -198,12 +198,12 @@ def test_another_field_and_other_precision_are_left_to_torch(monkeypatch):
     assert isinstance(open_drifts(MeanShift(), samples, smallest=0.0), CompiledDrifts)
     assert isinstance(open_drifts(Turned(), samples, smallest=0.0), FieldDrifts)
     assert isinstance(open_drifts(MeanShift(), wide(samples), smallest=0.0), FieldDrifts)
-    backends._loops.cache_clear()
+    compiled_drifts._loops.cache_clear()
     monkeypatch.setenv("DRIFTING_COMPILED", "0")
     try:
         assert isinstance(open_drifts(MeanShift(), samples, smallest=0.0), FieldDrifts)
     finally:
-        backends._loops.cache_clear()
+        compiled_drifts._loops.cache_clear()
 
 
 def test_backends_agree(monkeypatch):

@@ -119,6 +119,11 @@ class Problem:
     num_self: int = 0
     peers: Peers | None = None
 
+    def options(self, temperatures: Float[Tensor, " t"]) -> dict[str, Any]:
+        """Return the named arguments of a `Field` for this problem, without the distances."""
+        options = {"temperatures": temperatures, "weights": self.weights, "num_self": self.num_self}
+        return options if self.peers is None else {**options, "peers": self.peers}
+
 
 @runtime_checkable
 class Drifts(Protocol):

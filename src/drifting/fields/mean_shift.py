@@ -23,7 +23,7 @@ from torch import Tensor
 
 from drifting._checks import check_shapes, check_temperature, check_weights, constant, full_precision, join_weights
 from drifting.fields import pairwise
-from drifting.fields.base import DriftField, Peers, Statistics
+from drifting.fields.base import DriftField, Peers, Problem, Statistics
 
 
 @constant
@@ -57,20 +57,19 @@ def mean_shift(
 
     Source: paper, Algorithm 2.
     """
+    from drifting.fields.backends import open_drifts  # imports this module
+
     check_temperature(temperature)
     num_self = generated.shape[-2] if negatives is None else 0
     negatives = generated if negatives is None else negatives
     check_shapes(generated, positives, negatives)
     weights = join_weights((negatives, negative_weights), (positives, positive_weights))
     grouped = generated.ndim == 3
-    samples = (part if grouped else part[None] for part in (generated, positives, negatives))
-    drift = mean_shift_field(
-        *(full_precision(part) for part in samples),
-        temperatures=torch.tensor([temperature], dtype=full_precision(generated).dtype, device=generated.device),
-        weights=weights if grouped or weights is None else weights[None],
-        num_self=num_self,
-        affinity_floor=affinity_floor,
-    )[0]
+    moved, real, repelling = (full_precision(part if grouped else part[None]) for part in (generated, positives, negatives))
+    weights = weights if grouped or weights is None else weights[None]
+    drifts = open_drifts(MeanShift(affinity_floor), Problem(moved, [repelling], real, weights, num_self), smallest=0.0)
+    drifts.root_mean_squares(moved.new_tensor([temperature]))
+    drift = drifts.total(moved.new_ones(1))
     return drift if grouped else drift[0]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from llvmlite import binding
 from numba import njit, types
 
-from drifting.fields.backends import products
+from drifting.fields.compiled_drifts import products
 
 ZERO, ONE, INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 _NO, _YES = 78, 84  # the letters N and T of the library's transposition
