@@ -32,12 +32,13 @@ from drifting.fields.mean_shift import MeanShift
 from drifting.fields.pairwise import DIRECT_DIMENSIONS
 
 _DEVICES = ("cuda",)
-# Rows of a small group, pairs of one with the padding, and its tiles of targets. Each program then has 64 registers per thread and
-# matrix for distances and coefficients.
-_ROWS, _PAIRS, _TILE = 64, 2**14, 32
+# Rows and targets of a small group at most, its pairs with the padding, and the targets of a tile. More pairs do not fit into the
+# registers of a program, and more tiles take long to compile.
+_ROWS, _COLUMNS, _PAIRS, _TILE = 64, 256, 12288, 32
 # Rows, targets and coordinates of tiles of larger groups; half the rows if there would be too few programs for a device.
 _TILES, _FEATURES, _PROGRAMS = (64, 64), 16, 256
-_WARPS = 8
+# Warps of a program with up to 32 rows, or more.
+_WARPS = (4, 8)
 # The second axis of a grid is limited.
 _GROUPS = 2**16 - 1
 _SUM_BLOCK = 1024
@@ -60,6 +61,11 @@ def _kernels() -> _Kernels | None:
     from drifting.fields import triton_kernels, triton_tiles
 
     return _Kernels(triton_kernels, triton_tiles)
+
+
+def fits_the_chip(rows: int, columns: int) -> bool:
+    """Return whether one program holds all pairs of a group."""
+    return rows <= _ROWS and columns <= _COLUMNS and _power_of_two(rows) * _whole(columns, _TILE) * _TILE <= _PAIRS
 
 
 def is_available(problem: Problem) -> bool:
@@ -144,7 +150,7 @@ class TritonDrifts:
             smallest=float(smallest),
             floor=math.sqrt(floor),
         )
-        self._small = problem.peers is None and rows <= _ROWS and _power_of_two(rows) * -(-columns // _TILE) * _TILE <= _PAIRS
+        self._small = problem.peers is None and fits_the_chip(rows, columns)
         self._cut = self._choose_cut()
         self._centered = False
         self._drifts = self._samples.center[None, :, None]
@@ -154,7 +160,7 @@ class TritonDrifts:
         rows, columns = _TILES
         if self._small:
             rows, columns = _power_of_two(samples.rows), _TILE
-        elif groups * -(-samples.rows // rows) < _PROGRAMS:
+        elif groups * _whole(samples.rows, rows) < _PROGRAMS:
             rows //= 2
         return self._kernels.groups.Cut(
             rows=rows,
@@ -172,9 +178,6 @@ class TritonDrifts:
     def _new(self, *shape: int) -> Tensor:
         return self._problem.generated.new_empty(shape, dtype=torch.float32)
 
-    def _tiles(self, count: int, size: int) -> int:
-        return -(-count // size)
-
     def mean_distance(self) -> Float[Tensor, ""]:
         """Return the mean of distance * weight over all pairs, those of a sample with itself included."""
         samples, groups = self._samples, len(self._samples.generated)
@@ -184,7 +187,7 @@ class TritonDrifts:
             self._centered = True
         else:
             self._find_center()
-            sums = self._new(groups, self._tiles(samples.rows, self._cut.rows))
+            sums = self._new(groups, _whole(samples.rows, self._cut.rows))
             self._launch(self._kernels.tiles.measure_tiles, sums.shape[::-1], samples, sums, CUT=self._cut)
         return (sums.sum(dtype=torch.float64) / (groups * samples.rows * samples.columns)).float()
 
@@ -201,7 +204,7 @@ class TritonDrifts:
         """Return the sum of the drifts of the last call of `root_mean_squares`, each times a factor."""
         total = self._new(*self._drifts.shape[1:])
         size, factors = total.numel(), factors.detach().float().contiguous()
-        grid = (self._tiles(size, _SUM_BLOCK),)
+        grid = (_whole(size, _SUM_BLOCK),)
         self._launch(self._kernels.groups.combine, grid, self._drifts, factors, total, size, COUNT=len(factors), BLOCK=_SUM_BLOCK)
         return total
 
@@ -209,7 +212,7 @@ class TritonDrifts:
         if not self._centered:
             groups, width = self._samples.center.shape
             self._launch(
-                self._kernels.groups.center_targets, (groups, self._tiles(width, self._cut.features)), self._samples, CUT=self._cut
+                self._kernels.groups.center_targets, (groups, _whole(width, self._cut.features)), self._samples, CUT=self._cut
             )
             self._centered = True
 
@@ -226,7 +229,7 @@ class TritonDrifts:
         column = self._over_peers(self._add_up(temperatures, 0), temperatures)
         kernel = self._kernels.groups.Kernel(temperatures, *row, *column)
         sides, masses = self._new(2, count, groups, rows, width), self._new(2, count, groups, rows)
-        tiles = self._tiles(rows, cut.rows)
+        tiles = _whole(rows, cut.rows)
         self._launch(self._kernels.tiles.move_tiles, (tiles, groups, 2), samples, kernel, sides, masses, CUT=cut)
         squares = self._new(count, groups, tiles)
         self._launch(self._kernels.tiles.join_sides, (tiles, groups, count), samples, sides, masses, squares, CUT=cut)
@@ -238,7 +241,7 @@ class TritonDrifts:
         samples, cut, groups = self._samples, self._cut, len(self._samples.generated)
         count, size = (samples.rows, cut.rows) if axis == 1 else (samples.columns, cut.columns)
         nearest, sums = self._new(groups, count), self._new(groups, len(temperatures), count)
-        grid = (self._tiles(count, size), groups)
+        grid = (_whole(count, size), groups)
         self._launch(self._kernels.tiles.add_up_tiles, grid, samples, temperatures, nearest, sums, AXIS=axis, CUT=cut)
         return nearest, sums
 
@@ -253,7 +256,12 @@ class TritonDrifts:
 
     def _launch(self, kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:
         with torch.cuda.device_of(self._samples.generated):  # Triton launches on the current device
-            kernel[tuple(grid)](*arguments, **constants, num_warps=_WARPS)
+            kernel[tuple(grid)](*arguments, **constants, num_warps=_WARPS[self._cut.rows > _TILE])
+
+
+def _whole(count: int, size: int) -> int:
+    """Return how many pieces of a size hold a count."""
+    return -(-count // size)
 
 
 def _power_of_two(count: int, least: int = 16) -> int:
