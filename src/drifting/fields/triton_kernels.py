@@ -92,6 +92,12 @@ def pointers_to_targets(samples, group, j):
 
 
 @jit
+def _of_rows(samples, group, i):
+    """Return pointers to the features of rows [r]."""
+    return samples.generated + (group * samples.rows + i) * samples.width
+
+
+@jit
 def load_block(pointers, inside, features, width):
     """Return a block [r, f] of samples in float32."""
     known = inside[:, None] & (features < width)[None, :]
@@ -117,37 +123,52 @@ def _directly(at_rows, at_columns, in_rows, in_columns, width):
 
 
 @jit
-def distances_of(samples, group, i, j, of_self, CUT: tl.constexpr):
-    """Return the distances of rows i to targets j, `of_self` for a row and itself, and infinity outside."""
-    in_rows, in_columns = i < samples.rows, j < samples.columns
-    at_rows = samples.generated + (group * samples.rows + i) * samples.width
-    at_columns = pointers_to_targets(samples, group, j)
-    inside = in_rows[:, None] & in_columns[None, :]
-    itself = (i[:, None] + samples.shift == j[None, :]) & CUT.own
-    if CUT.direct:
-        squares = _directly(at_rows, at_columns, in_rows, in_columns, samples.width)
-    else:
-        products = tl.zeros([i.shape[0], j.shape[0]], tl.float32)
-        of_rows = tl.zeros([i.shape[0]], tl.float32)
-        of_columns = tl.zeros([j.shape[0]], tl.float32)
-        for start in range(0, samples.width, CUT.features):
-            features = start + tl.arange(0, CUT.features)
-            center = block_of_center(samples, group, features)[None, :]
-            x = load_block(at_rows, in_rows, features, samples.width) - center
-            y = load_block(at_columns, in_columns, features, samples.width) - center
-            products = tl.dot(x, tl.trans(y), products, input_precision=CUT.precision)
-            of_rows += tl.sum(x * x, 1)
-            of_columns += tl.sum(y * y, 1)
-        both = of_rows[:, None] + of_columns[None, :]
-        squares = both - 2 * products
-        lost = inside & (squares < both * CANCELLED) & (itself == 0)
-        if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
-            squares = tl.where(lost, _directly(at_rows, at_columns, in_rows, in_columns, samples.width), squares)
-    # Comparisons with NaN are false, so that NaN stays.
-    distances = tl.sqrt(tl.where(squares < 0, 0.0, squares))
-    distances = tl.where(distances < samples.smallest, samples.smallest, distances)
-    distances = tl.where(itself, of_self, distances)
-    return tl.where(inside, distances, INFINITY)
+def _products(samples, group, i, tiles, CUT: tl.constexpr):
+    """Return |x|^2 [r] of centered rows, and of each tile of targets the products [r, c] and |y|^2 [c]."""
+    at_rows, in_rows = _of_rows(samples, group, i), i < samples.rows
+    of_rows, of_columns, products = tl.zeros([i.shape[0]], tl.float32), (), ()
+    for index in tl.static_range(len(tiles)):
+        of_columns = of_columns + (tl.zeros([tiles[index].shape[0]], tl.float32),)
+        products = products + (tl.zeros([i.shape[0], tiles[index].shape[0]], tl.float32),)
+    for start in range(0, samples.width, CUT.features):
+        features = start + tl.arange(0, CUT.features)
+        center = block_of_center(samples, group, features)[None, :]
+        x = load_block(at_rows, in_rows, features, samples.width) - center
+        of_rows += tl.sum(x * x, 1)
+        norms, sums = (), ()
+        for index in tl.static_range(len(tiles)):
+            at, inside = pointers_to_targets(samples, group, tiles[index]), tiles[index] < samples.columns
+            y = load_block(at, inside, features, samples.width) - center
+            norms = norms + (of_columns[index] + tl.sum(y * y, 1),)
+            sums = sums + (tl.dot(x, tl.trans(y), products[index], input_precision=CUT.precision),)
+        of_columns, products = norms, sums
+    return of_rows, products, of_columns
+
+
+@jit
+def distances_of(samples, group, i, tiles, of_self, CUT: tl.constexpr):
+    """Return the distances [r, c] of rows i to each tile of targets, `of_self` for a row and itself, and infinity outside."""
+    at_rows, in_rows, found = _of_rows(samples, group, i), i < samples.rows, ()
+    if not CUT.direct:
+        of_rows, products, of_columns = _products(samples, group, i, tiles, CUT)
+    for index in tl.static_range(len(tiles)):
+        j = tiles[index]
+        at_columns, in_columns = pointers_to_targets(samples, group, j), j < samples.columns
+        inside = in_rows[:, None] & in_columns[None, :]
+        itself = (i[:, None] + samples.shift == j[None, :]) & CUT.own
+        if CUT.direct:
+            squares = _directly(at_rows, at_columns, in_rows, in_columns, samples.width)
+        else:
+            both = of_rows[:, None] + of_columns[index][None, :]
+            squares = both - 2 * products[index]
+            lost = inside & (squares < both * CANCELLED) & (itself == 0)
+            if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
+                squares = tl.where(lost, _directly(at_rows, at_columns, in_rows, in_columns, samples.width), squares)
+        # Comparisons with NaN are false, so that NaN stays.
+        distances = tl.sqrt(tl.where(squares < 0, 0.0, squares))
+        distances = tl.where(distances < samples.smallest, samples.smallest, distances)
+        found = found + (tl.where(inside, tl.where(itself, of_self, distances), INFINITY),)
+    return found
 
 
 @jit
@@ -205,11 +226,23 @@ def center_targets(samples, CUT: tl.constexpr):
 
 
 @jit
-def weighted_sum(samples, group, i, j, CUT: tl.constexpr):
-    """Return the weighted sum of the distances of each row [r] to targets j, a row being at the smallest distance from itself."""
-    distances = distances_of(samples, group, i, j, samples.smallest, CUT)
-    distances = tl.where((i < samples.rows)[:, None] & (j < samples.columns)[None, :], distances, 0.0)
-    return tl.sum(distances * weights_of(samples, group, j, samples.columns, CUT)[None, :], 1)
+def weighted_sum(samples, group, i, tiles, CUT: tl.constexpr):
+    """Return the weighted sum of the distances of each row [r] to targets, a row being at the smallest distance from itself."""
+    distances, total = distances_of(samples, group, i, tiles, samples.smallest, CUT), tl.zeros([i.shape[0]], tl.float32)
+    for index in tl.static_range(len(tiles)):
+        j = tiles[index]
+        known = tl.where((i < samples.rows)[:, None] & (j < samples.columns)[None, :], distances[index], 0.0)
+        total += tl.sum(known * weights_of(samples, group, j, samples.columns, CUT)[None, :], 1)
+    return total
+
+
+@jit
+def _tiles_of_columns(CUT: tl.constexpr):
+    """Return the targets of each tile [c] of a small group."""
+    tiles = ()
+    for index in tl.static_range(len(CUT.tiles)):
+        tiles = tiles + (CUT.tiles[index][0] + tl.arange(0, CUT.tiles[index][1]),)
+    return tiles
 
 
 @jit
@@ -223,11 +256,7 @@ def measure_groups(samples, sums, CUT: tl.constexpr):
         _write_center(samples, group, start, CUT)
     tl.debug_barrier()  # other threads of the program read the center
     i = tl.arange(0, CUT.rows)
-    total = tl.zeros([CUT.rows], tl.float32)
-    for index in tl.static_range(len(CUT.tiles)):
-        j = CUT.tiles[index][0] + tl.arange(0, CUT.tiles[index][1])
-        total += weighted_sum(samples, group, i, j, CUT)
-    tl.store(sums + group, tl.sum(total, 0))
+    tl.store(sums + group, tl.sum(weighted_sum(samples, group, i, _tiles_of_columns(CUT), CUT), 0))
 
 
 @jit
@@ -238,59 +267,55 @@ def move_groups(samples, temperatures, moved, squares, CUT: tl.constexpr):
     """
     group, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     i = tl.arange(0, CUT.rows)
-    nearest = tl.full([CUT.rows], INFINITY, tl.float32)
-    distances = ()
-    for index in tl.static_range(len(CUT.tiles)):
-        j = CUT.tiles[index][0] + tl.arange(0, CUT.tiles[index][1])
-        tile = distances_of(samples, group, i, j, INFINITY, CUT)
-        nearest = tl.minimum(nearest, tl.min(tile, 1))
-        distances = distances + (tile,)  # noqa: RUF005 - Triton has no unpacking
+    tiles, nearest = _tiles_of_columns(CUT), tl.full([CUT.rows], INFINITY, tl.float32)
+    distances = distances_of(samples, group, i, tiles, INFINITY, CUT)
+    for index in tl.static_range(len(tiles)):
+        nearest = tl.minimum(nearest, tl.min(distances[index], 1))
     for temperature in range(CUT.temperatures):
         inverse = inverse_of(temperatures + temperature)
         total = tl.zeros([CUT.rows], tl.float32)
-        for index in tl.static_range(len(CUT.tiles)):
+        for index in tl.static_range(len(tiles)):
             total += tl.sum(tl.exp((finite(nearest)[:, None] - distances[index]) * inverse), 1)
-        coefficients = _coefficients(samples, group, distances, (nearest, total), inverse, CUT)
+        coefficients = _coefficients(samples, group, tiles, distances, (nearest, total, inverse), CUT)
         at = moved + ((temperature * groups + group) * samples.rows + i) * samples.width
-        square = _move(samples, group, at, i < samples.rows, coefficients, CUT)
+        square = _move(samples, group, at, i < samples.rows, (tiles, coefficients), CUT)
         tl.store(squares + temperature * groups + group, square)
 
 
 @jit
-def _coefficients(samples, group, distances, of_row, inverse, CUT: tl.constexpr):
-    """Return the coefficient of every target in the drift of every row, a tuple of tiles [r, c]."""
+def _coefficients(samples, group, tiles, distances, of_row, CUT: tl.constexpr):
+    """Return the coefficient of every target in the drift of every row, by tiles [r, c]."""
     negative = tl.zeros([CUT.rows], tl.float32)
     positive = tl.zeros([CUT.rows], tl.float32)
-    affinities = ()
-    for index in tl.static_range(len(CUT.tiles)):
-        j = CUT.tiles[index][0] + tl.arange(0, CUT.tiles[index][1])
+    nearest, total, inverse = of_row
+    affinities, coefficients = (), ()
+    for index in tl.static_range(len(tiles)):
         column_nearest = tl.min(distances[index], 0)
         column = tl.sum(tl.exp((finite(column_nearest)[None, :] - distances[index]) * inverse), 0)
-        affinity = affinities_of(distances[index], of_row, (column_nearest, column), inverse, samples.floor)
-        affinity *= weights_of(samples, group, j, samples.columns, CUT)[None, :]
-        repels = (j < samples.negatives)[None, :]
+        affinity = affinities_of(distances[index], (nearest, total), (column_nearest, column), inverse, samples.floor)
+        affinity *= weights_of(samples, group, tiles[index], samples.columns, CUT)[None, :]
+        repels = (tiles[index] < samples.negatives)[None, :]
         negative += tl.sum(tl.where(repels, affinity, 0.0), 1)
         positive += tl.sum(tl.where(repels, 0.0, affinity), 1)
-        affinities = affinities + (affinity,)  # noqa: RUF005
-    coefficients = ()
-    for index in tl.static_range(len(CUT.tiles)):
-        j = CUT.tiles[index][0] + tl.arange(0, CUT.tiles[index][1])
-        mass = tl.where((j < samples.negatives)[None, :], -positive[:, None], negative[:, None])
-        coefficients = coefficients + (affinities[index] * mass,)  # noqa: RUF005
+        affinities = affinities + (affinity,)
+    for index in tl.static_range(len(tiles)):
+        mass = tl.where((tiles[index] < samples.negatives)[None, :], -positive[:, None], negative[:, None])
+        coefficients = coefficients + (affinities[index] * mass,)
     return coefficients
 
 
 @jit
-def _move(samples, group, at, inside, coefficients, CUT: tl.constexpr):
-    """Write the drift of the rows of a group at one temperature; return the sum of its squares."""
+def _move(samples, group, at, inside, terms, CUT: tl.constexpr):
+    """Write the drift of a group at one temperature, from tiles of targets and their coefficients; return the sum of its squares."""
+    tiles, coefficients = terms
     total = tl.zeros([CUT.rows], tl.float32)
     for start in range(0, samples.width, CUT.features):
         features = start + tl.arange(0, CUT.features)
         center = block_of_center(samples, group, features)[None, :]
         drift = tl.zeros([CUT.rows, CUT.features], tl.float32)
-        for index in tl.static_range(len(CUT.tiles)):
-            j = CUT.tiles[index][0] + tl.arange(0, CUT.tiles[index][1])
-            y = load_block(pointers_to_targets(samples, group, j), j < samples.columns, features, samples.width) - center
+        for index in tl.static_range(len(tiles)):
+            of_targets = pointers_to_targets(samples, group, tiles[index])
+            y = load_block(of_targets, tiles[index] < samples.columns, features, samples.width) - center
             drift = tl.dot(coefficients[index], y, drift, input_precision=CUT.precision)
         known = inside[:, None] & (features < samples.width)[None, :]
         tl.store(at[:, None] + features[None, :], drift, mask=known)

@@ -28,7 +28,7 @@ def measure_tiles(samples, sums, CUT: tl.constexpr):
     i = tile * CUT.rows + tl.arange(0, CUT.rows)
     total = tl.zeros([CUT.rows], tl.float32)
     for first in range(0, samples.columns, CUT.columns):
-        total += weighted_sum(samples, group, i, first + tl.arange(0, CUT.columns), CUT)
+        total += weighted_sum(samples, group, i, (first + tl.arange(0, CUT.columns),), CUT)
     tl.store(sums + group * tl.num_programs(0) + tile, tl.sum(total, 0))
 
 
@@ -50,9 +50,9 @@ def add_up_tiles(samples, temperatures, nearest, sums, AXIS: tl.constexpr, CUT: 
     for first in range(0, others, OTHER):
         other = first + tl.arange(0, OTHER)
         if AXIS == 1:
-            distances = distances_of(samples, group, one, other, INFINITY, CUT)
+            distances = distances_of(samples, group, one, (other,), INFINITY, CUT)[0]
         else:
-            distances = distances_of(samples, group, other, one, INFINITY, CUT)
+            distances = distances_of(samples, group, other, (one,), INFINITY, CUT)[0]
         found = tl.minimum(lowest, tl.min(distances, AXIS))
         totals *= tl.exp((finite(found) - lowest)[:, None] * inverse)
         gaps = tl.expand_dims(finite(found), AXIS) - distances
@@ -80,7 +80,7 @@ def move_tiles(samples, kernel, sides, masses, CUT: tl.constexpr):
     mass = tl.zeros([CUT.rows, CUT.padded], tl.float32)
     for first in range(begin, end, CUT.columns):
         j = first + tl.arange(0, CUT.columns)
-        distances = distances_of(samples, group, i, j, INFINITY, CUT)
+        distances = distances_of(samples, group, i, (j,), INFINITY, CUT)[0]
         column_nearest = tl.load(kernel.column_nearest + group * samples.columns + j, mask=j < end, other=0.0)
         weights = weights_of(samples, group, j, end, CUT)[None, :]
         for index in tl.static_range(CUT.temperatures):
