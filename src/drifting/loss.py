@@ -136,7 +136,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     feature_scale = _feature_scale(drifts, problem, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
     bandwidths = _bandwidths(feature_scale, temperatures)
-    spread = _statistics(field, problem, bandwidths) if statistics else None
+    spread = _statistics(drifts, field, problem, bandwidths) if statistics else None
     norms = _norms(drifts.root_mean_squares(bandwidths) / unit, temperatures, drift_norms, peers)
     factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
     total = drifts.total(factors if normalize_drift else torch.ones_like(factors))
@@ -368,8 +368,10 @@ def _feature_scale(drifts: Drifts, problem: Problem, known: Tensor | float | Non
     return above / below.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def _statistics(field: Field, problem: Problem, bandwidths: Float[Tensor, " t"]) -> Statistics | None:
-    """Return the statistics of a field that has any."""
+def _statistics(drifts: Drifts, field: Field, problem: Problem, bandwidths: Float[Tensor, " t"]) -> Statistics | None:
+    """Return the statistics of a field that has any, by the backend if it computes them."""
+    if (measure := getattr(drifts, "statistics", None)) is not None:
+        return measure(bandwidths)
     measure = getattr(field, "statistics", None)
     samples = (problem.generated, problem.positives, torch.cat(list(problem.negatives), 1))
     return measure and measure(*samples, **problem.options(bandwidths))

@@ -161,6 +161,26 @@ def test_loss_is_that_of_the_oracle(device, way, floor):
     assert float(report.scale) == pytest.approx(wanted.scale, rel=1e-6)
 
 
+@pytest.mark.parametrize("independent", [False, True])
+def test_kernel_spreads_as_in_float64(device, way, independent):
+    samples = problem((2, 5, 6, 4, 12), independent=independent, weighted=True)
+    samples.positives[1, 1:] += 30  # affinities whose squares underflow
+    temperatures = torch.tensor(RELEASE, dtype=torch.float64) * 12**0.5
+    drifts = open_drifts(MeanShift(), moved(samples, device), smallest=0.0)
+    found = [value.cpu() for value in drifts.statistics(temperatures.to(device))]
+    right = wide(samples)
+    parts = (right.generated, right.positives, torch.cat(list(right.negatives), 1))
+    assert_close(found, MeanShift().statistics(*parts, **right.options(temperatures)))
+
+
+def test_loss_takes_the_statistics_of_the_kernels(device, way, monkeypatch):
+    samples, positives = (values.to(device) for values in draw(6, (2, 5, 12), (2, 6, 12)))
+    expected = drifting_loss(samples.double(), positives.double(), statistics=True).statistics
+    monkeypatch.setattr(MeanShift, "statistics", None)
+    found = drifting_loss(samples, positives, statistics=True).statistics
+    assert_close([value.cpu() for value in found], [value.cpu() for value in expected])
+
+
 def test_a_known_scale_needs_no_distances_before(device, way):
     samples = problem((2, 5, 6, 0, 12))
     drifts = open_drifts(MeanShift(), moved(samples, device), smallest=0.0)
@@ -246,10 +266,15 @@ def test_rows_are_split_over_processes(device, monkeypatch):
 
     def work(peers):
         rows = samples.generated.chunk(2, 1)[peers.rank]
-        return results(dataclasses.replace(samples, generated=rows, num_self=4, peers=peers), RELEASE, 1e-6, device)[2]
+        part = moved(dataclasses.replace(samples, generated=rows, num_self=4, peers=peers), device)
+        drifts = open_drifts(MeanShift(1e-6), part, smallest=0.0)
+        temperatures = torch.tensor(RELEASE, device=device)
+        return answers(drifts, RELEASE)[2], torch.stack(list(drifts.statistics(temperatures))).cpu()
 
-    parts = on_peers(2, work)
-    assert_close([torch.cat(parts, 1)], expected(samples, RELEASE, 1e-6)[2:])
+    drifts, statistics = zip(*on_peers(2, work), strict=True)
+    assert_close([torch.cat(drifts, 1)], expected(samples, RELEASE, 1e-6)[2:])
+    whole = open_drifts(MeanShift(1e-6), moved(samples, device), smallest=0.0).statistics(torch.tensor(RELEASE, device=device))
+    assert_close([torch.stack(statistics).mean(0)], [torch.stack(list(whole)).double().cpu()])
 
 
 def many_sets(samples):

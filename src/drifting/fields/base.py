@@ -130,7 +130,8 @@ class Drifts(Protocol):
     """The drifts of one problem at every temperature, before they are added up. The methods are called in this order.
 
     The loss needs a scale from the distances, then the size of the drift at each temperature, then one weighted sum of the drifts.
-    A backend answers these three questions and chooses what it keeps in memory in between, see `backends`.
+    A backend answers these three questions and chooses what it keeps in memory in between, see `backends`. It may also have
+    a method `statistics(temperatures)`, which returns those of the field.
     """
 
     def mean_distance(self) -> Float[Tensor, ""]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from drifting._checks import constant
 from drifting.fields.base import Problem
+from drifting.fields.diagnostics import KernelStatistics
 from drifting.fields.mean_shift import MeanShift
 from drifting.fields.pairwise import DIRECT_DIMENSIONS
 
@@ -193,10 +194,7 @@ class TritonDrifts:
 
     def root_mean_squares(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         """Compute the drifts at these temperatures; return the root mean square of each over groups, samples and coordinates."""
-        self._find_center()
-        count = len(temperatures)
-        self._cut = self._cut._replace(temperatures=count, padded=_power_of_two(count, 1))
-        temperatures = temperatures.detach().float().contiguous()
+        temperatures = self._prepare(temperatures)
         squares = self._move_groups(temperatures) if self._small else self._move_tiles(temperatures)
         return (squares.sum(1, dtype=torch.float64) / self._problem.generated.numel()).sqrt().float()
 
@@ -207,6 +205,25 @@ class TritonDrifts:
         grid = (_whole(size, _SUM_BLOCK),)
         self._launch(self._kernels.groups.combine, grid, self._drifts, factors, total, size, COUNT=len(factors), BLOCK=_SUM_BLOCK)
         return total
+
+    @constant
+    def statistics(self, temperatures: Float[Tensor, " t"]) -> KernelStatistics:
+        """Return how the kernel spreads, see `diagnostics.kernel_statistics`."""
+        temperatures = self._prepare(temperatures)
+        groups, rows, _ = self._samples.generated.shape
+        sums, grid = self._new(2, 3, len(temperatures), groups, rows), (_whole(rows, self._cut.rows), groups, 2)
+        self._launch(self._kernels.tiles.spread_tiles, grid, self._samples, self._kernel(temperatures), sums, CUT=self._cut)
+        highest, total, squares = sums.unbind(1)
+        negative, positive = total.square() / squares.clamp(min=1)
+        mass = highest * total
+        share = mass[1] / mass.sum(0).clamp(min=torch.finfo(mass.dtype).tiny)
+        return KernelStatistics(*(values.mean((1, 2)) for values in (positive, negative, share)))
+
+    def _prepare(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+        """Find the center, and cut the problem for these temperatures."""
+        self._find_center()
+        self._cut = self._cut._replace(temperatures=len(temperatures), padded=_power_of_two(len(temperatures), 1))
+        return temperatures.detach().float().contiguous()
 
     def _find_center(self) -> None:
         if not self._centered:
@@ -225,9 +242,7 @@ class TritonDrifts:
     def _move_tiles(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, "t _"]:
         samples, cut, count = self._samples, self._cut, len(temperatures)
         groups, rows, width = samples.generated.shape
-        row = self._add_up(temperatures, 1)
-        column = self._over_peers(self._add_up(temperatures, 0), temperatures)
-        kernel = self._kernels.groups.Kernel(temperatures, *row, *column)
+        kernel = self._kernel(temperatures)
         sides, masses = self._new(2, count, groups, rows, width), self._new(2, count, groups, rows)
         tiles = _whole(rows, cut.rows)
         self._launch(self._kernels.tiles.move_tiles, (tiles, groups, 2), samples, kernel, sides, masses, CUT=cut)
@@ -235,6 +250,12 @@ class TritonDrifts:
         self._launch(self._kernels.tiles.join_sides, (tiles, groups, count), samples, sides, masses, squares, CUT=cut)
         self._drifts = sides[0]
         return squares.flatten(1)
+
+    def _kernel(self, temperatures: Float[Tensor, " t"]) -> Any:
+        """Return the normalizers of rows and columns over all processes."""
+        row = self._add_up(temperatures, 1)
+        column = self._over_peers(self._add_up(temperatures, 0), temperatures)
+        return self._kernels.groups.Kernel(temperatures, *row, *column)
 
     def _add_up(self, temperatures: Float[Tensor, " t"], axis: int) -> tuple[Float[Tensor, "g _"], Float[Tensor, "g t _"]]:
         """Return the nearest distance and the sum of every row (axis 1) or column (axis 0) relative to it."""

@@ -111,15 +111,26 @@ def block_of_center(samples, group, features):
 
 
 @jit
-def _directly(at_rows, at_columns, in_rows, in_columns, width):
+def _directly(samples, group, i, j):
     """Return squared distances [r, c], one coordinate after the other."""
-    total = tl.zeros([at_rows.shape[0], at_columns.shape[0]], tl.float32)
-    for coordinate in range(width):
+    at_rows, at_columns = _of_rows(samples, group, i), pointers_to_targets(samples, group, j)
+    in_rows, in_columns = i < samples.rows, j < samples.columns
+    total = tl.zeros([i.shape[0], j.shape[0]], tl.float32)
+    for coordinate in range(samples.width):
         x = tl.load(at_rows + coordinate, mask=in_rows, other=0.0).to(tl.float32)
         y = tl.load(at_columns + coordinate, mask=in_columns, other=0.0).to(tl.float32)
         difference = x[:, None] - y[None, :]
         total += difference * difference
     return total
+
+
+@jit
+def _all_directly(samples, group, i, tiles):
+    """Return squared distances for few coordinates."""
+    found = ()
+    for index in tl.static_range(len(tiles)):
+        found = found + (_directly(samples, group, i, tiles[index]),)
+    return found
 
 
 @jit
@@ -146,26 +157,37 @@ def _products(samples, group, i, tiles, CUT: tl.constexpr):
 
 
 @jit
+def _pairs(samples, i, j, CUT: tl.constexpr):
+    """Return which pairs exist, and which are a row and itself."""
+    inside = (i < samples.rows)[:, None] & (j < samples.columns)[None, :]
+    return inside, (i[:, None] + samples.shift == j[None, :]) & CUT.own
+
+
+@jit
+def _expanded(samples, group, i, tiles, CUT: tl.constexpr):
+    """Return squared distances as |x|^2 + |y|^2 - 2xy, summed again directly where digits are lost."""
+    of_rows, products, of_columns = _products(samples, group, i, tiles, CUT)
+    found = ()
+    for index in tl.static_range(len(tiles)):
+        inside, itself = _pairs(samples, i, tiles[index], CUT)
+        both = of_rows[:, None] + of_columns[index][None, :]
+        squares = both - 2 * products[index]
+        lost = inside & (squares < both * CANCELLED) & (itself == 0)
+        if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
+            squares = tl.where(lost, _directly(samples, group, i, tiles[index]), squares)
+        found = found + (squares,)
+    return found
+
+
+@jit
 def distances_of(samples, group, i, tiles, of_self, CUT: tl.constexpr):
     """Return the distances [r, c] of rows i to each tile of targets, `of_self` for a row and itself, and infinity outside."""
-    at_rows, in_rows, found = _of_rows(samples, group, i), i < samples.rows, ()
-    if not CUT.direct:
-        of_rows, products, of_columns = _products(samples, group, i, tiles, CUT)
+    squares = _all_directly(samples, group, i, tiles) if CUT.direct else _expanded(samples, group, i, tiles, CUT)
+    found = ()
     for index in tl.static_range(len(tiles)):
-        j = tiles[index]
-        at_columns, in_columns = pointers_to_targets(samples, group, j), j < samples.columns
-        inside = in_rows[:, None] & in_columns[None, :]
-        itself = (i[:, None] + samples.shift == j[None, :]) & CUT.own
-        if CUT.direct:
-            squares = _directly(at_rows, at_columns, in_rows, in_columns, samples.width)
-        else:
-            both = of_rows[:, None] + of_columns[index][None, :]
-            squares = both - 2 * products[index]
-            lost = inside & (squares < both * CANCELLED) & (itself == 0)
-            if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
-                squares = tl.where(lost, _directly(at_rows, at_columns, in_rows, in_columns, samples.width), squares)
+        inside, itself = _pairs(samples, i, tiles[index], CUT)
         # Comparisons with NaN are false, so that NaN stays.
-        distances = tl.sqrt(tl.where(squares < 0, 0.0, squares))
+        distances = tl.sqrt(tl.where(squares[index] < 0, 0.0, squares[index]))
         distances = tl.where(distances < samples.smallest, samples.smallest, distances)
         found = found + (tl.where(inside, tl.where(itself, of_self, distances), INFINITY),)
     return found
@@ -306,7 +328,7 @@ def _coefficients(samples, group, tiles, distances, of_row, CUT: tl.constexpr):
 
 @jit
 def _move(samples, group, at, inside, terms, CUT: tl.constexpr):
-    """Write the drift of a group at one temperature, from tiles of targets and their coefficients; return the sum of its squares."""
+    """Write the drift of a group at one temperature, given tiles of targets and coefficients; return the sum of its squares."""
     tiles, coefficients = terms
     total = tl.zeros([CUT.rows], tl.float32)
     for start in range(0, samples.width, CUT.features):

@@ -66,6 +66,26 @@ def add_up_tiles(samples, temperatures, nearest, sums, AXIS: tl.constexpr, CUT: 
 
 
 @jit
+def _affinity(samples, kernel, pairs, distances, index, CUT: tl.constexpr):
+    """Return the weighted affinities [r, c] of rows to targets before the target `end` at one temperature."""
+    group, i, j, end = pairs
+    of, inside = group * CUT.temperatures + index, i < samples.rows
+    nearest = tl.load(kernel.nearest + group * samples.rows + i, mask=inside, other=0.0)
+    column_nearest = tl.load(kernel.column_nearest + group * samples.columns + j, mask=j < end, other=0.0)
+    row = tl.load(kernel.sums + of * samples.rows + i, mask=inside, other=0.0)
+    column = tl.load(kernel.column_sums + of * samples.columns + j, mask=j < end, other=0.0)
+    inverse = inverse_of(kernel.temperatures + index)
+    affinity = affinities_of(distances, (nearest, row), (column_nearest, column), inverse, samples.floor)
+    return affinity * weights_of(samples, group, j, end, CUT)[None, :]
+
+
+@jit
+def _side(samples, side):
+    """Return the first target of a side and that after its last: of the negatives, 0, or of the positives, 1."""
+    return tl.where(side == 0, 0, samples.negatives), tl.where(side == 0, samples.negatives, samples.columns)
+
+
+@jit
 def move_tiles(samples, kernel, sides, masses, CUT: tl.constexpr):
     """Write the weighted sum of the targets [2, t, g, n, d] and the mass [2, t, g, n] of each side: negatives, then positives.
 
@@ -73,27 +93,51 @@ def move_tiles(samples, kernel, sides, masses, CUT: tl.constexpr):
     """
     tile, group, side = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     i, t, groups = tile * CUT.rows + tl.arange(0, CUT.rows), tl.arange(0, CUT.padded), tl.num_programs(1)
-    inside = i < samples.rows
-    begin = tl.where(side == 0, 0, samples.negatives)
-    end = tl.where(side == 0, samples.negatives, samples.columns)
-    nearest = tl.load(kernel.nearest + group * samples.rows + i, mask=inside, other=0.0)
+    begin, end = _side(samples, side)
     mass = tl.zeros([CUT.rows, CUT.padded], tl.float32)
     for first in range(begin, end, CUT.columns):
         j = first + tl.arange(0, CUT.columns)
         distances = distances_of(samples, group, i, (j,), INFINITY, CUT)[0]
-        column_nearest = tl.load(kernel.column_nearest + group * samples.columns + j, mask=j < end, other=0.0)
-        weights = weights_of(samples, group, j, end, CUT)[None, :]
         for index in tl.static_range(CUT.temperatures):
-            of = group * CUT.temperatures + index
-            row = tl.load(kernel.sums + of * samples.rows + i, mask=inside, other=0.0)
-            column = tl.load(kernel.column_sums + of * samples.columns + j, mask=j < end, other=0.0)
-            inverse = inverse_of(kernel.temperatures + index)
-            affinity = affinities_of(distances, (nearest, row), (column_nearest, column), inverse, samples.floor) * weights
+            affinity = _affinity(samples, kernel, (group, i, j, end), distances, index, CUT)
             mass += tl.where(t[None, :] == index, tl.sum(affinity, 1)[:, None], 0.0)
             at = sides + (((side * CUT.temperatures + index) * groups + group) * samples.rows + i) * samples.width
             _add_targets(samples, group, at, j, affinity, tl.where(first > begin, samples.rows, 0), CUT)
     at = masses + ((side * CUT.temperatures + t[None, :]) * groups + group) * samples.rows + i[:, None]
-    tl.store(at, mass, mask=inside[:, None] & (t < CUT.temperatures)[None, :])
+    tl.store(at, mass, mask=(i < samples.rows)[:, None] & (t < CUT.temperatures)[None, :])
+
+
+@jit
+def spread_tiles(samples, kernel, sums, CUT: tl.constexpr):
+    """Write how the affinities of each row spread over the targets of each side [2, 3, t, g, n].
+
+    The three numbers are the highest, and the sums of all and of their squares in units of it, which cannot underflow. Grid: tiles
+    of rows, groups, sides.
+    """
+    tile, group, side = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    i, t, groups = tile * CUT.rows + tl.arange(0, CUT.rows), tl.arange(0, CUT.padded), tl.num_programs(1)
+    begin, end = _side(samples, side)
+    highest = tl.zeros([CUT.rows, CUT.padded], tl.float32)
+    total, squares = tl.zeros_like(highest), tl.zeros_like(highest)
+    for first in range(begin, end, CUT.columns):
+        j = first + tl.arange(0, CUT.columns)
+        distances = distances_of(samples, group, i, (j,), INFINITY, CUT)[0]
+        for index in tl.static_range(CUT.temperatures):
+            affinity, chosen = _affinity(samples, kernel, (group, i, j, end), distances, index, CUT), t[None, :] == index
+            before = tl.sum(tl.where(chosen, highest, 0.0), 1)
+            found = tl.maximum(before, tl.max(affinity, 1))
+            unit = tl.where(found == 0, 1.0, found)[:, None]
+            shrunk = tl.where(chosen, highest / unit, 1.0)
+            relative = affinity / unit
+            total = total * shrunk + tl.where(chosen, tl.sum(relative, 1)[:, None], 0.0)
+            squares = squares * shrunk * shrunk + tl.where(chosen, tl.sum(relative * relative, 1)[:, None], 0.0)
+            highest = tl.where(chosen, found[:, None], highest)
+    size = CUT.temperatures * groups * samples.rows
+    at = sums + (side * 3 * size + (t[None, :] * groups + group) * samples.rows + i[:, None])
+    known = (i < samples.rows)[:, None] & (t < CUT.temperatures)[None, :]
+    tl.store(at, highest, mask=known)
+    tl.store(at + size, total, mask=known)
+    tl.store(at + 2 * size, squares, mask=known)
 
 
 @jit
