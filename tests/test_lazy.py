@@ -1,15 +1,12 @@
 """What works with the core dependencies alone, and what is said where an extra is missing."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from drifting._lazy import missing_extra
+from tests.support import processes
 
-ROOT = Path(__file__).parents[1]
 CORE = {"torch", "numpy", "jaxtyping"}
 # Distribution -> the name that is imported, where they differ.
 IMPORTED = {"scikit-learn": "sklearn", "pillow": "PIL"}
@@ -25,6 +22,7 @@ class But:
     def __getattr__(self, name):
         return getattr(self.finder, name)
 sys.meta_path[:] = [But(finder) for finder in sys.meta_path]
+assert not {blocked} & set(sys.modules)
 """
 
 LOSS = """
@@ -40,14 +38,13 @@ print(mean_shift(samples, torch.randn(7, 3), temperature=0.5).shape)
 
 def _sections() -> dict[str, list[str]]:
     """Return the dependencies of the core and of every extra in pyproject.toml, without versions."""
-    text = (ROOT / "pyproject.toml").read_text()
+    text = (processes.ROOT / "pyproject.toml").read_text()
     found = {name: re.findall(r'"([^"]+)"', body) for name, body in re.findall(r"^(\w+) = \[(.*?)\]$", text, re.M | re.S)}
     return {name: [re.split(r"[<>=\[]", each)[0] for each in values] for name, values in found.items()}
 
 
-def _run(code: str, blocked: set[str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", BLOCK.format(blocked=blocked) + code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+def _run(code: str, blocked: set[str]) -> processes.Done:
+    return processes.run(BLOCK.format(blocked=blocked) + code)
 
 
 def _libraries(*extras: str) -> set[str]:

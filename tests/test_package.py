@@ -2,15 +2,12 @@ import ast
 import importlib
 import inspect
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import drifting
-
-ROOT = Path(__file__).parents[1]
+from tests.support import processes
 
 IMPORT = """
 import sys
@@ -76,13 +73,8 @@ write_comparison([place / "plain", place / "bank"], place / "out")
 """
 
 
-def _run(code: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-B", "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
-
-
 def test_importing_writes_nothing_and_loads_nothing_heavy():
-    result = _run(IMPORT)
+    result = processes.run(IMPORT)
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
@@ -102,12 +94,12 @@ print(heavy & set(sys.modules))
 
 @pytest.mark.parametrize("preset", ["toy", "digits", "imagenet256-ablation"])
 def test_help_of_a_preset_loads_nothing_heavy(preset):
-    result = _run(HELP.format(preset=preset) + HEAVY)
+    result = processes.run(HELP.format(preset=preset) + HEAVY)
     assert (result.stdout, result.stderr) == ("True\nset()\n", "")
 
 
 def test_presets_and_the_loss_load_nothing_heavy():
-    result = _run("import drifting\ndrifting.preset('digits'), drifting.DriftingLoss(), drifting.Trainer\n" + HEAVY)
+    result = processes.run("import drifting\ndrifting.preset('digits'), drifting.DriftingLoss(), drifting.Trainer\n" + HEAVY)
     assert (result.stdout, result.stderr) == ("set()\n", "")
 
 
@@ -115,7 +107,7 @@ def test_presets_and_the_loss_load_nothing_heavy():
 def test_shapes_in_signatures_hold_throughout_a_run(code):
     """Core functions tell of wrong shapes themselves, so that the checks of the signatures run in a process of their own."""
     pytest.importorskip("beartype")
-    result = _run(SHAPES + code)
+    result = processes.run(SHAPES + code)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -163,7 +155,7 @@ def test_unknown_name_is_no_attribute():
 
 def test_function_hides_the_module_of_its_name_whichever_comes_first():
     code = "import drifting.fields.mean_shift\nfrom drifting.fields import mean_shift\n"
-    result = _run(code + "print(callable(mean_shift))")
+    result = processes.run(code + "print(callable(mean_shift))")
     assert result.stdout == "True\n", result.stderr
 
 

@@ -1,12 +1,11 @@
 """Tests of what torch needs on a CPU: first calls by one thread, when the core is imported, and memory that is kept."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 
 from drifting import _torch
+from tests.support import processes
 
 # Torch computes up to so many elements of a unary function in the calling thread.
 GRAIN = 2048
@@ -29,7 +28,8 @@ with Record():
 
 
 def test_import_calls_every_function_on_a_short_contiguous_vector():
-    done = subprocess.run([sys.executable, "-c", RECORD], capture_output=True, text=True, check=True)
+    done = processes.run(RECORD)
+    assert done.returncode == 0, done.stderr
     calls = [line.split() for line in done.stdout.splitlines()]
     wanted = {(name, f"torch.{dtype}") for name in _torch.FUNCTIONS for dtype in ("float32", "float64")}
     assert wanted <= {(name, dtype) for name, dtype, _, _ in calls}
@@ -41,7 +41,9 @@ def test_import_calls_every_function_on_a_short_contiguous_vector():
 
 # Page faults of sixty tensors of 64 MB that are made and freed one after the other, once the first one was.
 _PROGRAM = """
-import resource, torch
+import os, resource, torch
+for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD")) and name not in {given}]:
+    del os.environ[name]
 from drifting._torch import keep_freed_memory
 kept = keep_freed_memory() if {keep} else False
 torch.zeros(2**24)
@@ -53,9 +55,8 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def _run(keep: bool, **variables: str) -> tuple[bool, int]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
-    program = [sys.executable, "-c", _PROGRAM.format(keep=keep)]
-    done = subprocess.run(program, env=environment | variables, capture_output=True, text=True, check=True)
+    done = processes.run(_PROGRAM.format(keep=keep, given=list(variables)), environment=variables)
+    assert done.returncode == 0, done.stderr
     kept, faults = done.stdout.split()
     return kept == "True", int(faults)
 
