@@ -40,6 +40,8 @@ class Schedule:
         decay_after: step after which the learning rate falls as (decay_after / step) ** decay_power; None for never. It depends
             only on the step, so a run can be continued for longer than planned.
         decay_power: power of the fall of the learning rate after `decay_after`.
+        cooldown: share of the steps, at the end, in which the learning rate falls linearly to 0. At a high rate the weights jitter,
+            and their average makes images of too little contrast. A run that is continued for more steps cools down again.
         max_grad_norm: norm that gradients are scaled down to; None for no clipping.
         ema_decay: decay of the average of the weights from which samples are made.
         other_ema_decays: decays of further averages of the weights; at the end the best of all averages is kept as the generator,
@@ -68,6 +70,7 @@ class Schedule:
     warmup_steps: int = 0
     decay_after: int | None = None
     decay_power: float = 0.5
+    cooldown: float = 0.0
     max_grad_norm: float | None = 2.0
     ema_decay: float = 0.999
     other_ema_decays: tuple[float, ...] = ()
@@ -82,6 +85,8 @@ class Schedule:
         """Return the learning rate of a step, counted from 1."""
         rise = min(1.0, step / max(1, self.warmup_steps))
         fall = 1.0 if self.decay_after is None else min(1.0, self.decay_after / step) ** self.decay_power
+        if self.cooldown:  # the rate of the last step is not 0 yet
+            fall *= min(1.0, max(0, self.steps + 1 - step) / max(1.0, self.cooldown * self.steps))
         return self.learning_rate * rise * fall
 
     def scale_of_samples(self, requested: float | None = None) -> float | None:
@@ -117,6 +122,8 @@ def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
         raise InputError(f"optimizer is '{schedule.optimizer}': pass {' or '.join(OPTIMIZERS)}")
     if not 0 <= schedule.decay_power <= 100:
         raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
+    if not 0 <= schedule.cooldown <= 1:
+        raise InputError(f"cooldown is {schedule.cooldown}: pass the share of steps in which the rate falls, from 0 to 1")
     if schedule.decay_after is not None and schedule.decay_after < 1:
         raise InputError(f"decay_after is {schedule.decay_after}: pass at least 1, or None for no decay")
     decays = {"ema_decay": (schedule.ema_decay,), "other_ema_decays": schedule.other_ema_decays}
