@@ -27,8 +27,12 @@ FEATURES = (
     *("code", "stage1_mean", "stage1_std", "stage2_mean", "stage2_std", "stage2_mean_4", "stage2_std_4"),
     *("image_mean_4", "image_std_4", "chroma_std_4"),
 )
-# Places of the middle stages tell sharp edges from blurred ones; the others suit any ResNet.
-RESNET_FEATURES = (*FOUR, "stage2_mean_4", "stage2_std_4", "stage3_std_4")
+# Locations of the middle stages show whether edges are sharp. Chroma has features of its own, because it is small beside the luma
+# in the means of tiles: without them, generated images are too gray. The others suit any ResNet.
+RESNET_FEATURES = (
+    *(*FOUR, "stage2_mean_4", "stage2_std_4", "stage3_std_4"),
+    *("chroma_mean_4", "chroma_mean", "chroma_std", "image_std"),
+)
 # Images from this side on are large: a ResNet sees them at half the side, tiles have 8 pixels in place of 4, and the decoder begins
 # at an eighth of the side.
 _LARGE = 64
@@ -148,7 +152,8 @@ def _encoder(size: DataSize) -> AutoencoderConfig | ResNetConfig:
     if size.classes > 1 and size.images >= _MANY_IMAGES and size.image_shape[2] <= _LARGEST_TILED:
         resize = size.image_shape[2] // 2 if size.image_shape[2] >= _LARGE else None
         sizes = {"arch": "resnet10", "width": 16, "feature_dims": ALL_DIMS, "resize": resize}
-        network = ResNetConfig(**sizes, steps=1000, batch_size=batch_size)
+        # Without CutMix the network would know so few images by heart, and generated ones would vary too little.
+        network = ResNetConfig(**sizes, steps=1000, batch_size=batch_size, label_smoothing=0.05, cut_mix=1.0)
         return dataclasses.replace(network, features=resnet_features_of(size.image_shape, resize))
     steps = min(1000, max(400, 20 * size.images // batch_size))
     return AutoencoderConfig(code_dim=64, width=32, features=features_of(size.image_shape), steps=steps, batch_size=batch_size)
@@ -190,15 +195,16 @@ def _schedule(size: DataSize) -> Schedule:
     generated = max(_FEWEST, total // labels)
     many = size.images >= _MANY_IMAGES
     return Schedule(
-        steps=1200 if many else 500,
+        steps=800 if many else 500,
         labels_per_step=labels,
         generated=generated,
         positives=_positives(generated, size.images // size.classes),
         unconditional=64,
         optimizer="muon",
-        learning_rate=3e-3,
+        learning_rate=5e-3 if many else 3e-3,
         warmup_steps=50,
-        decay_after=600 if many else 300,
+        decay_after=300,
+        cooldown=0.4 if many else 0.0,
         ema_decay=0.99,
         statistics_every=100,
     )
