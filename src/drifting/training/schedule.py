@@ -40,8 +40,8 @@ class Schedule:
         decay_after: step after which the learning rate falls as (decay_after / step) ** decay_power; None for never. It depends
             only on the step, so a run can be continued for longer than planned.
         decay_power: power of the fall of the learning rate after `decay_after`.
-        cooldown: share of the steps, at the end, in which the learning rate falls linearly to 0. At a high rate the weights jitter,
-            and their average makes images of too little contrast. A run that is continued for more steps cools down again.
+        cooldown: share of the steps, at the end, in which the learning rate falls linearly to 0. It gives images more contrast and
+            variety, see docs/log.md. A run that is continued for more steps cools down again.
         max_grad_norm: norm that gradients are scaled down to; None for no clipping.
         ema_decay: decay of the average of the weights from which samples are made.
         other_ema_decays: decays of further averages of the weights; at the end the best of all averages is kept as the generator,
