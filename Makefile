@@ -5,12 +5,13 @@ DEMO := runs/demo
 # Shorter than the full presets: 512 + 512 points per step instead of 2048 + 2048.
 SHORT := --batch-size 512 --overwrite
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow bench lint format clean
 
 help:
 	@echo "make demo       set up .venv, train three toys and the digits in a few minutes, and list the pictures"
 	@echo "make test       set up .venv, then check style, types and imports, and run the tests"
 	@echo "make test-slow  set up .venv, then run the tests marked slow, which make test leaves out"
+	@echo "make bench      time the loss against plain torch, torch.compile and JAX, and the parts of a step (about 15 minutes)"
 	@echo "make format     format the code with ruff"
 	@echo "make clean      remove .venv and the runs of make demo"
 
@@ -39,6 +40,12 @@ test: setup lint
 # Long tests, which `make test` covers in a shorter form: whole runs of several processes, every preset, compiled runs.
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not gpu and not network' -n auto --dist worksteal
+
+# One thread and processor time, so that the ratios hold on a busy machine. JAX comes from the extra `bench`.
+bench: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/field.py --memory
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py
 
 lint: setup
 	$(BIN)/ruff check .
