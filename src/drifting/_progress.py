@@ -148,6 +148,12 @@ def print_stage(number: int, total: int, what: str, steps: int) -> None:
     Console().print(f"Stage {number} of {total}: the {what}, {steps} steps", highlight=False, markup=False, soft_wrap=True)
 
 
+def print_compiling() -> None:
+    """Print on stderr why the first step takes longer than all others."""
+    line = "Compiling the field for this processor, which takes about 20 seconds and is done once ..."
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def show_sampling(count: int, *, quiet: bool = False) -> CountProgress:
     """Return a context that shows the progress of sampling on stderr, if it takes long."""
     return CountProgress("sampling", count, unit="samples", console=Console(stderr=True, quiet=quiet), patience=_SHORT)

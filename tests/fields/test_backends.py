@@ -1,6 +1,8 @@
 """The compiled backend: the float64 oracle in float32, extreme samples, and bits that depend on nothing but the samples."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -213,3 +215,27 @@ def test_backends_agree(monkeypatch):
     monkeypatch.setattr(backends, "is_available", lambda samples: False)
     slow = DriftingLoss()(maps, real)
     torch.testing.assert_close(fast.loss, slow.loss, rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+def test_what_must_be_compiled_is_known_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    program = """
+import torch
+from drifting import drifting_loss
+from drifting.fields import MeanShift, backends
+cpu = torch.device("cpu")
+print(backends.must_compile(MeanShift(), cpu), backends.must_compile(MeanShift(), torch.device("cuda")))
+drifting_loss(torch.randn(3, 2), torch.randn(4, 2))
+print(backends.must_compile(MeanShift(), cpu))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True", "False", "False"]
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_only_the_compiled_loops_are_compiled(monkeypatch, is_cached):
+    monkeypatch.setattr(compiled_drifts._loops().vectors, "is_cached", lambda entry: is_cached)
+    assert backends.must_compile(MeanShift(), torch.device("cpu")) is not is_cached
+    assert not backends.must_compile(MeanShift(), torch.device("cuda"))
+    assert not backends.must_compile(FieldDrifts, torch.device("cpu"))

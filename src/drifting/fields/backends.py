@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import constant
-from drifting.fields import triton_drifts
+from drifting.fields import compiled_drifts, triton_drifts
 from drifting.fields.base import Drifts, Field, Problem
 from drifting.fields.compiled_drifts import CompiledDrifts, is_available
 from drifting.fields.mean_shift import MeanShift
@@ -31,6 +31,11 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
     if type(field) is MeanShift and triton_drifts.is_available(problem):
         return triton_drifts.TritonDrifts(problem, floor=field.affinity_floor, smallest=smallest)
     return FieldDrifts(field, problem, smallest=smallest, memory=memory)
+
+
+def must_compile(field: Field, device: torch.device) -> bool:
+    """Return whether the first step with a field will compile loops for the CPU, which takes about 20 seconds."""
+    return type(field) is MeanShift and device.type == "cpu" and compiled_drifts.must_compile()
 
 
 class FieldDrifts:

@@ -39,6 +39,7 @@ _HIGHEST_POWER = 32
 class _Loops(NamedTuple):
     """The modules of compiled loops."""
 
+    vectors: Any
     simd: Any
     distances: Any
     affinities: Any
@@ -49,9 +50,9 @@ def _loops() -> _Loops | None:
     """Return the compiled loops, or None where numba or the matrix products of torch are missing."""
     if os.environ.get("DRIFTING_COMPILED") == "0" or products() is None or importlib.util.find_spec("numba") is None:
         return None
-    from drifting.fields.loops import affinities, distances, simd
+    from drifting.fields.loops import affinities, distances, simd, vectors
 
-    return _Loops(simd, distances, affinities)
+    return _Loops(vectors, simd, distances, affinities)
 
 
 def products() -> dict[str, int] | None:
@@ -67,6 +68,12 @@ def products() -> dict[str, int] | None:
 def is_available(samples: Tensor) -> bool:
     """Return whether this backend computes the field of such samples."""
     return samples.device.type == "cpu" and samples.dtype == torch.float32 and _loops() is not None
+
+
+def must_compile() -> bool:
+    """Return whether numba will compile the loops at their first call, which takes about 20 seconds."""
+    loops = _loops()
+    return loops is not None and not loops.vectors.is_cached(loops.affinities.combine)
 
 
 class CompiledDrifts:

@@ -19,7 +19,7 @@ from drifting import config as configuration
 from drifting._checks import check_device
 from drifting._files import check_space, check_writable, hold
 from drifting._json import save_json
-from drifting._progress import TrainingProgress, print_lines, print_stage, show_encoding
+from drifting._progress import TrainingProgress, print_compiling, print_lines, print_stage, show_encoding
 from drifting.checkpoint import save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, Source, forget_data
@@ -31,6 +31,7 @@ from drifting.data.vae import DEFAULT
 from drifting.distributed import Processes, check_devices, is_sharded, join, whole
 from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError
+from drifting.fields.backends import must_compile
 from drifting.generators.base import Generator
 from drifting.presets.encoders import check_images, find_weights
 from drifting.runs import pictures as drawing
@@ -228,6 +229,8 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
     loss = config.loss.build()
     if state.step == 0:
         recorder.take_snapshot()
+    if processes.is_main_process and state.step < schedule.steps and must_compile(loss.field, state.device):
+        print_compiling()
     last_time, last_step = time.perf_counter(), state.step
     samples_per_step = min(schedule.labels_per_step, positives.num_classes or 1) * schedule.generated
     resources = Resources(state.device, state.step, samples_per_step)

@@ -50,7 +50,7 @@ class Kernel(NamedTuple):
     scale: Any  # [t], 1 / temperature, the highest temperature first
     power: Any  # [t], the power of the first exponential that gives this one, or 0
     bound: Any  # [t], what is not above this underflows when it is raised to the power
-    row: Any  # [g, t, n], row sums
+    row: Any  # [g, t, n], row factors sqrt(w_i / row_i)
     column: Any  # [g lanes t, k], column sums of each lane
     floor: Any  # lower bound of affinities
     moved: Any  # [g, t n d], the drifts: of each block of rows those of all temperatures
@@ -123,17 +123,17 @@ def _exponentials(block, i, scale, at, begin, end):
 
 
 @inlined
-def _of_temperature(block, kernel, i, t, at, j):
+def _of_temperature(block, i, at, j, power, bound, scale):
     """Return the exponentials of a vector of one row at one temperature, from the first ones if they give them."""
-    if kernel.power[t] > 0:
+    if power > 0:
         first = load(block.base, at, j)
-        return whole_power(keep_above(first, first, splat(kernel.bound[t])), kernel.power[t])
-    return exponential((block.nearest[i] - load(block.distances, i, j)) * kernel.scale[t])
+        return whole_power(keep_above(first, first, bound), power)
+    return exponential((block.nearest[i] - load(block.distances, i, j)) * scale)
 
 
 @loop
 def _sum_block(block, kernel, unit):
-    """Add a block to the sums of rows and columns, in a group with one reference for all columns."""
+    """Write the factors of rows and add to the sums of columns, in a group with one reference for all columns."""
     count, column = kernel.scale.size, kernel.column
     block.row[:] = ZERO
     for begin in range(0, column.shape[1], _TILE):
@@ -142,13 +142,16 @@ def _sum_block(block, kernel, unit):
             at = i if block.replaced else 0
             _exponentials(block, i, kernel.scale[0], at, begin, end)
             for t in range(count):
-                weight = splat(exponential_of_number((block.smallest - block.nearest[i]) * kernel.scale[t]))
-                of_row, place = splat(ZERO), unit * count + t
+                power, bound, scale = kernel.power[t], splat(kernel.bound[t]), kernel.scale[t]
+                weight = exponential_of_number((block.smallest - block.nearest[i]) * scale)
+                weights, of_row, place = splat(weight), splat(ZERO), unit * count + t
                 for j in range(begin, end, WIDTH):
-                    value = _of_temperature(block, kernel, i, t, at, j)
+                    value = _of_temperature(block, i, at, j, power, bound, scale)
                     of_row = of_row + value
-                    store(column, place, j, multiply_add(value, weight, load(column, place, j)))
+                    store(column, place, j, multiply_add(value, weights, load(column, place, j)))
                 block.row[t, i] += total(of_row)
+                if end == column.shape[1]:
+                    block.row[t, i] = math.sqrt(weight / block.row[t, i])
 
 
 @loop
@@ -163,12 +166,12 @@ def _sum_spread_block(block, kernel, unit):
                 of_row = of_row + exponential((block.nearest[i] - distances) * scale)
                 value = exponential((load(block.reference, 0, j) - distances) * scale)
                 store(column, place, j, load(column, place, j) + value)
-            block.row[t, i] = total(of_row)
+            block.row[t, i] = math.sqrt(ONE / total(of_row))
 
 
 @entry
 def add_up(sizes, arrays, kernel, begin, end, thread):
-    """Write the sums of the exponentials of each row, and of each column over the rows of each unit.
+    """Write the factors of rows, and the sums of the exponentials of each column over the rows of each unit.
 
     Where distances are stored and one exponential gives all temperatures, it replaces them.
     """
@@ -203,20 +206,19 @@ def _column_factors(sizes, arrays, kernel, group, thread):
 
 
 @inlined
-def _spread_exponential(block, kernel, i, t, j):
+def _spread_exponential(block, i, j, scale):
     """Return the roots of the products of the exponentials relative to row and to column."""
     distances = load(block.distances, i, j)
-    return exponential(((block.nearest[i] - distances) + (load(block.reference, 0, j) - distances)) * (_HALF * kernel.scale[t]))
+    return exponential(((block.nearest[i] - distances) + (load(block.reference, 0, j) - distances)) * (_HALF * scale))
 
 
 @inlined
 def _affinities(block, kernel, i, t, to, begin, end):
     """Write the weighted affinities of one row to some columns, and return their sum."""
-    mass, floor, at = splat(ZERO), splat(kernel.floor), i if block.replaced else 0
-    weight = ONE if block.spread else exponential_of_number((block.smallest - block.nearest[i]) * kernel.scale[t])
-    factor = splat(np.float32(math.sqrt(weight / block.row[t, i])))
+    mass, floor, factor, at = splat(ZERO), splat(kernel.floor), splat(block.row[t, i]), i if block.replaced else 0
+    power, bound, scale, spread = kernel.power[t], splat(kernel.bound[t]), kernel.scale[t], block.spread
     for j in range(begin, end, WIDTH):
-        value = _spread_exponential(block, kernel, i, t, j) if block.spread else _of_temperature(block, kernel, i, t, at, j)
+        value = _spread_exponential(block, i, j, scale) if spread else _of_temperature(block, i, at, j, power, bound, scale)
         value = larger(value * (factor * load(block.factor, t, j)), floor) * load(block.weights, 0, j)
         store(block.values, to, j, value)
         mass = mass + value

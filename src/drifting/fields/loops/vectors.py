@@ -47,6 +47,11 @@ def entry(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
+def is_cached(dispatcher: Any) -> bool:
+    """Return whether the machine code of an entry is on disk, for this processor or another."""
+    return bool(dispatcher._cache._cache_file._load_index())
+
+
 @loop
 def dot(one, i, other, k, begin, end):
     """Return the product of two rows from column `begin` to `end`."""
