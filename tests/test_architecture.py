@@ -26,7 +26,7 @@ CONFIGURATION_BRANCHES = 7
 # Files that `drifting train toy` enters before its first optimizer step, and changes of file on the way: these may only shrink.
 LIFE_FILES, LIFE_CHANGES = 41, 181
 FORBIDDEN_NAMES = {"utils", "helpers", "misc", "common", "experimental", "legacy"}
-# fields/triton.py holds a device kernel; jaxtyping is notation.
+# jaxtyping is notation.
 CORE_LIBRARIES = {"torch", "jaxtyping", "drifting"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -192,8 +192,7 @@ def test_no_module_is_named_after_nothing():
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
 def test_core_imports_torch_alone(path):
-    allowed = CORE_LIBRARIES | sys.stdlib_module_names | ({"triton"} if path.name == "triton.py" else set())
-    assert _imported(path) - allowed == set()
+    assert _imported(path) - CORE_LIBRARIES - sys.stdlib_module_names == set()
 
 
 def test_only_the_command_line_knows_tyro():

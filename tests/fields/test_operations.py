@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from drifting import drifting_loss
-from drifting.fields import MeanShift, pairwise
+from drifting.fields import MeanShift, backends, pairwise, triton_drifts
 from tests.oracle import drifting_oracle as oracle
 
 # What gives another view of a tensor, or memory, and starts nothing on a device.
@@ -93,6 +93,23 @@ def test_small_problems_start_no_more_operations_than_plain_code(width, temperat
     samples.requires_grad_()
     ours, plain = (started(loss, samples, positives, temperatures) for loss in (our_loss, plain_loss))
     assert 20 < ours <= plain
+
+
+# Groups on the chip, and in tiles.
+@pytest.mark.parametrize("shape", [(4, 16, 64), (1, 80, 2)])
+@pytest.mark.parametrize("temperatures", [(0.05,), (0.02, 0.05, 0.2)])
+def test_triton_starts_fewer_operations_than_plain_code(monkeypatch, shape, temperatures):
+    pytest.importorskip("triton")
+    launched = []
+    monkeypatch.setattr(backends, "is_available", lambda samples: False)
+    monkeypatch.setattr(triton_drifts, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(triton_drifts, "_agree", lambda device: True)
+    monkeypatch.setattr(triton_drifts.TritonDrifts, "_launch", lambda self, kernel, *rest, **constants: launched.append(kernel))
+    samples, positives = (values.float() for values in draw(0, shape, shape))
+    samples.requires_grad_()
+    ours, plain = (started(loss, samples, positives, temperatures) for loss in (our_loss, plain_loss))
+    assert 3 <= len(launched) <= 7
+    assert 20 < ours + len(launched) < plain
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
