@@ -89,7 +89,7 @@ def walk() -> Walk:
 
     followed, handle = Walk(), register_optimizer_step_pre_hook(stop)
     # What is printed before numba compiles, once on a machine, is no part of the life of a run.
-    cached = mock.patch.object(compiled_drifts, "must_compile", lambda: False)
+    cached = mock.patch.object(compiled_drifts, "must_compile", return_value=False)
     with cached, tempfile.TemporaryDirectory() as folder:
         sys.setprofile(followed)
         try:
