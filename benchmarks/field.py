@@ -7,6 +7,9 @@ after the other: eager, through `torch.compile`, and in JAX under `jit`; the lat
 in one process, so that their ratios hold where the machine's speed drifts. With one thread the ratios are those of processor time,
 which a busy machine disturbs least; with more threads they are those of elapsed time.
 
+"Of torch's rate" is the number of multiplications in our matrix products, divided by the whole time of a call, as a part of what
+one large product of torch reaches.
+
 Memory is measured in a fresh process, as the growth of the largest resident set over one call (Linux only).
 """
 
@@ -28,7 +31,7 @@ from torch import Tensor
 
 import drifting
 from drifting.fields import MeanShift
-from drifting.fields.pairwise import Memory
+from drifting.fields.pairwise import DIRECT_DIMENSIONS, Memory
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 Call = Callable[[], object]
@@ -227,6 +230,12 @@ def product_rate(repeats: int, clock: Callable[[], float]) -> float:
     return size**3 / min(seconds([lambda: one @ other], repeats, clock)[0])
 
 
+def executed(case: Case) -> int:
+    """Return the multiplications of the matrix products of our loss: the distances, and the drifts at every temperature."""
+    products = 0 if case.dimension <= DIRECT_DIMENSIONS else 1 + len(TEMPERATURES)
+    return products * case.groups * case.generated * sum(case[1:4]) * case.dimension
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -247,7 +256,7 @@ def main() -> None:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     clock = time.process_time if options.threads == 1 else time.perf_counter
     title = f"loss and gradient, 3 temperatures, floor {options.floor:g}, {options.threads} threads, torch {torch.__version__}"
-    table = Table("case", "drifting, ms", *(f"{side} / drifting" for side in options.sides), title=title)
+    table = Table("case", "drifting, ms", "of torch's rate", *(f"{side} / drifting" for side in options.sides), title=title)
     for column in ("MB, drifting", "MB, eager") if options.memory else ():
         table.add_column(column)
     for case in CASES:
@@ -256,9 +265,10 @@ def main() -> None:
         calls = calls_of(case, options.floor, set(options.sides))
         check(calls)
         times = seconds(list(calls.values()), options.repeats, clock)
+        rate = executed(case) / statistics.median(times[0]) / product_rate(options.repeats, clock)
         ratios = [f"{statistics.median(taken) / statistics.median(times[0]):.2f}" for taken in times[1:]]
         memory = [f"{peak_bytes(case, side, options.floor) / 1e6:.0f}" for side in ("drifting", "eager") if options.memory]
-        table.add_row(str(case), f"{1e3 * statistics.median(times[0]):.1f}", *ratios, *memory)
+        table.add_row(str(case), f"{1e3 * statistics.median(times[0]):.1f}", f"{rate:.0%}" if rate else "", *ratios, *memory)
     Console(width=140).print(table)
     if options.memory:
         print(f"memory of {LARGE}: {peak_bytes(LARGE, 'drifting', options.floor) / 1e6:.0f} MB")
