@@ -195,7 +195,7 @@ def _schedule(size: DataSize) -> Schedule:
     generated = max(_FEWEST, total // labels)
     many = size.images >= _MANY_IMAGES
     return Schedule(
-        steps=800 if many else 500,
+        steps=850 if many else 500,
         labels_per_step=labels,
         generated=generated,
         positives=_positives(generated, size.images // size.classes),
@@ -204,7 +204,7 @@ def _schedule(size: DataSize) -> Schedule:
         learning_rate=5e-3 if many else 3e-3,
         warmup_steps=50,
         decay_after=300,
-        cooldown=0.4 if many else 0.0,
+        cooldown=0.6 if many else 0.0,
         ema_decay=0.99,
         statistics_every=100,
     )
