@@ -106,11 +106,14 @@ class EncodedConfig(TrainingConfig):
             InputError: if the data do not fit the encoder.
         """
         encoder, data = self.encoder, self.data
+        if not encoder.has_network:
+            return None
         if encoder.objective is not None and not encoder.alone and not data.loads_images:
             unfit = "is on disk" if data.on_disk else "has no images"
             raise InputError(f"encoder is {encoder.noun}, but the data set {unfit}: use the space of the samples")
-        num_classes = data.classes_to_learn() if encoder.learns_classes else None
-        if encoder.learns_classes and (num_classes is None or num_classes < 2):
+        learns_classes = encoder.learns_classes
+        num_classes = data.classes_to_learn() if learns_classes else None
+        if learns_classes and (num_classes is None or num_classes < 2):
             found = f"data is '{getattr(data, 'path', None) or getattr(data, 'name', None)}', whose images are all of one class"
             raise InputError(f"{found}: add another, or learn without classes, by simclr")
         with initial_weights(self.seed, "encoder"):

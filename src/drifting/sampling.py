@@ -75,6 +75,7 @@ def sample_in_parts(
 ) -> Iterator[Float[Tensor, "b *sample"]]:
     """Return an iterator of what `sample` returns in parts, one pass of every process each; arguments and errors as there."""
     check_request(count, seed)
+    cycle, scale = check_labels(labels, generator.num_classes), _condition(guidance_scale, generator)
 
     def passes() -> Iterator[Tensor]:
         at_once = batch_size * processes.size
@@ -83,14 +84,12 @@ def sample_in_parts(
             # All processes make as many, since those that share the weights take part in every pass: the last may make too many.
             share = -(-wanted // processes.size)
             first = start + processes.rank * share
-            indices = range(first, first + share)
-            part = sample_indices(generator, indices, seed=seed, labels=labels, guidance_scale=guidance_scale).cpu()
+            part = _samples(generator, range(first, first + share), seed, cycle, scale).cpu()
             yield processes.all_gather({"samples": part}, 0)["samples"][:wanted]
 
     return passes()
 
 
-@torch.no_grad()
 def sample_indices(
     generator: Generator,
     indices: Sequence[int],
@@ -101,15 +100,21 @@ def sample_indices(
 ) -> Float[Tensor, "b *sample"]:
     """Return some of the samples of a seed, in one pass, on the device of the generator; arguments and errors as in `sample`."""
     check_seed(seed)
-    cycle = check_labels(labels, generator.num_classes)
-    scale, styles = _condition(guidance_scale, generator), generator.num_styles
-    device = next(generator.parameters()).device
+    return _samples(generator, indices, seed, check_labels(labels, generator.num_classes), _condition(guidance_scale, generator))
+
+
+def _samples(
+    generator: Generator, indices: Sequence[int], seed: int, cycle: Sequence[int] | None, scale: float | None
+) -> Float[Tensor, "b *sample"]:
+    """Return some of the samples of a seed, with labels in a cycle and a guidance scale that were checked before."""
+    device, styles = next(generator.parameters()).device, generator.num_styles
     noise = seeded_noise(indices, generator.noise_shape, seed).to(device)
     chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices], device=device)
     scales = None if scale is None else torch.full((len(indices),), scale, device=device)
     codes = [seeded_codes(indices, styles, generator.style_classes, seed).to(device)] if styles else []
     was_training = generator.training
-    samples = generator.eval()(noise, chosen, scales, *codes)
+    with torch.no_grad():
+        samples = generator.eval()(noise, chosen, scales, *codes)
     generator.train(was_training)
     return samples
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from drifting.generators.base import draw_noise, seeded_noise
+from drifting.generators import MLP
+from drifting.generators.base import seeded_noise
 
 
 def test_noise_of_a_seed_has_known_values():
@@ -55,7 +56,14 @@ def test_no_indices_give_an_empty_batch():
 
 
 def test_training_noise_depends_on_its_stream_alone():
-    first = draw_noise((2, 3), torch.Generator().manual_seed(5))
+    def draw(seed: int) -> torch.Tensor:
+        noise, codes = generator.draw_prior(2, 4, torch.Generator().manual_seed(seed))
+        assert codes is None
+        return noise
+
+    generator = MLP(noise_dim=3, sample_shape=(2,), width=4, depth=1)
+    first = draw(5)
+    assert first.shape == (2, 4, 3)
     torch.manual_seed(1)
-    assert torch.equal(draw_noise((2, 3), torch.Generator().manual_seed(5)), first)
-    assert not torch.equal(draw_noise((2, 3), torch.Generator().manual_seed(6)), first)
+    assert torch.equal(draw(5), first)
+    assert not torch.equal(draw(6), first)

@@ -1,6 +1,7 @@
 """The recipes of ImageNet against a table written out here, and the masked auto-encoders that they drift in."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -11,9 +12,8 @@ from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.generators.dit import DiT
 from drifting.presets import PRESETS, adjust, check_choices, preset
-from drifting.presets.encoders import find_weights
 from drifting.presets.imagenet256 import ENCODERS, RECIPES
-from drifting.runs.train import resolve
+from drifting.runs.train import find_weights, resolve
 from tests.support.image_folders import write_images
 
 #                learning rate, weight decay, warm-up, steps, labels, positives, unconditional, exponent, unguided, push
@@ -122,7 +122,7 @@ def test_recipes_drift_in_the_encoders_that_there_are():
 @pytest.mark.parametrize(("name", "encoder"), [("ablation", "latent-256"), ("latent-l", "latent-640"), ("pixel-b", "pixel-640")])
 def test_weights_of_the_encoder_are_the_authors_where_none_are_named(name, encoder, monkeypatch):
     asked, published = [], f"hub:mae_{encoder.replace('-', '_')}"
-    monkeypatch.setattr("drifting.presets.encoders.artifact_folder", asked.append)
+    monkeypatch.setattr(sys.modules["drifting.runs.train"], "artifact_folder", asked.append)
     found = find_weights(preset(f"imagenet256-{name}", data="nowhere"))
     assert (found.encoder.weights, asked) == (published, [published])
 
@@ -132,7 +132,7 @@ def test_weights_of_the_encoder_are_asked_for_before_the_data_are_looked_at(name
     def missing(origin):
         raise InputError(f"'{origin}' cannot be downloaded (no network): check the network, or name a downloaded folder")
 
-    monkeypatch.setattr("drifting.presets.encoders.artifact_folder", missing)
+    monkeypatch.setattr(sys.modules["drifting.runs.train"], "artifact_folder", missing)
     with pytest.raises(InputError) as caught:
         resolve(preset(f"imagenet256-{name}", data="nowhere"))
     assert str(caught.value) == (

@@ -186,6 +186,7 @@ class SteadyStream:
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115 - open as long as the process
         self.fault: OSError | None = None
+        self.encoding, self.isatty = self._stream.encoding, self._stream.isatty
         if hasattr(self._stream, "reconfigure"):
             # Characters that the terminal cannot encode are escaped.
             self._stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]

@@ -87,14 +87,14 @@ def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
     Args:
         words: the name of a preset, and its options.
     """
-    from drifting import presets
-    from drifting.presets.settings import CHOICES, HEADINGS, SHORT, choices_as_options, config_as_options, fields_as_options
+    from drifting.presets import PRESETS, choices, default_folder
+    from drifting.presets.settings import CHOICES, HEADINGS, SHORT, options_of
 
-    name, rest = subject_of(words, presets.PRESETS, _SWITCHES)
+    name, rest = subject_of(words, PRESETS, _SWITCHES)
     helping = bool(HELP & set(words))
     if name is None and helping and not any(word.startswith("--config") for word in words):
         return _list_presets
-    choices = [] if name is None else presets.choices(name)
+    offered = [] if name is None else choices(name)
     reader = Reader(
         command="train" if name is None else f"train {name}",
         description=_summary(train),
@@ -102,13 +102,13 @@ def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         other_options=SHORT | CHOICES.keys(),
         headings=tuple(HEADINGS.values()),
     )
-    own = fields_as_options(_Run)
-    first = reader.read([*own, *choices_as_options(choices)], rest, partial=True)
+    first = reader.read(options_of(_Run, offered), rest, partial=True)
     run, arguments = _Run(**_part(first, _Run)), {key: value for key, value in first.items() if key in CHOICES}
-    folder = Path() if name is None else run.save_dir or presets.default_folder(name, **arguments)
+    folder = Path() if name is None else run.save_dir or default_folder(name, **arguments)
     config = _begin(name, run, arguments, folder, only_shape=helping or run.smoke)
-    chosen = [each for each in choices if each.name != "encoder_weights" or hasattr(getattr(config, "encoder", None), "weights")]
-    changes = reader.read([*own, *config_as_options(config, chosen)], rest)
+    if not hasattr(getattr(config, "encoder", None), "weights"):
+        offered = [each for each in offered if each.name != "encoder_weights"]
+    changes = reader.read(options_of(_Run, offered, config), rest)
     changes = {key: value for key, value in changes.items() if key not in (*first, *CHOICES)}
     if name is not None and run.smoke:
         return functools.partial(_try, name, run, arguments, changes)
@@ -117,7 +117,7 @@ def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
 
 def _begin(name: str | None, run: _Run, arguments: dict[str, Any], folder: Path, *, only_shape: bool) -> Any:
     """Return the configuration to start from: that of a preset, of the run to resume, or a saved one."""
-    from drifting import presets
+    from drifting.presets import check_choices, choices, preset
 
     if run.config is not None:
         from drifting.runs.folder import read_saved
@@ -135,10 +135,10 @@ def _begin(name: str | None, run: _Run, arguments: dict[str, Any], folder: Path,
         from drifting.runs.folder import saved_config
 
         config = saved_config(folder)
-        presets.check_choices(config, name, **arguments)
+        check_choices(config, name, **arguments)
         return config
-    needed = [each.name for each in presets.choices(name) if each.value is inspect.Parameter.empty] if only_shape else []
-    return presets.preset(name, **{**dict.fromkeys(needed, "FOLDER"), **arguments})
+    needed = [each.name for each in choices(name) if each.value is inspect.Parameter.empty] if only_shape else []
+    return preset(name, **{**dict.fromkeys(needed, "FOLDER"), **arguments})
 
 
 def _try(name: str, run: _Run, arguments: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -151,13 +151,14 @@ def _try(name: str, run: _Run, arguments: dict[str, Any], changes: dict[str, Any
 
 
 def _train(run: _Run | _EncoderRun, folder: Path, config: Any, changes: dict[str, Any]) -> None:
-    from drifting import presets, runs
+    from drifting.presets import adjust
+    from drifting.runs import train as train_run
     from drifting.runs.folder import check_default
 
-    config = presets.adjust(config, **changes) if changes else config
+    config = adjust(config, **changes) if changes else config
     if run.save_dir is None and not run.resume:
         check_default(folder, config)
-    print(*runs.train(config, folder, resume=run.resume, overwrite=run.overwrite).summary(), sep="\n")
+    print(*train_run(config, folder, resume=run.resume, overwrite=run.overwrite).summary(), sep="\n")
 
 
 def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
@@ -167,7 +168,7 @@ def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         words: supervised, simclr or mae, and its options.
     """
     from drifting.presets import PRESETS, encoders, folder_of_data
-    from drifting.presets.settings import CHOICES, HEADINGS, choices_as_options, config_as_options, fields_as_options, settings
+    from drifting.presets.settings import CHOICES, HEADINGS, options_of, settings
 
     kind, rest = subject_of(words, encoders.KINDS, _SWITCHES)
     choices = encoders.choices(kind or "supervised")
@@ -179,12 +180,11 @@ def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         other_options={name for name in every if name is not None},
         headings=tuple(HEADINGS.values()),
     )
-    own = fields_as_options(_EncoderRun)
     if kind is None:
         if HELP & set(words):
-            reader.read([*own, *choices_as_options(choices)], ["--help"])
+            reader.read(options_of(_EncoderRun, choices), ["--help"])
         raise InputError("kind is missing: see drifting train-encoder --help")
-    first = reader.read([*own, *choices_as_options(choices)], rest, partial=True)
+    first = reader.read(options_of(_EncoderRun, choices), rest, partial=True)
     run = _EncoderRun(**_part(first, _EncoderRun))
     arguments = {key: value for key, value in first.items() if key not in vars(run)}
     called = encoders.called(arguments.get("name"), arguments.get("data"))
@@ -195,7 +195,7 @@ def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
         config = encoders.resumed_encoder(saved_config(folder), kind, **arguments)
     else:
         config = encoders.encoder(kind, **arguments)
-    changes = reader.read([*own, *config_as_options(config, choices, every=True)], rest)
+    changes = reader.read(options_of(_EncoderRun, choices, config, every=True), rest)
     changes = {key: value for key, value in changes.items() if key not in (*first, *CHOICES)}
     return functools.partial(_train, run, folder, config, changes)
 

@@ -115,6 +115,7 @@ class EncoderConfig(ABC):
         objective: training objective of the network, a key of `pretraining.objectives.OBJECTIVES`; None if it is not trained here.
         kind: name of the encoder in `drifting train-encoder`; None if that command does not train it.
         noun: name of the encoder in messages.
+        has_network: whether the features are those of a network.
         alone: whether only `drifting train-encoder` trains the network, for another encoder to use.
         any_size: whether the network accepts images of other sizes than it was trained on.
     """
@@ -122,6 +123,7 @@ class EncoderConfig(ABC):
     objective: ClassVar[str | None] = None
     kind: ClassVar[str | None] = None
     noun: ClassVar[str] = "an encoder"
+    has_network: ClassVar[bool] = True
     alone: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
 
@@ -181,6 +183,8 @@ class EncoderConfig(ABC):
 @dataclass(frozen=True, kw_only=True)
 class PixelsConfig(EncoderConfig):
     """Drift in the space of the samples themselves, see `Identity`."""
+
+    has_network: ClassVar[bool] = False
 
     def build_network(self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]) -> None:
         """Return None: there is no network."""

@@ -38,6 +38,14 @@ class Generator(nn.Module):
     num_styles: int = 0
     style_classes: int = 0
 
+    def draw_prior(
+        self, labels: int, count: int, rng: torch.Generator
+    ) -> tuple[Float[Tensor, "l n *noise"], Int[Tensor, "l n s"] | None]:
+        """Return standard normal noise and style codes of `count` samples of each label, on the device of rng."""
+        noise = torch.randn((labels, count, *self.noise_shape), generator=rng, device=rng.device)
+        codes = self.draw_style_indices(labels * count, rng)
+        return noise, None if codes is None else codes.unflatten(0, (labels, count))
+
     def draw_style_indices(self, count: int, rng: torch.Generator) -> Int[Tensor, "b s"] | None:
         """Return uniform style codes for `count` samples on the device of rng, or None for a generator without style codes."""
         if self.num_styles == 0:
@@ -68,11 +76,6 @@ class GeneratorConfig(ABC):
 
 
 _MASK = 2**64 - 1
-
-
-def draw_noise(shape: Sequence[int], rng: torch.Generator) -> Tensor:
-    """Return standard normal noise of a shape, on the device of rng."""
-    return torch.randn(tuple(shape), generator=rng, device=rng.device)
 
 
 def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Float[Tensor, "b *sample"]:

@@ -151,14 +151,15 @@ def squared_radii(features: Float[Tensor, "x d"], counts: tuple[int, ...]) -> li
     return [nearest[:, count - 1].contiguous() for count in counts]
 
 
-@torch.no_grad()
 def mean_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     """Return the mean Euclidean distance over all pairs, in float64 and in the units of the coordinates."""
-    if x.shape[1] > pairwise.DIRECT_DIMENSIONS:
-        parts = _sums_by_products(x, y)
-    else:
-        memory, rows = pairwise.Memory(), x.double().split(max(1, _DIRECT_CHUNK // len(y)))
-        parts = [pairwise.pairwise_distances(part[None], y.double()[None], memory=memory).sum() for part in rows]
+    with torch.no_grad():
+        if x.shape[1] > pairwise.DIRECT_DIMENSIONS:
+            parts = _sums_by_products(x, y)
+        else:
+            rows = x.double().split(max(1, _DIRECT_CHUNK // len(y)))
+            memory = pairwise.Memory() if len(rows) > 1 else None
+            parts = [pairwise.pairwise_distances(part[None], y.double()[None], memory=memory).sum() for part in rows]
     return float(torch.stack(parts).sum()) / (len(x) * len(y))
 
 

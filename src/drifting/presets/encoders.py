@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 
@@ -12,12 +12,10 @@ from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig, EncoderConfig, MAEConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.resnet import ResNet, available_features, stage_depths
 from drifting.errors import InputError
-from drifting.hub.artifact import METADATA, PREFIX, artifact_folder
 from drifting.presets.cifar10 import FOUR
 from drifting.presets.images import features_of
 from drifting.presets.settings import Setting, adjust, described
 
-Config = TypeVar("Config", bound=AnyConfig)
 KINDS: dict[str, type[ResNetConfig | SimCLRConfig | MAEConfig]] = {
     "supervised": ResNetConfig,
     "simclr": SimCLRConfig,
@@ -77,30 +75,6 @@ def trained_by(weights: str) -> Any:
     if not hasattr(saved, "encoder"):
         raise InputError(f"encoder_weights lie beside '{settings}', which is of no encoder: name the folder of a trained encoder")
     return saved
-
-
-def find_weights(config: Config) -> Config:
-    """Return the configuration with the weights of its pretrained encoder: by default those of the authors.
-
-    Raises:
-        InputError: if they are not there, or cannot be downloaded.
-    """
-    encoder: Any = getattr(config, "encoder", None)
-    if encoder is None or encoder.published is None:
-        return config
-    weights, name = encoder.weights_file, encoder.published
-    if weights is None:
-        published, ways = f"{PREFIX}mae_{name.replace('-', '_')}", f"`drifting train mae-{name}`, and pass --encoder-weights FILE"
-        try:
-            artifact_folder(published)
-        except InputError as error:
-            raise InputError(f"encoder_weights is missing, and the authors' {error}; or train an encoder by {ways}") from None
-        return dataclasses.replace(config, encoder=dataclasses.replace(encoder, weights=published))
-    place = artifact_folder(weights)
-    if not place.is_file() and not (place / METADATA).is_file():
-        kinds = "the encoder.safetensors of a trained encoder, a folder of the authors', or hub:NAME"
-        raise InputError(f"encoder_weights is '{weights}', which is no file: name {kinds}")
-    return config
 
 
 def check_images(config: AnyConfig) -> None:

@@ -245,7 +245,19 @@ def fields_as_options(kind: Any, heading: str = "Run") -> list[Option]:
     ]
 
 
-def choices_as_options(choices: Sequence[Any], values: Mapping[str, Any] = MappingProxyType({})) -> list[Option]:
+def options_of(kind: Any, choices: Sequence[Setting], config: Any = None, *, every: bool = False) -> list[Option]:
+    """Return the options of a command that trains.
+
+    Args:
+        kind: dataclass of the options of the command itself.
+        choices: arguments of a preset or an encoder.
+        config: configuration whose settings are options too; None while it is not known yet.
+        every: whether all settings have short names.
+    """
+    return [*fields_as_options(kind), *(_of_choices(choices) if config is None else _of_settings(config, choices, every=every))]
+
+
+def _of_choices(choices: Sequence[Setting], values: Mapping[str, Any] = MappingProxyType({})) -> list[Option]:
     """Return the arguments of a preset or an encoder as options, each also with the dotted name of its setting.
 
     Args:
@@ -271,10 +283,10 @@ def choices_as_options(choices: Sequence[Any], values: Mapping[str, Any] = Mappi
     return options
 
 
-def config_as_options(config: Any, choices: Sequence[Any], *, every: bool = False) -> list[Option]:
-    """Return the choices and all other settings of a configuration as options; with `every`, all of them have short names."""
+def _of_settings(config: Any, choices: Sequence[Setting], *, every: bool) -> list[Option]:
+    """Return the choices and all other settings of a configuration as options."""
     known, schedule = settings(config), getattr(config, "schedule", None)
-    options = choices_as_options(choices, {each.name: each.value for each in known})
+    options = _of_choices(choices, {each.name: each.value for each in known})
     if schedule is not None:
         size, text = f"default: {schedule.labels_per_step * schedule.generated}", described(adjust)["batch_size"]
         heading = HEADINGS["schedule"]

@@ -33,7 +33,8 @@ from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError
 from drifting.fields.backends import must_compile
 from drifting.generators.base import Generator
-from drifting.presets.encoders import check_images, find_weights
+from drifting.hub.artifact import METADATA, PREFIX, artifact_folder
+from drifting.presets.encoders import check_images
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim, ending
@@ -332,6 +333,30 @@ def _with_data(config: Config) -> Config:
     if data != config.data:
         config = dataclasses.replace(config, data=data)
         check_images(config)
+    return config
+
+
+def find_weights(config: Config) -> Config:
+    """Return the configuration with the weights of its pretrained encoder: by default those of the authors.
+
+    Raises:
+        InputError: if they are not there, or cannot be downloaded.
+    """
+    encoder: Any = getattr(config, "encoder", None)
+    if encoder is None or encoder.published is None:
+        return config
+    weights, name = encoder.weights_file, encoder.published
+    if weights is None:
+        published, ways = f"{PREFIX}mae_{name.replace('-', '_')}", f"`drifting train mae-{name}`, and pass --encoder-weights FILE"
+        try:
+            artifact_folder(published)
+        except InputError as error:
+            raise InputError(f"encoder_weights is missing, and the authors' {error}; or train an encoder by {ways}") from None
+        return dataclasses.replace(config, encoder=dataclasses.replace(encoder, weights=published))
+    place = artifact_folder(weights)
+    if not place.is_file() and not (place / METADATA).is_file():
+        kinds = "the encoder.safetensors of a trained encoder, a folder of the authors', or hub:NAME"
+        raise InputError(f"encoder_weights is '{weights}', which is no file: name {kinds}")
     return config
 
 

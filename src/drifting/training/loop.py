@@ -24,7 +24,6 @@ from drifting.data.dataset import owned
 from drifting.distributed import Processes
 from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
-from drifting.generators.base import draw_noise
 from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.positives import Positives
@@ -162,9 +161,8 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
 
 def _draw_prior(state: TrainingState, groups: tuple[int, int], labels: Tensor | None, own: slice) -> tuple[Tensor, Tensor | None]:
     """Return noise and style codes, [labels, samples, ...], of this process's labels or, without labels, samples."""
-    noise = draw_noise((*groups, *state.generator.noise_shape), state.rng)
-    codes = state.generator.draw_style_indices(groups[0] * groups[1], state.rng)
-    return owned(noise, labels, own), None if codes is None else owned(codes.unflatten(0, groups), labels, own)
+    noise, codes = state.generator.draw_prior(*groups, state.rng)
+    return owned(noise, labels, own), None if codes is None else owned(codes, labels, own)
 
 
 def _draw_guidance(positives: Positives, schedule: Schedule, labels: int, own: slice, rng: torch.Generator) -> dict[str, Any]:

@@ -152,6 +152,8 @@ def _check_passes(schedule: Schedule, *, labeled: bool) -> None:
 
 def _check_guidance(schedule: Schedule, *, labeled: bool) -> None:
     scale, exponent = schedule.guidance_scale, schedule.guidance_exponent
+    if scale == 1 and exponent is None and schedule.unguided_prob == 0:
+        return
     check_guidance_scale(scale)
     if exponent is None and schedule.unguided_prob != 0:
         raise InputError(f"unguided_prob is {schedule.unguided_prob}, but no scales are drawn: pass guidance_exponent too")
@@ -160,8 +162,6 @@ def _check_guidance(schedule: Schedule, *, labeled: bool) -> None:
         check_guidance_law(exponent=exponent, highest=highest, unguided_prob=schedule.unguided_prob)
         if scale > highest:
             raise InputError(f"guidance_scale is {scale}, but is drawn up to {highest}: pass a number from 1 to {highest}")
-    if scale == 1 and exponent is None:
-        return
     if not labeled:
         name, value, fix = ("guidance_scale", scale, 1) if exponent is None else ("guidance_exponent", exponent, None)
         raise InputError(f"{name} is {value}, but the data have no labels: pass {fix}")
