@@ -13,7 +13,7 @@ import torch
 
 from drifting.data.images import load_images
 from drifting.data.pixels import to_signed
-from drifting.metrics import memorization
+from drifting.metrics import images
 from drifting.metrics.distances import nearest_pairs
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     train, test = (to_signed(load_images(None, name=options.data, split=split).images).flatten(1) for split in ("train", "test"))
     test = test[: options.count]
     # The search by directions is private, because the public search chooses between both.
-    searches = {"all pairs": nearest_pairs, "directions": memorization._by_directions}
+    searches = {"all pairs": nearest_pairs, "directions": images._by_directions}
     found, seconds = {}, {}
     for name, search in searches.items():
         started = time.process_time()

@@ -25,7 +25,7 @@ from drifting.encoders.base import FeatureEncoder
 from drifting.generators.base import Generator
 from drifting.metrics.distances import precision_recall
 from drifting.metrics.frechet import frechet_distance, gaussian_of
-from drifting.plotting.panels import GENERATED, REAL, panels, save_figure
+from drifting.plotting.figures import GENERATED, REAL, panels, save_figure
 from drifting.presets.points_and_digits import mnist_encoder, mnist_pixel
 from drifting.runs.evaluate import load_extractor
 from drifting.runs.pretrain import prepare_encoder

@@ -26,7 +26,7 @@ from drifting.encoders import EncoderConfig, FeatureEncoder
 from drifting.fields import DriftField
 from drifting.generators import Generator, GeneratorConfig
 from drifting.metrics import energy_distance
-from drifting.plotting.panels import panels, save_figure
+from drifting.plotting.figures import panels, save_figure
 from tests.conftest import shrunk
 
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from drifting.errors import InputError
-from drifting.metrics import color
-from drifting.metrics.color import color_histogram, color_statistics, compare_colors
+from drifting.metrics import images as comparing
+from drifting.metrics.images import color_histogram, color_statistics, compare_colors
 
 
 def _images(count: int, channels: int, seed: int, size: int = 6) -> torch.Tensor:
@@ -18,7 +18,7 @@ def _flat(rgb: tuple[float, ...], count: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("chunk", [1, 300, 2**22])
 def test_statistics_and_histogram_are_those_of_numpy(channels, chunk, monkeypatch):
-    monkeypatch.setattr(color, "_CHUNK", chunk)
+    monkeypatch.setattr(comparing, "_CHUNK", chunk)
     images = _images(9, channels, 0) * torch.linspace(0.3, 1, channels)[:, None, None] + 0.1
     pixels = images.double().transpose(0, 1).flatten(1).numpy()
     mean, std = color_statistics(images)

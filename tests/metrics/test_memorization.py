@@ -4,8 +4,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from drifting.errors import InputError
 from drifting.metrics import distances as measuring
-from drifting.metrics import memorization as memorizing
-from drifting.metrics.memorization import memorization, nearest
+from drifting.metrics import images as memorizing
+from drifting.metrics.images import memorization, nearest
 
 # Since torch 2.9 every device has a setting of its own.
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from drifting.data.points import toy
-from drifting.plotting import draw_images, draw_points, image_grid, panels, points_figure, save_image
+from drifting.plotting import draw_images, draw_points, figures, image_grid, points_figure, save_image
 from drifting.plotting.images import show_grid
 
 LOG = [{"step": step, "loss": 1.0 / step, "drift_norm/sample/0.1": 0.5 / step, "energy_distance": 0.3 / step} for step in (1, 2, 4)]
@@ -65,7 +65,7 @@ def test_drift_norms_of_many_features_are_one_curve_a_temperature_and_thin_ones(
         "c/0.2": (8.0, 1.0),
     }
     log = [{"step": n, "loss": 1.0, **{f"drift_norm/{name}": pair[n] for name, pair in norms.items()}} for n in (0, 1)]
-    middle = panels.losses_figure("x", log, None).axes[1]
+    middle = figures.losses_figure("x", log, None).axes[1]
     named = {line.get_label(): list(line.get_ydata()) for line in middle.lines if line.get_label().startswith("temperature")}
     assert named == {"temperature 0.1": pytest.approx([2.0, 0.0], abs=1e-12), "temperature 0.2": pytest.approx([2.0, 1.0])}
     assert len(middle.lines) == 8
@@ -76,14 +76,14 @@ def test_drift_norms_of_many_features_are_one_curve_a_temperature_and_thin_ones(
 def test_axis_of_drift_norms_leaves_out_those_that_underflowed(first):
     values = {"0.02": (first, 1e-6, 1e-4), "0.2": (2e-3, 1e-2, 3e-3)}
     log = [{"step": n, **{f"drift_norm/x/{name}": series[n] for name, series in values.items()}} for n in range(3)]
-    low, high = panels.losses_figure("x", log, None).axes[1].get_ylim()
+    low, high = figures.losses_figure("x", log, None).axes[1].get_ylim()
     assert 1e-7 < low < 1e-6
     assert 1e-2 < high < 1e-1
 
 
 def test_axis_of_drift_norms_shows_all_where_none_underflowed():
     values = (1e-2, float("nan"), 1e-9)
-    low, high = panels.losses_figure("x", [{"step": n, "drift_norm/x/0.1": values[n]} for n in range(3)], None).axes[1].get_ylim()
+    low, high = figures.losses_figure("x", [{"step": n, "drift_norm/x/0.1": values[n]} for n in range(3)], None).axes[1].get_ylim()
     assert 1e-10 < low < 1e-9
     assert 1e-2 < high < 1e-1
 
@@ -137,7 +137,7 @@ def test_points_are_drawn_in_orange(shift):
 
 
 def test_real_and_generated_have_one_color_everywhere():
-    assert panels.REAL != panels.GENERATED
+    assert figures.REAL != figures.GENERATED
 
 
 def test_picture_is_written_whole_or_not_at_all(tmp_path):
@@ -153,7 +153,7 @@ def test_steps_shown_include_the_first_and_the_last():
     for count in (1, 2, 3, 7, 25):
         shown = []
         snapshots = dict.fromkeys(range(10, 10 + count), torch.empty(0))
-        panels.progress_figure("title", snapshots, lambda axes, step, shown=shown: shown.append(step), lambda axes: None)
+        figures.progress_figure("title", snapshots, lambda axes, step, shown=shown: shown.append(step), lambda axes: None)
         assert (len(shown), shown[0], shown[-1]) == (7, 10, 9 + count)
         assert shown == sorted(shown)
 

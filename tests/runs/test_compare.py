@@ -17,7 +17,7 @@ from drifting.checkpoint import save_tensors
 from drifting.config import RunConfig
 from drifting.encoders import ResNetConfig
 from drifting.evaluation import as_text
-from drifting.plotting import RunColumn, panels, runs_figure
+from drifting.plotting import RunColumn, figures, runs_figure
 from drifting.runs import compare as comparing
 from drifting.runs.train import resolve
 
@@ -201,10 +201,10 @@ def test_titles_are_names_and_distances_and_no_formulas():
     legend = curves.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["_$\\frac$"]
-    panels.pixels(runs_figure(columns, ""))
+    figures.pixels(runs_figure(columns, ""))
 
 
-@pytest.mark.parametrize(("floors", "colors"), [((0.5, 0.5), [panels.REAL]), ((0.5, 0.7), panels.LINES[:2]), ((None, None), [])])
+@pytest.mark.parametrize(("floors", "colors"), [((0.5, 0.5), [figures.REAL]), ((0.5, 0.7), figures.LINES[:2]), ((None, None), [])])
 def test_curves_lie_above_dashed_floors(floors, colors):
     columns = [
         RunColumn("a", "", GRAY, [0, 2, 6], [9.0, 4.0, 2.0], floors[0]),

@@ -225,7 +225,7 @@ def test_classes_of_data_that_are_not_here_are_known_from_the_configuration(file
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_labels_of_many_samples_are_listed_once_and_taken_over_again(latents_run, drawn, monkeypatch):
-    monkeypatch.setattr("drifting.evaluation.images._PERIOD", 8)
+    monkeypatch.setattr("drifting.evaluation.figures._PERIOD", 8)
     asked, made = [], evaluate.sampled_batches
 
     def watched(*arguments, **options):

@@ -37,7 +37,7 @@ from drifting.data.latents import LatentCache
 from drifting.errors import MOST_CHARACTERS, InputError
 from drifting.evaluation.statistics import ImageStatistics, cached_statistics, read_statistics, save_statistics
 from drifting.metrics.frechet import gaussian_of
-from drifting.plotting.panels import losses_figure
+from drifting.plotting.figures import losses_figure
 from drifting.runs import pictures as drawing
 from drifting.runs.compare import read_entry
 from drifting.runs.folder import saved_config

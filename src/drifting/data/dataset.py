@@ -23,7 +23,7 @@ from drifting.errors import InputError
 ALL = slice(None)
 # The fix for data that have changed since the run began.
 BRING_BACK = "bring those back, or train anew"
-# Fewest images of each side for precision, recall, density and coverage, see `evaluation.images`.
+# Fewest images of each side for precision, recall, density and coverage, see `evaluation.figures`.
 NEIGHBORS = 6
 # Most classes that are listed in full; a longer list is shortened to its first classes and the last one.
 _ALL_CLASSES, _FIRST_CLASSES = 10, 3

@@ -322,7 +322,7 @@ class MAEConfig(MaskedTraining, EncoderConfig):
 
     def as_trained(self, weights: str, before: EncoderConfig) -> EncoderConfig:
         """Return the encoder over the trained network, with the features of `before` if that is a masked auto-encoder too."""
-        from drifting.encoders.mae_features import MAEFeaturesConfig  # imports this module
+        from drifting.encoders.pretrained import MAEFeaturesConfig  # imports this module
 
         own = before if isinstance(before, MAEFeaturesConfig) else MAEFeaturesConfig()
         return replace(own, weights=weights, width=self.width, patch=self.patch, depths=self.depths)

@@ -1,8 +1,18 @@
 """Evaluation of the samples of a run. Beside each figure stands the same figure for real data: the floor."""
 
 from drifting.evaluation.extractors import Classifier, Extractor
-from drifting.evaluation.images import Sides, compare, evaluate_images, frechet_curve
-from drifting.evaluation.points_and_digits import Metrics, Sampler, as_text, evaluate_digits, evaluate_points, mode_shares
+from drifting.evaluation.figures import (
+    Metrics,
+    Sampler,
+    Sides,
+    as_text,
+    compare,
+    evaluate_digits,
+    evaluate_images,
+    evaluate_points,
+    frechet_curve,
+    mode_shares,
+)
 from drifting.evaluation.statistics import ImageStatistics, collect_statistics
 
 __all__ = [

@@ -29,7 +29,7 @@ from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
 from drifting.errors import InputError
 from drifting.evaluation.extractors import Extractor
-from drifting.evaluation.images import Floor, Pixels, Sides
+from drifting.evaluation.figures import Floor, Pixels, Sides
 from drifting.evaluation.statistics import (
     KEPT,
     SUFFIXES,

@@ -23,7 +23,7 @@ from drifting._files import atomic_path
 from drifting._json import load_json
 from drifting.checkpoint import check_finite, different_names, load_state_dict
 from drifting.encoders.mae import MaskedAutoencoder
-from drifting.encoders.mae_features import MAEFeatures
+from drifting.encoders.pretrained import MAEFeatures
 from drifting.errors import InputError, reason
 from drifting.generators.dit import DiT
 from drifting.hub.msgpack_tree import Array, read_tree, write_tree

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 from drifting._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from drifting.metrics.color import ColorComparison, compare_colors
     from drifting.metrics.distances import PrecisionRecall, energy_distance, energy_distances, mean_distance, precision_recall
     from drifting.metrics.frechet import Gaussian, RunningGaussian, frechet_distance, gaussian_of, kernel_distance
+    from drifting.metrics.images import ColorComparison, Memorization, compare_colors
     from drifting.metrics.inception import Inception, RunningInceptionScore, load_inception
-    from drifting.metrics.memorization import Memorization
 
 __all__ = [
     "ColorComparison",
@@ -33,10 +32,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "color": ("ColorComparison", "compare_colors"),
         "distances": ("PrecisionRecall", "energy_distance", "energy_distances", "mean_distance", "precision_recall"),
         "frechet": ("Gaussian", "RunningGaussian", "frechet_distance", "gaussian_of", "kernel_distance"),
+        "images": ("ColorComparison", "Memorization", "compare_colors"),
         "inception": ("Inception", "RunningInceptionScore", "load_inception"),
-        "memorization": ("Memorization",),
     },
 )

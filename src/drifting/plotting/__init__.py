@@ -1,5 +1,6 @@
 """Pictures of a run. In all of them real data are blue and generated samples orange."""
 
+from drifting.plotting.figures import draw_points, points_figure, save_image
 from drifting.plotting.images import (
     RunColumn,
     draw_comparison,
@@ -10,8 +11,6 @@ from drifting.plotting.images import (
     pixels_in_grid,
     runs_figure,
 )
-from drifting.plotting.panels import save_image
-from drifting.plotting.points import draw_points, points_figure
 
 __all__ = [
     "RunColumn",

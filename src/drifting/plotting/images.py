@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from drifting.data.pixels import to_signed
 from drifting.data.readers import shown_name
-from drifting.plotting.panels import (
+from drifting.plotting.figures import (
     LINES,
     REAL,
     Axes,

@@ -19,9 +19,9 @@ from drifting.data.points import Frame
 from drifting.data.sources import reference_samples
 from drifting.loss import DriftingLoss, drifting_loss
 from drifting.metrics.distances import energy_distance
-from drifting.metrics.memorization import nearest
+from drifting.metrics.images import nearest
 from drifting.plotting import draw_comparison, draw_images, draw_points
-from drifting.plotting.panels import Log
+from drifting.plotting.figures import Log
 
 # Largest grid of images in a picture.
 _COLUMNS, _ROWS = 10, 20
