@@ -132,7 +132,7 @@ def test_packages_offer_what_they_list(name):
         assert public in dir(package)
 
 
-@pytest.mark.parametrize("name", ["", ".metrics", ".data", ".training"])
+@pytest.mark.parametrize("name", ["", ".metrics"])
 def test_names_for_type_checkers_are_those_that_are_loaded(name):
     package = importlib.import_module(f"drifting{name}")
     text = Path(package.__file__).read_text()

@@ -41,7 +41,7 @@ class LostProcessError(RuntimeError):
 
 
 class Processes:
-    """The processes of a run, as seen by one of them. This class stands for a single process, `Joined` for several.
+    """The processes of a run, as seen by one of them. This class stands for a single process, a subclass for several.
 
     Attributes:
         rank: number of this process, from 0.
@@ -105,7 +105,7 @@ class Processes:
 ALONE = Processes()
 
 
-class Joined(Processes):
+class _Joined(Processes):
     """Several processes, see `join`.
 
     Args:
@@ -118,11 +118,9 @@ class Joined(Processes):
         self.rank, self.size, self._store, self._turns = rank, size, store, 0
 
     def all_reduce_sum(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes."""
         return self._reduced(value, dist.ReduceOp.SUM)
 
     def all_reduce_min(self, value: Tensor) -> Tensor:
-        """Return the element-wise minimum of a tensor over all processes."""
         return self._reduced(value, dist.ReduceOp.MIN)
 
     def _reduced(self, value: Tensor, operation: Any) -> Tensor:
@@ -131,7 +129,6 @@ class Joined(Processes):
         return result
 
     def all_gather(self, values: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
-        """Return the named tensors of all processes, concatenated along a dimension; shapes must be equal on all processes."""
         flat = torch.cat([value.detach().flatten() for value in values.values()])
         everywhere = [torch.empty_like(flat) for _ in range(self.size)]
         dist.all_gather(everywhere, flat)
@@ -141,16 +138,14 @@ class Joined(Processes):
         return {name: torch.cat([part.view(value.shape) for part in of_all], dim) for (name, value), of_all in named}
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any process. It is reduced on the CPU, so that no device waits."""
+        # Reduced on the CPU, so that no device waits.
         return bool(self.all_reduce_sum(torch.tensor(int(flag))))
 
     def barrier(self) -> None:
-        """Wait until all processes have called it."""
         self.any(False)
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Return a context in which process 0 runs the block before all others; if it fails there, it fails on all."""
         self._turns += 1
         key = f"turn-{self._turns}"
         if not self.is_main_process:
@@ -171,7 +166,6 @@ class Joined(Processes):
         self._store.set(key, "done")
 
     def is_first_to_say(self, text: str) -> bool:
-        """Return whether no other process has printed the same text."""
         try:
             self._store.add("said", 1)
             return self._store.add(f"said-{text}", 1) == 1
@@ -179,17 +173,13 @@ class Joined(Processes):
             return True
 
     def something_said(self) -> bool:
-        """Return whether a process has printed why the command ends."""
         try:
             return self._store.add("said", 0) > 0
         except RuntimeError:  # the process that holds the store is lost
             return False
 
     def wrap_ddp(self, generator: nn.Module) -> tuple[Callable[..., Tensor], Callable[[], AbstractContextManager[None]]]:
-        """Return a network whose gradients are averaged over processes, and a block in which they are not yet.
-
-        The network shares its weights with the generator. A sharded generator averages gradients in every backward pass.
-        """
+        # The network shares its weights with the generator. A sharded generator averages gradients in every backward pass.
         if is_sharded(generator):
             return generator, nullcontext
         with warnings.catch_warnings():
@@ -199,11 +189,9 @@ class Joined(Processes):
         return copies, copies.no_sync
 
     def shard(self, generator: nn.Module) -> None:
-        """Split every weight over the processes, in place."""
         shard(generator, self.size)
 
     def leave(self) -> None:
-        """Leave the group of processes."""
         self.barrier()
         _joined.cache_clear()
         dist.destroy_process_group()
@@ -227,7 +215,7 @@ def join() -> Processes:
 
 
 @functools.lru_cache(maxsize=1)
-def _joined(rank: int, size: int) -> Joined:
+def _joined(rank: int, size: int) -> _Joined:
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
@@ -238,7 +226,7 @@ def _joined(rank: int, size: int) -> Joined:
     store, _, _ = next(rendezvous("env://", rank, size, timeout=_PATIENCE))
     shared, collectives = (PrefixStore(name, store) for name in ("words", "collectives"))
     dist.init_process_group(backend, store=collectives, rank=rank, world_size=size, timeout=_PATIENCE)
-    return Joined(rank, size, shared)
+    return _Joined(rank, size, shared)
 
 
 def is_lost_process(error: BaseException) -> bool:

@@ -3,19 +3,14 @@
 A configuration stores its data as the name of a class of this package that ends in "Data".
 """
 
-from typing import TYPE_CHECKING
-
-from drifting._lazy import lazy_names
-
-if TYPE_CHECKING:
-    from drifting.data.bank import BankConfig, MemoryBank
-    from drifting.data.dataset import Data, Decoder, ImageData, Source, forget_data
-    from drifting.data.image_folder import ImageFilesData
-    from drifting.data.images import DigitsData, ImagesData, ImageSet, load_digits, load_images
-    from drifting.data.latents import LatentsData
-    from drifting.data.points import TOYS, PointsData, ToyData, load_points
-    from drifting.data.sources import BankSource, InMemorySource, LoaderSource, StreamSource
-    from drifting.data.streamed import StreamedData
+from drifting.data.bank import BankConfig, MemoryBank
+from drifting.data.dataset import Data, Decoder, ImageData, Source, forget_data
+from drifting.data.image_folder import ImageFilesData
+from drifting.data.images import DigitsData, ImagesData, ImageSet, load_digits, load_images
+from drifting.data.latents import LatentsData
+from drifting.data.points import TOYS, PointsData, ToyData, load_points
+from drifting.data.sources import BankSource, InMemorySource, LoaderSource, StreamSource
+from drifting.data.streamed import StreamedData
 
 __all__ = [
     "TOYS",
@@ -42,17 +37,3 @@ __all__ = [
     "load_images",
     "load_points",
 ]
-
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "bank": ("BankConfig", "MemoryBank"),
-        "dataset": ("Data", "Decoder", "ImageData", "Source", "forget_data"),
-        "image_folder": ("ImageFilesData",),
-        "images": ("DigitsData", "ImageSet", "ImagesData", "load_digits", "load_images"),
-        "latents": ("LatentsData",),
-        "points": ("TOYS", "PointsData", "ToyData", "load_points"),
-        "sources": ("BankSource", "InMemorySource", "LoaderSource", "StreamSource"),
-        "streamed": ("StreamedData",),
-    },
-)

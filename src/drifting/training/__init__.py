@@ -1,27 +1,10 @@
 """Training: one pure step, a loop that yields steps, and what is kept of them."""
 
-from typing import TYPE_CHECKING
-
-from drifting._lazy import lazy_names
-
-if TYPE_CHECKING:
-    from drifting.training.loop import Interrupted, Step
-    from drifting.training.positives import Positives
-    from drifting.training.schedule import Schedule
-    from drifting.training.state import DivergenceError, TrainingState
-    from drifting.training.step import Batch, drifting_step
-    from drifting.training.trainer import Trainer
+from drifting.training.loop import Interrupted, Step
+from drifting.training.positives import Positives
+from drifting.training.schedule import Schedule
+from drifting.training.state import DivergenceError, TrainingState
+from drifting.training.step import Batch, drifting_step
+from drifting.training.trainer import Trainer
 
 __all__ = ["Batch", "DivergenceError", "Interrupted", "Positives", "Schedule", "Step", "Trainer", "TrainingState", "drifting_step"]
-
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "loop": ("Interrupted", "Step"),
-        "positives": ("Positives",),
-        "schedule": ("Schedule",),
-        "state": ("DivergenceError", "TrainingState"),
-        "trainer": ("Trainer",),
-        "step": ("Batch", "drifting_step"),
-    },
-)
