@@ -19,7 +19,7 @@ from drifting.data.dataset import as_notes, counts_of, describe_classes, describ
 from drifting.data.pixels import decode, decoded_bytes
 from drifting.data.readers import EncodedImage, split_name
 from drifting.data.readers.find import folder_reader
-from drifting.data.streamed import StreamedData, mirrored, row_streams
+from drifting.data.streamed import DiskRows, StreamedData, mirrored, row_streams
 from drifting.errors import InputError
 
 
@@ -33,7 +33,7 @@ class ImageFiles:
 
     Attributes:
         path: path of the folder.
-        image_size: side in pixels.
+        shape: channels, height and width of an image.
         split: name of the split.
         splits: names of all splits.
         labels: class of every image; None without class folders.
@@ -46,7 +46,7 @@ class ImageFiles:
     """
 
     def __init__(self, path: str | Path, *, image_size: int, split: str = "train") -> None:
-        self.path, self.image_size, self.split = Path(path).expanduser(), image_size, split_name(split) or split
+        self.path, self.shape, self.split = Path(path).expanduser(), (3, image_size, image_size), split_name(split) or split
         if image_size < 1:
             raise InputError(f"image_size is {image_size}: pass 1 or more")
         check_memory(
@@ -70,7 +70,7 @@ class ImageFiles:
     def read(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
         """Return images decoded by several threads, or raise InputError naming a damaged file."""
         paths = [self._listing.path(index) for index in indices.tolist()]
-        return decode([EncodedImage(path, str(path)) for path in paths], image_size=self.image_size, channels=3)
+        return decode([EncodedImage(path, str(path)) for path in paths], image_size=self.shape[1], channels=3)
 
     def fingerprint(self) -> str:
         """Return a fingerprint of the names, sizes and classes of all files, in their order, 16 hexadecimal digits.
@@ -108,7 +108,7 @@ class ImageFiles:
 
         Contents are identified by the paths, sizes and times of change of the files.
         """
-        digest = hashlib.sha256(f"{self.image_size} pixels, 3 channels, center crop, bicubic".encode())
+        digest = hashlib.sha256(f"{self.shape[1]} pixels, 3 channels, center crop, bicubic".encode())
         digest.update(os.fsencode(self._listing.root.resolve()))
         for index in indices.tolist():
             facts = _written(self._listing.path(index))
@@ -153,29 +153,14 @@ def _check_folder(path: Path) -> None:
         )
 
 
-class ImageRows:
-    """Image files as rows of uint8 images.
-
-    Args:
-        files: the files.
-        labeled: whether their classes are used.
-        flip: whether to mirror images at random with probability 0.5.
-        seed: seed of the mirroring.
-    """
+class ImageRows(DiskRows):
+    """`ImageFiles` as rows of uint8 images."""
 
     dtype = torch.uint8
 
-    def __init__(self, files: ImageFiles, *, labeled: bool, flip: bool, seed: int) -> None:
-        self.shape, self.labels = (3, files.image_size, files.image_size), files.labels if labeled else None
-        self._files, self._flip, self._seed = files, flip, seed
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._files)
-
     def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *sample"]:
         """Return images, each mirrored or not depending on its position."""
-        images = self._files.read(indices)
+        images = self._opened.read(indices)
         flipped = mirrored(row_streams(self._seed, positions), self._flip)
         return torch.where(flipped[:, None, None, None] == 1, images.flip(-1), images)
 
@@ -197,6 +182,7 @@ class ImageFilesData(StreamedData):
     counts: tuple[int, ...] | None = found()
 
     _place: ClassVar[str] = "a folder of images"
+    _rows: ClassVar[type[DiskRows]] = ImageRows
 
     def open(self, split: str = "train") -> ImageFiles:
         """Return the images, listed once per process, or raise InputError if they have changed since the run began."""
@@ -212,7 +198,6 @@ class ImageFilesData(StreamedData):
         facts = super()._facts(opened)
         labels = None if facts["num_classes"] is None else opened.labels
         return facts | {
-            "image_shape": (3, self.image_size, self.image_size),
             "counts": counts_of(labels, facts["num_classes"], len(opened)),
             "files": opened.fingerprint(),
         }
@@ -221,15 +206,11 @@ class ImageFilesData(StreamedData):
         """Return the images of the split "train", or None if they are missing."""
         return self.open() if self.path is not None and Path(self.path).is_dir() else None
 
-    def rows(self, seed: int) -> ImageRows:
-        """Return the images, mirrored at random if `flip` is set."""
-        return ImageRows(self.open(), labeled=self.conditional, flip=self.flip, seed=seed)
-
     def report(self) -> list[str]:
         """Return a description of the training and test images, see `Data.report`."""
         files = self.open()
         classes, doubts = describe_classes(files.labels if self.conditional else None, files.class_names, len(files))
         held_out = next((split for split in ("test", "val") if split in files.splits), None)
         test = 0 if held_out is None else len(self.open(held_out))
-        line = describe_images(len(files), test, (3, self.image_size, self.image_size), classes, files.left_out)
+        line = describe_images(len(files), test, files.shape, classes, files.left_out)
         return [line, *as_notes([*files.doubts, *doubts])]

@@ -29,7 +29,7 @@ from torch import Tensor
 from drifting._json import parse_json, read_dataclass
 from drifting.data.dataset import Decoder, as_notes, describe_classes, describe_shape, found, read_once
 from drifting.data.pixels import to_bytes
-from drifting.data.streamed import StreamedData, mirrored, row_streams
+from drifting.data.streamed import DiskRows, StreamedData, mirrored, row_streams
 from drifting.data.vae import VAE, draw_latents, full_name, load_vae
 from drifting.errors import InputError, one_line, reason
 
@@ -209,6 +209,11 @@ class LatentCache:
         return self.index.count
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        return self.index.latent_shape
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         """Name of each label; None without labels."""
         return self.index.class_names
@@ -234,23 +239,10 @@ class LatentCache:
         return labels
 
 
-class LatentRows:
-    """Rows of latents, drawn from the distribution of an image or, at random, of its mirror image.
-
-    Args:
-        cache: cache of the moments.
-        labeled, flip, seed: as in `ImageRows`.
-    """
+class LatentRows(DiskRows):
+    """Rows of a `LatentCache`, drawn from the distribution of an image or, at random, of its mirror image."""
 
     dtype = torch.float32
-
-    def __init__(self, cache: LatentCache, *, labeled: bool, flip: bool, seed: int) -> None:
-        self.shape, self.labels = cache.index.latent_shape, cache.labels if labeled else None
-        self._cache, self._flip, self._seed = cache, flip, seed
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._cache)
 
     def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *sample"]:
         """Return shifted and scaled latents. Large batches use several threads, because numpy releases Python's lock."""
@@ -261,9 +253,9 @@ class LatentRows:
 
     def _taken(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b *sample"]:
         streams = row_streams(self._seed, positions)
-        moments = self._cache.read(indices, mirrored(streams, self._flip))
+        moments, index = self._opened.read(indices, mirrored(streams, self._flip)), self._opened.index
         noise = np.stack([stream.standard_normal(self.shape, dtype=np.float32) for stream in streams])
-        return draw_latents(moments, torch.from_numpy(noise), scale=self._cache.index.scale, shift=self._cache.index.shift)
+        return draw_latents(moments, torch.from_numpy(noise), scale=index.scale, shift=index.shift)
 
 
 _open_cache = read_once(2)(LatentCache)
@@ -294,6 +286,7 @@ class LatentsData(StreamedData):
 
     latent: ClassVar[bool] = True
     _place: ClassVar[str] = "a cache that drifting latents wrote"
+    _rows: ClassVar[type[DiskRows]] = LatentRows
 
     @property
     def title(self) -> str:
@@ -303,7 +296,6 @@ class LatentsData(StreamedData):
     def _facts(self, opened: LatentCache) -> dict[str, Any]:
         index = opened.index
         return super()._facts(opened) | {
-            "image_shape": index.latent_shape,
             "vae": self.vae or index.vae,
             "vae_fingerprint": index.vae_fingerprint,
             "files": index.files,
@@ -325,10 +317,6 @@ class LatentsData(StreamedData):
             channels = f"decodes latents of {vae.latent_channels} channels, but those of the run have {self.image_shape[0]}"
             raise InputError(f"vae is '{self.vae}', which {channels}: name the one that the latents were made with")
         return vae if device is None else vae.to(device)
-
-    def rows(self, seed: int) -> LatentRows:
-        """Return the latents, drawn from their distributions."""
-        return LatentRows(self.open(), labeled=self.conditional, flip=self.flip, seed=seed)
 
     def report(self) -> list[str]:
         """Return a description of the latents, see `Data.report`."""

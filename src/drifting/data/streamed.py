@@ -7,7 +7,7 @@ Shapes: s samples, b samples of a batch, l labels, p positives, m unconditional 
 """
 
 import functools
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,32 +32,26 @@ _STREAM = 2**40
 Tell = Callable[[int, int], None]
 
 
-@runtime_checkable
-class Rows(Protocol):
-    """A finite data set on disk, in the form in which a memory bank stores it."""
+class Rows(ABC):
+    """A finite data set in the form in which a memory bank stores it.
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of a row."""
-        ...
+    Attributes:
+        shape: shape of a row.
+        dtype: uint8 for images, which become floats in [-1, 1] when they are drawn, or float32.
+        labels: class of every row; None without labels or if they are not used.
+    """
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of a row: uint8 for images, which become floats in [-1, 1] when they are drawn, or float32."""
-        ...
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    labels: Int[Tensor, " s"] | None
 
-    @property
-    def labels(self) -> Int[Tensor, " s"] | None:
-        """Class of every row; None without labels or if they are not used."""
-        ...
-
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of rows."""
-        ...
 
+    @abstractmethod
     def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b *sample"]:
         """Return rows, each with the variation of its position."""
-        ...
 
 
 def row_streams(seed: int, positions: Int[Tensor, " b"]) -> list[np.random.Generator]:
@@ -70,6 +64,40 @@ def mirrored(streams: Sequence[np.random.Generator], flip: bool) -> Int[Tensor, 
     """Return 0 or 1 for each stream. The number is drawn even without flips, so later draws are the same."""
     halves = torch.tensor([stream.random() < 0.5 for stream in streams])
     return (halves & flip).long()
+
+
+@runtime_checkable
+class Opened(Protocol):
+    """A folder of images or latents, opened for reading."""
+
+    @property
+    def labels(self) -> Int[Tensor, " s"] | None:
+        """Class of every image; None without labels."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of each label; None without labels."""
+        ...
+
+
+class DiskRows(Rows):
+    """The rows of an opened folder, each with a variation that the seed and its position determine.
+
+    Args:
+        opened: the folder.
+        labeled: whether the classes of the images are used.
+        flip: whether to mirror images at random with probability 0.5.
+        seed: seed of the variations.
+    """
+
+    def __init__(self, opened: Any, *, labeled: bool, flip: bool, seed: int) -> None:
+        self.shape, self.labels = opened.shape, opened.labels if labeled else None
+        self._opened, self._flip, self._seed = opened, flip, seed
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._opened)
 
 
 class RowSource:
@@ -222,21 +250,6 @@ class RowBankSource(BankSource):
             self._tell(done, total)
 
 
-@runtime_checkable
-class Opened(Protocol):
-    """A folder of images or latents, opened for reading."""
-
-    @property
-    def labels(self) -> Int[Tensor, " s"] | None:
-        """Class of every image; None without labels."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Name of each label; None without labels."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class StreamedData(ImageData):
     """Images or latents that stay on disk until they are drawn.
@@ -261,21 +274,22 @@ class StreamedData(ImageData):
 
     on_disk: ClassVar[bool] = True
     supports_bank: ClassVar[bool] = True
-    # Description of the folder in messages.
+    # Description of the folder in messages, and how its rows vary.
     _place: ClassVar[str]
+    _rows: ClassVar[type[DiskRows]]
 
     @abstractmethod
     def open(self) -> Opened:
         """Return the training images, opened once per process, or raise InputError if they have changed since the run began."""
 
-    @abstractmethod
     def rows(self, seed: int) -> Rows:
         """Return the rows of the data, with random variations from the seed."""
+        return self._rows(self.open(), labeled=self.conditional, flip=self.flip, seed=seed)
 
     def _facts(self, opened: Any) -> dict[str, Any]:
         """Return the fields that are found in the folder."""
         names = opened.class_names if self.conditional else None
-        return {"num_classes": None if names is None else len(names), "class_names": names}
+        return {"image_shape": opened.shape, "num_classes": None if names is None else len(names), "class_names": names}
 
     @property
     def title(self) -> str:

@@ -29,8 +29,8 @@ Batches = Callable[[int], tuple[Shaped[Tensor, "b c h w"], Int[Tensor, " b"] | N
 LossOfStep = Callable[[int, torch.Generator], Tensor | Iterable[Tensor]]
 
 
-class HeldRows:
-    """Images in memory, with the interface of `data.streamed.Rows`; they are not augmented.
+class HeldRows(Rows):
+    """Images in memory; they are not augmented.
 
     Args:
         images: all training images, uint8 in 0..255 or float in [-1, 1].
