@@ -187,7 +187,7 @@ def test_file_without_weights_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("none.pth", "is no file"), ("x.bin", "pass a .safetensors"), (".", "pass a .safetensors")]
+    ("name", "message"), [("none.pth", "is not a file"), ("x.bin", "pass a .safetensors"), (".", "pass a .safetensors")]
 )
 def test_path_without_weights_is_refused(tmp_path, name, message):
     with pytest.raises(InputError, match=message):

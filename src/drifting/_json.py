@@ -62,7 +62,7 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
 def _finite(text: str) -> float:
     value = float(text)
     if value - value != 0:
-        raise ValueError(f"{text[:20]} is no finite number")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return value
 
 

@@ -97,7 +97,7 @@ def is_here(origin: str) -> bool:
     Without a network, the libraries themselves would ask the Hub six times, for half a minute.
 
     Raises:
-        Exception: the error of the Hub or the network, if the name is no folder and was not downloaded before.
+        Exception: the error of the Hub or the network, if the name is not a folder and was not downloaded before.
     """
     if Path(origin).is_dir():
         return True

@@ -73,7 +73,7 @@ def first_calls() -> None:
 def keep_freed_memory() -> bool:
     """Make this process keep the memory that it frees; return whether it does.
 
-    Only glibc can be asked, so this does nothing on other systems. It also does nothing where an environment variable already
+    Only glibc has such a setting, so this does nothing on other systems. It also does nothing where an environment variable already
     configures or replaces the allocator (`MALLOC_...`, `GLIBC_TUNABLES`, `LD_PRELOAD`).
     """
     if not sys.platform.startswith("linux") or any(name.startswith(_SET_BY_USER) for name in os.environ):

@@ -120,7 +120,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix not in readers:
         raise InputError(f"weights is '{path}': pass a .safetensors, .pth or .pt file")
     if not path.is_file():
-        raise InputError(f"weights is '{path}', which is no file: name one")
+        raise InputError(f"weights is '{path}', which is not a file: name one")
     try:
         loaded = readers[path.suffix](path)
     # Every layer below (zip, reader, storage) raises its own errors, and torch's message advises to run the code of the file.

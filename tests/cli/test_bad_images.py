@@ -84,7 +84,7 @@ def test_oblong_images(refused, tmp_path):
     (tmp_path / "wide" / "a").mkdir(parents=True)
     for index in range(12):
         Image.new("L", (12, 8)).save(tmp_path / "wide" / "a" / f"{index}.png")
-    refused("train images --data wide", "of 12 x 8 pixels, which is no square", "pass --image-size")
+    refused("train images --data wide", "of 12 x 8 pixels, which is not a square", "pass --image-size")
 
 
 def test_class_without_images(refused, tmp_path):
@@ -151,7 +151,7 @@ def test_extractor_that_is_not_there(refused, images_run):
     refused(
         ["evaluate", images_run, "--extractor", "x.pt"],
         "extractor is 'x.pt'",
-        "which is no file: download https",
+        "which is not a file: download https",
         "--extractor pixels",
     )
 

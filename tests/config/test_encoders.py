@@ -112,7 +112,7 @@ def test_backbone_that_is_not_there_is_refused_before_anything_is_written(run, t
 
 
 def test_points_have_no_such_features(tiny_toy, run):
-    with pytest.raises(InputError, match="encoder is a masked auto-encoder, but the data are no images"):
+    with pytest.raises(InputError, match="encoder is a masked auto-encoder, but the data are not images"):
         dataclasses.replace(tiny_toy, encoder=run.encoder).build_network()
 
 

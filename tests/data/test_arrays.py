@@ -126,9 +126,9 @@ def test_how_floats_were_read_is_reported(tmp_path, array, said):
         (COLOR[..., :2], r"\[20, 8, 8, 2\], which has neither 1 nor 3 channels"),
         (COLOR.reshape(20, -1), r"shape \[20, 192\]: save"),
         (COLOR[:0], r"shape \[0, 8, 8, 3\]"),
-        (np.array(["a", "b"]), "are no numbers: save"),
-        (COLOR.astype(complex), "of complex128, which are no numbers"),
-        (np.array([{}, {}], dtype=object), "of object, which are no numbers"),
+        (np.array(["a", "b"]), "are not numbers: save"),
+        (COLOR.astype(complex), "of complex128, which are not numbers"),
+        (np.array([{}, {}], dtype=object), "of object, which are not numbers"),
     ],
 )
 def test_ambiguous_and_other_arrays_are_refused(tmp_path, array, message):
@@ -142,7 +142,7 @@ def test_labels_of_other_forms(tmp_path):
     for labels in (one_hot, one_hot.astype(bool), LABELS.astype(float), LABELS.astype(np.uint8)):
         np.savez(tmp_path / "x.npz", images=COLOR, labels=labels)
         assert everything(str(tmp_path / "x.npz"))[1] == in_order(EXPECTED)[1]
-    for labels, said in ((np.ones((20, 3)), r"shape \[20, 3\], not one class for each"), (LABELS + 0.5, "no whole numbers")):
+    for labels, said in ((np.ones((20, 3)), r"shape \[20, 3\], not one class for each"), (LABELS + 0.5, "not whole numbers")):
         np.savez(tmp_path / "x.npz", images=COLOR, labels=labels)
         found = load_images(str(tmp_path / "x.npz"))
         assert found.labels is None
@@ -205,6 +205,6 @@ def test_pickles_in_arrays_do_not_run(tmp_path):
             return open, (str(tmp_path / "trap"), "w")
 
     np.savez(tmp_path / "x.npz", images=np.array([Trap()], dtype=object))
-    with pytest.raises(InputError, match="of object, which are no numbers"):
+    with pytest.raises(InputError, match="of object, which are not numbers"):
         load_images(str(tmp_path / "x.npz"))
     assert not (tmp_path / "trap").exists()

@@ -130,7 +130,7 @@ def test_lists_that_are_wrong_are_reported(tmp_path):
         ("../../../etc/x.png\tn01443537\n", r"names '\.\./\.\./\.\./etc/x\.png', no regular file below"),
         ("gone.png\tn01443537\n", "names 'gone.png', no regular file"),
         ("200.png\tn09\n", "of the class 'n09', which is not in train/"),
-        ("200.png\n", "line 1 is no pair"),
+        ("200.png\n", "line 1 is not a pair"),
     ):
         (root / "val" / "val_annotations.txt").write_text(line)
         with pytest.raises(InputError, match=reason):
@@ -192,7 +192,7 @@ def test_archives_that_lead_elsewhere_or_are_damaged_are_refused(tmp_path):
             load_images(str(path))
     with zipfile.ZipFile(path, "w") as packed:
         packed.writestr("train.parquet", b"x")
-    with pytest.raises(InputError, match=r"x\.zip', a .zip whose 1 files are no images: unpack it"):
+    with pytest.raises(InputError, match=r"x\.zip', a .zip whose 1 files are not images: unpack it"):
         load_images(str(path))
 
 

@@ -1,4 +1,4 @@
-"""The layouts in which people keep image files: which folders are classes, which are splits, and what is no image."""
+"""The layouts in which people keep image files: which folders are classes, which are splits, and what is not an image."""
 
 import csv
 import json
@@ -223,7 +223,7 @@ def test_classes_of_sub_folders_alone_are_doubted(tmp_path):
 
 
 def edm(root, labels, shards=2):
-    """Write images as the EDM tools do: in numbered folders that are no classes."""
+    """Write images as the EDM tools do: in numbered folders that are not classes."""
     names = [f"{index % shards:05d}/img{index:08d}.png" for index in range(len(labels) if labels else 20)]
     for index, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -258,13 +258,13 @@ def test_dataset_json_of_another_kind_is_no_file_of_labels(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"labels": [["a/000.png", 0], ["../../etc/x.png", 1]]}', r"names '\.\./\.\./etc/x\.png', but that is no image"),
-        ('{"labels": [["a/gone.png", 0]]}', r"names 'a/gone\.png', but that is no image in .*: bring it back, or take it out"),
+        ('{"labels": [["a/000.png", 0], ["../../etc/x.png", 1]]}', r"names '\.\./\.\./etc/x\.png', but that is not an image"),
+        ('{"labels": [["a/gone.png", 0]]}', r"names 'a/gone\.png', but that is not an image in .*: bring it back, or take it out"),
         ('{"labels": [["a/000.png", 1.5]]}', r"class of 'a/000\.png' is 1\.5: write a whole number from 0, or a text"),
         ('{"labels": [["a/000.png", [0, 1]]]}', r"class of 'a/000\.png' is \[0, 1\]"),
         ('{"labels": [["a/000.png", -1]]}', r"class of 'a/000\.png' is -1"),
         ('{"labels": [["a/000.png", true]]}', r"class of 'a/000\.png' is true"),
-        ('{"labels": ["a/000.png"]}', r"are no pairs of a file and its class"),
+        ('{"labels": ["a/000.png"]}', r"are not pairs of a file and its class"),
         ('{"labels": [["a/000.png", 0]', r"dataset\.json', which is truncated or corrupted"),
         ("[" * 100_000, r"dataset\.json', which is truncated or corrupted"),
         (b"\xff\xfe\x00", r"dataset\.json', which is truncated or corrupted"),

@@ -101,7 +101,7 @@ def test_mixed_sizes_and_oblongs_need_an_image_size(tmp_path):
     with pytest.raises(InputError, match=r"1\.png' of 6 x 6 pixels among images of 4 x 4: pass --image-size"):
         load_images(str(tmp_path))
     save(tmp_path / "train" / "0.png", np.zeros((4, 5)))
-    with pytest.raises(InputError, match=r"0\.png' of 5 x 4 pixels, which is no square: pass --image-size"):
+    with pytest.raises(InputError, match=r"0\.png' of 5 x 4 pixels, which is not a square: pass --image-size"):
         load_images(str(tmp_path))
     assert load_images(str(tmp_path), image_size=3).images.shape == (2, 1, 3, 3)
 
@@ -173,7 +173,7 @@ def test_missing_empty_and_unknown_sources_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InputError, match=r"unknown, because it holds 1 files \(\.txt\): make it CLASS/\*\.png, .* docs/data\.md"):
         load_images(str(tmp_path))
-    with pytest.raises(InputError, match=r"notes\.txt', which is no folder, .*: pass a folder, or a \.parquet, "):
+    with pytest.raises(InputError, match=r"notes\.txt', which is not a folder, .*: pass a folder, or a \.parquet, "):
         load_images(str(tmp_path / "notes.txt"))
     for source in (None, ""):
         with pytest.raises(InputError, match="data is not given: pass --data FOLDER"):

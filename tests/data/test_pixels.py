@@ -173,7 +173,7 @@ def test_giant_images_are_refused_before_they_are_decoded(side):
 
 def test_programs_of_a_print_format_are_not_started():
     script = EncodedImage(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n", "x.png")
-    with pytest.raises(InputError, match="no image of a format that can be decoded"):
+    with pytest.raises(InputError, match="not an image of a format that can be decoded"):
         decode([script])
 
 

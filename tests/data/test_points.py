@@ -81,7 +81,7 @@ def test_pickled_objects_are_refused(tmp_path):
 def test_missing_file_and_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist: pass the path"):
         load_points(tmp_path / "none.npy")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         load_points(tmp_path)
 
 
@@ -179,9 +179,9 @@ def test_tables_of_text_are_read(tmp_path, text, suffix):
         (b"1\n2\n", "a table of 1 columns"),
         (b"a,b,x,y\n1,2\n", "line 2 has 2 columns where others have 4"),
         (b"1,2\n3\n", "line 2 has 1 columns where others have 2"),
-        (b"x,y\n1,2\n3,four\n", "line 3 holds 'four', which is no number"),
-        (b"1,5;2,5\n3,5;4,5\n", "line 2 holds '3,5', which is no number: write it like 1.5"),
-        (b"1,2\n3,\n", "line 2 holds '', which is no number"),
+        (b"x,y\n1,2\n3,four\n", "line 3 holds 'four', which is not a number"),
+        (b"1,5;2,5\n3,5;4,5\n", "line 2 holds '3,5', which is not a number: write it like 1.5"),
+        (b"1,2\n3,\n", "line 2 holds '', which is not a number"),
         (b"1,2\nnan,4\n", "NaN or infinite values"),
         (b"\xff\xfe1,2", "cannot be read as text .*: save it as UTF-8"),
     ],
@@ -195,7 +195,7 @@ def test_tables_that_are_no_points_are_refused(tmp_path, content, message):
 def test_what_is_no_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")  # opening it would wait for ever
     for path in (tmp_path / "pipe.csv", tmp_path, Path("/dev/zero")):
-        with pytest.raises(InputError, match="which is no regular file: pass the path of a"):
+        with pytest.raises(InputError, match="which is not a regular file: pass the path of a"):
             load_points(path)
 
 

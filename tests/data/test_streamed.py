@@ -134,7 +134,7 @@ def test_reference_reads_no_more_than_it_returns(cache, monkeypatch):
 
 def test_bank_is_filled_class_by_class_and_reads_no_row_more(cache):
     progress = []
-    source = _source(_rows(cache), tell=lambda done, total: progress.append((done, total)))
+    source = _source(_rows(cache), on_progress=lambda done, total: progress.append((done, total)))
     drawn = _numbers(source.draw(torch.arange(3), 4, _rng()))
     assert source.bank.filled.tolist() == [4, 2, 4]
     assert int(source.tensors()["position"]) == 10
@@ -204,7 +204,7 @@ def test_resumed_source_goes_on_bit_for_bit(spread, cache, files, kind, labeled)
     else:
         rows = _rows(cache if labeled else spread, labeled=labeled)
     labels, rng, progress = torch.tensor([1, 0]) if labeled else None, _rng(), []
-    one, two = _source(rows), _source(rows, tell=lambda done, total: progress.append((done, total)))
+    one, two = _source(rows), _source(rows, on_progress=lambda done, total: progress.append((done, total)))
     for _ in range(4):
         one.draw(labels, 2, rng)
     saved = one.tensors()

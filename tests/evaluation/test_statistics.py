@@ -116,7 +116,7 @@ def test_no_damaged_byte_of_published_statistics_ends_in_another_error(save, tmp
         ({"count": torch.zeros(2)}, "which holds no statistics"),
         ({"count": torch.tensor(float("nan"))}, "which holds no statistics"),
         ({"count": torch.tensor(float("inf"))}, "which holds no statistics"),
-        ({"accuracy": torch.zeros(2)}, "which holds no statistics .*accuracy and inception_score are no single numbers"),
+        ({"accuracy": torch.zeros(2)}, "which holds no statistics .*accuracy and inception_score are not single numbers"),
         ({"features": torch.zeros(5, 3)}, "whose features do not fit its mean or are not finite: compute them again"),
         ({"features": torch.full((5, 4), float("nan"))}, "whose features do not fit its mean or are not finite"),
     ],
@@ -138,6 +138,6 @@ def test_files_that_are_something_else(name, content, tmp_path):
 
 def test_missing_file(tmp_path):
     with pytest.raises(
-        InputError, match=r"which is no file: name a folder of images, or statistics of them \(.safetensors, .npz\)"
+        InputError, match=r"which is not a file: name a folder of images, or statistics of them \(.safetensors, .npz\)"
     ):
         read_statistics(tmp_path / "none.npz")

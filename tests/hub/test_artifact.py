@@ -199,7 +199,7 @@ def test_arrays_that_do_not_fit_are_named(change, message, tmp_path):
         ("gen", {"hidden_size": True}, "hidden_size is True"),
         ("gen", {"num_classes": -1}, "num_classes is -1"),
         ("gen", {"mlp_ratio": 0}, "mlp_ratio is 0 .* a number above 0"),
-        ("gen", {"mlp_ratio": float("inf")}, "Infinity is no finite number"),
+        ("gen", {"mlp_ratio": float("inf")}, "Infinity is not a finite number"),
         ("gen", {"num_heads": 3}, "describes no network: heads is 3"),
         ("gen", {"patch_size": 3}, "describes no network: sample_shape is"),
         ("gen", {"hidden_size": 18, "num_heads": 3}, "describes no network: width is 18"),
@@ -262,7 +262,7 @@ def test_folders_of_another_kind_are_refused(tmp_path):
     with pytest.raises(InputError, match="a generator: name an encoder"):
         load_encoder(make_artifact(tmp_path / "gen", "gen"))
     (tmp_path / "gen" / "ema_params.msgpack").unlink()
-    with pytest.raises(InputError, match=r"ema_params\.msgpack', which is no file"):
+    with pytest.raises(InputError, match=r"ema_params\.msgpack', which is not a file"):
         load_generator(tmp_path / "gen")
 
 

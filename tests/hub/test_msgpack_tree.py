@@ -81,12 +81,12 @@ def test_bits_that_are_no_numbers_are_kept(tmp_path):
         ({"": packed(ONES)}, "which is repeated or no plain text"),
         (b"\x82\xa1a\x80\xa1a\x80", "has the name 'a' under ''"),
         (b"\x81\x81\xa1a\x80\x80", "which is repeated or no plain text"),
-        (b"\x81\xa1\xff\x80", "is no MessagePack"),
-        (b"\x81\xa1a\xc1", "is no MessagePack"),
+        (b"\x81\xa1\xff\x80", "is not MessagePack"),
+        (b"\x81\xa1a\xc1", "is not MessagePack"),
         (b"\x81\xa1a" * 50 + b"\x80", "nests maps more than 32 deep"),
         (b"\xdf\xff\xff\xff\xff\xa1a\x80", "is truncated"),
-        (b"\x81\xa1a\xdd\x7f\xff\xff\xff", "is no MessagePack of maps and arrays .*exceeds"),
-        (b"\x81\xdd\x7f\xff\xff\xff", "is no MessagePack of maps and arrays .*exceeds"),
+        (b"\x81\xa1a\xdd\x7f\xff\xff\xff", "is not MessagePack of maps and arrays .*exceeds"),
+        (b"\x81\xdd\x7f\xff\xff\xff", "is not MessagePack of maps and arrays .*exceeds"),
         (b"\x81\xa1a\xc9\x7f\xff\xff\xff\x01", "is truncated"),
         (msgpack.packb({"a": packed(ONES)}) + b"\xc0", "has 1 bytes after its end"),
     ],
@@ -116,7 +116,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
 
 
 def test_missing_file_and_one_that_shrinks_are_refused(tmp_path):
-    with pytest.raises(InputError, match="which is no file"):
+    with pytest.raises(InputError, match="which is not a file"):
         read_tree(tmp_path / "none")
     write_tree(tmp_path / "tree", ["x"], lambda _: torch.ones(100))
     array = read_tree(tmp_path / "tree")["x"]

@@ -91,10 +91,10 @@ def test_the_hash_and_the_address_are_the_published_ones():
 
 
 def test_missing_files_and_other_files_are_reported(tmp_path):
-    with pytest.raises(InputError, match="which is no file"):
+    with pytest.raises(InputError, match="which is not a file"):
         load_inception(tmp_path / "none.pt")
     (tmp_path / "other.pt").write_text("not this")
-    with pytest.raises(InputError, match="no TorchScript"):
+    with pytest.raises(InputError, match="not a TorchScript"):
         load_inception(tmp_path / "other.pt", check_hash=False)
 
 

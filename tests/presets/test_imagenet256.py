@@ -144,7 +144,7 @@ def test_weights_of_the_encoder_are_asked_for_before_the_data_are_looked_at(name
 
 def test_weights_that_are_not_there_are_reported_before_the_data_are_looked_at(tmp_path):
     for place in ("no/file", str(tmp_path)):
-        with pytest.raises(InputError, match=rf"encoder_weights is '{place}', which is no file: name the encoder\.safetensors"):
+        with pytest.raises(InputError, match=rf"encoder_weights is '{place}', which is not a file: name the encoder\.safetensors"):
             resolve(preset("imagenet256-ablation", data="nowhere", encoder_weights=place))
 
 

@@ -298,10 +298,10 @@ def test_what_cannot_be_compared_is_refused(refused, tiny_toy, tiny_images, argu
     [
         ("{", "is corrupted"),
         ("[1]", "no figures by name"),
-        ('{"recall": null}', "recall is no figure"),
-        ('{"recall": "high"}', "recall is no figure"),
-        ('{"color_mean": [0.1, "x"]}', "color_mean is no figure"),
-        ('{"extractor": 3}', "extractor is no figure"),
+        ('{"recall": null}', "recall is not a figure"),
+        ('{"recall": "high"}', "recall is not a figure"),
+        ('{"color_mean": [0.1, "x"]}', "color_mean is not a figure"),
+        ('{"extractor": 3}', "extractor is not a figure"),
         ('{"frechet_curve_steps": [0, 1], "frechet_curve": [2.0]}', "differ in length"),
     ],
 )

@@ -199,7 +199,7 @@ def test_three_latents_are_too_few_for_a_floor(latents_run, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*singular covariance")
 def test_latents_are_compared_with_a_folder_of_images(latents_run, images):
-    with pytest.warns(UserWarning, match="samples are of all classes equally often, for those of the data are not known"):
+    with pytest.warns(UserWarning, match="samples are of all classes equally often, because the classes of the data are not known"):
         metrics = latents_run.evaluate(extractor="pixels", count=20, real=str(images))
     assert (metrics["reference"], metrics["num_real"]) == (f"images {images.name}/val", 30)
     assert "frechet_distance_floor" in metrics
@@ -315,9 +315,9 @@ def test_fifty_thousand_are_made_unless_told_otherwise(files_run, monkeypatch):
         ({"extractor": "pixels", "device": "cuda:99"}, "device is 'cuda:99', which this machine does not offer: pass --device cpu"),
         (
             {"extractor": "pixels", "real": "none"},
-            r"real is 'none', which is no folder: name one of images, or statistics of them \(.safetensors, .npz\)",
+            r"real is 'none', which is not a folder: name one of images, or statistics of them \(.safetensors, .npz\)",
         ),
-        ({"extractor": "pixels", "real": "none.npz"}, "real is 'none.npz', which is no file"),
+        ({"extractor": "pixels", "real": "none.npz"}, "real is 'none.npz', which is not a file"),
         (
             {"extractor": "pixels", "guidance_scale": 2.0},
             "guidance_scale is 2, but the run was trained at guidance scale 1 alone: leave it out",

@@ -58,6 +58,6 @@ def test_resumed_run_equals_the_whole_one_and_is_sampled_in_one_pass(config, tmp
 @pytest.mark.parametrize("generator", [UNET, DIT])
 def test_points_are_no_images(tiny_toy, tmp_path, generator):
     config = dataclasses.replace(tiny_toy, generator=generator)
-    with pytest.raises(InputError, match=f"generator is a {type(generator).__name__}, but the data are no images"):
+    with pytest.raises(InputError, match=f"generator is a {type(generator).__name__}, but the data are not images"):
         runs.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

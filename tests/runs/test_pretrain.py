@@ -348,7 +348,7 @@ def test_generator_is_no_extractor(images_run, config):
 
 
 def test_missing_inception_is_refused(config, tmp_path):
-    with pytest.raises(InputError, match=r"nothing\.pt', which is no file"):
+    with pytest.raises(InputError, match=r"nothing\.pt', which is not a file"):
         load_extractor(str(tmp_path / "nothing.pt"), config)
 
 

@@ -124,7 +124,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny_ima
     save_tensors(
         tmp_path / "other.safetensors", _with(tiny_images, dataclasses.replace(CLASSES, width=8)).build_network().state_dict()
     )
-    for path, reason in ((tmp_path / "other.safetensors", "do not fit"), (tmp_path / "none.pth", "which is no file")):
+    for path, reason in ((tmp_path / "other.safetensors", "do not fit"), (tmp_path / "none.pth", "which is not a file")):
         config = _with(tiny_images, dataclasses.replace(CLASSES, weights=str(path)))
         with pytest.raises(InputError, match=reason):
             runs.train(config, tmp_path / "run")

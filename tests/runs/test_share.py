@@ -174,7 +174,7 @@ def test_other_networks_are_refused(tmp_path, tiny_images, extractor_folder):
     save_json(tmp_path / "run" / "config.json", {"version": 1, "type": "ReleasedConfig", "metadata": 3})
     refused(tmp_path / "run", "metadata is 3, not an object")
     refused(tmp_path, r"file is '.*config\.json', which does not exist")
-    refused(tmp_path / "none", "source is '.*none', which is no folder: name one, or hub:NAME")
+    refused(tmp_path / "none", "source is '.*none', which is not a folder: name one, or hub:NAME")
 
 
 def test_folders_are_not_written_over_unasked(tmp_path, command):

@@ -87,7 +87,7 @@ def test_real_images_are_named(copy, place, command):
         assert command("evaluate", run, "--extractor", "pixels", "--num-samples", 20, "--real", statistics).status == 0
     refused = command("evaluate", run, "--extractor", "pixels", "--real", place / "images" / "none")
     assert refused.status == 2
-    assert re.fullmatch(r"drifting: real is '.*none', which is no folder: name one of images, or [^\n]*\n", refused.err)
+    assert re.fullmatch(r"drifting: real is '.*none', which is not a folder: name one of images, or [^\n]*\n", refused.err)
 
 
 def test_run_without_its_auto_encoder_says_so(copy, command):

@@ -185,7 +185,7 @@ def test_images_without_classes_are_learned_from_without_a_probe(command, tmp_pa
     assert (result.status, result.err) == (0, "")
     assert json.loads((tmp_path / "x" / "encoder.json").read_text()) == {"num_train_images": 18, "num_test_images": 2}
     reason, weights = result.out.splitlines()[-2:]
-    assert reason == "no accuracy, for the images are not of two classes or more"
+    assert reason == "no accuracy, because the images do not have two classes or more"
     assert weights == str(tmp_path / "x" / "encoder.safetensors")
 
 

@@ -130,16 +130,16 @@ def test_samples_of_a_step_with_an_odd_name_are_refused(tiny_toy, tmp_path, name
     run = runs.train(tiny_toy, tmp_path / "run")
     snapshots = load_tensors(run.folder / "snapshots.safetensors")
     save_tensors(run.folder / "snapshots.safetensors", {**snapshots, name: snapshots["0"].clone()})
-    with pytest.raises(InputError, match="which is no number: delete the file"):
+    with pytest.raises(InputError, match="which is not a number: delete the file"):
         run.snapshots()
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("NaN", "NaN is no finite number"),
-        ("[-Infinity]", "-Infinity is no finite number"),
-        ("1e999", "1e999 is no finite number"),
+        ("NaN", "NaN is not a finite number"),
+        ("[-Infinity]", "-Infinity is not a finite number"),
+        ("1e999", "1e999 is not a finite number"),
         ("9" * 5000, "is too large"),
         (str(2**63), "is too large"),
         ("[" * 10**5, "nested too deeply"),

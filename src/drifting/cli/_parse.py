@@ -204,8 +204,9 @@ def _deferred(command: Command) -> Callable[..., Callable[[], None]]:
 
 
 def subject_of(words: Sequence[str], known: Collection[str], switches: Collection[str]) -> tuple[str | None, list[str]]:
-    """Return the subject of a command, such as a preset, and the other words. It is the first word, or a known word that is no
-    value.
+    """Return the subject of a command, such as a preset, and the other words.
+
+    The subject is the first word, or a known word that is not the value of an option.
 
     Args:
         words: words of the command line.
@@ -224,9 +225,9 @@ def _check_not_empty(arguments: Sequence[str]) -> None:
     """Raise InputError for an empty word, which as a path would be the current folder."""
     flag = "an argument"
     for word in arguments:
-        name, given, value = word.partition("=")
-        if not word or (word.startswith("--") and given and not value):
-            raise InputError(f"{_name_of(name) if given else flag} is '': name something, or leave it out")
+        name, sign, value = word.partition("=")
+        if not word or (word.startswith("--") and sign and not value):
+            raise InputError(f"{_name_of(name) if sign else flag} is '': name something, or leave it out")
         flag = _name_of(word) if word.startswith("--") else "an argument"
 
 
@@ -360,5 +361,5 @@ def _name_of(flag: str) -> str:
 
 def _argument(flags: str, words: Sequence[str]) -> str:
     """Return the name of an argument in errors: as written on the command line, but steps for --drift-steps."""
-    given = _name_of(_flag_on_line(flags, words))
-    return "steps" if given == "drift_steps" else given
+    name = _name_of(_flag_on_line(flags, words))
+    return "steps" if name == "drift_steps" else name

@@ -79,7 +79,7 @@ class Rings:
         self.numbers[rings, slots], self.turns[rings, slots] = (value[some] for value in stamps)
 
     def draw(self, rings: Int[Tensor, " l"], count: int, rng: torch.Generator) -> Int[Tensor, "l p"]:
-        """Return `count` slots of each given ring, all different if the ring holds that many, on the device of rng."""
+        """Return `count` slots of each of these rings, all different if the ring holds that many, on the device of rng."""
         rings = rings.to(self.samples.device)
         filled = self.filled[rings].to(rng.device)[:, None]
         slots = torch.arange(self.samples.shape[1], device=rng.device)
@@ -87,7 +87,7 @@ class Rings:
         return keys.argsort(1).gather(1, torch.arange(count, device=rng.device) % filled)
 
     def take(self, rings: Int[Tensor, " l"], slots: Int[Tensor, "l p"]) -> Shaped[Tensor, "l p *sample"]:
-        """Return the samples in the given slots of each given ring, on the device of `slots`."""
+        """Return the samples in some slots of each of these rings, on the device of `slots`."""
         device = self.samples.device
         return self.samples[rings.to(device)[:, None], slots.to(device)].to(slots.device)
 
@@ -220,10 +220,10 @@ class MemoryBank:
             turns, pushed = tensors[f"{name}.turns"], tensors[f"{name}.pushed"]
             held = turns >= 0
             if bool((held != (torch.arange(turns.shape[1]) < held.sum(1, keepdim=True))).any() or (turns >= pushed[:, None]).any()):
-                raise InputError(f"{wrong} holds samples in '{name}' that it was not given: delete it and resume")
+                raise InputError(f"{wrong} holds samples in '{name}' that were never pushed: delete it and resume")
         counts = {name: int(tensors[f"{name}.pushed"].sum()) for name in self.rings}
         if len(set(counts.values())) > 1:
-            raise InputError(f"{wrong} was given {counts} samples, not as many: delete it and resume")
+            raise InputError(f"{wrong} counts {counts} pushed samples, which should be equal: delete it and resume")
 
     def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
         """Restore the result of `tensors`, or raise InputError if it does not fit this bank."""

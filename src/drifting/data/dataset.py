@@ -163,7 +163,7 @@ class Data(ABC):
         *,
         device: str = "cpu",
         indexed: bool = False,
-        tell: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> Source:
         """Return the real samples.
 
@@ -172,7 +172,7 @@ class Data(ABC):
             bank: `data.bank.BankConfig` of the memory bank to draw from; None for no bank.
             device: device of the bank.
             indexed: whether to draw indices of samples instead of samples, for cached features.
-            tell: called with (samples read, samples to read) while a bank is filled.
+            on_progress: called with (samples read, samples to read) while a bank is filled.
         """
 
     def changed(self, **fields: Any) -> "Data":
@@ -267,11 +267,11 @@ class ImageData(Data):
         return self.image_shape
 
     def training_images(self) -> Images | None:
-        """Return the images that are trained on; None where there are none, or they are not there."""
+        """Return the training images, or None if there are none or their files are missing."""
         return None
 
     def training_classes(self) -> tuple[Int[Tensor, " s"] | None, tuple[str, ...] | None]:
-        """Return the class of every training image, and the names of the classes; None where there are none, or no data."""
+        """Return the class of every training image, and the names of the classes; None if there are no classes, or no data."""
         counts, names = self.counts, self.class_names
         if not self.conditional:
             return None, None
@@ -280,7 +280,9 @@ class ImageData(Data):
         try:
             return self.labels()
         except InputError as error:
-            warnings.warn(f"samples are of all classes equally often, for those of the data are not known ({error})", stacklevel=2)
+            warnings.warn(
+                f"samples are of all classes equally often, because the classes of the data are not known ({error})", stacklevel=2
+            )
         return None, names
 
     def exported_shape(self) -> tuple[int, int, int]:

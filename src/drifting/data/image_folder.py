@@ -149,7 +149,7 @@ def _check_folder(path: Path) -> None:
         raise InputError(f"data is '{path}', which does not exist: pass a folder of images")
     if not path.is_dir():
         raise InputError(
-            f"data is '{path}', which is no folder: pass a folder of image files, an unpacked one if this is an archive"
+            f"data is '{path}', which is not a folder: pass a folder of image files, an unpacked one if this is an archive"
         )
 
 

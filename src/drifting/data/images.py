@@ -345,5 +345,5 @@ class DigitsData(ImageData):
         return drawing.images(to_bytes(load_digits().train))
 
     def evaluate(self, evaluation: Any) -> dict[str, Any]:
-        """Ask classifiers of digits."""
+        """Measure digits with classifiers."""
         return evaluation.digits(load_digits())

@@ -91,14 +91,14 @@ def write_latents(
         _check_space(out, index, missing)
         save_json(out / INDEX, index.to_json())
         done = index.count - sum(len(index.shards[number]) for number in missing)
-        with _told_to_start_again(out), CountProgress("writing latents", index.count, done=done) as progress:
+        with _explaining_faults(out), CountProgress("writing latents", index.count, done=done) as progress:
             for number in missing:
                 _write_shard(out, index, number, files, encoder.to(settings.device), settings.batch_size, progress)
     return index
 
 
 @contextmanager
-def _told_to_start_again(out: Path) -> Iterator[None]:
+def _explaining_faults(out: Path) -> Iterator[None]:
     """Turn an error of the disk into a StorageError that says what is kept and how to continue."""
     try:
         yield

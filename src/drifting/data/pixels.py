@@ -97,7 +97,7 @@ def _decode_all(
         height, width = first.shape[:2]
         fix = "pass --image-size to crop and resize all images"
         if height != width:
-            raise InputError(f"data holds '{_origin(items[0])}' of {width} x {height} pixels, which is no square: {fix}")
+            raise InputError(f"data holds '{_origin(items[0])}' of {width} x {height} pixels, which is not a square: {fix}")
         need = decoded_bytes(len(items), width, channels or first[0, 0].size)
         check_memory(need, f"data holds '{_origin(items[0])}' of {width} x {width} pixels, of which {_some(items)}", fix)
 
@@ -131,7 +131,7 @@ def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: i
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise damaged(item.origin, "it is no image of a format that can be decoded") from None
+        raise damaged(item.origin, "it is not an image of a format that can be decoded") from None
     except Image.DecompressionBombError:
         limit = f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,}"
         raise InputError(f"data holds '{item.origin}', an image of more than {limit} pixels: shrink it, or remove it") from None

@@ -202,7 +202,7 @@ def load_points(path: Path) -> Points:
     if not path.exists():
         raise InputError(f"data is '{path}', which does not exist: pass the path of a {kinds}")
     if not path.is_file():  # a named pipe would be waited for
-        raise InputError(f"data is '{path}', which is no regular file: pass the path of a {kinds}")
+        raise InputError(f"data is '{path}', which is not a regular file: pass the path of a {kinds}")
     array = _text_array(path) if path.suffix.lower() in _TEXTS else _npy_array(path)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":
         raise InputError(f"data is '{path}', an array of shape {np.shape(array)}: pass numbers of shape [n, 2]")
@@ -253,7 +253,7 @@ def _numbers(path: Path, number: int, words: list[str], places: list[int], width
         raise InputError(f"data is '{path}', whose line {number} has {len(words)} columns where others have {width}: fix that line")
     wrong = next((words[place] for place in places if not _is_number(words[place])), None)
     if wrong is not None:
-        raise InputError(f"data is '{path}', whose line {number} holds '{wrong[:40]}', which is no number: write it like 1.5")
+        raise InputError(f"data is '{path}', whose line {number} holds '{wrong[:40]}', which is not a number: write it like 1.5")
     return [float(words[place]) for place in places]
 
 

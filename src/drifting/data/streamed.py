@@ -29,7 +29,7 @@ _CHUNK = 256
 # Offset from the seeds of shuffled_indices and of the noise of samples, which are smaller.
 _STREAM = 2**40
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 class Rows(ABC):
@@ -155,10 +155,12 @@ class RowBankSource(BankSource):
         bank: an empty bank for such rows.
         push_per_step: number of rows pushed before each draw.
         seed: seed of the order.
-        tell: called with (rows read, rows to read) while the bank is filled.
+        on_progress: called with (rows read, rows to read) while the bank is filled.
     """
 
-    def __init__(self, rows: Rows, bank: MemoryBank, *, push_per_step: int, seed: int, tell: Tell | None = None) -> None:
+    def __init__(
+        self, rows: Rows, bank: MemoryBank, *, push_per_step: int, seed: int, on_progress: OnProgress | None = None
+    ) -> None:
         super().__init__(torch.arange(len(rows)), rows.labels, bank, push_per_step=push_per_step, seed=seed)
         self._origins = MemoryBank(
             bank.num_classes,
@@ -167,7 +169,7 @@ class RowBankSource(BankSource):
             unconditional_capacity=bank.unconditional_capacity,
             dtype=torch.long,
         )
-        self._rows, self._tell = rows, tell
+        self._rows, self._on_progress = rows, on_progress or (lambda done, total: None)
 
     def draw(
         self, labels: Int[Tensor, " l"] | None, count: int, rng: torch.Generator, own: slice = ALL
@@ -202,7 +204,7 @@ class RowBankSource(BankSource):
                 ring, slot = part.to(target.samples.device).unbind(1)
                 target.samples[ring, slot] = taken.to(target.samples)
                 done += len(part)
-                self._told(done, total)
+                self._on_progress(done, total)
             for part in ("pushed", "turns", "numbers"):
                 getattr(target, part).copy_(getattr(source, part))
 
@@ -211,7 +213,7 @@ class RowBankSource(BankSource):
         for part in chosen.split(_CHUNK):
             self._push(part)
             done += len(part)
-            self._told(done, len(chosen))
+            self._on_progress(done, len(chosen))
 
     @property
     def _count_to_fill(self) -> int:
@@ -244,10 +246,6 @@ class RowBankSource(BankSource):
         self.bank.push(self._rows.take(indices, positions), labels, numbers)
         self._origins.push(torch.stack([indices, positions], 1), labels, numbers)
         self._position += len(indices)
-
-    def _told(self, done: int, total: int) -> None:
-        if self._tell is not None:
-            self._tell(done, total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +317,7 @@ class StreamedData(ImageData):
         return opened.labels, opened.class_names
 
     def source(
-        self, seed: int, bank: Any = None, *, device: str = "cpu", indexed: bool = False, tell: Tell | None = None
+        self, seed: int, bank: Any = None, *, device: str = "cpu", indexed: bool = False, on_progress: OnProgress | None = None
     ) -> Source:
         """Return a source of the rows, through a bank if there is one; see `Data.source`."""
         del indexed
@@ -327,7 +325,7 @@ class StreamedData(ImageData):
         if bank is None:
             return RowSource(rows)
         memory = bank.build(self.num_classes, rows.shape, rows.dtype, device)
-        return RowBankSource(rows, memory, push_per_step=bank.push_per_step, seed=seed, tell=tell)
+        return RowBankSource(rows, memory, push_per_step=bank.push_per_step, seed=seed, on_progress=on_progress)
 
     def depict(self, drawing: Any) -> list[Path]:
         """Draw images as they are decoded."""

@@ -133,7 +133,7 @@ class EncoderConfig(ABC):
     ) -> nn.Module | None:
         """Return the network on the CPU, with initial weights or those of its file; None for an encoder without a network.
 
-        Features that it has not got are refused here, before it is trained.
+        Features that the network does not have are refused here, before it is trained.
 
         Args:
             image_shape: channels, height and width of an image; samples that are not images have other shapes.

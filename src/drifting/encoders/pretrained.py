@@ -304,7 +304,7 @@ class MAEFeaturesConfig(EncoderConfig):
         """Return the trained network without decoder and logits, which features do not need."""
         del num_classes
         if len(image_shape) != 3 or self.weights is None:
-            missing = "its weights are not named" if len(image_shape) == 3 else "the data are no images of a known shape"
+            missing = "its weights are not named" if len(image_shape) == 3 else "the data are not images of a known shape"
             raise InputError(f"encoder is a masked auto-encoder, but {missing}: pass both")
         # On meta, because drawing the initial values of the largest networks takes longer than reading the weights.
         with torch.device("meta"):

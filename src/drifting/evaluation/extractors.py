@@ -175,7 +175,7 @@ def find_extractor(extractor: str | None, data: Any, read: Callable[[Path], Any]
         return _pixels(in_memory=data.loads_images)
     if extractor is not None and extractor.endswith(".pt"):
         if not Path(extractor).is_file():
-            raise InputError(f"extractor is '{extractor}', which is no file: download {URL} there, or pass --extractor pixels")
+            raise InputError(f"extractor is '{extractor}', which is not a file: download {URL} there, or pass --extractor pixels")
         inception = load_inception(Path(extractor), device=device)
         return Extractor("inception", inception, cache=_if_writable(Path(extractor).parent), probabilities=inception.probabilities)
     folder = _classifier_folder(extractor, data)

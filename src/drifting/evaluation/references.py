@@ -1,9 +1,9 @@
 """The real images that the samples of a run are compared with, and those that make the floor.
 
-The reference is the test set, or what is named, or else the run's own folder: its images that were not trained on if there is a
-split of them, else all. The floor is made of other images: of the training split beside the reference, or of the training images of
-the run. None that the extractor was trained on is among them and, of those that stay on disk, no copy of an image of the reference;
-where there are no others, there is no floor.
+The reference is the test set, the images that the user names, or the run's own folder: a split that was not trained on if there is
+one, otherwise all images. The floor is made of other images: of the training split beside the reference, or of the training images
+of the run. It leaves out images that the extractor was trained on and, if images stay on disk, copies of images of the reference.
+Without other images there is no floor.
 """
 
 import hashlib
@@ -215,7 +215,7 @@ def streamed(
         device: device that decodes latents.
 
     Raises:
-        InputError: if there are no real images, or they are not such as the generator makes.
+        InputError: if there are no real images, or they differ from generated ones in shape.
     """
     if real is None and data.latent:
         if not extractor.name.startswith("pixels"):
@@ -273,7 +273,7 @@ class _Files:
             )
         if real is not None and not place.is_dir():
             raise InputError(
-                f"real is '{place}', which is no folder: name one of images, or statistics of them ({', '.join(SUFFIXES)})"
+                f"real is '{place}', which is not a folder: name one of images, or statistics of them ({', '.join(SUFFIXES)})"
             )
         opened = self.data.open if real is None else partial(ImageFiles, place, image_size=shape[1])
         return self._in_folder(place, lambda split: opened(split=split), own=real is None)

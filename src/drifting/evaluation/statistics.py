@@ -146,7 +146,7 @@ def _load(path: Path) -> tuple[ImageStatistics, str]:
         kept = {name: file.get_tensor(name).clone() for name in _TENSORS if name in known}
         figures = {name: file.get_tensor(name) for name in _FIGURES if name in known}
     if any(value.numel() != 1 for value in figures.values()):
-        raise InputError(f"path is '{path}', whose {' and '.join(figures)} are no single numbers: delete it and compute it again")
+        raise InputError(f"path is '{path}', whose {' and '.join(figures)} are not single numbers: delete it and compute it again")
     accuracy, score = (float(figures[name]) if name in figures else None for name in _FIGURES)
     return ImageStatistics(gaussian, kept.get("features"), accuracy, score, kept.get("digests")), fingerprint
 
@@ -155,7 +155,7 @@ def read_statistics(path: Path) -> ImageStatistics:
     """Return the statistics of a .safetensors or .npz file; raises InputError if it is damaged or holds something else."""
     if not path.is_file():
         raise InputError(
-            f"real is '{path}', which is no file: name a folder of images, or statistics of them ({', '.join(SUFFIXES)})"
+            f"real is '{path}', which is not a file: name a folder of images, or statistics of them ({', '.join(SUFFIXES)})"
         )
     try:
         statistics = ImageStatistics(_published(path)) if path.suffix == ".npz" else _load(path)[0]

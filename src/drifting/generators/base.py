@@ -72,7 +72,7 @@ class GeneratorConfig(ABC):
 
     def _check_images(self, sample_shape: tuple[int, ...]) -> None:
         if len(sample_shape) != 3:
-            raise InputError(f"generator is a {type(self).__name__}, but the data are no images: name another generator")
+            raise InputError(f"generator is a {type(self).__name__}, but the data are not images: name another generator")
 
 
 _MASK = 2**64 - 1

@@ -61,7 +61,7 @@ def read_tree(path: Path) -> dict[str, Array]:
         InputError: if the file is missing, truncated or longer than its tree, or holds anything but maps and real arrays.
     """
     if not path.is_file():
-        raise InputError(f"weights is '{path}', which is no file: name the folder of an artifact, or download it again")
+        raise InputError(f"weights is '{path}', which is not a file: name the folder of an artifact, or download it again")
     with ExitStack() as open_files:
         try:
             return _Walk(path, *(open_files.enter_context(path.open("rb")) for _ in range(2))).everything()
@@ -71,7 +71,7 @@ def read_tree(path: Path) -> dict[str, Array]:
             raise
         # The library raises errors of several classes for bytes that are not in its format.
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise _refused(path, f"is no MessagePack of maps and arrays ({str(error)[:80] or type(error).__name__})") from None
+            raise _refused(path, f"is not MessagePack of maps and arrays ({str(error)[:80] or type(error).__name__})") from None
 
 
 def write_tree(path: Path, names: Iterable[str], read: Callable[[str], Tensor]) -> None:

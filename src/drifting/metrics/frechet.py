@@ -275,9 +275,9 @@ def load_gaussian(path: Path) -> tuple[Gaussian, str]:
             gaussian = Gaussian(mean, count=int(file.get_tensor("count")), **{name: spread})
     except FileNotFoundError:
         raise InputError(f"path is '{path}', which does not exist: compute the Gaussian first") from None
-    # The last four come from a count that is no number.
+    # The last four come from a count that is not a number.
     except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"path is '{path}', which is no Gaussian that can be read ({reason(error)}): delete it and compute it again"
+            f"path is '{path}', which is not a Gaussian that can be read ({reason(error)}): delete it and compute it again"
         ) from None
     return gaussian, fingerprint

@@ -163,7 +163,7 @@ def memorization(
         quantile: share of the test data, in [0, 1], that counts as suspiciously close.
 
     Raises:
-        InputError: if the feature sizes differ, a set is empty, a value is not finite or the quantile is no share.
+        InputError: if the feature sizes differ, a set is empty, a value is not finite or the quantile is not a share.
     """
     check_features(samples=samples, train=train, test=test)
     if not 0 <= quantile <= 1:

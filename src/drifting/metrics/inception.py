@@ -78,18 +78,18 @@ def load_inception(
         batch_size: number of images in one pass.
 
     Raises:
-        InputError: if the file is missing, cannot be downloaded, is not the published one or is no TorchScript.
+        InputError: if the file is missing, cannot be downloaded, or is not the published TorchScript file.
     """
     file = _downloaded() if path is None else path
     if not file.is_file():
-        raise InputError(f"path is '{file}', which is no file: download {URL}, or pass None to have it downloaded")
+        raise InputError(f"path is '{file}', which is not a file: download {URL}, or pass None to have it downloaded")
     if check_hash:
         _check(file, f"path is '{file}'")
     try:
         network = torch.jit.load(file, map_location=device).eval()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"path is '{file}', which is no TorchScript file ({reason}): download {URL}") from None
+        raise InputError(f"path is '{file}', which is not a TorchScript file ({reason}): download {URL}") from None
 
     return Inception(network, device, batch_size)
 

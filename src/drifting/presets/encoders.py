@@ -38,8 +38,8 @@ def with_encoder(config: AnyConfig, weights: str) -> AnyConfig:
         weights: file of weights, or its folder.
 
     Raises:
-        InputError: if there is no such file, what lies beside it is not the configuration of an encoder, or the run is none of a
-            generator in the features of an encoder.
+        InputError: if the file does not exist, the file beside it is not the configuration of an encoder, or the run does not
+            train a generator in the features of an encoder.
     """
     before: Any = getattr(config, "encoder", None)
     if not hasattr(before, "weights"):
@@ -66,7 +66,7 @@ def trained_by(weights: str) -> Any:
     """Return the configuration of the run that trained an encoder; None if the weights are not those of a run.
 
     Raises:
-        InputError: if what lies beside the file is the configuration of something else.
+        InputError: if the file beside it is the configuration of something else.
     """
     settings = Path(weights).parent / _SETTINGS
     if Path(weights).name != _WEIGHTS or not settings.is_file():

@@ -42,7 +42,7 @@ def toy(dataset: str | None = None, data: str | None = None) -> RunConfig:
         dataset: one of `data.TOYS`; moons by default.
         data: path of a .npy file of shape [n, 2] or of a text table, instead of a toy.
 
-    Command: drifting train toy --dataset moons. Hardware: two CPU cores. Time: two minutes; four for the toys that are no anchors.
+    Command: drifting train toy --dataset moons. Hardware: two CPU cores. Time: two minutes; four for the toys that are not anchors.
     Expected: energy distance of 10,000 samples to the data at most 1.5 times that of real points.
     Measured: docs/results.md, 2026-11-25.
 

@@ -96,7 +96,7 @@ def write_comparison(
         The comparison, and the paths of the two files.
 
     Raises:
-        InputError: for what is no run of images, or cannot be compared or written, before anything is written.
+        InputError: if a folder is not a run of images, or the runs cannot be compared, before anything is written.
     """
     table, picture = Path(out) / TABLE, Path(out) / PICTURE
     for path in (table, picture):
@@ -115,7 +115,7 @@ def write_comparison(
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[runs.Run]:
-    """Return trained runs that make images of one shape, or raise InputError naming the folder that is something else."""
+    """Return trained runs of images of the same shape, or raise InputError naming the folder that does not fit."""
     if not folders:
         raise InputError("runs is empty: name the folder of at least one trained run of images")
     seen: set[Path] = set()
@@ -181,7 +181,7 @@ def read_figures(path: Path, fix: str) -> Metrics:
     figures = {"extractor" if name == "judge" else re.sub("^colour", "color", name): value for name, value in figures.items()}
     for name, value in figures.items():
         if not (isinstance(value, str) if name in ("extractor", "reference") else _is_figure(value)):
-            raise InputError(f"file is '{path}', where {name} is no figure: {fix}")
+            raise InputError(f"file is '{path}', where {name} is not a figure: {fix}")
     return figures
 
 
@@ -230,7 +230,7 @@ def _incomparable(entries: Sequence[Entry], apart: str | None) -> list[str]:
     """Return the main reason why figures cannot be compared, as a sentence; nothing if they can."""
     if (who := _names_by(entries, "extractor")) is not None:
         return [
-            f"different extractors saw the runs ({who}), so their figures cannot be compared: evaluate them with one --extractor"
+            f"different extractors evaluated the runs ({who}), so figures cannot be compared: evaluate them with one --extractor"
         ]
     if (what := _names_by(entries, "reference")) is not None:
         against = f"the runs were measured against different real images ({what}), so their figures cannot be compared"

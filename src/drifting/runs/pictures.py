@@ -107,9 +107,9 @@ class Drawing:
         at: Callable[..., Tensor] | None = getattr(loss.field, "at", None)
 
         def drift(at: Callable[..., Tensor], places: Tensor, generated: Tensor) -> Tensor:
-            seen = (frame.standardize(places), frame.standardize(generated), real)
-            temperatures, _ = bandwidths(loss, *seen[1:])
-            return frame.scale * torch.stack([at(*seen, temperature=value) for value in temperatures]).sum(0)
+            points, samples = frame.standardize(places), frame.standardize(generated)
+            temperatures, _ = bandwidths(loss, samples, real)
+            return frame.scale * torch.stack([at(points, samples, real, temperature=value) for value in temperatures]).sum(0)
 
         return draw_points(
             self.folder,

@@ -125,7 +125,7 @@ Network = ResNet | MaskedAutoencoder
 def prepare_encoder(config: RunConfig, folder: Path, network: Any) -> Any:
     """Return the encoder network of a run on its device, with weights from the folder, or trained into it.
 
-    Its training is saved now and then in the folder, and taken up again from there.
+    The training is saved in the folder at intervals and continues from there.
 
     Args:
         config: configuration of the run.
@@ -189,10 +189,10 @@ def _train_classifier(config: ClassifierConfig, network: Classifier, folder: Pat
     """Train a classifier on four images in five and save their digests, because it treats them unlike new images."""
     train = config.data.load("train")
     labels = cast(Tensor, train.labels)
-    seen = ~_held_out(labels)
+    chosen = ~_held_out(labels)
     training = train_supervised(
         network,
-        batches_of(HeldRows(train.images[seen], labels[seen]), config.batch_size, config.seed),
+        batches_of(HeldRows(train.images[chosen], labels[chosen]), config.batch_size, config.seed),
         steps=config.steps,
         learning_rate=config.learning_rate,
         seed=config.seed,
@@ -204,9 +204,9 @@ def _train_classifier(config: ClassifierConfig, network: Classifier, folder: Pat
     test = config.data.load("test")
     accuracy = accuracy_of(network.eval(), test.images, cast(Tensor, test.labels))
     save_json(folder / CONFIG, facts)
-    counts = {"num_training_images": int(seen.sum()), "num_test_images": len(test.images)}
+    counts = {"num_training_images": int(chosen.sum()), "num_test_images": len(test.images)}
     save_json(folder / METRICS, {"test_accuracy": accuracy, **counts})
-    save_tensors(folder / TRAINED_ON, {DIGESTS: digests(train.images[seen])})
+    save_tensors(folder / TRAINED_ON, {DIGESTS: digests(train.images[chosen])})
     save_tensors(folder / CLASSIFIER_WEIGHTS, network.state_dict())
     return TrainedNetwork(folder / CLASSIFIER_WEIGHTS, {"test_accuracy": accuracy})
 
@@ -275,7 +275,7 @@ def _rows(config: RunConfig | EncoderRunConfig) -> Rows:
 def _figures(network: Network, config: RunConfig | EncoderRunConfig) -> dict[str, int | float]:
     """Return the numbers of images and, for images with classes, accuracies on the test images.
 
-    They are those of a linear classifier of the features and, if the network learned classes, those of its logits.
+    The accuracies are those of a linear classifier on the features and, if the network learned classes, of its logits.
     """
     train, test = (cast(ImagesData, config.data).load(split, labeled=True) for split in ("train", "test"))
     figures: dict[str, int | float] = {"num_train_images": len(train.images), "num_test_images": len(test.images)}
@@ -298,9 +298,10 @@ _MEASURED, _AT_ONCE = 2048, 64
 
 @torch.no_grad()
 def _streamed_figures(network: MaskedAutoencoder, config: EncoderRunConfig) -> dict[str, int | float]:
-    """Return `num_train_images`, `masked_error`, the mean squared error of what is filled in, and `train_accuracy`.
+    """Return `num_train_images`, `masked_error` and, for a network that learned classes, `train_accuracy`.
 
-    That is the share of whole images that a network which learned classes names right. Both are of training images.
+    They are the mean squared error of hidden patches and the share of whole images that are classified correctly, both on training
+    images.
     """
     rows = _rows(config)
     rng = torch.Generator(config.device).manual_seed(stream_seed(config.seed, "masks of figures"))

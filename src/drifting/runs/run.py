@@ -102,7 +102,7 @@ class TrainedNetwork:
 
     Attributes:
         weights: their file.
-        figures: name -> share of images that are named right, or the error of what is filled in; empty where there is neither.
+        figures: name -> share of images that are classified correctly, or error of the hidden patches; empty if neither is known.
     """
 
     weights: Path
@@ -110,13 +110,13 @@ class TrainedNetwork:
 
     @property
     def folder(self) -> Path:
-        """Where the weights lie."""
+        """The folder of the weights."""
         return self.weights.parent
 
     def summary(self) -> list[str]:
-        """Return what the training leaves, a line each."""
+        """Return the figures and the file of the weights, one line each."""
         lines = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.figures.items()]
-        return [*(lines or ["no accuracy, for the images are not of two classes or more"]), str(self.weights)]
+        return [*(lines or ["no accuracy, because the images do not have two classes or more"]), str(self.weights)]
 
 
 def load_run(folder: str | Path) -> Run:

@@ -102,7 +102,7 @@ def convert(origin: str, out: str | Path, *, overwrite: bool = False) -> list[Pa
         if not overwrite:
             raise InputError(f"out is '{out}', which holds an earlier conversion: pass --overwrite, or name another folder")
     if not folder.is_dir():
-        raise InputError(f"source is '{origin}', which is no folder: name one, or {PREFIX}NAME for published weights")
+        raise InputError(f"source is '{origin}', which is not a folder: name one, or {PREFIX}NAME for published weights")
     write = _to_ours(read_artifact(folder)) if (folder / METADATA).exists() else _to_artifact(folder)
     files = write(out)
     for name in {*there} - {file.name for file in files}:
@@ -118,10 +118,10 @@ def load(
     Args:
         place: the folder of a run, of an artifact or of a converted one, or hub:NAME for what the authors published.
         vae: Hub id or folder of the auto-encoder that decodes the latents of an artifact; None for that of the paper.
-        labels: those that it will be asked for; checked before anything else is loaded.
+        labels: labels of the samples to come; checked before anything else is loaded.
 
     Raises:
-        InputError: if it is no generator, its samples cannot be shown, or the auto-encoder is of other latents.
+        InputError: if it is not a generator, its samples cannot be shown, or the auto-encoder makes other latents.
     """
     folder = artifact_folder(str(place))
     config = configuration.load_config(folder / CONFIG) if (folder / CONFIG).exists() else None

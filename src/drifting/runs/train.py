@@ -285,8 +285,8 @@ def with_network(config: Config, folder: Path, processes: Processes, *, overwrit
 def with_latents(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> tuple[Config, nn.Module | None]:
     """Return a configuration on cached latents; those of a folder of images are written to FOLDER/../IMAGES-latents first.
 
-    Runs beside each other, such as an encoder and the generator that drifts in its features, share it. Stopped on the way it goes
-    on, when the run is started again.
+    Runs in one folder, such as an encoder and the generator that drifts in its features, share the cache. Starting an interrupted
+    run again completes it.
 
     Args:
         config: configuration of the run, with the weights of its encoder.
@@ -295,7 +295,7 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
         overwrite: whether a run in the folder would be deleted.
 
     Returns:
-        The configuration, and the trained network of its encoder, if it had to be looked at before hours of work.
+        The configuration, and the trained network of its encoder if it was built to be checked before hours of work.
 
     Raises:
         InputError: if there is a run in the folder, or its encoder does not fit; else as `latents_writer.write_latents` does.
@@ -356,7 +356,7 @@ def find_weights(config: Config) -> Config:
     place = artifact_folder(weights)
     if not place.is_file() and not (place / METADATA).is_file():
         kinds = "the encoder.safetensors of a trained encoder, a folder of the authors', or hub:NAME"
-        raise InputError(f"encoder_weights is '{weights}', which is no file: name {kinds}")
+        raise InputError(f"encoder_weights is '{weights}', which is not a file: name {kinds}")
     return config
 
 
@@ -385,7 +385,7 @@ def build_positives(
             options = {"prepare": lambda rows: to_signed(rows.to(device)), "folder": folder}
             cache = FeatureCache(encoder, images, **options, on_progress=progress.advance)
     if source is None or config.bank is not None or cache is not None:
-        tell = print_lines("reading real samples into the memory bank")
-        source = data.source(config.seed, config.bank, device=device, indexed=cache is not None, tell=tell)
+        on_progress = print_lines("reading real samples into the memory bank")
+        source = data.source(config.seed, config.bank, device=device, indexed=cache is not None, on_progress=on_progress)
     schedule = config.schedule
     return Positives(source, encoder, cache, batch_size=schedule.microbatch_size, later=schedule.labels_per_microbatch is not None)

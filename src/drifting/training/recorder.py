@@ -71,7 +71,7 @@ class MetricsLog:
                 raise ValueError("it has no step")
             for name, value in values.items():
                 if type(value) not in (int, float) or (name.startswith(f"{DRIFT_NORM}/") and name.count("/") < 2):
-                    raise ValueError(f"{name} is no number of a known name")
+                    raise ValueError(f"{name} is not a number of a known name")
         except ValueError as error:
             raise InputError(f"log is '{self.path}', whose line {number} is damaged ({reason(error)}): delete that line") from None
         return values
@@ -309,7 +309,7 @@ def read_snapshots(folder: Path, shape: Sequence[int]) -> dict[int, Float[Tensor
     counts = {len(snapshot) for snapshot in snapshots.values() if snapshot.ndim}
     for name, snapshot in snapshots.items():
         if not re.fullmatch("0|[1-9][0-9]{0,17}", name):
-            raise InputError(f"file is '{path}', with samples of step '{name}', which is no number: delete the file")
+            raise InputError(f"file is '{path}', with samples of step '{name}', which is not a number: delete the file")
         if (
             snapshot.shape[1:] != tuple(shape)
             or len(counts) != 1

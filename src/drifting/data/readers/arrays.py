@@ -137,7 +137,7 @@ def _load(entry: _Entry) -> np.ndarray:
             shape, _, dtype = read_header(file)
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or dtype.kind not in "biufUS":
-            raise InputError(f"data holds '{entry.origin}' of {dtype}, which are no numbers: save it as numbers")
+            raise InputError(f"data holds '{entry.origin}' of {dtype}, which are not numbers: save it as numbers")
         if size > entry.size:
             raise damaged(entry.origin, f"its header declares {size:,} bytes, but it has {entry.size:,}")
         check_memory(2 * size, f"data holds '{entry.origin}', whose {size:,} bytes", "save fewer images, or as uint8")
@@ -163,7 +163,7 @@ def _channels_first(array: Num[np.ndarray, "..."], origin: str) -> Num[np.ndarra
     shape = array.shape
     wanted = "save images as [n, h, w, c], [n, c, h, w] or [n, h, w], c 1 or 3"
     if array.dtype.kind not in "biuf":
-        raise InputError(f"data holds '{origin}' of {array.dtype}, which are no numbers: save it as numbers")
+        raise InputError(f"data holds '{origin}' of {array.dtype}, which are not numbers: save it as numbers")
     if array.ndim == 3 and shape[-1] not in (1, 3):
         return array[:, None]
     if array.ndim != 4 or 0 in shape:
@@ -211,6 +211,6 @@ def _one_each(labels: np.ndarray, origin: str, count: int) -> tuple[np.ndarray |
         with np.errstate(invalid="ignore"):
             whole = flat.astype(np.int64)
         if not bool((whole == flat).all()):
-            return None, f"labels of '{origin}' are no whole numbers, and are left out"
+            return None, f"labels of '{origin}' are not whole numbers, and are left out"
         return whole, ""
     return flat, ""

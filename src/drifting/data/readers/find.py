@@ -188,7 +188,7 @@ def _reader_of_file(path: Path) -> Reader:
     if path.suffix.lower() in _ARCHIVES:
         raise InputError(f"data is '{path}', an archive that cannot be read directly: unpack it, and pass the folder")
     fix = "pass a folder, or a .parquet, .npz, .npy or .zip file"
-    raise InputError(f"data is '{path}', which is no folder, nor a file of a known kind: {fix}")
+    raise InputError(f"data is '{path}', which is not a folder, nor a file of a known kind: {fix}")
 
 
 def _refuse(path: Path) -> tuple[Reader, Path]:
@@ -252,7 +252,7 @@ def _laid_out(path: Path) -> Iterator[_Archive]:
                 reader = folder_reader(root)
                 if not reader.matches(root):
                     fix = "unpack it, and pass the folder"
-                    raise InputError(f"data is '{path}', a .zip whose {len(members)} files are no images: {fix}")
+                    raise InputError(f"data is '{path}', a .zip whose {len(members)} files are not images: {fix}")
                 yield archive._replace(reader=reader)
         except InputError as error:  # with the path of the scratch folder
             raise type(error)(str(error).replace(str(root), str(path))) from None

@@ -235,7 +235,7 @@ def _by_label_file(root: Path, table: "_LabelFile", tables: Sequence["_LabelFile
     labels = table.below(root)
     if missing := sorted(labels.keys() - there):
         fix = "bring it back, or take it out of that file"
-        raise InputError(f"data holds '{table.path}', which names '{missing[0]}', but that is no image in '{root}': {fix}")
+        raise InputError(f"data holds '{table.path}', which names '{missing[0]}', but that is not an image in '{root}': {fix}")
     class_names = sorted({value for other in tables for value in (other.labels or {}).values()}, key=by_number)
     left_out = _describe_files(others)
     if unlisted := len(there) - len(labels):
@@ -297,7 +297,7 @@ def _from_pairs(path: Path, values: Any) -> _LabelFile | None:
     if pairs is None:
         return _LabelFile(path, None)
     if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
-        raise InputError(f"data holds '{path}', whose labels are no pairs of a file and its class: write [\"0.png\", 3]")
+        raise InputError(f"data holds '{path}', whose labels are not pairs of a file and its class: write [\"0.png\", 3]")
     return _labeled(path, pairs)
 
 

@@ -153,11 +153,11 @@ class CifarPickles(Cifar):
         content, key = _unpickle(path), "fine_labels" if self._fine else "labels"
         pixels, labels = content.get(b"data"), content.get(key.encode())
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _CIFAR_VALUES:
-            raise damaged(path, f"'data' is no array of bytes of shape [s, {_CIFAR_VALUES}]")
+            raise damaged(path, f"'data' is not an array of bytes of shape [s, {_CIFAR_VALUES}]")
         if not isinstance(labels, list) or len(labels) != len(pixels) or not all(isinstance(label, int) for label in labels):
-            raise damaged(path, f"'{key}' is no list of {len(pixels)} integers")
+            raise damaged(path, f"'{key}' is not a list of {len(pixels)} integers")
         if not all(0 <= label < _MOST_CLASSES for label in labels):
-            raise damaged(path, f"'{key}' holds numbers that are no classes")
+            raise damaged(path, f"'{key}' holds numbers that are not classes")
         return pixels, labels
 
     def _read_names(self, path: Path) -> tuple[str, ...] | None:
@@ -288,5 +288,5 @@ def _pairs(path: Path, separator: str | None = None) -> list[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     rows = [(number, line.strip().split(separator)) for number, line in enumerate(lines, 1) if line.strip()]
     if wrong := next((number for number, words in rows if len(words) < 2), None):
-        raise damaged(path, f"line {wrong} is no pair")
+        raise damaged(path, f"line {wrong} is not a pair")
     return [(words[0], words[1]) for _, words in rows]

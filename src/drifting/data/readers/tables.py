@@ -248,7 +248,7 @@ class Hub(_Library):
                 return {str(split): rows for split, rows in datasets.load_dataset(path.as_posix()).items()}
         except Exception as error:  # every layer below (HTTP, Hub, Arrow, builders) raises its own kinds
             reason = " ".join(str(failure or error).split()) or type(error).__name__
-            where = "which is no folder here and could not be loaded from the Hugging Face Hub"
+            where = "which is not a folder here and could not be loaded from the Hugging Face Hub"
             raise InputError(f"data is '{path}', {where} ({reason[:120]}): {fix}") from None
 
     def _folders(self) -> list[Path]:
