@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from drifting._lazy import is_here, quietly
-from drifting.data.vae import load_vae
+from drifting.data.pixels import load_vae
 from drifting.errors import InputError
 
 hub = pytest.importorskip("huggingface_hub")

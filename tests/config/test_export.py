@@ -5,8 +5,7 @@ import torch
 
 from drifting.config import LossConfig, RunConfig
 from drifting.data import BankConfig, ImageFilesData, LatentsData
-from drifting.data.pixels import to_bytes, to_signed
-from drifting.data.vae import load_vae
+from drifting.data.pixels import load_vae, to_bytes, to_signed
 from drifting.errors import InputError
 from drifting.generators import DecoderMLPConfig
 from drifting.training.schedule import Schedule

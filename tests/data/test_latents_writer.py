@@ -12,8 +12,7 @@ from drifting.data import latents_writer
 from drifting.data.image_folder import ImageFiles
 from drifting.data.latents import LatentCache
 from drifting.data.latents_writer import CacheSettings, write_latents
-from drifting.data.pixels import to_signed
-from drifting.data.vae import load_vae
+from drifting.data.pixels import load_vae, to_signed
 from drifting.errors import InputError, StorageError
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from drifting.data.vae import VAE, draw_latents, load_vae
+from drifting.data.pixels import VAE, draw_latents, load_vae
 from drifting.errors import InputError
 from tests.support.tiny_vae import write_vae
 

@@ -16,7 +16,7 @@ from drifting.checkpoint import save_tensors
 from drifting.config import ClassifierConfig, EncoderRunConfig
 from drifting.data import InMemorySource, PointsData, StreamSource
 from drifting.data.latents_writer import CacheSettings
-from drifting.data.vae import VAE
+from drifting.data.pixels import VAE
 from drifting.encoders import (
     Autoencoder,
     Frozen,

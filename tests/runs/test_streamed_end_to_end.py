@@ -13,8 +13,7 @@ from PIL import Image
 from drifting import presets, runs
 from drifting.data import BankConfig, ImageFilesData, LatentsData
 from drifting.data.latents_writer import CacheSettings, write_latents
-from drifting.data.pixels import to_bytes
-from drifting.data.vae import load_vae
+from drifting.data.pixels import load_vae, to_bytes
 from drifting.sampling import sample
 from tests.conftest import shrunk
 from tests.support.image_folders import write_images

@@ -8,9 +8,8 @@ from PIL import Image
 
 from drifting.config import LossConfig, RunConfig
 from drifting.data import BankConfig, ImageFilesData, LatentsData, StreamedData
-from drifting.data.pixels import to_bytes
+from drifting.data.pixels import load_vae, to_bytes
 from drifting.data.sources import InMemorySource
-from drifting.data.vae import load_vae
 from drifting.generators import DecoderMLPConfig
 from drifting.runs import pictures
 from drifting.runs.pictures import _layout, draw_pictures

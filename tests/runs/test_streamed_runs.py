@@ -12,8 +12,7 @@ from drifting.data import BankConfig, ImageFilesData, LatentsData
 from drifting.data import bank as opening
 from drifting.data.image_folder import ImageFiles
 from drifting.data.latents_writer import CacheSettings, write_latents
-from drifting.data.pixels import to_bytes, to_signed
-from drifting.data.vae import load_vae
+from drifting.data.pixels import load_vae, to_bytes, to_signed
 from drifting.encoders import AutoencoderConfig
 from drifting.encoders.base import identity
 from drifting.errors import InputError

@@ -28,9 +28,8 @@ from torch import Tensor
 
 from drifting._json import parse_json, read_dataclass
 from drifting.data.dataset import Decoder, as_notes, describe_classes, describe_shape, found, read_once
-from drifting.data.pixels import to_bytes
+from drifting.data.pixels import VAE, draw_latents, full_name, load_vae, to_bytes
 from drifting.data.streamed import DiskRows, StreamedData, mirrored, row_streams
-from drifting.data.vae import VAE, draw_latents, full_name, load_vae
 from drifting.errors import InputError, one_line, reason
 
 VERSION = 1
@@ -49,7 +48,7 @@ class CacheIndex:
     Attributes:
         vae: name or folder of the auto-encoder.
         vae_fingerprint: fingerprint of its weights.
-        scale, shift: scale and shift of its latents, see `data.vae`.
+        scale, shift: scale and shift of its latents, see `data.pixels`.
         latent_shape: channels, height and width of a latent.
         image_size: side of the images in pixels.
         split: split of the folder of images.

@@ -22,8 +22,7 @@ from drifting._json import save_json
 from drifting._progress import CountProgress
 from drifting.data.image_folder import ImageFiles
 from drifting.data.latents import DTYPE, INDEX, CacheIndex, open_shard, read_index, row_checks, shard_facts, shard_path
-from drifting.data.pixels import to_signed
-from drifting.data.vae import VAE, load_vae
+from drifting.data.pixels import VAE, load_vae, to_signed
 from drifting.errors import InputError, StorageError
 
 _SHARDS = "shard-*.safetensors"
@@ -58,7 +57,7 @@ def write_latents(
 
     Args:
         data: a folder with one sub-folder per class, optionally inside train/ and val/.
-        vae: the auto-encoder, or its name or folder, see `data.vae.load_vae`.
+        vae: the auto-encoder, or its name or folder, see `data.pixels.load_vae`.
         out: folder of the cache.
         settings: settings of images, files and device.
         overwrite: whether to delete an existing cache.

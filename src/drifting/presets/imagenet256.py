@@ -157,7 +157,7 @@ def recipe(name: str, data: str | None = None, encoder_weights: str | None = Non
             pixels, the folder.
         encoder_weights: encoder.safetensors of `drifting train mae-...`, or the authors' weights as hub:NAME or in a folder; those
             of the authors by default.
-        vae: name or folder of the auto-encoder that writes latents; that of `data.vae` by default.
+        vae: name or folder of the auto-encoder that writes latents; that of the paper by default.
 
     Command: drifting train imagenet256-NAME --data IMAGENET --device cuda. Hardware: several GPUs. Time: not
     measured. Expected: FID 8.46, 1.75, 1.54, 1.76 and 1.61, in the order above; *paper*. Measured: not run on ImageNet.

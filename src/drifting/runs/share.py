@@ -18,8 +18,7 @@ from drifting._json import save_json
 from drifting._progress import CountProgress
 from drifting.checkpoint import check_weights, load_tensors, write_tensors
 from drifting.config import SavedConfig
-from drifting.data.pixels import to_bytes
-from drifting.data.vae import DEFAULT, VAE, load_vae
+from drifting.data.pixels import DEFAULT_VAE, VAE, load_vae, to_bytes
 from drifting.distributed import join
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.errors import InputError
@@ -221,8 +220,8 @@ def _decoder_of(generator: DiT, vae: str | None) -> VAE | None:
         return None
     if vae is None and channels != _LATENT_CHANNELS:
         raise InputError(f"vae is missing for latents of {channels} channels: name the auto-encoder that decodes them")
-    decoder = load_vae(vae or DEFAULT)
+    decoder = load_vae(vae or DEFAULT_VAE)
     if decoder.latent_channels != channels:
         found = f"which decodes latents of {decoder.latent_channels} channels, not {channels}"
-        raise InputError(f"vae is '{vae or DEFAULT}', {found}: name that of the generator's latents")
+        raise InputError(f"vae is '{vae or DEFAULT_VAE}', {found}: name that of the generator's latents")
     return decoder

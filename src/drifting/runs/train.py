@@ -25,9 +25,8 @@ from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunCo
 from drifting.data import ImagesData, Source, forget_data
 from drifting.data.latents import INDEX, open_vae
 from drifting.data.latents_writer import CacheSettings, write_latents
-from drifting.data.pixels import to_signed
+from drifting.data.pixels import DEFAULT_VAE, to_signed
 from drifting.data.sources import reference_samples
-from drifting.data.vae import DEFAULT
 from drifting.distributed import Processes, check_devices, is_sharded, join, whole
 from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError
@@ -312,7 +311,7 @@ def with_latents(config: Config, folder: Path, processes: Processes, *, overwrit
     settings, encoder = CacheSettings(device=config.device), getattr(config, "encoder", None)
     with processes.main_process_first():
         if processes.is_main_process:
-            vae, _ = open_vae(data.vae or DEFAULT)
+            vae, _ = open_vae(data.vae or DEFAULT_VAE)
             if encoder is not None and encoder.weights_file is not None:
                 shape = vae.latent_shape(settings.image_size)
                 network = dataclasses.replace(config, data=dataclasses.replace(data, image_shape=shape)).build_network()
