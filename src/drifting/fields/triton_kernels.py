@@ -14,6 +14,9 @@ The exponents are never positive, and each sum that has any pair at all is at le
 Shapes: g groups, n rows (generated samples), k columns (targets: two sets of negatives, then the positives), d coordinates, t
 temperatures, r rows and c columns of a tile, f coordinates of a block.
 
+The kernels keep to what Triton 3.4 to 3.9 compile. In the earlier ones a size of a cut is no constant for `tl.zeros`, but for
+`tl.full`, and a constant times a tensor is none.
+
 Source: paper, Algorithm 2; the cut is ours.
 """
 
@@ -115,7 +118,7 @@ def _directly(samples, group, i, j):
     """Return squared distances [r, c], one coordinate after the other."""
     at_rows, at_columns = _of_rows(samples, group, i), pointers_to_targets(samples, group, j)
     in_rows, in_columns = i < samples.rows, j < samples.columns
-    total = tl.zeros([i.shape[0], j.shape[0]], tl.float32)
+    total = tl.full([i.shape[0], j.shape[0]], 0.0, tl.float32)
     for coordinate in range(samples.width):
         x = tl.load(at_rows + coordinate, mask=in_rows, other=0.0).to(tl.float32)
         y = tl.load(at_columns + coordinate, mask=in_columns, other=0.0).to(tl.float32)
@@ -137,10 +140,10 @@ def _all_directly(samples, group, i, tiles):
 def _products(samples, group, i, tiles, CUT: tl.constexpr):
     """Return |x|^2 [r] of centered rows, and of each tile of targets the products [r, c] and |y|^2 [c]."""
     at_rows, in_rows = _of_rows(samples, group, i), i < samples.rows
-    of_rows, of_columns, products = tl.zeros([i.shape[0]], tl.float32), (), ()
+    of_rows, of_columns, products = tl.full([i.shape[0]], 0.0, tl.float32), (), ()
     for index in tl.static_range(len(tiles)):
-        of_columns = of_columns + (tl.zeros([tiles[index].shape[0]], tl.float32),)
-        products = products + (tl.zeros([i.shape[0], tiles[index].shape[0]], tl.float32),)
+        of_columns = of_columns + (tl.full([tiles[index].shape[0]], 0.0, tl.float32),)
+        products = products + (tl.full([i.shape[0], tiles[index].shape[0]], 0.0, tl.float32),)
     for start in range(0, samples.width, CUT.features):
         features = start + tl.arange(0, CUT.features)
         center = block_of_center(samples, group, features)[None, :]
@@ -233,7 +236,7 @@ def affinities_of(distances, of_row, of_column, inverse, floor):
 def _write_center(samples, group, start, CUT: tl.constexpr):
     """Write a block of the center of a group."""
     features = start + tl.arange(0, CUT.features)
-    total = tl.zeros([CUT.features], tl.float32)
+    total = tl.full([CUT.features], 0.0, tl.float32)
     for first in range(0, samples.columns, CUT.columns):
         j = first + tl.arange(0, CUT.columns)
         total += tl.sum(load_block(pointers_to_targets(samples, group, j), j < samples.columns, features, samples.width), 0)
@@ -250,7 +253,7 @@ def center_targets(samples, CUT: tl.constexpr):
 @jit
 def weighted_sum(samples, group, i, tiles, CUT: tl.constexpr):
     """Return the weighted sum of the distances of each row [r] to targets, a row being at the smallest distance from itself."""
-    distances, total = distances_of(samples, group, i, tiles, samples.smallest, CUT), tl.zeros([i.shape[0]], tl.float32)
+    distances, total = distances_of(samples, group, i, tiles, samples.smallest, CUT), tl.full([i.shape[0]], 0.0, tl.float32)
     for index in tl.static_range(len(tiles)):
         j = tiles[index]
         known = tl.where((i < samples.rows)[:, None] & (j < samples.columns)[None, :], distances[index], 0.0)
@@ -295,7 +298,7 @@ def move_groups(samples, temperatures, moved, squares, CUT: tl.constexpr):
         nearest = tl.minimum(nearest, tl.min(distances[index], 1))
     for temperature in range(CUT.temperatures):
         inverse = inverse_of(temperatures + temperature)
-        total = tl.zeros([CUT.rows], tl.float32)
+        total = tl.full([CUT.rows], 0.0, tl.float32)
         for index in tl.static_range(len(tiles)):
             total += tl.sum(tl.exp((finite(nearest)[:, None] - distances[index]) * inverse), 1)
         coefficients = _coefficients(samples, group, tiles, distances, (nearest, total, inverse), CUT)
@@ -307,8 +310,8 @@ def move_groups(samples, temperatures, moved, squares, CUT: tl.constexpr):
 @jit
 def _coefficients(samples, group, tiles, distances, of_row, CUT: tl.constexpr):
     """Return the coefficient of every target in the drift of every row, by tiles [r, c]."""
-    negative = tl.zeros([CUT.rows], tl.float32)
-    positive = tl.zeros([CUT.rows], tl.float32)
+    negative = tl.full([CUT.rows], 0.0, tl.float32)
+    positive = tl.full([CUT.rows], 0.0, tl.float32)
     nearest, total, inverse = of_row
     affinities, coefficients = (), ()
     for index in tl.static_range(len(tiles)):
@@ -330,11 +333,11 @@ def _coefficients(samples, group, tiles, distances, of_row, CUT: tl.constexpr):
 def _move(samples, group, at, inside, terms, CUT: tl.constexpr):
     """Write the drift of a group at one temperature, given tiles of targets and coefficients; return the sum of its squares."""
     tiles, coefficients = terms
-    total = tl.zeros([CUT.rows], tl.float32)
+    total = tl.full([CUT.rows], 0.0, tl.float32)
     for start in range(0, samples.width, CUT.features):
         features = start + tl.arange(0, CUT.features)
         center = block_of_center(samples, group, features)[None, :]
-        drift = tl.zeros([CUT.rows, CUT.features], tl.float32)
+        drift = tl.full([CUT.rows, CUT.features], 0.0, tl.float32)
         for index in tl.static_range(len(tiles)):
             of_targets = pointers_to_targets(samples, group, tiles[index])
             y = load_block(of_targets, tiles[index] < samples.columns, features, samples.width) - center
@@ -349,7 +352,7 @@ def _move(samples, group, at, inside, terms, CUT: tl.constexpr):
 def combine(moved, factors, total, size, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """Write the sum of the drifts of all temperatures, of `size` numbers each, times a factor each. Grid: blocks of numbers."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known, result = at < size, tl.zeros([BLOCK], tl.float32)
+    known, result = at < size, tl.full([BLOCK], 0.0, tl.float32)
     for index in tl.static_range(COUNT):
         result += tl.load(factors + index) * tl.load(moved + at, mask=known, other=0.0)
         moved += size

@@ -26,7 +26,7 @@ def measure_tiles(samples, sums, CUT: tl.constexpr):
     """Write the weighted sum of the distances of each tile of rows [g, tiles]. Grid: tiles of rows, groups."""
     tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i = tile * CUT.rows + tl.arange(0, CUT.rows)
-    total = tl.zeros([CUT.rows], tl.float32)
+    total = tl.full([CUT.rows], 0.0, tl.float32)
     for first in range(0, samples.columns, CUT.columns):
         total += weighted_sum(samples, group, i, (first + tl.arange(0, CUT.columns),), CUT)
     tl.store(sums + group * tl.num_programs(0) + tile, tl.sum(total, 0))
@@ -42,11 +42,12 @@ def add_up_tiles(samples, temperatures, nearest, sums, AXIS: tl.constexpr, CUT: 
     tile, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     SIZE: tl.constexpr = CUT.rows if AXIS == 1 else CUT.columns
     OTHER: tl.constexpr = CUT.columns if AXIS == 1 else CUT.rows
+    COUNT: tl.constexpr = CUT.temperatures
     count, others = (samples.rows, samples.columns) if AXIS == 1 else (samples.columns, samples.rows)
     one, t = tile * SIZE + tl.arange(0, SIZE), tl.arange(0, CUT.padded)
     inverse = inverse_of(temperatures + tl.minimum(t, CUT.temperatures - 1))[None, :]
     lowest = tl.full([SIZE], INFINITY, tl.float32)
-    totals = tl.zeros([SIZE, CUT.padded], tl.float32)
+    totals = tl.full([SIZE, CUT.padded], 0.0, tl.float32)
     for first in range(0, others, OTHER):
         other = first + tl.arange(0, OTHER)
         if AXIS == 1:
@@ -56,7 +57,7 @@ def add_up_tiles(samples, temperatures, nearest, sums, AXIS: tl.constexpr, CUT: 
         found = tl.minimum(lowest, tl.min(distances, AXIS))
         totals *= tl.exp((finite(found) - lowest)[:, None] * inverse)
         gaps = tl.expand_dims(finite(found), AXIS) - distances
-        for index in tl.static_range(CUT.temperatures):
+        for index in tl.static_range(COUNT):
             part = tl.sum(tl.exp(gaps * inverse_of(temperatures + index)), AXIS)
             totals += tl.where(t[None, :] == index, part[:, None], 0.0)
         lowest = found
@@ -94,11 +95,12 @@ def move_tiles(samples, kernel, sides, masses, CUT: tl.constexpr):
     tile, group, side = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     i, t, groups = tile * CUT.rows + tl.arange(0, CUT.rows), tl.arange(0, CUT.padded), tl.num_programs(1)
     begin, end = _side(samples, side)
-    mass = tl.zeros([CUT.rows, CUT.padded], tl.float32)
+    COUNT: tl.constexpr = CUT.temperatures
+    mass = tl.full([CUT.rows, CUT.padded], 0.0, tl.float32)
     for first in range(begin, end, CUT.columns):
         j = first + tl.arange(0, CUT.columns)
         distances = distances_of(samples, group, i, (j,), INFINITY, CUT)[0]
-        for index in tl.static_range(CUT.temperatures):
+        for index in tl.static_range(COUNT):
             affinity = _affinity(samples, kernel, (group, i, j, end), distances, index, CUT)
             mass += tl.where(t[None, :] == index, tl.sum(affinity, 1)[:, None], 0.0)
             at = sides + (((side * CUT.temperatures + index) * groups + group) * samples.rows + i) * samples.width
@@ -117,12 +119,13 @@ def spread_tiles(samples, kernel, sums, CUT: tl.constexpr):
     tile, group, side = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     i, t, groups = tile * CUT.rows + tl.arange(0, CUT.rows), tl.arange(0, CUT.padded), tl.num_programs(1)
     begin, end = _side(samples, side)
-    highest = tl.zeros([CUT.rows, CUT.padded], tl.float32)
+    COUNT: tl.constexpr = CUT.temperatures
+    highest = tl.full([CUT.rows, CUT.padded], 0.0, tl.float32)
     total, squares = tl.zeros_like(highest), tl.zeros_like(highest)
     for first in range(begin, end, CUT.columns):
         j = first + tl.arange(0, CUT.columns)
         distances = distances_of(samples, group, i, (j,), INFINITY, CUT)[0]
-        for index in tl.static_range(CUT.temperatures):
+        for index in tl.static_range(COUNT):
             affinity, chosen = _affinity(samples, kernel, (group, i, j, end), distances, index, CUT), t[None, :] == index
             before = tl.sum(tl.where(chosen, highest, 0.0), 1)
             found = tl.maximum(before, tl.max(affinity, 1))
@@ -164,7 +167,7 @@ def join_sides(samples, sides, masses, squares, CUT: tl.constexpr):
     other = row + (count * groups).to(tl.int64) * samples.rows
     negative = tl.load(masses + row, mask=inside, other=0.0)[:, None]
     positive = tl.load(masses + other, mask=inside, other=0.0)[:, None]
-    total = tl.zeros([CUT.rows], tl.float32)
+    total = tl.full([CUT.rows], 0.0, tl.float32)
     for start in range(0, samples.width, CUT.features):
         features = start + tl.arange(0, CUT.features)
         away = load_block(sides + row * samples.width, inside, features, samples.width)
