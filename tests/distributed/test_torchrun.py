@@ -15,7 +15,11 @@ from drifting.checkpoint import checkpoints, load_checkpoint
 from tests.distributed.small_command import main
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.distributed, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")]
+pytestmark = [
+    pytest.mark.slow,  # test_processes.py has the sentences, test_runs_together.py the runs, in processes that are there already
+    pytest.mark.distributed,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
 
 
 class Launched:
@@ -59,7 +63,6 @@ def said(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("drifting: ")]
 
 
-@pytest.mark.slow
 def test_lost_process_ends_the_run_which_is_gone_on_with_and_stopped_politely(tmp_path):
     folder = tmp_path / "run"
     run = Launched(tmp_path / "log", "train", "digits", "--save-dir", folder)
@@ -101,7 +104,6 @@ def test_bad_input_is_printed_once_and_ends_all_processes(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow  # test_samples_together.py compares them in processes that are there already
 def test_samples_of_two_processes_are_those_of_one(digits_run, tmp_path):
     files = [tmp_path / "two.npy", tmp_path / "one.npy"]
     status, text = Launched(tmp_path / "log", "sample", digits_run, "--num-samples", 9, "--out", files[0]).ends_with()

@@ -340,7 +340,8 @@ def test_hang_up_is_a_signal_to_stop_unless_it_is_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGHUP, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow  # test_train.py sends the signals to its own process
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_signals_stop_a_run_that_then_goes_on(tmp_path, number):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     arguments = [sys.executable, "-c", SMALL, "train", "toy", "--save-dir", str(tmp_path / "x")]
