@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from drifting import presets, runs
 from drifting.cli import main
@@ -18,6 +19,7 @@ from drifting.config import ClassifierConfig, RunConfig
 from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig
 from drifting.generators import DecoderMLPConfig, MLPConfig
+from drifting.plotting import figures
 from drifting.runs import pictures as drawing
 from tests.support.image_folders import write_images
 
@@ -80,6 +82,13 @@ def without_pictures() -> Iterator[None]:
 def no_pictures() -> Iterator[None]:
     with without_pictures():
         yield
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request, monkeypatch) -> None:
+    """Write pictures blank but in tests marked `painted`: layout and painting take most of their time."""
+    if request.node.get_closest_marker("painted") is None:
+        monkeypatch.setattr(figures, "pixels", lambda figure: Image.new("RGB", (220, 220)))
 
 
 @pytest.fixture

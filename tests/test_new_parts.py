@@ -165,6 +165,7 @@ def test_new_part_trains_and_is_read_again(part, tmp_path):
     }
 
 
+@pytest.mark.painted
 def test_new_kind_of_data_is_drawn_measured_and_told_of_by_its_own_class(tmp_path, command):
     config: RunConfig = presets.adjust(shrunk(presets.preset("toy")), steps=2)
     config = dataclasses.replace(config, data=WaveData(height=0.5), generator=LineConfig())

@@ -13,6 +13,7 @@ from drifting.data.points import toy
 from drifting.plotting import draw_images, draw_points, figures, image_grid, points_figure, save_image
 from drifting.plotting.images import show_grid
 
+pytestmark = pytest.mark.painted
 LOG = [{"step": step, "loss": 1.0 / step, "drift_norm/sample/0.1": 0.5 / step, "energy_distance": 0.3 / step} for step in (1, 2, 4)]
 
 

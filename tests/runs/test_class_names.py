@@ -15,6 +15,7 @@ from tests.cli.test_bad_input import refused
 from tests.support.image_folders import write_images
 
 __all__ = ["refused"]
+pytestmark = pytest.mark.painted
 ANIMALS = ("ant", "bee", "cat")
 
 

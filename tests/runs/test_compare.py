@@ -21,6 +21,8 @@ from drifting.plotting import RunColumn, figures, runs_figure
 from drifting.runs import compare as comparing
 from drifting.runs.train import resolve
 
+pytestmark = pytest.mark.painted
+
 FIGURES = {"extractor": "columns", "num_samples": 100_000, "frechet_distance": 2.34567891, "frechet_distance_floor": 0.5}
 CURVE = {"frechet_curve_steps": [0, 2, 6], "frechet_curve": [9.0, 4.0, 2.5], "frechet_curve_floor": 0.5}
 GRAY = torch.zeros(2, 3, 1, 4, 4)

@@ -28,6 +28,7 @@ def test_finished_run_of_images_holds_the_promised_files(images_run):
     assert {path.name for path in images_run.iterdir()} == files | pictures
 
 
+@pytest.mark.painted
 def test_pictures_are_named_and_can_be_opened(here, command, gray_folder):
     result = command("train", "images", "--data", gray_folder, "--save-dir", "x")
     assert (result.status, result.err) == (0, "")
@@ -165,6 +166,7 @@ def test_run_folder_is_named_after_the_folder_and_never_after_dots(here, command
         command("train", "images", "--data", place)
 
 
+@pytest.mark.painted
 @pytest.mark.parametrize("classes", [pytest.param(30, marks=pytest.mark.slow), 70])
 def test_more_classes_than_a_picture_has_rows_or_a_snapshot_has_samples(here, command, classes):
     write_images(here / "many", {f"{index:02d}": 1 for index in range(3)})

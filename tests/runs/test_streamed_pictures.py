@@ -16,6 +16,7 @@ from drifting.runs.pictures import _layout, draw_pictures
 from drifting.training.schedule import Schedule
 from tests.support.tiny_vae import write_vae
 
+pytestmark = pytest.mark.painted
 LOG = [{"step": 1, "loss": 1.0, "drift_norm/sample/0.1": 2.0, "energy_distance": 0.5}]
 SCHEDULE = Schedule(steps=2, generated=4, positives=4, learning_rate=1e-3)
 
