@@ -127,11 +127,13 @@ def assert_close(values, wanted, tolerance=1e-5):
 @pytest.mark.parametrize(
     *pairwise(
         shape=SHAPES,
+        way=("on the chip", "in tiles"),
         temperatures={"release": RELEASE, "one": ONE},
         floor=(0.0, 1e-2),
         independent=(False, True),
         weighted=(False, True),
-    )
+    ),
+    indirect=["way"],
 )
 def test_drifts_are_those_of_float64(device, way, shape, temperatures, floor, independent, weighted):
     samples = problem(shape, independent=independent, weighted=weighted)
