@@ -84,7 +84,7 @@ def main() -> None:
     print("| # | file | kind | mutant | result |\n|---|---|---|---|---|", flush=True)
     results = []
     for number, mutant in enumerate(mutants):
-        results.append(extractor(mutant, options.seconds))
+        results.append(outcome(mutant, options.seconds))
         change = f"`{mutant.line}` to `{mutant.mutated}`".replace("|", "\\|")
         print(f"| {number} | {mutant.path} | {mutant.kind} | {change} | {results[-1]} |", flush=True)
     killed = sum(result.startswith("killed") for result in results)
@@ -193,7 +193,7 @@ def _between(kind: str, left: ast.expr, right: ast.expr, old: str, new: str, lin
         yield kind, _end(left), _start(right), gap.replace(old, new)
 
 
-def extractor(mutant: Mutant, seconds: int) -> str:
+def outcome(mutant: Mutant, seconds: int) -> str:
     """Run the tests of a mutant's module against it, and say what came of it."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(shutil.copytree(ROOT / "src", f"{folder}/src", ignore=shutil.ignore_patterns("__pycache__"))) / "drifting"
