@@ -15,7 +15,7 @@ Shapes: g groups, n rows (generated samples), k columns (targets: two sets of ne
 temperatures, r rows and c columns of a tile, f coordinates of a block.
 
 The kernels keep to what Triton 3.4 to 3.9 compile. In the earlier ones a size of a cut is no constant for `tl.zeros`, but for
-`tl.full`, and a constant times a tensor is none.
+`tl.full`, and their interpreter multiplies a tensor by a constant, but not a constant by a tensor.
 
 Source: paper, Algorithm 2; the cut is ours.
 """
