@@ -195,7 +195,7 @@ def _schedule(size: DataSize) -> Schedule:
     generated = max(_FEWEST, total // labels)
     many = size.images >= _MANY_IMAGES
     return Schedule(
-        steps=850 if many else 500,
+        steps=750 if many else 500,
         labels_per_step=labels,
         generated=generated,
         positives=_positives(generated, size.images // size.classes),
