@@ -41,9 +41,11 @@ def small_run(parallel: str = "ddp", **changes: Any) -> RunConfig:
 
 def train(config: RunConfig, folder: Path, resume: bool = False) -> dict[str, Any]:
     """Train without pictures; return the weights that are left, what this process wrote in the folder, and what it built."""
-    drawing.draw_pictures = lambda config, folder, **_: []
     _watch(folder)
-    with mock.patch.object(DiT, "__init__", autospec=True, side_effect=DiT.__init__) as build:
+    with (
+        mock.patch.object(drawing, "draw_pictures", lambda config, folder, **_: []),
+        mock.patch.object(DiT, "__init__", autospec=True, side_effect=DiT.__init__) as build,
+    ):
         run = runs.train(config, folder, resume=resume)
     device = next(run.generator.parameters()).device.type
     return {"weights": run.generator.state_dict(), "written": list(_WRITTEN), "built": build.call_count, "device": device}
