@@ -79,7 +79,7 @@ def images(
 
     Command: drifting train images --data FOLDER --image-size 32. Hardware: one CPU core. Time: 7 minutes for 300 images of 32
     pixels. Expected: Frechet distance in a classifier's features 1.2 times that of real images. Measured: docs/results.md,
-    2026-11-29; 5,000 images of 64 pixels take 35 minutes of one thread, and shapes of half of the classes stay vague.
+    2026-11-29; 5,000 images of 64 pixels take 11 minutes on two cores and end at 4.0 times the distance of real images.
     """
     source = ImagesData(name=name, path=data, image_size=image_size, channels=channels, conditional=not unconditional)
     size = _size_of(source)
