@@ -84,6 +84,15 @@ def no_pictures() -> Iterator[None]:
         yield
 
 
+_DRAW_PICTURES = drawing.draw_pictures
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Draw pictures again, whatever an earlier test of this process left in place of it, before any fixture trains a run."""
+    drawing.draw_pictures = _DRAW_PICTURES
+
+
 @pytest.fixture(autouse=True)
 def blank_pictures(request, monkeypatch) -> None:
     """Write pictures blank but in tests marked `painted`: layout and painting take most of their time."""
