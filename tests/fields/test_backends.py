@@ -15,6 +15,7 @@ from drifting.fields.base import Problem
 from drifting.fields.pairwise import Memory
 from tests.oracle import drifting_oracle as oracle
 from tests.support.covering import pairwise
+from tests.support.far_samples import both_together, far_target, outlier_row
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.skipif(compiled_drifts._loops() is None, reason="this build of torch has other matrix products")
@@ -95,20 +96,6 @@ def test_loss_is_that_of_the_oracle(floor, width):
     np.testing.assert_allclose(generated.grad, expected.grad, rtol=1e-4, atol=1e-5 * np.abs(expected.grad).max())
     np.testing.assert_allclose(torch.stack(list(report.drift_norms.values())), expected.drift_norms, rtol=1e-5)
     assert float(report.scale) == pytest.approx(expected.scale, rel=1e-6)
-
-
-def outlier_row(samples):
-    samples.generated[0, 1] += 40
-
-
-def far_target(samples):
-    samples.positives[0, 2] -= 60
-
-
-def both_together(samples):
-    samples.generated[0, 0] += 50
-    samples.generated[0, 4] += 50.1
-    samples.positives[0, :2] += 50.2
 
 
 def two_far_clusters(samples):

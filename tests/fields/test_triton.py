@@ -23,6 +23,7 @@ from drifting.fields.base import Problem
 from drifting.fields.triton_drifts import TritonDrifts
 from tests.oracle import drifting_oracle as oracle
 from tests.support.covering import each_once, pairwise
+from tests.support.far_samples import both_together, far_target, outlier_row
 from tests.support.threads import on_peers
 
 pytest.importorskip("triton")
@@ -188,20 +189,6 @@ def test_a_known_scale_needs_no_distances_before(device, way):
     drifts = open_drifts(MeanShift(), moved(samples, device), smallest=0.0)
     sizes = drifts.root_mean_squares(torch.tensor(RELEASE, device=device))
     assert_close([sizes.cpu()], expected(samples, RELEASE, 0.0)[1:2])
-
-
-def outlier_row(samples):
-    samples.generated[0, 1] += 40
-
-
-def far_target(samples):
-    samples.positives[0, 2] -= 60
-
-
-def both_together(samples):
-    samples.generated[0, 0] += 50
-    samples.generated[0, 4] += 50.1
-    samples.positives[0, :2] += 50.2
 
 
 @pytest.mark.parametrize(*each_once(change=[outlier_row, far_target, both_together], width=(2, 12)))
