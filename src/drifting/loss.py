@@ -39,6 +39,8 @@ from drifting.errors import InputError
 from drifting.fields import pairwise
 from drifting.fields.backends import open_drifts
 from drifting.fields.base import Drifts, Field, Peers, Problem, Statistics
+from drifting.fields.batch import BatchStatistics, Scaling, batch_statistics
+from drifting.fields.diagnostics import field_statistics
 from drifting.fields.mean_shift import MeanShift
 
 TEMPERATURES = (0.02, 0.05, 0.2)
@@ -58,12 +60,14 @@ class DriftLoss:
         drift_norms: temperature -> mean square of the raw drift over all groups, samples and channels.
         statistics: statistics of the field's kernel, one number per temperature and name; None if they were not requested or the
             field has none.
+        batch: what the batch says about the training; None if it was not requested or the batch is too small.
     """
 
     loss: Float[Tensor, " g"]
     scale: Float[Tensor, ""]
     drift_norms: dict[float, Float[Tensor, ""]]
     statistics: Statistics | None = None
+    batch: BatchStatistics | None = None
 
 
 @not_compiled
@@ -82,7 +86,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     normalize_drift: bool = True,
     scale: Tensor | float | None = None,
     drift_norms: Mapping[float, Tensor] | None = None,
-    statistics: bool = False,
+    statistics: bool | str = False,
     memory: pairwise.Memory | None = None,
     peers: Peers | None = None,
     population: Float[Tensor, "*g N d"] | None = None,
@@ -105,7 +109,8 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         normalize_drift: whether to scale the drift of every temperature to a mean square of 1 before the drifts are added.
         scale: the feature scale, if it was computed elsewhere (microbatches, several devices).
         drift_norms: the raw mean squares, if they were computed elsewhere; they normalize the drift and are returned.
-        statistics: whether to return the statistics of the field too, at the cost of a second pass.
+        statistics: whether to return the statistics of the field and of the batch too, at the cost of two or three passes;
+            "field" for those of the field alone.
         memory: memory for the distances; keeping one object between calls makes them faster on a CPU.
         peers: the processes over which the groups of a step are split evenly. Scale, drift norms and statistics cover all
             processes, `loss` covers the groups of this one, and the loss of the step is the mean over processes.
@@ -136,11 +141,15 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     feature_scale = _feature_scale(drifts, problem, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
     bandwidths = _bandwidths(feature_scale, temperatures)
-    spread = _statistics(drifts, field, problem, bandwidths) if statistics else None
+    spread, batch = field_statistics(drifts, field, problem, bandwidths) if statistics else None, None
+    if statistics and statistics != "field":
+        scaling = Scaling(temperatures, normalize_features, _SMALLEST_SCALE, _SMALLEST_DISTANCE)
+        batch = batch_statistics(field, scaling, replace(problem, generated=full_precision(everyone), peers=None))
     norms = _norms(drifts.root_mean_squares(bandwidths) / unit, temperatures, drift_norms, peers)
     factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
     total = drifts.total(factors if normalize_drift else torch.ones_like(factors))
-    return DriftLoss(_Regression.apply(features, total, unit), feature_scale, norms, _spread_of_all(spread, peers))
+    everywhere = (_mean_of_each(peers, spread), _mean_of_each(peers, batch))
+    return DriftLoss(_Regression.apply(features, total, unit), feature_scale, norms, *everywhere)
 
 
 class _Regression(torch.autograd.Function):
@@ -368,15 +377,6 @@ def _feature_scale(drifts: Drifts, problem: Problem, known: Tensor | float | Non
     return above / below.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def _statistics(drifts: Drifts, field: Field, problem: Problem, bandwidths: Float[Tensor, " t"]) -> Statistics | None:
-    """Return the statistics of a field that has any, by the backend if it computes them."""
-    if (measure := getattr(drifts, "statistics", None)) is not None:
-        return measure(bandwidths)
-    measure = getattr(field, "statistics", None)
-    samples = (problem.generated, problem.positives, torch.cat(list(problem.negatives), 1))
-    return measure and measure(*samples, **problem.options(bandwidths))
-
-
 def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float]) -> Float[Tensor, " t"]:
     """Return the temperatures in the units of the features."""
     # A tensor of temperatures would have to be moved to the device, which waits for it, once per feature.
@@ -396,5 +396,5 @@ def _norms(
     return {float(temperature): torch.as_tensor(known[float(temperature)]).to(sizes).detach() for temperature in temperatures}
 
 
-def _spread_of_all(spread: Statistics | None, peers: Peers | None) -> Statistics | None:
-    return None if spread is None else type(spread)(*mean_over(peers, torch.stack(tuple(spread))))
+def _mean_of_each(peers: Peers | None, values: Any) -> Any:
+    return None if values is None else type(values)(*(mean_over(peers, value) for value in values))

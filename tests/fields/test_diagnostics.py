@@ -56,9 +56,11 @@ def test_statistics_are_averages_over_the_rows_of_the_affinity(seed, n, p, m, te
             rows += [(np.array(row) * weights[group].numpy()).tolist() for row in affinity]
         split = n + m
         expected = [
-            np.mean([effective_number(row[split:]) for row in rows]),
+            np.mean(positive := np.array([effective_number(row[split:]) for row in rows])),
             np.mean([effective_number(row[:split]) for row in rows]),
             np.mean([math.fsum(row[split:]) / math.fsum(row) for row in rows]),
+            np.mean(positive <= 1.5),
+            np.mean(positive >= 0.9 * p),
         ]
         torch.testing.assert_close(torch.stack(statistics)[:, index], torch.tensor(expected))
 
@@ -70,7 +72,8 @@ def test_one_hot_kernel_has_one_neighbor_on_each_side():
     statistics = kernel_statistics(
         generated, positives, generated, temperatures=torch.tensor([0.02, 1e-6], dtype=torch.float64), num_self=2
     )
-    torch.testing.assert_close(torch.stack(statistics), torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.5, 0.5]], dtype=torch.float64))
+    expected = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.5, 0.5], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(torch.stack(statistics), expected)
 
 
 def test_flat_kernel_has_every_sample_as_a_neighbor_but_itself():
@@ -78,14 +81,14 @@ def test_flat_kernel_has_every_sample_as_a_neighbor_but_itself():
     masked = kernel_statistics(generated, positives, generated, temperatures=FLAT, num_self=6)
     independent = kernel_statistics(generated, positives, others, temperatures=FLAT)
     torch.testing.assert_close([float(value) for value in masked[:2]], [9.0, 5.0])
-    torch.testing.assert_close([float(value) for value in independent], [9.0, 4.0, 9 / 13])
+    torch.testing.assert_close([float(value) for value in independent], [9.0, 4.0, 9 / 13, 0.0, 1.0])
 
 
 def test_weight_zero_removes_a_neighbor():
     generated, positives, negatives = draw(1, (1, 5, 2), (1, 4, 2), (1, 3, 2))
     weights = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
     statistics = kernel_statistics(generated, positives, negatives, temperatures=FLAT, weights=weights)
-    torch.testing.assert_close([float(value) for value in statistics], [1.0, 2.0, 1 / 3])
+    torch.testing.assert_close([float(value) for value in statistics[:3]], [1.0, 2.0, 1 / 3])
 
 
 def test_share_of_the_positives_is_half_in_a_symmetric_case():

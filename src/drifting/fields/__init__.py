@@ -1,10 +1,12 @@
 """Drift fields: functions of generated and real samples that return the direction in which each generated sample should move."""
 
 from drifting.fields.base import DriftField, Field, Peers, Statistics
+from drifting.fields.batch import BatchStatistics
 from drifting.fields.diagnostics import KernelStatistics, kernel_statistics, mean_shift_at
 from drifting.fields.mean_shift import MeanShift, mean_shift
 
 __all__ = [
+    "BatchStatistics",
     "DriftField",
     "Field",
     "KernelStatistics",

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from drifting._checks import check_shapes, check_temperature, check_weights, constant, full_precision
 from drifting.fields import pairwise
-from drifting.fields.base import Peers
+from drifting.fields.base import Drifts, Field, Peers, Problem, Statistics
 from drifting.fields.mean_shift import Targets
+
+# A sample with at most so many effective positives follows a single one. One with at least this share of them follows their mean.
+_ONE_HOT, _FLAT = 1.5, 0.9
 
 
 class KernelStatistics(NamedTuple):
@@ -20,11 +23,20 @@ class KernelStatistics(NamedTuple):
 
     An effective number of neighbors near 1 means a one-hot kernel: the temperature is too small for the batch. A number near that
     of the candidates means a flat kernel: the temperature is too large. In both cases training stalls silently.
+
+    Attributes:
+        positive_neighbors: effective number of positives that attract a sample.
+        negative_neighbors: effective number of negatives that repel a sample.
+        positive_share: share of the positives in the affinity of a sample.
+        one_hot_share: share of the samples with at most 1.5 effective positives.
+        flat_share: share of the samples whose effective number of positives is at least 0.9 of all.
     """
 
     positive_neighbors: Float[Tensor, " t"]
     negative_neighbors: Float[Tensor, " t"]
     positive_share: Float[Tensor, " t"]
+    one_hot_share: Float[Tensor, " t"]
+    flat_share: Float[Tensor, " t"]
 
 
 @constant
@@ -66,6 +78,15 @@ def mean_shift_at(
     return targets.drift(affinity, slice(0, 1))[0]
 
 
+def field_statistics(drifts: Drifts, field: Field, problem: Problem, temperatures: Float[Tensor, " t"]) -> Statistics | None:
+    """Return the statistics of a field that has any, by the backend of its drifts if that computes them."""
+    if (measure := getattr(drifts, "statistics", None)) is not None:
+        return measure(temperatures)
+    measure = getattr(field, "statistics", None)
+    samples = (problem.generated, problem.positives, torch.cat(list(problem.negatives), 1))
+    return measure and measure(*samples, **problem.options(temperatures))
+
+
 @constant
 def kernel_statistics(
     generated: Float[Tensor, "g n d"],
@@ -87,14 +108,22 @@ def kernel_statistics(
     targets = Targets(positives, negatives, weights)
     distances = pairwise.pairwise_distances(generated, targets.coordinates)
     pairwise.mask_self(distances, num_self, peers)
-    totals = generated.new_zeros(len(temperatures), 3)
+    totals = generated.new_zeros(len(temperatures), 5)
     for index, groups, _, tile in pairwise.affinity_tiles(distances, temperatures, affinity_floor, peers):
         affinity = tile if weights is None else tile * weights[groups, None, :]
         negative, positive = affinity.split([negatives.shape[1], positives.shape[1]], dim=2)
         share = positive.sum(2) / affinity.sum(2).clamp_(min=torch.finfo(affinity.dtype).tiny)
-        rows = torch.stack([_effective_number(positive), _effective_number(negative), share])
-        totals[index] += rows.sum((1, 2))
+        rows = spread_of_rows(_effective_number(positive), _effective_number(negative), share, count=positives.shape[1])
+        totals[index] += torch.stack(rows).sum((1, 2))
     return KernelStatistics(*(totals / generated[..., 0].numel()).unbind(1))
+
+
+def spread_of_rows(
+    positive: Float[Tensor, "*row"], negative: Float[Tensor, "*row"], share: Float[Tensor, "*row"], *, count: int
+) -> KernelStatistics:
+    """Return the statistics of every row, to be averaged, from its effective numbers and the share of its `count` positives."""
+    one_hot, flat = (positive <= _ONE_HOT).to(share), (positive >= _FLAT * count).to(share)
+    return KernelStatistics(positive, negative, share, one_hot, flat)
 
 
 def _effective_number(affinity: Float[Tensor, "g r k"]) -> Float[Tensor, "g r"]:

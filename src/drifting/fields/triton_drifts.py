@@ -28,7 +28,7 @@ from torch import Tensor
 
 from drifting._checks import constant
 from drifting.fields.base import Problem
-from drifting.fields.diagnostics import KernelStatistics
+from drifting.fields.diagnostics import KernelStatistics, spread_of_rows
 from drifting.fields.mean_shift import MeanShift
 from drifting.fields.pairwise import DIRECT_DIMENSIONS
 
@@ -217,7 +217,8 @@ class TritonDrifts:
         negative, positive = total.square() / squares.clamp(min=1)
         mass = highest * total
         share = mass[1] / mass.sum(0).clamp(min=torch.finfo(mass.dtype).tiny)
-        return KernelStatistics(*(values.mean((1, 2)) for values in (positive, negative, share)))
+        spread = spread_of_rows(positive, negative, share, count=self._problem.positives.shape[1])
+        return KernelStatistics(*(values.mean((1, 2)) for values in spread))
 
     def _prepare(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         """Find the center, and cut the problem for these temperatures."""

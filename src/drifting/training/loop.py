@@ -81,9 +81,10 @@ def train(
     while state.step < schedule.steps:
         batch = draw_batch(state, positives, schedule)
         state.step += 1
-        with_statistics = state.step % schedule.statistics_every == 0 or state.step == 1
+        measured = state.step % schedule.statistics_every == 0
         state.optimizer.zero_grad(set_to_none=True)
-        options = {"statistics": with_statistics, "processes": state.processes}
+        # The first batch says nothing about the training, but its kernel tells whether the temperatures fit.
+        options = {"statistics": measured or (state.step == 1 and "field"), "processes": state.processes}
         report, stored = _add_gradients((generator, encoder, loss), batch, schedule, no_sync, options)
         if schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.generator.parameters(), schedule.max_grad_norm)

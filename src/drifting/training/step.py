@@ -107,7 +107,7 @@ def drifting_step(
     loss: DriftingLoss,
     batch: Batch,
     *,
-    statistics: bool = False,
+    statistics: bool | str = False,
     processes: Processes = ALONE,
     known: Mapping[str, DriftLoss] | None = None,
 ) -> FeatureLoss:
@@ -129,7 +129,7 @@ def compare(
     independent: SetFeatures | None,
     batch: Batch,
     *,
-    statistics: bool = False,
+    statistics: bool | str = False,
     processes: Processes = ALONE,
     known: Mapping[str, DriftLoss] | None = None,
 ) -> FeatureLoss:
@@ -196,7 +196,7 @@ def microbatched_step(
     batch: Batch,
     *,
     size: int,
-    statistics: bool = False,
+    statistics: bool | str = False,
     processes: Processes = ALONE,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[FeatureLoss, int]:
@@ -208,7 +208,7 @@ def microbatched_step(
         loss: drifting loss of the features.
         batch: inputs of the step.
         size: number of samples of one pass, which bounds the memory of activations and changes no result.
-        statistics: whether to report the spread of the kernels.
+        statistics: whether to report the statistics of the field and of the batch, as in `drifting_loss`.
         processes: see `drifting_step`.
         no_sync: returns a context that postpones averaging gradients over the processes, used for all microbatches but the last.
 
@@ -269,7 +269,7 @@ def label_batched_step(
     loss: DriftingLoss,
     parts: Sequence[Callable[[], Batch]],
     *,
-    statistics: bool = False,
+    statistics: bool | str = False,
     processes: Processes = ALONE,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> FeatureLoss:
@@ -280,7 +280,7 @@ def label_batched_step(
         encoder: feature encoder, also a function of its inputs.
         loss: drifting loss of the features.
         parts: functions that return the batch of some of the labels, each the same batch at every call and of the same size.
-        statistics: whether to report the spread of the kernels.
+        statistics: whether to report the statistics of the field and of the batch, as in `drifting_loss`.
         processes: processes that share the labels.
         no_sync: returns a context that postpones averaging gradients over the processes, used for all parts but the last.
 
@@ -303,12 +303,13 @@ def label_batched_step(
 
 def _join_reports(parts: Sequence[DriftLoss], processes: Processes) -> DriftLoss:
     """Return the report of a feature over all labels: losses side by side, statistics averaged over parts and processes."""
-    statistics = None
-    reported = [part.statistics for part in parts if part.statistics is not None]
-    if reported:
-        mean = torch.stack([torch.stack(tuple(spread)) for spread in reported]).mean(0)
-        statistics = type(reported[0])(*mean_over(_peers(processes), mean))
-    return replace(parts[0], loss=torch.cat([part.loss for part in parts]), statistics=statistics)
+    means: dict[str, Any] = {"statistics": None, "batch": None}
+    for kind in means:
+        reported = [values for part in parts if (values := getattr(part, kind)) is not None]
+        if reported:
+            over_parts = (torch.stack(each).mean(0) for each in zip(*reported, strict=True))
+            means[kind] = type(reported[0])(*(mean_over(_peers(processes), value) for value in over_parts))
+    return replace(parts[0], loss=torch.cat([part.loss for part in parts]), **means)
 
 
 @torch.no_grad()
