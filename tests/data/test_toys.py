@@ -58,7 +58,7 @@ def test_modes_are_equally_likely(name):
     assert float(((counts - expected) ** 2 / expected).sum()) < 30
 
 
-@pytest.mark.parametrize(("name", "number"), [("checker", 8), ("eight_gaussians", 8)])
+@pytest.mark.parametrize(("name", "number"), [("checker", 8), ("eight_gaussians", 8), ("gaussian_grid", 25)])
 def test_modes_are_where_the_points_are(name, number):
     modes = toy(name).modes
     points = _draw(name)

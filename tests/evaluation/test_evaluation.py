@@ -52,7 +52,10 @@ def test_perfect_samples_are_at_the_floors_and_bad_ones_far_above(tiny_toy):
         name = floor.removesuffix("_floor")
         assert perfect[name] == pytest.approx(perfect[floor], rel=2)
         assert shifted[floor] == pytest.approx(perfect[floor])
-        assert shifted[name] > 2 * shifted[floor]
+        if name in ("precision", "recall", "density", "coverage"):
+            assert shifted[name] < shifted[floor] / 2
+        else:
+            assert shifted[name] > 2 * shifted[floor]
     assert shifted["energy_distance"] > 50 * shifted["energy_distance_floor"]
     assert perfect["num_samples"] == 300
     assert perfect["mode_shares"] == pytest.approx([1] * 8, abs=0.6)
@@ -134,6 +137,16 @@ def test_gray_images_are_far_from_the_floors():
     assert metrics["nearest_neighbor_accuracy"] == pytest.approx(0.1, abs=0.01)
     assert metrics["energy_distance"] > 50 * metrics["energy_distance_floor"]
     assert metrics["nearest_distance"] > metrics["nearest_distance_floor"]
+
+
+def test_one_digit_of_each_class_is_recognized_but_covers_no_data():
+    split = load_digits()
+    examples = torch.stack([split.train[split.train_labels == digit][0] for digit in range(10)])
+    metrics = evaluate_digits(lambda count, seed: examples[torch.arange(count) % 10], split)
+    assert metrics["nearest_neighbor_accuracy"] == 1
+    assert metrics["recall"] < 0.05
+    assert metrics["recall_floor"] > 0.8
+    assert metrics["coverage"] < 0.5 < metrics["coverage_floor"]
 
 
 def test_copies_of_the_training_digits_are_found_out():

@@ -1,4 +1,4 @@
-"""Points in the plane: seven toy distributions, sampled anew at every step, and a user's own points, standardized for training.
+"""Points in the plane: eight toy distributions, sampled anew at every step, and a user's own points, standardized for training.
 
 The toys lie within about [-1.5, 1.5]^2. `swiss_roll` and `checker` are those of the authors' notebook.
 """
@@ -147,6 +147,11 @@ def _eight_gaussians(count: int, rng: torch.Generator) -> Points:
     return _with_noise(x, y, 0.1, rng)
 
 
+def _gaussian_grid(count: int, rng: torch.Generator) -> Points:
+    x, y = _GRID_CENTERS.to(rng.device)[_choice(count, len(_GRID_CENTERS), rng)].unbind(1)
+    return _with_noise(x, y, 0.04, rng)
+
+
 def _pinwheel(count: int, rng: torch.Generator) -> Points:
     radial, tangential = torch.randn(2, count, generator=rng, device=rng.device)
     x, y = 0.7 + 0.18 * radial, 0.06 * tangential
@@ -158,6 +163,7 @@ _CHECKER_CENTERS = torch.tensor(
     [(-0.75 + 0.5 * column, -0.75 + 0.5 * row) for row in range(4) for column in range(4) if (row + column) % 2 == 0]
 )
 _EIGHT_CENTERS = torch.tensor([(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)])
+_GRID_CENTERS = torch.tensor([(-1 + 0.5 * column, -1 + 0.5 * row) for row in range(5) for column in range(5)])
 
 TOYS = {
     "moons": Toy(_moons),
@@ -167,6 +173,7 @@ TOYS = {
     "spirals": Toy(_spirals),
     "eight_gaussians": Toy(_eight_gaussians, _EIGHT_CENTERS),
     "pinwheel": Toy(_pinwheel),
+    "gaussian_grid": Toy(_gaussian_grid, _GRID_CENTERS),
 }
 
 

@@ -52,6 +52,8 @@ Sampler = Callable[[int, int], Tensor]
 Metrics = dict[str, int | float | Sequence[float] | Sequence[int] | str]
 
 SEEDS = 5
+# Number of points whose neighbors are compared.
+_POINTS = 5000
 DRIFT_BATCHES = 25
 
 
@@ -86,7 +88,8 @@ def evaluate_points(
     Returns:
         `energy_distance` and its floor (medians over all pairs of 5 draws on each side: one pair alone is off by a factor of two
         either way); `drift_norm`, the mean square of the drift, and `drift_length`, its mean Euclidean length, with their floors
-        (means over 25 batches); `mode_shares`, each relative to its true share.
+        (means over 25 batches); `precision`, `recall`, `density` and `coverage` of the first 5,000 points with their floors;
+        `mode_shares`, each relative to its true share.
     """
     references, others = zip(*(real(2 * count, seed).split(count) for seed in range(SEEDS)), strict=True)
     samples = [sampler(count, seed) for seed in range(SEEDS)]
@@ -97,6 +100,8 @@ def evaluate_points(
         "energy_distance_floor": (floors if endless else floors.diagonal()).quantile(0.5).item(),
     }
     metrics |= _remaining_drift(sampler, real, drift, batch)
+    found = (compare_neighbors(points[:_POINTS], references[0][:_POINTS], "points") for points in (samples[0], others[0]))
+    metrics |= _with_floors(*found)
     if modes is not None:
         metrics["mode_shares"] = mode_shares(samples[0], modes).tolist()
     return metrics
@@ -125,7 +130,9 @@ def evaluate_digits(sampler: Sampler, split: LabeledSplit) -> Metrics:
     Returns:
         `nearest_neighbor_accuracy` and `logistic_accuracy`: share of samples that classifiers fit on the training digits name as
         their label (the floors: the same for held-out digits). `energy_distance` to the held-out digits (floor: of the training
-        digits). `nearest_distance`: median distance to the nearest training digit (floor: of held-out digits).
+        digits). `precision`, `recall`, `density` and `coverage` of the held-out digits (floors: of the training digits): digits
+        that are all alike can be recognized, but have a recall of 0. `nearest_distance`: median distance to the nearest training
+        digit (floor: of held-out digits).
     """
     train, held_out = split.train.flatten(1), split.held_out.flatten(1)
     samples = sampler(len(train), 0).flatten(1)
@@ -137,6 +144,7 @@ def evaluate_digits(sampler: Sampler, split: LabeledSplit) -> Metrics:
         metrics[f"{name}_accuracy_floor"] = float(classifier.score(held_out, split.held_out_labels))
     metrics["energy_distance"] = energy_distance(samples, held_out)
     metrics["energy_distance_floor"] = energy_distance(train, held_out)
+    metrics |= _with_floors(*(compare_neighbors(digits, held_out, "digits") for digits in (samples, train)))
     metrics["nearest_distance"] = _nearest(samples, train)
     metrics["nearest_distance_floor"] = _nearest(held_out, train)
     return metrics
@@ -250,13 +258,22 @@ def compare_counts(floor: int, count: int) -> Metrics:
 
 def compare_features(features: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> dict[str, float]:
     """Return every figure of features except the Frechet distance, see `compare`; those of neighbors need enough images."""
-    found = {"kernel_distance": kernel_distance(features, real)}
-    if min(len(features), len(real)) >= NEIGHBORS:
-        found |= precision_recall(features, real)._asdict()
-    else:
-        few = f"{len(features)} images against {len(real)} are too few for precision, recall, density and coverage"
-        warnings.warn(f"{few}, which are left out: they need {NEIGHBORS}", stacklevel=3)
+    found = {"kernel_distance": kernel_distance(features, real), **compare_neighbors(features, real, "images")}
     return {**found, "pairwise_distance": _spread(features[:_PAIRED])}
+
+
+def compare_neighbors(samples: Float[Tensor, "s d"], real: Float[Tensor, "r d"], what: str) -> dict[str, float]:
+    """Return precision, recall, density and coverage; nothing, with a warning, of too few samples. `what` names them in it."""
+    if min(len(samples), len(real)) >= NEIGHBORS:
+        return precision_recall(samples, real)._asdict()
+    few = f"{len(samples)} {what} against {len(real)} are too few for precision, recall, density and coverage"
+    warnings.warn(f"{few}, which are left out: they need {NEIGHBORS}", stacklevel=4)
+    return {}
+
+
+def _with_floors(figures: Mapping[str, float], floors: Mapping[str, float]) -> Metrics:
+    """Return figures, each followed by its floor."""
+    return {key: value for name in figures for key, value in ((name, figures[name]), (f"{name}_floor", floors[name]))}
 
 
 def _colors(generated: Bytes, real: UInt8[Tensor, "f c h w"], test: ImageSet) -> Metrics:

@@ -36,7 +36,7 @@ class Preset:
 # Heading -> name -> preset.
 GROUPS = {
     "Toys and digits": {
-        "toy": Preset(toy, "points in the plane", "seven toys, or --data points.csv", "2 to 4", "energy distance of real data"),
+        "toy": Preset(toy, "points in the plane", "eight toys, or --data points.csv", "2 to 4", "energy distance of real data"),
         "digits": Preset(
             digits, "8 x 8 handwritten digits by class", "included in scikit-learn", "1", "97 % classified correctly, no copies"
         ),
