@@ -1,4 +1,4 @@
-"""The command line: drifting {train, train-encoder, latents, sample, convert, evaluate, compare, presets}.
+"""The command line: drifting {train, train-encoder, latents, sample, convert, evaluate, compare, compare-fields, presets}.
 
 It only parses, calls and prints. Whatever ends a command is reported in one sentence; heavy imports wait until that works. The
 output streams may be closed, full or unable to encode a character. Ctrl-C, termination and hang-up have the same effect; a second
@@ -35,6 +35,7 @@ _SMALLER = {
     "latents": "pass a smaller --batch-size",
     "convert": "use a machine with more of it",
     "compare": "use a machine with more of it",
+    "compare-fields": "pass smaller --group-sizes or --num-samples",
 }
 
 

@@ -12,17 +12,15 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 from tyro.conf import Positional
 
 from drifting.cli._parse import HELP, Reader, flags_of, subject_of
+from drifting.cli.studies import compare_fields, print_table
 from drifting.errors import InputError
 
 
@@ -341,7 +339,7 @@ def evaluate(
         if not name.endswith("_floor"):
             floor = metrics.get(f"{name}_floor")
             rows.append((name, as_text(value), "" if floor is None else as_text(floor)))
-    _print_table(("metric", "value", "real against real"), rows, title=str(run))
+    print_table(("metric", "value", "real against real"), rows, title=str(run))
     for doubt in doubts:
         print(f"drifting: {doubt.message}", file=sys.stderr)
 
@@ -359,7 +357,7 @@ def compare(runs: Positional[tuple[Path, ...]], /, *, out: Path = Path("runs/com
     compared, files = write_comparison(runs, out, overwrite=overwrite)
     # Transposed, because a terminal is seldom wide enough for all figures of a run.
     figures, *columns = zip(compared.columns, *compared.rows, strict=True)
-    _print_table(figures, columns, title=str(out))
+    print_table(figures, columns, title=str(out))
     print(*files, sep="\n")
     for doubt in compared.doubts:
         print(f"drifting: {doubt}", file=sys.stderr)
@@ -378,16 +376,7 @@ def presets() -> None:
             print(wrapped(f"{name}: {preset.what}", 2, hanging=4), wrapped(facts, 6), sep="\n")
 
 
-def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str) -> None:
-    """Print a table of plain text without markup; its first column is not wrapped."""
-    headers = [Column(Text(column), no_wrap=index == 0) for index, column in enumerate(columns)]
-    table = Table(*headers, title=Text(title, style="table.title"))
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)
-
-
-ALL = (train, train_encoder, latents, sample, convert, evaluate, compare, presets)
+ALL = (train, train_encoder, latents, sample, convert, evaluate, compare, compare_fields, presets)
 # These commands read their words themselves, because their options depend on what is trained.
 READERS = {"train": train, "train-encoder": train_encoder, "latents": latents}
 # Flags of version 0.1 -> the present ones, of the commands that are parsed by signature.

@@ -1,6 +1,6 @@
 """Pictures of a run. In all of them real data are blue and generated samples orange."""
 
-from drifting.plotting.figures import draw_points, points_figure, save_image
+from drifting.plotting.figures import Measured, draw_fields, draw_points, points_figure, save_image
 from drifting.plotting.images import (
     RunColumn,
     draw_comparison,
@@ -13,8 +13,10 @@ from drifting.plotting.images import (
 )
 
 __all__ = [
+    "Measured",
     "RunColumn",
     "draw_comparison",
+    "draw_fields",
     "draw_images",
     "draw_points",
     "draw_reconstruction",

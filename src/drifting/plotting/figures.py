@@ -275,3 +275,51 @@ def points_figure(points: Float[Tensor, "n 2"]) -> Image.Image:
     axes.scatter(x, y, s=4, color=GENERATED, alpha=0.6, linewidths=0)
     axes.set(aspect="equal", title=f"{len(points):,} samples", xlabel="x", ylabel="y")
     return pixels(figure)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one field on one problem: one value for each seed.
+
+    Attributes:
+        problem, field: their names.
+        floors: distance from the data, in multiples of that of real data.
+        recall: share of real data that samples cover.
+    """
+
+    problem: str
+    field: str
+    floors: Sequence[float]
+    recall: Sequence[float]
+
+
+def draw_fields(path: Path, measured: Sequence[Measured], title: str) -> Path:
+    """Write a figure of fields on problems: distances and recall of every seed as dots, one row of panels for each problem."""
+    problems: dict[str, list[Measured]] = {}
+    for one in measured:
+        problems.setdefault(one.problem, []).append(one)
+    heights = [0.7 + 0.24 * len(shown) for shown in problems.values()]
+    figure = new_figure(9.0, sum(heights) + 1.0, title)
+    axes = figure.subplots(len(problems), 2, squeeze=False, sharey="row", height_ratios=heights)
+    for (problem, shown), (left, right) in zip(problems.items(), axes, strict=True):
+        _draw_seeds(left, [one.floors for one in shown])
+        _draw_seeds(right, [one.recall for one in shown])
+        left.set_yticks(range(len(shown)), [one.field for one in shown])
+        left.set_ylim(len(shown) - 0.5, -0.5)
+        left.set_ylabel(problem, parse_math=False)
+    axes[-1][0].set_xlabel("distance from the data / that of real data (left is better)")
+    axes[-1][1].set_xlabel("recall (right is better)")
+    return save_figure(figure, path)
+
+
+def _draw_seeds(axes: Axes, values: Sequence[Sequence[float]]) -> None:
+    """Draw one line of dots for each field, with its median; the axis is logarithmic if the values are far apart."""
+    for row, seeds in enumerate(values):
+        axes.plot(seeds, [row] * len(seeds), "o", color=GENERATED, markersize=4, alpha=0.6)
+        axes.plot([float(np.median(seeds))] if seeds else [], [row] if seeds else [], "|", color=LINES[0], markersize=14)
+    everything = [value for seeds in values for value in seeds]
+    if everything and max(everything) > 10 * min(everything) > 0:
+        axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=6)
+    axes.grid(axis="y", alpha=0.3)
