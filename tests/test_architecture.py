@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "drifting"
 FOLDERS = ("src", "tests", "benchmarks", "examples", "experiments")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-CORE = sorted([SOURCE / "loss.py", SOURCE / "guidance.py", SOURCE / "_checks.py", *(SOURCE / "fields").glob("*.py")])
+CORE_FILES = ("loss.py", "labeled_batch.py", "guidance.py", "_checks.py")
+CORE = sorted([*(SOURCE / name for name in CORE_FILES), *(SOURCE / "fields").glob("*.py")])
 
 FILE_LINES, FUNCTION_LINES, LOOP_LINES, ARGUMENTS, CORE_LINES, EXPERIMENT_LINES = 400, 60, 100, 8, 700, 15
 # The training loop, and the loop over it.

@@ -27,13 +27,10 @@ from drifting._checks import (
     check_shapes,
     check_temperatures,
     feature_maps,
-    flat_feature_maps,
     full_precision,
-    groups_of_labels,
     join_weights,
     not_compiled,
     one_group,
-    weighted_mean,
 )
 from drifting.errors import InputError
 from drifting.fields import pairwise
@@ -269,7 +266,9 @@ class DriftingLoss(nn.Module):
             rest = (unconditional, generated_negatives, weights, known, population)
             if any(value is not None for value in rest) or options:
                 raise InputError("labels go with generated and positives only: for other arguments pass features [labels, n, d]")
-            return self._of_labels(generated, positives, *((labels, labels) if isinstance(labels, Tensor) else labels))
+            from drifting.labeled_batch import loss_of_labels
+
+            return loss_of_labels(self, generated, positives, *((labels, labels) if isinstance(labels, Tensor) else labels))
         ours, real = feature_maps(generated), feature_maps(positives)
         others = (unconditional, generated_negatives, population)
         further, independent, everyone = (None if value is None else feature_maps(value) for value in others)
@@ -296,32 +295,6 @@ class DriftingLoss(nn.Module):
             )
         total = torch.stack([report.loss.mean() for report in reports.values()]).sum()
         return FeatureLoss(loss=total, features=reports)
-
-    def _of_labels(self, generated: Features, positives: Features, labels: Tensor, positive_labels: Tensor) -> FeatureLoss:
-        """Return the loss of a flat batch in which each class is a group; classes with equal counts are computed together."""
-        made, real = flat_feature_maps(generated, labels, "generated"), flat_feature_maps(positives, positive_labels, "positive")
-        parts = [
-            ({name: value[rows] for name, value in made.items()}, {name: value[others] for name, value in real.items()})
-            for rows, others in groups_of_labels(labels, positive_labels)
-        ]
-        if len(parts) == 1:
-            return self(*parts[0])
-        samples, pairs = [], []
-        for ours, theirs in parts:
-            groups, count = next(iter(ours.values())).shape[:2]
-            samples.append(groups * count)
-            pairs.append(groups * count * (count + next(iter(theirs.values())).shape[1]))
-        with torch.no_grad():
-            reports = [self(*part).features for part in parts]
-            scales = {name: weighted_mean([report[name].scale for report in reports], pairs) for name in made}
-            known = {name: DriftLoss(scale, scale, {}) for name, scale in scales.items()}
-            reports = [self(*part, known=known).features for part in parts]
-        for name, scale in scales.items():
-            norms = [report[name].drift_norms for report in reports]
-            known[name] = DriftLoss(scale, scale, {key: weighted_mean([one[key] for one in norms], samples) for key in norms[0]})
-        losses = [self(*part, known=known) for part in parts]
-        features = {name: replace(known[name], loss=torch.cat([loss.features[name].loss for loss in losses])) for name in known}
-        return FeatureLoss(loss=weighted_mean([loss.loss for loss in losses], samples), features=features)
 
 
 def mean_over(peers: Peers | None, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
