@@ -166,6 +166,30 @@ def check_temperature(temperature: float) -> None:
         raise InputError(f"temperature is {temperature}: pass a number above 0, from {_COLDEST:g} to {_HOTTEST:g}")
 
 
+def check_loss(temperatures: Sequence[float], drift_clip: float | None, field: Any = None, *, has_independent: bool = True) -> None:
+    """Raise InputError unless a loss has all that it needs.
+
+    Args:
+        temperatures: its temperatures.
+        drift_clip: the length to which it shortens drifts; None for no limit.
+        field: its drift field.
+        has_independent: whether there is an independent generated batch.
+    """
+    check_temperatures(temperatures)
+    check_field(field, has_independent=has_independent)
+    if drift_clip is not None and not 0 < drift_clip < math.inf:
+        raise InputError(f"drift_clip is {drift_clip}: pass a number above 0, such as 3, or None for no limit")
+
+
+def check_field(field: Any, *, has_independent: bool) -> None:
+    """Raise InputError if a drift field needs an independent generated batch, and there is none."""
+    if getattr(field, "needs_independent_negatives", False) and not has_independent:
+        name = type(field).__name__
+        raise InputError(
+            f"field is {name}, which needs a second generated batch: pass independent_negatives (in a run) or generated_negatives"
+        )
+
+
 def join_weights(*parts: tuple[Float[Tensor, "*g _ d"], Tensor | None]) -> Float[Tensor, "*g total"] | None:
     """Concatenate the weights of several sets of samples, with ones for sets without weights; None if no set has any."""
     if all(weights is None for _, weights in parts):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from drifting._checks import check_counts, check_learning_rate, check_seed, check_temperatures
+from drifting._checks import check_counts, check_learning_rate, check_loss, check_seed
 from drifting._json import load_json, read_value
 from drifting._torch import initial_weights
 from drifting.data.augmentation import Views
@@ -38,12 +38,15 @@ class LossConfig:
         field: drift field, one of `drifting.fields`, with its own parameters.
         normalize_features: divide the features by their scale, so that temperatures suit any feature.
         normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
+        drift_clip: largest root mean square of the summed drift of a sample, where the normalized drift of one temperature has 1; a
+            longer drift is shortened. None for no limit.
     """
 
     temperatures: tuple[float, ...] = TEMPERATURES
     field: DriftField = FIELD_OF_THE_RELEASE
     normalize_features: bool = True
     normalize_drift: bool = True
+    drift_clip: float | None = None
 
     def build(self) -> DriftingLoss:
         """Return the loss."""
@@ -176,7 +179,8 @@ class RunConfig(EncodedConfig):
                 raise InputError("bank is set, but the data set has no images: leave it out")
             check_counts({f"bank.{name}": value for name, value in vars(self.bank).items() if name != "on_cpu"})
         check_seed(self.seed)
-        check_temperatures(self.loss.temperatures)
+        loss, has_independent = self.loss, schedule.independent_negatives
+        check_loss(loss.temperatures, loss.drift_clip, loss.field, has_independent=has_independent)
         if self.parallel not in PARALLEL:
             raise InputError(f"parallel is '{self.parallel}': pass {' or '.join(PARALLEL)}")
         if self.parallel == "fsdp" and schedule.optimizer == "muon":

@@ -8,7 +8,7 @@ The normalized loss is nearly constant, about (number of temperatures)^2, so it 
 the mean squares before normalization: they shrink as training converges.
 
 Shapes: g groups (label x location), n generated, p positives, m unconditional negatives, r independent generated negatives,
-d feature channels, l labels, k locations.
+e detached ones, d feature channels, l labels, k locations.
 
 Source: paper, Algorithm 1 and appendix A.6; the constants are those of the authors' release.
 """
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from drifting._checks import (
     Features,
     check_feature_maps,
+    check_loss,
     check_shapes,
-    check_temperatures,
     feature_maps,
     full_precision,
     join_weights,
@@ -79,8 +79,10 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     temperatures: Sequence[float] = TEMPERATURES,
     field: Field = FIELD_OF_THE_RELEASE,
     generated_negatives: Float[Tensor, "*g r d"] | None = None,
+    detached: Float[Tensor, "*g e d"] | None = None,
     normalize_features: bool = True,
     normalize_drift: bool = True,
+    drift_clip: float | None = None,
     scale: Tensor | float | None = None,
     drift_norms: Mapping[float, Tensor] | None = None,
     statistics: bool | str = False,
@@ -102,8 +104,11 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         field: the drift field with its parameters; the mean shift of the release by default. Use `MeanShift(affinity_floor=0.0)`
             for points in few dimensions.
         generated_negatives: an independent second generated batch that repels instead of `generated`; no pair is masked.
+        detached: further generated samples of the group that repel too, with a weight of 1, but are not moved.
         normalize_features: whether to divide features by the scale; if not, `scale` is 1.
         normalize_drift: whether to scale the drift of every temperature to a mean square of 1 before the drifts are added.
+        drift_clip: largest root mean square over the channels of the summed drift of a sample, relative to the unit of
+            `drift_norms`, in which a normalized drift of one temperature has 1; a longer drift is shortened. None for no limit.
         scale: the feature scale, if it was computed elsewhere (microbatches, several devices).
         drift_norms: the raw mean squares, if they were computed elsewhere; they normalize the drift and are returned.
         statistics: whether to return the statistics of the field and of the batch too, at the cost of two or three passes;
@@ -116,15 +121,17 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
             all N samples. Every other argument is the same on all processes, and the drift is that of the whole population.
 
     Raises:
-        InputError: if the shapes do not match, or the temperatures are not positive, finite and different.
+        InputError: if the shapes do not match, the temperatures are not positive, finite and different, or the field needs
+            `generated_negatives`.
 
     Source: paper, Algorithm 1 and appendix A.6. As in the release, one scale and one drift norm per temperature cover all groups of
     a call. Unlike in the release, features are centered before distances, and the mask of a sample from itself is exact.
     """
-    check_temperatures(temperatures)
+    check_loss(temperatures, drift_clip, field, has_independent=generated_negatives is not None)
     if generated.ndim == 2:
         generated, positives = generated[None], positives[None]
-        unconditional, generated_negatives, population = map(one_group, (unconditional, generated_negatives, population))
+        unconditional, detached = one_group(unconditional), one_group(detached)
+        generated_negatives, population = one_group(generated_negatives), one_group(population)
         weights = (generated_weights, positive_weights, unconditional_weights)
         generated_weights, positive_weights, unconditional_weights = map(one_group, weights)
     features = full_precision(generated)
@@ -133,7 +140,8 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     repelling = (everyone if generated_negatives is None else generated_negatives, generated_weights)
     further, real = (unconditional, unconditional_weights), (positives, positive_weights)
     num_self = fixed.shape[1] if generated_negatives is None else 0
-    problem = _problem(fixed, repelling, further, real, num_self=num_self, peers=None if population is None else peers)
+    sets = (repelling, (detached, None), further, real)
+    problem = _problem(fixed, sets, num_self=num_self, peers=None if population is None else peers)
     drifts = open_drifts(field, problem, smallest=_SMALLEST_DISTANCE if normalize_features else 0.0, memory=memory)
     feature_scale = _feature_scale(drifts, problem, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
@@ -145,6 +153,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     norms = _norms(drifts.root_mean_squares(bandwidths) / unit, temperatures, drift_norms, peers)
     factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
     total = drifts.total(factors if normalize_drift else torch.ones_like(factors))
+    total = total if drift_clip is None else _clipped(total, unit, drift_clip)
     everywhere = (_mean_of_each(peers, spread), _mean_of_each(peers, batch))
     return DriftLoss(_Regression.apply(features, total, unit), feature_scale, norms, *everywhere)
 
@@ -177,7 +186,7 @@ class DriftingLoss(nn.Module):
     Every location of a map is a group of its own; locations are never mixed.
 
     Args:
-        temperatures, field, normalize_features, normalize_drift: as in `drifting_loss`.
+        temperatures, field, normalize_features, normalize_drift, drift_clip: as in `drifting_loss`.
 
     Source: paper, appendix A.5 and A.6.
     """
@@ -189,15 +198,17 @@ class DriftingLoss(nn.Module):
         field: Field = FIELD_OF_THE_RELEASE,
         normalize_features: bool = True,
         normalize_drift: bool = True,
+        drift_clip: float | None = None,
     ) -> None:
         super().__init__()
-        check_temperatures(temperatures)
+        check_loss(temperatures, drift_clip)
         self.temperatures = tuple(float(temperature) for temperature in temperatures)
         self.settings = {
             "temperatures": self.temperatures,
             "field": field,
             "normalize_features": normalize_features,
             "normalize_drift": normalize_drift,
+            "drift_clip": drift_clip,
             "memory": pairwise.Memory(),
         }
 
@@ -216,9 +227,9 @@ class DriftingLoss(nn.Module):
             *,
             labels: Tensor | tuple[Tensor, Tensor] | None = None,
             generated_negatives: Features | None = None,
+            detached: Features | None = None,
             weights: Mapping[str, Tensor] | None = None,
             known: Mapping[str, DriftLoss] | None = None,
-            population: Features | None = None,
             **options: Any,
         ) -> FeatureLoss: ...
 
@@ -231,9 +242,9 @@ class DriftingLoss(nn.Module):
         *,
         labels: Tensor | tuple[Tensor, Tensor] | None = None,
         generated_negatives: Features | None = None,
+        detached: Features | None = None,
         weights: Mapping[str, Float[Tensor, "..."]] | None = None,
         known: Mapping[str, DriftLoss] | None = None,
-        population: Features | None = None,
         **options: Any,
     ) -> FeatureLoss:
         """Return the loss over all features, with a report for each.
@@ -254,25 +265,31 @@ class DriftingLoss(nn.Module):
             labels: the class of each sample of a flat batch, or a pair (classes of the generated samples, classes of the
                 positives). Positives of classes that were not generated are ignored.
             generated_negatives: the same for an independent generated batch that repels instead of `generated`.
+            detached: the same for further generated samples that only repel.
             weights: any of "generated", "positive" and "unconditional" -> weight of each sample, as in `drifting_loss`.
             known: reports of the whole batch, whose `scale` and `drift_norms`, if any, replace those of this part.
-            population: the same for the generated samples of all `peers`, if the samples of a label are split over processes.
-            options: `statistics` and `peers`, as in `drifting_loss`. With peers, the loss of a step is the mean over processes.
+            options: `statistics` and `peers`, as in `drifting_loss`, and `population`, the features of the generated samples of all
+                peers, if the samples of a label are split over them. With peers, the loss of a step is the mean over processes.
 
         Raises:
             InputError: if the names of the features differ, the shapes do not match, or a class has no positives.
         """
         if labels is not None:
-            rest = (unconditional, generated_negatives, weights, known, population)
+            rest = (unconditional, generated_negatives, detached, weights, known)
             if any(value is not None for value in rest) or options:
                 raise InputError("labels go with generated and positives only: for other arguments pass features [labels, n, d]")
             from drifting.labeled_batch import loss_of_labels
 
             return loss_of_labels(self, generated, positives, *((labels, labels) if isinstance(labels, Tensor) else labels))
         ours, real = feature_maps(generated), feature_maps(positives)
-        others = (unconditional, generated_negatives, population)
-        further, independent, everyone = (None if value is None else feature_maps(value) for value in others)
-        check_feature_maps(ours, real, further, independent, known, everyone)
+        others = {
+            "unconditional": unconditional,
+            "generated_negatives": generated_negatives,
+            "detached": detached,
+            "population": options.pop("population", None),
+        }
+        further = {key: feature_maps(value) for key, value in others.items() if value is not None}
+        check_feature_maps(ours, real, *further.values(), known)
         if unknown := set(weights or ()) - {"generated", "positive", "unconditional"}:
             raise InputError(f"weights are named {sorted(unknown)}: name them generated, positive and unconditional")
         reports = {}
@@ -285,9 +302,7 @@ class DriftingLoss(nn.Module):
             reports[name] = drifting_loss(
                 _as_groups(features),
                 _as_groups(real[name]),
-                None if further is None else _as_groups(further[name]),
-                generated_negatives=None if independent is None else _as_groups(independent[name]),
-                population=None if everyone is None else _as_groups(everyone[name]),
+                **{key: _as_groups(value[name]) for key, value in further.items()},
                 **options,
                 **self.settings,
                 **per_group,
@@ -315,21 +330,16 @@ def _population(fixed: Float[Tensor, "g n d"], population: Tensor | None, peers:
 
 
 def _problem(
-    fixed: Float[Tensor, "g n d"],
-    repelling: tuple[Tensor, Tensor | None],
-    unconditional: tuple[Tensor | None, Tensor | None],
-    attracting: tuple[Tensor, Tensor | None],
-    *,
-    num_self: int,
-    peers: Peers | None,
+    fixed: Float[Tensor, "g n d"], sets: Sequence[tuple[Tensor | None, Tensor | None]], *, num_self: int, peers: Peers | None
 ) -> Problem:
-    """Return the problem of a call, from (samples, weights) of every set."""
+    """Return the problem of a call, from (samples, weights) of every set; the last one attracts."""
     if fixed.ndim != 3:
         raise InputError(f"generated has shape {tuple(fixed.shape)}: pass [g, n, d], with g = 1 for a single problem")
-    sets = [(samples, weights) for samples, weights in (repelling, unconditional, attracting) if samples is not None]
-    full = [(full_precision(samples.detach()), weights) for samples, weights in sets]
+    full = [(full_precision(samples.detach()), weights) for samples, weights in sets if samples is not None]
     check_shapes(fixed, *(samples for samples, _ in full))
-    *negatives, positives = (samples for samples, _ in full)
+    first, *further, positives = (samples for samples, _ in full)
+    # The backends take the generated samples and one more set.
+    negatives = [first, torch.cat(further, 1)] if len(further) > 1 else [first, *further]
     return Problem(fixed, negatives, positives, join_weights(*full), num_self, peers)
 
 
@@ -355,6 +365,12 @@ def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float]) -> Floa
     # A tensor of temperatures would have to be moved to the device, which waits for it, once per feature.
     smallest = scale.clamp(min=_SMALLEST_SCALE)
     return torch.stack([smallest * float(temperature) for temperature in temperatures])
+
+
+def _clipped(total: Float[Tensor, "g n d"], unit: Float[Tensor, ""], largest: float) -> Float[Tensor, "g n d"]:
+    """Return the drifts, those whose root mean square over the channels exceeds the largest one in this unit shortened to it."""
+    sizes = torch.linalg.vector_norm(total, dim=2, keepdim=True) / total.shape[2] ** 0.5
+    return total * (largest * unit / sizes).clamp(max=1)
 
 
 def _norms(

@@ -18,12 +18,14 @@ CASES = {
     "one guidance scale": Case(schedule={"guidance_scale": 2.0, "unconditional": 3}),
     "bank": Case(bank=True, schedule=GUIDED),
     "independent negatives": Case(schedule={"independent_negatives": True}),
+    "detached samples": Case(schedule={"detached_samples": 3, **GUIDED}),
     "microbatches": Case(schedule={"microbatch_size": 5, **GUIDED}),
     "labels one at a time": Case(bank=True, schedule={"labels_per_microbatch": 1, "independent_negatives": True, **GUIDED}),
     "clipping": Case(schedule={"max_grad_norm": 1e-3}),
     "one population": Case(labeled=False),
     "one population, bank": Case(labeled=False, bank=True),
     "one population, independent": Case(labeled=False, schedule={"independent_negatives": True}),
+    "one population, detached samples": Case(labeled=False, schedule={"detached_samples": 4, "microbatch_size": 2}),
     "one population, microbatches": Case(labeled=False, schedule={"microbatch_size": 2}),
     "shares of weights": Case(sharded=True, schedule={"max_grad_norm": 1e-3}),
     "shares, microbatches": Case(sharded=True, gradient_checkpointing=True, schedule={"microbatch_size": 5, **GUIDED}),
@@ -59,7 +61,10 @@ def test_several_steps_stay_together(pair):
         assert_close(found, trained(case), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["guidance", "bank", "independent negatives", "one population", "one population, bank"])
+DRAWN = ("guidance", "bank", "independent negatives", "one population", "one population, bank", "one population, detached samples")
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_draws_do_not_depend_on_the_number_of_processes(pair, name):
     first, second = pair(drawn, CASES[name])
     dim = 0 if CASES[name].labeled else 1

@@ -95,13 +95,15 @@ def drifting_loss(
     temperatures=(0.02, 0.05, 0.2),
     floor=1e-6,
     generated_negatives=None,
+    detached=None,
+    drift_clip=None,
 ):
     """Return the drifting loss of one feature map [g, n, d], with its gradient."""
     generated = _wide(generated)
     groups, rows, channels = generated.shape
     num_self = rows if generated_negatives is None else 0
     repelling = generated if generated_negatives is None else _wide(generated_negatives)
-    sets = [(repelling, generated_weights), (unconditional, unconditional_weights), (positives, positive_weights)]
+    sets = [(repelling, generated_weights), (detached, None), (unconditional, unconditional_weights), (positives, positive_weights)]
     problems = [_group(generated[g], [(_at(samples, g), _at(weights, g)) for samples, weights in sets]) for g in range(groups)]
 
     scale = _scale(problems)
@@ -112,6 +114,8 @@ def drifting_loss(
         drift = np.stack([field(problem, temperature, num_self, floor) for problem in problems])
         norms.append(math.fsum(value * value for value in drift.ravel()) / drift.size)
         total = total + drift / math.sqrt(max(norms[-1], 1e-8))
+    if drift_clip is not None:
+        total = np.stack([np.stack([_shortened(drift, drift_clip) for drift in group]) for group in total])
     loss = [math.fsum(value * value for value in total[g].ravel()) / (rows * channels) for g in range(groups)]
     return OracleLoss(np.array(loss), -2 * total / (rows * channels * unit), scale, norms)
 
@@ -137,6 +141,12 @@ def _scale(problems):
 def _normalized(problem, scale, unit):
     distances = [[distance / scale for distance in row] for row in problem.distances]
     return problem._replace(distances=distances, targets=problem.targets / unit)
+
+
+def _shortened(drift, largest):
+    """Return the drift of one sample, with a root mean square over its channels of at most `largest`."""
+    size = math.sqrt(math.fsum(value * value for value in drift) / len(drift))
+    return drift if size <= largest else drift * (largest / size)
 
 
 def _wide(samples):

@@ -63,10 +63,12 @@ GUIDED = dataclasses.replace(
     unconditional_weight=torch.tensor([0.0, 0.8, 2.5]),
 )
 INDEPENDENT = {"independent_noise": _random(LABELS, 6, NOISE, seed=5), "independent_style_indices": _codes(6, seed=6)}
+DETACHED = {"detached_noise": _random(LABELS, 5, NOISE, seed=7), "detached_style_indices": _codes(5, seed=8)}
 BATCHES = {
     "plain": PLAIN,
     "guided": GUIDED,
     "independent": dataclasses.replace(PLAIN, **INDEPENDENT),
+    "detached": dataclasses.replace(GUIDED, **DETACHED),
     "all": dataclasses.replace(GUIDED, **INDEPENDENT),
 }
 
@@ -80,9 +82,11 @@ def make():
     return lambda: Watched().double()
 
 
-@pytest.mark.parametrize(*pairwise(kind=list(BATCHES), size=(1, 4, 7, 10, 21, 100), normalize=(False, True)))
-def test_gradient_and_report_are_those_of_the_whole_step(make, kind, size, normalize):
-    loss = DriftingLoss(temperatures=(0.2, 1.0), normalize_features=normalize, normalize_drift=normalize)
+@pytest.mark.parametrize(
+    *pairwise(kind=list(BATCHES), size=(1, 4, 7, 10, 21, 100), normalize=(False, True), clip={"free": None, "clipped": 0.5})
+)
+def test_gradient_and_report_are_those_of_the_whole_step(make, kind, size, normalize, clip):
+    loss = DriftingLoss(temperatures=(0.2, 1.0), normalize_features=normalize, normalize_drift=normalize, drift_clip=clip)
     whole, parted = make(), make()
     expected = drifting_step(whole, _encode, loss, BATCHES[kind], statistics=True)
     expected.loss.backward()
@@ -132,10 +136,10 @@ def test_no_pass_is_larger_than_a_microbatch_and_only_the_last_have_a_graph(make
     assert max(without) <= size
 
 
-@pytest.mark.parametrize(("kind", "samples"), [("plain", 2 * LABELS * GENERATED), ("all", 2 * LABELS * GENERATED + LABELS * 6)])
-def test_bytes_of_features_and_their_gradients_are_reported(make, kind, samples):
+@pytest.mark.parametrize(("kind", "further"), [("plain", 0), ("all", 6), ("detached", 5)])
+def test_bytes_of_features_and_their_gradients_are_reported(make, kind, further):
     _, stored = microbatched_step(make(), _encode, LOSS, BATCHES[kind], size=4)
-    assert stored == samples * (6 + 6 + 6) * 8
+    assert stored == LABELS * (2 * GENERATED + further) * (6 + 6 + 6) * 8
 
 
 def test_report_holds_no_graph(make):

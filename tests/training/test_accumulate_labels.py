@@ -48,11 +48,13 @@ BATCHES = {
     "guided": GUIDED,
     "unweighted": dataclasses.replace(GUIDED, unconditional_weight=None),
     "independent": dataclasses.replace(GUIDED, independent_noise=random(LABELS, 4, NOISE, seed=5)),
+    "detached": dataclasses.replace(GUIDED, detached_noise=random(LABELS, 3, NOISE, seed=6)),
 }
 LOSSES = {
     "usual": {},
     "own units": {"normalize_features": False, "temperatures": (0.5, 2.0)},
     "raw drift": {"normalize_drift": False},
+    "clipped": {"drift_clip": 0.5},
     "no floor": {"field": MeanShift(0.0), "temperatures": (0.2,)},
 }
 

@@ -40,6 +40,7 @@ DRAWN = {"guidance_exponent": 1.0, "unguided_prob": 0.2, "unconditional": 4}
 CASES = {
     "plain": {},
     "independent negatives": {"independent_negatives": True},
+    "detached samples": {"detached_samples": 3},
     "guidance": DRAWN,
     "microbatches": {"microbatch_size": 4, **DRAWN},
     "labels at a time": {"labels_per_microbatch": 1, **DRAWN},

@@ -25,6 +25,7 @@ CASES = {
     "one guidance scale": {"guidance_scale": 2.0, "unconditional": 3},
     "drawn guidance": DRAWN,
     "independent negatives": {"independent_negatives": True, **DRAWN},
+    "detached samples": {"detached_samples": 3, **DRAWN},
     "clipped": {"max_grad_norm": 1e-2, **DRAWN},
 }
 

@@ -13,7 +13,7 @@ This module does not communicate. `Peers` is implemented by whatever manages the
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -71,7 +71,13 @@ class DriftField(ABC):
     """A field that is its own configuration: a frozen dataclass of its parameters.
 
     A saved configuration stores the name of the class, which must be exported by this package.
+
+    Attributes:
+        needs_independent_negatives: whether the field needs a second generated batch that repels in place of the first. A loss or
+            a training without one is refused.
     """
+
+    needs_independent_negatives: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Tensor:

@@ -124,6 +124,7 @@ def _add_gradients(
 def check_shares(schedule: Schedule, num_classes: int | None, processes: Processes) -> None:
     """Raise InputError unless the processes can share the labels, or else the samples, of a step equally."""
     counts = {"generated samples": schedule.generated, "positives": schedule.positives}
+    counts |= {"detached samples": schedule.detached_samples} if schedule.detached_samples else {}
     if num_classes is not None:
         counts = {"labels": min(schedule.labels_per_step, num_classes)}
     for what, count in counts.items():
@@ -140,14 +141,16 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
     labels, processes = None, state.processes
     if positives.num_classes is not None:
         labels = torch.randperm(positives.num_classes, generator=state.rng, device=state.device)[: schedule.labels_per_step]
-    groups = (1 if labels is None else len(labels), schedule.generated)
-    own = processes.share(schedule.generated if labels is None else len(labels))
-    noise, codes = _draw_prior(state, groups, labels, own)
+    generated = schedule.generated
+    own = processes.share(generated if labels is None else len(labels))
+    noise, codes = _draw_prior(state, generated, labels, own)
     own_real = processes.share(schedule.positives) if labels is None else own
     real = positives.draw(labels, schedule.positives, state.rng, own_real)
-    independent_noise, independent_codes = (
-        _draw_prior(state, groups, labels, own) if schedule.independent_negatives else (None, None)
-    )
+    # The second batch has no gradient either, so more samples without gradient make it larger.
+    independent = generated + schedule.detached_samples if schedule.independent_negatives else 0
+    independent_noise, independent_codes = _draw_further(state, independent, labels, own)
+    detached = 0 if independent else schedule.detached_samples
+    detached_noise, detached_codes = _draw_further(state, detached, labels, own)
     return Batch(
         labels=None if labels is None else labels[own],
         noise=noise,
@@ -156,14 +159,23 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
         positives=processes.all_gather(real, 1) if labels is None else real,
         independent_noise=independent_noise,
         independent_style_indices=independent_codes,
-        **_draw_guidance(positives, schedule, groups[0], own, state.rng),
+        detached_noise=detached_noise,
+        detached_style_indices=detached_codes,
+        **_draw_guidance(positives, schedule, 1 if labels is None else len(labels), own, state.rng),
     )
 
 
-def _draw_prior(state: TrainingState, groups: tuple[int, int], labels: Tensor | None, own: slice) -> tuple[Tensor, Tensor | None]:
+def _draw_prior(state: TrainingState, count: int, labels: Tensor | None, own: slice) -> tuple[Tensor, Tensor | None]:
     """Return noise and style codes, [labels, samples, ...], of this process's labels or, without labels, samples."""
-    noise, codes = state.generator.draw_prior(*groups, state.rng)
+    noise, codes = state.generator.draw_prior(1 if labels is None else len(labels), count, state.rng)
     return owned(noise, labels, own), None if codes is None else owned(codes, labels, own)
+
+
+def _draw_further(state: TrainingState, count: int, labels: Tensor | None, own: slice) -> tuple[Tensor | None, Tensor | None]:
+    """Return the same of generated samples without gradient, whose number may be another; None if there are none."""
+    if count == 0:
+        return None, None
+    return _draw_prior(state, count, labels, state.processes.share(count) if labels is None else own)
 
 
 def _draw_guidance(positives: Positives, schedule: Schedule, labels: int, own: slice, rng: torch.Generator) -> dict[str, Any]:
@@ -176,7 +188,7 @@ def _draw_guidance(positives: Positives, schedule: Schedule, labels: int, own: s
     else:
         scale = torch.full((labels,), schedule.guidance_scale, device=rng.device)
     # The weight assumes that a sample does not repel itself, but all samples of an independent batch repel it.
-    repelling = schedule.generated + schedule.independent_negatives
+    repelling = schedule.generated + schedule.detached_samples + schedule.independent_negatives
     return {
         "guidance_scale": scale[own] if schedule.draws_guidance else None,
         "unconditional": positives.draw_unconditional(labels, schedule.unconditional, rng, own),

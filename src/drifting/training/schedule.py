@@ -19,6 +19,7 @@ class Schedule:
         generated: number of generated samples of each label in a step.
         positives: number of real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
+        detached_samples: number of further generated samples of each label that repel without a gradient, which cost little memory.
         microbatch_size: generated samples of one forward pass with graph, to bound memory; None for all. See `training.step`.
         labels_per_microbatch: largest number of labels whose features are in memory at a time, to bound memory further; None for
             all. A process splits its labels into equal parts. See `training.step`.
@@ -54,6 +55,7 @@ class Schedule:
     generated: int
     positives: int
     independent_negatives: bool = False
+    detached_samples: int = 0
     microbatch_size: int | None = None
     labels_per_microbatch: int | None = None
     compile: bool = False
@@ -132,10 +134,16 @@ def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
             raise InputError(f"{name} is {', '.join(map(str, values))}: pass a number from 0 to below 1")
     if len({*decays["ema_decay"], *decays["other_ema_decays"]}) <= len(decays["other_ema_decays"]):
         raise InputError(f"other_ema_decays is {schedule.other_ema_decays}: name each once, and ema_decay not again")
-    if schedule.generated == 1 and not schedule.independent_negatives:
+    _check_samples(schedule)
+
+
+def _check_samples(schedule: Schedule) -> None:
+    if schedule.detached_samples < 0:
+        raise InputError(f"detached_samples is {schedule.detached_samples}: pass 0 for none, or more")
+    if schedule.generated == 1 and not schedule.independent_negatives and not schedule.detached_samples:
         raise InputError(
             "batch_size leaves 1 generated sample per label and nothing to repel it: "
-            "pass at least 2 per label, or independent negatives"
+            "pass at least 2 per label, detached_samples or independent_negatives"
         )
 
 

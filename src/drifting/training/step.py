@@ -27,14 +27,15 @@ stored at a time:
 Each pass encodes the real samples again. Microbatches need one pass less, but store the features of the whole step: about 90 GB for
 the paper's recipe for ImageNet with 64 labels of 144 samples each.
 
-Shapes: l labels, n generated, p positives and m unconditional samples per label, b = l n generated samples, k locations,
-t temperatures.
+Shapes: l labels, n generated, e detached, p positives and m unconditional samples per label, b = l n generated samples,
+k locations, t temperatures.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -62,6 +63,8 @@ class Batch:
         positives: features of real samples of each label.
         independent_noise: noise of a second generated batch that repels instead of the first; None for the paper's field.
         independent_style_indices: style codes of the second batch.
+        detached_noise: noise of further generated samples that repel too, but have no gradient; None for none.
+        detached_style_indices: style codes of these.
         unconditional: features of real samples of any label that repel (guidance); None without guidance.
         unconditional_weight: weight of each unconditional sample of a label, see `guidance.unconditional_weight`; None for ones.
     """
@@ -73,6 +76,8 @@ class Batch:
     style_indices: Int[Tensor, "l n s"] | None = None
     independent_noise: Float[Tensor, "l n *noise"] | None = None
     independent_style_indices: Int[Tensor, "l n s"] | None = None
+    detached_noise: Float[Tensor, "l e *noise"] | None = None
+    detached_style_indices: Int[Tensor, "l e s"] | None = None
     unconditional: Mapping[str, Float[Tensor, "l m k _"]] | None = None
     unconditional_weight: Float[Tensor, " l"] | None = None
 
@@ -101,6 +106,20 @@ class Batch:
             yield tuple(None if value is None else value[start : start + (size or count)] for value in arguments)
 
 
+class Made(NamedTuple):
+    """Features of the generated samples of a step.
+
+    Attributes:
+        generated: those of the samples from `noise`.
+        independent: those of the samples from `independent_noise`, if there is any.
+        detached: those of the samples from `detached_noise`, if there is any.
+    """
+
+    generated: SetFeatures
+    independent: SetFeatures | None = None
+    detached: SetFeatures | None = None
+
+
 def drifting_step(
     generator: Callable[..., Tensor],
     encoder: FeatureEncoder,
@@ -116,30 +135,37 @@ def drifting_step(
     With several processes, each has a batch of its own labels or, without labels, its own samples of the population; the loss of
     the step is the mean of their losses. `known` holds scales and drift norms of more than this batch, as in `DriftingLoss`.
     """
-    generated, independent = _features(generator, encoder, batch, batch.noise, batch.style_indices), None
-    if batch.independent_noise is not None:
-        with torch.no_grad():
-            independent = _features(generator, encoder, batch, batch.independent_noise, batch.independent_style_indices)
-    return compare(loss, generated, independent, batch, statistics=statistics, processes=processes, known=known)
+    features = partial(_features, generator, encoder, batch)
+    made = Made(features(batch.noise, batch.style_indices), **_without_gradient(batch, features))
+    return compare(loss, made, batch, statistics=statistics, processes=processes, known=known)
+
+
+def _without_gradient(batch: Batch, features: Callable[[Tensor, Tensor | None], SetFeatures]) -> dict[str, SetFeatures]:
+    """Return the features of the generated samples of a batch without gradient."""
+    noise = {"independent": batch.independent_noise, "detached": batch.detached_noise}
+    codes = {"independent": batch.independent_style_indices, "detached": batch.detached_style_indices}
+    with torch.no_grad():
+        return {name: features(value, codes[name]) for name, value in noise.items() if value is not None}
 
 
 def compare(
     loss: DriftingLoss,
-    generated: SetFeatures,
-    independent: SetFeatures | None,
+    made: Made,
     batch: Batch,
     *,
     statistics: bool | str = False,
     processes: Processes = ALONE,
     known: Mapping[str, DriftLoss] | None = None,
 ) -> FeatureLoss:
-    """Return the loss of a batch from the features of its generated samples and of those from `independent_noise`."""
+    """Return the loss of a batch from the features of its generated samples."""
+    generated, *others = made
     weights, shared = None, {}
     if processes.size > 1:
         shared["peers"] = processes
         if batch.labels is None:
             shared["population"] = processes.all_gather(generated, 1)
-            independent = None if independent is None else processes.all_gather(independent, 1)
+            others = [None if features is None else processes.all_gather(features, 1) for features in others]
+    independent, detached = others
     if batch.unconditional is not None and batch.unconditional_weight is not None:
         count = next(iter(batch.unconditional.values())).shape[1]
         weights = {"unconditional": batch.unconditional_weight[:, None].expand(-1, count)}
@@ -148,6 +174,7 @@ def compare(
         batch.positives,
         batch.unconditional,
         generated_negatives=independent,
+        detached=detached,
         weights=weights,
         statistics=statistics,
         known=known,
@@ -216,20 +243,17 @@ def microbatched_step(
         The report of `drifting_step`, with losses that are constants, and the size in bytes of the features of the whole batch
         and their gradients.
     """
-    prior, independent = (batch.noise, batch.style_indices), None
-    features = _without_graph(generator, encoder, batch, *prior, size)
-    if batch.independent_noise is not None:
-        other = (batch.independent_noise, batch.independent_style_indices)
-        independent = _without_graph(generator, encoder, batch, *other, size)
+    prior, features_of = (batch.noise, batch.style_indices), partial(_without_graph, generator, encoder, batch, size)
+    features, others = features_of(*prior), _without_gradient(batch, features_of)
     # Older releases of torch would reuse the weights that autocast cast without graph, which pass no gradient.
     torch.clear_autocast_cache()
     for value in features.values():
         value.requires_grad_()
-    report = compare(loss, features, independent, batch, statistics=statistics, processes=processes)
+    report = compare(loss, Made(features, **others), batch, statistics=statistics, processes=processes)
     gradients = dict(zip(features, torch.autograd.grad(report.loss, list(features.values())), strict=True))
-    stored = sum(_bytes(part) for part in (features, gradients, independent or {}))
+    stored = sum(_bytes(part) for part in (features, gradients, *others.values()))
     report = _constant(report)
-    del features, independent
+    del features, others
     shares = {name: gradient.flatten(0, 1).split(size) for name, gradient in gradients.items()}
     last = len(next(iter(shares.values()))) - 1
     for index, inputs in enumerate(batch.inputs(*prior, size)):
@@ -241,9 +265,9 @@ def microbatched_step(
 
 @torch.no_grad()
 def _without_graph(
-    generator: Callable[..., Tensor], encoder: FeatureEncoder, batch: Batch, noise: Tensor, codes: Tensor | None, size: int
+    generator: Callable[..., Tensor], encoder: FeatureEncoder, batch: Batch, size: int, noise: Tensor, codes: Tensor | None
 ) -> dict[str, Float[Tensor, "l n k _"]]:
-    """Return the features of all generated samples."""
+    """Return the features of samples from noise, made and encoded `size` at a time."""
     parts = [encoder(generator(*inputs)) for inputs in batch.inputs(noise, codes, size)]
     return {name: torch.cat([part[name] for part in parts]).unflatten(0, noise.shape[:2]) for name in parts[0]}
 
@@ -355,7 +379,8 @@ def _peers(processes: Processes) -> Processes | None:
 def _weight(batch: Batch) -> Float[Tensor, ""]:
     """Return the mean weight of the targets, by which the distances of a part are divided."""
     noise = batch.noise if batch.independent_noise is None else batch.independent_noise
-    ones = noise.shape[1] + next(iter(batch.positives.values())).shape[1]
+    ones = noise.shape[1] + (0 if batch.detached_noise is None else batch.detached_noise.shape[1])
+    ones += next(iter(batch.positives.values())).shape[1]
     weights = batch.unconditional_weight
     if batch.unconditional is None or weights is None:
         return noise.new_ones(())
