@@ -225,6 +225,13 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return max(names, key=lambda known: difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio())
 
 
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise InputError unless a value is one of several names."""
+    names = list(choices)
+    if value not in names:
+        raise InputError(f"{name} is '{value}', not {' or '.join(names)}: did you mean {nearest_name(str(value), names)}?")
+
+
 def check_counts(counts: Mapping[str, int]) -> None:
     """Raise InputError for the first count below 1."""
     for name, value in counts.items():

@@ -13,7 +13,7 @@ from drifting._checks import constant
 from drifting.fields import compiled_drifts, triton_drifts
 from drifting.fields.base import Drifts, Field, Problem
 from drifting.fields.compiled_drifts import CompiledDrifts, is_available
-from drifting.fields.mean_shift import MeanShift
+from drifting.fields.mean_shift import BY_COLUMNS, MeanShift
 from drifting.fields.pairwise import Memory, pairwise_distances
 
 
@@ -21,21 +21,29 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
     """Return the drifts of a problem by the fastest backend that computes this field.
 
     Args:
-        field: the field. A subclass of `MeanShift` is another field.
+        field: the field. A subclass of `MeanShift` is another field, and so is one with another kernel or normalization.
         problem: the samples.
         smallest: lower bound of distances.
         memory: memory for matrices, kept between calls.
     """
-    if type(field) is MeanShift and problem.peers is None and len(problem.negatives) <= 2 and is_available(problem.generated):
-        return CompiledDrifts(problem, floor=field.affinity_floor, smallest=smallest, memory=memory)
-    if type(field) is MeanShift and triton_drifts.is_available(problem):
-        return triton_drifts.TritonDrifts(problem, floor=field.affinity_floor, smallest=smallest)
+    fast = _of_the_paper(field)
+    if fast is not None and problem.peers is None and len(problem.negatives) <= 2 and is_available(problem.generated):
+        return CompiledDrifts(problem, floor=fast.affinity_floor, smallest=smallest, memory=memory)
+    if fast is not None and triton_drifts.is_available(problem):
+        return triton_drifts.TritonDrifts(problem, floor=fast.affinity_floor, smallest=smallest)
     return FieldDrifts(field, problem, smallest=smallest, memory=memory)
 
 
 def must_compile(field: Field, device: torch.device) -> bool:
     """Return whether the first step with a field will compile loops for the CPU, which takes about 20 seconds."""
-    return type(field) is MeanShift and device.type == "cpu" and compiled_drifts.must_compile()
+    return _of_the_paper(field) is not None and device.type == "cpu" and compiled_drifts.must_compile()
+
+
+def _of_the_paper(field: Field) -> MeanShift | None:
+    """Return the field if it is the mean shift of the paper, which has backends of its own."""
+    if type(field) is not MeanShift or (field.kernel, field.normalization) != ("laplace", BY_COLUMNS):
+        return None
+    return field
 
 
 class FieldDrifts:

@@ -12,7 +12,7 @@ from torch import Tensor
 from drifting._checks import check_shapes, check_temperature, check_weights, constant, full_precision
 from drifting.fields import pairwise
 from drifting.fields.base import Drifts, Field, Peers, Problem, Statistics
-from drifting.fields.mean_shift import Targets
+from drifting.fields.mean_shift import BY_COLUMNS, MeanShift, Targets
 
 # A sample with at most so many effective positives follows a single one. One with at least this share of them follows their mean.
 _ONE_HOT, _FLAT = 1.5, 0.9
@@ -39,7 +39,6 @@ class KernelStatistics(NamedTuple):
     flat_share: Float[Tensor, " t"]
 
 
-@constant
 def mean_shift_at(
     points: Float[Tensor, "q d"],
     generated: Float[Tensor, "n d"],
@@ -63,18 +62,34 @@ def mean_shift_at(
     Raises:
         InputError: if the shapes do not match or the temperature is not positive and finite.
     """
+    return drift_at(MeanShift(affinity_floor), points, generated, positives, temperature=temperature)
+
+
+@constant
+def drift_at(
+    field: MeanShift,
+    points: Float[Tensor, "q d"],
+    generated: Float[Tensor, "n d"],
+    positives: Float[Tensor, "p d"],
+    *,
+    temperature: float,
+) -> Float[Tensor, "q d"]:
+    """Return the drift of a mean shift at any points, as `mean_shift_at` does."""
     check_temperature(temperature)
     check_shapes(points, generated, positives)
     points, generated, positives = (full_precision(samples) for samples in (points, generated, positives))
     targets = Targets(positives[None], generated[None], None)
     scale = pairwise.kernel_scale(generated.new_tensor(temperature))
-    of_samples = pairwise.pairwise_distances(generated[None], targets.coordinates)
-    pairwise.mask_self(of_samples, len(generated))
-    column = pairwise.column_potential(of_samples, of_samples.amin(1, keepdim=True), scale)
     distances = pairwise.pairwise_distances(points[None], targets.coordinates)
-    row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale)
+    row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale, field.kernel)
+    if field.normalization == BY_COLUMNS:
+        of_samples = pairwise.pairwise_distances(generated[None], targets.coordinates)
+        pairwise.mask_self(of_samples, len(generated))
+        column = pairwise.column_potential(of_samples, of_samples.amin(1, keepdim=True), scale, kernel=field.kernel)
+    else:
+        row, column = 2 * row, torch.zeros_like(distances[:, :1])
     # A target without samples nearby has a column normalizer that is far too large for a point close to it.
-    affinity = pairwise.affinity(distances, row, column, scale, affinity_floor).clamp_(max=1)
+    affinity = pairwise.affinity(distances, row, column, scale, field.affinity_floor, kernel=field.kernel).clamp_(max=1)
     return targets.drift(affinity, slice(0, 1))[0]
 
 
@@ -87,7 +102,6 @@ def field_statistics(drifts: Drifts, field: Field, problem: Problem, temperature
     return measure and measure(*samples, **problem.options(temperatures))
 
 
-@constant
 def kernel_statistics(
     generated: Float[Tensor, "g n d"],
     positives: Float[Tensor, "g p d"],
@@ -104,12 +118,30 @@ def kernel_statistics(
     With peers, the kernel covers the rows of all processes and the averages those of this process. Their mean over the processes
     is what one call with all rows returns.
     """
+    options = {"temperatures": temperatures, "weights": weights, "num_self": num_self, "peers": peers}
+    return spread_of(MeanShift(affinity_floor), generated, positives, negatives, **options)
+
+
+@constant
+def spread_of(
+    field: MeanShift,
+    generated: Float[Tensor, "g n d"],
+    positives: Float[Tensor, "g p d"],
+    negatives: Float[Tensor, "g m d"],
+    *,
+    temperatures: Float[Tensor, " t"],
+    weights: Float[Tensor, "g m+p"] | None = None,
+    num_self: int = 0,
+    peers: Peers | None = None,
+) -> KernelStatistics:
+    """Return how the kernel of a mean shift spreads over its targets, as `kernel_statistics` does."""
     check_weights(weights)
-    targets = Targets(positives, negatives, weights)
-    distances = pairwise.pairwise_distances(generated, targets.coordinates)
+    distances = pairwise.pairwise_distances(generated, torch.cat([negatives, positives], 1))
     pairwise.mask_self(distances, num_self, peers)
     totals = generated.new_zeros(len(temperatures), 5)
-    for index, groups, _, tile in pairwise.affinity_tiles(distances, temperatures, affinity_floor, peers):
+    options = {"kernel": field.kernel, "by_columns": field.normalization == BY_COLUMNS}
+    tiles = pairwise.affinity_tiles(distances, temperatures, field.affinity_floor, peers, **options)
+    for index, groups, _, tile in tiles:
         affinity = tile if weights is None else tile * weights[groups, None, :]
         negative, positive = affinity.split([negatives.shape[1], positives.shape[1]], dim=2)
         share = positive.sum(2) / affinity.sum(2).clamp_(min=torch.finfo(affinity.dtype).tiny)

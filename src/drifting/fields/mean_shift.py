@@ -8,10 +8,14 @@ Equation (paper, Algorithm 2), with the affinity A of `pairwise`, split into its
 Both sums have the mass S+ S-, so swapping data and generated samples flips the sign of the field. The cross weights follow the
 equation, computed out of place. The printed pseudo-code, executed in place, would give attraction 1.5 times the mass.
 
+The kernel of the affinity can be another one of `kernels`, and the affinity can be normalized over the targets of each row alone.
+Then numbers of positives and negatives that differ shift the equilibrium.
+
 Shapes: t temperatures, g groups (independent problems), n generated, p positives, m negatives, d coordinates.
 
-Source: paper, Algorithm 2 and section 3.3. The release clamps the squared affinity from below at 1e-6 (`affinity_floor`), which the
-paper does not mention. The clamp acts as a weak uniform pull and harms low-dimensional data with several modes.
+Source: paper, Algorithm 2, section 3.3 and the ablation of the normalization. The release clamps the squared affinity from below at
+1e-6 (`affinity_floor`), which the paper does not mention. The clamp acts as a weak uniform pull and harms low-dimensional data with
+several modes.
 """
 
 from dataclasses import dataclass
@@ -21,9 +25,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting._checks import check_shapes, check_temperature, check_weights, constant, full_precision, join_weights
+from drifting._checks import (
+    check_choice,
+    check_shapes,
+    check_temperature,
+    check_weights,
+    constant,
+    full_precision,
+    join_weights,
+)
 from drifting.fields import pairwise
 from drifting.fields.base import DriftField, Peers, Problem, Statistics
+from drifting.fields.kernels import KERNELS
+
+BY_COLUMNS = "rows_and_columns"
+NORMALIZATIONS = (BY_COLUMNS, "rows")
 
 
 @constant
@@ -97,9 +113,19 @@ class MeanShift(DriftField):
 
     Attributes:
         affinity_floor: Lower bound of the squared affinity; 0 for none, 1e-6 in the authors' release.
+        kernel: Kernel of the affinity: laplace, gaussian, matern32 or matern52.
+        normalization: Sums over which the affinity is normalized: rows_and_columns as in the paper, or rows.
     """
 
     affinity_floor: float = 0.0
+    kernel: str = "laplace"
+    normalization: str = BY_COLUMNS
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that does not fit."""
+        for name, choices in (("kernel", KERNELS), ("normalization", NORMALIZATIONS)):
+            if getattr(self, name) not in choices:
+                check_choice(name, getattr(self, name), choices)
 
     @constant
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the arguments of `Field`, in full
@@ -121,28 +147,30 @@ class MeanShift(DriftField):
         """
         check_weights(weights)
         targets = Targets(positives, negatives, weights)
+        options = {"kernel": self.kernel, "by_columns": self.normalization == BY_COLUMNS}
         if distances is None:
             distances = pairwise.pairwise_distances(generated, targets.coordinates)
         pairwise.mask_self(distances, num_self, peers)
         if peers is None and pairwise.fits_at_once(distances, temperatures):
-            affinity = pairwise.affinities_at_once(distances, temperatures, self.affinity_floor)
+            affinity = pairwise.affinities_at_once(distances, temperatures, self.affinity_floor, **options)
             return targets.drift(affinity, slice(None)).unflatten(1, (len(temperatures), -1)).transpose(0, 1)
         drift = generated.new_empty(len(temperatures), *generated.shape)
-        for index, groups, rows, affinity in pairwise.affinity_tiles(distances, temperatures, self.affinity_floor, peers):
+        tiles = pairwise.affinity_tiles(distances, temperatures, self.affinity_floor, peers, **options)
+        for index, groups, rows, affinity in tiles:
             targets.drift(affinity, groups, out=drift[index, groups, rows])
         return drift
 
     def statistics(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Statistics:
         """Return how the kernel spreads, see `diagnostics.kernel_statistics`."""
-        from drifting.fields.diagnostics import kernel_statistics  # imports this module
+        from drifting.fields.diagnostics import spread_of  # imports this module
 
-        return kernel_statistics(generated, positives, negatives, **options, affinity_floor=self.affinity_floor)
+        return spread_of(self, generated, positives, negatives, **options)
 
     def at(self, points: Tensor, generated: Tensor, positives: Tensor, *, temperature: float) -> Float[Tensor, "q d"]:
         """Return the drift at any points, see `diagnostics.mean_shift_at`."""
-        from drifting.fields.diagnostics import mean_shift_at
+        from drifting.fields.diagnostics import drift_at
 
-        return mean_shift_at(points, generated, positives, temperature=temperature, affinity_floor=self.affinity_floor)
+        return drift_at(self, points, generated, positives, temperature=temperature)
 
 
 class Targets:

@@ -6,7 +6,8 @@ Equation (paper, Algorithm 2), for the logits l_ij = -|x_i - y_j| / temperature:
     r_i = -logsumexp_j(l_ij) / 2,    c_j = -logsumexp_i(l_ij) / 2
 
 so two vectors (the row and the column potential) and one exponential per entry give the whole matrix. Only the distances are stored
-at full size. A masked pair has distance infinity and affinity 0.
+at full size. A masked pair has distance infinity and affinity 0. With another kernel of `kernels`, its logarithm takes the place of
+the logits. Normalized over the targets of each row alone, the affinity is the first softmax without the root.
 
 If rows are split over processes, the minimum and the sum of each column are reduced over all processes.
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from drifting._checks import constant, exact_products
 from drifting.fields.base import Peers
+from drifting.fields.kernels import log_kernel
 
 # Largest number of entries of a tile. On a CPU a tile and its buffer fit the L2 cache of a core; elsewhere tiles only bound memory.
 _CPU_TILE = 2**19
@@ -86,7 +88,7 @@ def pairwise_distances(
     prepare = _by_difference if x.shape[-1] <= DIRECT_DIMENSIONS else _by_expansion
     center = y.mean(1, keepdim=True)
     # Samples are centered and copied for a few groups at a time, because copies of many groups of wide features need most memory.
-    for groups, tiles_of_groups in itertools.groupby(_scratch_tiles(out), lambda tile: tile[0]):
+    for groups, tiles_of_groups in itertools.groupby(scratch_tiles(out), lambda tile: tile[0]):
         fill = prepare(x[groups] - center[groups], y[groups] - center[groups])
         for _, rows, scratch in tiles_of_groups:
             fill(rows, out[groups, rows], scratch)
@@ -135,54 +137,101 @@ def mask_self(distances: Float[Tensor, "g n k"], count: int, peers: Peers | None
     distances[..., first:].diagonal(dim1=1, dim2=2)[:, :count] = torch.inf
 
 
-def row_potential(distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g n 1"], scale: Tensor) -> Float[Tensor, "g n 1"]:
+def row_potential(
+    distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g n 1"], scale: Tensor, kernel: str = "laplace"
+) -> Float[Tensor, "g n 1"]:
     """Return r_i, half the negative log-sum-exp of each row's logits `scale * distances`; `nearest` is the row minimum."""
-    shift = nearest * scale
+    shift = _logits(nearest, scale, kernel)
     total = torch.empty_like(shift)
-    for groups, rows, scratch in _scratch_tiles(distances):
-        logits = torch.mul(distances[groups, rows], scale, out=scratch).sub_(shift[groups, rows])
+    for groups, rows, scratch in scratch_tiles(distances):
+        logits = _logits(distances[groups, rows], scale, kernel, out=scratch).sub_(shift[groups, rows])
         torch.sum(_exp_(logits, _UNDERFLOW), dim=2, keepdim=True, out=total[groups, rows])
     return (total.log_() + shift) / -2
 
 
 def column_potential(
-    distances: Float[Tensor, "g n k"], nearest: Float[Tensor, "g 1 k"], scale: Tensor, peers: Peers | None = None
+    distances: Float[Tensor, "g n k"],
+    nearest: Float[Tensor, "g 1 k"],
+    scale: Tensor,
+    peers: Peers | None = None,
+    kernel: str = "laplace",
 ) -> Float[Tensor, "g 1 k"]:
     """Return c_j, half the negative log-sum-exp of each column's logits `scale * distances` over the rows of all peers.
 
     `nearest` is the minimum of each column, also over the rows of all peers.
     """
-    shift = nearest.masked_fill(nearest == torch.inf, 0) * scale
+    shift = _logits(nearest.masked_fill(nearest == torch.inf, 0), scale, kernel)
     total = torch.zeros_like(shift)
-    for groups, rows, scratch in _scratch_tiles(distances):
-        logits = torch.addcmul(-shift[groups], distances[groups, rows], scale, out=scratch)
+    for groups, rows, scratch in scratch_tiles(distances):
+        logits = _potential_logits(-shift[groups], distances[groups, rows], scale, kernel, scratch)
         total[groups] += _exp_(logits, _UNDERFLOW).sum(1, keepdim=True)
     total = total if peers is None else peers.all_reduce_sum(total)
     return (total.log_() + shift) / -2
 
 
+def _potential_logits(
+    column: Float[Tensor, "g 1 k"], distances: Float[Tensor, "g r k"], scale: Tensor, kernel: str, out: Tensor | None
+) -> Float[Tensor, "g r k"]:
+    """Return the logits plus a potential of the columns, for the Laplace kernel in one pass."""
+    if kernel == "laplace":
+        return torch.addcmul(column, distances, scale, out=out)
+    return _logits(distances, scale, kernel, out=out).add_(column)
+
+
 def affinity(
-    distances: Float[Tensor, "g r k"], row: Tensor, column: Tensor, scale: Tensor, floor: float, out: Tensor | None = None
+    distances: Float[Tensor, "g r k"],
+    row: Tensor,
+    column: Tensor,
+    scale: Tensor,
+    floor: float,
+    out: Tensor | None = None,
+    kernel: str = "laplace",
 ) -> Float[Tensor, "g r k"]:
     """Return A = exp(scale * distances + row + column), with its square clamped from below at `floor`."""
-    logits = torch.addcmul(column, distances, scale, out=out).add_(row)
+    logits = _potential_logits(column, distances, scale, kernel, out).add_(row)
+    if kernel != "laplace":
+        # No affinity exceeds 1, but a logit of many digits, such as a square, rounds to more.
+        logits.clamp_(max=0)
     if floor > 0:
         return _exp_(logits, math.log(floor) / 2)
     return torch.threshold_(_exp_(logits, _UNDERFLOW), 2 * math.exp(_UNDERFLOW), 0)
 
 
 def affinity_tiles(
-    distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"], floor: float, peers: Peers | None = None
+    distances: Float[Tensor, "g n k"],
+    temperatures: Float[Tensor, " t"],
+    floor: float,
+    peers: Peers | None = None,
+    *,
+    kernel: str = "laplace",
+    by_columns: bool = True,
 ) -> Iterator[tuple[int, slice, slice, Float[Tensor, "g r k"]]]:
-    """Yield (temperature index, groups, rows, affinity) for every tile and temperature. The next tile overwrites the affinity."""
-    nearest_target, nearest_row = distances.amin(2, keepdim=True), distances.amin(1, keepdim=True)
-    nearest_row = nearest_row if peers is None else peers.all_reduce_min(nearest_row)
+    """Yield (temperature index, groups, rows, affinity) for every tile and temperature. The next tile overwrites the affinity.
+
+    Without `by_columns` the affinity is normalized over the targets of each row alone.
+    """
+    nearest_target = distances.amin(2, keepdim=True)
+    nearest_row = _nearest_row(distances, peers) if by_columns else None
     for index, scale in enumerate(kernel_scale(temperatures)):
-        row = row_potential(distances, nearest_target, scale)
-        column = column_potential(distances, nearest_row, scale, peers)
-        for groups, rows, scratch in _scratch_tiles(distances):
-            tile = affinity(distances[groups, rows], row[groups, rows], column[groups], scale, floor, out=scratch)
+        row = row_potential(distances, nearest_target, scale, kernel)
+        if nearest_row is None:
+            row, column = 2 * row, torch.zeros_like(distances[:, :1])
+        else:
+            column = column_potential(distances, nearest_row, scale, peers, kernel)
+        for groups, rows, scratch in scratch_tiles(distances):
+            tile = affinity(distances[groups, rows], row[groups, rows], column[groups], scale, floor, scratch, kernel)
             yield index, groups, rows, tile
+
+
+def _nearest_row(distances: Float[Tensor, "g n k"], peers: Peers | None) -> Float[Tensor, "g 1 k"]:
+    """Return the smallest distance of each column over the rows of all peers."""
+    nearest = distances.amin(1, keepdim=True)
+    return nearest if peers is None else peers.all_reduce_min(nearest)
+
+
+def _logits(distances: Float[Tensor, "*shape"], scale: Tensor, kernel: str, out: Tensor | None = None) -> Float[Tensor, "*shape"]:
+    """Return the logarithm of the kernel."""
+    return torch.mul(distances, scale, out=out) if kernel == "laplace" else log_kernel(distances, scale, kernel, out)
 
 
 def is_slow_to_launch(samples: Tensor) -> bool:
@@ -196,13 +245,19 @@ def fits_at_once(distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, 
 
 
 def affinities_at_once(
-    distances: Float[Tensor, "g n k"], temperatures: Float[Tensor, " t"], floor: float
+    distances: Float[Tensor, "g n k"],
+    temperatures: Float[Tensor, " t"],
+    floor: float,
+    *,
+    kernel: str = "laplace",
+    by_columns: bool = True,
 ) -> Float[Tensor, "g t*n k"]:
     """Return the affinities at all temperatures, by few operations on whole matrices."""
-    logits = distances[:, None] * kernel_scale(temperatures)[:, None, None]
+    logits = _logits(distances[:, None], kernel_scale(temperatures)[:, None, None], kernel)
     # Finite, because a sample without others has no normalizer: its column is masked.
     logits.clamp_(min=_MASKED)
-    affinity = logits.log_softmax(3).add_(logits.log_softmax(2)).mul_(0.5).exp_()
+    affinity = logits.log_softmax(3)
+    affinity = (affinity.add_(logits.log_softmax(2)).mul_(0.5) if by_columns else affinity).exp_()
     return (affinity.clamp_(min=math.sqrt(floor)) if floor > 0 else affinity).flatten(1, 2)
 
 
@@ -211,7 +266,7 @@ def kernel_scale(temperatures: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:
     return -temperatures.reciprocal().clamp(max=_MAX_SCALE)
 
 
-def _scratch_tiles(matrix: Float[Tensor, "g n k"]) -> Iterator[tuple[slice, slice, Float[Tensor, "g r k"]]]:
+def scratch_tiles(matrix: Float[Tensor, "g n k"]) -> Iterator[tuple[slice, slice, Float[Tensor, "g r k"]]]:
     """Yield the tiles of a matrix, each with the same scratch memory: fresh memory costs more time than the arithmetic."""
     memory = matrix.new_empty(0)
     for groups, rows in tiles(matrix.shape, matrix.device):
