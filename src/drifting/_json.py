@@ -117,7 +117,7 @@ def read_value(kind: Any, value: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         return _read_one_of(parts, value, name)
     if inspect.isabstract(kind) or dataclasses.is_dataclass(kind):
-        return _read_one_of(_offered(kind) if inspect.isabstract(kind) else (kind,), value, name)
+        return _read_one_of(offered(kind) if inspect.isabstract(kind) else (kind,), value, name)
     if origin is tuple:
         return _read_tuple(parts, value, name)
     if origin is dict:
@@ -130,7 +130,7 @@ def read_value(kind: Any, value: Any, name: str) -> Any:
     raise InputError(f"{name} is {_shown(value)}, not {_WORDS.get(kind, 'an object')}")
 
 
-def _offered(base: Any) -> tuple[Any, ...]:
+def offered(base: Any) -> tuple[Any, ...]:
     """Return the subclasses of an abstract class that the package of its module exports."""
     package = importlib.import_module(base.__module__.rpartition(".")[0])
     offered = [getattr(package, name) for name in sorted(dir(package))]

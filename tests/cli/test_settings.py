@@ -36,6 +36,7 @@ TOY = {
     "--loss.temperatures 0.2 0.5": ("loss", "temperatures", [0.2, 0.5]),
     "--temperatures 0.7": ("loss", "temperatures", [0.7]),
     "--loss.normalize-drift False": ("loss", "normalize_drift", False),
+    "--loss.field mean-shift --loss.field.kernel gaussian": ("loss", "field", "kernel", "gaussian"),
     "--schedule.warmup-steps 3": ("schedule", "warmup_steps", 3),
     "--schedule.warmup_steps 1": ("schedule", "warmup_steps", 1),
     "--schedule.betas 0.5 0.6": ("schedule", "betas", [0.5, 0.6]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drifting import presets
-from drifting.presets import settings
+from drifting.presets import variants
 from drifting.runs.smoke import _make_inputs, _with_paths
 from drifting.runs.train import resolve
 from tests.distributed.one_step import assert_close, first_step
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     made = tmp_path_factory.mktemp("made")
-    given = settings.smoke(presets.preset("imagenet256-ablation"))
+    given = variants.smoke(presets.preset("imagenet256-ablation"))
     config = _with_paths(given, made)
     _make_inputs(given, config, made)
     return resolve(config)

@@ -9,6 +9,7 @@ from drifting.config import to_json
 from drifting.data import BankConfig, ImageFilesData, ImagesData
 from drifting.encoders import PixelsConfig
 from drifting.errors import InputError
+from drifting.fields import MeanShift
 from drifting.presets import PRESETS, adjust, preset
 from drifting.presets.settings import described, settings
 from drifting.runs.train import resolve
@@ -17,7 +18,10 @@ NEEDS_DATA = {"images", "images-classifier"}
 
 
 # Of these another value than those few that fit is refused.
-RESTRICTED = {"precision", "optimizer", "parallel", "arch", "guidance_scale", "unguided_prob", "conditional", "positives"}
+RESTRICTED = {
+    *("precision", "optimizer", "parallel", "arch", "guidance_scale", "unguided_prob", "conditional", "positives"),
+    *("kernel", "normalization"),
+}
 
 
 def _config(name):
@@ -76,6 +80,28 @@ def test_settings_of_several_parts_are_changed_together():
     config = adjust(preset("cifar10-simclr"), **changes)
     assert (config.encoder.width, config.generator.noise_dim, config.seed) == (4, 3, 3)
     assert (config.loss.temperatures, config.schedule.betas) == ((0.1, 0.2), (0.5, 0.6))
+
+
+def test_field_is_chosen_by_its_name_and_keeps_its_parameters_if_it_is_the_same():
+    config = preset("toy", **{"loss.field.affinity_floor": 0.25})
+    for name in ("mean-shift", "mean_shift", "MeanShift", MeanShift(0.25)):
+        assert adjust(config, field=name) == adjust(config, **{"loss.field": name}) == config
+    assert adjust(config, field=None) == config
+    changed = adjust(config, **{"loss.field.kernel": "gaussian", "loss.field": MeanShift(0.5)})
+    assert changed.loss.field == MeanShift(0.5, kernel="gaussian")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"field": "mean-shit"}, "loss.field is 'mean-shit', not .*: did you mean mean-shift"),
+        ({"loss.field.kernel": "gausian"}, "kernel is 'gausian', not .*: did you mean gaussian"),
+        ({"loss.field.field": "mean-shift"}, "loss.field.field is 'mean-shift', but MeanShift holds no other field: leave it out"),
+    ],
+)
+def test_field_that_does_not_exist_is_refused(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        adjust(preset("toy"), **changes)
 
 
 def test_none_is_a_value_of_a_dotted_name_and_no_change_of_a_short_one():

@@ -29,7 +29,7 @@ from drifting.encoders import (
 )
 from drifting.evaluation import Classifier
 from drifting.generators import MLP, DecoderMLP, DiT, UNet
-from drifting.presets.settings import smoke
+from drifting.presets.variants import smoke
 from drifting.runs.pictures import draw_pictures
 from drifting.runs.smoke import write_convnext
 from tests.conftest import shrunk, small_toy

@@ -18,7 +18,7 @@ from drifting.encoders.autoencoder import available_features as autoencoder_feat
 from drifting.encoders.resnet import ResNet
 from drifting.encoders.resnet import available_features as resnet_features
 from drifting.errors import InputError
-from drifting.presets.settings import smoke
+from drifting.presets.variants import smoke
 from drifting.runs.pretrain import prepare_encoder
 from drifting.runs.train import build_encoder, resolve
 from tests.cli.test_bad_input import refused

@@ -13,7 +13,7 @@ from drifting.config import ClassifierConfig, EncoderRunConfig, RunConfig, from_
 from drifting.data.latents_writer import CacheSettings
 from drifting.encoders import MAEFeaturesConfig
 from drifting.presets import PRESETS, preset
-from drifting.presets.settings import smoke
+from drifting.presets.variants import smoke
 from drifting.runs.smoke import write_images, write_vae
 
 SMALL = CacheSettings(image_size=16)

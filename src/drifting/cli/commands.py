@@ -85,8 +85,8 @@ def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
     Args:
         words: the name of a preset, and its options.
     """
-    from drifting.presets import PRESETS, choices, default_folder
-    from drifting.presets.settings import CHOICES, HEADINGS, SHORT, options_of
+    from drifting.presets import PRESETS, adjust, choices, default_folder
+    from drifting.presets.settings import CHOICES, HEADINGS, SHORT, options_of, options_of_fields
 
     name, rest = subject_of(words, PRESETS, _SWITCHES)
     helping = bool(HELP & set(words))
@@ -106,6 +106,9 @@ def train(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:
     config = _begin(name, run, arguments, folder, only_shape=helping or run.smoke)
     if not hasattr(getattr(config, "encoder", None), "weights"):
         offered = [each for each in offered if each.name != "encoder_weights"]
+    for flag in ("--loss.field", "--loss.field.field"):  # A field decides which settings there are, and may hold another one.
+        if any(word.partition("=")[0] == flag for word in rest):
+            config = adjust(config, **reader.read(options_of_fields(config), rest, partial=True))
     changes = reader.read(options_of(_Run, offered, config), rest)
     changes = {key: value for key, value in changes.items() if key not in (*first, *CHOICES)}
     if name is not None and run.smoke:

@@ -14,7 +14,7 @@ from drifting.encoders import ResNetConfig, SimCLRConfig
 from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig, UNetConfig
 from drifting.generators.unet import SIZES
-from drifting.presets.settings import joint
+from drifting.presets.variants import joint
 from drifting.training.schedule import Schedule
 
 _COLORS = ("image_mean_4", "image_std_4", "chroma_std_4")

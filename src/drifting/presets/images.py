@@ -19,7 +19,7 @@ from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig
 from drifting.presets.cifar10 import ALL_DIMS, FOUR
-from drifting.presets.settings import joint
+from drifting.presets.variants import joint
 from drifting.training.schedule import Schedule
 
 # Texture, and means and deviations of the colors of tiles. Features of tiles are left out if the tiles do not divide the image.

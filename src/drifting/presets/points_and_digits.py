@@ -15,7 +15,7 @@ from drifting.encoders import AutoencoderConfig
 from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig, MLPConfig
-from drifting.presets.settings import joint
+from drifting.presets.variants import joint
 from drifting.training.schedule import Schedule
 
 # Toys trained with the settings of the authors' notebook: one small temperature, no normalization, Adam at 1e-3. The start and the

@@ -1,7 +1,6 @@
-"""The settings of a configuration by their dotted names, such as "encoder.width", and variants of it.
+"""The settings of a configuration by their dotted names, such as "encoder.width"; `adjust` changes them.
 
-`adjust` changes settings by name, `joint` makes one population of all classes, and `smoke` makes a tiny version with the same
-classes, encoder, bank and guidance, in sizes at which two steps take about a second.
+A setting is a flag of the command line and a named argument in Python. The drift field is chosen by the name of its class.
 """
 
 import dataclasses
@@ -14,14 +13,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from drifting._checks import nearest_name
-from drifting._json import read_value
-from drifting.config import RENAMED, AnyConfig, ClassifierConfig, RunConfig
-from drifting.data import BankConfig, ImageFilesData
+from drifting._checks import check_choice, nearest_name
+from drifting._json import offered, read_value
+from drifting.config import RENAMED, AnyConfig
 from drifting.data.dataset import FOUND
-from drifting.encoders import AutoencoderConfig, MAEConfig, MAEFeaturesConfig, ResNetConfig
 from drifting.errors import InputError
-from drifting.generators import DecoderMLPConfig, DiTConfig, MLPConfig, UNetConfig
+from drifting.fields import DriftField
 from drifting.training.schedule import Schedule
 
 Config = TypeVar("Config", bound=AnyConfig)
@@ -116,11 +113,13 @@ def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int 
         encoder_steps: number of optimizer steps of the encoder that a run trains before its generator.
         changes: any setting by its dotted name, as in `adjust(config, **{"encoder.width": 32})`. Those of the run itself, of its
             schedule, its loss and its generator, and of an encoder that is trained on its own, need no dots: steps, learning_rate,
-            temperatures, seed, device and so on; without dots, None leaves a setting as it is.
+            temperatures, seed, device and so on; without dots, None leaves a setting as it is. The drift field is chosen by its
+            name, as in `adjust(config, field="sinkhorn")`, and has its default parameters if it is another one.
 
     Raises:
         InputError: if a value does not fit, or there is no such setting.
     """
+    config, changes = with_fields(config, changes)
     known = {setting.name: setting for setting in settings(config)}
     if encoder_steps is not None:
         if not config.trains_encoder:
@@ -140,6 +139,69 @@ def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int 
         if values.get(f"schedule.{one}") is not None:
             values.setdefault(f"schedule.{other}", None)
     return _replaced(config, values)
+
+
+def field_names() -> dict[str, type[DriftField]]:
+    """Return the name of every drift field -> its class."""
+    return {_words_of(kind): kind for kind in offered(DriftField)}
+
+
+def chosen_fields(config: Any) -> dict[str, str]:
+    """Return the setting that chooses each drift field of a configuration -> the name of the present one."""
+    found, prefix = {}, "loss."
+    part = getattr(config, "loss", None)
+    while isinstance(inside := getattr(part, "field", None), DriftField):
+        found[f"{prefix}field"] = _words_of(type(inside))
+        part, prefix = inside, f"{prefix}field."
+    return found
+
+
+def with_fields(config: Config, changes: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """Return a configuration with the drift fields that changes choose, and the other changes.
+
+    Args:
+        config: configuration to start from.
+        changes: value of each setting by its name. "field" and "loss.field" choose the field, and "loss.field.field" the one inside
+            of it, by a name or as an object. A field that is of this name already keeps its parameters.
+
+    Raises:
+        InputError: if there is no field of a name, or the configuration has no place for it.
+    """
+    full = {"loss.field" if name == "field" else name: value for name, value in changes.items() if (name, value) != ("field", None)}
+    chosen = {name: value for name, value in full.items() if re.fullmatch(r"loss(\.field)+", name)}
+    for name in sorted(chosen, key=len):
+        config = _with_field(config, name, name.split("."), chosen[name])
+    return config, {name: value for name, value in full.items() if name not in chosen}
+
+
+def _with_field(part: Any, name: str, path: list[str], value: Any) -> Any:
+    first, *rest = path
+    if not any(field.name == first for field in dataclasses.fields(part)):
+        shown = f"'{value}'" if isinstance(value, str) else value
+        raise InputError(f"{name} is {shown}, but {type(part).__name__} holds no other field: leave it out")
+    before = getattr(part, first)
+    return dataclasses.replace(
+        part, **{first: _with_field(before, name, rest, value) if rest else _field_named(value, before, name)}
+    )
+
+
+def _field_named(value: Any, before: Any, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    plain = {_plain_name(known): kind for known, kind in field_names().items()}
+    if _plain_name(value) not in plain:
+        check_choice(name, value, field_names())
+    kind = plain[_plain_name(value)]
+    return before if type(before) is kind else kind()
+
+
+def _words_of(kind: type) -> str:
+    """Return the words of the name of a class with hyphens."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[-_]", "", name).lower()
 
 
 def _dotted(name: str, value: Any, known: Mapping[str, Setting], config: AnyConfig) -> str:
@@ -283,6 +345,13 @@ def _of_choices(choices: Sequence[Setting], values: Mapping[str, Any] = MappingP
     return options
 
 
+def options_of_fields(config: Any) -> list[Option]:
+    """Return the options that choose the drift fields of a configuration."""
+    names = ", ".join(field_names())
+    facts = {"kind": str, "help": f"Drift field, with its own settings: {names}.", "heading": HEADINGS["loss"]}
+    return [Option(name=name, default=value, **facts) for name, value in chosen_fields(config).items()]
+
+
 def _of_settings(config: Any, choices: Sequence[Setting], *, every: bool) -> list[Option]:
     """Return the choices and all other settings of a configuration as options."""
     known, schedule = settings(config), getattr(config, "schedule", None)
@@ -304,87 +373,4 @@ def _of_settings(config: Any, choices: Sequence[Setting], *, every: bool) -> lis
         heading = HEADINGS[each.name.rpartition(".")[0].partition(".")[0]]
         facts = {"kind": each.kind, "default": each.value, "help": each.help, "heading": heading}
         options.append(Option(name=each.name, **facts, others=others, former=former))
-    return options
-
-
-def joint(config: RunConfig) -> RunConfig:
-    """Return a run of images with a single population, as large as all populations of a step together, without guidance."""
-    schedule = config.schedule
-    sizes = {name: schedule.labels_per_step * getattr(schedule, name) for name in ("generated", "positives")}
-    together = dataclasses.replace(schedule, labels_per_step=1, guidance_scale=1.0, **sizes)
-    return dataclasses.replace(config, data=config.data.changed(conditional=False), schedule=together)
-
-
-# Optimizer steps of a tiny version.
-_STEPS = 2
-# Side in pixels of images from files, and of images that are encoded as latents of half the side.
-# The last maps of a masked auto-encoder then have 2 x 2 places; normalized over a single place, their gradients are unbounded.
-_IMAGE_SIZE, LATENT_IMAGE_SIZE = 128, 32
-Part = TypeVar("Part")
-
-# Class -> largest values of its fields, or of each number in a tuple. Smaller values and None stay.
-_AT_MOST: dict[type, dict[str, int]] = {
-    RunConfig: {"log_every": 1, "checkpoint_every": _STEPS, "keep": 1, "snapshots": 1, "snapshot_samples": 20},
-    Schedule: {
-        "steps": _STEPS,
-        "labels_per_step": 2,
-        "generated": 4,
-        "positives": 6,
-        "unconditional": 3,
-        "labels_per_microbatch": 1,
-        "warmup_steps": 1,
-        "decay_after": 1,
-        "statistics_every": 1,
-    },
-    BankConfig: {"capacity_per_class": 8, "unconditional_capacity": 12, "push_per_step": 4},
-    MLPConfig: {"width": 16},
-    DecoderMLPConfig: {"width": 16, "code_dim": 16, "decoder_width": 8},
-    UNetConfig: {"widths": 8, "heads": 2, "blocks": 1, "cond_dim": 16, "head_width": 4, "num_styles": 3, "style_classes": 4},
-    DiTConfig: {
-        "width": 16,
-        "depth": 2,
-        "heads": 2,
-        "cond_dim": 16,
-        "num_context_tokens": 2,
-        "num_styles": 3,
-        "style_classes": 4,
-    },
-    AutoencoderConfig: {"code_dim": 8, "width": 4, "steps": _STEPS, "batch_size": 8},
-    ResNetConfig: {"width": 4, "feature_dims": 8, "steps": _STEPS, "batch_size": 8},
-    MAEFeaturesConfig: {"width": 12, "depths": 2, "resize": 32},
-    MAEConfig: {
-        "width": 12,
-        "depths": 2,
-        "steps": _STEPS,
-        "batch_size": 8,
-        "microbatch_size": 5,
-        "warmup_steps": 1,
-        "classified_steps": 1,
-        "classification_warmup": 1,
-    },
-    ClassifierConfig: {"width": 4, "steps": _STEPS, "batch_size": 8},
-    ImageFilesData: {"image_size": _IMAGE_SIZE},
-}
-_ALWAYS = {"device": "cpu", "precision": "float32"}
-
-
-def smoke(config: Config) -> Config:
-    """Return a tiny version of a configuration (networks, batches, bank, counts) that trains two steps on a CPU in float32."""
-    parts = {field.name: _shrunk(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    return _shrunk(dataclasses.replace(config, **parts))
-
-
-def _shrunk(part: Part) -> Part:
-    """Return a part of a configuration in its tiny size, or unchanged if it has none."""
-    limits = next((limits for kind, limits in _AT_MOST.items() if isinstance(part, kind)), None)
-    if limits is None or not dataclasses.is_dataclass(part) or isinstance(part, type):
-        return part
-    small = {name: _at_most(getattr(part, name), limit) for name, limit in limits.items()}
-    fixed = {name: value for name, value in _ALWAYS.items() if hasattr(part, name)}
-    return dataclasses.replace(part, **small, **fixed)
-
-
-def _at_most(value: Any, limit: int) -> Any:
-    if isinstance(value, tuple):
-        return tuple(min(number, limit) for number in value)
-    return None if value is None else min(value, limit)
+    return [*options, *options_of_fields(config)]

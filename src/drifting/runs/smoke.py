@@ -27,7 +27,7 @@ from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.distributed import join
 from drifting.errors import InputError
 from drifting.presets.imagenet256 import RECIPES, mae
-from drifting.presets.settings import LATENT_IMAGE_SIZE, smoke
+from drifting.presets.variants import LATENT_IMAGE_SIZE, smoke
 from drifting.runs.folder import ENCODER_WEIGHTS, make_room
 from drifting.runs.run import Run, TrainedNetwork, load_run
 from drifting.runs.train import train
