@@ -39,6 +39,7 @@ from drifting.fields.base import Drifts, Field, Peers, Problem, Statistics
 from drifting.fields.batch import BatchStatistics, Scaling, batch_statistics
 from drifting.fields.diagnostics import field_statistics
 from drifting.fields.mean_shift import MeanShift
+from drifting.fields.temperature import temperature_slope
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 FIELD_OF_THE_RELEASE = MeanShift(affinity_floor=1e-6)
@@ -58,6 +59,7 @@ class DriftLoss:
         statistics: statistics of the field's kernel, one number per temperature and name; None if they were not requested or the
             field has none.
         batch: what the batch says about the training; None if it was not requested or the batch is too small.
+        temperature_slope: derivative of the objective of a learned temperature, see `fields.temperature`; None if not requested.
     """
 
     loss: Float[Tensor, " g"]
@@ -65,6 +67,7 @@ class DriftLoss:
     drift_norms: dict[float, Float[Tensor, ""]]
     statistics: Statistics | None = None
     batch: BatchStatistics | None = None
+    temperature_slope: Float[Tensor, ""] | None = None
 
 
 @not_compiled
@@ -83,6 +86,8 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     normalize_features: bool = True,
     normalize_drift: bool = True,
     drift_clip: float | None = None,
+    temperature_factor: Tensor | float | None = None,
+    learn_temperature: bool = False,
     scale: Tensor | float | None = None,
     drift_norms: Mapping[float, Tensor] | None = None,
     statistics: bool | str = False,
@@ -109,6 +114,8 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         normalize_drift: whether to scale the drift of every temperature to a mean square of 1 before the drifts are added.
         drift_clip: largest root mean square over the channels of the summed drift of a sample, relative to the unit of
             `drift_norms`, in which a normalized drift of one temperature has 1; a longer drift is shortened. None for no limit.
+        temperature_factor: factor of all temperatures, which keep their names in the report; None for 1.
+        learn_temperature: whether to return how the factor should change.
         scale: the feature scale, if it was computed elsewhere (microbatches, several devices).
         drift_norms: the raw mean squares, if they were computed elsewhere; they normalize the drift and are returned.
         statistics: whether to return the statistics of the field and of the batch too, at the cost of two or three passes;
@@ -142,19 +149,22 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     num_self = fixed.shape[1] if generated_negatives is None else 0
     sets = (repelling, (detached, None), further, real)
     problem = _problem(fixed, sets, num_self=num_self, peers=None if population is None else peers)
-    drifts = open_drifts(field, problem, smallest=_SMALLEST_DISTANCE if normalize_features else 0.0, memory=memory)
+    smallest = _SMALLEST_DISTANCE if normalize_features else 0.0
+    drifts = open_drifts(field, problem, smallest=smallest, memory=memory)
     feature_scale = _feature_scale(drifts, problem, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
-    bandwidths = _bandwidths(feature_scale, temperatures)
+    kernels = _multiplied(temperatures, temperature_factor, like=fixed)
+    bandwidths = _bandwidths(feature_scale, kernels)
     spread, batch = field_statistics(drifts, field, problem, bandwidths) if statistics else None, None
     if statistics and statistics != "field":
-        scaling = Scaling(temperatures, normalize_features, _SMALLEST_SCALE, _SMALLEST_DISTANCE)
+        scaling = Scaling(kernels, normalize_features, _SMALLEST_SCALE, _SMALLEST_DISTANCE)
         batch = batch_statistics(field, scaling, replace(problem, generated=full_precision(everyone), peers=None))
+    slope = temperature_slope(problem, bandwidths, smallest=smallest) if learn_temperature else None
     norms = _norms(drifts.root_mean_squares(bandwidths) / unit, temperatures, drift_norms, peers)
     factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
     total = drifts.total(factors if normalize_drift else torch.ones_like(factors))
     total = total if drift_clip is None else _clipped(total, unit, drift_clip)
-    everywhere = (_mean_of_each(peers, spread), _mean_of_each(peers, batch))
+    everywhere = (_mean_of_each(peers, spread), _mean_of_each(peers, batch), None if slope is None else mean_over(peers, slope))
     return DriftLoss(_Regression.apply(features, total, unit), feature_scale, norms, *everywhere)
 
 
@@ -216,22 +226,6 @@ class DriftingLoss(nn.Module):
     def field(self) -> Field:
         """The drift field of this loss."""
         return self.settings["field"]
-
-    if TYPE_CHECKING:
-
-        def __call__(  # noqa: D102 - see forward
-            self,
-            generated: Features,
-            positives: Features,
-            unconditional: Features | None = None,
-            *,
-            labels: Tensor | tuple[Tensor, Tensor] | None = None,
-            generated_negatives: Features | None = None,
-            detached: Features | None = None,
-            weights: Mapping[str, Tensor] | None = None,
-            known: Mapping[str, DriftLoss] | None = None,
-            **options: Any,
-        ) -> FeatureLoss: ...
 
     @not_compiled
     def forward(
@@ -311,6 +305,9 @@ class DriftingLoss(nn.Module):
         total = torch.stack([report.loss.mean() for report in reports.values()]).sum()
         return FeatureLoss(loss=total, features=reports)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 def mean_over(peers: Peers | None, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return the mean of every element over the processes, or `value` itself if there is only one process."""
@@ -360,11 +357,17 @@ def _feature_scale(drifts: Drifts, problem: Problem, known: Tensor | float | Non
     return above / below.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float]) -> Float[Tensor, " t"]:
+def _multiplied(temperatures: Sequence[float], factor: Tensor | float | None, *, like: Tensor) -> list[float | Tensor]:
+    """Return the temperatures times a factor."""
+    factor = factor.to(like) if isinstance(factor, Tensor) else factor
+    return [float(each) if factor is None else float(each) * factor for each in temperatures]
+
+
+def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float | Tensor]) -> Float[Tensor, " t"]:
     """Return the temperatures in the units of the features."""
     # A tensor of temperatures would have to be moved to the device, which waits for it, once per feature.
     smallest = scale.clamp(min=_SMALLEST_SCALE)
-    return torch.stack([smallest * float(temperature) for temperature in temperatures])
+    return torch.stack([smallest * temperature for temperature in temperatures])
 
 
 def _clipped(total: Float[Tensor, "g n d"], unit: Float[Tensor, ""], largest: float) -> Float[Tensor, "g n d"]:

@@ -19,6 +19,7 @@ CASES = {
     "bank": Case(bank=True, schedule=GUIDED),
     "independent negatives": Case(schedule={"independent_negatives": True}),
     "detached samples": Case(schedule={"detached_samples": 3, **GUIDED}),
+    "learned temperature": Case(schedule={"temperature_learning_rate": 0.1, **GUIDED}, steps=2),
     "microbatches": Case(schedule={"microbatch_size": 5, **GUIDED}),
     "labels one at a time": Case(bank=True, schedule={"labels_per_microbatch": 1, "independent_negatives": True, **GUIDED}),
     "clipping": Case(schedule={"max_grad_norm": 1e-3}),

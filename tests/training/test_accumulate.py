@@ -69,6 +69,7 @@ BATCHES = {
     "guided": GUIDED,
     "independent": dataclasses.replace(PLAIN, **INDEPENDENT),
     "detached": dataclasses.replace(GUIDED, **DETACHED),
+    "learned temperature": dataclasses.replace(GUIDED, temperature_factor=torch.tensor(0.7), learns_temperature=True),
     "all": dataclasses.replace(GUIDED, **INDEPENDENT),
 }
 
@@ -101,6 +102,7 @@ def test_gradient_and_report_are_those_of_the_whole_step(make, kind, size, norma
         torch.testing.assert_close(report.features[name].scale, feature.scale, rtol=1e-9, atol=0)
         torch.testing.assert_close(report.features[name].drift_norms, feature.drift_norms, rtol=1e-9, atol=0)
         torch.testing.assert_close(report.features[name].statistics, feature.statistics)
+        torch.testing.assert_close(report.features[name].temperature_slope, feature.temperature_slope, rtol=1e-9, atol=1e-12)
 
 
 def test_parts_that_are_each_a_step_of_their_own_have_another_gradient(make):

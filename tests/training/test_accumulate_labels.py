@@ -49,6 +49,7 @@ BATCHES = {
     "unweighted": dataclasses.replace(GUIDED, unconditional_weight=None),
     "independent": dataclasses.replace(GUIDED, independent_noise=random(LABELS, 4, NOISE, seed=5)),
     "detached": dataclasses.replace(GUIDED, detached_noise=random(LABELS, 3, NOISE, seed=6)),
+    "learned temperature": dataclasses.replace(GUIDED, temperature_factor=torch.tensor(0.7), learns_temperature=True),
 }
 LOSSES = {
     "usual": {},
@@ -82,6 +83,7 @@ def test_parts_make_the_whole_step(count, batch, options):
         torch.testing.assert_close(
             (one.loss, one.scale, one.drift_norms), (report.loss.detach(), report.scale, report.drift_norms), rtol=1e-11, atol=1e-14
         )
+        torch.testing.assert_close(one.temperature_slope, report.temperature_slope, rtol=1e-11, atol=1e-14)
 
 
 def test_no_more_than_one_part_is_asked_for_at_a_time_and_graphs_end_with_it():
@@ -163,5 +165,7 @@ def test_labels_may_be_split_over_processes_too(batch):
         [(one + other) / 2 for one, other in zip(*found, strict=True)], gradients(whole), rtol=1e-10, atol=1e-13
     )
     for report in (first, second):
+        slopes = [each.features["all"].temperature_slope for each in (report, expected)]
+        torch.testing.assert_close(*slopes, rtol=1e-11, atol=1e-14)
         torch.testing.assert_close(report.features["all"].statistics, expected.features["all"].statistics, rtol=1e-9, atol=0)
     assert float(first.loss + second.loss) / 2 == pytest.approx(float(expected.loss.detach()), rel=1e-11)

@@ -41,6 +41,8 @@ CASES = {
     "plain": {},
     "independent negatives": {"independent_negatives": True},
     "detached samples": {"detached_samples": 3},
+    "annealed temperatures": {"temperature_factors": (3.0, 1.0)},
+    "learned temperature": {"temperature_learning_rate": 0.1},
     "guidance": DRAWN,
     "microbatches": {"microbatch_size": 4, **DRAWN},
     "labels at a time": {"labels_per_microbatch": 1, **DRAWN},

@@ -26,6 +26,7 @@ CASES = {
     "drawn guidance": DRAWN,
     "independent negatives": {"independent_negatives": True, **DRAWN},
     "detached samples": {"detached_samples": 3, **DRAWN},
+    "learned temperature": {"temperature_learning_rate": 0.1, **DRAWN},
     "clipped": {"max_grad_norm": 1e-2, **DRAWN},
 }
 

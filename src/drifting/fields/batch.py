@@ -61,7 +61,7 @@ class Scaling(NamedTuple):
         smallest_distance: lower bound of each distance.
     """
 
-    temperatures: Sequence[float]
+    temperatures: Sequence[float | Tensor]
     normalize: bool
     smallest_scale: float
     smallest_distance: float
@@ -73,7 +73,7 @@ class Scaling(NamedTuple):
         scale = scale if problem.weights is None else scale / problem.weights.mean()
         scale = scale.to(one).clamp(min=self.smallest_scale) if self.normalize else one
         unit = (scale / problem.generated.shape[2] ** 0.5).clamp(min=self.smallest_scale) if self.normalize else one
-        return drifts, torch.stack([scale * float(temperature) for temperature in self.temperatures]), unit
+        return drifts, torch.stack([scale * temperature for temperature in self.temperatures]), unit
 
 
 @torch.no_grad()

@@ -249,6 +249,8 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
             if more or step.number % config.log_every == 0 or step.number == schedule.steps:
                 more["steps_per_second"] = (step.number - last_step) / (time.perf_counter() - last_time)
                 last_time, last_step = time.perf_counter(), step.number
+                if step.temperature_factor is not None:
+                    more["temperature_factor"] = float(step.temperature_factor)
                 values = recorder.write_metrics(step, **more)
                 drift_norm = sum(value for name, value in values.items() if name.startswith("drift_norm/"))
             progress.advance(step.number, drift_norm)

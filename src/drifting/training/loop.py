@@ -40,11 +40,13 @@ class Step:
         number: number of the step, counted from 1.
         report: loss with its report, on the device.
         stored_bytes: size of the features and their gradients that microbatches kept.
+        temperature_factor: factor of all temperatures in the step; None if they stay as they are.
     """
 
     number: int
     report: FeatureLoss
     stored_bytes: int = 0
+    temperature_factor: Tensor | float | None = None
 
     @property
     def loss(self) -> Tensor:
@@ -81,6 +83,7 @@ def train(
     while state.step < schedule.steps:
         batch = draw_batch(state, positives, schedule)
         state.step += 1
+        batch = _at_temperature(batch, state, schedule)
         measured = state.step % schedule.statistics_every == 0
         state.optimizer.zero_grad(set_to_none=True)
         # The first batch says nothing about the training, but its kernel tells whether the temperatures fit.
@@ -95,7 +98,18 @@ def train(
             average.update_parameters(state.generator)
         state.record_faults(report)
         report = replace(report, loss=state.processes.all_reduce_sum(report.loss.detach()) / state.processes.size)
-        yield Step(state.step, report, stored)
+        if state.temperature is not None:
+            state.temperature.learn(report)
+        yield Step(state.step, report, stored, batch.temperature_factor)
+
+
+def _at_temperature(batch: Batch, state: TrainingState, schedule: Schedule) -> Batch:
+    """Return the batch of a step with the factor of its temperatures, if they are annealed or learned."""
+    if state.temperature is not None:
+        return replace(batch, temperature_factor=state.temperature.value, learns_temperature=True)
+    if schedule.temperature_factors == (1, 1):
+        return batch
+    return replace(batch, temperature_factor=schedule.temperature_factor_at(state.step))
 
 
 def _add_gradients(
@@ -125,6 +139,9 @@ def check_shares(schedule: Schedule, num_classes: int | None, processes: Process
     """Raise InputError unless the processes can share the labels, or else the samples, of a step equally."""
     counts = {"generated samples": schedule.generated, "positives": schedule.positives}
     counts |= {"detached samples": schedule.detached_samples} if schedule.detached_samples else {}
+    if schedule.temperature_learning_rate is not None and num_classes is None and processes.size > 1:
+        rate = schedule.temperature_learning_rate
+        raise InputError(f"temperature_learning_rate is {rate}, which several processes need labels for: pass None, or start one")
     if num_classes is not None:
         counts = {"labels": min(schedule.labels_per_step, num_classes)}
     for what, count in counts.items():

@@ -7,6 +7,8 @@ from drifting.errors import InputError
 from drifting.guidance import check_guidance_law, check_guidance_scale
 
 OPTIMIZERS = ("adamw", "muon")
+# Bound of the factors of temperatures, and of their inverses.
+_SMALLEST_FACTOR = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,11 @@ class Schedule:
         generated: number of generated samples of each label in a step.
         positives: number of real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
-        detached_samples: number of further generated samples of each label that repel without a gradient, which cost little memory.
+        detached_samples: number of further generated samples of each label that repel without a gradient, which saves memory.
+        temperature_factors: factors of all temperatures at the first and at the last step. In between, the factor changes by the
+            same ratio in every step. (1, 1) for the temperatures as they are.
+        temperature_learning_rate: learning rate at which a factor of all temperatures is learned, from 1 on, see
+            `training.temperature`; None to learn none.
         microbatch_size: generated samples of one forward pass with graph, to bound memory; None for all. See `training.step`.
         labels_per_microbatch: largest number of labels whose features are in memory at a time, to bound memory further; None for
             all. A process splits its labels into equal parts. See `training.step`.
@@ -56,6 +62,8 @@ class Schedule:
     positives: int
     independent_negatives: bool = False
     detached_samples: int = 0
+    temperature_factors: tuple[float, float] = (1.0, 1.0)
+    temperature_learning_rate: float | None = None
     microbatch_size: int | None = None
     labels_per_microbatch: int | None = None
     compile: bool = False
@@ -90,6 +98,11 @@ class Schedule:
         if self.cooldown:  # the rate of the last step is not 0 yet
             fall *= min(1.0, max(0, self.steps + 1 - step) / max(1.0, self.cooldown * self.steps))
         return self.learning_rate * rise * fall
+
+    def temperature_factor_at(self, step: int) -> float:
+        """Return the factor of all temperatures in a step, counted from 1."""
+        first, last = self.temperature_factors
+        return first * (last / first) ** ((step - 1) / max(1, self.steps - 1))
 
     def scale_of_samples(self, requested: float | None = None) -> float | None:
         """Return the guidance scale to pass to a generator that was trained with this schedule; None if it takes none.
@@ -135,6 +148,19 @@ def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
     if len({*decays["ema_decay"], *decays["other_ema_decays"]}) <= len(decays["other_ema_decays"]):
         raise InputError(f"other_ema_decays is {schedule.other_ema_decays}: name each once, and ema_decay not again")
     _check_samples(schedule)
+    _check_temperature_factor(schedule)
+
+
+def _check_temperature_factor(schedule: Schedule) -> None:
+    factors, rate = schedule.temperature_factors, schedule.temperature_learning_rate
+    if not all(_SMALLEST_FACTOR <= factor <= 1 / _SMALLEST_FACTOR for factor in factors):
+        raise InputError(f"temperature_factors is {factors}: pass two numbers above 0, from {_SMALLEST_FACTOR:g}, such as (3, 1)")
+    if rate is None:
+        return
+    if factors != (1, 1):
+        raise InputError(f"temperature_factors is {factors} and temperature_learning_rate {rate}: pass one of them")
+    if not 0 < rate <= 1:
+        raise InputError(f"temperature_learning_rate is {rate}: pass a number above 0 and up to 1, or None to learn no temperature")
 
 
 def _check_samples(schedule: Schedule) -> None:

@@ -37,6 +37,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _SMALLEST_NORM = 1e-7
 _STEP_OF_ADAMW = 0.2
+# How the names of the optimizer of a learned temperature begin in the state.
+_OF_TEMPERATURE = "temperature_optimizer."
 
 
 def build_optimizer(generator: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -218,6 +220,9 @@ class TrainingState(State):
         seed: seed of the random stream.
         processes: processes that train together.
         sharded: whether each process keeps a share of every weight instead of a copy of all weights.
+
+    Attributes:
+        temperature: the learned factor of all temperatures; None if none is learned.
     """
 
     def __init__(
@@ -229,14 +234,34 @@ class TrainingState(State):
             for network in (generator, *(average.module for average in self.averages.values())):
                 processes.shard(network)
         self.chosen = schedule.ema_decay
+        self.temperature, rate = None, schedule.temperature_learning_rate
+        if rate is not None:
+            from drifting.training.temperature import LearnedTemperature
+
+            self.temperature = LearnedTemperature(rate, next(generator.parameters()).device)
+            start_optimizer(self.temperature.optimizer)
         first, *others = self.averages.items()
         averages = {"average": first[1], **{f"average-{decay}": average for decay, average in others}}
-        super().__init__({"generator": generator, **averages}, build_optimizer(generator, schedule), stream_seed(seed, "training"))
+        learned = {} if self.temperature is None else {"temperature": self.temperature}
+        networks = {"generator": generator, **averages, **learned}
+        super().__init__(networks, build_optimizer(generator, schedule), stream_seed(seed, "training"))
 
     @property
     def averaged(self) -> Generator:
         """The generator with averaged weights, from which to sample: that of the decay `chosen`, at first `ema_decay`."""
         return cast(Generator, self.averages[self.chosen].module)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the whole state as named tensors; if weights are sharded, those of this process."""
+        further = {} if self.temperature is None else flatten_optimizer(self.temperature.optimizer)
+        return {**super().tensors(), **{f"{_OF_TEMPERATURE}{name}": value for name, value in further.items()}}
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
+        """Restore a result of `tensors`; raises InputError as `check` does, before anything is changed."""
+        super().restore(tensors, step, origin)
+        if self.temperature is not None:
+            own = {name.removeprefix(_OF_TEMPERATURE): tensors[name] for name in tensors if name.startswith(_OF_TEMPERATURE)}
+            restore_optimizer(self.temperature.optimizer, own, origin)
 
     def record_faults(self, report: FeatureLoss) -> None:
         """Record the first step at which a drift was not finite. The record stays on the device."""

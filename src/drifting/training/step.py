@@ -67,6 +67,8 @@ class Batch:
         detached_style_indices: style codes of these.
         unconditional: features of real samples of any label that repel (guidance); None without guidance.
         unconditional_weight: weight of each unconditional sample of a label, see `guidance.unconditional_weight`; None for ones.
+        temperature_factor: factor of all temperatures; None for 1.
+        learns_temperature: whether to report how the factor should change.
     """
 
     noise: Float[Tensor, "l n *noise"]
@@ -80,6 +82,8 @@ class Batch:
     detached_style_indices: Int[Tensor, "l e s"] | None = None
     unconditional: Mapping[str, Float[Tensor, "l m k _"]] | None = None
     unconditional_weight: Float[Tensor, " l"] | None = None
+    temperature_factor: Float[Tensor, ""] | float | None = None
+    learns_temperature: bool = False
 
     def of(self, labels: slice) -> "Batch":
         """Return the part of the batch with some of its labels."""
@@ -89,7 +93,7 @@ class Batch:
                 return value.of(labels)
             if isinstance(value, Mapping):
                 return {name: feature[labels] for name, feature in value.items()}
-            return None if value is None else value[labels]
+            return value[labels] if isinstance(value, Tensor) and value.ndim else value
 
         return Batch(**{name: select(value) for name, value in vars(self).items()})
 
@@ -160,6 +164,8 @@ def compare(
     """Return the loss of a batch from the features of its generated samples."""
     generated, *others = made
     weights, shared = None, {}
+    if batch.temperature_factor is not None:
+        shared = {"temperature_factor": batch.temperature_factor, "learn_temperature": batch.learns_temperature}
     if processes.size > 1:
         shared["peers"] = processes
         if batch.labels is None:
@@ -251,9 +257,10 @@ def microbatched_step(
         value.requires_grad_()
     report = compare(loss, Made(features, **others), batch, statistics=statistics, processes=processes)
     gradients = dict(zip(features, torch.autograd.grad(report.loss, list(features.values())), strict=True))
-    stored = sum(_bytes(part) for part in (features, gradients, *others.values()))
+    kept = [value for part in (features, gradients, *others.values()) for value in part.values()]
+    stored = sum(value.numel() * value.element_size() for value in kept)
     report = _constant(report)
-    del features, others
+    del features, others, kept
     shares = {name: gradient.flatten(0, 1).split(size) for name, gradient in gradients.items()}
     last = len(next(iter(shares.values()))) - 1
     for index, inputs in enumerate(batch.inputs(*prior, size)):
@@ -270,10 +277,6 @@ def _without_graph(
     """Return the features of samples from noise, made and encoded `size` at a time."""
     parts = [encoder(generator(*inputs)) for inputs in batch.inputs(noise, codes, size)]
     return {name: torch.cat([part[name] for part in parts]).unflatten(0, noise.shape[:2]) for name in parts[0]}
-
-
-def _bytes(features: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in features.values())
 
 
 def _constant(report: FeatureLoss) -> FeatureLoss:
@@ -333,7 +336,9 @@ def _join_reports(parts: Sequence[DriftLoss], processes: Processes) -> DriftLoss
         if reported:
             over_parts = (torch.stack(each).mean(0) for each in zip(*reported, strict=True))
             means[kind] = type(reported[0])(*(mean_over(_peers(processes), value) for value in over_parts))
-    return replace(parts[0], loss=torch.cat([part.loss for part in parts]), **means)
+    slopes = [part.temperature_slope for part in parts if part.temperature_slope is not None]
+    slope = mean_over(_peers(processes), torch.stack(slopes).mean()) if slopes else None
+    return replace(parts[0], loss=torch.cat([part.loss for part in parts]), **means, temperature_slope=slope)
 
 
 @torch.no_grad()
@@ -349,11 +354,11 @@ def _scales_and_norms(
     only_distances = DriftingLoss(temperatures=(1.0,), field=_zero_field, normalize_features=normalized)
 
     def distances(batch: Batch) -> Figures:
-        features = drifting_step(*networks, only_distances, batch).features
+        features = drifting_step(*networks, only_distances, replace(batch, learns_temperature=False)).features
         return {name: torch.stack([feature.scale * _weight(batch), _weight(batch)]) for name, feature in features.items()}
 
     def squares(batch: Batch) -> Figures:
-        features = drifting_step(*networks, loss, batch, known=known).features
+        features = drifting_step(*networks, loss, replace(batch, learns_temperature=False), known=known).features
         return {name: torch.stack(list(feature.drift_norms.values())) for name, feature in features.items()}
 
     means = _mean((distances(part()) for part in parts), len(parts), processes)

@@ -1,0 +1,54 @@
+"""The slope of the objective of a learned temperature.
+
+A factor f multiplies all temperatures. With the logits z_ij = -d_ij / (f t) + log w_j of the distances between a sample i and its
+targets j, positives and negatives side by side and without itself, it minimizes
+
+    J = -mean over groups and temperatures of  max_i log sum_(j positive) softmax_j(z_i)
+
+so of each group the sample that finds its positives best decides. If others are nearer to it than the positives, J falls with a
+wider kernel; if the positives are nearest, with a narrower one. Since d z_ij / d log f = d_ij / (f t), the slope of a row is
+
+    d J / d log f = E[d / (f t)] over all targets - E[d / (f t)] over the positives,  each weighted by its softmax
+
+Shapes: t temperatures, g groups, n generated, k targets.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting._checks import constant
+from drifting.fields import pairwise
+from drifting.fields.base import Problem
+
+
+@constant
+def temperature_slope(
+    problem: Problem, temperatures: Float[Tensor, " t"], *, smallest: float = 0.0, row_scale: Float[Tensor, "g n 1"] | None = None
+) -> Float[Tensor, ""]:
+    """Return the derivative of the objective with respect to the logarithm of the factor of all temperatures.
+
+    Args:
+        problem: the samples of a call, all rows of every group.
+        temperatures: the temperatures times the factor, in the units of the distances.
+        smallest: lower bound of distances.
+        row_scale: what the distances of each row are divided by; None for 1.
+    """
+    targets = torch.cat([*problem.negatives, problem.positives], 1)
+    distances = pairwise.pairwise_distances(problem.generated, targets).clamp_(min=smallest)
+    distances = distances if row_scale is None else distances / row_scale
+    pairwise.mask_self(distances, problem.num_self)
+    positive = targets.shape[1] - problem.positives.shape[1]
+    logs = 0.0 if problem.weights is None else problem.weights.log()[:, None]
+    slopes = []
+    for temperature in temperatures:
+        relative = distances / temperature
+        logits = logs - relative
+        found = logits[..., positive:].logsumexp(2) - logits.logsumexp(2)
+        best = found.argmax(1)[:, None, None].expand(-1, 1, targets.shape[1])
+        # A masked pair has weight 0.
+        relative = relative.gather(1, best)[:, 0].masked_fill(distances.gather(1, best)[:, 0] == torch.inf, 0)
+        row = logits.gather(1, best)[:, 0]
+        attracting = (row[:, positive:].softmax(1) * relative[:, positive:]).sum(1)
+        slopes.append(((row.softmax(1) * relative).sum(1) - attracting).mean())
+    return torch.stack(slopes).mean()
