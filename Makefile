@@ -32,6 +32,8 @@ demo: setup
 	$(BIN)/drifting sample $(DEMO)/digits --num-samples 100 --overwrite --out $(DEMO)/digits/grid.png
 	@echo "Done. The pictures:"
 	@ls $(DEMO)/*/*.png $(DEMO)/*/*.gif
+	@echo "The reports, with samples through the training and its curves, to open in a browser:"
+	@ls $(DEMO)/*/report.html
 
 # One test process per core, each with one thread: busy threads of several processes would wait for each other.
 test: setup lint

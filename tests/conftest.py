@@ -21,6 +21,7 @@ from drifting.encoders import AutoencoderConfig
 from drifting.generators import DecoderMLPConfig, MLPConfig
 from drifting.plotting import figures
 from drifting.runs import pictures as drawing
+from drifting.runs import report as reporting
 from tests.support.image_folders import write_images
 
 if not torch.cuda.is_available():
@@ -75,6 +76,7 @@ def without_pictures() -> Iterator[None]:
     """Leave out the pictures, which take most of the time of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "draw_pictures", lambda config, folder, **_: [])
+        patch.setattr(reporting, "write_report", lambda folders: None)
         yield
 
 
@@ -95,9 +97,10 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(autouse=True)
 def blank_pictures(request, monkeypatch) -> None:
-    """Write pictures blank but in tests marked `painted`: layout and painting take most of their time."""
+    """Write pictures blank, and no report, but in tests marked `painted`: layout and painting take most of their time."""
     if request.node.get_closest_marker("painted") is None:
         monkeypatch.setattr(figures, "pixels", lambda figure: Image.new("RGB", (220, 220)))
+        monkeypatch.setattr(reporting, "write_report", lambda folders: None)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from drifting.data.pixels import load_vae, to_bytes
 from drifting.data.sources import InMemorySource
 from drifting.generators import DecoderMLPConfig
 from drifting.runs import pictures
-from drifting.runs.pictures import _layout, draw_pictures
+from drifting.runs.pictures import draw_pictures, layout
 from drifting.training.schedule import Schedule
 from tests.support.tiny_vae import write_vae
 
@@ -39,16 +39,16 @@ def _source(monkeypatch, samples: torch.Tensor, classes: int | None) -> None:
     monkeypatch.setattr(StreamedData, "source", lambda data, seed: InMemorySource(samples, labels))
 
 
-@pytest.mark.parametrize(("classes", "layout"), [(3, (3, 10)), (10, (10, 6)), (20, (20, 3)), (21, (8, 8)), (None, (8, 8))])
-def test_rows_are_classes_unless_there_are_too_many(classes, layout):
-    assert _layout(classes, 64) == layout
+@pytest.mark.parametrize(("classes", "expected"), [(3, (3, 10)), (10, (10, 6)), (20, (20, 3)), (21, (8, 8)), (None, (8, 8))])
+def test_rows_are_classes_unless_there_are_too_many(classes, expected):
+    assert layout(classes, 64) == expected
 
 
 @pytest.mark.parametrize(
-    ("classes", "count", "layout"), [(1000, 2048, (10, 10)), (3, 5, (2, 2)), (2, 5, (2, 2)), (1000, 1, (1, 1))]
+    ("classes", "count", "expected"), [(1000, 2048, (10, 10)), (3, 5, (2, 2)), (2, 5, (2, 2)), (1000, 1, (1, 1))]
 )
-def test_square_is_no_larger_than_its_samples(classes, count, layout):
-    assert _layout(classes, count) == layout
+def test_square_is_no_larger_than_its_samples(classes, count, expected):
+    assert layout(classes, count) == expected
 
 
 def test_latents_are_decoded_for_pictures(drawn, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Commands that train many runs to answer a question, and the table in which commands print."""
+"""Commands that show runs, or train many to answer a question, and the table in which commands print."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+from tyro.conf import Positional
 
 
 def compare_fields(
@@ -49,6 +50,21 @@ def compare_fields(
     heads, *lines = table(compare(request, out), spread=False)
     print_table(heads, lines, title=str(out))
     print(out / "fields.md", out / "fields.png", sep="\n")
+
+
+def report(runs: Positional[tuple[Path, ...]], /, *, out: Path | None = None, overwrite: bool = False) -> None:
+    """Write the report of a run, or of several side by side: an HTML file that needs no network.
+
+    Every training ends with the report of its run. Write it again after an evaluation.
+
+    Args:
+        runs: the run folders. A run need not be finished.
+        out: the file. By default it is report.html in the folder of the only run, which is replaced.
+        overwrite: replace an existing file.
+    """
+    from drifting.runs.report import write_report
+
+    print(write_report(runs, out, overwrite=overwrite or out is None))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str) -> None:

@@ -28,18 +28,27 @@ CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "c
 ENCODER_WEIGHTS, ENCODER_METRICS = "encoder.safetensors", "encoder.json"
 # Digests of the images that a classifier was trained on.
 TRAINED_ON, DIGESTS = "trained_on.safetensors", "digests"
-METRICS, LOG = "metrics.json", "metrics.jsonl"
+METRICS, LOG, REPORT = "metrics.json", "metrics.jsonl", "report.html"
 STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"
 
 # Checkpoints of the encoder that a generator's run trains first.
 ENCODER_CHECKPOINTS = "encoder-checkpoints"
 _LOGS = (LOG, METRICS, SNAPSHOTS, EARLIER_SNAPSHOTS, CHECKPOINTS, ENCODER_CHECKPOINTS, "features", STATISTICS)
-_PICTURES = ("samples.png", "progress.png", "drift_field.png", "losses.png", "training.gif", "comparison.png", RECONSTRUCTION)
+_PICTURES = (
+    "samples.png",
+    "progress.png",
+    "drift_field.png",
+    "losses.png",
+    "training.gif",
+    "comparison.png",
+    RECONSTRUCTION,
+    REPORT,
+)
 
 # Files of a run that has results.
 _RESULTS = (WEIGHTS, CLASSIFIER_WEIGHTS, METRICS)
-_OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, TRAINED_ON, *_LOGS, *_PICTURES)
+_OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, TRAINED_ON, *_LOGS, *_PICTURES, REPORT)
 
 # Settings that may change when a run is resumed. How a step is cut, computed and shared changes nothing but memory and time.
 _MUTABLE = ("steps", "microbatch_size", "labels_per_microbatch", "compile", "gradient_checkpointing", "parallel", "device", "keep")

@@ -85,7 +85,7 @@ class Drawing:
     def decoded(self, decode: Decoder) -> list[Path]:
         """Draw images of data that do not fit into memory, without the nearest real images."""
         config, source = self.config, self.source
-        rows, columns = _layout(source.num_classes, config.snapshot_samples)
+        rows, columns = layout(source.num_classes, config.snapshot_samples)
         count, labeled = rows * columns, source.num_classes == rows
         anything = source.draw_unconditional(1, count, torch.Generator().manual_seed(stream_seed(0, "pictures")))[0]
         real = decode(reference_samples(source, count, 0) if labeled else anything)
@@ -103,26 +103,43 @@ class Drawing:
     def points(self, frame: Frame) -> list[Path]:
         """Draw points in the plane and, if the training field can compute it, the drift at every place."""
         real, other = reference_samples(self.source, 2 * self.config.snapshot_samples, 0).chunk(2)
-        loss = self.config.loss.build()
-        at: Callable[..., Tensor] | None = getattr(loss.field, "at", None)
-
-        def drift(at: Callable[..., Tensor], places: Tensor, generated: Tensor) -> Tensor:
-            points, samples = frame.standardize(places), frame.standardize(generated)
-            temperatures, _ = bandwidths(loss, samples, real)
-            return frame.scale * torch.stack([at(points, samples, real, temperature=value) for value in temperatures]).sum(0)
-
         return draw_points(
             self.folder,
             title=self.config.data.title,
             real=frame.restore(real),
             snapshots={step: frame.restore(points) for step, points in self.snapshots.items()},
             log=self.log,
-            drift=None if at is None else partial(drift, at),
+            drift=summed_drift(self.config.loss.build(), frame, real),
             floor=energy_distance(real, other),
         )
 
 
-def _layout(classes: int | None, count: int) -> tuple[int, int]:
+def summed_drift(
+    loss: DriftingLoss, frame: Frame, real: Float[Tensor, "r 2"]
+) -> Callable[[Float[Tensor, "q 2"], Float[Tensor, "n 2"]], Float[Tensor, "q 2"]] | None:
+    """Return the function (places, generated) -> the drift at places, summed over all temperatures, in the user's coordinates.
+
+    Args:
+        loss: the loss with its field.
+        frame: frame of the points.
+        real: points that attract, standardized.
+
+    Returns:
+        The function; None if the field cannot be computed at any place.
+    """
+    at: Callable[..., Tensor] | None = getattr(loss.field, "at", None)
+    if at is None:
+        return None
+
+    def drift(at: Callable[..., Tensor], places: Tensor, generated: Tensor) -> Tensor:
+        points, samples = frame.standardize(places), frame.standardize(generated)
+        temperatures, _ = bandwidths(loss, samples, real)
+        return frame.scale * torch.stack([at(points, samples, real, temperature=value) for value in temperatures]).sum(0)
+
+    return partial(drift, at)
+
+
+def layout(classes: int | None, count: int) -> tuple[int, int]:
     """Return the rows and columns of a picture of `count` samples: one class per row, unless there are too many."""
     if classes is not None and classes <= min(_ROWS, count // 2):
         return classes, min(_COLUMNS, count // classes)

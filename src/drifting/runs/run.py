@@ -23,7 +23,7 @@ from drifting.evaluation import Metrics
 from drifting.generators.base import Generator
 from drifting.plotting import image_grid, pixels_in_grid, points_figure, save_image
 from drifting.runs.evaluate import EvaluationRequest, evaluate_run
-from drifting.runs.folder import CONFIG, METRICS, WEIGHTS, read_config
+from drifting.runs.folder import CONFIG, METRICS, REPORT, WEIGHTS, read_config
 from drifting.sampling import Sampler, label_numbers
 from drifting.training.recorder import read_snapshots
 
@@ -65,8 +65,9 @@ class Run(Sampler):
         return read_snapshots(self.folder, self.generator.sample_shape)
 
     def summary(self) -> list[str]:
-        """Return the paths of its pictures."""
-        return [str(picture) for picture in self.pictures]
+        """Return the paths of its pictures and of its report."""
+        report = self.folder / REPORT
+        return [*map(str, self.pictures), *([str(report)] if report.exists() else [])]
 
     def evaluate(
         self,

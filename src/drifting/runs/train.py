@@ -36,6 +36,7 @@ from drifting.hub.artifact import METADATA, PREFIX, artifact_folder
 from drifting.presets.encoders import check_images
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
+from drifting.runs import report as reporting
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim, ending
 from drifting.runs.run import Run, TrainedNetwork
 from drifting.training.loop import Interrupted, check_shares, command_to_go_on, polite_stop
@@ -193,7 +194,7 @@ def _check_space(folder: Path, config: RunConfig, generator: Generator, *, resum
 
 
 def _finish(recorder: Recorder, config: RunConfig, source: Source, unsharded: Generator | None) -> Run:
-    """Write the weights of the generator and the pictures.
+    """Write the weights of the generator, the pictures and the report.
 
     Args:
         recorder: recorder of the run.
@@ -212,6 +213,7 @@ def _finish(recorder: Recorder, config: RunConfig, source: Source, unsharded: Ge
         pictures = drawing.draw_pictures(config, folder, snapshots=recorder.snapshots, log=recorder.log.read(), source=source)
         reconstruction = folder / RECONSTRUCTION
         pictures += [reconstruction] if reconstruction.exists() else []
+        reporting.write_report([folder])
     state.processes.barrier()
     return Run(folder, config, generator.cpu().requires_grad_().eval(), tuple(pictures))
 
