@@ -81,18 +81,38 @@ def without_pictures() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_pictures() -> Iterator[None]:
-    with without_pictures():
-        yield
+def no_pictures(monkeypatch) -> None:
+    """Leave out the pictures by the monkeypatch of the test, which undoes the patches of a test in reverse order."""
+    monkeypatch.setattr(drawing, "draw_pictures", lambda config, folder, **_: [])
 
 
-_DRAW_PICTURES = drawing.draw_pictures
+def _shared() -> dict[str, object]:
+    """Return what tests replace, and later tests of the same process use."""
+    return {
+        "draw_pictures": drawing.draw_pictures,
+        "pixels": figures.pixels,
+        "presets": dict(presets.PRESETS),
+        "default dtype": torch.get_default_dtype(),
+        "number of threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "folder": os.getcwd(),
+    }
+
+
+_BEFORE: dict[str, object] = {}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Draw pictures again, whatever an earlier test of this process left in place of it, before any fixture trains a run."""
-    drawing.draw_pictures = _DRAW_PICTURES
+    _BEFORE.update(_shared())
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Fail a test that leaves a replacement behind, as of a patch that is undone in another order than it was made in."""
+    yield
+    left = [name for name, value in _shared().items() if value != _BEFORE[name]]
+    assert not left, f"this test leaves replaced: {', '.join(left)}"
 
 
 @pytest.fixture(autouse=True)

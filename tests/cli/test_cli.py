@@ -61,11 +61,9 @@ def test_every_setting_reaches_the_run(here, command):
 
 
 @small
-def test_training_shows_its_progress_and_names_the_pictures(here, command):
-    # A context of its own: the fixture monkeypatch would be undone after no_pictures, and leave its patch behind.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "draw_pictures", lambda config, folder, **_: [folder / "a.png", folder / "b.gif"])
-        result = command("train", "toy", "--save-dir", "x")
+def test_training_shows_its_progress_and_names_the_pictures(here, command, monkeypatch):
+    monkeypatch.setattr(drawing, "draw_pictures", lambda config, folder, **_: [folder / "a.png", folder / "b.gif"])
+    result = command("train", "toy", "--save-dir", "x")
     assert result.status == 0
     progress, *pictures = result.out.splitlines()
     assert re.match(r"step 6/6 .*steps/s.*drift norm", progress)
