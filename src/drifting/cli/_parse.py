@@ -104,7 +104,8 @@ class Reader:
             kind = dataclasses.make_dataclass(f"_Group{index}", [_field_of(option) for option in _required_first(group)])
             required = any(option.default is dataclasses.MISSING for option in group)
             default = dataclasses.field() if required else dataclasses.field(default_factory=kind)
-            fields.append((f"group{index}", Annotated[kind, arg(name=heading)], default))
+            # Without a help text, tyro would search the source of the class for one, which there is none of.
+            fields.append((f"group{index}", Annotated[kind, arg(name=heading, help="")], default))
         parser = dataclasses.make_dataclass("_Options", fields, kw_only=True, namespace={"__doc__": self.description})
         prog = f"drifting {self.command}"
 
