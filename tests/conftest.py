@@ -22,6 +22,7 @@ from drifting.generators import DecoderMLPConfig, MLPConfig
 from drifting.plotting import figures
 from drifting.runs import pictures as drawing
 from drifting.runs import report as reporting
+from tests.support import compiling
 from tests.support.image_folders import write_images
 
 if not torch.cuda.is_available():
@@ -91,6 +92,7 @@ def _shared() -> dict[str, object]:
     return {
         "draw_pictures": drawing.draw_pictures,
         "pixels": figures.pixels,
+        "write_report": reporting.write_report,
         "presets": dict(presets.PRESETS),
         "default dtype": torch.get_default_dtype(),
         "number of threads": torch.get_num_threads(),
@@ -113,6 +115,30 @@ def pytest_runtest_teardown() -> Iterator[None]:
     yield
     left = [name for name, value in _shared().items() if value != _BEFORE[name]]
     assert not left, f"this test leaves replaced: {', '.join(left)}"
+
+
+def pytest_configure(config) -> None:
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        compiling.start()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session) -> None:
+    if hasattr(session.config, "workerinput"):
+        compiling.wait()
+
+
+def pytest_unconfigure(config) -> None:
+    if not hasattr(config, "workerinput"):
+        compiling.end()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unflushed() -> Iterator[None]:
+    """Leave out waiting for the disk, thousands of times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
