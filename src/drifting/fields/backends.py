@@ -21,7 +21,7 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
     """Return the drifts of a problem by the fastest backend that computes this field.
 
     Args:
-        field: the field. A subclass of `MeanShift` is another field, and so is one with another kernel or normalization.
+        field: the field. A subclass of `MeanShift` is another field, and so is one with other options than those of the paper.
         problem: the samples.
         smallest: lower bound of distances.
         memory: memory for matrices, kept between calls.
@@ -41,7 +41,7 @@ def must_compile(field: Field, device: torch.device) -> bool:
 
 def _of_the_paper(field: Field) -> MeanShift | None:
     """Return the field if it is the mean shift of the paper, which has backends of its own."""
-    if type(field) is not MeanShift or (field.kernel, field.normalization) != ("laplace", BY_COLUMNS):
+    if type(field) is not MeanShift or (field.kernel, field.normalization, field.bias_correction) != ("laplace", BY_COLUMNS, False):
         return None
     return field
 

@@ -78,7 +78,7 @@ def drift_at(
     check_temperature(temperature)
     check_shapes(points, generated, positives)
     points, generated, positives = (full_precision(samples) for samples in (points, generated, positives))
-    targets = Targets(positives[None], generated[None], None)
+    targets = Targets(positives[None], generated[None], None, field.bias_correction)
     scale = pairwise.kernel_scale(generated.new_tensor(temperature))
     distances = pairwise.pairwise_distances(points[None], targets.coordinates)
     row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale, field.kernel)

@@ -8,14 +8,19 @@ Equation (paper, Algorithm 2), with the affinity A of `pairwise`, split into its
 Both sums have the mass S+ S-, so swapping data and generated samples flips the sign of the field. The cross weights follow the
 equation, computed out of place. The printed pseudo-code, executed in place, would give attraction 1.5 times the mass.
 
+With `bias_correction`, the centroid c = sum_j a_j y_j of each side, a_j = A_ij / S_i, is replaced by that of ABC, whose bias over
+draws of m targets is of order 1/m^2 and not 1/m:
+
+    c' = (1 - sum_j a_j^2) c + sum_j a_j^2 y_j,    V_i = S+_i S-_i (c'+ - c'-)
+
 The kernel of the affinity can be another one of `kernels`, and the affinity can be normalized over the targets of each row alone.
 Then numbers of positives and negatives that differ shift the equilibrium.
 
 Shapes: t temperatures, g groups (independent problems), n generated, p positives, m negatives, d coordinates.
 
-Source: paper, Algorithm 2, section 3.3 and the ablation of the normalization. The release clamps the squared affinity from below at
-1e-6 (`affinity_floor`), which the paper does not mention. The clamp acts as a weak uniform pull and harms low-dimensional data with
-several modes.
+Source: paper, Algorithm 2, section 3.3 and the ablation of the normalization; arXiv:2604.27239 for ABC. The release clamps the
+squared affinity from below at 1e-6 (`affinity_floor`), which the paper does not mention. The clamp acts as a weak uniform pull and
+harms low-dimensional data with several modes.
 """
 
 from dataclasses import dataclass
@@ -115,11 +120,13 @@ class MeanShift(DriftField):
         affinity_floor: Lower bound of the squared affinity; 0 for none, 1e-6 in the authors' release.
         kernel: Kernel of the affinity: laplace, gaussian, matern32 or matern52.
         normalization: Sums over which the affinity is normalized: rows_and_columns as in the paper, or rows.
+        bias_correction: Correct the centroids for the finite number of targets (ABC), which matters where groups are small.
     """
 
     affinity_floor: float = 0.0
     kernel: str = "laplace"
     normalization: str = BY_COLUMNS
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that does not fit."""
@@ -146,7 +153,7 @@ class MeanShift(DriftField):
         order of their ranks, so the `num_self` rows of this process begin at negative rank * n.
         """
         check_weights(weights)
-        targets = Targets(positives, negatives, weights)
+        targets = Targets(positives, negatives, weights, self.bias_correction)
         options = {"kernel": self.kernel, "by_columns": self.normalization == BY_COLUMNS}
         if distances is None:
             distances = pairwise.pairwise_distances(generated, targets.coordinates)
@@ -176,7 +183,8 @@ class MeanShift(DriftField):
 class Targets:
     """Negatives and positives side by side, prepared for the weighted sums that the field needs."""
 
-    def __init__(self, positives: Tensor, negatives: Tensor, weights: Tensor | None) -> None:
+    def __init__(self, positives: Tensor, negatives: Tensor, weights: Tensor | None, bias_correction: bool = False) -> None:
+        self._weights, self._bias_correction = weights, bias_correction
         self._sides = (negatives, positives)
         self.num_negatives = split = negatives.shape[1]
         # Rows are [w * (y - center) | w], so one product with the affinity gives both the weighted sum and the mass.
@@ -199,7 +207,19 @@ class Targets:
     def drift(self, affinity: Float[Tensor, "g r k"], groups: slice, out: Tensor | None = None) -> Float[Tensor, "g r d"]:
         """Return the cross-weighted attraction minus repulsion for the rows of one tile."""
         split = self.num_negatives
-        negative = affinity[..., :split] @ self._summed[groups, :split]
-        positive = affinity[..., split:] @ self._summed[groups, split:]
+        negative = self._sums(affinity[..., :split], groups, slice(0, split))
+        positive = self._sums(affinity[..., split:], groups, slice(split, None))
         toward = torch.mul(negative[..., -1:], positive[..., :-1], out=out)
         return toward.addcmul_(positive[..., -1:], negative[..., :-1], value=-1)
+
+    def _sums(self, affinity: Float[Tensor, "g r _"], groups: slice, side: slice) -> Float[Tensor, "g r _"]:
+        """Return the sums of A (y - center) and of A over one side, the former corrected if that is chosen."""
+        summed = self._summed[groups, side]
+        sums = affinity @ summed
+        if not self._bias_correction:
+            return sums
+        mass = sums[..., -1:]
+        share = (affinity / mass.clamp(min=torch.finfo(mass.dtype).tiny)).square_()
+        squares = share @ (summed if self._weights is None else summed * self._weights[groups, side, None])
+        sums[..., :-1] += mass * squares[..., :-1] - squares[..., -1:] * sums[..., :-1]
+        return sums
