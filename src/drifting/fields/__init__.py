@@ -3,13 +3,21 @@
 from drifting.fields.base import DriftField, Field, Peers, Statistics
 from drifting.fields.batch import BatchStatistics
 from drifting.fields.diagnostics import KernelStatistics, kernel_statistics, mean_shift_at
+from drifting.fields.energy_distance import EnergyDistance
+from drifting.fields.kernel_gradient import KernelGradient
+from drifting.fields.lookahead import Lookahead
+from drifting.fields.maximum_mean_discrepancy import MaximumMeanDiscrepancy
 from drifting.fields.mean_shift import MeanShift, mean_shift
 
 __all__ = [
     "BatchStatistics",
     "DriftField",
+    "EnergyDistance",
     "Field",
+    "KernelGradient",
     "KernelStatistics",
+    "Lookahead",
+    "MaximumMeanDiscrepancy",
     "MeanShift",
     "Peers",
     "Statistics",

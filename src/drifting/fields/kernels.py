@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Temperatures at which u is larger are too small for float32, which could not hold the square.
-_FARTHEST = 1e18
+FARTHEST = 1e18
 # The pull of the Laplace kernel is infinite at u = 0, where it has no gradient.
 _NEAREST = 1e-25
 
@@ -66,12 +66,4 @@ def log_kernel(
     distances: Float[Tensor, "*shape"], scale: Tensor, kernel: str, out: Tensor | None = None
 ) -> Float[Tensor, "*shape"]:
     """Return the logarithm of a kernel, finite for any distances. `scale` is that of `pairwise.kernel_scale`."""
-    return KERNELS[kernel].log(torch.mul(distances, -scale, out=out).clamp_(max=_FARTHEST))
-
-
-def log_kernel_and_pull(
-    distances: Float[Tensor, "*shape"], scale: Tensor, kernel: str
-) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Return the logarithm of a kernel and its pull."""
-    u = torch.mul(distances, -scale).clamp_(max=_FARTHEST)
-    return KERNELS[kernel].log(u.clone()), KERNELS[kernel].pull(u)
+    return KERNELS[kernel].log(torch.mul(distances, -scale, out=out).clamp_(max=FARTHEST))

@@ -8,7 +8,7 @@ from typing import Any
 from drifting._checks import nearest_name
 from drifting.config import RunConfig
 from drifting.errors import InputError
-from drifting.fields import DriftField, MeanShift
+from drifting.fields import DriftField, EnergyDistance, KernelGradient, Lookahead, MaximumMeanDiscrepancy, MeanShift
 from drifting.presets.settings import adjust
 
 
@@ -36,6 +36,13 @@ class FieldChoice:
 FIELDS: Mapping[str, FieldChoice] = {
     "mean-shift": FieldChoice("the paper's field", MeanShift(affinity_floor=0.0)),
     "release": FieldChoice("the paper's field with the affinity floor of the authors' release", MeanShift(affinity_floor=1e-6)),
+    "gaussian": FieldChoice("the paper's field with a Gaussian kernel", MeanShift(kernel="gaussian")),
+    "rows": FieldChoice("the paper's field, normalized over the targets of each row alone", MeanShift(normalization="rows")),
+    "abc": FieldChoice("the paper's field with centroids corrected for few samples", MeanShift(bias_correction=True)),
+    "lookahead": FieldChoice("the paper's field, and the drift after it", Lookahead(MeanShift())),
+    "energy-distance": FieldChoice("the gradient of the energy distance", EnergyDistance()),
+    "mmd": FieldChoice("the gradient of the maximum mean discrepancy, Gaussian kernel", MaximumMeanDiscrepancy()),
+    "score": FieldChoice("the difference of the scores of two kernel densities, Gaussian kernel", KernelGradient()),
     "second-batch": FieldChoice(
         "the paper's field, repelled by a second generated batch",
         MeanShift(affinity_floor=0.0),

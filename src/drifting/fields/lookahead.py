@@ -1,0 +1,119 @@
+"""Any drift field with the drifts of the next steps added: V(x) + V(x + V(x)) + ...
+
+Equation, for k further steps, at every temperature on its own:
+
+    x_0 = x,    x_{i+1} = x_i + V(x_i),    drift = V(x_0) + ... + V(x_k)
+
+All generated samples move together: generated samples that repel are moved too, and each is still masked from itself. Samples of an
+independent second batch, unconditional samples and positives stay where they are. The drift has the length that the field gives it,
+before any normalization.
+
+Fixed points: those of the field, since V = 0 moves nothing. Antisymmetry: lost, because only one of both sets moves.
+
+Cost: 1 + k evaluations of the field, each with new distances.
+
+Shapes: t temperatures, g groups, n generated, p positives, m negatives, q points, d coordinates.
+
+Source: arXiv:2605.04060.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drifting._checks import check_counts, constant, full_precision
+from drifting.fields.base import DriftField, Peers
+from drifting.fields.mean_shift import MeanShift
+
+_FIELD = MeanShift()
+
+
+@dataclass(frozen=True)
+class Lookahead(DriftField):
+    """The drift of a field plus its drifts after moving on.
+
+    Attributes:
+        field: Drift field that is evaluated again, with its own parameters.
+        lookahead_steps: Number of moves, k; at least 1.
+    """
+
+    field: DriftField = _FIELD
+    lookahead_steps: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that does not fit."""
+        check_counts({"lookahead_steps": self.lookahead_steps})
+
+    @property
+    def needs_independent_negatives(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the field needs a second generated batch."""
+        return self.field.needs_independent_negatives
+
+    @property
+    def statistics(self) -> Callable[..., Any]:
+        """Those of the field where the samples are; AttributeError if it has none."""
+        return self.field.statistics  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def at(self) -> Callable[..., Tensor]:
+        """The drift at any points, see `Field`; AttributeError if the field does not compute it."""
+        return partial(self._at, self.field.at)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @constant
+    def __call__(
+        self,
+        generated: Float[Tensor, "g n d"],
+        positives: Float[Tensor, "g p d"],
+        negatives: Float[Tensor, "g m d"],
+        *,
+        temperatures: Float[Tensor, " t"],
+        distances: Float[Tensor, "g n m+p"] | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "t g n d"]:
+        """Return the drift of `generated` at every temperature. Arguments as in `Field`, plus those of the field."""
+        options = {"weights": None, "num_self": 0, **options}
+        first = self.field(generated, positives, negatives, temperatures=temperatures, distances=distances, **options)
+        total = first.clone()
+        for index in range(len(temperatures)):
+            samples, drift = generated, first[index]
+            for _ in range(self.lookahead_steps):
+                samples = samples + drift
+                others = _moved(negatives, samples, options["num_self"], options.get("peers"))
+                one = temperatures[index : index + 1]
+                drift = self.field(samples, positives, others, temperatures=one, distances=None, **options)[0]
+                total[index] += drift
+        return total
+
+    @constant
+    def _at(
+        self, at: Callable[..., Tensor], points: Tensor, generated: Tensor, positives: Tensor, *, temperature: float
+    ) -> Float[Tensor, "q d"]:
+        points, samples, positives = (full_precision(value) for value in (points, generated, positives))
+        options = {"temperatures": samples.new_tensor([temperature]), "weights": None, "num_self": len(samples)}
+        drift = at(points, samples, positives, temperature=temperature)
+        total = drift.clone()
+        for _ in range(self.lookahead_steps):
+            one = samples[None]
+            points, samples = points + drift, (one + self.field(one, positives[None], one, distances=None, **options)[0])[0]
+            drift = at(points, samples, positives, temperature=temperature)
+            total += drift
+        return total
+
+
+def _moved(
+    negatives: Float[Tensor, "g m d"], samples: Float[Tensor, "g n d"], num_self: int, peers: Peers | None
+) -> Float[Tensor, "g m d"]:
+    """Return the negatives with the moved samples of all processes in place of the generated rows, if they are among them."""
+    if num_self == 0:
+        return negatives
+    if peers is None:
+        return torch.cat([samples[:, :num_self], negatives[:, num_self:]], 1)
+    count = samples.shape[1]
+    everyone = torch.zeros_like(negatives[:, : peers.size * count])
+    everyone[:, peers.rank * count : (peers.rank + 1) * count] = samples
+    return torch.cat([peers.all_reduce_sum(everyone), negatives[:, peers.size * count :]], 1)
