@@ -12,6 +12,7 @@ from drifting._lazy import lazy_names as _lazy_names
 from drifting.errors import InputError
 
 if TYPE_CHECKING:
+    from drifting.diagnosis import diagnose
     from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss, drifting_loss
     from drifting.presets import preset
     from drifting.runs import Run, load, train
@@ -26,6 +27,7 @@ __all__ = [
     "Schedule",
     "Trainer",
     "__version__",
+    "diagnose",
     "drifting_loss",
     "load",
     "preset",
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 __getattr__, __dir__ = _lazy_names(
     __name__,
     {
+        "diagnosis": ("diagnose",),
         "loss": ("DriftLoss", "DriftingLoss", "FeatureLoss", "drifting_loss"),
         "presets": ("preset",),
         "runs": ("Run", "load", "train"),

@@ -124,6 +124,9 @@ class TrainingProgress(CountProgress):
         samples_per_step: number of generated samples in a step.
         what: name of the network; for a generator the raw drift norm is shown, for others the loss.
         console: where to write; the terminal by default.
+
+    Attributes:
+        noise: noise floor of the raw drift norm, shown beside it; None until it is known.
     """
 
     def __init__(
@@ -133,11 +136,17 @@ class TrainingProgress(CountProgress):
         self._samples_per_step = samples_per_step
         self._figure_name = "raw drift norm" if what == "generator" else f"loss of the {what}"
         self._figure = "not read yet"
+        self.noise: float | None = None
 
     def advance(self, done: int, figure: float | None = None) -> None:
         """Set the number of steps that are done, and the raw drift norm or loss, if it was read from the device."""
-        self._figure = self._figure if figure is None else f"{figure:.3g}"
+        noise = "" if self.noise is None else f" (noise {self.noise:.3g})"
+        self._figure = self._figure if figure is None else f"{figure:.3g}{noise}"
         super().advance(done)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _speed(self, rate: float) -> str:
         return f"{rate:.1f} steps/s  {rate * self._samples_per_step:,.0f} samples/s  {self._figure_name} {self._figure}"

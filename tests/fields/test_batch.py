@@ -67,7 +67,14 @@ def test_spread_is_that_of_the_samples_relative_to_the_positives():
     assert float(far.diversity) == pytest.approx(1)
     among = torch.cdist(positives, positives).sum((1, 2)) / 90
     assert float(far.remoteness) == pytest.approx(float((torch.full((3,), 2e4).double() / among).mean()), rel=1e-3)
-    assert float(found.positive_count) == 10
+    assert (float(found.generated_count), float(found.positive_count)) == (10, 10)
+
+
+def test_cosine_of_drifts_whose_squares_underflow_is_one_of_a_cosine():
+    generated, positives = draw(0, 2, 8, 8).float() * 1e-3, draw(1, 2, 8, 8).float()
+    scaling = Scaling((0.012,), True, 1e-3, 1e-4)
+    found = batch_statistics(FIELD, scaling, Problem(generated, [generated], positives, None, 8))
+    assert found.half_cosine.abs().max() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize(("count", "real"), [(3, 8), (8, 3)])

@@ -56,6 +56,35 @@ def test_field_is_asked_for_at_different_places_far_from_the_origin(tmp_path):
     assert asked == [23 * 23] * 2
 
 
+def test_figures_of_the_batches_have_a_row_of_their_own_and_the_noise_floor_is_dashed():
+    log = [
+        {
+            "step": n,
+            "loss": 1.0,
+            **{f"drift_norm/{name}/0.1": 1.0 for name in "ab"},
+            **{f"noise_floor/{name}/0.1": value for name, value in zip("ab", (1e-2, 1e-4), strict=True)},
+            **{f"half_cosine/{name}/0.1": value for name, value in zip("ab", (0.2, 0.4), strict=True)},
+            "diversity/a": 0.5,
+            "least_diversity/a": 0.25,
+            "remoteness/a": 2.0,
+            "one_hot_share/a/0.1": 0.75,
+            "flat_share/a/0.1": 0.125,
+        }
+        for n in (1, 2)
+    ]
+    axes = figures.losses_figure("x", log, None).axes
+    assert len(axes) == 6
+    (floor,) = [line for line in axes[1].lines if line.get_linestyle() == "--"]
+    assert list(floor.get_ydata()) == pytest.approx([1e-3, 1e-3])
+    assert [[list(line.get_ydata()) for line in panel.lines] for panel in axes[3:]] == [
+        [pytest.approx([0.3, 0.3])],
+        [[0.5, 0.5], [0.25, 0.25], [2.0, 2.0]],
+        [[0.75, 0.75], [0.125, 0.125]],
+    ]
+    without = figures.losses_figure("x", [{"step": 1, "loss": 1.0, "drift_norm/a/0.1": 1.0}], None)
+    assert len(without.axes) == 3
+
+
 def test_drift_norms_of_many_features_are_one_curve_a_temperature_and_thin_ones():
     norms = {
         "a/0.1": (4.0, 1.0),

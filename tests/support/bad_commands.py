@@ -78,6 +78,7 @@ _COMMANDS = {
         "--out": _FOLDER,
     },
     f"convert {RUN}": {"--out": (*_FOLDER, RUN)},
+    "doctor": {"nowhere": ("",), FILE: ("",), "--out": ("x",)},
     "compare": {"nowhere": ("",), f"{RUN} nowhere": ("",), "--out": ("x",)},
 }
 # Flags that are right for their command, and change nothing about what is wrong.

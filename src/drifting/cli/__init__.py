@@ -1,5 +1,5 @@
 """The command line: drifting {train, train-encoder, latents, sample, convert, evaluate, report,
-compare, compare-fields, presets}.
+compare, compare-fields, doctor, presets}.
 
 It only parses, calls and prints. Whatever ends a command is reported in one sentence; heavy imports wait until that works. The
 output streams may be closed, full or unable to encode a character. Ctrl-C, termination and hang-up have the same effect; a second
@@ -43,6 +43,8 @@ _SMALLER = {
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 2 on bad input, 130 if it was stopped, 1 if training diverged or the machine cannot continue.
 
+    `drifting doctor` exits with 1 if it finds a fault.
+
     Under torchrun it does its share of the work. Only the first process prints; a lost process ends all others with status 1.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -77,10 +79,10 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
             if processes is not None and arguments[0] not in _SHARED:
                 size = processes.size
                 raise InputError(f"world size is {size}, but '{arguments[0]}' is done by one process: start it without torchrun")
-            command()
+            status = command() or 0
         if processes is not None:
             processes.barrier()
-        return 0, processes is not None
+        return status, processes is not None
     except (Exception, KeyboardInterrupt) as error:
         return _report(error, processes, arguments), processes is not None
 

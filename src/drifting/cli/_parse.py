@@ -169,8 +169,8 @@ def parse(
     arguments: Sequence[str],
     readers: Mapping[str, Command] | None = None,
     former: Mapping[str, str] | None = None,
-) -> Callable[[], None]:
-    """Return the call of a command, or show the help and raise SystemExit if that is requested.
+) -> Callable[[], int | None]:
+    """Return the call of a command and its exit status (None for 0), or show the help and raise SystemExit if that is requested.
 
     Args:
         commands: commands that are parsed by their signatures.

@@ -40,6 +40,7 @@ class BatchStatistics(NamedTuple):
         diversity: mean distance between generated samples of a group, divided by that between positives; mean over groups.
         least_diversity: the same of the group where it is lowest.
         remoteness: mean distance of a generated sample to a positive, divided by that between positives; mean over groups.
+        generated_count: number of generated samples of a group.
         positive_count: number of positives of a group.
     """
 
@@ -48,6 +49,7 @@ class BatchStatistics(NamedTuple):
     diversity: Float[Tensor, ""]
     least_diversity: Float[Tensor, ""]
     remoteness: Float[Tensor, ""]
+    generated_count: Float[Tensor, ""]
     positive_count: Float[Tensor, ""]
 
 
@@ -99,6 +101,7 @@ def batch_statistics(field: Field, scaling: Scaling, problem: Problem) -> BatchS
         diversity=spread.mean(),
         least_diversity=spread.min(),
         remoteness=(between / among).mean(),
+        generated_count=generated.new_full((), generated.shape[1]),
         positive_count=generated.new_full((), positives.shape[1]),
     )
 
@@ -169,6 +172,7 @@ def _half(samples: Tensor, second: bool) -> Tensor:
 
 def _cosine(first: Tensor, second: Tensor) -> Float[Tensor, ""]:
     """Return the cosine between two drifts; 0 if one is zero."""
-    sizes = [torch.linalg.vector_norm(drift) for drift in (first, second)]
-    directions = [drift / size.clamp(min=torch.finfo(size.dtype).tiny) for drift, size in zip((first, second), sizes, strict=True)]
+    # Drifts may be so small that their squares underflow.
+    scaled = [drift / drift.abs().max().clamp(min=torch.finfo(drift.dtype).tiny) for drift in (first, second)]
+    directions = [drift / torch.linalg.vector_norm(drift).clamp(min=torch.finfo(drift.dtype).eps) for drift in scaled]
     return (directions[0] * directions[1]).sum()

@@ -89,8 +89,15 @@ def progress_figure(
 
 
 def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
-    """Return a figure of the curves of a training: loss, raw drift norms, and the two-sample distance with its floor."""
-    figure, (left, middle, right) = panels(1, 3, size=4.2, title=f"{title}: what is measured during training")
+    """Return a figure of the curves of a training: loss, raw drift norms, and the two-sample distance with its floor.
+
+    A second row shows the figures of the batches, if there are any: signal and noise, spread of the samples, spread of the kernel.
+    """
+    measured = any(name.startswith("diversity/") for line in log for name in line)
+    figure, axes = panels(1 + measured, 3, size=4.2, title=f"{title}: what is measured during training")
+    left, middle, right = axes[:3]
+    if measured:
+        _draw_batches(axes[3:], log)
     steps = [line["step"] for line in log]
     losses = [line.get("loss", math.nan) for line in log]
     left.plot(steps, losses, color=LINES[0])
@@ -98,14 +105,43 @@ def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
     if losses and max(losses) > 20 * min(losses) > 0:
         left.set_yscale("log")
     _draw_drift_norms(middle, log)
-    measured = [line for line in log if "energy_distance" in line]
-    distances = [line["energy_distance"] for line in measured]
-    right.plot([line["step"] for line in measured], distances, color=LINES[0], marker="o", markersize=3, label="samples and data")
+    compared = [line for line in log if "energy_distance" in line]
+    distances = [line["energy_distance"] for line in compared]
+    right.plot([line["step"] for line in compared], distances, color=LINES[0], marker="o", markersize=3, label="samples and data")
     if floor is not None:
         right.axhline(floor, color=REAL, linestyle="--", label="data and data")
         right.legend()
     right.set(title="two-sample distance", xlabel="step", ylabel="squared energy distance", yscale="log")
     return figure
+
+
+# Title of a panel -> kind of figures, and the label of each kind.
+_BATCHES: Mapping[str, Mapping[str, str]] = {
+    "signal (1) or noise (0)": {"half_cosine": ""},
+    "spread of the samples, relative to real ones": {
+        "diversity": "between samples",
+        "least_diversity": "in the group where it is lowest",
+        "remoteness": "from samples to data",
+    },
+    "share of one-hot rows, and of flat ones (dashed)": {"one_hot_share": "", "flat_share": ""},
+}
+
+
+def _draw_batches(axes: Sequence[Axes], log: Log) -> None:
+    """Draw the figures of the batches, each the median over all features: by temperature, where it has one."""
+    for panel, (title, kinds) in zip(axes, _BATCHES.items(), strict=True):
+        for style, (kind, label) in zip(itertools.cycle(("-", "--") if "dashed" in title else ("-",)), kinds.items(), strict=False):
+            curves: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+            for line in log:
+                for name in (name for name in line if name.startswith(f"{kind}/")):
+                    of = label or f"temperature {name.rpartition('/')[2]}"
+                    curves[of][line["step"]].append(line[name])
+            colors = itertools.islice(itertools.cycle(LINES), 0 if not label else list(kinds).index(kind), None)
+            for color, (of, values) in zip(colors, curves.items(), strict=False):
+                medians = [float(np.median(each)) for each in values.values()]
+                panel.plot(list(values), medians, style, color=color, label=None if style == "--" else of)
+        panel.set(title=title, xlabel="step")
+        panel.legend(fontsize="small")
 
 
 def _draw_drift_norms(axes: Axes, log: Log) -> None:
@@ -121,11 +157,25 @@ def _draw_drift_norms(axes: Axes, log: Log) -> None:
         # A norm may be 0, where all samples are alike.
         middle = np.exp(np.log(np.maximum(curves, np.finfo(float).tiny)).mean(0))
         axes.plot(steps, middle, color=color, label=f"temperature {temperature}")
+        _draw_floor(axes, log, temperature, color)
     title = f"raw drift norm of {count} features" if count > 1 else "raw drift norm, per temperature"
+    title += ", and noise (dashed)" if any(name.startswith("noise_floor/") for line in log for name in line) else ""
     axes.set(title=title, xlabel="step", ylabel="mean square of the raw drift", yscale="log")
     _leave_out_underflow(axes, np.array([curve for curves in by_temperature.values() for curve in curves]))
     if by_temperature:
         axes.legend(fontsize="small")
+
+
+def _draw_floor(axes: Axes, log: Log, temperature: str, color: str) -> None:
+    """Draw the noise floor at a temperature, dashed: its geometric mean over the features."""
+    known: dict[int, list[float]] = defaultdict(list)
+    for line in log:
+        names = (name for name in line if name.startswith("noise_floor/") and name.split("/")[-1] == temperature)
+        known[line["step"]] += [line[name] for name in names]
+    known = {step: values for step, values in known.items() if values}
+    if known:
+        middle = [float(np.exp(np.log(np.maximum(values, np.finfo(float).tiny)).mean())) for values in known.values()]
+        axes.plot(list(known), middle, "--", color=color, linewidth=0.8)
 
 
 def _leave_out_underflow(axes: Axes, norms: np.ndarray) -> None:

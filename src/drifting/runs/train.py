@@ -37,6 +37,7 @@ from drifting.presets.encoders import check_images
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
 from drifting.runs import report as reporting
+from drifting.runs.doctor import Watch
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim, ending
 from drifting.runs.run import Run, TrainedNetwork
 from drifting.training.loop import Interrupted, check_shares, command_to_go_on, polite_stop
@@ -238,6 +239,7 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
     resources = Resources(state.device, state.step, samples_per_step)
     console = Console(quiet=not processes.is_main_process)
     progress = TrainingProgress(schedule.steps, state.step, samples_per_step, console=console)
+    watch: Watch | None = None
     with progress, polite_stop() as stop:
         for step in training_steps(state, positives, encoder, loss, schedule):
             recorder.observe(step)
@@ -251,16 +253,16 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
             if more or step.number % config.log_every == 0 or step.number == schedule.steps:
                 more["steps_per_second"] = (step.number - last_step) / (time.perf_counter() - last_time)
                 last_time, last_step = time.perf_counter(), step.number
-                if step.temperature_factor is not None:
-                    more["temperature_factor"] = float(step.temperature_factor)
-                values = recorder.write_metrics(step, **more)
-                drift_norm = sum(value for name, value in values.items() if name.startswith("drift_norm/"))
+                watch = watch or Watch(recorder, config, encoder, progress)
+                drift_norm = watch.write(step, **more)
             progress.advance(step.number, drift_norm)
             stopped = processes.any(bool(stop))
             if stopped or step.number % config.checkpoint_every == 0 or step.number == schedule.steps:
                 recorder.save()
             if stopped and step.number < schedule.steps:
                 raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
+    if watch is not None:
+        watch.conclude()
 
 
 def with_network(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> tuple[Config, nn.Module | None]:

@@ -11,7 +11,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from drifting.encoders.base import FeatureEncoder
 from drifting.errors import InputError
 from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
+from drifting.training.changes import Changes
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
 from drifting.training.state import TrainingState
@@ -41,12 +42,14 @@ class Step:
         report: loss with its report, on the device.
         stored_bytes: size of the features and their gradients that microbatches kept.
         temperature_factor: factor of all temperatures in the step; None if they stay as they are.
+        changes: figures of `training.changes`, on the device, every `statistics_every` steps; otherwise empty.
     """
 
     number: int
     report: FeatureLoss
     stored_bytes: int = 0
     temperature_factor: Tensor | float | None = None
+    changes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def loss(self) -> Tensor:
@@ -89,6 +92,7 @@ def train(
         # The first batch says nothing about the training, but its kernel tells whether the temperatures fit.
         options = {"statistics": measured or (state.step == 1 and "field"), "processes": state.processes}
         report, stored = _add_gradients((generator, encoder, loss), batch, schedule, no_sync, options)
+        changes = Changes(state.generator) if measured else None
         if schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.generator.parameters(), schedule.max_grad_norm)
         for group in state.optimizer.param_groups:
@@ -100,7 +104,7 @@ def train(
         report = replace(report, loss=state.processes.all_reduce_sum(report.loss.detach()) / state.processes.size)
         if state.temperature is not None:
             state.temperature.learn(report)
-        yield Step(state.step, report, stored, batch.temperature_factor)
+        yield Step(state.step, report, stored, batch.temperature_factor, {} if changes is None else changes.figures())
 
 
 def _at_temperature(batch: Batch, state: TrainingState, schedule: Schedule) -> Batch:

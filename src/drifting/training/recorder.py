@@ -27,16 +27,13 @@ from drifting.checkpoint import (
     save_tensors,
     steps_done,
 )
+from drifting.diagnosis import DRIFT_NORM, batch_figures, drift_norms
 from drifting.errors import InputError, reason
-from drifting.loss import DriftLoss
 from drifting.metrics.distances import energy_distance, mean_distance
 from drifting.sampling import sample
 from drifting.training.loop import Step
 from drifting.training.positives import Positives
 from drifting.training.state import TrainingState
-
-# A drift norm has the name DRIFT_NORM/feature/temperature.
-DRIFT_NORM = "drift_norm"
 
 
 class MetricsLog:
@@ -195,19 +192,26 @@ class Recorder:
         self._positives = positives
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.snapshots: dict[int, Float[Tensor, "s *sample"]] = {}
-        self._reference, self._snapshot_samples = reference.flatten(1), snapshot_samples
+        self._real, self._reference, self._snapshot_samples = reference, reference.flatten(1), snapshot_samples
         self._within_reference: float | None = None
         self._guidance_scale = guidance_scale
         self._means = RunningMean()
 
+    def real(self, count: int) -> Float[Tensor, "r *sample"]:
+        """Return at most `count` of the real samples that snapshots are compared with."""
+        return self._real[:count]
+
     def observe(self, step: Step) -> None:
         """Add one step to the means."""
-        self._means.add({"loss": step.report.loss.detach(), **_drift_norms(step.report.features)})
+        self._means.add({"loss": step.report.loss.detach(), **drift_norms(step.report.features)})
 
     def write_metrics(self, step: Step, **more: int | float) -> dict[str, Any]:
-        """Write and return the means since the last line, the spread of the kernels, and the further values."""
+        """Write and return the means since the last line, the figures of the step's batch, and the further values."""
         self.state.check_faults()
-        values = {"step": step.number, **self._means.take(), **_statistics(step.report.features), **more}
+        changes = {name: float(value) for name, value in step.changes.items()}
+        if step.temperature_factor is not None:
+            changes["temperature_factor"] = float(step.temperature_factor)
+        values = {"step": step.number, **self._means.take(), **batch_figures(step.report.features), **changes, **more}
         if self.state.processes.is_main_process:
             self.log.append(**values)
         return values
@@ -326,22 +330,3 @@ def read_snapshots(folder: Path, shape: Sequence[int]) -> dict[int, Float[Tensor
 def snapshot_steps(steps: int, count: int) -> set[int]:
     """Return the steps of snapshots: dense at the start, where samples change most, and including the last step."""
     return {max(1, round(steps * (index / count) ** 2)) for index in range(1, count + 1)}
-
-
-def _drift_norms(features: dict[str, DriftLoss]) -> dict[str, Tensor]:
-    return {
-        f"drift_norm/{name}/{temperature:g}": norm
-        for name, report in features.items()
-        for temperature, norm in report.drift_norms.items()
-    }
-
-
-def _statistics(features: dict[str, DriftLoss]) -> dict[str, float]:
-    values = {}
-    for name, report in features.items():
-        if report.statistics is None:
-            continue
-        for kind, per_temperature in report.statistics._asdict().items():
-            for temperature, value in zip(report.drift_norms, per_temperature.tolist(), strict=True):
-                values[f"{kind}/{name}/{temperature:g}"] = value
-    return values

@@ -1,0 +1,96 @@
+"""The verdict on the folder of a run, finished or not, of this version or an earlier one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from drifting import runs
+from drifting.errors import InputError
+from drifting.presets import adjust, preset
+from drifting.runs.doctor import examine
+from tests.conftest import shrunk, without_pictures
+
+EARLIER = Path(__file__).parents[1] / "earlier_runs"
+FIGURES = {"statistics_every": 1, "log_every": 1}
+
+
+def trained(config, folder):
+    with without_pictures():
+        runs.train(config, folder)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["toy", "digits", "images"])
+def test_earlier_runs_are_examined_and_say_what_cannot_be_judged(name):
+    found = examine(EARLIER / name)
+    assert found.faults == ()
+    assert any("earlier versions" in reason for reason in found.unknown)
+
+
+def test_log_holds_the_figures_of_every_temperature_and_part(tiny_digits, tmp_path):
+    line = trained(adjust(tiny_digits, **FIGURES), tmp_path / "run")[-1]
+    for temperature in tiny_digits.loss.temperatures:
+        for kind in ("noise_floor", "half_cosine", "positive_neighbors", "one_hot_share", "flat_share", "positive_share"):
+            assert f"{kind}/sample/{temperature:g}" in line
+    assert {"diversity/sample", "least_diversity/sample", "remoteness/sample"} <= line.keys()
+    parts = {name.partition("/")[2] for name in line if name.startswith("gradient_norm/")}
+    assert parts == {"hidden", "shifts", "output"}
+    assert {name.partition("/")[2] for name in line if name.startswith("weight_change/")} == parts
+    assert line["positive_count/sample"] == tiny_digits.schedule.positives
+
+
+def test_figures_change_no_bit_of_a_training(tiny_digits, tmp_path):
+    folders = [tmp_path / name for name in ("seldom", "often")]
+    for folder, every in zip(folders, (100, 1), strict=True):
+        trained(adjust(tiny_digits, statistics_every=every), folder)
+    first, second = ((folder / "generator.safetensors").read_bytes() for folder in folders)
+    assert first == second
+
+
+def test_fault_is_said_during_the_training_and_in_the_end_and_found_in_the_folder(tiny_toy, tmp_path, capsys):
+    trained(adjust(tiny_toy, temperatures=(1e-6,), generated=16, positives=16, **FIGURES), tmp_path / "run")
+    said = capsys.readouterr().out.splitlines()
+    during = [line for line in said if line.startswith("step ") and "temperatures too small" in line]
+    assert len(during) == 1
+    assert "The training has 1 fault." in said
+    (finding,) = examine(tmp_path / "run").faults
+    assert f"- {finding}" in said
+    assert "--temperatures" in finding.fix
+
+
+def test_unfinished_run_is_judged_so_far(tiny_toy, tmp_path):
+    trained(adjust(tiny_toy, **FIGURES), tmp_path / "run")
+    (tmp_path / "run" / "generator.safetensors").unlink()
+    found = examine(tmp_path / "run")
+    assert "unfinished, its log ends at step 6 of 6" in found.unknown[-1]
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert "its log ends at step 0 of 6" in examine(tmp_path / "run").unknown[-1]
+
+
+def test_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not a folder"):
+        examine(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"holds no config\.json"):
+        examine(tmp_path)
+
+
+def test_responses_of_an_encoder_are_logged_once(color_folder, tmp_path):
+    log = trained(adjust(shrunk(preset("images", data=str(color_folder))), **FIGURES), tmp_path / "run")
+    named = [{name for name in line if name.startswith("response/")} for line in log]
+    assert {name.split("/")[1] for name in named[0]} == {"shuffled", "recolored"}
+    assert not any(named[1:])
+
+
+def test_command_prints_the_verdict_and_its_status_tells_faults(toy_run, tmp_path, command):
+    healthy = command("doctor", str(toy_run))
+    assert (healthy.status, healthy.err) == (0, "")
+    assert healthy.out.startswith(("The training is healthy.", "Nothing is wrong"))
+    sick = shutil.copytree(toy_run, tmp_path / "sick")
+    lines = [{"step": number, "drift_norm/sample/0.1": 0.0} for number in (100, 200, 300)]
+    (sick / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = command("doctor", str(sick))
+    assert (found.status, found.err) == (1, "")
+    assert "no drift" in found.out
+    assert command("doctor", str(tmp_path / "nowhere")).status == 2
