@@ -190,6 +190,14 @@ def check_field(field: Any, *, has_independent: bool) -> None:
         )
 
 
+def check_row_scale(field: Any, *, normalize_features: bool) -> None:
+    """Raise InputError unless rows can have scales of their own with a drift field."""
+    if not getattr(field, "supports_row_scale", False):
+        raise InputError(f"scale_per_row is True, but field is {type(field).__name__}, which needs one scale: pass MeanShift")
+    if not normalize_features:
+        raise InputError("scale_per_row is True, but normalize_features is False: leave out one of them")
+
+
 def join_weights(*parts: tuple[Float[Tensor, "*g _ d"], Tensor | None]) -> Float[Tensor, "*g total"] | None:
     """Concatenate the weights of several sets of samples, with ones for sets without weights; None if no set has any."""
     if all(weights is None for _, weights in parts):

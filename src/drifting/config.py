@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from drifting._checks import check_counts, check_learning_rate, check_loss, check_seed
+from drifting._checks import check_counts, check_learning_rate, check_loss, check_row_scale, check_seed
 from drifting._json import load_json, read_value
 from drifting._torch import initial_weights
 from drifting.data.augmentation import Views
@@ -38,6 +38,7 @@ class LossConfig:
         field: drift field, one of `drifting.fields`, with its own parameters.
         normalize_features: divide the features by their scale, so that temperatures suit any feature.
         normalize_drift: give the drift of every temperature a mean square of 1 before they are added.
+        scale_per_row: give every generated sample a distance scale of its own, for small groups; see `fields.row_scale`.
         drift_clip: largest root mean square of the summed drift of a sample, where the normalized drift of one temperature has 1; a
             longer drift is shortened. None for no limit.
     """
@@ -46,6 +47,7 @@ class LossConfig:
     field: DriftField = FIELD_OF_THE_RELEASE
     normalize_features: bool = True
     normalize_drift: bool = True
+    scale_per_row: bool = False
     drift_clip: float | None = None
 
     def build(self) -> DriftingLoss:
@@ -181,6 +183,8 @@ class RunConfig(EncodedConfig):
         check_seed(self.seed)
         loss, has_independent = self.loss, schedule.independent_negatives
         check_loss(loss.temperatures, loss.drift_clip, loss.field, has_independent=has_independent)
+        if loss.scale_per_row:
+            check_row_scale(loss.field, normalize_features=loss.normalize_features)
         if self.parallel not in PARALLEL:
             raise InputError(f"parallel is '{self.parallel}': pass {' or '.join(PARALLEL)}")
         if self.parallel == "fsdp" and schedule.optimizer == "muon":

@@ -39,7 +39,8 @@ from drifting.fields.base import Drifts, Field, Peers, Problem, Statistics
 from drifting.fields.batch import BatchStatistics, Scaling, batch_statistics
 from drifting.fields.diagnostics import field_statistics
 from drifting.fields.mean_shift import MeanShift
-from drifting.fields.temperature import temperature_slope
+from drifting.fields.row_scale import open_row_scaled
+from drifting.fields.temperature import multiplied, temperature_slope
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 FIELD_OF_THE_RELEASE = MeanShift(affinity_floor=1e-6)
@@ -85,6 +86,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     detached: Float[Tensor, "*g e d"] | None = None,
     normalize_features: bool = True,
     normalize_drift: bool = True,
+    scale_per_row: bool = False,
     drift_clip: float | None = None,
     temperature_factor: Tensor | float | None = None,
     learn_temperature: bool = False,
@@ -112,6 +114,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         detached: further generated samples of the group that repel too, with a weight of 1, but are not moved.
         normalize_features: whether to divide features by the scale; if not, `scale` is 1.
         normalize_drift: whether to scale the drift of every temperature to a mean square of 1 before the drifts are added.
+        scale_per_row: whether to give every generated sample a scale of its own, see `fields.row_scale`; for small groups.
         drift_clip: largest root mean square over the channels of the summed drift of a sample, relative to the unit of
             `drift_norms`, in which a normalized drift of one temperature has 1; a longer drift is shortened. None for no limit.
         temperature_factor: factor of all temperatures, which keep their names in the report; None for 1.
@@ -145,25 +148,28 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     fixed = features.detach()
     everyone = _population(fixed, population, peers)
     repelling = (everyone if generated_negatives is None else generated_negatives, generated_weights)
-    further, real = (unconditional, unconditional_weights), (positives, positive_weights)
     num_self = fixed.shape[1] if generated_negatives is None else 0
-    sets = (repelling, (detached, None), further, real)
+    sets = (repelling, (detached, None), (unconditional, unconditional_weights), (positives, positive_weights))
     problem = _problem(fixed, sets, num_self=num_self, peers=None if population is None else peers)
     smallest = _SMALLEST_DISTANCE if normalize_features else 0.0
-    drifts = open_drifts(field, problem, smallest=smallest, memory=memory)
+    scaled = open_row_scaled(field, problem, detached, smallest=smallest, memory=memory) if scale_per_row else None
+    drifts = scaled or open_drifts(field, problem, smallest=smallest, memory=memory)
     feature_scale = _feature_scale(drifts, problem, scale, peers) if normalize_features else fixed.new_ones(())
     unit = (feature_scale / fixed.shape[-1] ** 0.5).clamp(min=_SMALLEST_SCALE) if normalize_features else feature_scale
-    kernels = _multiplied(temperatures, temperature_factor, like=fixed)
+    row_scale = None if scaled is None else scaled.scale_rows(feature_scale, smallest=_SMALLEST_SCALE)
+    kernels = [float(temperature) for temperature in temperatures]
+    kernels = kernels if temperature_factor is None else multiplied(kernels, temperature_factor, like=fixed)
     bandwidths = _bandwidths(feature_scale, kernels)
     spread, batch = field_statistics(drifts, field, problem, bandwidths) if statistics else None, None
-    if statistics and statistics != "field":
+    if statistics and statistics != "field" and not scale_per_row:
         scaling = Scaling(kernels, normalize_features, _SMALLEST_SCALE, _SMALLEST_DISTANCE)
         batch = batch_statistics(field, scaling, replace(problem, generated=full_precision(everyone), peers=None))
-    slope = temperature_slope(problem, bandwidths, smallest=smallest) if learn_temperature else None
+    slope = temperature_slope(problem, bandwidths, smallest=smallest, row_scale=row_scale) if learn_temperature else None
     norms = _norms(drifts.root_mean_squares(bandwidths) / unit, temperatures, drift_norms, peers)
     factors = torch.stack(list(norms.values())).clamp(min=_SMALLEST_DRIFT_NORM).rsqrt()
     total = drifts.total(factors if normalize_drift else torch.ones_like(factors))
     total = total if drift_clip is None else _clipped(total, unit, drift_clip)
+    features = features if row_scale is None else features / row_scale
     everywhere = (_mean_of_each(peers, spread), _mean_of_each(peers, batch), None if slope is None else mean_over(peers, slope))
     return DriftLoss(_Regression.apply(features, total, unit), feature_scale, norms, *everywhere)
 
@@ -196,7 +202,7 @@ class DriftingLoss(nn.Module):
     Every location of a map is a group of its own; locations are never mixed.
 
     Args:
-        temperatures, field, normalize_features, normalize_drift, drift_clip: as in `drifting_loss`.
+        temperatures, field, normalize_features, normalize_drift, scale_per_row, drift_clip: as in `drifting_loss`.
 
     Source: paper, appendix A.5 and A.6.
     """
@@ -208,6 +214,7 @@ class DriftingLoss(nn.Module):
         field: Field = FIELD_OF_THE_RELEASE,
         normalize_features: bool = True,
         normalize_drift: bool = True,
+        scale_per_row: bool = False,
         drift_clip: float | None = None,
     ) -> None:
         super().__init__()
@@ -218,6 +225,7 @@ class DriftingLoss(nn.Module):
             "field": field,
             "normalize_features": normalize_features,
             "normalize_drift": normalize_drift,
+            "scale_per_row": scale_per_row,
             "drift_clip": drift_clip,
             "memory": pairwise.Memory(),
         }
@@ -276,12 +284,8 @@ class DriftingLoss(nn.Module):
 
             return loss_of_labels(self, generated, positives, *((labels, labels) if isinstance(labels, Tensor) else labels))
         ours, real = feature_maps(generated), feature_maps(positives)
-        others = {
-            "unconditional": unconditional,
-            "generated_negatives": generated_negatives,
-            "detached": detached,
-            "population": options.pop("population", None),
-        }
+        others = {"unconditional": unconditional, "generated_negatives": generated_negatives, "detached": detached}
+        others["population"] = options.pop("population", None)
         further = {key: feature_maps(value) for key, value in others.items() if value is not None}
         check_feature_maps(ours, real, *further.values(), known)
         if unknown := set(weights or ()) - {"generated", "positive", "unconditional"}:
@@ -355,12 +359,6 @@ def _feature_scale(drifts: Drifts, problem: Problem, known: Tensor | float | Non
         return mean_over(peers, mean)
     above, below = mean_over(peers, torch.stack([mean, weights.mean()]))
     return above / below.clamp(min=torch.finfo(weights.dtype).tiny)
-
-
-def _multiplied(temperatures: Sequence[float], factor: Tensor | float | None, *, like: Tensor) -> list[float | Tensor]:
-    """Return the temperatures times a factor."""
-    factor = factor.to(like) if isinstance(factor, Tensor) else factor
-    return [float(each) if factor is None else float(each) * factor for each in temperatures]
 
 
 def _bandwidths(scale: Float[Tensor, ""], temperatures: Sequence[float | Tensor]) -> Float[Tensor, " t"]:

@@ -84,10 +84,17 @@ def make():
 
 
 @pytest.mark.parametrize(
-    *pairwise(kind=list(BATCHES), size=(1, 4, 7, 10, 21, 100), normalize=(False, True), clip={"free": None, "clipped": 0.5})
+    *pairwise(
+        kind=list(BATCHES),
+        size=(1, 4, 7, 10, 21, 100),
+        normalize=(False, True),
+        clip={"free": None, "clipped": 0.5},
+        rows=(False, True),
+    )
 )
-def test_gradient_and_report_are_those_of_the_whole_step(make, kind, size, normalize, clip):
-    loss = DriftingLoss(temperatures=(0.2, 1.0), normalize_features=normalize, normalize_drift=normalize, drift_clip=clip)
+def test_gradient_and_report_are_those_of_the_whole_step(make, kind, size, normalize, clip, rows):
+    options = {"normalize_features": normalize, "normalize_drift": normalize, "scale_per_row": rows and normalize}
+    loss = DriftingLoss(temperatures=(0.2, 1.0), drift_clip=clip, **options)
     whole, parted = make(), make()
     expected = drifting_step(whole, _encode, loss, BATCHES[kind], statistics=True)
     expected.loss.backward()

@@ -56,6 +56,7 @@ LOSSES = {
     "own units": {"normalize_features": False, "temperatures": (0.5, 2.0)},
     "raw drift": {"normalize_drift": False},
     "clipped": {"drift_clip": 0.5},
+    "scales of rows": {"scale_per_row": True},
     "no floor": {"field": MeanShift(0.0), "temperatures": (0.2,)},
 }
 

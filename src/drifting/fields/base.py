@@ -75,9 +75,12 @@ class DriftField(ABC):
     Attributes:
         needs_independent_negatives: whether the field needs a second generated batch that repels in place of the first. A loss or
             a training without one is refused.
+        supports_row_scale: whether the field takes all distances from its argument, so that the loss can divide those of each row
+            by a scale of its own, see `row_scale`.
     """
 
     needs_independent_negatives: ClassVar[bool] = False
+    supports_row_scale: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Tensor:

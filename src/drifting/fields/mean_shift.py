@@ -24,7 +24,7 @@ harms low-dimensional data with several modes.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -122,6 +122,8 @@ class MeanShift(DriftField):
         normalization: Sums over which the affinity is normalized: rows_and_columns as in the paper, or rows.
         bias_correction: Correct the centroids for the finite number of targets (ABC), which matters where groups are small.
     """
+
+    supports_row_scale: ClassVar[bool] = True
 
     affinity_floor: float = 0.0
     kernel: str = "laplace"

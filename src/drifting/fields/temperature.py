@@ -13,6 +13,8 @@ wider kernel; if the positives are nearest, with a narrower one. Since d z_ij / 
 Shapes: t temperatures, g groups, n generated, k targets.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +22,12 @@ from torch import Tensor
 from drifting._checks import constant
 from drifting.fields import pairwise
 from drifting.fields.base import Problem
+
+
+def multiplied(temperatures: Sequence[float], factor: Tensor | float, *, like: Tensor) -> list[float | Tensor]:
+    """Return the temperatures times a factor, in the precision of the samples that they are for."""
+    factor = factor.to(like) if isinstance(factor, Tensor) else factor
+    return [temperature * factor for temperature in temperatures]
 
 
 @constant

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from drifting._checks import check_counts, check_device, check_field, check_seed
+from drifting._checks import check_counts, check_device, check_field, check_row_scale, check_seed
 from drifting.data.dataset import Source
 from drifting.data.sources import InMemorySource, LoaderSource, as_batch
 from drifting.encoders.base import FeatureEncoder, Features, Frozen, Identity
@@ -78,6 +78,8 @@ class Trainer:
         source = _open(data, schedule, classes, seed, place)
         self.schedule = schedule or _default_schedule(source.num_classes)
         check_counts({name: getattr(self.schedule, name) for name in _COUNTED})
+        if self.loss.settings["scale_per_row"]:
+            check_row_scale(self.loss.field, normalize_features=self.loss.settings["normalize_features"])
         check_field(self.loss.field, has_independent=self.schedule.independent_negatives)
         check_schedule(self.schedule, labeled=source.num_classes is not None)
         generator = _as_generator(module, source, noise_shape).to(place)
