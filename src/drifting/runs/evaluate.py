@@ -3,21 +3,20 @@
 Points and digits are compared all at once; generated and real images are processed in batches.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_counts, check_device
-from drifting._files import check_writable
 from drifting.config import RunConfig, load_config
-from drifting.data import Decoder, ImageData, ImageSet
+from drifting.data import Decoder, ImageSet
 from drifting.data.images import LabeledSplit
 from drifting.data.pixels import to_bytes
 from drifting.data.sources import InMemorySource, reference_samples
@@ -36,20 +35,22 @@ from drifting.sampling import check_request, sample, sample_indices
 _BATCH_IN_MEMORY, _BATCH = 500, 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationRequest:
-    """What to measure, on how many samples, and on which device.
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure of a run, and the ways to do it: the data of the run choose one, or measure `sample` in their own way.
 
     Attributes:
+        run: a `run.Run`.
         extractor: feature extractor for images, see `evaluation.extractors.find_extractor`.
         real: real images to compare with: a folder, or a file of statistics; None for those of the run.
         count: number of images; None for 10,000, or 50,000 with `real` or for data on disk. For digits it is fixed.
         seed: seed of the samples.
         guidance_scale: guidance scale of the samples; None for that of the run.
         batch_size: number of images at a time; bounds memory and changes nothing else.
-        device: device of generator, decoder and extractor.
+        device: device of generator, decoder and extractor; the generator is moved back afterwards.
     """
 
+    run: Any
     extractor: str | None = None
     real: str | None = None
     count: int | None = None
@@ -64,117 +65,82 @@ class EvaluationRequest:
         check_counts({} if self.batch_size is None else {"batch_size": self.batch_size})
         check_device(self.device)
 
+    @property
+    def scale(self) -> float | None:
+        """Guidance scale to pass to the generator; None if it takes none."""
+        return self.run.config.schedule.scale_of_samples(self.guidance_scale)
 
-def evaluate_run(
-    config: RunConfig,
-    generator: Generator,
-    request: EvaluationRequest,
-    *,
-    folder: Path,
-    snapshots: Callable[[], Mapping[int, Tensor]],
-) -> Metrics:
-    """Measure the samples of a run and return the figures; see `evaluation`.
-
-    Args:
-        config: configuration of the run.
-        generator: trained generator; it runs on the requested device and is moved back afterwards.
-        request: what to measure.
-        folder: folder of the run, for statistics of real images that cannot be cached beside their extractor.
-        snapshots: returns the samples that were set aside during training.
-
-    Raises:
-        InputError: for anything that cannot work, before long work.
-    """
-    scale = config.schedule.scale_of_samples(request.guidance_scale)
-    check_writable(folder, "run")
-    with _on_device(generator, request.device):
-        metrics = config.data.evaluate(Evaluation(config, generator, request, scale, folder, snapshots))
-    return metrics if scale is None else {"guidance_scale": scale, **metrics}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The ways to measure the samples of a run. The data of the run choose one, or measure `sample` in their own way.
-
-    Attributes:
-        config: configuration of the run.
-        generator: trained generator.
-        request: what to measure.
-        guidance_scale: guidance scale of the samples; None for a generator that takes none.
-        folder: folder of the run.
-        snapshots: returns the samples that were set aside during training.
-    """
-
-    config: RunConfig
-    generator: Generator
-    request: EvaluationRequest
-    guidance_scale: float | None
-    folder: Path
-    snapshots: Callable[[], Mapping[int, Tensor]]
+    def measure(self) -> Metrics:
+        """Return the figures, see `evaluation`; raises InputError for anything that cannot work, before long work."""
+        scale = self.scale
+        with _on_device(self.run.generator, self.device):
+            metrics = self.run.config.data.evaluate(self)
+        return metrics if scale is None else {"guidance_scale": scale, **metrics}
 
     def sample(self, count: int, seed: int) -> Tensor:
         """Return samples of a seed, or raise InputError if the request is for images."""
         for name in ("extractor", "real"):
-            if (value := getattr(self.request, name)) is not None:
+            if (value := getattr(self, name)) is not None:
                 raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
-        return sample(self.generator, count, seed=seed, guidance_scale=self.guidance_scale)
+        return sample(self.run.generator, count, seed=seed, guidance_scale=self.scale)
 
     def points(self, modes: Tensor | None = None) -> Metrics:
         """Measure points in the plane; see `evaluate_points`."""
-        return build_evaluation(self.config, self.request.count or IN_MEMORY, modes)(self.sample)
+        return build_evaluation(self.run.config, self.count or IN_MEMORY, modes)(self.sample)
 
     def digits(self, split: LabeledSplit) -> Metrics:
         """Measure digits; see `evaluate_digits`."""
         return evaluate_digits(self.sample, split)
 
     def images_in_memory(self, name: str, load: Callable[[str], ImageSet]) -> Metrics:
-        """Compare images, and the snapshots of the training, with the test set, or with the real images of the request.
+        """Compare images, and the snapshots of the training, with the test set, or with the requested real images.
 
         Args:
             name: name of the data set.
             load: split -> its images.
         """
-        if self.request.real is not None:
+        if self.real is not None:
             return self.images()
         train, test = load("train"), load("test")
-        extractor = load_extractor(self.request.extractor, self.config, self.request.device)
-        sides = in_memory(f"images {name}/test", train, test, extractor, count=self.request.count or IN_MEMORY)
-        batch_size = self.request.batch_size or _BATCH_IN_MEMORY
+        extractor = load_extractor(self.extractor, self.run.config, self.device)
+        sides = in_memory(f"images {name}/test", train, test, extractor, count=self.count or IN_MEMORY)
+        batch_size = self.batch_size or _BATCH_IN_MEMORY
         metrics = self._compared(sides, extractor, to_bytes, batch_size)
-        if known := self.snapshots():
+        if known := self.run.snapshots():
             as_bytes = {step: to_bytes(samples) for step, samples in known.items()}
             metrics |= frechet_curve(as_bytes, train, test, extractor, sides.reference(batch_size).gaussian)
         return metrics
 
     def images(self) -> Metrics:
         """Compare images with real ones that stay on disk."""
-        request, count = self.request, self.request.count or STREAMED
+        config, count = self.run.config, self.count or STREAMED
         if count < 2:
             raise InputError(f"num_samples is {count}: ask for at least 2")
-        extractor = load_extractor(request.extractor, self.config, request.device)
-        data = cast(ImageData, self.config.data)
-        decode = data.decoder(request.device)
+        extractor = load_extractor(self.extractor, config, self.device)
+        decode = config.data.decoder(self.device)
         sides = streamed(
-            data,
-            request.real,
+            config.data,
+            self.real,
             extractor,
             decode=decode,
-            seed=self.config.seed,
+            seed=config.seed,
             count=count,
-            cache=extractor.cache or self.folder / STATISTICS,
-            device=request.device,
+            cache=extractor.cache or self.run.folder / STATISTICS,
+            device=self.device,
         )
-        return self._compared(sides, extractor, decode, request.batch_size or _BATCH)
+        return self._compared(sides, extractor, decode, self.batch_size or _BATCH)
 
     def _compared(self, sides: Sides, extractor: Extractor, decode: Decoder, batch_size: int) -> Metrics:
+        generator = self.run.generator
+
         def sampler(count: int, labels: Sequence[int] | None) -> Iterator[Batch]:
             return sampled_batches(
-                self.generator,
+                generator,
                 decode,
                 range(count),
-                labels=None if self.generator.num_classes is None else labels,
-                seed=self.request.seed,
-                guidance_scale=self.guidance_scale,
+                labels=None if generator.num_classes is None else labels,
+                seed=self.seed,
+                guidance_scale=self.scale,
                 batch_size=batch_size,
             )
 

@@ -22,7 +22,7 @@ from drifting.errors import InputError
 from drifting.evaluation import Metrics
 from drifting.generators.base import Generator
 from drifting.plotting import image_grid, pixels_in_grid, points_figure, save_image
-from drifting.runs.evaluate import EvaluationRequest, evaluate_run
+from drifting.runs.evaluate import Evaluation
 from drifting.runs.folder import CONFIG, METRICS, REPORT, WEIGHTS, read_config
 from drifting.sampling import Sampler, label_numbers
 from drifting.training.recorder import read_snapshots
@@ -80,19 +80,11 @@ class Run(Sampler):
         batch_size: int | None = None,
         device: str = "cpu",
     ) -> Metrics:
-        """Measure the run against real data and keep the figures in metrics.json; arguments as of `evaluate.EvaluationRequest`."""
-        request = EvaluationRequest(
-            extractor=extractor,
-            real=real,
-            count=count,
-            seed=seed,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-            device=device,
-        )
+        """Measure the run against real data and keep the figures in metrics.json; arguments as of `evaluate.Evaluation`."""
+        evaluation = Evaluation(self, extractor, real, count, seed, guidance_scale, batch_size, device)
         check_writable(self.folder, "run")
         with hold(self.folder, "run"):
-            metrics = evaluate_run(self.config, self.generator, request, folder=self.folder, snapshots=self.snapshots)
+            metrics = evaluation.measure()
             save_json(self.folder / METRICS, metrics)
         return metrics
 
