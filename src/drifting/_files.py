@@ -236,13 +236,14 @@ def hold(folder: Path, argument: str) -> Iterator[None]:
         argument: name of the folder in errors.
 
     Raises:
-        InputError: if another process or thread holds the folder; the message says which one, and since when.
-        OSError: if the folder cannot be created or written to.
+        InputError: if the folder cannot be written to, see `check_writable`, or another process or thread holds it; the message
+            says which one, and since when.
     """
     place = folder.resolve()
     if _HELD.get(place) == threading.get_ident():
         yield
         return
+    check_writable(folder, argument)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = None

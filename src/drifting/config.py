@@ -82,6 +82,11 @@ class TrainingConfig:
         return self.preset
 
     @property
+    def command(self) -> str:
+        """Words of the command that starts the training: `drifting train-encoder`, or that of a preset."""
+        return self.title if self.preset == "train-encoder" else f"train {self.preset}"
+
+    @property
     def optimization(self) -> Any:
         """The part that holds the number of steps."""
         return self
@@ -206,11 +211,6 @@ class RunConfig(EncodedConfig):
     def optimization(self) -> Any:
         """The schedule."""
         return self.schedule
-
-    @property
-    def plans_all_steps(self) -> bool:
-        """False, because the learning rate of a generator does not depend on the total number of steps."""
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,11 +75,12 @@ def test_disk_that_refuses_a_share_is_reported_in_a_sentence_and_leaves_the_olde
     monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", refuse)
     with (
         pytest.raises(StorageError) as caught,
-        ending(tmp_path, presets.preset("toy"), group, command="drifting train toy --resume", resume=True),
+        ending(tmp_path, presets.preset("toy"), group, resume=True),
     ):
         save_checkpoint(folder, 2, state.tensors(), {}, keep=1, processes=group)
     safe = "its checkpoint step-00000001 is whole"
-    said = f"({os.strerror(number).lower()}); {safe}. {FAULTS[number]}, then go on with: drifting train toy --resume"
+    command = f"drifting train toy --save-dir {tmp_path} --resume"
+    said = f"({os.strerror(number).lower()}); {safe}. {FAULTS[number]}, then go on with: {command}"
     assert str(caught.value) == f"a file cannot be written or read {said}"
     assert [path.name for path in folder.iterdir()] == ["step-00000001"]
     assert load_checkpoint(folder / "step-00000001")[0].keys() == state.tensors().keys()

@@ -5,6 +5,7 @@ first checkpoint leaves nothing that is in the way of starting again.
 """
 
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -245,15 +246,20 @@ class OutOfMemoryError(MemoryError):
     """There is not enough memory. The message says how to need less, and how to go on."""
 
 
+def command_to_go_on(config: AnyConfig, folder: Path, processes: int = 1) -> str:
+    """Return the command that continues a training on this number of processes."""
+    launched = f"torchrun --nproc-per-node {processes} -m " if processes > 1 else ""
+    return f"{launched}drifting {config.command} --save-dir {shlex.quote(str(folder))} --resume"
+
+
 @contextmanager
-def ending(folder: Path, config: AnyConfig, processes: Processes, *, command: str, resume: bool) -> Iterator[None]:
+def ending(folder: Path, config: AnyConfig, processes: Processes, *, resume: bool) -> Iterator[None]:
     """Turn any error that ends a training into one that says what is safe and how to go on.
 
     Args:
         folder: folder of the run.
         config: configuration of the run.
         processes: the processes that train it; the first one clears up.
-        command: command that continues the run from its newest checkpoint.
         resume: whether the run was resumed.
 
     Raises:
@@ -269,7 +275,7 @@ def ending(folder: Path, config: AnyConfig, processes: Processes, *, command: st
         if processes.is_main_process and not resume:
             with suppress(OSError, InputError):  # the disk that made it end
                 clear_unstarted(folder, config)
-        explained = _explained(error, folder, command)
+        explained = _explained(error, folder, command_to_go_on(config, folder, processes.size))
         if explained is None:
             raise
         raise explained from error

@@ -7,7 +7,6 @@ auto-encoders can be trained on images or latents that do not fit into memory an
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from drifting._json import save_json
 from drifting._progress import print_stage, show_steps
 from drifting._torch import stream_seed
 from drifting.checkpoint import checkpoints, load_checkpoint, load_tensors, load_weights, save_checkpoint, save_tensors, steps_done
-from drifting.config import ClassifierConfig, EncoderRunConfig, RunConfig
+from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, StreamedData
 from drifting.data.pixels import to_signed
 from drifting.data.sources import shuffled_indices
@@ -44,75 +43,61 @@ from drifting.runs.folder import (
     ENCODER_WEIGHTS,
     METRICS,
     TRAINED_ON,
+    command_to_go_on,
 )
 from drifting.runs.run import TrainedNetwork
-from drifting.training.loop import Interrupted, command_to_go_on, polite_stop
+from drifting.training.loop import Interrupted, polite_stop
 from drifting.training.recorder import CHECKPOINTS
 
 
-@dataclass(frozen=True, kw_only=True)
-class Saving:
-    """Where and how often the state of a training is saved.
+def follow(
+    training: NetworkTraining,
+    config: AnyConfig,
+    folder: Path,
+    *,
+    what: str,
+    batch_size: int,
+    every: int,
+    keep: int,
+    kept_in: str = CHECKPOINTS,
+) -> None:
+    """Run a training from its newest checkpoint, if there is one, to its last step; save it at intervals and when it is stopped.
 
-    Attributes:
-        folder: folder of the run. Its configuration is written with the first checkpoint, so that a training that fails before
-            leaves nothing behind.
-        facts: the configuration as JSON.
-        command: command that continues an interrupted training.
-        every: number of steps between checkpoints.
-        keep: number of checkpoints to keep.
-        checkpoints: name of the folder of checkpoints.
-    """
-
-    folder: Path
-    facts: dict[str, Any]
-    command: str
-    every: int
-    keep: int
-    checkpoints: str = CHECKPOINTS
-
-    def save(self, training: NetworkTraining) -> None:
-        """Write the configuration and a checkpoint, or raise DivergenceError if the state is not finite."""
-        training.state.check_faults()
-        save_json(self.folder / CONFIG, self.facts)
-        step, tensors = training.state.step, training.state.tensors()
-        save_checkpoint(self.folder / self.checkpoints, step, tensors, self.facts, keep=self.keep)
-
-    def restore(self, training: NetworkTraining) -> None:
-        """Restore the newest checkpoint, if there is one, or raise InputError if it is beyond the last step."""
-        for newest in checkpoints(self.folder / self.checkpoints)[-1:]:
-            done = steps_done(newest, training.steps)
-            training.state.restore(load_checkpoint(newest)[0], done, str(newest))
-
-
-def follow(training: NetworkTraining, saving: Saving, *, what: str, batch_size: int) -> None:
-    """Run a training from its newest checkpoint, if there is one, to its last step.
+    The configuration is written with the first checkpoint, so that a training that fails before leaves nothing behind.
 
     Args:
         training: the training; its state is advanced in place.
-        saving: where its state is saved.
+        config: configuration of the run.
+        folder: folder of the run.
         what: name of the network in the progress bar.
         batch_size: number of images in a step.
+        every: number of steps between checkpoints.
+        keep: number of checkpoints to keep.
+        kept_in: name of the folder of checkpoints.
 
     Raises:
         InputError: if a checkpoint is damaged, or of another network or beyond the last step.
         DivergenceError: if the loss becomes NaN or infinite.
         Interrupted: if the process was asked to stop; the state is saved.
     """
-    saving.restore(training)
-    show_steps(_saved(training, saving), training.steps, batch_size, what=what, done=training.state.step)
+    facts, state = configuration.to_json(config), training.state
+    for newest in checkpoints(folder / kept_in)[-1:]:
+        done = steps_done(newest, training.steps)
+        state.restore(load_checkpoint(newest)[0], done, str(newest))
 
-
-def _saved(training: NetworkTraining, saving: Saving) -> Iterator[NetworkStep]:
-    """Yield the steps and save the state regularly, at the end, and when a signal stops the training."""
-    with polite_stop() as stop:
+    def saved(stop: list[int]) -> Iterator[NetworkStep]:
         for step in training:
             yield step
-            if stop or step.number % saving.every == 0 or step.number == training.steps:
-                saving.save(training)
+            if stop or step.number % every == 0 or step.number == training.steps:
+                state.check_faults()
+                save_json(folder / CONFIG, facts)
+                save_checkpoint(folder / kept_in, step.number, state.tensors(), facts, keep=keep)
             # Also after the last step: what follows, such as a linear probe, may take long.
             if stop:
-                raise Interrupted(step.number, training.steps, saving.command)
+                raise Interrupted(step.number, training.steps, command_to_go_on(config, folder, join().size))
+
+    with polite_stop() as stop:
+        show_steps(saved(stop), training.steps, batch_size, what=what, done=state.step)
 
 
 _RECONSTRUCTED = 64
@@ -139,16 +124,17 @@ def prepare_encoder(config: RunConfig, folder: Path, network: Any) -> Any:
     """
     if network is None:
         return None
-    weights, objective = folder / ENCODER_WEIGHTS, config.encoder.objective
+    weights, settings = folder / ENCODER_WEIGHTS, cast(Any, config.encoder)
     if weights.exists():
         load_weights(network, load_tensors(weights), str(weights))
         return network.to(config.device)
     network.to(config.device)
     if config.trains_encoder:
-        _train_stage(network, config, folder)
-    if objective == "reconstruction":
+        print_stage(1, 2, "auto-encoder" if settings.objective == "reconstruction" else "encoder", settings.steps)
+        _train(network, config, folder, keep=1, kept_in=ENCODER_CHECKPOINTS)
+    if settings.objective == "reconstruction":
         _draw_reconstruction(network, config, folder)
-    elif objective is not None:
+    elif settings.objective is not None:
         save_json(folder / ENCODER_METRICS, _figures(network.eval(), config))
     network.eval()
     save_tensors(weights, network.state_dict())
@@ -167,11 +153,9 @@ def train_alone(config: ClassifierConfig | EncoderRunConfig, network: Any, folde
 
 
 def _train_encoder(config: EncoderRunConfig, network: Any, folder: Path) -> TrainedNetwork:
-    facts = configuration.to_json(config)
-    saving = Saving(folder=folder, facts=facts, command=command_of(config, folder), every=config.checkpoint_every, keep=config.keep)
-    _train(network, config, saving)
+    _train(network, config, folder, keep=config.keep)
     figures = (_figures if config.data.loads_images else _streamed_figures)(network.eval(), config)
-    save_json(folder / CONFIG, facts)
+    save_json(folder / CONFIG, configuration.to_json(config))
     save_json(folder / ENCODER_METRICS, figures)
     save_tensors(folder / ENCODER_WEIGHTS, network.state_dict())
     shown = {name: value for name, value in figures.items() if name.endswith(("accuracy", "error"))}
@@ -198,12 +182,10 @@ def _train_classifier(config: ClassifierConfig, network: Classifier, folder: Pat
         seed=config.seed,
         augmentation=config.augmentation(),
     )
-    facts, command = configuration.to_json(config), command_of(config, folder)
-    saving = Saving(folder=folder, facts=facts, command=command, every=_CHECKPOINT_EVERY, keep=1)
-    follow(training, saving, what="classifier", batch_size=config.batch_size)
+    follow(training, config, folder, what="classifier", batch_size=config.batch_size, every=_CHECKPOINT_EVERY, keep=1)
     test = config.data.load("test")
     accuracy = accuracy_of(network.eval(), test.images, cast(Tensor, test.labels))
-    save_json(folder / CONFIG, facts)
+    save_json(folder / CONFIG, configuration.to_json(config))
     counts = {"num_training_images": int(chosen.sum()), "num_test_images": len(test.images)}
     save_json(folder / METRICS, {"test_accuracy": accuracy, **counts})
     save_tensors(folder / TRAINED_ON, {DIGESTS: digests(train.images[chosen])})
@@ -222,28 +204,6 @@ def _held_out(labels: Int[Tensor, " s"]) -> Bool[Tensor, " s"]:
 _TRAINERS: Mapping[str, Callable[..., TrainedNetwork]] = {"encoder": _train_encoder, "classifier": _train_classifier}
 
 
-def command_of(config: ClassifierConfig | EncoderRunConfig, folder: Path) -> str:
-    """Return the command that continues the training of an encoder or a classifier."""
-    if config.preset == "train-encoder":
-        return command_to_go_on(cast(EncoderRunConfig, config).kind, folder, verb=config.preset)
-    return command_to_go_on(config.preset, folder)
-
-
-def _train_stage(network: nn.Module, config: RunConfig, folder: Path) -> None:
-    """Train the encoder of a generator's run, the first of its two stages."""
-    settings: Any = config.encoder
-    print_stage(1, 2, "auto-encoder" if settings.objective == "reconstruction" else "encoder", settings.steps)
-    saving = Saving(
-        folder=folder,
-        facts=configuration.to_json(config),
-        command=command_to_go_on(config.preset, folder, join().size),
-        every=config.checkpoint_every,
-        keep=1,
-        checkpoints=ENCODER_CHECKPOINTS,
-    )
-    _train(network, config, saving)
-
-
 def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) -> None:
     data = cast(ImagesData, config.data)
     network.eval()
@@ -255,13 +215,14 @@ def _draw_reconstruction(network: Autoencoder, config: RunConfig, folder: Path) 
     draw_reconstruction(folder, title=title, images=to_signed(images), reconstructed=reconstructed)
 
 
-def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, saving: Saving) -> None:
+def _train(network: nn.Module, config: RunConfig | EncoderRunConfig, folder: Path, **kept: Any) -> None:
     """Train the network of an encoder with its objective, from its newest checkpoint if there is one."""
     settings: Any = config.encoder
     batches = batches_of(_rows(config), settings.batch_size, config.seed)
     with ThreadPoolExecutor(1) as thread:
         training = train_network(network, settings, read_ahead(batches, settings.steps, thread), seed=config.seed)
-        follow(training, saving, what="encoder", batch_size=settings.batch_size)
+        size, every = settings.batch_size, config.checkpoint_every
+        follow(training, config, folder, what="encoder", batch_size=size, every=every, **kept)
 
 
 def _rows(config: RunConfig | EncoderRunConfig) -> Rows:

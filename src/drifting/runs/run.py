@@ -82,7 +82,6 @@ class Run(Sampler):
     ) -> Metrics:
         """Measure the run against real data and keep the figures in metrics.json; arguments as of `evaluate.Evaluation`."""
         evaluation = Evaluation(self, extractor, real, count, seed, guidance_scale, batch_size, device)
-        check_writable(self.folder, "run")
         with hold(self.folder, "run"):
             metrics = evaluation.measure()
             save_json(self.folder / METRICS, metrics)

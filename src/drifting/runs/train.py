@@ -38,9 +38,9 @@ from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
 from drifting.runs import report as reporting
 from drifting.runs.doctor import Watch
-from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim, ending
+from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim, command_to_go_on, ending
 from drifting.runs.run import Run, TrainedNetwork
-from drifting.training.loop import Interrupted, check_shares, command_to_go_on, polite_stop
+from drifting.training.loop import Interrupted, check_shares, polite_stop
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import FeatureCache, Positives
 from drifting.training.recorder import Recorder, Resources, snapshot_steps
@@ -98,11 +98,10 @@ def _train_network(
 ) -> TrainedNetwork:
     """Train a feature encoder, or a classifier for evaluations, into a folder."""
     config, network = with_network(config, folder, processes, overwrite=overwrite)
-    check_writable(folder, "save_dir")
     with hold(folder, "save_dir"):
         claim(folder, config, resume=resume, overwrite=overwrite)
         _print_lines(config.data.report())
-        with ending(folder, config, processes, command=pretrain.command_of(config, folder), resume=resume):
+        with ending(folder, config, processes, resume=resume):
             return pretrain.train_alone(config, network, folder)
 
 
@@ -124,15 +123,14 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
     # The feature encoder freezes its network, so it is built after the network is trained.
     encoder = None if trains_encoder else build_encoder(config, network)
     config.data.exporter()
-    facts, command = configuration.to_json(config), command_to_go_on(config.preset, folder, processes.size)
+    facts = configuration.to_json(config)
     with ExitStack() as held:
         with processes.main_process_first():
             if is_main:
-                check_writable(folder, "save_dir")
-                _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
                 held.enter_context(hold(folder, "save_dir"))
+                _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
                 claim(folder, config, resume=resume, overwrite=overwrite)
-            held.enter_context(ending(folder, config, processes, command=command, resume=resume))
+            held.enter_context(ending(folder, config, processes, resume=resume))
             encoder = _prepare(config, folder, network, encoder, is_main=is_main)
             if is_main:
                 save_json(folder / CONFIG, facts)
@@ -260,7 +258,7 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
             if stopped or step.number % config.checkpoint_every == 0 or step.number == schedule.steps:
                 recorder.save()
             if stopped and step.number < schedule.steps:
-                raise Interrupted(step.number, schedule.steps, command_to_go_on(config.preset, recorder.folder, processes.size))
+                raise Interrupted(step.number, schedule.steps, command_to_go_on(config, recorder.folder, processes.size))
     if watch is not None:
         watch.conclude()
 

@@ -7,13 +7,11 @@ Several processes hold the same stream. Each draws the random numbers of all of 
 depend on their number: each has its own labels with all samples of these or, without labels, its own samples of the population.
 """
 
-import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -228,12 +226,6 @@ class Interrupted(Exception):
 
     def __init__(self, step: int, steps: int, command: str) -> None:
         super().__init__(f"Stopped at step {step} of {steps}; everything is saved. Go on with: {command}")
-
-
-def command_to_go_on(preset: str, folder: Path, processes: int = 1, *, verb: str = "train") -> str:
-    """Return the command that continues a run on this number of processes; for train-encoder, `preset` is the kind of encoder."""
-    launched = f"torchrun --nproc-per-node {processes} -m " if processes > 1 else ""
-    return f"{launched}drifting {verb} {preset} --save-dir {shlex.quote(str(folder))} --resume"
 
 
 def stopping_signals() -> list[int]:
