@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -190,10 +192,10 @@ def test_scale_is_refused_by_a_generator_that_takes_none():
 
 
 @pytest.mark.parametrize(("size", "expected"), [(4, [4, 8, 10]), (10, [10]), (64, [10])])
-def test_samples_are_counted_after_every_pass(size, expected):
-    counts = []
-    sample(_GENERATOR, 10, batch_size=size, on_progress=counts.append)
-    assert counts == expected
+def test_samples_come_in_a_part_of_every_pass(size, expected):
+    parts = list(sample_in_parts(_GENERATOR, 10, batch_size=size))
+    assert list(itertools.accumulate(map(len, parts))) == expected
+    assert torch.equal(torch.cat(parts), sample(_GENERATOR, 10, batch_size=size))
 
 
 def test_passes_are_smaller_for_larger_samples():

@@ -1,4 +1,8 @@
-"""Sampling: one forward pass per sample, each a function of its own seed only."""
+"""Sampling: one forward pass per sample.
+
+Every sample has a counter-based random stream of its own, so sample i of a seed is the same in any batch, in any order and with any
+number of processes.
+"""
 
 import math
 import re
@@ -6,17 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from drifting._checks import check_memory, check_seed, nearest_name
 from drifting._progress import CountProgress, show_sampling
 from drifting.distributed import ALONE, Processes, join
 from drifting.errors import InputError
-from drifting.generators.base import Generator, seeded_codes, seeded_noise
+from drifting.generators.base import Generator
 from drifting.guidance import check_guidance_scale
 
+_MASK = 2**64 - 1
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 # Bytes per value of a sample: in a batch, in the result, and in the user's form, which may be double.
 _COPIES = 16
@@ -35,7 +41,6 @@ def sample(
     guidance_scale: float | None = None,
     batch_size: int = 4096,
     processes: Processes = ALONE,
-    on_progress: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "s *sample"]:
     """Return `count` samples on the CPU. Sample i depends on (seed, i), its label and the guidance only, not on its batch.
 
@@ -47,20 +52,15 @@ def sample(
         guidance_scale: strength of the guidance, from 1 (none, the default) up. Only for a generator that takes it.
         batch_size: samples per forward pass; bounds memory and changes nothing else.
         processes: processes that share the work; all of them must call, and all receive the samples.
-        on_progress: called after every pass with the number of samples so far.
 
     Raises:
         InputError: if the count, the seed or a label is out of range or the guidance scale below 1, or the generator takes none; if
             the samples do not fit into memory.
     """
     options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size, "processes": processes}
-    parts, samples = sample_in_parts(generator, count, **options), list[Tensor]()
+    parts = sample_in_parts(generator, count, **options)
     check_fits(count, _COPIES * math.prod(generator.sample_shape))
-    for part in parts:
-        samples.append(part)
-        if on_progress is not None:
-            on_progress(sum(map(len, samples)))
-    return torch.cat(samples)
+    return torch.cat(list(parts))
 
 
 def sample_in_parts(
@@ -117,6 +117,36 @@ def _samples(
         samples = generator.eval()(noise, chosen, scales, *codes)
     generator.train(was_training)
     return samples
+
+
+def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Float[Tensor, "b *sample"]:
+    """Return standard normal noise on the CPU, one row per index. A row depends only on (seed, index).
+
+    Args:
+        indices: indices of the samples.
+        shape: shape of the noise of one sample.
+        seed: any integer.
+    """
+    rows = [np.random.Generator(_stream(seed, index)).standard_normal(tuple(shape), dtype=np.float32) for index in indices]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
+
+
+def seeded_codes(indices: Sequence[int], num_styles: int, style_classes: int, seed: int) -> Int[Tensor, "b s"]:
+    """Return style codes on the CPU, one row per index. A row depends only on (seed, index).
+
+    Args:
+        indices: indices of the samples, at least one.
+        num_styles: number of codes of one sample.
+        style_classes: number of values of a code.
+        seed: any integer.
+    """
+    # The stream is jumped, so the codes share no random numbers with the noise of the sample.
+    streams = (np.random.Generator(_stream(seed, index).jumped()) for index in indices)
+    return torch.from_numpy(np.stack([stream.integers(style_classes, size=num_styles) for stream in streams]))
+
+
+def _stream(seed: int, index: int) -> np.random.Philox:
+    return np.random.Philox(key=np.array([seed & _MASK, index], np.uint64))
 
 
 def check_request(count: int, seed: int) -> None:
@@ -212,19 +242,23 @@ class Sampler(ABC):
         Labels are numbers of classes, or their names; see `label_numbers`.
         """
         export, options = self._exporter(), self._options(seed, labels, guidance_scale)
-        check_fits(count, self._exported_bytes())
-        with self._progress(count) as progress:
-            samples = sample(self.generator, count, on_progress=progress.advance, **options)
-        return export(samples)
+        parts = sample_in_parts(self.generator, count, **options)
+        check_fits(count, max(self._exported_bytes(), _COPIES * math.prod(self.generator.sample_shape)))
+        return export(torch.cat(list(self._shown(parts, count))))
 
     def parts(
         self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
     ) -> Iterator[Tensor]:
         """Yield what `sample` returns in parts, each of which fits into memory."""
-        export, options, done = self._exporter(), self._options(seed, labels, guidance_scale), 0
+        export, options = self._exporter(), self._options(seed, labels, guidance_scale)
+        yield from map(export, self._shown(sample_in_parts(self.generator, count, **options), count))
+
+    def _shown(self, parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+        """Yield parts of `count` samples and show how many are made."""
+        done = 0
         with self._progress(count) as progress:
-            for part in sample_in_parts(self.generator, count, **options):
-                yield export(part)
+            for part in parts:
+                yield part
                 done += len(part)
                 progress.advance(done)
 
@@ -237,7 +271,7 @@ class Sampler(ABC):
         return 0
 
     def _options(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
-        """Return the keyword arguments of `sample`."""
+        """Return the keyword arguments of `sample_in_parts`."""
         numbers, batch_size = label_numbers(labels, self.class_names), batch_of(self.generator.sample_shape)
         shared = {"processes": join(), "batch_size": batch_size}
         return {"seed": seed, "labels": numbers, "guidance_scale": guidance_scale, **shared}

@@ -1,14 +1,11 @@
-"""The interface of a generator, which maps noise to samples in one forward pass, and its random inputs.
+"""The interface of a generator, which maps noise to samples in one forward pass, and its random inputs in training.
 
-Training draws whole batches of noise from one random stream. Sampling gives every sample a counter-based stream of its own, so
-sample i of a seed is the same in any batch, in any order and with any number of processes.
+Training draws whole batches of noise from one random stream; `sampling` gives every sample a stream of its own.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -73,36 +70,3 @@ class GeneratorConfig(ABC):
     def _check_images(self, sample_shape: tuple[int, ...]) -> None:
         if len(sample_shape) != 3:
             raise InputError(f"generator is a {type(self).__name__}, but the data are not images: name another generator")
-
-
-_MASK = 2**64 - 1
-
-
-def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Float[Tensor, "b *sample"]:
-    """Return standard normal noise on the CPU, one row per index. A row depends only on (seed, index).
-
-    Args:
-        indices: indices of the samples.
-        shape: shape of the noise of one sample.
-        seed: any integer.
-    """
-    rows = [np.random.Generator(_stream(seed, index)).standard_normal(tuple(shape), dtype=np.float32) for index in indices]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
-
-
-def seeded_codes(indices: Sequence[int], num_styles: int, style_classes: int, seed: int) -> Int[Tensor, "b s"]:
-    """Return style codes on the CPU, one row per index. A row depends only on (seed, index).
-
-    Args:
-        indices: indices of the samples, at least one.
-        num_styles: number of codes of one sample.
-        style_classes: number of values of a code.
-        seed: any integer.
-    """
-    # The stream is jumped, so the codes share no random numbers with the noise of the sample.
-    streams = (np.random.Generator(_stream(seed, index).jumped()) for index in indices)
-    return torch.from_numpy(np.stack([stream.integers(style_classes, size=num_styles) for stream in streams]))
-
-
-def _stream(seed: int, index: int) -> np.random.Philox:
-    return np.random.Philox(key=np.array([seed & _MASK, index], np.uint64))

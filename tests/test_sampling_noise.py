@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from drifting.generators import MLP
-from drifting.generators.base import seeded_noise
+from drifting.sampling import seeded_noise
 
 
 def test_noise_of_a_seed_has_known_values():
