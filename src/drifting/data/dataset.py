@@ -188,7 +188,6 @@ class Data(ABC):
         Raises:
             InputError: if the data are missing or cannot be used.
         """
-        del labeled
         return self
 
     def check(self) -> None:  # noqa: B027 - most have nothing to check
@@ -212,7 +211,6 @@ class Data(ABC):
 
     def depict(self, drawing: Any) -> list[Path]:
         """Draw the pictures of a run and return their paths: by one of the ways of a `runs.pictures.Drawing`, or in an own one."""
-        del drawing
         return []
 
     def evaluate(self, evaluation: Any) -> dict[str, Any]:
@@ -299,7 +297,6 @@ class ImageData(Data):
         Raises:
             InputError: if the auto-encoder is missing or does not fit the latents.
         """
-        del device
         return to_bytes
 
     def exporter(self) -> Callable[[Tensor], Tensor]:

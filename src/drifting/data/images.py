@@ -220,7 +220,6 @@ class ImagesData(ImageData):
 
     def source(self, seed: int, bank: Any = None, *, device: str = "cpu", indexed: bool = False, **options: Any) -> Source:
         """Return the training images; see `Data.source`."""
-        del options
         images = self.load("train")
         samples, prepare, shape, dtype = images.images, to_signed, images.image_shape, torch.float32
         if indexed:
@@ -336,7 +335,6 @@ class DigitsData(ImageData):
 
     def source(self, seed: int, bank: Any = None, **options: Any) -> InMemorySource:
         """Return the training images."""
-        del seed, bank, options
         split = load_digits()
         return InMemorySource(split.train, split.train_labels)
 

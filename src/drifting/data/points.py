@@ -195,7 +195,6 @@ class ToyData(PlaneData):
 
     def source(self, seed: int, bank: Any = None, **options: Any) -> StreamSource:
         """Return a source of new samples of the distribution."""
-        del seed, bank, options
         return StreamSource(toy(self.dataset).draw, (2,))
 
 
@@ -319,7 +318,6 @@ class PointsData(PlaneData):
 
     def find(self, *, labeled: bool = False) -> "PointsData":
         """Return the data with frame, count and fingerprint."""
-        del labeled
         if self.scale is not None:
             return self
         points = load_points(Path(self.path))
@@ -349,7 +347,6 @@ class PointsData(PlaneData):
 
     def source(self, seed: int, bank: Any = None, **options: Any) -> InMemorySource:
         """Return the standardized points."""
-        del seed, bank, options
         return InMemorySource(self.frame.standardize(self.load()))
 
     def report(self) -> list[str]:

@@ -296,7 +296,6 @@ class StreamedData(ImageData):
 
     def find(self, *, labeled: bool = False) -> "StreamedData":
         """Return the data with their location and the facts found in the folder."""
-        del labeled
         if self.files is not None:
             return self
         if self.path is None:
@@ -320,7 +319,6 @@ class StreamedData(ImageData):
         self, seed: int, bank: Any = None, *, device: str = "cpu", indexed: bool = False, on_progress: OnProgress | None = None
     ) -> Source:
         """Return a source of the rows, through a bank if there is one; see `Data.source`."""
-        del indexed
         rows = self.rows(seed)
         if bank is None:
             return RowSource(rows)

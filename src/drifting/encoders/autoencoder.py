@@ -132,7 +132,6 @@ class AutoencoderConfig(EncoderConfig):
         self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
     ) -> Autoencoder:
         """Return the network; see `EncoderConfig.build_network`."""
-        del num_classes
         network = Autoencoder(image_shape, code_dim=self.code_dim, width=self.width)
         checked_names(self.features, available_features(network))
         if self.weights is not None:
@@ -141,7 +140,6 @@ class AutoencoderConfig(EncoderConfig):
 
     def build_features(self, network: nn.Module, device: str = "cpu") -> AutoencoderFeatures:
         """Return the features over a trained network."""
-        del device
         return AutoencoderFeatures(cast(Autoencoder, network), self.features)
 
     def check(self, prefix: str = "") -> None:

@@ -40,7 +40,6 @@ class Frozen(nn.Module):
 
     def train(self, mode: bool = True) -> "Frozen":
         """Stay in evaluation mode; `mode` has no effect."""
-        del mode
         return super().train(False)
 
     def forward(self, samples: Float[Tensor, "b *sample"]) -> Any:
@@ -163,9 +162,8 @@ class EncoderConfig(ABC):
         """Whether the training needs labels."""
         return False
 
-    def check(self, prefix: str = "") -> None:
+    def check(self, prefix: str = "") -> None:  # noqa: B027 - the pixels have nothing to check
         """Raise InputError if training cannot work with a setting; the error names the setting after the prefix."""
-        del prefix
 
     def as_trained(self, weights: str, before: "EncoderConfig") -> "EncoderConfig":
         """Return the encoder over the network trained with these settings, to replace the encoder of a run.
@@ -176,7 +174,6 @@ class EncoderConfig(ABC):
         """
         if self.objective is None:
             raise InputError("a run that trains no encoder")
-        del before
         return replace(self, weights=weights)  # pyright: ignore[reportCallIssue] - a field of all that are trained
 
 
@@ -188,11 +185,9 @@ class PixelsConfig(EncoderConfig):
 
     def build_network(self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]) -> None:
         """Return None: there is no network."""
-        del image_shape, num_classes, read
 
     def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
         """Return the encoder that leaves samples as they are."""
-        del network, device
         return identity
 
 

@@ -299,7 +299,6 @@ class MAEConfig(MaskedTraining, EncoderConfig):
         self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
     ) -> MaskedAutoencoder:
         """Return the network, or raise InputError if its grid cannot be masked or its last maps would be constant."""
-        del read
         network = MaskedAutoencoder(image_shape, width=self.width, patch=self.patch, depths=self.depths, num_classes=num_classes)
         if any(side % MASK_SIDE for side in network.grid):
             cut = f"cuts images into {network.grid[0]} x {network.grid[1]} patches, of which squares of {MASK_SIDE} are hidden"

@@ -302,7 +302,6 @@ class MAEFeaturesConfig(EncoderConfig):
         self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
     ) -> MaskedAutoencoder:
         """Return the trained network without decoder and logits, which features do not need."""
-        del num_classes
         if len(image_shape) != 3 or self.weights is None:
             missing = "its weights are not named" if len(image_shape) == 3 else "the data are not images of a known shape"
             raise InputError(f"encoder is a masked auto-encoder, but {missing}: pass both")

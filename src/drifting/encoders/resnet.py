@@ -339,7 +339,6 @@ class ResNetConfig(EncoderConfig):
 
     def build_features(self, network: nn.Module, device: str = "cpu") -> ResNetFeatures:
         """Return the features over a trained network."""
-        del device
         return ResNetFeatures(cast(ResNet, network), self.features)
 
     def check(self, prefix: str = "") -> None:

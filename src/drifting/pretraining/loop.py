@@ -53,7 +53,6 @@ class HeldRows(Rows):
 
     def take(self, indices: Int[Tensor, " b"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b c h w"]:
         """Return images."""
-        del positions
         return self.images[indices]
 
 

@@ -152,7 +152,6 @@ class _ModuleGenerator(Generator):
 
     def forward(self, noise: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None) -> Tensor:
         """Return what the module returns."""
-        del guidance_scale
         return self.module(noise) if self.num_classes is None else self.module(noise, labels)
 
 
