@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Protocol, SupportsFloat, TypeVar, runtime_checkable
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -16,19 +16,8 @@ _QUIET_SECONDS = 20.0
 # Seconds before the progress of work that is usually short is shown.
 _SHORT = 3.0
 
-# Number of steps between two readings of a loss, which wait for the device.
-_READ_EVERY = 50
 Shown = TypeVar("Shown", bound="CountProgress")
 Batch = TypeVar("Batch", bound=tuple)
-
-
-@runtime_checkable
-class _Step(Protocol):
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def loss(self) -> SupportsFloat: ...
 
 
 class CountProgress:
@@ -183,22 +172,6 @@ def print_lines(title: str, *, unit: str = "images") -> Callable[[int, int], Non
         shown[0].advance(done)
 
     return print_line
-
-
-def show_steps(steps: Iterable[_Step], total: int, batch_size: int, *, what: str, done: int = 0) -> None:
-    """Take the steps of a network's training and show their progress.
-
-    Args:
-        steps: the training, an iterable of steps with a number and a loss.
-        total: number of steps of the whole training.
-        batch_size: number of images in a step.
-        what: name of the network.
-        done: number of steps that are done already.
-    """
-    with TrainingProgress(total, done, batch_size, what=what) as progress:
-        for step in steps:
-            read = step.number % _READ_EVERY == 0 or step.number == total
-            progress.advance(step.number, float(step.loss) if read else None)
 
 
 def show_images(batches: Iterable[Batch], total: int, *, what: str, console: Console | None = None) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drifting import config as configuration
 from drifting._json import save_json
-from drifting._progress import print_stage, show_steps
+from drifting._progress import TrainingProgress, print_stage
 from drifting._torch import stream_seed
 from drifting.checkpoint import checkpoints, load_checkpoint, load_tensors, load_weights, save_checkpoint, save_tensors, steps_done
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
@@ -32,7 +32,7 @@ from drifting.encoders.resnet import ResNet
 from drifting.evaluation.extractors import Classifier, accuracy_of, in_batches, linear_probe
 from drifting.evaluation.statistics import digests, images_in_shares
 from drifting.plotting import draw_reconstruction
-from drifting.pretraining.loop import HeldRows, NetworkStep, NetworkTraining, batches_of, read_ahead
+from drifting.pretraining.loop import HeldRows, NetworkTraining, batches_of, read_ahead
 from drifting.pretraining.objectives import train_network, train_supervised
 from drifting.runs.folder import (
     CLASSIFIER_WEIGHTS,
@@ -48,6 +48,9 @@ from drifting.runs.folder import (
 from drifting.runs.run import TrainedNetwork
 from drifting.training.loop import Interrupted, polite_stop
 from drifting.training.recorder import CHECKPOINTS
+
+# Number of steps between two readings of a loss, which wait for the device.
+_READ_EVERY = 50
 
 
 def follow(
@@ -84,20 +87,17 @@ def follow(
     for newest in checkpoints(folder / kept_in)[-1:]:
         done = steps_done(newest, training.steps)
         state.restore(load_checkpoint(newest)[0], done, str(newest))
-
-    def saved(stop: list[int]) -> Iterator[NetworkStep]:
+    with TrainingProgress(training.steps, state.step, batch_size, what=what) as progress, polite_stop() as stop:
         for step in training:
-            yield step
-            if stop or step.number % every == 0 or step.number == training.steps:
+            last = step.number == training.steps
+            progress.advance(step.number, float(step.loss) if last or step.number % _READ_EVERY == 0 else None)
+            if stop or last or step.number % every == 0:
                 state.check_faults()
                 save_json(folder / CONFIG, facts)
                 save_checkpoint(folder / kept_in, step.number, state.tensors(), facts, keep=keep)
             # Also after the last step: what follows, such as a linear probe, may take long.
             if stop:
                 raise Interrupted(step.number, training.steps, command_to_go_on(config, folder, join().size))
-
-    with polite_stop() as stop:
-        show_steps(saved(stop), training.steps, batch_size, what=what, done=state.step)
 
 
 _RECONSTRUCTED = 64
