@@ -12,14 +12,11 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 from drifting.errors import InputError, StorageError
-
-T = TypeVar("T")
 
 # What the names of temporary folders begin with, and of a folder that is whole, and whose place another is about to take.
 SCRATCH, REPLACED = ".writing-", ".replaced-"
@@ -186,33 +183,6 @@ def remedy(error: BaseException) -> str:
     if number in _FULL or number is None:
         return "Make room"
     return "Bring the folder back" if number in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR) else "Make it writable"
-
-
-def cached(
-    path: Path, fingerprint: str, compute: Callable[[], T], *, load: Callable[[Path], tuple[T, str]], save: Callable[..., None]
-) -> T:
-    """Return a value cached in a file, or compute and save it if the file is missing, damaged or has another fingerprint.
-
-    Args:
-        path: path of the file.
-        fingerprint: fingerprint of everything that the value depends on.
-        compute: computes the value.
-        load: path -> the value and its fingerprint; raises InputError if the file is damaged.
-        save: (path, value, fingerprint=) writes the file.
-
-    Raises:
-        InputError: before the computation, if the file could not be written.
-    """
-    with suppress(InputError):
-        kept, found = load(path)
-        if found == fingerprint:
-            return kept
-    check_writable(path.parent, "path")
-    if path.is_dir():
-        raise InputError(f"path is '{path}', a folder where a file belongs: delete it")
-    kept = compute()
-    save(path, kept, fingerprint=fingerprint)
-    return kept
 
 
 try:

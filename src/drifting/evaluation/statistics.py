@@ -12,6 +12,7 @@ Shapes: r real images of the reference, s images to choose from, f chosen ones, 
 
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
 from torch import Tensor
 
-from drifting._files import cached
+from drifting._files import check_writable
 from drifting._torch import stream_seed
 from drifting.data.bank import ranks
 from drifting.data.sources import shuffled_indices
@@ -122,7 +123,16 @@ def cached_statistics(path: Path, fingerprint: str, compute: Callable[[], ImageS
     Raises:
         InputError: before it is computed, if it could not be written.
     """
-    return cached(path, fingerprint, compute, load=load_statistics, save=save_statistics)
+    with suppress(InputError):
+        kept, found = load_statistics(path)
+        if found == fingerprint:
+            return kept
+    check_writable(path.parent, "path")
+    if path.is_dir():
+        raise InputError(f"path is '{path}', a folder where a file belongs: delete it")
+    kept = compute()
+    save_statistics(path, kept, fingerprint=fingerprint)
+    return kept
 
 
 def save_statistics(path: Path, statistics: ImageStatistics, *, fingerprint: str = "") -> None:

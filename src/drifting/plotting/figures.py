@@ -77,18 +77,18 @@ def panels(rows: int, columns: int, *, size: float, title: str) -> tuple[Figure,
 
 
 def progress_figure(
-    title: str, snapshots: Snapshots, draw: Callable[[Axes, int], None], draw_real: Callable[[Axes], None], count: int = 7
+    title: str, snapshots: Snapshots, draw: Callable[[Axes, int], None], draw_real: Callable[[Axes], None]
 ) -> Figure:
-    """Return a figure of samples at `count` steps of the training, and real data."""
-    figure, axes = panels(2, (count + 1) // 2, size=2.9, title=f"{title}: samples through training")
+    """Return a figure of samples at seven steps of the training, and real data."""
+    figure, axes = panels(2, 4, size=2.9, title=f"{title}: samples through training")
     steps = sorted(snapshots)
     for index, panel in enumerate(axes[:-1]):
-        draw(panel, steps[round(index * (len(steps) - 1) / (count - 1))])
+        draw(panel, steps[round(index * (len(steps) - 1) / (len(axes) - 2))])
     draw_real(axes[-1])
     return figure
 
 
-def losses_figure(title: str, log: Log, floor: float | None) -> Figure:
+def losses_figure(title: str, log: Log, floor: float | None = None) -> Figure:
     """Return a figure of the curves of a training: loss, raw drift norms, and the two-sample distance with its floor.
 
     A second row shows the figures of the batches, if there are any: signal and noise, spread of the samples, spread of the kernel.

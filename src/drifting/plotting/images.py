@@ -55,7 +55,6 @@ def draw_images(
     real: Float[Tensor, "classes columns c h w"],
     snapshots: Mapping[int, Shaped[Tensor, "n c h w"]],
     log: Log,
-    floor: float | None = None,
     labeled: bool = True,
     names: Sequence[str] | None = None,
 ) -> list[Path]:
@@ -67,7 +66,6 @@ def draw_images(
         real: real images of each class, in [-1, 1].
         snapshots: step -> generated images, classes in turn; in [-1, 1], or as bytes.
         log: lines of metrics.jsonl.
-        floor: squared energy distance of two real samples of this size.
         labeled: whether rows are classes.
         names: names of the classes, if known.
     """
@@ -89,7 +87,7 @@ def draw_images(
     figures = {
         "samples": samples,
         "progress": progress_figure(title, snapshots, show, lambda axes: show_grid(axes, real, "data", names)),
-        "losses": losses_figure(title, log, floor),
+        "losses": losses_figure(title, log),
     }
     return save_figures(folder, figures, map(moment, sorted(snapshots)))
 
