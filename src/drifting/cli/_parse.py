@@ -18,7 +18,7 @@ from tyro.conf import FlagConversionOff, arg
 from drifting.errors import InputError
 
 if TYPE_CHECKING:
-    from drifting.presets.settings import Option
+    from drifting.presets.settings import Setting
 
 # Name of a flag in other programs -> its name here.
 _SYNONYMS = {
@@ -40,13 +40,13 @@ Command = Callable[..., Any]
 HELP = frozenset({"-h", "--help"})
 
 
-def flags_of(option: "Option") -> list[str]:
+def flags_of(option: "Setting") -> list[str]:
     """Return all names of an option on a command line, with hyphens."""
     names = [_hyphened(f"--{name}") for name in (*option.others, option.name)]
     return [*names, *(f"--no-{name[2:]}" for name in names if option.switch)]
 
 
-def _field_of(option: "Option") -> tuple[str, Any, Any]:
+def _field_of(option: "Setting") -> tuple[str, Any, Any]:
     """Return an option as a field of a dataclass that tyro parses."""
     *short, longest = sorted((*option.others, option.name), key=len)
     about = arg(
@@ -58,7 +58,7 @@ def _field_of(option: "Option") -> tuple[str, Any, Any]:
         help_behavior_hint=None if option.shown is None else f"({option.shown})",
     )
     kind = Annotated[option.kind, about] if option.switch else Annotated[option.kind, about, FlagConversionOff]
-    return option.name.replace(".", "__"), kind, dataclasses.field(default=option.default)
+    return option.name.replace(".", "__"), kind, dataclasses.field(default=option.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Reader:
     other_options: Collection[str] = ()
     headings: Sequence[str] = ()
 
-    def read(self, options: "Sequence[Option]", words: Sequence[str], *, partial: bool = False) -> dict[str, Any]:
+    def read(self, options: "Sequence[Setting]", words: Sequence[str], *, partial: bool = False) -> dict[str, Any]:
         """Return the values of the options on the command line, or show the help and raise SystemExit if that is requested.
 
         Args:
@@ -93,16 +93,16 @@ class Reader:
         if partial and not set(words) - HELP:
             return {}
         words = with_present_names(words, {f"--{old}": f"--{option.name}" for option in options for old in option.former})
-        groups: dict[str, "list[Option]"] = {
+        groups: dict[str, "list[Setting]"] = {
             heading: [] for heading in self.headings if any(one.heading == heading for one in options)
         }
         for option in options:
-            optional = partial and option.default is dataclasses.MISSING
-            groups.setdefault(option.heading, []).append(dataclasses.replace(option, default=None) if optional else option)
+            optional = partial and option.value is dataclasses.MISSING
+            groups.setdefault(option.heading, []).append(dataclasses.replace(option, value=None) if optional else option)
         fields: list[Any] = []
         for index, (heading, group) in enumerate(groups.items()):
             kind = dataclasses.make_dataclass(f"_Group{index}", [_field_of(option) for option in _required_first(group)])
-            required = any(option.default is dataclasses.MISSING for option in group)
+            required = any(option.value is dataclasses.MISSING for option in group)
             default = dataclasses.field() if required else dataclasses.field(default_factory=kind)
             # Without a help text, tyro would search the source of the class for one, which there is none of.
             fields.append((f"group{index}", Annotated[kind, arg(name=heading, help="")], default))
@@ -120,7 +120,7 @@ class Reader:
         named = {_hyphened(word) for word in words if word.startswith("--")}
         return {option.name: values[option.name.replace(".", "__")] for option in options if named & set(flags_of(option))}
 
-    def _sentence(self, message: str, options: "Sequence[Option]", words: Sequence[str]) -> str:
+    def _sentence(self, message: str, options: "Sequence[Setting]", words: Sequence[str]) -> str:
         flags = ["--help", *(flag for option in options for flag in flags_of(option))]
         see = f"see drifting {self.command} --help"
         if "Unrecognized options" in message and (first := _first_unknown(words, flags)) is not None:
@@ -148,8 +148,8 @@ def _metavar(kind: Any) -> str | None:
     return None if one is bool else getattr(one, "__name__", str(one)).upper()
 
 
-def _required_first(options: "Iterable[Option]") -> "list[Option]":
-    return sorted(options, key=lambda option: option.default is not dataclasses.MISSING)
+def _required_first(options: "Iterable[Setting]") -> "list[Setting]":
+    return sorted(options, key=lambda option: option.value is not dataclasses.MISSING)
 
 
 def with_one_sentence_errors(run: Callable[[], Any], sentence: Callable[[str], str]) -> Any:

@@ -38,14 +38,19 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a configuration.
+    """A setting of a configuration, an argument of a preset, or an option of a command, and how it is written as a flag.
 
     Attributes:
         name: name, dotted inside a part, such as "encoder.width".
         kind: type of the value.
-        value: value in the configuration.
+        value: value in the configuration, or default; dataclasses.MISSING if the option is required.
         help: description from a docstring.
         short: name without the part if it can be used alone; None otherwise.
+        heading: heading of its section in `--help`.
+        others: other names of the flag.
+        former: names of earlier versions, which are read and not shown.
+        shown: text shown instead of the default.
+        switch: whether the flag takes no value, as in --NAME or --no-NAME.
     """
 
     name: str
@@ -53,6 +58,11 @@ class Setting:
     value: Any
     help: str
     short: str | None = None
+    heading: str = "Run"
+    others: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
+    shown: str | None = None
+    switch: bool = False
 
 
 def settings(config: Any) -> list[Setting]:
@@ -264,50 +274,14 @@ HEADINGS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """A flag with a value.
-
-    Attributes:
-        name: Python name, dotted for a setting inside a part.
-        kind: type of the value.
-        default: default shown in `--help`; dataclasses.MISSING if the option is required.
-        help: description of the option.
-        heading: heading of its section in `--help`.
-        others: other names of the option.
-        former: names of earlier versions, which are read and not shown.
-        shown: text shown instead of the default.
-        switch: whether the option takes no value, as in --NAME or --no-NAME.
-    """
-
-    name: str
-    kind: Any
-    default: Any
-    help: str
-    heading: str
-    others: tuple[str, ...] = ()
-    former: tuple[str, ...] = ()
-    shown: str | None = None
-    switch: bool = False
-
-
-def fields_as_options(kind: Any, heading: str = "Run") -> list[Option]:
+def fields_as_options(kind: Any, heading: str = "Run") -> list[Setting]:
     """Return the fields of a dataclass as options."""
     kinds, help_of = typing.get_type_hints(kind), described(kind)
-    return [
-        Option(
-            name=field.name,
-            kind=kinds[field.name],
-            default=field.default,
-            help=help_of[field.name],
-            heading=heading,
-            switch=kinds[field.name] is bool,
-        )
-        for field in dataclasses.fields(kind)
-    ]
+    facts = ((field.name, kinds[field.name], field.default, help_of[field.name]) for field in dataclasses.fields(kind))
+    return [Setting(*each, heading=heading, switch=each[1] is bool) for each in facts]
 
 
-def options_of(kind: Any, choices: Sequence[Setting], config: Any = None, *, every: bool = False) -> list[Option]:
+def options_of(kind: Any, choices: Sequence[Setting], config: Any = None, *, every: bool = False) -> list[Setting]:
     """Return the options of a command that trains.
 
     Args:
@@ -319,7 +293,7 @@ def options_of(kind: Any, choices: Sequence[Setting], config: Any = None, *, eve
     return [*fields_as_options(kind), *(_of_choices(choices) if config is None else _of_settings(config, choices, every=every))]
 
 
-def _of_choices(choices: Sequence[Setting], values: Mapping[str, Any] = MappingProxyType({})) -> list[Option]:
+def _of_choices(choices: Sequence[Setting], values: Mapping[str, Any] = MappingProxyType({})) -> list[Setting]:
     """Return the arguments of a preset or an encoder as options, each also with the dotted name of its setting.
 
     Args:
@@ -329,37 +303,28 @@ def _of_choices(choices: Sequence[Setting], values: Mapping[str, Any] = MappingP
     options = []
     for each in choices:
         needed, switch, dotted = each.value is inspect.Parameter.empty, each.kind is bool, CHOICES.get(each.name, "encoder.")
-        shown = "required" if needed else f"default: {values[dotted]}" if dotted in values and not switch else None
-        options.append(
-            Option(
-                name=each.name,
-                kind=each.kind | None if needed else each.kind,
-                default=None if needed else each.value,
-                help=each.help,
-                heading=HEADINGS[dotted.partition(".")[0]],
-                others=() if switch or each.name not in CHOICES else (dotted,),
-                shown=shown,
-                switch=switch,
-            )
-        )
+        facts: dict[str, Any] = {"kind": each.kind | None, "value": None, "shown": "required"} if needed else {}
+        if not needed and not switch and dotted in values:
+            facts["shown"] = f"default: {values[dotted]}"
+        others = () if switch or each.name not in CHOICES else (dotted,)
+        heading = HEADINGS[dotted.partition(".")[0]]
+        options.append(dataclasses.replace(each, **facts, heading=heading, others=others, switch=switch))
     return options
 
 
-def options_of_fields(config: Any) -> list[Option]:
+def options_of_fields(config: Any) -> list[Setting]:
     """Return the options that choose the drift fields of a configuration."""
-    names = ", ".join(field_names())
-    facts = {"kind": str, "help": f"Drift field, with its own settings: {names}.", "heading": HEADINGS["loss"]}
-    return [Option(name=name, default=value, **facts) for name, value in chosen_fields(config).items()]
+    text, heading = f"Drift field, with its own settings: {', '.join(field_names())}.", HEADINGS["loss"]
+    return [Setting(name, str, value, text, heading=heading) for name, value in chosen_fields(config).items()]
 
 
-def _of_settings(config: Any, choices: Sequence[Setting], *, every: bool) -> list[Option]:
+def _of_settings(config: Any, choices: Sequence[Setting], *, every: bool) -> list[Setting]:
     """Return the choices and all other settings of a configuration as options."""
     known, schedule = settings(config), getattr(config, "schedule", None)
     options = _of_choices(choices, {each.name: each.value for each in known})
     if schedule is not None:
         size, text = f"default: {schedule.labels_per_step * schedule.generated}", described(adjust)["batch_size"]
-        heading = HEADINGS["schedule"]
-        options.append(Option(name="batch_size", kind=int | None, default=None, help=text, heading=heading, shown=size))
+        options.append(Setting("batch_size", int | None, None, text, heading=HEADINGS["schedule"], shown=size))
     decided, called = {CHOICES.get(each.name) for each in choices}, {dotted: (name,) for name, dotted in CHOICES.items()}
     for each in known:
         if each.name in decided:
@@ -371,6 +336,5 @@ def _of_settings(config: Any, choices: Sequence[Setting], *, every: bool) -> lis
         former = tuple(f"{name.rpartition('.')[0]}.{old}".lstrip(".") for name in (each.name, *others) for old in earlier)
         others += ("encoder_steps",) if each.name == "encoder.steps" and schedule is not None else ()
         heading = HEADINGS[each.name.rpartition(".")[0].partition(".")[0]]
-        facts = {"kind": each.kind, "default": each.value, "help": each.help, "heading": heading}
-        options.append(Option(name=each.name, **facts, others=others, former=former))
+        options.append(dataclasses.replace(each, heading=heading, others=others, former=former))
     return [*options, *options_of_fields(config)]
