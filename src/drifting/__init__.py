@@ -6,9 +6,9 @@ generator makes them (`generators`). A run is made and used with `preset`, `trai
 Source: "Generative Modeling via Drifting", arXiv:2602.04770. An unofficial implementation.
 """
 
+import importlib.util
 from typing import TYPE_CHECKING
 
-from drifting._lazy import lazy_names as _lazy_names
 from drifting.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,14 +36,37 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Loaded on first use: importing torch takes seconds, in which Ctrl-C would end a command with a traceback.
-__getattr__, __dir__ = _lazy_names(
-    __name__,
-    {
-        "diagnosis": ("diagnose",),
-        "loss": ("DriftLoss", "DriftingLoss", "FeatureLoss", "drifting_loss"),
-        "presets": ("preset",),
-        "runs": ("Run", "load", "train"),
-        "training": ("Schedule", "Trainer"),
-    },
-)
+# Module -> the names that it offers here.
+_MODULES = {
+    "diagnosis": ("diagnose",),
+    "loss": ("DriftLoss", "DriftingLoss", "FeatureLoss", "drifting_loss"),
+    "presets": ("preset",),
+    "runs": ("Run", "load", "train"),
+    "training": ("Schedule", "Trainer"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return a public name or a submodule, imported on first use (PEP 562).
+
+    Importing torch takes seconds, in which Ctrl-C would end a command with a traceback.
+    """
+    for module, names in _MODULES.items():
+        if name in names:
+            try:
+                value = getattr(importlib.import_module(f"drifting.{module}"), name)
+            except ModuleNotFoundError as error:
+                from drifting._extras import missing_extra
+
+                if (sentence := missing_extra(error)) is None:
+                    raise
+                raise ModuleNotFoundError(f"drifting.{name} cannot be imported: {sentence}", name=error.name) from error
+            globals()[name] = value
+            return value
+    if not name.startswith("_") and importlib.util.find_spec(f"drifting.{name}") is not None:
+        return importlib.import_module(f"drifting.{name}")
+    raise AttributeError(f"module 'drifting' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

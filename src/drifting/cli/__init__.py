@@ -18,8 +18,8 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from drifting import __version__
+from drifting._extras import missing_extra
 from drifting._files import remedy, storage_fault
-from drifting._lazy import missing_extra
 from drifting.errors import InputError, StorageError
 
 if TYPE_CHECKING:

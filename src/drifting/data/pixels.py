@@ -30,7 +30,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from drifting._checks import check_memory, full_precision
-from drifting._lazy import load_published
+from drifting._extras import load_published
 from drifting.checkpoint import check_finite
 from drifting.data.readers import EncodedImage, damaged
 from drifting.errors import InputError

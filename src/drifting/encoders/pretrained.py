@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drifting._checks import full_precision
-from drifting._lazy import is_here, load_published
+from drifting._extras import is_here, load_published
 from drifting.checkpoint import check_finite, load_weights
 from drifting.encoders.base import (
     EncoderConfig,

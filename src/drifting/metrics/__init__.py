@@ -1,14 +1,9 @@
 """Metrics: how far samples are from real data."""
 
-from typing import TYPE_CHECKING
-
-from drifting._lazy import lazy_names
-
-if TYPE_CHECKING:
-    from drifting.metrics.distances import PrecisionRecall, energy_distance, energy_distances, mean_distance, precision_recall
-    from drifting.metrics.frechet import Gaussian, RunningGaussian, frechet_distance, gaussian_of, kernel_distance
-    from drifting.metrics.images import ColorComparison, Memorization, compare_colors
-    from drifting.metrics.inception import Inception, RunningInceptionScore, load_inception
+from drifting.metrics.distances import PrecisionRecall, energy_distance, energy_distances, mean_distance, precision_recall
+from drifting.metrics.frechet import Gaussian, RunningGaussian, frechet_distance, gaussian_of, kernel_distance
+from drifting.metrics.images import ColorComparison, Memorization, compare_colors
+from drifting.metrics.inception import Inception, RunningInceptionScore, load_inception
 
 __all__ = [
     "ColorComparison",
@@ -28,13 +23,3 @@ __all__ = [
     "mean_distance",
     "precision_recall",
 ]
-
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "distances": ("PrecisionRecall", "energy_distance", "energy_distances", "mean_distance", "precision_recall"),
-        "frechet": ("Gaussian", "RunningGaussian", "frechet_distance", "gaussian_of", "kernel_distance"),
-        "images": ("ColorComparison", "Memorization", "compare_colors"),
-        "inception": ("Inception", "RunningInceptionScore", "load_inception"),
-    },
-)

@@ -20,8 +20,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from drifting._files import atomic_path
@@ -253,6 +251,8 @@ def _mean_of_pairs(x: Float[Tensor, "n d"]) -> float:
 
 def save_gaussian(path: Path, gaussian: Gaussian, *, fingerprint: str = "", more: Mapping[str, Tensor] | None = None) -> None:
     """Write a Gaussian, and `more`, to one safetensors file, atomically; the fingerprint, of what it is, goes into its header."""
+    from safetensors.torch import save_file
+
     name, spread = gaussian.parts()
     tensors = {
         **(more or {}),
@@ -266,6 +266,8 @@ def save_gaussian(path: Path, gaussian: Gaussian, *, fingerprint: str = "", more
 
 def load_gaussian(path: Path) -> tuple[Gaussian, str]:
     """Return a Gaussian and its fingerprint; raises InputError if the file is missing, damaged or something else."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             fingerprint = (file.metadata() or {}).get("fingerprint", "")

@@ -18,8 +18,8 @@ from PIL import Image
 
 from drifting import presets
 from drifting._checks import check_device
+from drifting._extras import install_hint, quietly
 from drifting._files import check_writable
-from drifting._lazy import install_hint, quietly
 from drifting._torch import initial_weights
 from drifting.config import ClassifierConfig, RunConfig
 from drifting.data import ImagesData

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from drifting._checks import check_memory
-from drifting._lazy import install_hint
+from drifting._extras import install_hint
 from drifting.data.readers import (
     LABEL_COLUMNS,
     EncodedImage,

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from drifting._lazy import missing_extra
+from drifting._extras import missing_extra
 from tests.support import processes
 
 CORE = {"torch", "numpy", "jaxtyping"}

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from drifting._lazy import is_here, quietly
+from drifting._extras import is_here, quietly
 from drifting.data.pixels import load_vae
 from drifting.errors import InputError
 
