@@ -119,7 +119,10 @@ def test_public_names_are_there_documented_and_sorted():
         assert isinstance(value, str) or value.__doc__
 
 
-PACKAGES = ("fields", "generators", "encoders", "metrics", "data", "training", "plotting", "evaluation", "hub", "runs", "presets")
+PACKAGES = (
+    *("fields", "generators", "encoders", "metrics", "data", "training", "pretraining", "plotting", "evaluation", "hub", "runs"),
+    "presets",
+)
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -25,7 +25,7 @@ from drifting.fields import DriftField
 from drifting.generators.base import Generator, GeneratorConfig
 from drifting.hub.artifact import ReleasedConfig, read_weights
 from drifting.loss import FIELD_OF_THE_RELEASE, TEMPERATURES, DriftingLoss
-from drifting.pretraining.objectives import Augmentation
+from drifting.pretraining import Augmentation
 from drifting.training.schedule import Schedule, check_schedule
 
 

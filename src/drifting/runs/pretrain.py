@@ -32,8 +32,7 @@ from drifting.encoders.resnet import ResNet
 from drifting.evaluation.extractors import Classifier, accuracy_of, in_batches, linear_probe
 from drifting.evaluation.statistics import digests, images_in_shares
 from drifting.plotting import draw_reconstruction
-from drifting.pretraining.loop import HeldRows, NetworkTraining, batches_of, read_ahead
-from drifting.pretraining.objectives import train_network, train_supervised
+from drifting.pretraining import HeldRows, NetworkTraining, batches_of, read_ahead, train_network, train_supervised
 from drifting.runs.folder import (
     CLASSIFIER_WEIGHTS,
     CONFIG,
