@@ -133,20 +133,24 @@ def pytest_unconfigure(config) -> None:
         compiling.end()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def unflushed() -> Iterator[None]:
-    """Leave out waiting for the disk, thousands of times."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+_PIXELS = figures.pixels
+
+
+def pytest_sessionstart(session) -> None:
+    """Wait for no flush to the disk, and write pictures blank, those of the runs that tests share too."""
+    patch = pytest.MonkeyPatch()
+    session.config.add_cleanup(patch.undo)
+    patch.setattr(os, "fsync", lambda descriptor: None)
+    patch.setattr(figures, "pixels", lambda figure: Image.new("RGB", (220, 220)))
 
 
 @pytest.fixture(autouse=True)
-def blank_pictures(request, monkeypatch) -> None:
-    """Write pictures blank, and no report, but in tests marked `painted`: layout and painting take most of their time."""
+def painted(request, monkeypatch) -> None:
+    """Paint pictures and write reports in tests marked `painted` alone: they take most of the time of a small run."""
     if request.node.get_closest_marker("painted") is None:
-        monkeypatch.setattr(figures, "pixels", lambda figure: Image.new("RGB", (220, 220)))
         monkeypatch.setattr(reporting, "write_report", lambda folders: None)
+    else:
+        monkeypatch.setattr(figures, "pixels", _PIXELS)
 
 
 @pytest.fixture

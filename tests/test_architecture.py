@@ -3,12 +3,13 @@
 import ast
 import functools
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support import processes
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "drifting"
@@ -43,8 +44,9 @@ def _lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
-def _functions(path: Path) -> Iterator[Function]:
-    yield from (node for node in ast.walk(_tree(path)) if isinstance(node, Function))
+@functools.cache
+def _functions(path: Path) -> list[Function]:
+    return [node for node in ast.walk(_tree(path)) if isinstance(node, Function)]
 
 
 def _place(path: Path, node: Function) -> tuple[str, str]:
@@ -231,8 +233,8 @@ def test_every_module_tells_what_it_is():
 
 
 def test_life_of_a_run_is_short_to_follow():
-    command = [sys.executable, "-m", "tests.support.life_of_a_run"]
-    walked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    walked = processes.run("import runpy; runpy.run_module('tests.support.life_of_a_run', run_name='__main__')")
+    assert walked.returncode == 0, walked.stderr
     life = json.loads(walked.stdout.splitlines()[-1])
     assert 10 < life["files"] <= LIFE_FILES, life
     assert life["files"] < life["changes"] <= LIFE_CHANGES, f"{life}: python -m tests.support.life_of_a_run --calls lists them"

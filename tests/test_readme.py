@@ -1,5 +1,6 @@
 """The README's Python runs as it stands, its commands exist, and its files are there."""
 
+import functools
 import re
 import runpy
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 import drifting
 import drifting.presets
+from drifting.runs import Run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -85,5 +87,6 @@ def test_own_loop_runs_under_autocast_and_compiled(options, capsys):
 def test_library_example_runs(tmp_path, capsys, monkeypatch):
     train = drifting.presets.preset
     monkeypatch.setattr(drifting, "preset", lambda name, **settings: train(name, **{**settings, "steps": 20, "batch_size": 64}))
+    monkeypatch.setattr(Run, "evaluate", functools.partialmethod(Run.evaluate, count=200))
     runpy.run_path(str(ROOT / "examples" / "01_library.py"))["main"](tmp_path / "run")
     assert "energy_distance" in capsys.readouterr().out

@@ -9,9 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from drifting import runs
 from drifting.data.points import toy
 from drifting.plotting import draw_images, draw_points, figures, image_grid, points_figure, save_image
 from drifting.plotting.images import show_grid
+from drifting.runs.pictures import draw_pictures
 
 pytestmark = pytest.mark.painted
 LOG = [{"step": step, "loss": 1.0 / step, "drift_norm/sample/0.1": 0.5 / step, "energy_distance": 0.3 / step} for step in (1, 2, 4)]
@@ -135,9 +137,12 @@ def test_pictures_of_images_are_made_and_named(tmp_path):
     assert all(min(_verified(path)) > 200 for path in made)
 
 
-def test_picture_of_a_whole_run_is_drawn(toy_run, digits_run):
-    for folder, names in ((toy_run, ("drift_field.png", "samples.png")), (digits_run, ("samples.png", "progress.png"))):
-        assert all(min(_verified(folder / name)) > 200 for name in names)
+@pytest.mark.parametrize("name", ["toy_run", "digits_run"])
+def test_pictures_of_a_whole_run_are_drawn(name, request, tmp_path):
+    run = runs.load(request.getfixturevalue(name))
+    made = draw_pictures(run.config, tmp_path, snapshots=run.snapshots(), log=LOG)
+    assert {path.name for path in made} == {path.name for path in run.folder.iterdir() if path.suffix in (".png", ".gif")}
+    assert all(min(_verified(path)) > 200 for path in made)
 
 
 def test_grid_holds_every_image_in_its_place():
