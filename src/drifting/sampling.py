@@ -90,19 +90,6 @@ def sample_in_parts(
     return passes()
 
 
-def sample_indices(
-    generator: Generator,
-    indices: Sequence[int],
-    *,
-    seed: int = 0,
-    labels: Sequence[int] | None = None,
-    guidance_scale: float | None = None,
-) -> Float[Tensor, "b *sample"]:
-    """Return some of the samples of a seed, in one pass, on the device of the generator; arguments and errors as in `sample`."""
-    check_seed(seed)
-    return _samples(generator, indices, seed, check_labels(labels, generator.num_classes), _condition(guidance_scale, generator))
-
-
 def _samples(
     generator: Generator, indices: Sequence[int], seed: int, cycle: Sequence[int] | None, scale: float | None
 ) -> Float[Tensor, "b *sample"]:

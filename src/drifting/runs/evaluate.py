@@ -29,7 +29,7 @@ from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss
 from drifting.runs.folder import CONFIG, STATISTICS
 from drifting.runs.pictures import bandwidths
-from drifting.sampling import check_request, sample, sample_indices
+from drifting.sampling import check_request, sample, sample_in_parts
 
 # Number of images in a batch: of data sets in memory, and of others.
 _BATCH_IN_MEMORY, _BATCH = 500, 64
@@ -137,7 +137,7 @@ class Evaluation:
             return sampled_batches(
                 generator,
                 decode,
-                range(count),
+                count,
                 labels=None if generator.num_classes is None else labels,
                 seed=self.seed,
                 guidance_scale=self.scale,
@@ -161,29 +161,30 @@ def load_extractor(extractor: str | None, config: RunConfig, device: str = "cpu"
 def sampled_batches(
     generator: Generator,
     decode: Decoder,
-    indices: Sequence[int],
+    count: int,
     *,
     labels: Sequence[int] | None = None,
     seed: int = 0,
     guidance_scale: float | None = None,
     batch_size: int = _BATCH,
 ) -> Iterator[Batch]:
-    """Yield batches of images with some indices of a seed.
+    """Yield the images of a seed in batches, with their labels.
 
     Args:
         generator: the generator.
         decode: samples -> bytes.
-        indices: indices of the images.
-        labels: classes to cycle through over all indices of the seed; all classes by default.
+        count: number of images.
+        labels: classes to cycle through; all classes by default.
         seed: seed of the images.
         guidance_scale: guidance scale, as in `sampling.sample`.
         batch_size: number of images in a batch.
     """
-    classes = None if generator.num_classes is None else labels or range(generator.num_classes)
-    for start in range(0, len(indices), batch_size):
-        chosen = indices[start : start + batch_size]
-        images = decode(sample_indices(generator, chosen, seed=seed, labels=labels, guidance_scale=guidance_scale))
-        yield images, None if classes is None else torch.tensor([classes[index % len(classes)] for index in chosen])
+    classes, done = None if generator.num_classes is None else labels or range(generator.num_classes), 0
+    options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size}
+    for samples in sample_in_parts(generator, count, **options):
+        images, indices = decode(samples), range(done, done + len(samples))
+        yield images, None if classes is None else torch.tensor([classes[index % len(classes)] for index in indices])
+        done += len(indices)
         del images
 
 
