@@ -210,11 +210,11 @@ class MemoryBank:
         """Return a copy of the content of the bank as named tensors."""
         return {f"{name}.{part}": getattr(rings, part).clone() for name, rings in self.rings.items() for part in _PARTS}
 
-    def check(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Raise InputError unless the tensors are those of a bank of this size and kind; nothing is changed."""
-        check_state(
-            tensors, {f"{name}.{part}": getattr(rings, part) for name, rings in self.rings.items() for part in _PARTS}, origin
-        )
+    def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
+        """Restore the result of `tensors`, or raise InputError before anything is changed if it does not fit this bank."""
+        tensors = {**self._missing(tensors), **tensors}
+        own = {f"{name}.{part}": getattr(rings, part) for name, rings in self.rings.items() for part in _PARTS}
+        check_state(tensors, own, origin)
         wrong = f"checkpoint is '{origin}', whose bank"
         for name in self.rings:
             turns, pushed = tensors[f"{name}.turns"], tensors[f"{name}.pushed"]
@@ -224,14 +224,8 @@ class MemoryBank:
         counts = {name: int(tensors[f"{name}.pushed"].sum()) for name in self.rings}
         if len(set(counts.values())) > 1:
             raise InputError(f"{wrong} counts {counts} pushed samples, which should be equal: delete it and resume")
-
-    def restore(self, tensors: Mapping[str, Tensor], origin: str = "the checkpoint") -> None:
-        """Restore the result of `tensors`, or raise InputError if it does not fit this bank."""
-        tensors = {**self._missing(tensors), **tensors}
-        self.check(tensors, origin)
-        for name, rings in self.rings.items():
-            for part in _PARTS:
-                getattr(rings, part).copy_(tensors[f"{name}.{part}"])
+        for name, value in own.items():
+            value.copy_(tensors[name])
 
     def _missing(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors that earlier versions did not save: turns from the positions in the ring, and no numbers."""

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,21 +64,6 @@ def mirrored(streams: Sequence[np.random.Generator], flip: bool) -> Int[Tensor, 
     """Return 0 or 1 for each stream. The number is drawn even without flips, so later draws are the same."""
     halves = torch.tensor([stream.random() < 0.5 for stream in streams])
     return (halves & flip).long()
-
-
-@runtime_checkable
-class Opened(Protocol):
-    """A folder of images or latents, opened for reading."""
-
-    @property
-    def labels(self) -> Int[Tensor, " s"] | None:
-        """Class of every image; None without labels."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Name of each label; None without labels."""
-        ...
 
 
 class DiskRows(Rows):
@@ -277,8 +262,12 @@ class StreamedData(ImageData):
     _rows: ClassVar[type[DiskRows]]
 
     @abstractmethod
-    def open(self) -> Opened:
-        """Return the training images, opened once per process, or raise InputError if they have changed since the run began."""
+    def open(self) -> Any:
+        """Return the training images, with `labels` and `class_names`, opened once per process.
+
+        Raises:
+            InputError: if they have changed since the run began.
+        """
 
     def rows(self, seed: int) -> Rows:
         """Return the rows of the data, with random variations from the seed."""
