@@ -30,15 +30,7 @@ _COLUMNS, _ROWS = 10, 20
 def draw_pictures(
     config: RunConfig, folder: Path, *, snapshots: Mapping[int, Tensor], log: Log, source: Source | None = None
 ) -> list[Path]:
-    """Draw the pictures of a run into a folder and return their paths.
-
-    Args:
-        config: configuration of the run.
-        folder: folder of the pictures.
-        snapshots: step -> samples of that step, with the start (0) and the end.
-        log: the lines of metrics.jsonl.
-        source: source of real samples; None to make it here.
-    """
+    """Draw the pictures of a run and return their paths; arguments as of `Drawing`, with a source that is made here for None."""
     source = config.data.source(config.seed) if source is None else source
     return config.data.depict(Drawing(config, source, folder, snapshots, log))
 

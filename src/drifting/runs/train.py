@@ -225,17 +225,18 @@ def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder:
         Interrupted: if a signal stopped the process.
     """
     state, schedule, processes = recorder.state, config.schedule, recorder.state.processes
+    is_main = processes.is_main_process
     snapshots_at = snapshot_steps(schedule.steps, config.snapshots)
     choices = len(state.averages) + 1 if len(state.averages) > 1 else 0  # snapshots of `choose_average`
     loss = config.loss.build()
     if state.step == 0:
         recorder.take_snapshot()
-    if processes.is_main_process and state.step < schedule.steps and must_compile(loss.field, state.device):
+    if is_main and state.step < schedule.steps and must_compile(loss.field, state.device):
         print_compiling()
     last_time, last_step = time.perf_counter(), state.step
     samples_per_step = min(schedule.labels_per_step, positives.num_classes or 1) * schedule.generated
     resources = Resources(state.device, state.step, samples_per_step)
-    console = Console(quiet=not processes.is_main_process)
+    console = Console(quiet=not is_main)
     progress = TrainingProgress(schedule.steps, state.step, samples_per_step, console=console)
     watch: Watch | None = None
     with progress, polite_stop() as stop:
