@@ -30,20 +30,22 @@ _WITHOUT_EFFECT = {"use_bf16", "attn_fp32", "use_remat", "dropout_prob"}
 
 # Settings that must be true, and the layers that the release builds otherwise.
 _ALWAYS = {"use_swiglu": "perceptrons without a gate", "use_rmsnorm": "layer normalization"}
+# Setting of a generator there -> field of `DiTSize`.
 _SIZES = {
-    "hidden_size",
-    "depth",
-    "num_heads",
-    "mlp_ratio",
-    "patch_size",
-    "n_cls_tokens",
-    "input_size",
-    "in_channels",
-    "out_channels",
+    "cond_dim": "cond_dim",
+    "noise_classes": "style_classes",
+    "noise_coords": "num_styles",
+    "n_cls_tokens": "num_context_tokens",
+    "patch_size": "patch",
+    "hidden_size": "width",
+    "depth": "depth",
+    "num_heads": "heads",
+    "mlp_ratio": "mlp_ratio",
+    "use_qknorm": "normalized",
+    "use_rope": "rotary",
 }
-_CONDITION = {"cond_dim", "num_classes", "noise_classes", "noise_coords"}
 _KNOWN = {
-    GENERATOR: _SIZES | _CONDITION | {"use_qknorm", "use_rope", *_ALWAYS},
+    GENERATOR: {"num_classes", "input_size", "in_channels", "out_channels", *_SIZES, *_ALWAYS},
     ENCODER: {"base_channels", "patch_size", "layers", "in_channels", "input_patch_size", "num_classes"},
 }
 
@@ -102,25 +104,13 @@ def metadata_of(network: DiT | MaskedAutoencoder) -> Metadata:
 
 
 def _of_generator(network: DiT) -> Metadata:
-    size = network.size
     return {
-        "cond_dim": size.cond_dim,
         "num_classes": network.num_classes or 0,
-        "noise_classes": size.style_classes,
-        "noise_coords": size.num_styles,
         "input_size": network.sample_shape[-1],
         "in_channels": network.noise_shape[0],
-        "n_cls_tokens": size.num_context_tokens,
-        "patch_size": size.patch,
-        "hidden_size": size.width,
-        "depth": size.depth,
-        "num_heads": size.heads,
-        "mlp_ratio": size.mlp_ratio,
         "out_channels": network.sample_shape[0],
-        "use_qknorm": size.normalized,
-        "use_swiglu": True,
-        "use_rope": size.rotary,
-        "use_rmsnorm": True,
+        **{theirs: getattr(network.size, ours) for theirs, ours in _SIZES.items()},
+        **dict.fromkeys(_ALWAYS, True),
         "use_bf16": False,
         "attn_fp32": True,
         "use_remat": False,
