@@ -29,8 +29,8 @@ from drifting.metrics.inception import URL, load_inception
 
 Bytes = UInt8[Tensor, "s c h w"]
 
-# What `runs.folder` calls the files of a classifier.
-_WEIGHTS, _TRAINED_ON, _DIGESTS = "classifier.safetensors", "trained_on.safetensors", "digests"
+# Files in the folder of a classifier, and the name of the digests in the second.
+CLASSIFIER_WEIGHTS, TRAINED_ON, DIGESTS = "classifier.safetensors", "trained_on.safetensors", "digests"
 # Sides of a large image for the extractor "pixels": a covariance of all its pixels would fill any memory.
 _PIXELS = 32
 # Length of the features of a classifier.
@@ -148,13 +148,13 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Bytes, size: int = 
 
 def _trained_on(folder: Path) -> Int[Tensor, " t"] | None:
     """Return the digests of the training images of a classifier; None, with a warning, if there is no file of them."""
-    if not (folder / _TRAINED_ON).exists():
+    if not (folder / TRAINED_ON).exists():
         older = f"extractor is '{folder}', which does not tell the images that it was trained on"
         warnings.warn(f"{older}: floors may be of those, so train it again with this version", stacklevel=3)
         return None
-    known = load_tensors(folder / _TRAINED_ON).get(_DIGESTS)
+    known = load_tensors(folder / TRAINED_ON).get(DIGESTS)
     if known is None or known.dtype != torch.long or known.ndim != 1:
-        raise InputError(f"extractor is '{folder}', whose {_TRAINED_ON} holds no digests of images: train it again")
+        raise InputError(f"extractor is '{folder}', whose {TRAINED_ON} holds no digests of images: train it again")
     return known
 
 
@@ -191,7 +191,7 @@ def find_extractor(extractor: str | None, data: Any, read: Callable[[Path], Any]
     if data.class_names is not None and saved.data.class_names not in (None, data.class_names):
         others = f"which names other classes ({', '.join(saved.data.class_names[:3])}) than the run has"
         raise InputError(f"extractor is '{folder}', {others}: name another extractor")
-    network = load_network(saved.build_network, folder / _WEIGHTS)
+    network = load_network(saved.build_network, folder / CLASSIFIER_WEIGHTS)
     name = f"classifier-{_fingerprint(network.state_dict())}"
     network.to(device).eval()
     return Extractor(
@@ -211,7 +211,7 @@ def _classifier_folder(extractor: str | None, data: Any) -> Path:
             "extractor is not given, and there is none of its own for these images: pass the Inception file, --extractor FILE.pt"
         )
     folder = Path("runs") / f"{name}-classifier" if extractor is None else Path(extractor)
-    if not (folder / _WEIGHTS).exists():
+    if not (folder / CLASSIFIER_WEIGHTS).exists():
         command = f"drifting train {name}-classifier --save-dir {folder}"
         # No preset crops and converts the user's own images in the same way.
         fix = f"run {command}" if name and data.path is None else "name the folder of a classifier of these images"

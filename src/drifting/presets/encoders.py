@@ -23,8 +23,8 @@ KINDS: dict[str, type[ResNetConfig | SimCLRConfig | MAEConfig]] = {
 }
 
 
-# What `runs.folder` calls the files of a trained encoder.
-_SETTINGS, _WEIGHTS = "config.json", "encoder.safetensors"
+# Files in the folder of a trained encoder.
+CONFIG, ENCODER_WEIGHTS = "config.json", "encoder.safetensors"
 
 
 def with_encoder(config: AnyConfig, weights: str) -> AnyConfig:
@@ -45,9 +45,9 @@ def with_encoder(config: AnyConfig, weights: str) -> AnyConfig:
     if not hasattr(before, "weights"):
         raise InputError(f"encoder_weights is '{weights}', but '{config.preset}' has no encoder: leave it out")
     place = Path(weights).expanduser().resolve()
-    file = place / _WEIGHTS if place.is_dir() else place
+    file = place / ENCODER_WEIGHTS if place.is_dir() else place
     if not file.is_file():
-        kinds = f"the folder of a trained encoder, its {_WEIGHTS}, or another file of weights"
+        kinds = f"the folder of a trained encoder, its {ENCODER_WEIGHTS}, or another file of weights"
         raise InputError(f"encoder_weights is '{weights}', where there are none: name {kinds}")
     saved = trained_by(str(file))
     if saved is None:
@@ -68,8 +68,8 @@ def trained_by(weights: str) -> Any:
     Raises:
         InputError: if the file beside it is the configuration of something else.
     """
-    settings = Path(weights).parent / _SETTINGS
-    if Path(weights).name != _WEIGHTS or not settings.is_file():
+    settings = Path(weights).parent / CONFIG
+    if Path(weights).name != ENCODER_WEIGHTS or not settings.is_file():
         return None
     saved = load_config(settings)
     if not hasattr(saved, "encoder"):

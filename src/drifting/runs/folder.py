@@ -20,15 +20,14 @@ from drifting.checkpoint import checkpoints, steps_done
 from drifting.config import AnyConfig, RunConfig
 from drifting.distributed import LostProcessError, Processes, is_lost_process
 from drifting.errors import InputError, StorageError
+from drifting.evaluation.extractors import CLASSIFIER_WEIGHTS, TRAINED_ON
 from drifting.hub.artifact import ReleasedConfig
+from drifting.presets.encoders import CONFIG, ENCODER_WEIGHTS
 from drifting.training.loop import Interrupted
 from drifting.training.recorder import CHECKPOINTS, EARLIER_SNAPSHOTS, SNAPSHOTS
 from drifting.training.state import DivergenceError
 
-CONFIG, WEIGHTS, CLASSIFIER_WEIGHTS = "config.json", "generator.safetensors", "classifier.safetensors"
-ENCODER_WEIGHTS, ENCODER_METRICS = "encoder.safetensors", "encoder.json"
-# Digests of the images that a classifier was trained on.
-TRAINED_ON, DIGESTS = "trained_on.safetensors", "digests"
+WEIGHTS, ENCODER_METRICS = "generator.safetensors", "encoder.json"
 METRICS, LOG, REPORT = "metrics.json", "metrics.jsonl", "report.html"
 STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"

@@ -29,21 +29,19 @@ from drifting.distributed import join
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.resnet import ResNet
-from drifting.evaluation.extractors import Classifier, accuracy_of, in_batches, linear_probe
+from drifting.evaluation.extractors import (
+    CLASSIFIER_WEIGHTS,
+    DIGESTS,
+    TRAINED_ON,
+    Classifier,
+    accuracy_of,
+    in_batches,
+    linear_probe,
+)
 from drifting.evaluation.statistics import digests, images_in_shares
 from drifting.plotting import draw_reconstruction
 from drifting.pretraining import HeldRows, NetworkTraining, batches_of, read_ahead, train_network, train_supervised
-from drifting.runs.folder import (
-    CLASSIFIER_WEIGHTS,
-    CONFIG,
-    DIGESTS,
-    ENCODER_CHECKPOINTS,
-    ENCODER_METRICS,
-    ENCODER_WEIGHTS,
-    METRICS,
-    TRAINED_ON,
-    command_to_go_on,
-)
+from drifting.runs.folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS, METRICS, command_to_go_on
 from drifting.runs.run import TrainedNetwork
 from drifting.training.loop import Interrupted, polite_stop
 from drifting.training.recorder import CHECKPOINTS
