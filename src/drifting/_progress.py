@@ -89,7 +89,9 @@ class CountProgress:
         rate = (done - self._first) / max(now - self._started - self._paused, 1e-9)
         left = (self._total - done) / max(rate, 1e-9) + self._pauses_left * self._paused / max(1, self._pauses)
         speed = self._speed(rate)
-        self._bar.update(self._task, completed=done, speed=speed, left=_clock(left))
+        # Before the first item the estimate is meaningless.
+        clock = f"{timedelta(seconds=round(left))}" if left < 1e9 else ""
+        self._bar.update(self._task, completed=done, speed=speed, left=clock)
         if not self._console.is_terminal and (now - self._printed > _QUIET_SECONDS or done == self._total):
             self._printed = now
             line = f"{self._word} {done}/{self._total}  {speed}  {left:.0f} s left"
@@ -97,11 +99,6 @@ class CountProgress:
 
     def _speed(self, rate: float) -> str:
         return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s"
-
-
-def _clock(seconds: float) -> str:
-    """Return a time in hours, minutes and seconds, or nothing before the first item, when the estimate is meaningless."""
-    return f"{timedelta(seconds=round(seconds))}" if seconds < 1e9 else ""
 
 
 class TrainingProgress(CountProgress):

@@ -94,14 +94,12 @@ def _report(error: BaseException, processes: "Processes | None", arguments: list
         raise error
     if reason is None:
         traceback.print_exception(error)
-    elif processes is None or (not _stopped_by_launcher(error, processes) and processes.is_first_to_say(reason)):
-        _say(reason)
+    else:
+        # The launcher also stops a process because another one has failed and said why.
+        told = processes is not None and type(error) is KeyboardInterrupt and processes.something_said()
+        if processes is None or (not told and processes.is_first_to_say(reason)):
+            _say(reason)
     return status
-
-
-def _stopped_by_launcher(error: BaseException, processes: "Processes") -> bool:
-    """Return whether the launcher stopped this process because another one has failed and said why."""
-    return type(error) is KeyboardInterrupt and processes.something_said()
 
 
 def _say(reason: str) -> None:

@@ -8,7 +8,7 @@ import inspect
 import io
 import re
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,8 +101,9 @@ class Reader:
             groups.setdefault(option.heading, []).append(dataclasses.replace(option, value=None) if optional else option)
         fields: list[Any] = []
         for index, (heading, group) in enumerate(groups.items()):
-            kind = dataclasses.make_dataclass(f"_Group{index}", [_field_of(option) for option in _required_first(group)])
-            required = any(option.value is dataclasses.MISSING for option in group)
+            required = [option for option in group if option.value is dataclasses.MISSING]
+            ordered = [*required, *(option for option in group if option.value is not dataclasses.MISSING)]
+            kind = dataclasses.make_dataclass(f"_Group{index}", [_field_of(option) for option in ordered])
             default = dataclasses.field() if required else dataclasses.field(default_factory=kind)
             # Without a help text, tyro would search the source of the class for one, which there is none of.
             fields.append((f"group{index}", Annotated[kind, arg(name=heading, help="")], default))
@@ -146,10 +147,6 @@ def _metavar(kind: Any) -> str | None:
     if typing.get_origin(one) is tuple:
         return " ".join("..." if each is Ellipsis else each.__name__.upper() for each in typing.get_args(one))
     return None if one is bool else getattr(one, "__name__", str(one)).upper()
-
-
-def _required_first(options: "Iterable[Setting]") -> "list[Setting]":
-    return sorted(options, key=lambda option: option.value is not dataclasses.MISSING)
 
 
 def with_one_sentence_errors(run: Callable[[], Any], sentence: Callable[[str], str]) -> Any:

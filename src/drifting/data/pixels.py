@@ -133,7 +133,7 @@ def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: i
         return np.asarray(_fitted(Image.fromarray(item), image_size, channels))
     try:
         content = io.BytesIO(item.content) if isinstance(item.content, bytes) else item.content
-        with Image.open(content, formats=_formats()) as image, _alone(image):
+        with Image.open(content, formats=_formats()) as image, _alone if image.width * image.height > _LARGE else nullcontext():
             image.load()
             with suppress(Exception):  # damaged EXIF data do not damage the image
                 ImageOps.exif_transpose(image, in_place=True)
@@ -200,12 +200,8 @@ def _together(arrays: list[np.ndarray]) -> UInt8[Tensor, "s c h w"]:
     return stacked
 
 
-_alone_lock = threading.Lock()
-
-
-def _alone(image: "Image.Image") -> "nullcontext[None] | threading.Lock":
-    """Return a lock for a large image, so that only one of them is in memory at a time."""
-    return _alone_lock if image.width * image.height > _LARGE else nullcontext()
+# Held by a large image, so that only one of them is in memory at a time.
+_alone = threading.Lock()
 
 
 class _Silence:

@@ -194,16 +194,12 @@ class RowBankSource(BankSource):
                 getattr(target, part).copy_(getattr(source, part))
 
     def _fill(self) -> None:
-        chosen, done = self._first_epoch[: self._count_to_fill], 0
+        # For each class the size of its buffer or, if that is smaller, of the class.
+        chosen, done = self._first_epoch[: int(self._enough.sum())], 0
         for part in chosen.split(_CHUNK):
             self._push(part)
             done += len(part)
             self._on_progress(done, len(chosen))
-
-    @property
-    def _count_to_fill(self) -> int:
-        """Number of rows that the first draw reads: per class, the size of the buffer or of the class, if that is smaller."""
-        return int(self._enough.sum())
 
     @functools.cached_property
     def _first_epoch(self) -> Int[Tensor, " s"]:

@@ -84,7 +84,7 @@ class PretrainedFeatures(Frozen):
         normalize: bool = True,
     ) -> None:
         super().__init__(network)
-        self.normalize, self._config = normalize, _config(network)
+        self.normalize, self._config = normalize, cast(Any, network.config)
         channels, device = getattr(self._config, "num_channels", image_shape[0]), next(network.parameters()).device
         if image_shape[0] != channels:
             raise InputError(f"images have {image_shape[0]} channels, but the encoder takes {channels}: convert them")
@@ -179,10 +179,6 @@ def load_pretrained(
     network = _load_network(origin)
     statistics = statistics or _published_statistics(origin)
     return PretrainedFeatures(network, names, image_shape=image_shape, statistics=statistics, resize=resize, normalize=normalize)
-
-
-def _config(network: nn.Module) -> Any:
-    return network.config
 
 
 def _load_network(origin: str) -> nn.Module:
@@ -318,16 +314,9 @@ class MAEFeaturesConfig(EncoderConfig):
         """Return the features of the network, the sample itself as "global" and, if configured, those of a ConvNeXt-V2."""
         autoencoder = cast(MaskedAutoencoder, network)
         own = MAEFeatures(autoencoder, self.features, every=self.every)
-        parts: dict[str, FeatureEncoder] = {"": _with_sample(own)}
+        parts: dict[str, FeatureEncoder] = {"": lambda samples: {**own(samples), "global": identity(samples)["sample"]}}
         if self.convnext is not None:
             shape = autoencoder.image_shape
             convnext = load_pretrained(self.convnext, CONVNEXT_FEATURES, image_shape=shape, resize=self.resize)
             parts["convnext"] = convnext.to(device)
         return compose(parts)
-
-
-def _with_sample(encoder: FeatureEncoder) -> FeatureEncoder:
-    def encode(samples: Float[Tensor, "b *sample"]) -> Features:
-        return {**encoder(samples), "global": identity(samples)["sample"]}
-
-    return encode

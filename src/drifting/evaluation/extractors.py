@@ -177,7 +177,9 @@ def find_extractor(extractor: str | None, data: Any, read: Callable[[Path], Any]
         if not Path(extractor).is_file():
             raise InputError(f"extractor is '{extractor}', which is not a file: download {URL} there, or pass --extractor pixels")
         inception = load_inception(Path(extractor), device=device)
-        return Extractor("inception", inception, cache=_if_writable(Path(extractor).parent), probabilities=inception.probabilities)
+        beside = Path(extractor).parent
+        cache = beside if os.access(beside, os.W_OK | os.X_OK) else None
+        return Extractor("inception", inception, cache=cache, probabilities=inception.probabilities)
     folder = _classifier_folder(extractor, data)
     saved, made = read(folder), data.exported_shape()
     if saved is None or saved.data.image_shape != made:
@@ -229,10 +231,6 @@ def _pixels(*, in_memory: bool) -> Extractor:
         return torch.nn.functional.adaptive_avg_pool2d(to_signed(images), (height, width)).flatten(1)
 
     return Extractor(f"pixels-{_PIXELS}", embed)
-
-
-def _if_writable(folder: Path) -> Path | None:
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def _fingerprint(weights: dict[str, Tensor]) -> str:

@@ -175,12 +175,6 @@ def read_statistics(path: Path) -> ImageStatistics:
     return statistics
 
 
-def _check_covariance(covariance: Float[Tensor, "d d"], called: str) -> None:
-    asymmetry = float((covariance - covariance.T).abs().max())
-    if asymmetry > _ASYMMETRY * float(covariance.abs().max()) or float(covariance.diagonal().min()) < 0:
-        raise InputError(f"{called}, whose covariance is none, not symmetric or with a negative variance: name another file")
-
-
 def _check(statistics: ImageStatistics, called: str) -> None:
     """Raise InputError unless the statistics are valid."""
     gaussian = statistics.gaussian
@@ -191,8 +185,10 @@ def _check(statistics: ImageStatistics, called: str) -> None:
         raise InputError(f"{called}, whose mean and {name} are {shapes}: pass [d] and [d, d]")
     if not (gaussian.mean.isfinite().all() and spread.isfinite().all()):
         raise InputError(f"{called}, whose statistics are not finite: fetch or compute them again")
-    if name == "covariance":
-        _check_covariance(spread, called)
+    if name == "covariance" and (
+        float((spread - spread.T).abs().max()) > _ASYMMETRY * float(spread.abs().max()) or float(spread.diagonal().min()) < 0
+    ):
+        raise InputError(f"{called}, whose covariance is none, not symmetric or with a negative variance: name another file")
     if statistics.features is not None and (
         statistics.features.shape[1:] != gaussian.mean.shape or not statistics.features.isfinite().all()
     ):

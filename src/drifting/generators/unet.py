@@ -113,7 +113,8 @@ class UNet(Generator):
         self.size, self.guided, self.bounded, self.gradient_checkpointing = size, guided, bounded, gradient_checkpointing
         styles = {"num_styles": size.num_styles, "style_classes": size.style_classes, "std": size.embedding_std}
         self.condition = Condition(size.cond_dim, num_classes=num_classes, guided=guided, **styles)
-        self.stem = _stem(self.noise_shape[0], size.widths[0], size.patch)
+        kernel, stride, padding = (size.patch, size.patch, 0) if size.patch > 1 else (3, 1, 1)
+        self.stem = _spread_kept(nn.Conv2d(self.noise_shape[0], size.widths[0], kernel, stride, padding))
         self.maps = Level(size, (height // size.patch, width // size.patch), gradient_checkpointing)
         self.head = Head(size, channels, output_std)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - faster on a CPU and a GPU
@@ -275,10 +276,6 @@ def _check(size: UNetSize) -> None:
         raise InputError(f"patch is {size.patch}: pass a power of 2, such as 4")
     if not size.widths or any(width < 4 or width % 4 for width in size.widths):
         raise InputError(f"widths is {size.widths}: pass at least one, each divisible by 4")
-
-
-def _stem(channels: int, width: int, patch: int) -> nn.Conv2d:
-    return _spread_kept(nn.Conv2d(channels, width, patch, stride=patch) if patch > 1 else nn.Conv2d(channels, width, 3, padding=1))
 
 
 def _norm(width: int) -> nn.GroupNorm:

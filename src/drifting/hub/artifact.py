@@ -183,12 +183,6 @@ def load_encoder(folder: str | Path) -> MAEFeatures:
     return MAEFeatures(cast(MaskedAutoencoder, _of_kind(folder, ENCODER).network()))
 
 
-def encoder_weights(folder: str | Path) -> dict[str, Tensor]:
-    """Return the weights of the encoder of an artifact by our names, in float32. Errors are those of `load_encoder`."""
-    artifact = _of_kind(folder, ENCODER)
-    return {name: artifact.read(name).float() for name in artifact.places}
-
-
 def _of_kind(folder: str | Path, kind: str) -> Artifact:
     artifact = read_artifact(folder)
     found = artifact.metadata["kind"]
@@ -242,6 +236,9 @@ def artifact_folder(origin: str) -> Path:
 
 
 def read_weights(origin: str) -> Mapping[str, Tensor]:
-    """Return the weights of an encoder from a file, a folder of an artifact, or hub:NAME."""
+    """Return the weights of an encoder by our names, from a file or, in float32, from a folder of an artifact or hub:NAME."""
     place = artifact_folder(origin)
-    return encoder_weights(place) if place.is_dir() else load_state_dict(place)
+    if not place.is_dir():
+        return load_state_dict(place)
+    artifact = _of_kind(place, ENCODER)
+    return {name: artifact.read(name).float() for name in artifact.places}

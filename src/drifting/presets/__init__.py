@@ -130,19 +130,15 @@ def preset(name: str, **settings: Any) -> Any:
     weights = None if "encoder_weights" in accepted else settings.pop("encoder_weights", None)
     choices = {key: value for key, value in settings.items() if key in accepted}
     changes = {key: value for key, value in settings.items() if key not in accepted}
+    every = {argument for entry in PRESETS.values() for argument in inspect.signature(entry.make).parameters}
     for key, value in changes.items():
-        if key in _choices():
+        if key in every:
             raise InputError(f"{key} is '{value}', which the preset '{name}' does not take: leave it out")
     if "data" not in choices and accepted.get("data", _OPTIONAL).default is inspect.Parameter.empty:
         raise InputError("data is missing: pass --data FOLDER, or a Hub id such as owner/name")
     config = make(**choices)
     config = config if weights is None else with_encoder(config, weights)
     return adjust(config, **changes) if changes else config
-
-
-def _choices() -> set[str]:
-    """Return the names of the arguments of all presets."""
-    return {name for preset in PRESETS.values() for name in inspect.signature(preset.make).parameters}
 
 
 def choices(name: str) -> list[Setting]:

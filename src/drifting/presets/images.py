@@ -189,7 +189,7 @@ def _in_tiles(names: Sequence[str], image_shape: tuple[int, int, int]) -> list[s
 
 
 def _schedule(size: DataSize) -> Schedule:
-    labels = _labels_per_step(size.classes)
+    labels = min(size.classes, _FEW_CLASSES) if size.classes <= _MANY_CLASSES else _GENERATED // _FEWEST
     # Large images take much longer, and fewer of them suffice.
     total = _GENERATED if size.image_shape[2] <= _LARGEST_TILED else _GENERATED // 2
     generated = max(_FEWEST, total // labels)
@@ -208,10 +208,6 @@ def _schedule(size: DataSize) -> Schedule:
         ema_decay=0.99,
         statistics_every=100,
     )
-
-
-def _labels_per_step(classes: int) -> int:
-    return min(classes, _FEW_CLASSES) if classes <= _MANY_CLASSES else _GENERATED // _FEWEST
 
 
 def _positives(generated: int, members: int) -> int:

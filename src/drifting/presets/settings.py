@@ -93,13 +93,9 @@ def _settings(part: Any, prefix: str) -> Iterator[Setting]:
         name, value = prefix + field.name, getattr(part, field.name)
         if dataclasses.is_dataclass(value):
             yield from _settings(value, f"{name}.")
-        elif not dataclasses.is_dataclass(_only_part(kinds[field.name])):
+        # Parts that may be None, such as a bank, are no settings themselves.
+        elif not any(map(dataclasses.is_dataclass, typing.get_args(kinds[field.name]))):
             yield Setting(name, kinds[field.name], value, help_of.get(field.name, ""))
-
-
-def _only_part(kind: Any) -> Any:
-    """Return the class of an optional part, such as a bank; None for any other type."""
-    return next((each for each in typing.get_args(kind) if dataclasses.is_dataclass(each)), None)
 
 
 def described(*documented: Any) -> dict[str, str]:

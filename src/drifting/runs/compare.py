@@ -150,7 +150,8 @@ def read_entry(run: runs.Run, name: str) -> Entry:
 
 def comparison(entries: Sequence[Entry]) -> Comparison:
     """Return the table of runs with every figure of any of them and its floor, in the order of the evaluations."""
-    names = [name for name in dict.fromkeys(name for entry in entries for name in entry.metrics) if _is_column(name)]
+    names = [name for name in dict.fromkeys(name for entry in entries for name in entry.metrics)]
+    names = [name for name in names if not name.endswith("_floor") and name not in (_STEPS, _CURVE)]
     floors = [{name: entry.metrics.get(f"{name}_floor") for name in names} for entry in entries]
     apart = _difference(entries, [f"{name}_floor" for name in names])
     rows = []
@@ -161,7 +162,8 @@ def comparison(entries: Sequence[Entry]) -> Comparison:
     known = {name: floor for own in reversed(floors) for name, floor in own.items() if floor is not None}
     if known and not apart:
         rows.append((_FLOORS, *[_DASH] * (len(_FACTS) - 1), *(_cell(known.get(name)) for name in names)))
-    return Comparison((*_FACTS, *names), tuple(rows), (*_not_evaluated(entries), *_incomparable(entries, apart)))
+    doubts = [f"'{entry.name}' has not been evaluated: {_evaluation(entry.folder)}" for entry in entries if not entry.metrics]
+    return Comparison((*_FACTS, *names), tuple(rows), (*doubts, *_incomparable(entries, apart)))
 
 
 def _names(loaded: Sequence[runs.Run]) -> list[str]:
@@ -180,22 +182,15 @@ def read_figures(path: Path, fix: str) -> Metrics:
     # Version 0.1 used other names for some figures.
     figures = {"extractor" if name == "judge" else re.sub("^colour", "color", name): value for name, value in figures.items()}
     for name, value in figures.items():
-        if not (isinstance(value, str) if name in ("extractor", "reference") else _is_figure(value)):
+        numbers = all(isinstance(part, int | float) for part in (value if isinstance(value, list) else [value]))
+        if not (isinstance(value, str) if name in ("extractor", "reference") else numbers):
             raise InputError(f"file is '{path}', where {name} is not a figure: {fix}")
     return figures
-
-
-def _is_figure(value: Any) -> bool:
-    return all(isinstance(part, int | float) for part in (value if isinstance(value, list) else [value]))
 
 
 def _list(metrics: Metrics, name: str) -> Sequence[int | float]:
     value = metrics.get(name)
     return value if isinstance(value, list) else []
-
-
-def _is_column(name: str) -> bool:
-    return not name.endswith("_floor") and name not in (_STEPS, _CURVE)
 
 
 def _cell(value: Any, floor: Any = None) -> str:
@@ -220,10 +215,6 @@ def _encoder(entry: Entry) -> str:
 
 def _evaluation(folder: Path) -> str:
     return f"drifting evaluate {shlex.quote(str(folder))}"
-
-
-def _not_evaluated(entries: Sequence[Entry]) -> list[str]:
-    return [f"'{entry.name}' has not been evaluated: {_evaluation(entry.folder)}" for entry in entries if not entry.metrics]
 
 
 def _incomparable(entries: Sequence[Entry], apart: str | None) -> list[str]:
