@@ -98,9 +98,6 @@ class Processes:
     def shard(self, generator: nn.Module) -> None:
         """Split every weight over the processes, in place."""
 
-    def leave(self) -> None:
-        """Leave the group of processes."""
-
 
 ALONE = Processes()
 
@@ -190,11 +187,6 @@ class _Joined(Processes):
 
     def shard(self, generator: nn.Module) -> None:
         shard(generator, self.size)
-
-    def leave(self) -> None:
-        self.barrier()
-        _joined.cache_clear()
-        dist.destroy_process_group()
 
 
 def join() -> Processes:

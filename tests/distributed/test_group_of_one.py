@@ -40,7 +40,8 @@ def group(monkeypatch):
     joined = distributed._joined(0, 1)
     monkeypatch.setattr(one_step, "join", lambda: joined)
     yield joined
-    joined.leave()
+    distributed._joined.cache_clear()
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("device", DEVICES)

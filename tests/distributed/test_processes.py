@@ -61,7 +61,6 @@ def test_one_process_shares_with_nobody(monkeypatch):
         assert not ALONE.something_said()
     ALONE.shard(network)
     ALONE.barrier()
-    ALONE.leave()
     assert not is_sharded(network)
     assert local(value) is whole(value) is laid_out(value, value) is value
 
