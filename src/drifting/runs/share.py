@@ -102,8 +102,7 @@ def convert(origin: str, out: str | Path, *, overwrite: bool = False) -> list[Pa
             raise InputError(f"out is '{out}', which holds an earlier conversion: pass --overwrite, or name another folder")
     if not folder.is_dir():
         raise InputError(f"source is '{origin}', which is not a folder: name one, or {PREFIX}NAME for published weights")
-    write = _to_ours(read_artifact(folder)) if (folder / METADATA).exists() else _to_artifact(folder)
-    files = write(out)
+    files = _to_ours(read_artifact(folder), out) if (folder / METADATA).exists() else _to_artifact(folder, out)
     for name in {*there} - {file.name for file in files}:
         (out / name).unlink()
     return files
@@ -156,26 +155,18 @@ def write_samples(
     trained.write_samples(sampler, out, count, labels=labels, overwrite=overwrite, **options)
 
 
-def _to_ours(artifact: Artifact) -> Callable[[Path], list[Path]]:
-    def write(out: Path) -> list[Path]:
-        weights, config = out / _WEIGHTS[artifact.metadata["kind"]], ReleasedConfig(metadata=artifact.metadata)
-        write_tensors(weights, artifact.described(), artifact.read)
-        save_json(out / CONFIG, configuration.to_json(config))
-        return [out / CONFIG, weights]
-
-    return write
+def _to_ours(artifact: Artifact, out: Path) -> list[Path]:
+    weights, config = out / _WEIGHTS[artifact.metadata["kind"]], ReleasedConfig(metadata=artifact.metadata)
+    write_tensors(weights, artifact.described(), artifact.read)
+    save_json(out / CONFIG, configuration.to_json(config))
+    return [out / CONFIG, weights]
 
 
-def _to_artifact(folder: Path) -> Callable[[Path], list[Path]]:
+def _to_artifact(folder: Path, out: Path) -> list[Path]:
     config = configuration.load_config(folder / CONFIG)
     weights, network = _opened(folder, config)
-    metadata = _metadata(config) or metadata_of(network)
-
-    def write(out: Path) -> list[Path]:
-        write_artifact(out, metadata, network, weights.__getitem__)
-        return [out / METADATA, out / PARAMETERS]
-
-    return write
+    write_artifact(out, _metadata(config) or metadata_of(network), network, weights.__getitem__)
+    return [out / METADATA, out / PARAMETERS]
 
 
 def _opened(folder: Path, config: SavedConfig) -> tuple[dict[str, Tensor], Network]:
