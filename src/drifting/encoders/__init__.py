@@ -5,6 +5,7 @@ A configuration stores its encoder as the name of a class of this package that e
 
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderFeatures
 from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Frozen, Identity, PixelsConfig, compose, identity
+from drifting.encoders.learned import LearnedConfig, LearnedFeatures
 from drifting.encoders.mae import MAEConfig, MaskedAutoencoder, MaskedTraining
 from drifting.encoders.pretrained import MAEFeatures, MAEFeaturesConfig, PretrainedFeatures, load_pretrained
 from drifting.encoders.resnet import ResNet, ResNetConfig, ResNetFeatures
@@ -19,6 +20,8 @@ __all__ = [
     "Features",
     "Frozen",
     "Identity",
+    "LearnedConfig",
+    "LearnedFeatures",
     "MAEConfig",
     "MAEFeatures",
     "MAEFeaturesConfig",

@@ -117,6 +117,7 @@ class EncoderConfig(ABC):
         has_network: whether the features are those of a network.
         alone: whether only `drifting train-encoder` trains the network, for another encoder to use.
         any_size: whether the network accepts images of other sizes than it was trained on.
+        learns: whether the network is trained together with the generator, so that its features change at every step.
     """
 
     objective: ClassVar[str | None] = None
@@ -125,6 +126,7 @@ class EncoderConfig(ABC):
     has_network: ClassVar[bool] = True
     alone: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     @abstractmethod
     def build_network(

@@ -14,7 +14,7 @@ from drifting.errors import InputError
 from drifting.presets import cifar10, imagenet256
 from drifting.presets.encoders import with_encoder
 from drifting.presets.images import images, images_classifier
-from drifting.presets.points_and_digits import digits, mnist_classifier, mnist_encoder, mnist_pixel, toy
+from drifting.presets.points_and_digits import digits, mnist_classifier, mnist_encoder, mnist_learned, mnist_pixel, toy
 from drifting.presets.settings import Setting, adjust, choices_of
 
 __all__ = ["GROUPS", "PRESETS", "Preset", "adjust", "check_choices", "choices", "default_folder", "folder_of_data", "preset"]
@@ -50,6 +50,9 @@ GROUPS = {
             "3 times the distance of real data, 98 % classified correctly",
         ),
         "mnist-encoder": Preset(mnist_encoder, "the same in a 64-D auto-encoder's features", "MNIST", "10", "3.4 times, 97 %"),
+        "mnist-learned": Preset(
+            mnist_learned, "the same in features that are learned meanwhile", "MNIST", "not run in full", "not run in full"
+        ),
     },
     "CIFAR-10": {
         f"cifar10-{name}{'-gpu' if gpu else ''}": Preset(
@@ -61,6 +64,11 @@ GROUPS = {
         )
         for gpu in (False, True)
         for name, system in cifar10.SYSTEMS.items()
+    }
+    | {
+        "cifar10-learned": Preset(
+            cifar10.learned, "the same, in features that are learned meanwhile", "CIFAR-10", "not run in full", "not run in full"
+        )
     },
     "Your own images": {
         "images": Preset(

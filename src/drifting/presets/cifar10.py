@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from drifting.config import ClassifierConfig, LossConfig, RunConfig
 from drifting.data import ImagesData
-from drifting.encoders import ResNetConfig, SimCLRConfig
+from drifting.encoders import LearnedConfig, ResNetConfig, SimCLRConfig
 from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig, UNetConfig
 from drifting.generators.unet import SIZES
@@ -131,6 +131,26 @@ def system(name: str, data: str | None = None, unconditional: bool = False, *, g
         log_every=50,
         snapshots=12,
         snapshot_samples=1000,
+    )
+    return joint(config) if unconditional else config
+
+
+def learned(data: str | None = None, unconditional: bool = False) -> RunConfig:
+    """Train a generator of CIFAR-10 in features that are learned in the same training, without any pre-trained weights.
+
+    Args:
+        data: folder or Hub id; $DRIFTING_DATA/cifar10, else the Hub, by default.
+        unconditional: one joint population in place of one for each class.
+
+    Command: drifting train cifar10-learned. Hardware: two CPU cores, or a GPU. Time, expected, measured: not run in full.
+
+    Source: arXiv:2610.04703, with a narrower encoder and this library's generator and step.
+    """
+    config = system("multiscale", data)
+    features = (*LearnedConfig().features, *_COLORS)
+    schedule = dataclasses.replace(config.schedule, generated=32, positives=64)
+    config = dataclasses.replace(
+        config, preset="cifar10-learned", encoder=LearnedConfig(width=16, features=features), schedule=schedule
     )
     return joint(config) if unconditional else config
 

@@ -11,7 +11,7 @@ from typing import Any
 from drifting.config import ClassifierConfig, LossConfig, RunConfig
 from drifting.data import DigitsData, ImagesData, PointsData, ToyData
 from drifting.data.points import toy as check_toy
-from drifting.encoders import AutoencoderConfig
+from drifting.encoders import AutoencoderConfig, LearnedConfig
 from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig, MLPConfig
@@ -152,6 +152,22 @@ def mnist_encoder(data: str | None = None, unconditional: bool = False) -> RunCo
     # Steps are fewer, because each costs more. Codes separate classes with less guidance, which keeps more variety.
     schedule = dataclasses.replace(config.schedule, steps=6000, guidance_scale=min(1.12, config.schedule.guidance_scale))
     return dataclasses.replace(config, preset="mnist-encoder", encoder=encoder, schedule=schedule)
+
+
+def mnist_learned(data: str | None = None, unconditional: bool = False) -> RunConfig:
+    """Train a generator of MNIST digits in features that are learned in the same training, without any pre-trained weights.
+
+    Args:
+        data: folder or Hub id; $DRIFTING_DATA/mnist, else the Hub, by default.
+        unconditional: one joint population in place of one for each class.
+
+    Command: drifting train mnist-learned. Hardware: two CPU cores. Time, expected, measured: not run in full.
+
+    Source: arXiv:2610.04703, with a narrower encoder and this library's generator and step.
+    """
+    config = mnist_pixel(data, unconditional)
+    schedule = dataclasses.replace(config.schedule, steps=1500, generated=32, positives=64, unconditional=32, decay_after=600)
+    return dataclasses.replace(config, preset="mnist-learned", encoder=LearnedConfig(width=16), schedule=schedule)
 
 
 def mnist_classifier(data: str | None = None) -> ClassifierConfig:

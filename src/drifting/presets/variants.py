@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from drifting.config import AnyConfig, ClassifierConfig, RunConfig
 from drifting.data import BankConfig, ImageFilesData
-from drifting.encoders import AutoencoderConfig, MAEConfig, MAEFeaturesConfig, ResNetConfig
+from drifting.encoders import AutoencoderConfig, LearnedConfig, MAEConfig, MAEFeaturesConfig, ResNetConfig
 from drifting.generators import DecoderMLPConfig, DiTConfig, MLPConfig, UNetConfig
 from drifting.training.schedule import Schedule
 
@@ -59,6 +59,7 @@ _AT_MOST: dict[type, dict[str, int]] = {
     },
     AutoencoderConfig: {"code_dim": 8, "width": 4, "steps": _STEPS, "batch_size": 8},
     ResNetConfig: {"width": 4, "feature_dims": 8, "steps": _STEPS, "batch_size": 8},
+    LearnedConfig: {"width": 4},
     MAEFeaturesConfig: {"width": 12, "depths": 2, "resize": 32},
     MAEConfig: {
         "width": 12,

@@ -33,6 +33,7 @@ from drifting.runs.evaluate import load_extractor
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, METRICS, WEIGHTS, newest_checkpoint, read_config
 from drifting.runs.run import load_run
 from drifting.runs.train import build_encoder, build_positives, train, with_network
+from drifting.training.encoder import learner_of
 from drifting.training.loop import train as training_steps
 from drifting.training.state import DivergenceError, TrainingState
 
@@ -214,7 +215,7 @@ def _seconds_per_step(config: RunConfig, folder: Path) -> float:
         encoder = build_encoder(found, network)
         positives = build_positives(found, encoder)
         endless = dataclasses.replace(found.schedule, steps=10**9)
-        state = TrainingState(found.build_generator().to(found.device), endless, found.seed)
+        state = TrainingState(found.build_generator(), endless, found.seed, encoder=learner_of(network, found.encoder))
         started, begun = time.process_time(), 0.0
         for step in training_steps(state, positives, encoder, found.loss.build(), endless):
             passed = time.process_time() - started

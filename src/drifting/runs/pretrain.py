@@ -121,6 +121,8 @@ def prepare_encoder(config: RunConfig, folder: Path, network: Any) -> Any:
     """
     if network is None:
         return None
+    if config.encoder.learns:  # its weights are a part of the state of the training
+        return network.to(config.device)
     weights, settings = folder / ENCODER_WEIGHTS, cast(Any, config.encoder)
     if weights.exists():
         load_weights(network, load_tensors(weights), str(weights))

@@ -40,6 +40,7 @@ from drifting.runs import report as reporting
 from drifting.runs.doctor import Watch
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim, command_to_go_on, ending
 from drifting.runs.run import Run, TrainedNetwork
+from drifting.training.encoder import learner_of
 from drifting.training.loop import Interrupted, check_shares, polite_stop
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import FeatureCache, Positives
@@ -118,7 +119,7 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
     check_devices(config.device, processes)
     config, network = with_network(config, folder, processes, overwrite=overwrite)
     source, generator = config.data.source(config.seed), config.build_generator()
-    check_shares(config.schedule, source.num_classes, processes)
+    check_shares(config.schedule, source.num_classes, processes, learns=config.encoder.learns)
     trains_encoder, is_main = config.trains_encoder, processes.is_main_process
     # The feature encoder freezes its network, so it is built after the network is trained.
     encoder = None if trains_encoder else build_encoder(config, network)
@@ -138,7 +139,8 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
         sharded = config.parallel == "fsdp"
         result = _without_weights(generator) if sharded else None
         generator = generator.to(config.device)
-        state = TrainingState(generator, config.schedule, config.seed, processes=processes, sharded=sharded)
+        learned = learner_of(network, config.encoder) if config.encoder.learns else None
+        state = TrainingState(generator, config.schedule, config.seed, encoder=learned, processes=processes, sharded=sharded)
         recorder = Recorder(
             folder,
             state,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from drifting.errors import InputError
 from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.changes import Changes
+from drifting.training.encoder import LearnedEncoder
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
 from drifting.training.state import TrainingState
@@ -41,6 +42,7 @@ class Step:
         stored_bytes: size of the features and their gradients that microbatches kept.
         temperature_factor: factor of all temperatures in the step; None if they stay as they are.
         changes: figures of `training.changes`, on the device, every `statistics_every` steps; otherwise empty.
+        encoder_loss: loss of an encoder that learns in the same training, see `encoders.learned`; None if it is fixed.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Step:
     stored_bytes: int = 0
     temperature_factor: Tensor | float | None = None
     changes: Mapping[str, Tensor] = field(default_factory=dict)
+    encoder_loss: Tensor | None = None
 
     @property
     def loss(self) -> Tensor:
@@ -102,7 +105,20 @@ def train(
         report = replace(report, loss=state.processes.all_reduce_sum(report.loss.detach()) / state.processes.size)
         if state.temperature is not None:
             state.temperature.learn(report)
-        yield Step(state.step, report, stored, batch.temperature_factor, {} if changes is None else changes.figures())
+        encoder_loss = None if state.encoder is None else _learn_encoder(state, positives, generator, schedule)
+        figures = {} if changes is None else changes.figures()
+        yield Step(state.step, report, stored, batch.temperature_factor, figures, encoder_loss)
+
+
+@torch.no_grad()
+def _learn_encoder(state: TrainingState, positives: Positives, generator: Callable[..., Tensor], schedule: Schedule) -> Tensor:
+    """Let the encoder learn from a batch of its own, and return its loss."""
+    batch = draw_batch(state, positives.samples(), schedule)
+    (inputs,) = batch.inputs(batch.noise, batch.style_indices)
+    generated = generator(*inputs).unflatten(0, batch.noise.shape[:2])
+    real = batch.positives["sample"].unflatten(3, generated.shape[2:]).flatten(1, 2)
+    with torch.enable_grad():
+        return cast(LearnedEncoder, state.encoder).learn(real, generated)
 
 
 def _at_temperature(batch: Batch, state: TrainingState, schedule: Schedule) -> Batch:
@@ -137,8 +153,13 @@ def _add_gradients(
     return report, 0
 
 
-def check_shares(schedule: Schedule, num_classes: int | None, processes: Processes) -> None:
-    """Raise InputError unless the processes can share the labels, or else the samples, of a step equally."""
+def check_shares(schedule: Schedule, num_classes: int | None, processes: Processes, *, learns: bool = False) -> None:
+    """Raise InputError unless the processes can share the labels, or else the samples, of a step equally.
+
+    An encoder that `learns` in the same training is trained by one process.
+    """
+    if learns and processes.size > 1:
+        raise InputError(f"world size is {processes.size}, but the encoder learns in the same training: start one process")
     counts = {"generated samples": schedule.generated, "positives": schedule.positives}
     counts |= {"detached samples": schedule.detached_samples} if schedule.detached_samples else {}
     if schedule.temperature_learning_rate is not None and num_classes is None and processes.size > 1:

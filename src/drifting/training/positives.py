@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drifting._files import atomic_path
 from drifting.data.dataset import ALL, Source
-from drifting.encoders.base import FeatureEncoder
+from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError, reason
 
 # Samples whose features identify the encoder of a cache.
@@ -228,6 +228,10 @@ class Positives:
     ) -> Mapping[str, Float[Tensor, "l m k _"]]:
         """Return the features of sets of real samples of any label, for guidance. Draw the positives of the step first."""
         return self._features_of(self._source.draw_unconditional(sets, count, rng, own))
+
+    def samples(self) -> "Positives":
+        """Return the real samples themselves, drawn from the same source, as the feature "sample"; there must be no cache."""
+        return Positives(self._source, identity)
 
     def _features_of(self, drawn: Tensor) -> Mapping[str, Tensor]:
         return LazyFeatures(drawn, self._encoded) if self._later else self._encoded(drawn)

@@ -208,9 +208,8 @@ class Recorder:
     def write_metrics(self, step: Step, **more: int | float) -> dict[str, Any]:
         """Write and return the means since the last line, the figures of the step's batch, and the further values."""
         self.state.check_faults()
-        changes = {name: float(value) for name, value in step.changes.items()}
-        if step.temperature_factor is not None:
-            changes["temperature_factor"] = float(step.temperature_factor)
+        learned = {"temperature_factor": step.temperature_factor, "encoder_loss": step.encoder_loss}
+        changes = {name: float(value) for name, value in {**step.changes, **learned}.items() if value is not None}
         values = {"step": step.number, **self._means.take(), **batch_figures(step.report.features), **changes, **more}
         if self.state.processes.is_main_process:
             self.log.append(**values)

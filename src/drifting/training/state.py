@@ -15,7 +15,7 @@ Source: Jordan et al. 2024 (Muon); the factor is from arXiv:2502.16982; the prod
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -32,13 +32,14 @@ from drifting.generators.base import Generator
 from drifting.loss import FeatureLoss
 from drifting.training.schedule import Schedule
 
+if TYPE_CHECKING:
+    from drifting.training.encoder import LearnedEncoder
+
 _MOMENTUM = 0.95
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _SMALLEST_NORM = 1e-7
 _STEP_OF_ADAMW = 0.2
-# How the names of the optimizer of a learned temperature begin in the state.
-_OF_TEMPERATURE = "temperature_optimizer."
 
 
 def build_optimizer(generator: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -218,15 +219,24 @@ class TrainingState(State):
         generator: network to train, on the device of the run.
         schedule: settings of the optimizer.
         seed: seed of the random stream.
+        encoder: encoder that learns in the same training; None if it is fixed.
         processes: processes that train together.
         sharded: whether each process keeps a share of every weight instead of a copy of all weights.
 
     Attributes:
         temperature: the learned factor of all temperatures; None if none is learned.
+        encoder: the encoder that is learned in this training; None if it is fixed.
     """
 
     def __init__(
-        self, generator: Generator, schedule: Schedule, seed: int, *, processes: Processes = ALONE, sharded: bool = False
+        self,
+        generator: Generator,
+        schedule: Schedule,
+        seed: int,
+        *,
+        encoder: "LearnedEncoder | None" = None,
+        processes: Processes = ALONE,
+        sharded: bool = False,
     ) -> None:
         self.generator, self.processes = generator, processes
         self.averages = {decay: ExponentialAverage(generator, decay) for decay in (schedule.ema_decay, *schedule.other_ema_decays)}
@@ -234,16 +244,18 @@ class TrainingState(State):
             for network in (generator, *(average.module for average in self.averages.values())):
                 processes.shard(network)
         self.chosen = schedule.ema_decay
-        self.temperature, rate = None, schedule.temperature_learning_rate
+        self.temperature, self.encoder, rate = None, encoder, schedule.temperature_learning_rate
         if rate is not None:
             from drifting.training.temperature import LearnedTemperature
 
             self.temperature = LearnedTemperature(rate, next(generator.parameters()).device)
-            start_optimizer(self.temperature.optimizer)
+        learners = {"temperature": self.temperature, "encoder": encoder}
+        self._learners = {name: learner for name, learner in learners.items() if learner is not None}
+        for learner in self._learners.values():
+            start_optimizer(learner.optimizer)
         first, *others = self.averages.items()
         averages = {"average": first[1], **{f"average-{decay}": average for decay, average in others}}
-        learned = {} if self.temperature is None else {"temperature": self.temperature}
-        networks = {"generator": generator, **averages, **learned}
+        networks = {"generator": generator, **averages, **self._learners}
         super().__init__(networks, build_optimizer(generator, schedule), stream_seed(seed, "training"))
 
     @property
@@ -253,15 +265,20 @@ class TrainingState(State):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state as named tensors; if weights are sharded, those of this process."""
-        further = {} if self.temperature is None else flatten_optimizer(self.temperature.optimizer)
-        return {**super().tensors(), **{f"{_OF_TEMPERATURE}{name}": value for name, value in further.items()}}
+        further = {
+            f"{part}_optimizer.{name}": value
+            for part, learner in self._learners.items()
+            for name, value in flatten_optimizer(learner.optimizer).items()
+        }
+        return {**super().tensors(), **further}
 
     def restore(self, tensors: Mapping[str, Tensor], step: int, origin: str) -> None:
         """Restore a result of `tensors`; raises InputError as `check` does, before anything is changed."""
         super().restore(tensors, step, origin)
-        if self.temperature is not None:
-            own = {name.removeprefix(_OF_TEMPERATURE): tensors[name] for name in tensors if name.startswith(_OF_TEMPERATURE)}
-            restore_optimizer(self.temperature.optimizer, own, origin)
+        for part, learner in self._learners.items():
+            prefix = f"{part}_optimizer."
+            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            restore_optimizer(learner.optimizer, own, origin)
 
     def record_faults(self, report: FeatureLoss) -> None:
         """Record the first step at which a drift was not finite. The record stays on the device."""
