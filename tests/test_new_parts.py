@@ -23,7 +23,7 @@ from drifting.data import Data, Source, StreamSource
 from drifting.data.points import PlaneData
 from drifting.data.sources import reference_samples
 from drifting.encoders import EncoderConfig, FeatureEncoder
-from drifting.fields import DriftField, KernelGradient, Lookahead
+from drifting.fields import DriftField, Lookahead, Sinkhorn
 from drifting.generators import Generator, GeneratorConfig
 from drifting.metrics import energy_distance
 from drifting.plotting.figures import panels, save_figure
@@ -143,7 +143,7 @@ PARTS = {
     "encoder": {"encoder": ScalingConfig(factor=3.0)},
     "generator": {"generator": LineConfig(noise_dim=5)},
     "field": {"loss": LossConfig(temperatures=(0.1,), field=Pull(strength=0.25))},
-    "field ahead": {"loss": LossConfig(temperatures=(0.1, 0.5), field=Lookahead(KernelGradient("matern32")))},
+    "field ahead": {"loss": LossConfig(temperatures=(0.1, 0.5), field=Lookahead(Sinkhorn(iterations=5)))},
 }
 PARTS["all"] = {
     name: part for parts in (PARTS[kind] for kind in ("data", "encoder", "generator", "field")) for name, part in parts.items()

@@ -333,7 +333,7 @@ def _population(fixed: Float[Tensor, "g n d"], population: Tensor | None, peers:
 def _problem(
     fixed: Float[Tensor, "g n d"], sets: Sequence[tuple[Tensor | None, Tensor | None]], *, num_self: int, peers: Peers | None
 ) -> Problem:
-    """Return the problem of a call, from (samples, weights) of every set; the last one attracts."""
+    """Return the problem of a call, from (samples, weights) of every set; the last two are unconditional and positives."""
     if fixed.ndim != 3:
         raise InputError(f"generated has shape {tuple(fixed.shape)}: pass [g, n, d], with g = 1 for a single problem")
     full = [(full_precision(samples.detach()), weights) for samples, weights in sets if samples is not None]
@@ -341,7 +341,9 @@ def _problem(
     first, *further, positives = (samples for samples, _ in full)
     # The backends take the generated samples and one more set.
     negatives = [first, torch.cat(further, 1)] if len(further) > 1 else [first, *further]
-    return Problem(fixed, negatives, positives, join_weights(*full), num_self, peers)
+    unconditional = sets[-2][0]
+    last = 0 if unconditional is None else unconditional.shape[1]
+    return Problem(fixed, negatives, positives, join_weights(*full), num_self, peers, num_unconditional=last)
 
 
 def _as_groups(features: Float[Tensor, "l n k d"]) -> Float[Tensor, "l*k n d"]:

@@ -70,6 +70,19 @@ def test_setting_of_a_toy_reaches_its_run_and_nothing_else_changes(here, command
     assert _config(here / "x") == json.loads(json.dumps(expected))
 
 
+def test_field_and_the_field_inside_of_it_are_chosen_by_their_names(here, command):
+    flags = "--loss.field.field sinkhorn --loss.field lookahead --loss.field.field.iterations 3 --loss.field.lookahead-steps 2"
+    assert command("train", "toy", *flags.split(), "--steps", 1, "--save-dir", "x").status == 0
+    sinkhorn = {"type": "Sinkhorn", "iterations": 3, "tolerance": 0.01}
+    assert _config(here / "x")["loss"]["field"] == {"type": "Lookahead", "field": sinkhorn, "lookahead_steps": 2}
+    shown = _flags(command("train", "toy", "--loss.field", "sinkhorn", "--help").out)
+    assert {"--loss.field", "--loss.field.tolerance"} <= shown
+    assert not {"--loss.field.affinity-floor", "--loss.field.field"} & shown
+    refused = command("train", "toy", "--loss.field", "sinkhron")
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert "did you mean sinkhorn?" in refused.err
+
+
 @pytest.mark.parametrize("flag", ["--schedule.labels-per-microbatch", "--schedule.labels-per-pass"])
 def test_value_that_does_not_fit_a_flag_with_a_former_name_ends_in_a_sentence(here, command, flag):
     ended = command("train", "cifar10-simclr", flag, "x", "--save-dir", "x")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from drifting.fields import EnergyDistance, KernelGradient, Lookahead, MaximumMeanDiscrepancy, MeanShift
+from drifting.fields import EnergyDistance, KernelGradient, Lookahead, MaximumMeanDiscrepancy, MeanShift, Sinkhorn
 from tests.support.threads import on_peers
 
 FIELDS = {
@@ -16,9 +16,13 @@ FIELDS = {
     "discrepancy of laplace": MaximumMeanDiscrepancy("laplace"),
     "score": KernelGradient(),
     "score of matern52": KernelGradient("matern52"),
+    "sinkhorn": Sinkhorn(iterations=12),
+    "sinkhorn, exact": Sinkhorn(iterations=4, tolerance=0.0),
     "lookahead": Lookahead(),
+    "sinkhorn ahead": Lookahead(Sinkhorn(iterations=5)),
     "two steps ahead": Lookahead(KernelGradient("laplace"), lookahead_steps=2),
 }
+pytestmark = pytest.mark.filterwarnings("ignore:the row sums of a Sinkhorn plan")
 # A field that moves one set alone before it looks again is not antisymmetric.
 ANTISYMMETRIC = {name: field for name, field in FIELDS.items() if not isinstance(field, Lookahead)}
 # Weights of the mean shift multiply affinities that are normalized without them.
@@ -62,10 +66,10 @@ def test_drift_follows_translation_rotation_permutation_and_scaling(name):
     still = drift(lambda x: x)
     assert still.isfinite().all()
     assert still[1].abs().max() > 1e-3
-    assert_close(drift(lambda x: x + 3 * shift), still)
-    assert_close(drift(lambda x: x @ rotation), still @ rotation)
-    assert_close(drift(lambda x: x, rows, columns), still[:, :, rows])
-    assert_close(drift(lambda x: 7 * x, size=7.0), 7 * still)
+    assert_close(drift(lambda x: x + 3 * shift), still, 1e-7)
+    assert_close(drift(lambda x: x @ rotation), still @ rotation, 1e-7)
+    assert_close(drift(lambda x: x, rows, columns), still[:, :, rows], 1e-7)
+    assert_close(drift(lambda x: 7 * x, size=7.0), 7 * still, 1e-7)
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -9,7 +9,7 @@ from drifting.config import to_json
 from drifting.data import BankConfig, ImageFilesData, ImagesData
 from drifting.encoders import PixelsConfig
 from drifting.errors import InputError
-from drifting.fields import MeanShift
+from drifting.fields import KernelGradient, Lookahead, MeanShift, Sinkhorn
 from drifting.presets import PRESETS, adjust, preset
 from drifting.presets.settings import described, settings
 from drifting.runs.train import resolve
@@ -94,6 +94,7 @@ def test_field_is_chosen_by_its_name_and_keeps_its_parameters_if_it_is_the_same(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"field": "sinkhron"}, "loss.field is 'sinkhron', not .*: did you mean sinkhorn"),
         ({"field": "mean-shit"}, "loss.field is 'mean-shit', not .*: did you mean mean-shift"),
         ({"loss.field.kernel": "gausian"}, "kernel is 'gausian', not .*: did you mean gaussian"),
         ({"loss.field.field": "mean-shift"}, "loss.field.field is 'mean-shift', but MeanShift holds no other field: leave it out"),
@@ -102,6 +103,13 @@ def test_field_is_chosen_by_its_name_and_keeps_its_parameters_if_it_is_the_same(
 def test_field_that_does_not_exist_is_refused(changes, sentence):
     with pytest.raises(InputError, match=sentence):
         adjust(preset("toy"), **changes)
+
+
+def test_field_has_its_own_settings_and_may_hold_another_field():
+    config = adjust(preset("toy"), **{"loss.field.iterations": 3, "loss.field": "sinkhorn"})
+    assert config.loss.field == Sinkhorn(iterations=3)
+    nested = {"loss.field.field": "kernel-gradient", "loss.field.field.kernel": "laplace", "loss.field.lookahead_steps": 2}
+    assert adjust(config, field="lookahead", **nested).loss.field == Lookahead(KernelGradient("laplace"), lookahead_steps=2)
 
 
 def test_none_is_a_value_of_a_dotted_name_and_no_change_of_a_short_one():

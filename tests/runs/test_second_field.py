@@ -10,7 +10,7 @@ from drifting import DriftingLoss, drifting_loss, fields
 from drifting import config as configuration
 from drifting.config import LossConfig, RunConfig
 from drifting.errors import InputError
-from drifting.fields import DriftField, EnergyDistance, KernelStatistics, Lookahead, MeanShift
+from drifting.fields import DriftField, EnergyDistance, KernelStatistics, Lookahead, MeanShift, Sinkhorn
 from drifting.presets import adjust
 from drifting.runs import pictures
 from drifting.runs import pictures as drawing
@@ -98,7 +98,9 @@ def test_picture_of_the_field_is_of_the_field_that_trains_or_left_out(tiny_toy, 
     assert mean_shift(places, generated).shape == (7, 2)
 
 
-@pytest.mark.parametrize("field", [MeanShift(), EnergyDistance(), Lookahead(MeanShift(kernel="gaussian", bias_correction=True))])
+@pytest.mark.parametrize(
+    "field", [MeanShift(), EnergyDistance(), Sinkhorn(), Lookahead(MeanShift(kernel="gaussian", bias_correction=True))]
+)
 def test_evaluation_has_the_bandwidths_of_training_where_features_are_normalized(tiny_toy, field):
     """The mean square of the drift at one temperature is what the loss reports for the same samples."""
     config = _config(tiny_toy, field, temperatures=(0.3,), normalize_features=True)

@@ -8,6 +8,7 @@ from drifting.fields.kernel_gradient import KernelGradient
 from drifting.fields.lookahead import Lookahead
 from drifting.fields.maximum_mean_discrepancy import MaximumMeanDiscrepancy
 from drifting.fields.mean_shift import MeanShift, mean_shift
+from drifting.fields.sinkhorn import Sinkhorn, SinkhornStatistics
 
 __all__ = [
     "BatchStatistics",
@@ -20,6 +21,8 @@ __all__ = [
     "MaximumMeanDiscrepancy",
     "MeanShift",
     "Peers",
+    "Sinkhorn",
+    "SinkhornStatistics",
     "Statistics",
     "kernel_statistics",
     "mean_shift",

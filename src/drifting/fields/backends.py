@@ -69,7 +69,7 @@ class FieldDrifts:
         """Call the field, see `Drifts`."""
         problem = self._problem
         samples = (problem.generated, problem.positives, self._negatives)
-        self._drifts = self._field(*samples, **problem.options(temperatures), distances=self._distances)
+        self._drifts = self._field(*samples, **problem.options(temperatures, self._field), distances=self._distances)
         # Reduce each row first: a tensor of squares would be as large as the drift.
         return torch.linalg.vector_norm(self._drifts, dim=3).square().mean((1, 2)).div(problem.generated.shape[2]).sqrt()
 

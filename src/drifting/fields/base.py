@@ -77,10 +77,12 @@ class DriftField(ABC):
             a training without one is refused.
         supports_row_scale: whether the field takes all distances from its argument, so that the loss can divide those of each row
             by a scale of its own, see `row_scale`.
+        separates_unconditional: whether the field takes `num_unconditional`, the number of last negatives that are unconditional.
     """
 
     needs_independent_negatives: ClassVar[bool] = False
     supports_row_scale: ClassVar[bool] = False
+    separates_unconditional: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Tensor:
@@ -119,6 +121,7 @@ class Problem:
         weights: one weight per target, negatives first; None for ones.
         num_self: number of leading negatives that are the generated rows.
         peers: the processes over which the rows are split, see `MeanShift`; None for one.
+        num_unconditional: number of last negatives that are unconditional samples.
     """
 
     generated: Float[Tensor, "g n d"]
@@ -127,10 +130,13 @@ class Problem:
     weights: Float[Tensor, "g k"] | None = None
     num_self: int = 0
     peers: Peers | None = None
+    num_unconditional: int = 0
 
-    def options(self, temperatures: Float[Tensor, " t"]) -> dict[str, Any]:
-        """Return the named arguments of a `Field` for this problem, without the distances."""
-        options = {"temperatures": temperatures, "weights": self.weights, "num_self": self.num_self}
+    def options(self, temperatures: Float[Tensor, " t"], field: Field) -> dict[str, Any]:
+        """Return the named arguments of a field for this problem, without the distances."""
+        options: dict[str, Any] = {"temperatures": temperatures, "weights": self.weights, "num_self": self.num_self}
+        if getattr(field, "separates_unconditional", False):
+            options["num_unconditional"] = self.num_unconditional
         return options if self.peers is None else {**options, "peers": self.peers}
 
 

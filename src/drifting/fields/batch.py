@@ -154,7 +154,8 @@ def _half_cosine(field: Field, scaling: Scaling, problem: Problem) -> Float[Tens
         some = None if problem.weights is None else torch.cat([_half(part, second) for part in weights if part is not None], 1)
         # The first half repels itself, so a sample is masked; the second half are other samples.
         num_self = moved.shape[1] if problem.num_self and not second else 0
-        part = Problem(moved, negatives, positives, some, num_self)
+        last = negatives[-1].shape[1] if problem.num_unconditional == problem.negatives[-1].shape[1] else 0
+        part = Problem(moved, negatives, positives, some, num_self, num_unconditional=last)
         drifts, bandwidths, _ = scaling.open(field, part)
         sizes = drifts.root_mean_squares(bandwidths)
         ones = torch.eye(len(sizes), dtype=sizes.dtype, device=sizes.device)

@@ -99,7 +99,7 @@ def field_statistics(drifts: Drifts, field: Field, problem: Problem, temperature
         return measure(temperatures)
     measure = getattr(field, "statistics", None)
     samples = (problem.generated, problem.positives, torch.cat(list(problem.negatives), 1))
-    return measure and measure(*samples, **problem.options(temperatures))
+    return measure and measure(*samples, **problem.options(temperatures, field))
 
 
 def kernel_statistics(

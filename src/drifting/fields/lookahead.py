@@ -55,6 +55,11 @@ class Lookahead(DriftField):
         return self.field.needs_independent_negatives
 
     @property
+    def separates_unconditional(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the field takes the number of unconditional samples."""
+        return self.field.separates_unconditional
+
+    @property
     def statistics(self) -> Callable[..., Any]:
         """Those of the field where the samples are; AttributeError if it has none."""
         return self.field.statistics  # pyright: ignore[reportAttributeAccessIssue]

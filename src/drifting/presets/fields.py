@@ -8,7 +8,7 @@ from typing import Any
 from drifting._checks import nearest_name
 from drifting.config import RunConfig
 from drifting.errors import InputError
-from drifting.fields import DriftField, EnergyDistance, KernelGradient, Lookahead, MaximumMeanDiscrepancy, MeanShift
+from drifting.fields import DriftField, EnergyDistance, KernelGradient, Lookahead, MaximumMeanDiscrepancy, MeanShift, Sinkhorn
 from drifting.presets.settings import adjust
 
 
@@ -43,6 +43,10 @@ FIELDS: Mapping[str, FieldChoice] = {
     "energy-distance": FieldChoice("the gradient of the energy distance", EnergyDistance()),
     "mmd": FieldChoice("the gradient of the maximum mean discrepancy, Gaussian kernel", MaximumMeanDiscrepancy()),
     "score": FieldChoice("the difference of the scores of two kernel densities, Gaussian kernel", KernelGradient()),
+    "sinkhorn": FieldChoice(
+        "entropic transport to data minus that to a second generated batch", Sinkhorn(), {"schedule.independent_negatives": True}
+    ),
+    "sinkhorn-masked": FieldChoice("entropic transport to data minus that to the other samples of the batch", Sinkhorn()),
     "second-batch": FieldChoice(
         "the paper's field, repelled by a second generated batch",
         MeanShift(affinity_floor=0.0),
