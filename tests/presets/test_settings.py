@@ -19,6 +19,7 @@ NEEDS_DATA = {"images", "images-classifier"}
 
 # Of these another value than those few that fit is refused.
 RESTRICTED = {
+    "scale_per_row",
     *("precision", "optimizer", "parallel", "arch", "guidance_scale", "unguided_prob", "conditional", "positives"),
     *("kernel", "normalization"),
 }
