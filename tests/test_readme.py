@@ -72,7 +72,7 @@ def test_experiments_answer_from_the_root(script, monkeypatch, capsys):
     assert "--save-dir" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["00_one_file", "02_own_loop", "03_labeled_batches", "04_own_network"])
+@pytest.mark.parametrize("script", ["00_one_file", "02_own_loop", "03_labeled_batches", "04_own_network", "05_conditions"])
 def test_examples_run(script, capsys):
     runpy.run_path(str(ROOT / "examples" / f"{script}.py"))["main"](steps=100, n=64)
     assert "step 100" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from drifting._checks import check_counts, check_device, check_field, check_row_scale, check_seed
 from drifting.data.dataset import Source
+from drifting.data.pairs import Conditions, PairedSource
 from drifting.data.sources import InMemorySource, LoaderSource, as_batch
 from drifting.encoders.base import FeatureEncoder, Features, Frozen, Identity
 from drifting.errors import InputError, reason
@@ -40,13 +41,17 @@ class Trainer:
     If an iteration is left, the next one continues where it stopped.
 
     Args:
-        module: your network, called as module(noise), or as module(noise, labels) where the data have labels; trained in place.
+        module: your network, called as module(noise), or as module(noise, labels) where the data have labels and as
+            module(noise, conditions) where they have conditions; trained in place.
         data: real samples as floats: a tensor, a pair (samples, labels) of tensors, a data set of either, which is read into
             memory, or a DataLoader of batches of either, one of which is read in every step.
+        conditions: one condition for each sample of a tensor `data`, such as an observation for each action. Samples that are
+            generated for one condition repel each other, and only the real sample of the condition attracts them.
         encoder: feature encoder, the space in which samples drift: a callable from samples to features [b, d] or [b, k, d] with k
             locations, or to a mapping of such features. A module is frozen in place. None for the samples themselves.
         loss: drifting loss of the features; `DriftingLoss()` by default.
-        schedule: steps, batch and optimizer; by default 1000 steps of 256 samples, or of 32 samples of each of at most 16 classes.
+        schedule: steps, batch and optimizer; by default 1000 steps of 256 samples, of 32 samples of each of at most 16 classes, or
+            of 8 samples for each of at most 64 conditions. `labels_per_step` is the number of conditions of a step.
         noise_shape: shape of the noise of one sample, or its length; by default the `noise_shape` of the module.
         num_classes: number of labels of a DataLoader; by default the `num_classes` of the module.
         seed: seed of everything random in the training, except the initial weights of the module.
@@ -61,6 +66,7 @@ class Trainer:
         module: nn.Module,
         data: Data,
         *,
+        conditions: Tensor | None = None,
         encoder: Callable[[Tensor], Any] | None = None,
         loss: DriftingLoss | None = None,
         schedule: Schedule | None = None,
@@ -75,13 +81,15 @@ class Trainer:
         self.module, self.loss = module, DriftingLoss() if loss is None else loss
         place = _device_of(module, device)
         classes = getattr(module, "num_classes", None) if num_classes is None else num_classes
-        source = _open(data, schedule, classes, seed, place)
-        self.schedule = schedule or _default_schedule(source.num_classes)
+        source = _open(data, schedule, classes, seed, place) if conditions is None else _pairs(data, conditions)
+        self.schedule = schedule or _default_schedule(source.num_classes, paired=conditions is not None)
         check_counts({name: getattr(self.schedule, name) for name in _COUNTED})
         if self.loss.settings["scale_per_row"]:
             check_row_scale(self.loss.field, normalize_features=self.loss.settings["normalize_features"])
         check_field(self.loss.field, has_independent=self.schedule.independent_negatives)
         check_schedule(self.schedule, labeled=source.num_classes is not None)
+        if conditions is not None and self.schedule.positives != 1:
+            raise InputError(f"positives is {self.schedule.positives}, but a condition has one real sample: pass 1")
         generator = _as_generator(module, source, noise_shape).to(place)
         _check_guidance(generator, self.schedule)
         self._encoder = _as_encoder(encoder, self.schedule, place)
@@ -108,11 +116,25 @@ class Trainer:
             yield step
 
     def sample(
-        self, count: int, *, seed: int = 0, labels: Sequence[int] | None = None, guidance_scale: float | None = None
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        conditions: Tensor | None = None,
+        guidance_scale: float | None = None,
     ) -> Float[Tensor, "s *sample"]:
-        """Return samples of the averaged weights on the CPU, one pass each; arguments as in `sampling.sample`."""
-        size = batch_of(self._state.generator.sample_shape)
-        return sample(self._state.averaged, count, seed=seed, labels=labels, guidance_scale=guidance_scale, batch_size=size)
+        """Return samples of the averaged weights on the CPU, one pass each; arguments as in `sampling.sample`.
+
+        A trainer with conditions cycles through other `conditions`, or by default through those of the training.
+        """
+        generator = self._state.averaged
+        if conditions is not None:
+            if not isinstance(generator, _ModuleGenerator) or generator.conditions is None:
+                raise InputError("conditions are given, but the trainer has none: leave them out")
+            generator = generator.under(conditions)
+        size = batch_of(generator.sample_shape)
+        return sample(generator, count, seed=seed, labels=labels, guidance_scale=guidance_scale, batch_size=size)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of all that changes in training: weights, averages, optimizer, random stream, position in the data."""
@@ -145,14 +167,26 @@ class _ModuleGenerator(Generator):
     """A user's module as a generator."""
 
     def __init__(
-        self, module: nn.Module, noise_shape: tuple[int, ...], sample_shape: tuple[int, ...], num_classes: int | None
+        self,
+        module: nn.Module,
+        noise_shape: tuple[int, ...],
+        sample_shape: tuple[int, ...],
+        num_classes: int | None,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__()
         self.module, self.noise_shape, self.sample_shape, self.num_classes = module, noise_shape, sample_shape, num_classes
+        self.conditions = conditions
 
     def forward(self, noise: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None) -> Tensor:
         """Return what the module returns."""
-        return self.module(noise) if self.num_classes is None else self.module(noise, labels)
+        if labels is None or self.num_classes is None:
+            return self.module(noise)
+        return self.module(noise, labels if self.conditions is None else self.conditions[labels])
+
+    def under(self, conditions: Tensor) -> "_ModuleGenerator":
+        """Return the same generator with other conditions."""
+        return _ModuleGenerator(self.module, self.noise_shape, self.sample_shape, len(conditions), Conditions(conditions))
 
 
 def _device_of(module: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -185,6 +219,14 @@ def _open(data: Data, schedule: Schedule | None, num_classes: int | None, seed: 
     return InMemorySource(*as_batch(samples))
 
 
+def _pairs(data: Data, conditions: Tensor) -> PairedSource:
+    """Return the source of samples with one condition each."""
+    if not isinstance(data, Tensor) or not isinstance(conditions, Tensor):
+        kinds = f"data is a {type(data).__name__} and conditions a {type(conditions).__name__}"
+        raise InputError(f"{kinds}: pass both as tensors, with one row for each sample")
+    return PairedSource(as_batch(data)[0], conditions)
+
+
 def _read(data: Dataset[Any]) -> Any:
     """Return all samples of a data set, with their labels if it has any."""
     if not hasattr(data, "__len__"):
@@ -200,7 +242,9 @@ def _read(data: Dataset[Any]) -> Any:
     return torch.stack(parts[0]), torch.tensor([int(label) for label in parts[1]])
 
 
-def _default_schedule(num_classes: int | None) -> Schedule:
+def _default_schedule(num_classes: int | None, *, paired: bool = False) -> Schedule:
+    if num_classes is not None and paired:
+        return Schedule(steps=1000, learning_rate=1e-3, labels_per_step=min(num_classes, 64), generated=8, positives=1)
     if num_classes is None:
         return Schedule(steps=1000, learning_rate=1e-3, generated=256, positives=256)
     return Schedule(steps=1000, learning_rate=1e-3, labels_per_step=min(num_classes, 16), generated=32, positives=32)
@@ -208,15 +252,17 @@ def _default_schedule(num_classes: int | None) -> Schedule:
 
 def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence[int] | None) -> Generator:
     """Return the module as a generator of the samples of a source, or raise InputError if it cannot be one."""
-    labeled = source.num_classes is not None
+    labeled, conditions = source.num_classes is not None, getattr(source, "conditions", None)
     if isinstance(module, Generator):
+        if conditions is not None:
+            raise InputError("module is a Generator, which takes labels, but conditions are given: pass a module that takes these")
         if module.num_classes != source.num_classes:
             found = f"has {module.num_classes} classes, but the data {source.num_classes}"
             raise InputError(f"module {found}: build it with num_classes={source.num_classes}")
         return module
     required, most = _arguments(module)
     if labeled and most < 2:
-        raise InputError("module takes noise alone, but the data have labels: pass the samples without them, or take both")
+        raise InputError("module takes noise alone, but the data have labels or conditions: leave them out, or take both")
     if not labeled and required > 1:
         raise InputError(f"module takes {required} arguments, but the data have no labels: pass a pair (samples, labels)")
     shape = getattr(module, "noise_shape", None) if noise_shape is None else noise_shape
@@ -224,7 +270,7 @@ def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence
         raise InputError("noise_shape is missing: pass the shape of the noise of one sample, such as noise_shape=32")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     check_counts({"noise_shape": min(shape, default=0)})
-    return _ModuleGenerator(module, shape, source.sample_shape, source.num_classes)
+    return _ModuleGenerator(module, shape, source.sample_shape, source.num_classes, conditions)
 
 
 def _arguments(module: nn.Module) -> tuple[int, float]:
@@ -282,6 +328,8 @@ def _try(generator: Generator, source: Source, encoder: FeatureEncoder, device: 
             made = generator.eval()(noise, labels, scale, *([] if codes is None else [codes]))
         except (RuntimeError, TypeError, IndexError) as error:
             inputs = f"noise {tuple(noise.shape)}" + ("" if labels is None else f" and labels up to {generator.num_classes}")
+            if (conditions := getattr(source, "conditions", None)) is not None:
+                inputs = f"noise {tuple(noise.shape)} and conditions {(2, *conditions.rows.shape[1:])}"
             raise InputError(f"module fails on {inputs} ({reason(error)}): pass another noise_shape") from error
         generator.train(was_training)
         if not isinstance(made, Tensor) or tuple(made.shape[1:]) != tuple(source.sample_shape):
