@@ -30,6 +30,8 @@ def loop(function: Callable[..., Any], **options: Any) -> Any:
     """Return the function, to be compiled when it is first called or when one that calls it is compiled."""
     # Sums may be reordered, so that they are computed in vectors; NaN and infinity keep their meaning.
     fastmath = {"reassoc", "contract", "nsz"}
+    # Only an entry is called from Python: wrappers of all others would take a quarter of the time of compilation.
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **options}
     # Checks of shapes in tests wrap every function of the package.
     return njit(nogil=True, error_model="numpy", fastmath=fastmath, **options)(inspect.unwrap(function))
 
@@ -41,7 +43,7 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 def entry(function: Callable[..., Any]) -> Any:
     """Return a loop that is called from Python, whose machine code is cached on disk with all that it calls."""
-    dispatcher = loop(function, cache=True)
+    dispatcher = loop(function, cache=True, no_cpython_wrapper=False)
     # Numba notes changes of the file of a function only. Functions here call those of other files.
     dispatcher._cache._cache_file._source_stamp = _stamp
     return dispatcher
