@@ -33,24 +33,36 @@ class FieldChoice:
         return adjust(config, **self.settings) if self.settings else config
 
 
+_PAPER = MeanShift(affinity_floor=0.0)
+_SECOND_BATCH = {"schedule.independent_negatives": True}
+
 FIELDS: Mapping[str, FieldChoice] = {
-    "mean-shift": FieldChoice("the paper's field", MeanShift(affinity_floor=0.0)),
-    "release": FieldChoice("the paper's field with the affinity floor of the authors' release", MeanShift(affinity_floor=1e-6)),
-    "gaussian": FieldChoice("the paper's field with a Gaussian kernel", MeanShift(kernel="gaussian")),
-    "rows": FieldChoice("the paper's field, normalized over the targets of each row alone", MeanShift(normalization="rows")),
-    "abc": FieldChoice("the paper's field with centroids corrected for few samples", MeanShift(bias_correction=True)),
-    "lookahead": FieldChoice("the paper's field, and the drift after it", Lookahead(MeanShift())),
+    "mean-shift": FieldChoice("the paper's field", _PAPER),
+    "release": FieldChoice("the same with the affinity floor of the authors' release", MeanShift(affinity_floor=1e-6)),
+    "gaussian": FieldChoice("a Gaussian kernel", MeanShift(kernel="gaussian")),
+    "matern32": FieldChoice("a Matern kernel of order 3/2", MeanShift(kernel="matern32")),
+    "matern52": FieldChoice("a Matern kernel of order 5/2", MeanShift(kernel="matern52")),
+    "rows": FieldChoice("affinities normalized over rows alone", MeanShift(normalization="rows")),
+    "bias-corrected": FieldChoice("centroids corrected for few samples (ABC)", MeanShift(bias_correction=True)),
+    "lookahead": FieldChoice("the drifts of one further move", Lookahead(field=_PAPER)),
+    "lookahead-2": FieldChoice("the drifts of two further moves", Lookahead(field=_PAPER, lookahead_steps=2)),
     "energy-distance": FieldChoice("the gradient of the energy distance", EnergyDistance()),
-    "mmd": FieldChoice("the gradient of the maximum mean discrepancy, Gaussian kernel", MaximumMeanDiscrepancy()),
-    "score": FieldChoice("the difference of the scores of two kernel densities, Gaussian kernel", KernelGradient()),
+    "mmd": FieldChoice("the gradient of a maximum mean discrepancy", MaximumMeanDiscrepancy()),
+    "kernel-gradient": FieldChoice("the difference of the scores of kernel densities", KernelGradient()),
     "sinkhorn": FieldChoice(
-        "entropic transport to data minus that to a second generated batch", Sinkhorn(), {"schedule.independent_negatives": True}
+        "entropic transport, with a second generated batch", Sinkhorn(), {"loss.temperatures": (0.05,), **_SECOND_BATCH}
     ),
-    "sinkhorn-masked": FieldChoice("entropic transport to data minus that to the other samples of the batch", Sinkhorn()),
-    "second-batch": FieldChoice(
-        "the paper's field, repelled by a second generated batch",
-        MeanShift(affinity_floor=0.0),
-        {"schedule.independent_negatives": True},
+    "second-batch": FieldChoice("the paper's field, repelled by a second generated batch", _PAPER, _SECOND_BATCH),
+    "detached": FieldChoice("the paper's field, with 192 more samples that repel", _PAPER, {"schedule.detached_samples": 192}),
+    "clipped": FieldChoice("the paper's field, with drifts of limited length", _PAPER, {"loss.drift_clip": 3.0}),
+    "annealed": FieldChoice("the paper's field, at falling temperatures", _PAPER, {"schedule.temperature_factors": (3.0, 1.0)}),
+    "learned-temperature": FieldChoice(
+        "the paper's field, at temperatures that are learned", _PAPER, {"schedule.temperature_learning_rate": 1e-3}
+    ),
+    "scale-per-row": FieldChoice(
+        "the paper's field, with a scale for each sample",
+        _PAPER,
+        {"loss.scale_per_row": True, "loss.normalize_features": True},
     ),
 }
 
