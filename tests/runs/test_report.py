@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from drifting import runs
+from drifting.diagnosis import Diagnosis, Finding
 from drifting.errors import InputError
 from drifting.runs import report as reporting
 from drifting.runs.report import write_report
@@ -130,6 +131,19 @@ def test_names_cannot_end_the_script_that_holds_the_facts(copy, monkeypatch):
     page = write_report([copy("toy_run")])
     assert "</script><b>" not in page.read_text()
     assert _facts(page)["runs"][0]["lines"] == ["</script><b>"]
+
+
+def test_report_says_what_the_doctor_says(copy, monkeypatch):
+    fault = Finding("samples collapse", "they are alike", "pass --temperatures 0.2")
+    note = Finding("improving", "the norm falls", fault=False)
+    diagnosis = Diagnosis((fault, note), ("the encoder",))
+    monkeypatch.setattr(reporting, "examine", lambda _: diagnosis)
+    (run,) = _facts(write_report([copy("toy_run")]))["runs"]
+    texts = {one["text"]: one["good"] for one in run["verdicts"]}
+    assert next(iter(texts.items())) == (diagnosis.lines()[0], False)
+    assert texts["samples collapse: they are alike; pass --temperatures 0.2"] is False
+    assert texts["improving: the norm falls"] is True
+    assert texts["not judged: the encoder"] is True
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from drifting.training.loop import Step
 from drifting.training.recorder import MetricsLog, Recorder
 from drifting.training.schedule import Schedule
 
+# The drift norm of real data has the name NOISE_FLOOR/feature/temperature.
+NOISE_FLOOR = "noise_floor"
+
 
 def examine(folder: str | Path) -> Diagnosis:
     """Return the verdict on the run in a folder, finished or not.
@@ -73,7 +76,7 @@ class Watch:
             if finding.name not in self._said:
                 self._said.add(finding.name)
                 self._progress.say(f"step {step.number}: {finding}")
-        self._progress.noise = _total(line, "noise_floor") or self._progress.noise
+        self._progress.noise = _total(line, NOISE_FLOOR) or self._progress.noise
         return _total(line, DRIFT_NORM) or 0.0
 
     def _responses(self) -> dict[str, float]:

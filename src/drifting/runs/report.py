@@ -29,10 +29,12 @@ from drifting.data import Decoder
 from drifting.data.pixels import to_bytes
 from drifting.data.points import Frame
 from drifting.data.sources import reference_samples
+from drifting.diagnosis import DRIFT_NORM
 from drifting.errors import InputError
 from drifting.evaluation import as_text
 from drifting.presets.settings import settings
 from drifting.runs.compare import read_figures
+from drifting.runs.doctor import NOISE_FLOOR, examine
 from drifting.runs.folder import CONFIG, LOG, METRICS, REPORT, WEIGHTS, read_config
 from drifting.runs.pictures import Drawing, layout, summed_drift
 from drifting.training.recorder import MetricsLog, read_snapshots
@@ -136,6 +138,7 @@ def describe(folder: Path, config: RunConfig) -> Described:
         metrics=metrics,
         settings=_settings(config, missing),
         samples=_shown_samples(config, snapshots, missing),
+        verdicts=_read(lambda: _verdicts(folder), missing) or [],
         comparison=_uri(picture.read_bytes()) if picture.is_file() else None,
         missing=missing,
     )
@@ -163,6 +166,14 @@ def _lines(config: RunConfig, done: int, log: Sequence[Mapping[str, Any]]) -> li
         f"features {type(config.encoder).__name__.removesuffix('Config')}, "
         f"generator {type(config.generator).__name__.removesuffix('Config')}.",
     ]
+
+
+def _verdicts(folder: Path) -> list[dict[str, Any]]:
+    """Return the sentences of `drifting doctor`, each with whether it is good news."""
+    found = examine(folder)
+    first, *rest = found.lines()
+    faults = {f"- {finding}" for finding in found.faults}
+    return [{"text": first, "good": not faults}, *({"text": line.removeprefix("- "), "good": line not in faults} for line in rest)]
 
 
 def _settings(config: RunConfig, missing: list[str]) -> list[tuple[str, str, str]]:
@@ -204,8 +215,11 @@ def _charts(runs: Sequence[Described]) -> list[dict[str, Any]]:
     }
     for run in runs:
         prefix = f"{run.name}: " if many else ""
-        for temperature, values in _drift_norms(run.log).items():
-            curves["raw drift norm"].append(_curve(f"{prefix}temperature {temperature}", run.log, values))
+        floors = _by_temperature(run.log, NOISE_FLOOR)
+        for temperature, values in _by_temperature(run.log, DRIFT_NORM).items():
+            known = [value for value in floors.get(temperature, []) if value is not None]
+            curve = _curve(f"{prefix}temperature {temperature}", run.log, values)
+            curves["raw drift norm"].append({**curve, "floor": known[-1] if known else None})
         for title, name in (("squared energy distance", "energy_distance"), ("loss", "loss")):
             values = [line.get(name) for line in run.log]
             curves[title].append(_curve(run.name if many else title, run.log, values))
@@ -218,9 +232,9 @@ def _charts(runs: Sequence[Described]) -> list[dict[str, Any]]:
     return [{"title": title, "curves": some, "logarithmic": title != "loss"} for title, some in charts if some]
 
 
-def _drift_norms(log: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
-    """Return the geometric mean over the features of the raw drift norm at each temperature, for every line of the log."""
-    names = sorted({name for line in log for name in line if name.startswith("drift_norm/")})
+def _by_temperature(log: Sequence[Mapping[str, Any]], kind: str) -> dict[str, list[float | None]]:
+    """Return the geometric mean over the features of a figure at each temperature, for every line of the log."""
+    names = sorted({name for line in log for name in line if name.startswith(f"{kind}/")})
     found: dict[str, list[float | None]] = {}
     for temperature in dict.fromkeys(name.split("/")[2] for name in names):
         of_this = [name for name in names if name.split("/")[2] == temperature]
