@@ -52,7 +52,11 @@ class ImageFiles:
         check_memory(
             decoded_bytes(1, image_size, 3), f"image_size is {image_size}, at which one image", "pass a smaller --image-size"
         )
-        _check_folder(self.path)
+        if not self.path.exists():
+            raise InputError(f"data is '{self.path}', which does not exist: pass a folder of images")
+        if not self.path.is_dir():
+            fix = "pass a folder of image files, an unpacked one if this is an archive"
+            raise InputError(f"data is '{self.path}', which is not a folder: {fix}")
         reader = folder_reader(self.path)
         self.splits = tuple(reader.splits(self.path))
         if self.split not in self.splits:
@@ -142,15 +146,6 @@ def _written(path: Path) -> tuple[int, int]:
 def splits_of(path: Path) -> tuple[str, ...]:
     """Return the splits of a folder of image files; raises InputError if there is no folder."""
     return tuple(folder_reader(path).splits(path)) if path.is_dir() else ()
-
-
-def _check_folder(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"data is '{path}', which does not exist: pass a folder of images")
-    if not path.is_dir():
-        raise InputError(
-            f"data is '{path}', which is not a folder: pass a folder of image files, an unpacked one if this is an archive"
-        )
 
 
 class ImageRows(DiskRows):

@@ -196,20 +196,17 @@ def _published_statistics(origin: str) -> Statistics:
     """Return the mean and standard deviation of the image processor published with the weights."""
     fix = "pass the mean and the standard deviation of every channel"
     try:
-        facts = json.loads(_published_file(origin, _PROCESSOR).read_text())
+        file = Path(origin) / _PROCESSOR
+        if not Path(origin).is_dir():
+            import huggingface_hub
+
+            file = Path(huggingface_hub.hf_hub_download(origin, _PROCESSOR, local_files_only=is_here(origin)))
+        facts = json.loads(file.read_text())
         if not facts.get("do_normalize", True):
             return (0.0,) * 3, (1.0,) * 3
         return tuple(facts["image_mean"]), tuple(facts["image_std"])
     except Exception as error:  # from the Hub, the file or JSON, or a missing key
         raise InputError(f"statistics is None, and '{origin}' has none in {_PROCESSOR} ({reason(error)}): {fix}") from None
-
-
-def _published_file(origin: str, name: str) -> Path:
-    if Path(origin).is_dir():
-        return Path(origin) / name
-    import huggingface_hub
-
-    return Path(huggingface_hub.hf_hub_download(origin, name, local_files_only=is_here(origin)))
 
 
 # Parts of the network that features do not need; they hold a fifth of the weights.

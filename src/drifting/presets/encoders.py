@@ -1,6 +1,7 @@
 """Feature encoders that are trained on their own, and runs that use them."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from drifting.encoders.resnet import ResNet, available_features, stage_depths
 from drifting.errors import InputError
 from drifting.presets.cifar10 import FOUR
 from drifting.presets.images import features_of
-from drifting.presets.settings import Setting, adjust, described
+from drifting.presets.settings import Setting, adjust, choices_of
 
 KINDS: dict[str, type[ResNetConfig | SimCLRConfig | MAEConfig]] = {
     "supervised": ResNetConfig,
@@ -108,11 +109,11 @@ def _features(before: EncoderConfig, trained: AutoencoderConfig | ResNetConfig, 
 
 def encoder(
     kind: str,
-    *,
     name: str | None = None,
     data: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    *,
     seed: int = 0,
     device: str = "cpu",
     **settings: Any,
@@ -141,9 +142,7 @@ def encoder(
 def choices(kind: str) -> list[Setting]:
     """Return the arguments of `encoder` that are not settings, or raise InputError if there is no such kind."""
     _kind(kind)
-    help_of = described(encoder)
-    kinds = {"name": str, "data": str, "image_size": int, "channels": int}
-    chosen = [Setting(name, of | None, None, help_of[name]) for name, of in kinds.items()]
+    chosen = choices_of(functools.partial(encoder, kind))
     arch = Setting("arch", str | None, None, "Depths of its stages: those of resnet10, resnet18 or resnet50.")
     return [*chosen, arch] if kind == "mae" else chosen
 

@@ -63,7 +63,8 @@ def try_preset(
     """
     folder, processes = Path("runs") / "smoke" / name if save_dir is None else Path(save_dir), join()
     inputs = folder / _INPUTS
-    if _needs_data(name) and "data" not in choices:
+    needed = [each.name for each in presets.choices(name) if each.value is inspect.Parameter.empty]
+    if "data" in needed and "data" not in choices:
         choices = {**choices, "data": str(inputs / "images")}
     tiny = presets.adjust(smoke(presets.preset(name, **choices)), **(settings or {}))
     config = _with_paths(tiny, inputs)
@@ -84,12 +85,6 @@ def try_preset(
             load_run(folder).evaluate(count=_SAMPLES, **_evaluation_options(trained.config, inputs))
     processes.barrier()
     return trained
-
-
-def _needs_data(name: str) -> bool:
-    """Return whether a preset has a required argument `data`."""
-    parameters = inspect.signature(presets.PRESETS[name].make).parameters if name in presets.PRESETS else {}
-    return "data" in parameters and parameters["data"].default is inspect.Parameter.empty
 
 
 def _check_inputs(inputs: Path, *, overwrite: bool) -> None:
