@@ -103,6 +103,23 @@ def test_presets_and_the_loss_load_nothing_heavy():
     assert (result.stdout, result.stderr) == ("set()\n", "")
 
 
+LOAD = """
+from pathlib import Path
+from drifting.checkpoint import load_network, save_tensors
+from drifting.generators import DecoderMLPConfig
+build = lambda: DecoderMLPConfig(width=8).build(sample_shape=(1, 8, 8), num_classes=3, guided=True)
+saved = build().state_dict()
+save_tensors(Path({path!r}), saved)
+print(all(bool((saved[name] == value).all()) for name, value in load_network(build, Path({path!r})).state_dict().items()))
+"""
+
+
+def test_loading_a_network_loads_no_compiler(tmp_path):
+    """Embeddings of labels start with normal numbers, for which torch would load its compiler on the meta device."""
+    result = processes.run(LOAD.format(path=str(tmp_path / "weights.safetensors")) + HEAVY)
+    assert (result.stdout, result.stderr) == ("True\nset()\n", "")
+
+
 @pytest.mark.parametrize("code", [POINTS, pytest.param(EVERYTHING, marks=pytest.mark.slow)], ids=["points", "everything"])
 def test_shapes_in_signatures_hold_throughout_a_run(code):
     """Core functions tell of wrong shapes themselves, so that the checks of the signatures run in a process of their own."""

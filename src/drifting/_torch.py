@@ -22,8 +22,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 # What torch passes to oneMKL, in float32 and in float64.
 FUNCTIONS = (
@@ -67,6 +69,23 @@ def first_calls() -> None:
         numbers = torch.full((_LENGTH,), 0.5, dtype=dtype, device="cpu")
         for name in FUNCTIONS:
             getattr(torch, name)(numbers)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the normal numbers that layers start with: on the meta device torch would load its compiler for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").endswith("normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Return a context in which networks are built with the shapes of their weights alone, without memory for values."""
+    with torch.device("meta"), _Undrawn():
+        yield
 
 
 @functools.cache

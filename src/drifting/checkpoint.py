@@ -22,6 +22,7 @@ from torch import Tensor
 
 from drifting._files import atomic_path, current, discard, named
 from drifting._json import load_json, save_json
+from drifting._torch import shapes_only
 from drifting.distributed import ALONE, Processes, laid_out, load_shards, local, save_shards
 from drifting.errors import InputError, reason
 
@@ -287,7 +288,7 @@ def load_network(build: Callable[[], Network], path: Path) -> Network:
     """
     weights = load_tensors(path)
     try:
-        with torch.device("meta"), _at_most(len(weights)):
+        with shapes_only(), _at_most(len(weights)):
             like = build()
     except Exception as error:  # every layer raises its own error for a size that is too large
         if isinstance(error, InputError):

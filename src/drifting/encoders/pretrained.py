@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from drifting._checks import full_precision
 from drifting._extras import is_here, load_published
+from drifting._torch import shapes_only
 from drifting.checkpoint import check_finite, load_weights
 from drifting.encoders.base import (
     EncoderConfig,
@@ -299,7 +300,7 @@ class MAEFeaturesConfig(EncoderConfig):
             missing = "its weights are not named" if len(image_shape) == 3 else "the data are not images of a known shape"
             raise InputError(f"encoder is a masked auto-encoder, but {missing}: pass both")
         # On meta, because drawing the initial values of the largest networks takes longer than reading the weights.
-        with torch.device("meta"):
+        with shapes_only():
             network = MaskedAutoencoder(image_shape, width=self.width, patch=self.patch, depths=self.depths)
         for part in _DECODER:
             delattr(network, part)

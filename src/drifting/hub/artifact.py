@@ -21,6 +21,7 @@ from torch import Tensor
 from drifting._checks import nearest_name
 from drifting._files import atomic_path
 from drifting._json import load_json
+from drifting._torch import shapes_only
 from drifting.checkpoint import check_finite, different_names, load_state_dict
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.pretrained import MAEFeatures
@@ -125,7 +126,7 @@ def read_artifact(folder: str | Path) -> Artifact:
     if not isinstance(metadata, dict):
         raise InputError(f"metadata of '{folder}' is a {type(metadata).__name__}: pass an object with kind and model_config")
     arrays = read_tree(folder / PARAMETERS)
-    with torch.device("meta"):
+    with shapes_only():
         network = build_network(metadata, str(folder), _classes_of(metadata.get("kind"), arrays))
     found = {place.name: place for place in places(network)}
     _check_arrays(folder / PARAMETERS, arrays, found)
@@ -152,7 +153,7 @@ def write_artifact(folder: Path, metadata: Metadata, network: Network, read: Cal
 def with_weights(metadata: Metadata, origin: str, num_classes: int | None, weights: Iterable[tuple[str, Tensor]]) -> Network:
     """Return the network of the metadata with weights by our names, in float32 and in evaluation mode; see `build_network`."""
     # Built on meta, because drawing initial weights would take longer than reading these.
-    with torch.device("meta"):
+    with shapes_only():
         network = build_network(metadata, origin, num_classes)
     loaded = {name: value.float().contiguous() for name, value in weights}
     check_finite(loaded.items(), origin)

@@ -5,9 +5,8 @@ import functools
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from drifting._checks import nearest_name
+from drifting._torch import shapes_only
 from drifting.config import AnyConfig, EncoderRunConfig, load_config
 from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig, EncoderConfig, MAEConfig, ResNetConfig, SimCLRConfig
@@ -101,7 +100,7 @@ def _features(before: EncoderConfig, trained: AutoencoderConfig | ResNetConfig, 
     if isinstance(trained, AutoencoderConfig):
         return chosen or features_of(shape)
     halves = (0.5,) * shape[0]
-    with torch.device("meta"):
+    with shapes_only():
         sizes = {"small_stem": trained.small_stem, "statistics": (halves, halves)}
         known = available_features(ResNet(trained.arch, shape, num_classes=None, width=1, **sizes))
     return tuple(name for name in chosen or FOUR if name in known)

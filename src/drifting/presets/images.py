@@ -8,8 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from drifting._torch import shapes_only
 from drifting.config import ClassifierConfig, LossConfig, RunConfig
 from drifting.data import ImagesData
 from drifting.encoders import AutoencoderConfig, ResNetConfig, resnet
@@ -161,7 +160,7 @@ def _encoder(size: DataSize) -> AutoencoderConfig | ResNetConfig:
 
 def features_of(image_shape: tuple[int, int, int]) -> tuple[str, ...]:
     """Return the names in `FEATURES` that an auto-encoder of images of this shape has and that are fast enough."""
-    with torch.device("meta"):
+    with shapes_only():
         try:
             known = available_features(Autoencoder(image_shape, code_dim=1, width=1))
         except InputError:  # which the run itself tells
@@ -175,7 +174,7 @@ def features_of(image_shape: tuple[int, int, int]) -> tuple[str, ...]:
 def resnet_features_of(image_shape: tuple[int, int, int], resize: int | None) -> tuple[str, ...]:
     """Return the names in `RESNET_FEATURES` that a ResNet of images of this shape has."""
     halves = (0.5,) * image_shape[0]
-    with torch.device("meta"):
+    with shapes_only():
         sizes = {"num_classes": None, "small_stem": True, "width": 1, "resize": resize, "statistics": (halves, halves)}
         known = resnet.available_features(ResNet("resnet10", image_shape, **sizes))
     return tuple(name for name in _in_tiles(RESNET_FEATURES, image_shape) if name in known)
