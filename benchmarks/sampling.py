@@ -25,7 +25,7 @@ from flow_matching import Flow
 
 from drifting import presets
 from drifting.generators.base import Generator
-from drifting.sampling import sample_indices
+from drifting.sampling import sample
 
 SHAPES = {"mnist-pixel": (1, 28, 28), "cifar10-multiscale": (3, 32, 32)}
 BATCH, EVALUATIONS = 256, 50
@@ -49,7 +49,7 @@ def speed(name: str, repeats: int) -> list[str]:
     flow = Flow(config.generator, SHAPES[name], 10)
     flow.evaluations = EVALUATIONS
     networks: list[Generator] = [config.build_generator(), flow]
-    many, one = ([seconds(lambda g=g, n=n: sample_indices(g, range(n)), repeats) for g in networks] for n in (BATCH, 1))
+    many, one = ([seconds(lambda g=g, n=n: sample(g, n, batch_size=n), repeats) for g in networks] for n in (BATCH, 1))
     rates = [f"{BATCH / taken:,.0f}" for taken in many]
     delays = [f"{1e3 * taken:.1f}" for taken in one]
     return [name, *rates, f"{many[1] / many[0]:.0f}", *delays, f"{one[1] / one[0]:.0f}"]
