@@ -1,4 +1,4 @@
-"""The command line: drifting {train, train-encoder, latents, sample, convert, evaluate, report,
+"""The command line: drifting {train, train-encoder, latents, sample, convert, calibrate, evaluate, report,
 compare, compare-fields, doctor, presets}.
 
 It only parses, calls and prints. Whatever ends a command is reported in one sentence; heavy imports wait until that works. The

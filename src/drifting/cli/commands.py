@@ -21,7 +21,7 @@ from tyro.conf import Positional
 
 from drifting.cli._parse import HELP, Reader, flags_of, subject_of
 from drifting.cli.doctor import doctor
-from drifting.cli.studies import compare_fields, print_table, report
+from drifting.cli.studies import calibrate, compare_fields, print_table, report
 from drifting.errors import InputError
 
 
@@ -380,7 +380,7 @@ def presets() -> None:
             print(wrapped(f"{name}: {preset.what}", 2, hanging=4), wrapped(facts, 6), sep="\n")
 
 
-ALL = (train, train_encoder, latents, sample, convert, evaluate, report, compare, compare_fields, doctor, presets)
+ALL = (train, train_encoder, latents, sample, convert, calibrate, evaluate, report, compare, compare_fields, doctor, presets)
 # These commands read their words themselves, because their options depend on what is trained.
 READERS = {"train": train, "train-encoder": train_encoder, "latents": latents}
 # Flags of version 0.1 -> the present ones, of the commands that are parsed by signature.

@@ -8,6 +8,8 @@ from rich.table import Column, Table
 from rich.text import Text
 from tyro.conf import Positional
 
+from drifting.errors import InputError
+
 
 def compare_fields(
     *,
@@ -50,6 +52,47 @@ def compare_fields(
     heads, *lines = table(compare(request, out), spread=False)
     print_table(heads, lines, title=str(out))
     print(out / "fields.md", out / "fields.png", sep="\n")
+
+
+def calibrate(
+    run: Positional[str],
+    /,
+    *,
+    data: str | None = None,
+    dataset: str | None = None,
+    encoder_weights: str | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Propose temperatures from the distances between real samples, and print the flags to use. Nothing is trained.
+
+    Real samples take the place of generated ones, in groups as large as those of a step. A temperature is judged by the effective
+    number of positives that attract a sample: one temperature for few, one for a quarter, and one for most of them.
+
+    Args:
+        run: the name of a preset, or the folder of a run with its encoder.
+        data: the data of the preset, as in `drifting train`.
+        dataset: the toy of the preset, as in `drifting train`.
+        encoder_weights: a trained encoder, as in `drifting train`.
+        batch_size: number of generated samples in a step over all its labels; that of the preset by default.
+        seed: random seed of the samples.
+    """
+    from drifting.presets import PRESETS, adjust, preset
+    from drifting.runs import calibrate as calibration
+    from drifting.runs.folder import read_saved
+
+    folder = Path(run) if run not in PRESETS and Path(run).is_dir() else None
+    given = {"data": data, "dataset": dataset, "encoder_weights": encoder_weights}
+    named = {name: value for name, value in given.items() if value is not None}
+    config = preset(run, **named) if folder is None else read_saved(folder)
+    if folder is not None and named:
+        name, value = next(iter(named.items()))
+        raise InputError(f"{name} is '{value}', but the run in '{folder}' has its own: leave it out")
+    config = config if batch_size is None else adjust(config, batch_size=batch_size)
+    found = calibration.calibrate(config, folder, seed=seed)
+    sizes = f"{found.generated} samples, {found.positives} positives of a label"
+    print_table(("aim", "temperature", "effective positives"), calibration.lines(found), title=f"{run}: {sizes}")
+    print(calibration.flags(found))
 
 
 def report(runs: Positional[tuple[Path, ...]], /, *, out: Path | None = None, overwrite: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Training: one pure step, a loop that yields steps, and what is kept of them."""
 
+from drifting.training.calibration import calibrate_temperatures
 from drifting.training.loop import Interrupted, Step
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
@@ -7,4 +8,15 @@ from drifting.training.state import DivergenceError, TrainingState
 from drifting.training.step import Batch, drifting_step
 from drifting.training.trainer import Trainer
 
-__all__ = ["Batch", "DivergenceError", "Interrupted", "Positives", "Schedule", "Step", "Trainer", "TrainingState", "drifting_step"]
+__all__ = [
+    "Batch",
+    "DivergenceError",
+    "Interrupted",
+    "Positives",
+    "Schedule",
+    "Step",
+    "Trainer",
+    "TrainingState",
+    "calibrate_temperatures",
+    "drifting_step",
+]
