@@ -298,3 +298,22 @@ def test_smoothing_stops_alternating_pixels_and_leaves_even_surfaces_alone():
     window = image[0, 0, 1:4, 1:4]
     expected = (window * torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])).sum() / 16
     torch.testing.assert_close(smoothed(image)[0, 0, 2, 2], expected)
+
+
+def test_smoothing_compiles_without_the_padding_whose_gradient_torch_compiles_wrongly():
+    """The same as without compilation, but torch's compiler stops at the gradient of a replicated padding with channels last."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph.code)
+        return graph.forward
+
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    images.requires_grad_()
+    found, plain = torch.compile(smoothed, backend=keep)(images), smoothed(images)
+    assert torch.equal(found, plain)
+    (gradient,), (expected,) = (torch.autograd.grad(one.square().sum(), images) for one in (found, plain))
+    torch.testing.assert_close(gradient, expected)
+    assert len(graphs) == 1
+    assert "conv2d" in graphs[0]
+    assert "pad(" not in graphs[0]

@@ -373,4 +373,13 @@ def smoothed(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     weights = 0.5 - 0.25 * torch.arange(-1, 2, dtype=images.dtype, device=images.device).abs()
     channels = images.shape[1]
     kernel = (weights[:, None] * weights).expand(channels, 1, 3, 3)
-    return conv2d(pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels)
+    return conv2d(_with_edges(images), kernel, groups=channels)
+
+
+def _with_edges(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h+2 w+2"]:
+    """Return images with their edges repeated."""
+    if torch.compiler.is_compiling():
+        # torch's compiler (2.13) expects other strides of the gradient of the padding with channels last, and stops in training.
+        images = torch.cat([images[:, :, :1], images, images[:, :, -1:]], 2)
+        return torch.cat([images[..., :1], images, images[..., -1:]], 3)
+    return pad(images, (1, 1, 1, 1), mode="replicate")
