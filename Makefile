@@ -5,13 +5,14 @@ DEMO := runs/demo
 # Shorter than the full presets: 512 + 512 points per step instead of 2048 + 2048.
 SHORT := --batch-size 512 --overwrite
 
-.PHONY: help setup demo test test-slow bench lint format clean
+.PHONY: help setup demo test test-slow bench bench-quality lint format clean
 
 help:
 	@echo "make demo       set up .venv, train three toys and the digits in a few minutes, and list the pictures"
 	@echo "make test       set up .venv, then check style, types and imports, and run the tests"
 	@echo "make test-slow  set up .venv, then run the tests marked slow, which make test leaves out"
 	@echo "make bench      time the loss against plain torch, torch.compile and JAX, and the parts of a step (about 15 minutes)"
+	@echo "make bench-quality  compare quality over the time of training with flow matching (about an hour; goes on where it stopped)"
 	@echo "make format     format the code with ruff"
 	@echo "make clean      remove .venv and the runs of make demo"
 
@@ -48,6 +49,10 @@ bench: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/field.py --memory
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py
+
+# Figures of real data: MNIST and CIFAR-10 are read from $DRIFTING_DATA, or downloaded from the Hub.
+bench-quality: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quality.py --save-dir runs/quality
 
 lint: setup
 	$(BIN)/ruff check .
