@@ -73,7 +73,7 @@ def test_setting_of_a_toy_reaches_its_run_and_nothing_else_changes(here, command
 def test_field_and_the_field_inside_of_it_are_chosen_by_their_names(here, command):
     flags = "--loss.field.field sinkhorn --loss.field lookahead --loss.field.field.iterations 3 --loss.field.lookahead-steps 2"
     assert command("train", "toy", *flags.split(), "--steps", 1, "--save-dir", "x").status == 0
-    sinkhorn = {"type": "Sinkhorn", "iterations": 3, "tolerance": 0.01}
+    sinkhorn = {"type": "Sinkhorn", "iterations": 3, "tolerance": 0.01, "mask_self": True}
     assert _config(here / "x")["loss"]["field"] == {"type": "Lookahead", "field": sinkhorn, "lookahead_steps": 2}
     shown = _flags(command("train", "toy", "--loss.field", "sinkhorn", "--help").out)
     assert {"--loss.field", "--loss.field.tolerance"} <= shown

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from drifting.fields import EnergyDistance, KernelGradient, Lookahead, MaximumMeanDiscrepancy, MeanShift, Sinkhorn
+from drifting.metrics import energy_distance
 from tests.support.threads import on_peers
 
 FIELDS = {
@@ -18,6 +19,7 @@ FIELDS = {
     "score of matern52": KernelGradient("matern52"),
     "sinkhorn": Sinkhorn(iterations=12),
     "sinkhorn, exact": Sinkhorn(iterations=4, tolerance=0.0),
+    "sinkhorn, unmasked": Sinkhorn(mask_self=False),
     "lookahead": Lookahead(),
     "sinkhorn ahead": Lookahead(Sinkhorn(iterations=5)),
     "two steps ahead": Lookahead(KernelGradient("laplace"), lookahead_steps=2),
@@ -178,3 +180,16 @@ def test_drift_at_the_samples_is_theirs_if_others_repel(name):
     generated, positives, others, _ = (value[0] for value in problem())
     at = FIELDS[name].at(generated, others, positives, temperature=0.8)
     assert_close(at, FIELDS[name](generated[None], positives[None], others[None], temperatures=temperatures(0.8))[0, 0])
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in ("sinkhorn", "sinkhorn, exact", "sinkhorn ahead")])
+def test_particles_that_follow_the_field_reach_the_data(name):
+    """Two clusters from one; the masked Sinkhorn drift calls no lone sample back."""
+    samples, noise = draw(6, (1, 30, 2), (1, 30, 2))
+    real = 0.15 * noise + torch.tensor([1.0, -1.0]).repeat(15)[None, :, None] * torch.tensor([1.0, 0.0])
+    samples = start = 0.3 * samples
+    for step in range(40):
+        drift = FIELDS[name](samples, real, samples, temperatures=temperatures(0.3, 1.0), num_self=30)
+        sizes = drift.square().mean((1, 2, 3), keepdim=True).sqrt()
+        samples = samples + 0.15 * (1 - step / 40) * (drift / sizes).sum(0)
+    assert energy_distance(samples[0], real[0]) < 0.1 * energy_distance(start[0], real[0])

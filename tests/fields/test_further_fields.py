@@ -232,3 +232,15 @@ def test_spread_of_a_score_kernel_counts_its_neighbors():
 def test_value_that_does_not_fit_is_refused(make, sentence):
     with pytest.raises(InputError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("field", [EnergyDistance(), MaximumMeanDiscrepancy(), KernelGradient("laplace")])
+def test_rows_may_have_scales_of_their_own(field):
+    """The loss of each group then does not depend on its unit."""
+    generated, positives = draw(12, (2, 5, 3), (2, 4, 3))
+    factors = torch.tensor([1.0, 100.0], dtype=torch.float64)[:, None, None]
+    options = {"field": field, "temperatures": (0.3, 1.0), "scale_per_row": True}
+    usual = drifting_loss(generated, positives, **options)
+    other = drifting_loss(factors * generated, factors * positives, **options)
+    assert_close(other.loss, usual.loss, 1e-7)
+    assert_close(list(other.drift_norms.values()), list(usual.drift_norms.values()), 1e-7)

@@ -9,6 +9,7 @@ import torch
 
 from drifting import InputError, drifting_loss
 from drifting.fields import Lookahead, Sinkhorn, SinkhornStatistics, sinkhorn
+from drifting.fields.base import Problem
 from drifting.guidance import unconditional_weight
 from tests.support.covering import pairwise as covering
 
@@ -137,6 +138,8 @@ def test_drift_against_the_own_unmasked_batch_is_the_debiased_gradient_of_geomlo
     loss = geomloss.SamplesLoss("sinkhorn", p=2, blur=epsilon**0.5, scaling=0.99, debias=True, backend="tensorized")
     (gradient,) = torch.autograd.grad(loss(x, positives[0]), x)
     assert (drift + 24 * gradient).norm() < 0.02 * drift.norm()
+    options = {"temperatures": torch.tensor([temperature], dtype=torch.float64), "num_self": 24}
+    assert_close(Sinkhorn(500, mask_self=False)(generated, positives, generated, **options)[0, 0], drift)
 
 
 def test_iterations_end_where_the_plan_is_good_enough():
@@ -187,8 +190,10 @@ def test_guidance_is_a_velocity_of_its_scale(independent):
     assert_close(x.grad, -2 * drift / (count * 3))
     rest = {name: value for name, value in arguments.items() if name != "temperatures"}
     negatives = torch.cat([own, unconditional], 1)
-    strength = sinkhorn._Transport(generated, positives, negatives, num_unconditional=4, **rest).strength
-    assert_close(strength, torch.full_like(strength, 1.5), 1e-6)
+    for mask_self in (True, False):
+        call = Problem(generated, [negatives], positives, num_unconditional=4, **rest)
+        strength = sinkhorn._Transport(call, mask_self=mask_self).strength
+        assert_close(strength, torch.full_like(strength, 1.5), 1e-6)
 
 
 def test_particle_uses_the_potentials_of_the_samples():

@@ -50,6 +50,7 @@ class AttractionField(DriftField):
     """A field of this kind: a subclass chooses the kernel, and whether its sum normalizes the pulls."""
 
     by_kernel: ClassVar[bool]
+    supports_row_scale: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -13,8 +13,10 @@ the set divided by their sum. It is found by Sinkhorn's iterations in the log do
 first the rows, then the columns. T needs v alone, and the next u says how far the row sums of P are from a: the marginal residual
 is sum_i |sum_j P_ij - a_i|, between 0 and 2. A group whose residual is at most `tolerance` keeps its potentials.
 
-q' is an independent second generated batch of the same labels. Without one, the samples themselves take its place and no sample is
-transported to itself: that is another estimator, whose plan is not the identity at a small epsilon.
+q' is an independent second generated batch of the same labels. Without one, the samples themselves take its place, and by default
+no sample is transported to itself. That is another estimator: nothing calls a sample back that is far from all others. Without
+`mask_self`, V is minus n times the gradient of the debiased Sinkhorn divergence of the batch; at a small epsilon its own plan tends
+to the identity, which removes the debiasing.
 
 The temperature is the entropy relative to the cost, R in the source: epsilon = temperature * (mean of |x - y|^2 / mean of |x - y|),
 the weighted means over all pairs of a group. Temperatures relative to the mean distance, as those of the loss, give epsilon =
@@ -45,7 +47,7 @@ from torch import Tensor
 from drifting._checks import check_counts, check_shapes, check_temperature, check_weights, constant, full_precision
 from drifting.errors import InputError
 from drifting.fields import pairwise
-from drifting.fields.base import DriftField, Peers
+from drifting.fields.base import DriftField, Peers, Problem
 
 # Weights of 0 count as this much, so that every potential is finite.
 _LIGHTEST = 1e-30
@@ -105,10 +107,12 @@ class Sinkhorn(DriftField):
         iterations: Largest number of iterations of rows and columns, 10 in the source.
         tolerance: Marginal residual, from 0 to 2, at which a plan is good enough; one that is not is reported once. With 0,
             all iterations are made and nothing is reported.
+        mask_self: Leave out the transport of a sample to itself where the batch repels itself.
     """
 
     iterations: int = 10
     tolerance: float = 0.01
+    mask_self: bool = True
     separates_unconditional: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -125,13 +129,14 @@ class Sinkhorn(DriftField):
         negatives: Float[Tensor, "g m d"],
         *,
         temperatures: Float[Tensor, " t"],
+        distances: Float[Tensor, "g n m+p"] | None = None,
         **options: Any,
     ) -> Float[Tensor, "t g n d"]:
         """Return the drift of `generated` at every temperature. Arguments as in `Field` and `MeanShift`.
 
         `num_unconditional` is the number of last negatives that are unconditional; 0 by default.
         """
-        problem = _Transport(generated, positives, negatives, **options)
+        problem = _Transport(Problem(generated, [negatives], positives, **options), distances, mask_self=self.mask_self)
         drifts = []
         for temperature in temperatures:
             plans = problem.plans(self, temperature)
@@ -155,7 +160,7 @@ class Sinkhorn(DriftField):
         **options: Any,
     ) -> SinkhornStatistics:
         """Return how well the plans are known and how they spread. Arguments as in a call, without `distances`."""
-        problem = _Transport(generated, positives, negatives, **options)
+        problem = _Transport(Problem(generated, [negatives], positives, **options), mask_self=self.mask_self)
         found = []
         for temperature in temperatures:
             real, own, *_ = problem.plans(self, temperature)
@@ -176,7 +181,7 @@ class Sinkhorn(DriftField):
         check_temperature(temperature)
         check_shapes(points, generated, positives)
         points, generated, positives = (full_precision(samples)[None] for samples in (points, generated, positives))
-        problem = _Transport(generated, positives, generated, num_self=generated.shape[1])
+        problem = _Transport(Problem(generated, [generated], positives, num_self=generated.shape[1]), mask_self=self.mask_self)
         if problem.is_alone:
             return torch.zeros_like(points[0])
         wide = generated.new_tensor(temperature)
@@ -199,35 +204,28 @@ class Sinkhorn(DriftField):
 class _Transport:
     """The sets of one call, with the cost of every pair, and how strongly unconditional samples push."""
 
-    def __init__(
-        self,
-        generated: Float[Tensor, "g n d"],
-        positives: Float[Tensor, "g p d"],
-        negatives: Float[Tensor, "g m d"],
-        *,
-        weights: Float[Tensor, "g m+p"] | None = None,
-        num_self: int = 0,
-        num_unconditional: int = 0,
-        distances: Float[Tensor, "g n m+p"] | None = None,
-        peers: Peers | None = None,
-    ) -> None:
-        check_weights(weights)
-        self._peers, own = peers, negatives.shape[1] - num_unconditional
-        targets = torch.cat([negatives, positives], 1)
+    def __init__(self, problem: Problem, distances: Float[Tensor, "g n m+p"] | None = None, *, mask_self: bool) -> None:
+        generated, (negatives,), positives, peers = problem.generated, problem.negatives, problem.positives, problem.peers
+        check_weights(problem.weights)
+        targets, own = torch.cat([negatives, positives], 1), negatives.shape[1] - problem.num_unconditional
         distances = pairwise.pairwise_distances(generated, targets) if distances is None else distances
-        weights = generated.new_ones(targets.shape[:2]) if weights is None else weights
-        self._rows = generated.shape[1] * (1 if peers is None else peers.size)
+        weights = generated.new_ones(targets.shape[:2]) if problem.weights is None else problem.weights
+        self._peers, self._rows = peers, generated.shape[1] * (1 if peers is None else peers.size)
         self._length = _length(distances, weights, peers)
-        pairwise.mask_self(distances, num_self, peers)
-        self.is_alone = num_self > 0 and own == 1
-        cost = distances.square_().div_(2)
-        sizes = [own, num_unconditional, positives.shape[1]]
+        if mask_self:
+            pairwise.mask_self(distances, problem.num_self, peers)
+        self.is_alone = problem.num_self > 0 and own == 1
+        sizes = [own, problem.num_unconditional, positives.shape[1]]
         of_own, of_unconditional, of_positives = weights.split(sizes, 1)
-        parts = zip(targets.split(sizes, 1), (of_own, of_unconditional, of_positives), cost.split(sizes, 2), strict=True)
+        costs = distances.square_().div_(2).split(sizes, 2)
+        parts = zip(targets.split(sizes, 1), (of_own, of_unconditional, of_positives), costs, strict=True)
         repelling, unconditional, attracting = (_Set(samples, _shares(some), part) for samples, some, part in parts)
-        self.sets = [attracting, repelling, *([unconditional] if num_unconditional else [])]
-        seen = (repelling.cost != torch.inf).to(of_own) @ of_own[..., None]
-        self.strength = of_unconditional.sum(1)[:, None, None] / seen.clamp(min=torch.finfo(seen.dtype).tiny)
+        self.sets = [attracting, repelling, *([unconditional] if problem.num_unconditional else [])]
+        met = of_own.sum(1)[:, None, None]
+        if problem.num_self:
+            first = 0 if peers is None else peers.rank * generated.shape[1]
+            met = met - of_own[:, first : first + generated.shape[1], None]
+        self.strength = of_unconditional.sum(1)[:, None, None] / met.clamp(min=torch.finfo(met.dtype).tiny)
 
     def precision(self, temperature: Tensor) -> Float[Tensor, "g 1 1"]:
         """Return 1 / epsilon of each group, finite."""

@@ -52,6 +52,10 @@ FIELDS: Mapping[str, FieldChoice] = {
     "sinkhorn": FieldChoice(
         "entropic transport, with a second generated batch", Sinkhorn(), {"loss.temperatures": (0.05,), **_SECOND_BATCH}
     ),
+    "sinkhorn-masked": FieldChoice("the same against the other samples of the batch", Sinkhorn(), {"loss.temperatures": (0.05,)}),
+    "sinkhorn-own": FieldChoice(
+        "the gradient of the Sinkhorn divergence of the batch", Sinkhorn(mask_self=False), {"loss.temperatures": (0.05,)}
+    ),
     "second-batch": FieldChoice("the paper's field, repelled by a second generated batch", _PAPER, _SECOND_BATCH),
     "detached": FieldChoice("the paper's field, with 192 more samples that repel", _PAPER, {"schedule.detached_samples": 192}),
     "clipped": FieldChoice("the paper's field, with drifts of limited length", _PAPER, {"loss.drift_clip": 3.0}),
