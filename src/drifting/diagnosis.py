@@ -7,29 +7,22 @@ of the lines, and a finding during training needs `FEWEST_LINES` of them.
 The thresholds below were set with short runs that were made to have one fault each; docs/doctor.md shows how often they are right.
 """
 
-import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
+from drifting.history import DRIFT_NORM, FEWEST_LINES, History, Line, batch_figures, drift_norms, number
 from drifting.loss import DriftLoss, FeatureLoss
 
-# A drift norm has the name DRIFT_NORM/feature/temperature.
-DRIFT_NORM = "drift_norm"
-
-# Lines with figures of the batch that a verdict needs.
-FEWEST_LINES = 3
 # Share of the rows of the kernel that must be one-hot at the largest temperature, or flat at the smallest one.
 MOST_ROWS = 0.8
-# A kernel that is flatter at its smallest temperature than at its largest one, by this share of the rows, is flat by its floor.
-FLATTER = 0.05
+# A kernel that is flat by its temperature is flat for the negatives too: their effective number is at least this share of them.
+EVEN = 0.75
 # Samples that are so many times as far from the data as these are from each other have escaped; those of a start are below 10.
 ESCAPED = 20.0
-# A gradient is dead if its norm falls below this: no weight of the part can move back.
-DEAD = 1e-9
+# A part whose gradient is below this, or below this share of its highest, is dead, where the drift has so much signal.
+DEAD, DEAD_SHARE, SIGNAL = 1e-9, 1e-3, 0.5
 # Relative change of a part's weights in one step, from which on the next step does not correct the last one. 0.1 to 4 % is usual.
 LARGE_CHANGE = 0.1
 # Samples with so small a share of the distances between positives are copies of each other; those of a start have 4 % and more.
@@ -51,8 +44,6 @@ NO_PROGRESS, FEWEST_STEPS = 0.9, 100
 AT_THE_FLOOR, NO_SIGNAL = 2.0, 0.25
 # Factor by which the drift norm, relative to its floor, falls from one third of a training to the next while it still improves.
 IMPROVING = 0.9
-
-Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -115,31 +106,6 @@ class Diagnosis:
         return [verdict, *(f"- {finding}" for finding in self.findings), *(f"- not judged: {reason}" for reason in self.unknown)]
 
 
-def drift_norms(features: Mapping[str, DriftLoss]) -> dict[str, Tensor]:
-    """Return drift_norm/FEATURE/TEMPERATURE -> raw drift norm, on the device."""
-    return {
-        f"{DRIFT_NORM}/{name}/{temperature:g}": norm
-        for name, report in features.items()
-        for temperature, norm in report.drift_norms.items()
-    }
-
-
-def batch_figures(features: Mapping[str, DriftLoss]) -> dict[str, float]:
-    """Return the statistics of field and batch by name: KIND/FEATURE/TEMPERATURE or KIND/FEATURE. NaN is left out."""
-    return {name: value for name, value in _figures(features) if not math.isnan(value)}
-
-
-def _figures(features: Mapping[str, DriftLoss]) -> Iterator[tuple[str, float]]:
-    for feature, report in features.items():
-        measured: list[Any] = [values for values in (report.statistics, report.batch) if values is not None]
-        for kind, value in (item for values in measured for item in values._asdict().items()):
-            if value.ndim == 0:
-                yield f"{kind}/{feature}", float(value)
-                continue
-            for temperature, number in zip(report.drift_norms, value.tolist(), strict=True):
-                yield f"{kind}/{feature}/{temperature:g}", number
-
-
 def diagnose(reports: Sequence[FeatureLoss | DriftLoss], settings: Settings | None = None) -> Diagnosis:
     """Return the verdict on a training of your own, from its reports.
 
@@ -152,79 +118,34 @@ def diagnose(reports: Sequence[FeatureLoss | DriftLoss], settings: Settings | No
         for line in drifting.diagnose(reports).lines(): print(line)
     """
     lines = []
-    for number, report in enumerate(reports, 1):
+    for step, report in enumerate(reports, 1):
         features = report.features if isinstance(report, FeatureLoss) else {"sample": report}
         norms = {name: float(norm) for name, norm in drift_norms(features).items()}
-        lines.append({"step": number, **norms, **batch_figures(features)})
+        lines.append({"step": step, **norms, **batch_figures(features)})
     return judge(lines, settings or Settings())
 
 
 def judge(lines: Sequence[Line], settings: Settings) -> Diagnosis:
     """Return the verdict on lines of figures."""
-    history = _History(lines)
+    history = History(lines)
     unknown = _unknown(history)
     findings = [finding for rule in (_blind, _few_samples) if (finding := rule(history)) is not None]
     # An escape explains everything after it, and so on: only the first of these causes is named.
-    causes: Sequence[_Rule] = (_high_rate, _small, _large, _collapse, _no_drift, _no_progress)
+    causes: Sequence[_Rule] = (_no_neighbors, _high_rate, _small, _large, _collapse, _no_drift, _no_progress)
     cause = next((finding for rule in causes if (finding := rule(history, settings)) is not None), None)
     findings += [cause] if cause is not None else []
     findings += [] if findings else [note for note in [_note(history, settings)] if note is not None]
     return Diagnosis(tuple(findings), tuple(unknown))
 
 
-@dataclass
-class _History:
-    """Lines of figures, and medians over thirds of them."""
-
-    lines: Sequence[Line]
-    _series: dict[str, list[float]] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for line in self.lines:
-            for name, value in line.items():
-                if isinstance(value, int | float) and math.isfinite(value):
-                    self._series.setdefault(name, []).append(float(value))
-
-    def names(self, kind: str) -> list[str]:
-        """Return FEATURE or FEATURE/TEMPERATURE of the figures of a kind that occur often enough."""
-        names = [name.partition("/")[2] for name in self._series if name.startswith(f"{kind}/")]
-        return [name for name in names if len(self._series[f"{kind}/{name}"]) >= FEWEST_LINES]
-
-    def series(self, name: str) -> list[float]:
-        """Return all values of a figure."""
-        return self._series.get(name, [])
-
-    def recent(self, kind: str, name: str, *, third: int = 0) -> float:
-        """Return the median of a figure over the last third of its values, or over the one before it by `third` thirds."""
-        values = self.series(f"{kind}/{name}")
-        size = max(1, len(values) // 3)
-        end = len(values) - third * size
-        return statistics.median(values[max(0, end - size) : end] or values[:1])
-
-    def by_feature(self, kind: str) -> dict[str, list[str]]:
-        """Return feature -> its temperatures in the figures of a kind, the smallest first."""
-        found: dict[str, list[str]] = {}
-        for name in self.names(kind):
-            feature, _, temperature = name.rpartition("/")
-            found.setdefault(feature, []).append(temperature)
-        return {feature: sorted(temperatures, key=_number) for feature, temperatures in found.items()}
-
-
-_Rule = Callable[[_History, Settings], Finding | None]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.inf
+_Rule = Callable[[History, Settings], Finding | None]
 
 
 def _count(things: Sequence[Any], noun: str) -> str:
     return f"{len(things)} {noun}" + ("s" if len(things) > 1 else "")
 
 
-def _unknown(history: _History) -> list[str]:
+def _unknown(history: History) -> list[str]:
     """Return what cannot be judged, and why."""
     if not history.lines:
         return ["anything: the log is empty"]
@@ -239,12 +160,12 @@ def _unknown(history: _History) -> list[str]:
     ]
 
 
-def _features(history: _History) -> set[str]:
+def _features(history: History) -> set[str]:
     norms = (name.split("/") for line in history.lines for name in line if name.startswith(f"{DRIFT_NORM}/"))
     return {parts[1] for parts in norms}
 
 
-def _few_samples(history: _History) -> Finding | None:
+def _few_samples(history: History) -> Finding | None:
     sets = {"positives": "positive_count", "generated samples": "generated_count"}
     counts = {what: history.recent(kind, name) for what, kind in sets.items() for name in history.names(kind)}
     what = next((what for what, count in counts.items() if count < FEWEST_SAMPLES), None)
@@ -259,9 +180,9 @@ def _few_samples(history: _History) -> Finding | None:
     )
 
 
-def _blind(history: _History) -> Finding | None:
+def _blind(history: History) -> Finding | None:
     for change in ("shuffled", "recolored"):
-        found = [max(values) for name, values in history._series.items() if name.startswith(f"response/{change}/")]
+        found = [max(values) for name, values in history.values.items() if name.startswith(f"response/{change}/")]
         if found and max(found) < BLIND:
             what = "images with shuffled pixels" if change == "shuffled" else "recolored images"
             return Finding(
@@ -272,29 +193,53 @@ def _blind(history: _History) -> Finding | None:
     return None
 
 
-def _high_rate(history: _History, settings: Settings) -> Finding | None:
+def _no_neighbors(history: History, settings: Settings) -> Finding | None:
+    """Return whether not even real samples have neighbors among real samples, wherever the generated ones are."""
+    del settings
+    features = history.by_feature("noise_floor")
+    floors = [history.recent("noise_floor", f"{name}/{temperatures[-1]}") for name, temperatures in features.items()]
+    if not floors or statistics.median(floors) > NO_DRIFT:
+        return None
+    highest = max((temperatures[-1] for temperatures in features.values()), key=number)
+    return Finding(
+        "temperatures too small",
+        f"at the largest one, {highest}, real samples drift among real samples by 0: none has a neighbor",
+        "raise --temperatures, such as 0.02 0.05 0.2",
+    )
+
+
+def _high_rate(history: History, settings: Settings) -> Finding | None:
     remote = [history.recent("remoteness", name) for name in history.names("remoteness")]
     changes = [history.recent("weight_change", name) for name in history.names("weight_change")]
-    spread = [history.recent("diversity", name) for name in history.names("diversity")]
-    gradients = [history.recent("gradient_norm", name) for name in history.names("gradient_norm")]
     escaped, jumps = bool(remote) and max(remote) >= ESCAPED, bool(changes) and max(changes) >= LARGE_CHANGE
-    dead = bool(spread and gradients) and max(spread) < COPIES and min(gradients) < DEAD
+    dead = _dead_parts(history)
     if not escaped and not jumps and not dead:
         return None
     causes = [f"samples are {max(remote):.3g} times as far from the data as these from each other"] if escaped else []
     causes += [f"a step changes a part of the weights by {max(changes):.0%}"] if jumps else []
-    causes += ["all samples of a group are alike, and a part of the network has no gradient any more"] if dead else []
+    causes += [f"the drift has signal, but '{dead[0]}' of the network has a gradient of {dead[1]:.1g}"] if dead else []
     rate = "" if settings.learning_rate is None else f", from {settings.learning_rate:g} to {settings.learning_rate / 10:g} or less"
     return Finding("learning rate too high", " and ".join(causes), f"lower --learning-rate{rate}")
 
 
-def _small(history: _History, settings: Settings) -> Finding | None:
+def _dead_parts(history: History) -> tuple[str, float] | None:
+    """Return the part of the network whose gradient vanished although the drift has signal, and its gradient norm."""
+    cosines = [history.recent("half_cosine", name) for name in history.names("half_cosine")]
+    gradients = {name: history.recent("gradient_norm", name) for name in history.names("gradient_norm")}
+    if not gradients or not cosines or max(cosines) < SIGNAL:
+        return None
+    name = min(gradients, key=lambda part: gradients[part])
+    highest = max(history.series(f"gradient_norm/{name}"))
+    return (name, gradients[name]) if gradients[name] <= max(DEAD, DEAD_SHARE * highest) else None
+
+
+def _small(history: History, settings: Settings) -> Finding | None:
     del settings
     features = history.by_feature("one_hot_share")
     rows = [history.recent("one_hot_share", f"{name}/{temperatures[-1]}") for name, temperatures in features.items()]
     if not rows or statistics.median(rows) < MOST_ROWS:
         return None
-    highest = max((temperatures[-1] for temperatures in features.values()), key=_number)
+    highest = max((temperatures[-1] for temperatures in features.values()), key=number)
     return Finding(
         "temperatures too small",
         f"at the largest one, {highest}, {statistics.median(rows):.0%} of the samples follow a single positive or none",
@@ -302,19 +247,19 @@ def _small(history: _History, settings: Settings) -> Finding | None:
     )
 
 
-def _large(history: _History, settings: Settings) -> Finding | None:
+def _large(history: History, settings: Settings) -> Finding | None:
     del settings
     features = history.by_feature("flat_share")
     rows = [history.recent("flat_share", f"{name}/{temperatures[0]}") for name, temperatures in features.items()]
     if not rows or statistics.median(rows) < MOST_ROWS:
         return None
-    lowest = min((temperatures[0] for temperatures in features.values()), key=_number)
-    flattest = [history.recent("flat_share", f"{name}/{temperatures[-1]}") for name, temperatures in features.items()]
-    if statistics.median(flattest) < statistics.median(rows) - FLATTER:
+    lowest = min((temperatures[0] for temperatures in features.values()), key=number)
+    uneven = [_share_of_negatives(history, name, temperatures[0]) for name, temperatures in features.items()]
+    if statistics.median(uneven) < EVEN:
         return Finding(
             "affinity floor too high",
-            f"{statistics.median(rows):.0%} of the samples follow the mean of all positives at the smallest temperature, {lowest}, "
-            f"and {statistics.median(flattest):.0%} at the largest: the floor hides the nearest ones",
+            f"at the smallest one, {lowest}, {statistics.median(rows):.0%} of the samples follow the mean of all positives, but "
+            f"{statistics.median(uneven):.0%} of the negatives repel them: a floor of the affinity hides the nearest positives",
             "lower --loss.field.affinity-floor, such as 0",
         )
     return Finding(
@@ -324,7 +269,16 @@ def _large(history: _History, settings: Settings) -> Finding | None:
     )
 
 
-def _collapse(history: _History, settings: Settings) -> Finding | None:
+def _share_of_negatives(history: History, feature: str, temperature: str) -> float:
+    """Return the effective number of negatives as a share of all other generated samples; 1 if it is not known."""
+    name = f"{feature}/{temperature}"
+    if not history.series(f"negative_neighbors/{name}") or not history.series(f"generated_count/{feature}"):
+        return 1.0
+    count = history.recent("generated_count", feature)
+    return history.recent("negative_neighbors", name) / max(1.0, count - 1)
+
+
+def _collapse(history: History, settings: Settings) -> Finding | None:
     del settings
     names = history.names("diversity")
     if not names:
@@ -342,7 +296,7 @@ def _collapse(history: _History, settings: Settings) -> Finding | None:
     )
 
 
-def _no_drift(history: _History, settings: Settings) -> Finding | None:
+def _no_drift(history: History, settings: Settings) -> Finding | None:
     del settings
     names = history.names(DRIFT_NORM)
     if not names or history.lines[-1]["step"] < FEWEST_STEPS or max(history.recent(DRIFT_NORM, name) for name in names) > NO_DRIFT:
@@ -354,7 +308,7 @@ def _no_drift(history: _History, settings: Settings) -> Finding | None:
     )
 
 
-def _no_progress(history: _History, settings: Settings) -> Finding | None:
+def _no_progress(history: History, settings: Settings) -> Finding | None:
     del settings
     distances = history.series("energy_distance")
     if len(distances) < FEWEST_LINES or history.lines[-1]["step"] < FEWEST_STEPS or distances[-1] < NO_PROGRESS * max(distances):
@@ -366,7 +320,7 @@ def _no_progress(history: _History, settings: Settings) -> Finding | None:
     )
 
 
-def _note(history: _History, settings: Settings) -> Finding | None:
+def _note(history: History, settings: Settings) -> Finding | None:
     """Return how far a training without a fault is."""
     names = [name for name in history.names("noise_floor") if history.recent("noise_floor", name) > 0]
     if not names:

@@ -6,10 +6,11 @@ from typing import Any
 
 from drifting._progress import TrainingProgress
 from drifting.config import RunConfig
-from drifting.diagnosis import DRIFT_NORM, Diagnosis, Settings, judge
+from drifting.diagnosis import Diagnosis, Settings, judge
 from drifting.encoders.base import FeatureEncoder
 from drifting.encoders.response import MOST_IMAGES, responses
 from drifting.errors import InputError
+from drifting.history import DRIFT_NORM
 from drifting.runs.folder import CONFIG, LOG, WEIGHTS, read_config
 from drifting.training.loop import Step
 from drifting.training.recorder import MetricsLog, Recorder

@@ -29,9 +29,9 @@ from drifting.data import Decoder
 from drifting.data.pixels import to_bytes
 from drifting.data.points import Frame
 from drifting.data.sources import reference_samples
-from drifting.diagnosis import DRIFT_NORM
 from drifting.errors import InputError
 from drifting.evaluation import as_text
+from drifting.history import DRIFT_NORM
 from drifting.presets.settings import settings
 from drifting.runs.compare import read_figures
 from drifting.runs.doctor import NOISE_FLOOR, examine

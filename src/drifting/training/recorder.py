@@ -27,8 +27,8 @@ from drifting.checkpoint import (
     save_tensors,
     steps_done,
 )
-from drifting.diagnosis import DRIFT_NORM, batch_figures, drift_norms
 from drifting.errors import InputError, reason
+from drifting.history import DRIFT_NORM, batch_figures, drift_norms
 from drifting.metrics.distances import energy_distance, mean_distance
 from drifting.sampling import sample
 from drifting.training.loop import Step
