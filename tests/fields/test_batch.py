@@ -41,6 +41,16 @@ def test_noise_floor_does_not_depend_on_the_samples():
     torch.testing.assert_close(near.noise_floor, far.noise_floor)
 
 
+def test_halves_of_a_batch_have_halves_of_every_set_of_negatives():
+    generated, positives = draw(1, 3, 8, 4), draw(2, 3, 8, 4)
+    detached, others = draw(3, 3, 6, 4, shift=1), draw(4, 3, 4, 4, shift=-1)
+    weights = draw(5, 3, 8 + 6 + 4 + 8).abs()
+    apart = Problem(generated, [generated, detached, others], positives, weights, 8, num_unconditional=4)
+    joined = Problem(generated, [generated, torch.cat([detached, others], 1)], positives, weights, 8, num_unconditional=4)
+    expected, found = (batch_statistics(FIELD, SCALING, problem) for problem in (apart, joined))
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
 def test_halves_of_a_batch_agree_where_there_is_signal_and_not_where_there_is_noise():
     noise = torch.stack([measured(draw(2 * seed, 8, 32, 4), draw(2 * seed + 1, 8, 32, 4)).half_cosine for seed in range(20)])
     assert noise.mean(0).abs().max() < 0.1

@@ -146,7 +146,11 @@ def _norms(field: Field, scaling: Scaling, sets: Sequence[Float[Tensor, "g _ d"]
 def _half_cosine(field: Field, scaling: Scaling, problem: Problem) -> Float[Tensor, " t"]:
     """Return the cosine between the drifts of half the samples by both halves of all targets."""
     moved = problem.generated[:, : problem.generated.shape[1] // 2]
-    sets = [*problem.negatives, problem.positives]
+    *first, further = problem.negatives
+    last = problem.num_unconditional
+    # Detached and unconditional samples may be one set. Halves of both are needed.
+    sets = [*first, *further.split([further.shape[1] - last, last] if 0 < last < further.shape[1] else further.shape[1], 1)]
+    sets.append(problem.positives)
     weights = [None] * len(sets) if problem.weights is None else problem.weights.split([part.shape[1] for part in sets], 1)
     halves = []
     for second in (False, True):
@@ -154,8 +158,7 @@ def _half_cosine(field: Field, scaling: Scaling, problem: Problem) -> Float[Tens
         some = None if problem.weights is None else torch.cat([_half(part, second) for part in weights if part is not None], 1)
         # The first half repels itself, so a sample is masked; the second half are other samples.
         num_self = moved.shape[1] if problem.num_self and not second else 0
-        last = negatives[-1].shape[1] if problem.num_unconditional == problem.negatives[-1].shape[1] else 0
-        part = Problem(moved, negatives, positives, some, num_self, num_unconditional=last)
+        part = Problem(moved, negatives, positives, some, num_self, num_unconditional=negatives[-1].shape[1] if last else 0)
         drifts, bandwidths, _ = scaling.open(field, part)
         sizes = drifts.root_mean_squares(bandwidths)
         ones = torch.eye(len(sizes), dtype=sizes.dtype, device=sizes.device)
