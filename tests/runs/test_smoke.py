@@ -18,7 +18,7 @@ from drifting.runs.smoke import write_images, write_vae
 
 SMALL = CacheSettings(image_size=16)
 # One preset of each kind, but for recipes, which the commands of the documents train; the others are slow.
-TRIED = ("toy", "mnist-classifier", "cifar10-resnet18", "images", "mae-latent-256")
+TRIED = ("toy", "digits", "mnist-classifier", "cifar10-resnet18", "images", "mae-latent-256")
 # What is measured of runs of each kind of data.
 FIGURES = {"ToyData": "energy_distance", "DigitsData": "logistic_accuracy"}
 

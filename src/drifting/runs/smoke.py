@@ -98,7 +98,8 @@ def _check_inputs(inputs: Path, *, overwrite: bool) -> None:
 
 def _with_paths(config: Any, inputs: Path) -> Any:
     """Return a configuration with paths of the data and of what its encoder needs, where it names none; see `_make_inputs`."""
-    if getattr(config.data, "path", "") is None:
+    # Digits have no path to set: scikit-learn includes them.
+    if getattr(config.data, "path", "") is None and "path" in (field.name for field in dataclasses.fields(config.data)):
         place = inputs / ("latents" if config.data.latent else "images")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(place)))
     if _has_masked_features(config):
