@@ -31,7 +31,7 @@ from drifting.runs.train import build_encoder
 from drifting.training.loop import draw_batch, train
 from drifting.training.positives import FeatureCache, Positives, encode_sets
 from drifting.training.state import TrainingState
-from drifting.training.step import compare
+from drifting.training.step import Made, compare
 
 SHAPES = {"toy": (2,), "mnist-pixel": (1, 28, 28), "mnist-encoder": (1, 28, 28), "cifar10-multiscale": (3, 32, 32)}
 PARTS = ("data", "generator", "encoder", "field", "optimizer")
@@ -90,7 +90,7 @@ def step_in_parts(config: RunConfig, state: TrainingState, positives: Positives,
     features = encode_sets(encoder, made)
     yield
     fixed = {feature: value.detach().requires_grad_() for feature, value in features.items()}
-    compare(loss, fixed, None, batch).loss.backward()
+    compare(loss, Made(fixed), batch).loss.backward()
     yield
     torch.autograd.backward(list(features.values()), [value.grad for value in fixed.values()])
     yield
