@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -126,6 +127,10 @@ def pytest_configure(config) -> None:
 def pytest_runtestloop(session) -> None:
     if hasattr(session.config, "workerinput"):
         compiling.wait()
+    # What is imported stays: searching it for garbage again and again takes a tenth of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_unconfigure(config) -> None:

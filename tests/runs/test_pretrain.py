@@ -60,7 +60,7 @@ def test_encoder_is_trained_into_the_folder_with_its_picture(config, tmp_path, a
 
 
 def test_encoder_learns_to_reconstruct(config, tmp_path):
-    longer = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, steps=400))
+    longer = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, steps=400), checkpoint_every=400)
     images = to_signed(config.data.load("test").images)
     errors = [
         float((network(images)[0].detach() - images).square().mean())
@@ -139,7 +139,15 @@ def _stop_at(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize(("encoder", "step"), [(None, 7), (None, 20), (ResNetConfig, 7), (SimCLRConfig, 20)])
+@pytest.mark.parametrize(
+    ("encoder", "step"),
+    [
+        (None, 20),
+        (ResNetConfig, 7),
+        pytest.param(None, 7, marks=pytest.mark.slow),
+        pytest.param(SimCLRConfig, 20, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_in_the_training_of_its_encoder_a_run_goes_on_bit_for_bit(
     config, tmp_path, monkeypatch, capsys, assert_same_tensors, encoder, step
 ):
