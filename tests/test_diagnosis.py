@@ -58,6 +58,7 @@ FAULTS = {
     "flat for positives alone": ({"flat_share/a/0.1": 1.0, "negative_neighbors/a/0.1": 20.0}, "affinity floor too high"),
     "flat for negatives too": ({"flat_share/a/0.1": 1.0, "negative_neighbors/a/0.1": 62.0}, "temperatures too large"),
     "escaped": ({"remoteness/a": 1e6, "one_hot_share/a/0.4": 1.0}, "learning rate too high"),
+    "escaped and collapsed": ({"diversity/a": lambda index: 300.0 if index < 3 else 0.2}, "learning rate too high"),
     "weights jump": ({"weight_change/hidden": 0.3}, "learning rate too high"),
     "dead network": ({"diversity/a": 1e-9, "gradient_norm/hidden": 0.0}, "learning rate too high"),
     "dying network": ({"gradient_norm/hidden": lambda index: 0.1**index}, "learning rate too high"),

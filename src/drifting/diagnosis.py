@@ -212,14 +212,22 @@ def _high_rate(history: History, settings: Settings) -> Finding | None:
     remote = [history.recent("remoteness", name) for name in history.names("remoteness")]
     changes = [history.recent("weight_change", name) for name in history.names("weight_change")]
     escaped, jumps = bool(remote) and max(remote) >= ESCAPED, bool(changes) and max(changes) >= LARGE_CHANGE
-    dead = _dead_parts(history)
-    if not escaped and not jumps and not dead:
+    dead, flung = _dead_parts(history), _flung(history)
+    if not escaped and not jumps and not dead and not flung:
         return None
     causes = [f"samples are {max(remote):.3g} times as far from the data as these from each other"] if escaped else []
+    causes += [f"samples were {flung:.3g} times as far from each other as real ones, before they collapsed"] if flung else []
     causes += [f"a step changes a part of the weights by {max(changes):.0%}"] if jumps else []
     causes += [f"the drift has signal, but '{dead[0]}' of the network has a gradient of {dead[1]:.1g}"] if dead else []
     rate = "" if settings.learning_rate is None else f", from {settings.learning_rate:g} to {settings.learning_rate / 10:g} or less"
     return Finding("learning rate too high", " and ".join(causes), f"lower --learning-rate{rate}")
+
+
+def _flung(history: History) -> float:
+    """Return the highest diversity of samples that escaped from the data and collapsed after that; 0 if they did not."""
+    peaks = {name: max(history.series(f"diversity/{name}")) for name in history.names("diversity")}
+    fallen = [peak for name, peak in peaks.items() if peak >= ESCAPED and history.recent("diversity", name) < LOW_DIVERSITY]
+    return max(fallen, default=0.0)
 
 
 def _dead_parts(history: History) -> tuple[str, float] | None:

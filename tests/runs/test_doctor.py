@@ -94,3 +94,21 @@ def test_command_prints_the_verdict_and_its_status_tells_faults(toy_run, tmp_pat
     assert (found.status, found.err) == (1, "")
     assert "no drift" in found.out
     assert command("doctor", str(tmp_path / "nowhere")).status == 2
+
+
+# Short forms of runs of benchmarks/doctor.py: settings, and the fault that was seen to pass without a word.
+_DIGITS = {"steps": 100, "warmup_steps": 10, "generated": 16, "positives": 16, "generator.width": 64, "statistics_every": 20}
+RUNS = {
+    "healthy": ({"learning_rate": 2e-3}, None),
+    "temperatures 1e-6": ({"temperatures": (1e-6,)}, "temperatures too small"),
+    "temperatures 1e4": ({"temperatures": (1e4,)}, "temperatures too large"),
+    "learning rate 0.5": ({"learning_rate": 0.5}, "learning rate too high"),
+    "batch 8": ({"generated": 8, "positives": 8}, "too few positives"),
+}
+
+
+@pytest.mark.parametrize(("changes", "fault"), RUNS.values(), ids=list(RUNS))
+def test_short_run_with_a_fault_is_told_from_a_healthy_one(changes, fault, tmp_path):
+    config = adjust(preset("digits"), **{**_DIGITS, "log_every": 20, "snapshots": 1, "snapshot_samples": 50, **changes})
+    trained(config, tmp_path / "run")
+    assert [finding.name for finding in examine(tmp_path / "run").faults] == ([] if fault is None else [fault])
