@@ -24,13 +24,13 @@ from drifting._torch import initial_weights
 from drifting.config import ClassifierConfig, RunConfig
 from drifting.data import ImagesData
 from drifting.data.latents_writer import CacheSettings, write_latents
-from drifting.distributed import join
+from drifting.distributed import ALONE, join
 from drifting.errors import InputError
 from drifting.presets.imagenet256 import RECIPES, mae
 from drifting.presets.variants import LATENT_IMAGE_SIZE, smoke
 from drifting.runs.folder import ENCODER_WEIGHTS, make_room
 from drifting.runs.run import Run, TrainedNetwork, load_run
-from drifting.runs.train import train
+from drifting.runs.train import train, train_network
 
 # Folder inside that of a tiny run for the inputs that are made for it. Version 0.1 called the extractor a judge.
 _INPUTS = "smoke"
@@ -123,9 +123,14 @@ def _make_inputs(tiny: Any, config: Any, inputs: Path) -> None:
     if _has_masked_features(config):
         if tiny.encoder.weights is None:
             kind = RECIPES[config.preset.removeprefix("imagenet256-")].encoder
-            train(dataclasses.replace(smoke(mae(kind)), data=config.data), inputs / "encoder")
+            _train_alone(dataclasses.replace(smoke(mae(kind)), data=config.data), inputs / "encoder")
         if config.encoder.convnext is not None:
             write_convnext(Path(config.encoder.convnext))
+
+
+def _train_alone(config: Any, folder: Path) -> Path:
+    """Train a network in the first of all processes, and return its folder."""
+    return train_network(config, folder, ALONE, resume=False, overwrite=False).folder
 
 
 def _has_masked_features(config: Any) -> bool:
@@ -141,7 +146,7 @@ def _evaluation_options(config: RunConfig, inputs: Path) -> dict[str, Any]:
         return {"extractor": "pixels"}
     # A classifier, because a covariance of all pixels would take minutes.
     data = ImagesData(name="smoke", path=str(images))
-    extractor = train(smoke(ClassifierConfig(preset="smoke", data=data)), inputs / "extractor").folder
+    extractor = _train_alone(smoke(ClassifierConfig(preset="smoke", data=data)), inputs / "extractor")
     return {"extractor": str(extractor)} | ({"real": str(images)} if config.data.latent else {})
 
 

@@ -91,10 +91,10 @@ def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, over
     if processes.size > 1:
         size = processes.size
         raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
-    return _train_network(config, Path(save_dir), processes, resume=resume, overwrite=overwrite)
+    return train_network(config, Path(save_dir), processes, resume=resume, overwrite=overwrite)
 
 
-def _train_network(
+def train_network(
     config: ClassifierConfig | EncoderRunConfig, folder: Path, processes: Processes, *, resume: bool, overwrite: bool
 ) -> TrainedNetwork:
     """Train a feature encoder, or a classifier for evaluations, into a folder."""
