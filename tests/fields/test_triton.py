@@ -173,7 +173,7 @@ def test_kernel_spreads_as_in_float64(device, way, independent):
     found = [value.cpu() for value in drifts.statistics(temperatures.to(device))]
     right = wide(samples)
     parts = (right.generated, right.positives, torch.cat(list(right.negatives), 1))
-    assert_close(found, MeanShift().statistics(*parts, **right.options(temperatures)))
+    assert_close(found, MeanShift().statistics(*parts, **right.options(temperatures, MeanShift())))
 
 
 def test_loss_takes_the_statistics_of_the_kernels(device, way, monkeypatch):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import polynomial_kernel
 
@@ -266,6 +267,6 @@ def test_unreadable_gaussians_are_reported(tmp_path):
     (tmp_path / "damaged.safetensors").write_bytes(b"not this")
     with pytest.raises(InputError, match="delete it"):
         load_gaussian(tmp_path / "damaged.safetensors")
-    frechet.save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="delete it"):
         load_gaussian(tmp_path / "other.safetensors")

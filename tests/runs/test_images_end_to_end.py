@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def _config(folder) -> dict:
 def test_finished_run_of_images_holds_the_promised_files(images_run):
     files = {"config.json", "metrics.jsonl", "encoder.safetensors", "generator.safetensors", "snapshots.safetensors", "checkpoints"}
     pictures = {"samples.png", "progress.png", "losses.png", "training.gif", "comparison.png", "ae_reconstruction.png"}
-    assert {path.name for path in images_run.iterdir()} == files | pictures
+    assert {path.name for path in images_run.iterdir()} == files | pictures | {"report.html"}
 
 
 @pytest.mark.painted
@@ -34,11 +35,13 @@ def test_pictures_are_named_and_can_be_opened(here, command, gray_folder):
     assert (result.status, result.err) == (0, "")
     lines = result.out.splitlines()
     encoder = next(line for line in lines if line.startswith("step 20/20"))
-    generator, *pictures = lines[next(index for index, line in enumerate(lines) if line.startswith("step 6/6")) :]
+    generator, *pictures, report = lines[next(index for index, line in enumerate(lines) if line.startswith("step 6/6")) :]
     assert re.match(r"step 20/20 .*samples/s.*loss of the encoder", encoder)
     assert re.match(r"step 6/6 .*steps/s.*raw drift norm", generator)
     names = ["samples", "progress", "losses", "training", "comparison", "ae_reconstruction"]
     assert [name.split("/")[1].split(".")[0] for name in pictures] == names
+    assert Path(report) == Path("x/report.html")
+    assert Path(report).read_text().startswith("<!doctype html>")
     for name in pictures:
         with Image.open(name) as picture:
             picture.verify()

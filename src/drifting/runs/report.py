@@ -125,7 +125,7 @@ def describe(folder: Path, config: RunConfig) -> Described:
         missing.append(f"The training is not finished: {done} of {steps} steps are in its log.")
     if not metrics:
         missing.append(f"Not evaluated yet: drifting evaluate {shlex.quote(str(folder))}")
-    snapshots = _read(lambda: read_snapshots(folder, config.build_generator().sample_shape), missing) or {}
+    snapshots = _read(lambda: read_snapshots(folder, config.data.sample_shape), missing) or {}
     picture = folder / "comparison.png"
     return Described(
         name=str(folder),
