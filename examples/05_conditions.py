@@ -34,8 +34,16 @@ def main(steps=1000, n=16):
     x = 2 * torch.rand(4096, 1) - 1
     y = branch(x) * torch.randint(2, x.shape).mul(2).sub(1) + 0.02 * torch.randn_like(x)
     loss = drifting.DriftingLoss(temperatures=(0.2,), field=MeanShift(affinity_floor=0.0), scale_per_row=True)
-    sizes = {"labels_per_step": 128, "generated": n, "positives": 1}
-    schedule = drifting.Schedule(steps=steps, **sizes, learning_rate=3e-3, decay_after=300, decay_power=1.0, ema_decay=0.99)
+    schedule = drifting.Schedule(
+        steps=steps,
+        labels_per_step=128,
+        generated=n,
+        positives=1,
+        learning_rate=3e-3,
+        decay_after=300,
+        decay_power=1.0,
+        ema_decay=0.99,
+    )
     trainer = drifting.Trainer(Answer(), y, conditions=x, loss=loss, schedule=schedule, noise_shape=2)
     for step in trainer:
         if step.number % 100 == 0:
