@@ -123,13 +123,14 @@ _BATCHES: Mapping[str, Mapping[str, str]] = {
         "least_diversity": "in the group where it is lowest",
         "remoteness": "from samples to data",
     },
-    "share of one-hot rows, and of flat ones (dashed)": {"one_hot_share": "", "flat_share": ""},
+    "share of one-hot rows (flat: dashed)": {"one_hot_share": "", "flat_share": ""},
 }
 
 
 def _draw_batches(axes: Sequence[Axes], log: Log) -> None:
     """Draw the figures of the batches, each the median over all features: by temperature, where it has one."""
     for panel, (title, kinds) in zip(axes, _BATCHES.items(), strict=True):
+        drawn: list[list[float]] = []
         for style, (kind, label) in zip(itertools.cycle(("-", "--") if "dashed" in title else ("-",)), kinds.items(), strict=False):
             curves: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
             for line in log:
@@ -139,6 +140,9 @@ def _draw_batches(axes: Sequence[Axes], log: Log) -> None:
             colors = itertools.islice(itertools.cycle(LINES), 0 if not label else list(kinds).index(kind), None)
             for color, (of, values) in zip(colors, curves.items(), strict=False):
                 medians = [float(np.median(each)) for each in values.values()]
+                if label and medians in drawn:  # of one group, the lowest is the mean
+                    continue
+                drawn.append(medians)
                 panel.plot(list(values), medians, style, color=color, label=None if style == "--" else of)
         panel.set(title=title, xlabel="step")
         panel.legend(fontsize="small")

@@ -9,6 +9,7 @@ import json
 import math
 import platform
 import shlex
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,8 +219,10 @@ def _charts(runs: Sequence[Described]) -> list[dict[str, Any]]:
         floors = _by_temperature(run.log, NOISE_FLOOR)
         for temperature, values in _by_temperature(run.log, DRIFT_NORM).items():
             known = [value for value in floors.get(temperature, []) if value is not None]
+            # One batch measures it roughly, and it depends on the features, which may change.
+            recent = known[-max(1, len(known) // 3) :]
             curve = _curve(f"{prefix}temperature {temperature}", run.log, values)
-            curves["raw drift norm"].append({**curve, "floor": known[-1] if known else None})
+            curves["raw drift norm"].append({**curve, "floor": statistics.median(recent) if recent else None})
         for title, name in (("squared energy distance", "energy_distance"), ("loss", "loss")):
             values = [line.get(name) for line in run.log]
             curves[title].append(_curve(run.name if many else title, run.log, values))
