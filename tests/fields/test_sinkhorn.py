@@ -156,7 +156,7 @@ def test_iterations_end_where_the_plan_is_good_enough():
 
 
 def test_plan_that_does_not_converge_is_reported_once(monkeypatch):
-    monkeypatch.setattr(sinkhorn, "_told", set())
+    monkeypatch.setattr(sinkhorn, "_reported", set())
     generated, positives, others = draw(7, (1, 8, 2), (1, 8, 2), (1, 8, 2))
     sharp, wide = (torch.tensor([value], dtype=torch.float64) for value in (0.003, 1.0))
     with warnings.catch_warnings():

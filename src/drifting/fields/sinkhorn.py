@@ -51,8 +51,8 @@ from drifting.fields.base import DriftField, Peers, Problem
 
 # Weights of 0 count as this much, so that every potential is finite.
 _LIGHTEST = 1e-30
-# Fields that have said that they did not converge.
-_told: set["Sinkhorn"] = set()
+# Fields whose plans were reported as not good enough.
+_reported: set["Sinkhorn"] = set()
 
 
 class SinkhornStatistics(NamedTuple):
@@ -140,7 +140,7 @@ class Sinkhorn(DriftField):
         drifts = []
         for temperature in temperatures:
             plans = problem.plans(self, temperature)
-            self._tell(max(plan.residual.amax() for plan in plans))
+            self._report(max(plan.residual.amax() for plan in plans))
             real, own, *unconditional = (plan.centroids for plan in plans)
             drift = real - own
             for centroids in unconditional:
@@ -192,11 +192,11 @@ class Sinkhorn(DriftField):
             centroids.append(_project(part, plan.potential, problem.precision(wide))[0])
         return (centroids[0] - centroids[1])[0]
 
-    def _tell(self, residual: Tensor) -> None:
+    def _report(self, residual: Tensor) -> None:
         """Say once if a plan is not good enough. Reading it from another device would wait for that."""
-        if residual.device.type != "cpu" or self.tolerance == 0 or self in _told or float(residual) <= self.tolerance:
+        if residual.device.type != "cpu" or self.tolerance == 0 or self in _reported or float(residual) <= self.tolerance:
             return
-        _told.add(self)
+        _reported.add(self)
         missed = f"the row sums of a Sinkhorn plan are off by {float(residual):.2g} after {self.iterations} iterations"
         warnings.warn(f"{missed}: pass more iterations, a higher temperature, or a tolerance of that size", stacklevel=4)
 
