@@ -15,17 +15,18 @@ Shapes: t temperatures, g groups, n generated, p positives, m negatives, k targe
 """
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting._checks import check_shapes, check_temperature, check_weights, constant, full_precision
+from drifting._checks import check_choice, check_shapes, check_temperature, check_weights, constant, full_precision
 from drifting.fields import pairwise
-from drifting.fields.base import DriftField, Peers
+from drifting.fields.base import DriftField, Peers, Statistics
 from drifting.fields.diagnostics import KernelStatistics, spread_of_rows
-from drifting.fields.kernels import FARTHEST, Kernel
+from drifting.fields.kernels import FARTHEST, KERNELS, Kernel
 
 _ROUNDINGS = 1e3
 # Kernels below e^-69 count as that much: a CPU is slow on smaller numbers.
@@ -136,6 +137,30 @@ class AttractionField(DriftField):
             rows = spread_of_rows(attracting.neighbors, repelling.neighbors, share, count=positives.shape[1])
             found.append(torch.stack([value.mean() for value in rows]))
         return KernelStatistics(*torch.stack(found, 1).unbind(0))
+
+
+@dataclass(frozen=True)
+class KernelField(AttractionField):
+    """A field of this kind with one of the kernels of `kernels`.
+
+    Attributes:
+        kernel: Kernel: laplace, gaussian, matern32 or matern52.
+    """
+
+    kernel: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that does not fit."""
+        check_choice("kernel", self.kernel, KERNELS)
+
+    @property
+    def profile(self) -> Kernel:
+        """The kernel."""
+        return KERNELS[self.kernel]
+
+    def statistics(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Statistics:
+        """Return how the kernel spreads, see `AttractionField.kernel_statistics`."""
+        return self.kernel_statistics(generated, positives, negatives, **options)
 
 
 def _side(

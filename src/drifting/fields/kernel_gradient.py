@@ -16,36 +16,17 @@ Source: the score view of drifting, arXiv:2603.07514 and 2603.09936; Cheng, Mean
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor
-
-from drifting._checks import check_choice
-from drifting.fields.attraction import AttractionField
-from drifting.fields.base import Statistics
-from drifting.fields.kernels import KERNELS, Kernel
+from drifting.fields.attraction import KernelField
 
 
 @dataclass(frozen=True)
-class KernelGradient(AttractionField):
+class KernelGradient(KernelField):
     """The difference of the scores of two kernel densities.
 
     Attributes:
         kernel: Kernel of the densities: laplace, gaussian, matern32 or matern52.
     """
 
-    kernel: str = "gaussian"
     by_kernel: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Raise InputError for a value that does not fit."""
-        check_choice("kernel", self.kernel, KERNELS)
-
-    @property
-    def profile(self) -> Kernel:
-        """The kernel."""
-        return KERNELS[self.kernel]
-
-    def statistics(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Statistics:
-        """Return how the kernel spreads, see `AttractionField.kernel_statistics`."""
-        return self.kernel_statistics(generated, positives, negatives, **options)

@@ -16,36 +16,17 @@ Source: Gretton et al., A kernel two-sample test, 2012; Arbel et al., Maximum me
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor
-
-from drifting._checks import check_choice
-from drifting.fields.attraction import AttractionField
-from drifting.fields.base import Statistics
-from drifting.fields.kernels import KERNELS, Kernel
+from drifting.fields.attraction import KernelField
 
 
 @dataclass(frozen=True)
-class MaximumMeanDiscrepancy(AttractionField):
+class MaximumMeanDiscrepancy(KernelField):
     """The gradient of the maximum mean discrepancy.
 
     Attributes:
         kernel: Kernel: laplace, gaussian, matern32 or matern52.
     """
 
-    kernel: str = "gaussian"
     by_kernel: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Raise InputError for a value that does not fit."""
-        check_choice("kernel", self.kernel, KERNELS)
-
-    @property
-    def profile(self) -> Kernel:
-        """The kernel."""
-        return KERNELS[self.kernel]
-
-    def statistics(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Statistics:
-        """Return how the kernel spreads, see `AttractionField.kernel_statistics`."""
-        return self.kernel_statistics(generated, positives, negatives, **options)
