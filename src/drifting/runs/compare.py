@@ -78,8 +78,13 @@ class Comparison:
 
     def markdown(self) -> str:
         """Return the table in GitHub's Markdown."""
-        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return "".join(f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+        return markdown([self.columns, *self.rows])
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in GitHub's Markdown, from its heading and its rows."""
+    lines = [lines[0], ("---",) * len(lines[0]), *lines[1:]]
+    return "".join(f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def write_comparison(

@@ -12,7 +12,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from drifting.errors import InputError
 from drifting.plotting import Measured, draw_fields
 from drifting.presets.encoders import with_encoder
 from drifting.presets.fields import field_choice
-from drifting.runs.compare import read_figures
+from drifting.runs.compare import markdown, read_figures
 from drifting.runs.evaluate import load_extractor
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, METRICS, WEIGHTS, newest_checkpoint, read_config
 from drifting.runs.run import load_run
@@ -267,16 +267,11 @@ def _cell(values: Sequence[float], spread: bool) -> str:
     return f"{middle} ({min(values):.3g} to {max(values):.3g})" if spread and len(values) > 1 else middle
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    for line in (lines[0], ("---",) * len(lines[0]), *lines[1:]):
-        yield f"| {' | '.join(line)} |\n"
-
-
 def _write(folder: Path, rows: Sequence[Row], request: FieldComparison) -> None:
     """Write the table, the figures and the picture of all rows so far."""
     counts = f"{request.seeds} seed{'s' * (request.seeds > 1)}, {request.minutes:g} processor minutes each"
     meaning = "Floors: the distance of samples from the data, divided by that of real data."
-    text = f"Medians over {counts}, with the smallest and the largest value. {meaning}\n\n" + "".join(_markdown(table(rows)))
+    text = f"Medians over {counts}, with the smallest and the largest value. {meaning}\n\n" + markdown(table(rows))
     with atomic_path(folder / TABLE) as scratch:
         scratch.write_text(text)
     save_json(folder / FIGURES, {"rows": [dataclasses.asdict(row) for row in rows]})
