@@ -78,7 +78,7 @@ def without_pictures() -> Iterator[None]:
     """Leave out the pictures, which take most of the time of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "draw_pictures", lambda config, folder, **_: [])
-        patch.setattr(reporting, "write_report", lambda folders: None)
+        patch.setattr(reporting, "write_report", lambda folders, **_: None)
         yield
 
 
@@ -138,6 +138,7 @@ def pytest_unconfigure(config) -> None:
         compiling.end()
 
 
+_WRITE_REPORT = reporting.write_report
 _PIXELS = figures.pixels
 
 
@@ -153,7 +154,7 @@ def pytest_sessionstart(session) -> None:
 def painted(request, monkeypatch) -> None:
     """Paint pictures and write reports in tests marked `painted` alone: they take most of the time of a small run."""
     if request.node.get_closest_marker("painted") is None:
-        monkeypatch.setattr(reporting, "write_report", lambda folders: None)
+        monkeypatch.setattr(reporting, "write_report", lambda folders, **_: None)
     else:
         monkeypatch.setattr(figures, "pixels", _PIXELS)
 
@@ -278,7 +279,10 @@ def tiny_images(gray_folder) -> RunConfig:
 def images_run(tmp_path_factory, gray_folder) -> Path:
     """The folder of a finished run of images with its pictures; copy it before changing it."""
     config = shrunk(presets.preset("images", data=str(gray_folder)))
-    return runs.train(config, tmp_path_factory.mktemp("runs") / "images").folder
+    with pytest.MonkeyPatch.context() as patch:
+        # A test that asks for this run by name has replaced the report already.
+        patch.setattr(reporting, "write_report", _WRITE_REPORT)
+        return runs.train(config, tmp_path_factory.mktemp("runs") / "images").folder
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from torch import Tensor
 from drifting import __version__, presets
 from drifting._files import atomic_path, check_writable
 from drifting.config import RunConfig
-from drifting.data import Decoder
+from drifting.data import Decoder, Source
 from drifting.data.pixels import to_bytes
 from drifting.data.points import Frame
 from drifting.data.sources import reference_samples
@@ -56,13 +56,16 @@ _MORE = {"precision", "recall", "density", "coverage", "inception_score"}
 _LESS = {"frechet_distance", "energy_distance", "kernel_distance", "drift_norm", "drift_length", "histogram_distance", "copy_share"}
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path | None = None, *, overwrite: bool = False) -> Path:
+def write_report(
+    folders: Sequence[str | Path], out: str | Path | None = None, *, overwrite: bool = False, source: Source | None = None
+) -> Path:
     """Write the report of a run, or of several side by side, and return its path.
 
     Args:
         folders: folders of generators' runs, finished or not.
         out: the file; by default report.html in the folder of the only run, which is replaced.
         overwrite: replace an existing file.
+        source: source of the real samples of all runs; None to make it for each.
 
     Raises:
         InputError: if a folder holds no run, or the file cannot be written.
@@ -78,7 +81,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None, *
         raise InputError(f"out is '{path}', which exists: pass --overwrite or name another file")
     configs = [read_config(Path(folder) / CONFIG) for folder in folders]
     check_writable(path.parent, "out")
-    runs = [describe(Path(folder), config) for folder, config in zip(folders, configs, strict=True)]
+    runs = [describe(Path(folder), config, source) for folder, config in zip(folders, configs, strict=True)]
     titles = [config.data.title for config in configs]
     facts = {
         "title": " and ".join(dict.fromkeys(titles)) + ": a generator that samples in one pass",
@@ -116,7 +119,7 @@ class Described:
         return {**own, "figures": _figures(self.metrics)}
 
 
-def describe(folder: Path, config: RunConfig) -> Described:
+def describe(folder: Path, config: RunConfig, source: Source | None = None) -> Described:
     """Return what a report shows of the run in a folder."""
     missing: list[str] = []
     log = [line for line in _read(lambda: MetricsLog(folder / LOG).read(), missing) or [] if "step" in line]
@@ -138,7 +141,7 @@ def describe(folder: Path, config: RunConfig) -> Described:
         log=log,
         metrics=metrics,
         settings=_settings(config, missing),
-        samples=_shown_samples(config, snapshots, missing),
+        samples=_shown_samples(config, snapshots, source, missing),
         verdicts=_read(lambda: _verdicts(folder), missing) or [],
         comparison=_uri(picture.read_bytes()) if picture.is_file() else None,
         missing=missing,
@@ -292,13 +295,15 @@ class Showing(Drawing):
         return []
 
 
-def _shown_samples(config: RunConfig, snapshots: Mapping[int, Tensor], missing: list[str]) -> dict[str, Any] | None:
+def _shown_samples(
+    config: RunConfig, snapshots: Mapping[int, Tensor], source: Source | None, missing: list[str]
+) -> dict[str, Any] | None:
     """Return the samples through the training as facts for the page, without real ones if the data are gone; None for none."""
     if not snapshots:
         missing.append("No samples were kept of this training.")
         return None
     snapshots = dict(sorted(snapshots.items()))
-    source = _read(lambda: config.data.source(config.seed), missing)
+    source = _read(lambda: config.data.source(config.seed), missing) if source is None else source
     if source is None:
         shape, count = next(iter(snapshots.values())).shape[1:], min(map(len, snapshots.values()))
         if shape == (2,):

@@ -214,7 +214,7 @@ def _finish(recorder: Recorder, config: RunConfig, source: Source, unsharded: Ge
         pictures = drawing.draw_pictures(config, folder, snapshots=recorder.snapshots, log=recorder.log.read(), source=source)
         reconstruction = folder / RECONSTRUCTION
         pictures += [reconstruction] if reconstruction.exists() else []
-        reporting.write_report([folder])
+        reporting.write_report([folder], source=source)
     state.processes.barrier()
     return Run(folder, config, generator.cpu().requires_grad_().eval(), tuple(pictures))
 
