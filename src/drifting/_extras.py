@@ -24,6 +24,9 @@ _EXTRAS = {
     "datasets": "images",
     "transformers": "encoders",
     "diffusers": "vae",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client"), "serve"),
+    **dict.fromkeys(("tensorboard", "wandb"), "track"),
 }
 
 
