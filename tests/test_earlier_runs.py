@@ -64,8 +64,9 @@ def test_figures_are_those_that_it_had(earlier_run, request):
     name = request.node.callspec.params["earlier_run"]
     figures = runs.load(earlier_run).evaluate(**EVALUATIONS[name])
     expected = json.loads((EARLIER / "figures.json").read_text())[name]
-    neighbors = {name + end for name in ("precision", "recall", "density", "coverage") for end in ("", "_floor")}
-    assert figures.keys() - expected.keys() <= {"reference", "num_real", "num_features", *neighbors}
+    neighbors = ("precision", "recall", "density", "coverage")
+    later = {name + end for name in (*neighbors, "within_class_distance") for end in ("", "_floor")}
+    assert figures.keys() - expected.keys() <= {"reference", "num_real", "num_features", *later}
     assert figures.get("extractor") == expected.pop("extractor", None)
     for figure, value in expected.items():
         assert figures[figure] == pytest.approx(value, rel=1e-4, abs=1e-6), figure

@@ -240,6 +240,8 @@ def test_evaluation_prints_a_table_and_writes_it(here, command, kind, request):
         cells[1]: cells[2:4] for line in result.out.splitlines() if len(cells := [part.strip() for part in line.split("│")]) > 3
     }
     assert rows.keys() == {name for name in metrics if not name.endswith("_floor")}
+    heads = next([part.strip() for part in line.split("┃")] for line in result.out.splitlines() if "metric" in line)
+    assert heads[1:5] == ["metric", "value", "real against real", "better"]
     for name, (value, floor) in rows.items():
         for shown, measured in ((value, metrics[name]), (floor, metrics.get(f"{name}_floor"))):
             assert shown == "" if measured is None else float(shown) == pytest.approx(measured, rel=1e-4)

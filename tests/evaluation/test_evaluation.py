@@ -128,6 +128,7 @@ def test_real_digits_reach_the_floors():
         assert metrics[f"{name}_accuracy"] == pytest.approx(metrics[f"{name}_accuracy_floor"], abs=0.02)
         assert metrics[f"{name}_accuracy_floor"] > 0.95
     assert metrics["energy_distance"] < metrics["energy_distance_floor"]
+    assert metrics["within_class_distance"] == pytest.approx(metrics["within_class_distance_floor"], rel=0.05)
     assert metrics["nearest_distance"] == pytest.approx(metrics["nearest_distance_floor"], rel=0.05)
 
 
@@ -144,6 +145,7 @@ def test_one_digit_of_each_class_is_recognized_but_covers_no_data():
     examples = torch.stack([split.train[split.train_labels == digit][0] for digit in range(10)])
     metrics = evaluate_digits(lambda count, seed: examples[torch.arange(count) % 10], split)
     assert metrics["nearest_neighbor_accuracy"] == 1
+    assert metrics["within_class_distance"] == 0 < metrics["within_class_distance_floor"]
     assert metrics["recall"] < 0.05
     assert metrics["recall_floor"] > 0.8
     assert metrics["coverage"] < 0.5 < metrics["coverage_floor"]

@@ -58,7 +58,7 @@ def test_figures_are_those_of_all_images_at_once():
         collect_statistics(_batches(TRAIN.images[chosen], labels, 100), EXTRACTOR),
     )
     assert (streamed["num_samples"], streamed["num_real"], streamed["num_features"]) == (600, 510, 600)
-    names = {"frechet_distance", "accuracy", *PAIRED}
+    names = {"frechet_distance", "accuracy", "within_class_distance", *PAIRED}
     assert streamed.keys() == {"num_samples", "num_real", "num_features", *names, *(f"{name}_floor" for name in names)}
     for name in names:
         for kind in ("", "_floor"):
@@ -140,7 +140,8 @@ def test_statistics_alone_leave_out_what_compares_pairs():
     seen = collect_statistics(_batches(TRAIN.images, TRAIN.labels), EXTRACTOR)
     known = dataclasses.replace(collect_statistics(_batches(TEST.images), EXTRACTOR), features=None)
     figures = compare(seen, known, seen)
-    assert figures.keys() == {"num_samples", "num_real", "num_features", "frechet_distance", "frechet_distance_floor", "accuracy"}
+    counts, distances = {"num_samples", "num_real", "num_features"}, {"frechet_distance", "frechet_distance_floor"}
+    assert figures.keys() == {*counts, *distances, "accuracy", "within_class_distance"}
     assert figures["frechet_distance"] == compare(seen, collect_statistics(_batches(TEST.images), EXTRACTOR))["frechet_distance"]
 
 

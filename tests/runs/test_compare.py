@@ -73,6 +73,8 @@ def test_table_holds_the_figures_of_every_run_and_the_floors_once(three, command
     result = command("compare", *three, "--out", "out")
     assert (result.status, result.err) == (0, "drifting: 'c' has not been evaluated: drifting evaluate c\n")
     table = _table()
+    better = table.pop("better")
+    assert (better["recall"], better["copy_share"], better["steps"]) == ("more", "less", "-")
     assert list(table) == ["a", "b", "c", "real against real"]
     names = [name for name in measured["a"] if not name.endswith("_floor")]
     assert {"frechet_distance", "recall", "copy_share", "color_mean"} < set(names)
@@ -97,7 +99,7 @@ def test_terminal_shows_the_same_table_turned_and_the_two_files(three, command):
     written = _table()
     for name in ("run", "preset", "steps", "extractor", "frechet_distance"):
         assert rows[name][:3] == [written[row][name] for row in "abc"]
-    assert rows["frechet_distance"][3] == "0.5"
+    assert rows["frechet_distance"][3:5] == ["0.5", "less"]
 
 
 def test_encoder_steps_and_minutes_are_those_of_the_files(three, tiny_images):
@@ -120,7 +122,7 @@ def test_floors_that_differ_stand_beside_each_figure_and_are_reported(three, com
     words = r"frechet_distance_floor is 0\.5 of 'a' and 0\.75 of 'b'"
     assert re.fullmatch(rf"drifting: the runs were .*different real images \({words}\).* cannot be compared[^\n]*\n", result.err)
     table = _table()
-    assert list(table) == ["a", "b"]
+    assert list(table) == ["a", "b", "better"]
     assert [table[row]["frechet_distance"] for row in "ab"] == ["3 (0.5)", "1.25 (0.75)"]
     assert [table[row]["color_mean"] for row in "ab"] == ["-", "0.5 -1 (0.25 0)"]
     assert [table[row]["num_samples"] for row in "ab"] == ["100000", "100000"]
@@ -238,7 +240,7 @@ def test_runs_of_one_folder_name_are_told_apart_and_digits_are_images(three, tin
     _made(Path("y/a|b"), tiny_digits, {"logistic_accuracy": 0.5, "logistic_accuracy_floor": 0.875})
     assert command("compare", "x/a|b", "y/a|b", "c", "--out", "out").status == 0
     table = _table()
-    assert list(table) == [r"x/a\|b", r"y/a\|b", "c", "real against real"]
+    assert list(table) == [r"x/a\|b", r"y/a\|b", "c", "real against real", "better"]
     assert table[r"y/a\|b"]["logistic_accuracy"] == "0.5"
 
 
@@ -250,7 +252,7 @@ def test_files_are_replaced_only_when_asked(three, command):
     assert re.fullmatch(r"drifting: out is 'out', where 'comparison\.md' exists: pass --overwrite [^\n]*\n", result.err)
     assert Path("out/comparison.md").read_text() == before
     assert command("compare", "b", "--out", "out", "--overwrite").status == 0
-    assert list(_table()) == ["b", "real against real"]
+    assert list(_table()) == ["b", "real against real", "better"]
     assert {path.name for path in Path("out").iterdir()} == {"comparison.md", "compare.png"}
 
 

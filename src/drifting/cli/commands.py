@@ -325,7 +325,7 @@ def evaluate(
         device: device of generator, decoder and extractor: cpu, cuda, cuda:1 or mps.
     """
     from drifting import runs
-    from drifting.evaluation import as_text
+    from drifting.evaluation.tables import lines
 
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always", UserWarning)
@@ -338,12 +338,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
         )
-    rows = []
-    for name, value in metrics.items():
-        if not name.endswith("_floor"):
-            floor = metrics.get(f"{name}_floor")
-            rows.append((name, as_text(value), "" if floor is None else as_text(floor)))
-    print_table(("metric", "value", "real against real"), rows, title=str(run))
+    print_table(("metric", "value", "real against real", "better"), lines(metrics), title=str(run))
     for doubt in doubts:
         print(f"drifting: {doubt.message}", file=sys.stderr)
 

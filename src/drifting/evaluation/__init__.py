@@ -5,7 +5,6 @@ from drifting.evaluation.figures import (
     Metrics,
     Sampler,
     Sides,
-    as_text,
     compare,
     evaluate_digits,
     evaluate_images,
@@ -14,6 +13,7 @@ from drifting.evaluation.figures import (
     mode_shares,
 )
 from drifting.evaluation.statistics import ImageStatistics, collect_statistics
+from drifting.evaluation.tables import as_text
 
 __all__ = [
     "Classifier",

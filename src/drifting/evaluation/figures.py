@@ -26,6 +26,7 @@ from drifting.data.pixels import to_signed
 from drifting.evaluation.extractors import Bytes, Extractor
 from drifting.evaluation.statistics import (
     KEPT,
+    PAIRED,
     Batch,
     ImageStatistics,
     by_chance,
@@ -35,7 +36,13 @@ from drifting.evaluation.statistics import (
     unknown_to,
     weights_in_shares,
 )
-from drifting.metrics.distances import energy_distance, energy_distances, mean_distance, precision_recall
+from drifting.metrics.distances import (
+    energy_distance,
+    energy_distances,
+    mean_distance,
+    precision_recall,
+    within_class_distance,
+)
 from drifting.metrics.frechet import (
     Gaussian,
     check_covariance,
@@ -55,13 +62,6 @@ SEEDS = 5
 # Number of points whose neighbors are compared.
 _POINTS = 5000
 DRIFT_BATCHES = 25
-
-
-def as_text(value: int | float | Sequence[float] | Sequence[int] | str) -> str:
-    """Return a figure as text: a count as it is, a number with five digits, several numbers with four digits each."""
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return str(value) if isinstance(value, str | int) else " ".join(f"{part:.4g}" for part in value)
 
 
 def evaluate_points(
@@ -129,10 +129,11 @@ def evaluate_digits(sampler: Sampler, split: LabeledSplit) -> Metrics:
 
     Returns:
         `nearest_neighbor_accuracy` and `logistic_accuracy`: share of samples that classifiers fit on the training digits name as
-        their label (the floors: the same for held-out digits). `energy_distance` to the held-out digits (floor: of the training
-        digits). `precision`, `recall`, `density` and `coverage` of the held-out digits (floors: of the training digits): digits
-        that are all alike can be recognized, but have a recall of 0. `nearest_distance`: median distance to the nearest training
-        digit (floor: of held-out digits).
+        their label (the floors: the same for held-out digits). `within_class_distance`: mean distance between two digits of a label
+        (floor: of held-out digits); digits that are all alike can be recognized, but have a distance of 0. `energy_distance` to the
+        held-out digits (floor: of the training digits). `precision`, `recall`, `density` and `coverage` of the held-out digits
+        (floors: of the training digits). `nearest_distance`: median distance to the nearest training digit (floor: of held-out
+        digits).
     """
     train, held_out = split.train.flatten(1), split.held_out.flatten(1)
     samples = sampler(len(train), 0).flatten(1)
@@ -142,6 +143,8 @@ def evaluate_digits(sampler: Sampler, split: LabeledSplit) -> Metrics:
         classifier.fit(train, split.train_labels)
         metrics[f"{name}_accuracy"] = float(classifier.score(samples, labels))
         metrics[f"{name}_accuracy_floor"] = float(classifier.score(held_out, split.held_out_labels))
+    metrics["within_class_distance"] = within_class_distance(samples, labels) or 0.0
+    metrics["within_class_distance_floor"] = within_class_distance(held_out, split.held_out_labels) or 0.0
     metrics["energy_distance"] = energy_distance(samples, held_out)
     metrics["energy_distance_floor"] = energy_distance(train, held_out)
     metrics |= _with_floors(*(compare_neighbors(digits, held_out, "digits") for digits in (samples, train)))
@@ -167,8 +170,6 @@ ImageSampler = Callable[[int, Sequence[int] | None], Iterable[Batch]]
 
 # The list of labels repeats after this many samples, so that memory does not grow with their number.
 _PERIOD = 100_000
-# Largest number of images whose distances from each other are computed.
-_PAIRED = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +260,7 @@ def compare_counts(floor: int, count: int) -> Metrics:
 def compare_features(features: Float[Tensor, "s d"], real: Float[Tensor, "r d"]) -> dict[str, float]:
     """Return every figure of features except the Frechet distance, see `compare`; those of neighbors need enough images."""
     found = {"kernel_distance": kernel_distance(features, real), **compare_neighbors(features, real, "images")}
-    return {**found, "pairwise_distance": _spread(features[:_PAIRED])}
+    return {**found, "pairwise_distance": _spread(features[:PAIRED])}
 
 
 def compare_neighbors(samples: Float[Tensor, "s d"], real: Float[Tensor, "r d"], what: str) -> dict[str, float]:
@@ -319,9 +320,9 @@ def compare(generated: ImageStatistics, real: ImageStatistics, floor: ImageStati
     Returns:
         Figures, each with its floor: `frechet_distance` and `kernel_distance` to the real images; `precision`, `recall`, `density`
         and `coverage` against them; `pairwise_distance`, the mean between two images; `accuracy`, the share of images that the
-        extractor names as their label; `inception_score`. Where statistics alone are known, there are the Frechet distance and
-        what looks at no real image. `num_real` and `num_features` count the images behind the Frechet distance and behind
-        comparisons of pairs. Warns of what is unreliable.
+        extractor names as their label; `within_class_distance`, the mean between two images of a label; `inception_score`. Where
+        statistics alone are known, there are the Frechet distance and what looks at no real image. `num_real` and `num_features`
+        count the images behind the Frechet distance and behind comparisons of pairs. Warns of what is unreliable.
     """
     counts = [side.gaussian.count for side in (generated, real) if side.gaussian.count]
     if (doubt := unreliable(min(counts), len(generated.gaussian.mean))) is not None:
@@ -336,7 +337,7 @@ def compare(generated: ImageStatistics, real: ImageStatistics, floor: ImageStati
             if side.features is not None and real.features is not None:
                 found |= compare_features(side.features, real.features)
             metrics |= {f"{name}{kind}": value for name, value in found.items()}
-    for name in ("accuracy", "inception_score"):
+    for name in ("accuracy", "within_class_distance", "inception_score"):
         figures = {"": getattr(generated, name), "_floor": getattr(real, name)}
         metrics |= {f"{name}{kind}": value for kind, value in figures.items() if value is not None and figures[""] is not None}
     return metrics

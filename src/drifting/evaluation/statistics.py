@@ -11,7 +11,7 @@ Shapes: r real images of the reference, s images to choose from, f chosen ones, 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from drifting.data.bank import ranks
 from drifting.data.sources import shuffled_indices
 from drifting.errors import InputError, reason
 from drifting.evaluation.extractors import Bytes, Extractor
+from drifting.metrics.distances import within_class_distance
 from drifting.metrics.frechet import Gaussian, RunningGaussian, load_gaussian, save_gaussian
 from drifting.metrics.inception import RunningInceptionScore
 
@@ -36,12 +37,14 @@ Batch = tuple[Bytes, Int[Tensor, " s"] | None]
 
 # Number of images whose features are kept if the images do not fit into memory.
 KEPT = 10_000
+# Largest number of images whose distances from each other are computed.
+PAIRED = 2000
 # Number of features that are added to a covariance at a time; each time takes d x d more numbers.
 _BLOCK = 2048
 
 SUFFIXES = (".safetensors", ".npz")
 _TENSORS = ("features", "digests")
-_FIGURES = ("accuracy", "inception_score")
+_FIGURES = ("accuracy", "within_class_distance", "inception_score")
 # Largest asymmetry of a covariance relative to its largest entry; rounding leaves less.
 _ASYMMETRY = 1e-4
 
@@ -58,6 +61,7 @@ class ImageStatistics:
         gaussian: mean and covariance of the features of all images.
         features: features of the first images; None if they are unknown.
         accuracy: share of images that the extractor classifies correctly; None without labels or classes.
+        within_class_distance: mean distance between two of the first features of a class; None if their classes are unknown.
         inception_score: Inception Score of all images; None for an extractor without one.
         digests: digests of all images, see `digests`; None if they were not requested or are unknown.
     """
@@ -65,6 +69,7 @@ class ImageStatistics:
     gaussian: Gaussian
     features: Float[Tensor, "f d"] | None = None
     accuracy: float | None = None
+    within_class_distance: float | None = None
     inception_score: float | None = None
     digests: Int[Tensor, " s"] | None = None
 
@@ -84,7 +89,7 @@ def collect_statistics(
         InputError: for fewer than two images, or features that are not finite.
     """
     gaussian, score, kept = RunningGaussian(), RunningInceptionScore(), list[Tensor]()
-    block, known, hits, labeled = list[Tensor](), list[Tensor](), 0, 0
+    block, known, classes, hits, labeled = list[Tensor](), list[Tensor](), list[Tensor](), 0, 0
     for images, labels in batches:
         features = extractor.embed(images).cpu()
         block.append(features)
@@ -93,6 +98,7 @@ def collect_statistics(
             block.clear()
         if (wanted := keep - sum(map(len, kept))) > 0:
             kept.append(features[:wanted].clone())
+            classes += [] if labels is None else [labels.cpu()[:wanted]]
         if remember:
             known.append(digests(images))
         if extractor.probabilities is not None:
@@ -107,9 +113,17 @@ def collect_statistics(
         gaussian.gaussian(),
         torch.cat(kept) if kept else None,
         accuracy=hits / labeled if labeled else None,
+        within_class_distance=_within_classes(kept, classes),
         inception_score=None if extractor.probabilities is None else score.score(),
         digests=torch.cat(known) if known else None,
     )
+
+
+def _within_classes(features: Sequence[Tensor], labels: Sequence[Tensor]) -> float | None:
+    """Return the mean distance between two features of a class, of the first images; None if some have no label."""
+    if not labels or len(labels) < len(features):
+        return None
+    return within_class_distance(torch.cat(list(features))[:PAIRED], torch.cat(list(labels))[:PAIRED])
 
 
 def cached_statistics(path: Path, fingerprint: str, compute: Callable[[], ImageStatistics]) -> ImageStatistics:
@@ -137,7 +151,8 @@ def cached_statistics(path: Path, fingerprint: str, compute: Callable[[], ImageS
 
 def save_statistics(path: Path, statistics: ImageStatistics, *, fingerprint: str = "") -> None:
     """Write statistics to one safetensors file, atomically; `metrics.frechet.load_gaussian` reads it as well."""
-    more = {name: torch.tensor(value) for name in _FIGURES if (value := getattr(statistics, name)) is not None}
+    figures = {name: value for name in _FIGURES if (value := getattr(statistics, name)) is not None}
+    more = {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
     more |= {name: kept.contiguous() for name in _TENSORS if (kept := getattr(statistics, name)) is not None}
     save_gaussian(path, statistics.gaussian, fingerprint=fingerprint, more=more)
 
@@ -157,8 +172,8 @@ def _load(path: Path) -> tuple[ImageStatistics, str]:
         figures = {name: file.get_tensor(name) for name in _FIGURES if name in known}
     if any(value.numel() != 1 for value in figures.values()):
         raise InputError(f"path is '{path}', whose {' and '.join(figures)} are not single numbers: delete it and compute it again")
-    accuracy, score = (float(figures[name]) if name in figures else None for name in _FIGURES)
-    return ImageStatistics(gaussian, kept.get("features"), accuracy, score, kept.get("digests")), fingerprint
+    known_figures = {name: float(value) for name, value in figures.items()}
+    return ImageStatistics(gaussian, kept.get("features"), **known_figures, digests=kept.get("digests")), fingerprint
 
 
 def read_statistics(path: Path) -> ImageStatistics:

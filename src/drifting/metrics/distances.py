@@ -163,6 +163,16 @@ def mean_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     return float(torch.stack(parts).sum()) / (len(x) * len(y))
 
 
+def within_class_distance(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float | None:
+    """Return the mean distance between two samples of a class, averaged over the classes; None if no class has two samples.
+
+    It is 0 for samples that are all alike within their class, which a classifier can still name correctly.
+    """
+    groups = [features[labels == label] for label in labels.unique()]
+    spreads = [mean_distance(group, group) * len(group) / (len(group) - 1) for group in groups if len(group) > 1]
+    return sum(spreads) / len(spreads) if spreads else None
+
+
 def _sums_by_products(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> list[Float[Tensor, ""]]:
     """Return the sums of distances between chunks of rows of x and all of y."""
     pairs, sums = Pairs(x, y), []

@@ -23,13 +23,14 @@ from drifting.config import RunConfig
 from drifting.data.pixels import to_signed
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, as_text
+from drifting.evaluation.tables import direction, in_order
 from drifting.plotting import RunColumn, draw_runs
 from drifting.runs.folder import ENCODER_METRICS, LOG, METRICS
 from drifting.training.recorder import MetricsLog
 
 TABLE, PICTURE = "comparison.md", "compare.png"
 _FACTS = ("run", "preset", "encoder", "steps", "minutes")
-_FLOORS, _DASH = "real against real", "-"
+_FLOORS, _BETTER, _DASH = "real against real", "better", "-"
 
 # Largest grid of samples in the picture.
 _ROWS, _COLUMNS = 10, 10
@@ -68,7 +69,7 @@ class Comparison:
 
     Attributes:
         columns: names of the columns.
-        rows: cells of each run, and of real images if the runs agree on them.
+        rows: cells of each run, of real images if the runs agree on them, and which direction of a figure is better.
         doubts: a sentence for each run that was not evaluated, and for figures that cannot be compared.
     """
 
@@ -156,7 +157,7 @@ def read_entry(run: runs.Run, name: str) -> Entry:
 def comparison(entries: Sequence[Entry]) -> Comparison:
     """Return the table of runs with every figure of any of them and its floor, in the order of the evaluations."""
     names = [name for name in dict.fromkeys(name for entry in entries for name in entry.metrics)]
-    names = [name for name in names if not name.endswith("_floor") and name not in (_STEPS, _CURVE)]
+    names = [name for name in in_order(names) if name not in (_STEPS, _CURVE)]
     floors = [{name: entry.metrics.get(f"{name}_floor") for name in names} for entry in entries]
     apart = _difference(entries, [f"{name}_floor" for name in names])
     rows = []
@@ -167,6 +168,9 @@ def comparison(entries: Sequence[Entry]) -> Comparison:
     known = {name: floor for own in reversed(floors) for name, floor in own.items() if floor is not None}
     if known and not apart:
         rows.append((_FLOORS, *[_DASH] * (len(_FACTS) - 1), *(_cell(known.get(name)) for name in names)))
+    if names:
+        better = (direction(name, has_floor=name in known) or _DASH for name in names)
+        rows.append((_BETTER, *[_DASH] * (len(_FACTS) - 1), *better))
     doubts = [f"'{entry.name}' has not been evaluated: {_evaluation(entry.folder)}" for entry in entries if not entry.metrics]
     return Comparison((*_FACTS, *names), tuple(rows), (*doubts, *_incomparable(entries, apart)))
 

@@ -31,7 +31,7 @@ from drifting.data.pixels import to_bytes
 from drifting.data.points import Frame
 from drifting.data.sources import reference_samples
 from drifting.errors import InputError
-from drifting.evaluation import as_text
+from drifting.evaluation.tables import lines
 from drifting.history import DRIFT_NORM
 from drifting.presets.settings import settings
 from drifting.runs.compare import read_figures
@@ -51,9 +51,6 @@ _GAP = 1
 _MARGIN = 0.1
 # Widest picture of samples in pixels, and points of a curve.
 _WIDEST, _CURVE_POINTS = 1000, 400
-# Figures of which more is better; of all others that have a floor, less is better, or a value near the floor.
-_MORE = {"precision", "recall", "density", "coverage", "inception_score"}
-_LESS = {"frechet_distance", "energy_distance", "kernel_distance", "drift_norm", "drift_length", "histogram_distance", "copy_share"}
 
 
 def write_report(
@@ -197,15 +194,7 @@ def _shown(value: Any) -> str:
 
 def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (name, value, floor, which direction is better) of every figure but the curve."""
-    rows = []
-    for name, value in metrics.items():
-        if name.endswith("_floor") or name.startswith("frechet_curve"):
-            continue
-        floor = metrics.get(f"{name}_floor")
-        better = "more" if name in _MORE or name.endswith("accuracy") else "less" if name in _LESS else ""
-        better = "as real" if floor is not None and not better else better
-        rows.append((name.replace("_", " "), as_text(value), "" if floor is None else as_text(floor), better))
-    return rows
+    return [(line.name.replace("_", " "), *line[1:]) for line in lines(metrics) if not line.name.startswith("frechet_curve")]
 
 
 def _charts(runs: Sequence[Described]) -> list[dict[str, Any]]:
