@@ -276,6 +276,16 @@ def check_device(name: str) -> None:
         raise InputError(f"device is '{name}', which this machine does not offer: pass --device cpu")
 
 
+def check_computes(precision: str, device: torch.device | str) -> None:
+    """Raise InputError if a device has no instructions for bfloat16, which torch would emulate slowly or refuse in a product."""
+    place = torch.device(device)
+    if precision == "float32" or place.type != "cuda":
+        return
+    with torch.cuda.device(place):
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise InputError(f"precision is '{precision}', which the device {place} does not compute: pass float32")
+
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 

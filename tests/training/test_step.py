@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -199,6 +200,15 @@ def test_networks_compute_in_bfloat16_and_return_float32():
 def test_float32_is_the_function_itself():
     linear = _linear()
     assert computed_in("float32", linear, "cpu") is linear
+
+
+def test_device_without_bfloat16_is_refused_before_the_first_step(monkeypatch):
+    old = torch.device("cuda", 7)  # of no machine that runs this
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with pytest.raises(InputError, match="precision is 'bfloat16', which the device cuda:7 does not compute: pass float32"):
+        computed_in("bfloat16", _linear(), old)
+    assert computed_in("float32", _linear, old) is _linear
 
 
 def test_loss_of_a_step_sees_float32_and_weights_get_gradients_in_float32():

@@ -36,6 +36,14 @@ class Labeled(nn.Module):
         return self.layers(torch.cat([noise, self.classes(labels)], 1))
 
 
+class Compiled(nn.Module):
+    """What `torch.compile` returns, as far as its weights go."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = module
+
+
 class Items(Dataset):
     """Points of three classes, and their classes, one at a time."""
 
@@ -220,6 +228,8 @@ BAD = {
     "numbers": ({"data": [1.0, 2.0]}, r"data has batches of \(float, float\): pass tensors x, or pairs"),
     "text": ({"data": "moons"}, "data is a str: pass a tensor, a pair of tensors, a Dataset or a DataLoader"),
     "no weights": ({"module": nn.Tanh()}, "module is a Tanh without parameters"),
+    "compiled": ({"module": Compiled(network()), "noise_shape": 4}, "module is a Compiled of torch.compile: pass the module"),
+    "wrapped": ({"module": nn.DataParallel(network()), "noise_shape": 4}, "module is a DataParallel: pass the module"),
     "unwanted labels": ({"data": (X, Y), "noise_shape": 4}, "module takes noise alone, but the data have labels"),
     "too few labels": ({"data": (X, Y[:3])}, r"labels are torch.int64 of shape \(3,\) for 30 samples"),
     "labels that are fractions": ({"data": (X, Y.float())}, "labels are torch.float32 .*: pass one whole number for each sample"),

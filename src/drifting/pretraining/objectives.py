@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, mse_loss, pad
 
-from drifting._checks import full_precision
+from drifting._checks import check_computes, full_precision
 from drifting._torch import initial_weights
 from drifting.data.augmentation import Views, augment
 from drifting.data.pixels import to_signed
@@ -234,6 +234,7 @@ def train_masked(autoencoder: MaskedAutoencoder, batches: Batches, settings: Mas
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     device = device_of(autoencoder)
+    check_computes(settings.precision, device)
     if settings.classification_weight and autoencoder.classify is None:
         raise InputError(f"classification_weight is {settings.classification_weight}, but the network has no classes: pass 0")
 

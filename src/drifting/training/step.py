@@ -1,8 +1,7 @@
 """One training step: tensors in, loss and its report out, at once or in parts whose activations fit in memory. No optimizer.
 
-The networks of a step can compute in bfloat16: half the memory and, on a GPU, a multiple of the speed. Under autocast matrix
-products and convolutions are rounded to bfloat16; what a network returns is float32 again, so distances, affinities and the loss
-lose nothing. Weights, their gradients and their averages stay in float32.
+The networks of a step can compute in bfloat16: half the memory and, on a GPU, a multiple of the speed. Under autocast products
+and convolutions are rounded; what a network returns is float32 again, so the loss loses nothing. Weights stay in float32.
 
 A step in parts has the loss and the gradient of the whole step, in one of two ways.
 
@@ -41,7 +40,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drifting._checks import PRECISIONS, full_precision
+from drifting._checks import PRECISIONS, check_computes, full_precision
 from drifting.distributed import ALONE, Processes
 from drifting.encoders.base import FeatureEncoder
 from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss, mean_over
@@ -205,6 +204,7 @@ def computed_in(precision: str, function: Callable[..., Any], device: torch.devi
     """
     if _TYPES[precision] is None:
         return function
+    check_computes(precision, device)
 
     def run(*arguments: Tensor | None) -> Any:
         with computing_in(precision, device):

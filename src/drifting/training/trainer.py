@@ -78,6 +78,7 @@ class Trainer:
         check_seed(seed)
         if loss is not None and not isinstance(loss, DriftingLoss):
             raise InputError(f"loss is a {type(loss).__name__}: pass a DriftingLoss, with any field")
+        _check_bare(module)
         self.module, self.loss = module, DriftingLoss() if loss is None else loss
         place = _device_of(module, device)
         classes = getattr(module, "num_classes", None) if num_classes is None else num_classes
@@ -248,6 +249,15 @@ def _default_schedule(num_classes: int | None, *, paired: bool = False) -> Sched
     if num_classes is None:
         return Schedule(steps=1000, learning_rate=1e-3, generated=256, positives=256)
     return Schedule(steps=1000, learning_rate=1e-3, labels_per_step=min(num_classes, 16), generated=32, positives=32)
+
+
+def _check_bare(module: nn.Module) -> None:
+    """Raise InputError for a wrapper: saved weights would have its prefix in their names, and would not fit the module itself."""
+    kind = type(module).__name__
+    if hasattr(module, "_orig_mod"):
+        raise InputError(f"module is a {kind} of torch.compile: pass the module itself, and compile=True in the schedule")
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise InputError(f"module is a {kind}: pass the module that it wraps")
 
 
 def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence[int] | None) -> Generator:
