@@ -249,25 +249,25 @@ class Condition(nn.Module):
             InputError: if labels are missing or an argument has the wrong shape; on a CPU, where reading values costs nothing, also
                 if labels or codes are out of range.
         """
-        condition = full_precision(noise).new_zeros(len(noise), self.width)
+        condition = full_precision(noise).new_zeros(noise.shape[0], self.width)
         if self.guidance is not None and self.norm is not None:
             scale = 1.0 if guidance_scale is None else guidance_scale
             # A number of the host is filled in on the device: a copy would make the host wait.
             scale = scale.to(condition) if isinstance(scale, Tensor) else condition.new_full((), scale)
-            if scale.shape not in ((), (1,), (len(noise),)):
+            if scale.shape not in ((), (1,), noise.shape[:1]):
                 raise InputError(f"guidance_scale has shape {tuple(scale.shape)}: pass one number, or one for each of {len(noise)}")
-            scale = scale.expand(len(noise))
+            scale = scale.expand(noise.shape[0])
             condition = self.std * self.norm(precise(self.guidance, guidance_embedding(scale)))
         if self.classes is not None:
             if labels is None:
                 raise InputError(f"labels is None: pass one for each sample, from 0 to {self.classes.num_embeddings - 1}")
-            condition = condition + self.classes(_checked("labels", labels, (len(noise),), self.classes.num_embeddings))
+            condition = condition + self.classes(_checked("labels", labels, noise.shape[:1], self.classes.num_embeddings))
         if self.styles is not None:
             condition = condition + self.styles(self._rows(noise, style_indices))
         return condition
 
     def _rows(self, noise: Tensor, codes: Tensor | None) -> Int[Tensor, "b s"]:
-        shape = (len(noise), self.num_styles)
+        shape = (noise.shape[0], self.num_styles)
         if codes is None:
             codes = torch.randint(self.style_classes, shape, device=noise.device)
         else:
