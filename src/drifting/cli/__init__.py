@@ -1,4 +1,4 @@
-"""The command line: drifting {train, train-encoder, latents, sample, convert, calibrate, evaluate, report,
+"""The command line: drifting {train, train-encoder, latents, sample, export, convert, calibrate, evaluate, report,
 compare, compare-fields, doctor, presets}.
 
 It only parses, calls and prints. Whatever ends a command is reported in one sentence; heavy imports wait until that works. The
@@ -35,6 +35,7 @@ _SMALLER = {
     "evaluate": "pass a smaller --batch-size or --num-samples",
     "latents": "pass a smaller --batch-size",
     "convert": "use a machine with more of it",
+    "export": "use a machine with more of it",
     "compare": "use a machine with more of it",
     "compare-fields": "pass smaller --group-sizes or --num-samples",
 }

@@ -21,6 +21,7 @@ from tyro.conf import Positional
 
 from drifting.cli._parse import HELP, Reader, flags_of, subject_of
 from drifting.cli.doctor import doctor
+from drifting.cli.export import export
 from drifting.cli.studies import calibrate, compare_fields, print_table, report
 from drifting.errors import InputError
 
@@ -375,7 +376,10 @@ def presets() -> None:
             print(wrapped(f"{name}: {preset.what}", 2, hanging=4), wrapped(facts, 6), sep="\n")
 
 
-ALL = (train, train_encoder, latents, sample, convert, calibrate, evaluate, report, compare, compare_fields, doctor, presets)
+ALL = (
+    *(train, train_encoder, latents, sample, export, convert, calibrate),
+    *(evaluate, report, compare, compare_fields, doctor, presets),
+)
 # These commands read their words themselves, because their options depend on what is trained.
 READERS = {"train": train, "train-encoder": train_encoder, "latents": latents}
 # Flags of version 0.1 -> the present ones, of the commands that are parsed by signature.

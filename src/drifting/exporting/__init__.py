@@ -1,1 +1,5 @@
 """Trained generators in the formats of other programs: ONNX, torch.export, and a web page."""
+
+from drifting.exporting.write import Exported, export
+
+__all__ = ["Exported", "export"]
