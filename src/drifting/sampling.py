@@ -8,6 +8,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -94,14 +95,25 @@ def _samples(
     generator: Generator, indices: Sequence[int], seed: int, cycle: Sequence[int] | None, scale: float | None
 ) -> Float[Tensor, "b *sample"]:
     """Return some of the samples of a seed, with labels in a cycle and a guidance scale that were checked before."""
-    device, styles = next(generator.parameters()).device, generator.num_styles
-    noise = seeded_noise(indices, generator.noise_shape, seed).to(device)
-    chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices], device=device)
-    scales = None if scale is None else torch.full((len(indices),), scale, device=device)
-    codes = [seeded_codes(indices, styles, generator.style_classes, seed).to(device)] if styles else []
-    was_training = generator.training
+    return _forward(generator, _inputs(generator, indices, seed, cycle, scale))
+
+
+def _inputs(
+    generator: Generator, indices: Sequence[int], seed: int, cycle: Sequence[int] | None, scale: float | None
+) -> list[Tensor | None]:
+    """Return noise, labels, guidance scales and, for a generator that takes them, style codes: one row for each sample."""
+    chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices])
+    scales = None if scale is None else torch.full((len(indices),), scale)
+    styles = generator.num_styles
+    codes = [seeded_codes(indices, styles, generator.style_classes, seed)] if styles else []
+    return [seeded_noise(indices, generator.noise_shape, seed), chosen, scales, *codes]
+
+
+def _forward(generator: Generator, inputs: Sequence[Tensor | None]) -> Float[Tensor, "b *sample"]:
+    """Return the samples of one pass."""
+    device, was_training = next(generator.parameters()).device, generator.training
     with torch.no_grad():
-        samples = generator.eval()(noise, chosen, scales, *codes)
+        samples = generator.eval()(*(None if each is None else each.to(device) for each in inputs))
     generator.train(was_training)
     return samples
 
@@ -209,6 +221,27 @@ def _condition(guidance_scale: float | None, generator: Generator) -> float | No
     return float(guidance_scale or 1) if generator.guided else None
 
 
+@dataclass(frozen=True)
+class Request:
+    """Samples that somebody wants, checked by `Sampler.request`.
+
+    Attributes:
+        count: number of samples.
+        seed: which set of samples.
+        labels: classes to cycle through; None for an unconditional generator.
+        guidance_scale: strength of the guidance; None for a generator that takes none.
+    """
+
+    count: int
+    seed: int
+    labels: tuple[int, ...] | None
+    guidance_scale: float | None
+
+    def label(self, index: int) -> int | None:
+        """Return the label of a sample."""
+        return None if self.labels is None else self.labels[index % len(self.labels)]
+
+
 class Sampler(ABC):
     """Makes samples in the user's form: a run, or a generator of the release.
 
@@ -239,6 +272,37 @@ class Sampler(ABC):
         """Yield what `sample` returns in parts, each of which fits into memory."""
         export, options = self._exporter(), self._options(seed, labels, guidance_scale)
         yield from map(export, self._shown(sample_in_parts(self.generator, count, **options), count))
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples that are made in one pass."""
+        return self._options(0, None, None)["batch_size"]
+
+    def request(
+        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
+    ) -> Request:
+        """Return a request for samples, or raise InputError; arguments as of `sample`."""
+        check_request(count, seed)
+        options = self._options(seed, labels, guidance_scale)
+        cycle = check_labels(options["labels"], self.generator.num_classes)
+        scale = _condition(options["guidance_scale"], self.generator)
+        return Request(count, seed, None if cycle is None else tuple(cycle), scale)
+
+    def one_pass(self) -> Callable[[Sequence[tuple[Request, Sequence[int]]]], Tensor]:
+        """Return the function that makes samples of several requests in one pass, in the user's form.
+
+        Its argument is the requests, each with the indices of its samples to make. A sample is what `sample` returns for its seed
+        and its index, up to rounding, whatever else is in the pass.
+        """
+        export = self._exporter()
+
+        def make(parts: Sequence[tuple[Request, Sequence[int]]]) -> Tensor:
+            each = [_inputs(self.generator, indices, one.seed, one.labels, one.guidance_scale) for one, indices in parts]
+            # Labels, scales and codes are given for all requests or for none: that depends on the generator.
+            inputs = [None if kind[0] is None else torch.cat(kind) for kind in zip(*each, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            return export(_forward(self.generator, inputs).cpu())
+
+        return make
 
     def _shown(self, parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
         """Yield parts of `count` samples and show how many are made."""

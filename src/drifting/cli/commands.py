@@ -22,6 +22,7 @@ from tyro.conf import Positional
 from drifting.cli._parse import HELP, Reader, flags_of, subject_of
 from drifting.cli.doctor import doctor
 from drifting.cli.export import export
+from drifting.cli.serve import serve
 from drifting.cli.studies import calibrate, compare_fields, print_table, report
 from drifting.errors import InputError
 
@@ -378,7 +379,7 @@ def presets() -> None:
 
 ALL = (
     *(train, train_encoder, latents, sample, export, convert, calibrate),
-    *(evaluate, report, compare, compare_fields, doctor, presets),
+    *(evaluate, report, compare, compare_fields, doctor, serve, presets),
 )
 # These commands read their words themselves, because their options depend on what is trained.
 READERS = {"train": train, "train-encoder": train_encoder, "latents": latents}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 from torch import Tensor
 
 from drifting._files import atomic_path, check_space, check_writable, hold
@@ -143,19 +144,28 @@ def write_samples(
     """Write samples of a run as a picture (.png) or as numbers (.npy), or raise InputError; classes are named above a picture."""
     check_output(out, overwrite=overwrite)
     if out.suffix == ".png" and count > _SMALL_PICTURE:
-        _check_picture(run.sample(1, labels=labels, guidance_scale=guidance_scale).shape[1:], count)
+        check_picture(run.sample(1, labels=labels, guidance_scale=guidance_scale).shape[1:], count)
     if out.suffix == ".npy":
         return _write_array(run.parts(count, seed=seed, labels=labels, guidance_scale=guidance_scale), out, count)
     samples = run.sample(count, seed=seed, labels=labels, guidance_scale=guidance_scale)
     if not join().is_main_process:
         return
-    if samples.shape[1:] == (2,):
-        save_image(points_figure(samples), out)
-    elif samples.ndim != 4:
+    if not can_be_drawn(samples.shape[1:]):
         raise InputError(f"out is '{out}', but no picture shows samples of shape {tuple(samples.shape[1:])}: name a .npy file")
-    else:
-        columns = _columns(len(samples), labels, run.generator.num_classes)
-        save_image(image_grid(samples, columns=columns, names=_headings(run, labels, columns)), out)
+    save_image(picture_of(run, samples, labels), out)
+
+
+def can_be_drawn(shape: Sequence[int]) -> bool:
+    """Return whether there is a picture of samples of a shape: of points [2], or of images [h, w, c]."""
+    return tuple(shape) == (2,) or len(shape) == 3
+
+
+def picture_of(run: Sampler, samples: Tensor, labels: Sequence[int | str] | None) -> Image:
+    """Return samples in the user's form, of which there is a picture, as one: points, or images with classes named above."""
+    if samples.ndim == 2:
+        return points_figure(samples)
+    columns = _columns(len(samples), labels, run.generator.num_classes)
+    return image_grid(samples, columns=columns, names=_headings(run, labels, columns))
 
 
 def _write_array(parts: Iterator[Tensor], out: Path, count: int) -> None:
@@ -177,7 +187,7 @@ def _write_array(parts: Iterator[Tensor], out: Path, count: int) -> None:
             file.write(np.ascontiguousarray(part.numpy()).data)
 
 
-def _check_picture(shape: Sequence[int], count: int) -> None:
+def check_picture(shape: Sequence[int], count: int) -> None:
     """Raise InputError unless a picture can show so many points [2] or images [h, w, c]."""
     most = _MOST_POINTS if len(shape) == 1 else _MOST_PIXELS // pixels_in_grid(*shape[:2])
     if count > most:
