@@ -1,5 +1,5 @@
 """The command line: drifting {train, train-encoder, latents, sample, export, convert, calibrate, evaluate, report,
-compare, compare-fields, doctor, serve, presets}.
+compare, compare-fields, doctor, serve, share, presets}.
 
 It only parses, calls and prints. Whatever ends a command is reported in one sentence; heavy imports wait until that works. The
 output streams may be closed, full or unable to encode a character. Ctrl-C, termination and hang-up have the same effect; a second

@@ -23,6 +23,7 @@ from drifting.cli._parse import HELP, Reader, flags_of, subject_of
 from drifting.cli.doctor import doctor
 from drifting.cli.export import export
 from drifting.cli.serve import serve
+from drifting.cli.share import share
 from drifting.cli.studies import calibrate, compare_fields, print_table, report
 from drifting.errors import InputError
 
@@ -270,7 +271,8 @@ def sample(
     """Draw samples from a trained run, with one forward pass per sample.
 
     Args:
-        run: run folder, artifact of the authors (converted or not), or hub:NAME for a published artifact.
+        run: run folder, owner/name of a run shared on the Hugging Face Hub, artifact of the authors (converted or not), or hub:NAME
+            for a published artifact.
         num_samples: number of samples.
         seed: random seed; sample i of a seed is always the same.
         labels: classes to cycle through, by name or number, as printed before training; all of them by default. If class names are
@@ -280,10 +282,10 @@ def sample(
         out: a picture (.png) or an array (.npy): points in their own coordinates, or uint8 images [n, h, w, c].
         overwrite: replace an existing file.
     """
-    from drifting.runs import share
+    from drifting.runs import share as sharing
 
     options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "overwrite": overwrite}
-    share.write_samples(run, out, num_samples, vae=vae, **options)
+    sharing.write_samples(run, out, num_samples, vae=vae, **options)
     print(out)
 
 
@@ -295,9 +297,9 @@ def convert(source: Positional[str], /, *, out: Path, overwrite: bool = False) -
         out: the folder to write.
         overwrite: replace an earlier conversion in the folder.
     """
-    from drifting.runs import share
+    from drifting.runs import share as sharing
 
-    print(*share.convert(source, out, overwrite=overwrite), sep="\n")
+    print(*sharing.convert(source, out, overwrite=overwrite), sep="\n")
 
 
 def evaluate(
@@ -379,7 +381,7 @@ def presets() -> None:
 
 ALL = (
     *(train, train_encoder, latents, sample, export, convert, calibrate),
-    *(evaluate, report, compare, compare_fields, doctor, serve, presets),
+    *(evaluate, report, compare, compare_fields, doctor, serve, share, presets),
 )
 # These commands read their words themselves, because their options depend on what is trained.
 READERS = {"train": train, "train-encoder": train_encoder, "latents": latents}

@@ -31,6 +31,9 @@ WEIGHTS, ENCODER_METRICS = "generator.safetensors", "encoder.json"
 METRICS, LOG, REPORT = "metrics.json", "metrics.jsonl", "report.html"
 STATISTICS = "statistics"
 RECONSTRUCTION = "ae_reconstruction.png"
+# Files of a shared run, see `publish` -> largest size in bytes that is downloaded.
+CARD, PICTURE = "README.md", "samples.png"
+SHARED = {CONFIG: 10**6, WEIGHTS: 4 * 10**9, METRICS: 10**7, PICTURE: 10**8, CARD: 10**6}
 
 # Checkpoints of the encoder that a generator's run trains first.
 ENCODER_CHECKPOINTS = "encoder-checkpoints"

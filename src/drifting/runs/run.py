@@ -88,6 +88,18 @@ class Run(Sampler):
             save_json(self.folder / METRICS, metrics)
         return metrics
 
+    def save_pretrained(self, folder: str | Path, *, half: bool = False, overwrite: bool = False) -> list[Path]:
+        """Write the run into a folder to share, with a model card, and return its files; see `publish.save_pretrained`."""
+        from drifting.runs import publish
+
+        return publish.save_pretrained(self, folder, half=half, overwrite=overwrite)
+
+    def push_to_hub(self, repository: str, *, private: bool | None = None, half: bool = False) -> str:
+        """Upload the run to owner/name on the Hugging Face Hub and return its address; see `publish.push_to_hub`."""
+        from drifting.runs import publish
+
+        return publish.push_to_hub(self, repository, private=private, half=half)
+
 
 @dataclass(frozen=True)
 class TrainedNetwork:

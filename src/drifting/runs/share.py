@@ -27,8 +27,9 @@ from drifting.generators.dit import DiT
 from drifting.hub import Artifact, artifact_folder, build_network, metadata_of, read_artifact, write_artifact
 from drifting.hub.artifact import METADATA, PARAMETERS, PREFIX, Network, ReleasedConfig, with_weights
 from drifting.hub.msgpack_tree import DTYPES
+from drifting.hub.repository import download_repository, repository_id
 from drifting.runs import run as trained
-from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, WEIGHTS
+from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, SHARED, WEIGHTS
 from drifting.sampling import Sampler, check_labels, check_request, label_numbers
 
 _WEIGHTS = {"gen": WEIGHTS, "mae": ENCODER_WEIGHTS}
@@ -115,14 +116,20 @@ def load(
     """Return a generator, ready to sample on the CPU: that of a run, or one of the authors, converted or not.
 
     Args:
-        place: the folder of a run, of an artifact or of a converted one, or hub:NAME for what the authors published.
+        place: the folder of a run, of an artifact or of a converted one, hub:NAME for what the authors published, or owner/name for
+            a run that was shared on the Hugging Face Hub. A folder goes before a repository, unless it is hub:owner/name.
         vae: Hub id or folder of the auto-encoder that decodes the latents of an artifact; None for that of the paper.
         labels: labels of the samples to come; checked before anything else is loaded.
 
     Raises:
-        InputError: if it is not a generator, its samples cannot be shown, or the auto-encoder makes other latents.
+        InputError: if it is not a generator, its samples cannot be shown, the auto-encoder makes other latents, or a repository
+            cannot be reached or holds anything but a shared run.
     """
-    folder = artifact_folder(str(place))
+    repository = repository_id(str(place))
+    if repository is None:
+        folder = artifact_folder(str(place))
+    else:
+        folder = download_repository(repository, required=(CONFIG, WEIGHTS), limits=SHARED)
     config = configuration.load_config(folder / CONFIG) if (folder / CONFIG).exists() else None
     if (folder / METADATA).exists():
         network = read_artifact(folder).network()
