@@ -1,6 +1,7 @@
 # `make demo` and `make test` work in a fresh clone and can be repeated: both first set up the virtual environment .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := runs/demo
 # Shorter than the full presets: 512 + 512 points per step instead of 2048 + 2048.
 SHORT := --batch-size 512 --overwrite
@@ -16,15 +17,21 @@ help:
 	@echo "make format     format the code with ruff"
 	@echo "make clean      remove .venv and the runs of make demo"
 
+# What a run needs, and what the developers of the library need besides.
 setup: .venv/ready
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/demo-ready: pyproject.toml setup.py constraints.txt
 	@echo "Setting up the virtual environment .venv (a few minutes, once) ..."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[train,fast]'
 	@touch $@
 
-demo: setup
+.venv/ready: .venv/demo-ready
+	@echo "Adding the tools of the developers to .venv (a few minutes, once) ..."
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: .venv/demo-ready
 	@echo "Training moons, swiss_roll, checker and digits in a short form into $(DEMO): under 5 minutes on two cores."
 	$(BIN)/drifting train toy --dataset moons $(SHORT) --save-dir $(DEMO)/moons
 	$(BIN)/drifting train toy --dataset swiss_roll $(SHORT) --save-dir $(DEMO)/swiss_roll
@@ -46,7 +53,7 @@ test-slow: setup
 
 # One thread and processor time, so that the ratios hold on a busy machine. JAX comes from the extra `bench`.
 bench: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(INSTALL) -e '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/field.py --memory
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py
 
