@@ -8,6 +8,8 @@ import torch
 
 from drifting import InputError, drifting_loss
 from drifting.fields import EnergyDistance, KernelGradient, Lookahead, MaximumMeanDiscrepancy, MeanShift
+from drifting.fields.backends import open_drifts
+from drifting.fields.base import Problem
 from tests.oracle import drifting_oracle as oracle
 from tests.support.covering import pairwise as covering
 
@@ -187,6 +189,21 @@ def test_lookahead_adds_the_drifts_of_the_next_moves(field, steps):
         for group in range(2):
             expected = moves(field, generated[group], positives[group], others[group], temperature, steps)
             assert_close(drift[index, group], expected)
+
+
+@pytest.mark.parametrize("field", [MeanShift(affinity_floor=0.0), MeanShift(kernel="gaussian")], ids=["compiled", "torch"])
+@pytest.mark.parametrize("num_self", [4, 0])
+def test_lookahead_of_the_fastest_backend_is_that_of_the_field(field, num_self):
+    generated, positives, others = draw(11, (2, 4, 70), (2, 5, 70), (2, 3, 70))
+    repelling = [generated, others] if num_self else [others]
+    ahead, temperatures, factors = Lookahead(field, lookahead_steps=2), torch.tensor([1.0, 4.0]), torch.tensor([0.5, 2.0])
+    problem = Problem(generated.float(), [part.float() for part in repelling], positives.float(), num_self=num_self)
+    drifts = open_drifts(ahead, problem, smallest=0.0)
+    sizes = drifts.root_mean_squares(temperatures)
+    options = {"temperatures": temperatures.double(), "num_self": num_self}
+    expected = ahead(generated, positives, torch.cat(repelling, 1), **options)
+    torch.testing.assert_close(drifts.total(factors), (expected * factors.double()[:, None, None, None]).sum(0).float())
+    torch.testing.assert_close(sizes.float(), expected.square().mean((1, 2, 3)).sqrt().float())
 
 
 def test_lookahead_keeps_an_independent_batch_where_it_is():

@@ -21,11 +21,14 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
     """Return the drifts of a problem by the fastest backend that computes this field.
 
     Args:
-        field: the field. A subclass of `MeanShift` is another field, and so is one with other options than those of the paper.
+        field: the field. A subclass of `MeanShift` is another field, and so is one with other options than those of the paper. A
+            field that is made of others, such as `Lookahead`, has a method `open_drifts` of its own.
         problem: the samples.
         smallest: lower bound of distances.
         memory: memory for matrices, kept between calls.
     """
+    if (own := getattr(field, "open_drifts", None)) is not None:
+        return own(problem, smallest=smallest, memory=memory)
     fast = _of_the_paper(field)
     if fast is not None and problem.peers is None and len(problem.negatives) <= 2 and is_available(problem.generated):
         return CompiledDrifts(problem, floor=fast.affinity_floor, smallest=smallest, memory=memory)
@@ -34,9 +37,16 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
     return FieldDrifts(field, problem, smallest=smallest, memory=memory)
 
 
+def drift_at_one(field: Field, problem: Problem, temperature: Float[Tensor, "1"]) -> Float[Tensor, "g n d"]:
+    """Return the drift of a problem at one temperature, by the fastest backend that computes this field."""
+    drifts = open_drifts(field, problem, smallest=0.0)
+    drifts.root_mean_squares(temperature)
+    return drifts.total(torch.ones_like(temperature))
+
+
 def must_compile(field: Field, device: torch.device) -> bool:
     """Return whether the first step with a field will compile loops for the CPU, which takes about 20 seconds."""
-    return _of_the_paper(field) is not None and device.type == "cpu" and compiled_drifts.must_compile()
+    return _of_the_paper(getattr(field, "field", field)) is not None and device.type == "cpu" and compiled_drifts.must_compile()
 
 
 def _of_the_paper(field: Field) -> MeanShift | None:
@@ -66,12 +76,15 @@ class FieldDrifts:
         return self._distances.mean() if weights is None else (self._distances.mean(1) * weights).mean()
 
     def root_mean_squares(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-        """Call the field, see `Drifts`."""
+        """Compute the drifts, see `Drifts`."""
+        self._drifts = self._compute(temperatures)
+        # Reduce each row first: a tensor of squares would be as large as the drift.
+        return torch.linalg.vector_norm(self._drifts, dim=3).square().mean((1, 2)).div(self._drifts.shape[3]).sqrt()
+
+    def _compute(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, "t g n d"]:
         problem = self._problem
         samples = (problem.generated, problem.positives, self._negatives)
-        self._drifts = self._field(*samples, **problem.options(temperatures, self._field), distances=self._distances)
-        # Reduce each row first: a tensor of squares would be as large as the drift.
-        return torch.linalg.vector_norm(self._drifts, dim=3).square().mean((1, 2)).div(problem.generated.shape[2]).sqrt()
+        return self._field(*samples, **problem.options(temperatures, self._field), distances=self._distances)
 
     def total(self, factors: Float[Tensor, " t"]) -> Float[Tensor, "g n d"]:
         """Add up what the field returned, see `Drifts`."""

@@ -18,7 +18,7 @@ Source: arXiv:2605.04060.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_counts, constant, full_precision
-from drifting.fields.base import DriftField, Peers
+from drifting.fields.backends import FieldDrifts, drift_at_one, open_drifts
+from drifting.fields.base import DriftField, Peers, Problem
 from drifting.fields.mean_shift import MeanShift
+from drifting.fields.pairwise import Memory
 
 _FIELD = MeanShift()
 
@@ -81,18 +83,28 @@ class Lookahead(DriftField):
         **options: Any,
     ) -> Float[Tensor, "t g n d"]:
         """Return the drift of `generated` at every temperature. Arguments as in `Field`, plus those of the field."""
-        options = {"weights": None, "num_self": 0, **options}
-        first = self.field(generated, positives, negatives, temperatures=temperatures, distances=distances, **options)
-        total = first.clone()
+        problem = Problem(generated, [negatives], positives, **options)
+        first = self.field(generated, positives, negatives, **problem.options(temperatures, self.field), distances=distances)
+        return self.ahead(problem, first, temperatures)
+
+    def ahead(
+        self, problem: Problem, first: Float[Tensor, "t g n d"], temperatures: Float[Tensor, " t"]
+    ) -> Float[Tensor, "t g n d"]:
+        """Return the sums of the first drifts and those of the next moves, by the backend that computes the field."""
+        total, negatives = first.clone(), torch.cat([*problem.negatives], 1)
         for index in range(len(temperatures)):
-            samples, drift = generated, first[index]
+            samples, drift = problem.generated, first[index]
             for _ in range(self.lookahead_steps):
                 samples = samples + drift
-                others = _moved(negatives, samples, options["num_self"], options.get("peers"))
-                one = temperatures[index : index + 1]
-                drift = self.field(samples, positives, others, temperatures=one, distances=None, **options)[0]
+                others = _moved(negatives, samples, problem.num_self, problem.peers)
+                moved = replace(problem, generated=samples, negatives=[others])
+                drift = drift_at_one(self.field, moved, temperatures[index : index + 1])
                 total[index] += drift
         return total
+
+    def open_drifts(self, problem: Problem, *, smallest: float, memory: Memory | None = None) -> "AheadDrifts":
+        """Return the drifts of a problem, see `backends.open_drifts`."""
+        return AheadDrifts(self, problem, smallest=smallest, memory=memory)
 
     @constant
     def _at(
@@ -108,6 +120,26 @@ class Lookahead(DriftField):
             drift = at(points, samples, positives, temperature=temperature)
             total += drift
         return total
+
+
+class AheadDrifts(FieldDrifts):
+    """The drifts of a lookahead, whose field is computed by the fastest backend at every move."""
+
+    @constant
+    def __init__(self, ahead: Lookahead, problem: Problem, *, smallest: float, memory: Memory | None = None) -> None:
+        """Compute the distances. `backends.open_drifts` has the arguments."""
+        self._ahead, self._problem = ahead, problem
+        self._first = open_drifts(ahead.field, problem, smallest=smallest, memory=memory)
+        self._drifts = problem.generated[None]
+
+    def mean_distance(self) -> Float[Tensor, ""]:
+        """Return the weighted mean of the distances, see `Drifts`."""
+        return self._first.mean_distance()
+
+    def _compute(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, "t g n d"]:
+        self._first.root_mean_squares(temperatures)
+        one_hot = torch.eye(len(temperatures), device=temperatures.device)
+        return self._ahead.ahead(self._problem, torch.stack([self._first.total(row) for row in one_hot]), temperatures)
 
 
 def _moved(

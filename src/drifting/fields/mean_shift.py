@@ -78,7 +78,7 @@ def mean_shift(
 
     Source: paper, Algorithm 2.
     """
-    from drifting.fields.backends import open_drifts  # imports this module
+    from drifting.fields.backends import drift_at_one  # imports this module
 
     check_temperature(temperature)
     num_self = generated.shape[-2] if negatives is None else 0
@@ -88,9 +88,8 @@ def mean_shift(
     grouped = generated.ndim == 3
     moved, real, repelling = (full_precision(part if grouped else part[None]) for part in (generated, positives, negatives))
     weights = weights if grouped or weights is None else weights[None]
-    drifts = open_drifts(MeanShift(affinity_floor), Problem(moved, [repelling], real, weights, num_self), smallest=0.0)
-    drifts.root_mean_squares(moved.new_tensor([temperature]))
-    drift = drifts.total(moved.new_ones(1))
+    problem = Problem(moved, [repelling], real, weights, num_self)
+    drift = drift_at_one(MeanShift(affinity_floor), problem, moved.new_tensor([temperature]))
     return drift if grouped else drift[0]
 
 
