@@ -7,7 +7,7 @@ are parsed by their signatures.
 
 import dataclasses
 import functools
-import inspect
+import inspect as introspection
 import shutil
 import sys
 import textwrap
@@ -22,6 +22,7 @@ from tyro.conf import Positional
 from drifting.cli._parse import HELP, Reader, flags_of, subject_of
 from drifting.cli.doctor import doctor
 from drifting.cli.export import export
+from drifting.cli.inspect import inspect
 from drifting.cli.serve import serve
 from drifting.cli.share import share
 from drifting.cli.studies import calibrate, compare_fields, print_table, report
@@ -142,7 +143,7 @@ def _begin(name: str | None, run: _Run, arguments: dict[str, Any], folder: Path,
         config = saved_config(folder)
         check_choices(config, name, **arguments)
         return config
-    needed = [each.name for each in choices(name) if each.value is inspect.Parameter.empty] if only_shape else []
+    needed = [each.name for each in choices(name) if each.value is introspection.Parameter.empty] if only_shape else []
     return preset(name, **{**dict.fromkeys(needed, "FOLDER"), **arguments})
 
 
@@ -380,7 +381,7 @@ def presets() -> None:
 
 
 ALL = (
-    *(train, train_encoder, latents, sample, export, convert, calibrate),
+    *(train, train_encoder, inspect, latents, sample, export, convert, calibrate),
     *(evaluate, report, compare, compare_fields, doctor, serve, share, presets),
 )
 # These commands read their words themselves, because their options depend on what is trained.

@@ -18,11 +18,11 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from drifting.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+T = TypeVar("T")
 
 _CHUNK = 256
 _MODES = {1: "L", 3: "RGB"}
@@ -125,19 +127,58 @@ def _decode_all(
             return [array for part in pool.map(decode_some, range(0, len(items), chunk)) for array in part]
 
 
+class ImageFacts(NamedTuple):
+    """What an image file holds: width and height in pixels once it is upright, PIL's mode, and whether it is transparent."""
+
+    width: int
+    height: int
+    mode: str
+    transparent: bool
+
+    @property
+    def gray(self) -> bool:
+        """Whether the image has no color."""
+        return self.mode in _GRAY
+
+
+def examine(images: Sequence[EncodedImage]) -> list[ImageFacts | InputError]:
+    """Decode every image, and return what it holds, or the error because of which a training would stop."""
+
+    def facts(item: EncodedImage) -> ImageFacts | InputError:
+        try:
+            return _opened(item, lambda image: _facts(image, item.origin))
+        except InputError as error:
+            return error
+
+    with _quiet_pillow(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return list(pool.map(facts, images))
+
+
+def _facts(image: "Image.Image", origin: str) -> ImageFacts:
+    _opaque(image, origin)
+    return ImageFacts(image.width, image.height, image.mode, image.has_transparency_data)
+
+
 def _pixels(item: EncodedImage | np.ndarray, image_size: int | None, channels: int | None) -> np.ndarray:
     """Return one image as [h w] or [h w 3]."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
     if isinstance(item, np.ndarray):
         return np.asarray(_fitted(Image.fromarray(item), image_size, channels))
+    return _opened(item, lambda image: np.asarray(_fitted(_opaque(image, item.origin), image_size, channels)))
+
+
+def _opened(item: EncodedImage, use: "Callable[[Image.Image], T]") -> T:
+    """Return what a function makes of a decoded, upright image; raises InputError if it cannot be decoded."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
         content = io.BytesIO(item.content) if isinstance(item.content, bytes) else item.content
         with Image.open(content, formats=_formats()) as image, _alone if image.width * image.height > _LARGE else nullcontext():
             image.load()
             with suppress(Exception):  # damaged EXIF data do not damage the image
                 ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_fitted(_opaque(image, item.origin), image_size, channels))
+            return use(image)
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError:
