@@ -6,10 +6,13 @@ DEMO := runs/demo
 # Shorter than the full presets: 512 + 512 points per step instead of 2048 + 2048.
 SHORT := --batch-size 512 --overwrite
 
-.PHONY: help setup demo test test-slow bench bench-quality lint format clean
+WEIGHTS := weights
+
+.PHONY: help setup demo weights test test-slow bench bench-quality lint format clean
 
 help:
 	@echo "make demo       set up .venv, train three toys and the digits in a few minutes, and list the pictures"
+	@echo "make weights    train the small generators of a release (about 40 minutes), and write them to share into $(WEIGHTS)"
 	@echo "make test       set up .venv, then check style, types and imports, and run the tests"
 	@echo "make test-slow  set up .venv, then run the tests marked slow, which make test leaves out"
 	@echo "make bench      time the loss against plain torch, torch.compile and JAX, and the parts of a step (about 15 minutes)"
@@ -42,6 +45,10 @@ demo: .venv/demo-ready
 	@ls $(DEMO)/*/*.png $(DEMO)/*/*.gif
 	@echo "The reports, with samples through the training and its curves, to open in a browser:"
 	@ls $(DEMO)/*/report.html
+
+# MNIST is read from $DRIFTING_DATA, or downloaded from the Hub.
+weights: setup
+	$(BIN)/python experiments/make_weights.py --save-dir $(WEIGHTS)
 
 # One test process per core, each with one thread: busy threads of several processes would wait for each other.
 test: setup lint
