@@ -189,8 +189,7 @@ SAMPLING = {
     "--num-samples 12946": ("num_samples is 12946, too many for a picture", "at most 12945", ".npy"),
     "--seed -1": ("seed is -1", "pass a whole number from 0 to 2147483647"),
     "--seed 2147483648": ("seed is 2147483648", "pass a whole number from 0 to 2147483647"),
-    "--out s.jpg": ("out is 's.jpg'", "name a .png picture or a .npy array"),
-    "--out s": ("out is 's'", "name a .png picture or a .npy array"),
+    "--out s.jpg": ("out is 's.jpg'", "name a .png picture, a .npy or .npz array, or a folder for pictures"),
     "--labels 10": ("labels is [10]", "choose from 0 to 9"),
     "--labels 3 -1": ("labels is [3, -1]", "choose from 0 to 9"),
     "--guidance-scale 0.5": ("guidance_scale is 0.5", "pass a number from 1"),
@@ -216,7 +215,11 @@ def test_bad_seed_of_an_evaluation(refused, toy_run, digits_run, images_run, see
 
 
 def test_too_many_points(refused, toy_run):
-    refused(["sample", toy_run, "--num-samples", 100_001], "num_samples is 100001", "at most 100000, or name a .npy file")
+    refused(
+        ["sample", toy_run, "--num-samples", 100_001],
+        "num_samples is 100001",
+        "at most 100000, or name a .npy file or a folder",
+    )
     refused(["sample", toy_run, "--num-samples", 10**30, "--out", "s.npy"], f"num_samples is {10**30}", "ask for at most")
     refused(["evaluate", toy_run, "--num-samples", 100_001], "num_samples is 100001", "at most 100000")
     with pytest.raises(InputError, match=r"num_samples is 2000000000, which need.* GiB of memory.*ask for fewer"):

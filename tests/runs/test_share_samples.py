@@ -131,7 +131,7 @@ def test_what_cannot_be_sampled_is_refused(pixels, vae, tmp_path):
 
 def test_output_is_checked_before_anything_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(share, "artifact_folder", lambda origin: pytest.fail("looked for the generator"))
-    with pytest.raises(InputError, match=r"name a \.png picture or a \.npy array"):
+    with pytest.raises(InputError, match=r"name a \.png picture, a \.npy or \.npz array, or a folder"):
         share.write_samples("hub:ablation", tmp_path / "x.gif", 3)
 
 

@@ -294,5 +294,5 @@ def test_checkpoint_carries_the_whole_configuration(toy_run):
     ],
 )
 def test_pictures_are_about_square_and_their_columns_of_one_label(count, labels, num_classes, columns):
-    assert runs.run._columns(count, labels, num_classes) == columns
+    assert runs.samples._columns(count, labels, num_classes) == columns
     assert columns % len(labels or [1]) == 0

@@ -266,7 +266,7 @@ def sample(
     labels: tuple[str, ...] | None = None,
     guidance_scale: float | None = None,
     vae: str | None = None,
-    out: Path = Path("samples.png"),
+    out: str = "samples.png",
     overwrite: bool = False,
 ) -> None:
     """Draw samples from a trained run, with one forward pass per sample.
@@ -280,8 +280,9 @@ def sample(
             whole numbers, such as folders 1, 2 and 3, a number is a name.
         guidance_scale: strength of the guidance, from 1 (none) up; that of the run by default.
         vae: Hub id or folder of the auto-encoder that decodes latents of an artifact; that of the paper by default.
-        out: a picture (.png) or an array (.npy): points in their own coordinates, or uint8 images [n, h, w, c].
-        overwrite: replace an existing file.
+        out: a picture of all samples (.png), an array (.npy) of points in their own coordinates or uint8 images [n, h, w, c], the
+            same with labels in the form of ADM (.npz), or a folder of pictures (a name without a suffix, or with a final slash).
+        overwrite: replace an existing file, or the pictures in the folder.
     """
     from drifting.runs import share as sharing
 

@@ -3,7 +3,8 @@
 The functions that are used most are here; each file tells one part of the story.
 """
 
-from drifting.runs.run import Run, TrainedNetwork, check_output, load_run, write_samples
+from drifting.runs.run import Run, TrainedNetwork, load_run
+from drifting.runs.samples import check_output, write_samples
 from drifting.runs.share import ReleasedGenerator, load
 from drifting.runs.train import train
 from drifting.training.loop import Interrupted

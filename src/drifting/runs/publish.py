@@ -20,7 +20,8 @@ from drifting.hub.repository import check_repository_id, upload_folder
 from drifting.runs.card import model_card
 from drifting.runs.compare import read_figures
 from drifting.runs.folder import CARD, CONFIG, METRICS, PICTURE, SHARED, WEIGHTS
-from drifting.runs.run import Run, write_samples
+from drifting.runs.run import Run
+from drifting.runs.samples import write_samples
 
 # What the Hub adds to a repository, and `hf download` to a folder.
 _OF_THE_HUB = (".gitattributes", ".cache", ".git")

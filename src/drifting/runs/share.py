@@ -29,6 +29,7 @@ from drifting.hub.artifact import METADATA, PARAMETERS, PREFIX, Network, Release
 from drifting.hub.msgpack_tree import DTYPES
 from drifting.hub.repository import download_repository, repository_id
 from drifting.runs import run as trained
+from drifting.runs import samples as files
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, SHARED, WEIGHTS
 from drifting.sampling import Sampler, check_labels, check_request, label_numbers
 
@@ -148,7 +149,7 @@ def load(
 
 def write_samples(
     origin: str,
-    out: Path,
+    out: str | Path,
     count: int,
     *,
     vae: str | None = None,
@@ -156,11 +157,11 @@ def write_samples(
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """Write samples of a run or an artifact as a picture or as numbers; see `load` and `run.write_samples`."""
-    trained.check_output(out, overwrite=overwrite)
+    """Write samples of a run or an artifact as a file or a folder; see `load` and `samples.write_samples`."""
+    files.check_output(out, overwrite=overwrite)
     check_request(count, options.get("seed", 0))
     sampler = load(origin, vae=vae, labels=labels)
-    trained.write_samples(sampler, out, count, labels=labels, overwrite=overwrite, **options)
+    files.write_samples(sampler, out, count, labels=labels, overwrite=overwrite, **options)
 
 
 def _to_ours(artifact: Artifact, out: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from drifting.runs.run import can_be_drawn, check_picture, picture_of
+from drifting.runs.samples import can_be_drawn, check_picture, picture_of
 from drifting.sampling import Request, Sampler
 
 # Format -> its media type.
