@@ -94,7 +94,7 @@ def test_program_of_torch_makes_points_in_the_coordinates_of_the_user(points_run
 def test_every_generator_can_be_exported(name, to, tmp_path):
     torch.manual_seed(0)
     sampler = ReleasedGenerator(randomized(GENERATORS[name]()))
-    written = export(sampler, to, tmp_path / f"generator{write.SUFFIXES[to]}")
+    written = export(sampler, to, tmp_path / write.NAMES[to])
     assert written.difference < 1e-5
     subject = subject_of(sampler)
     load = formats.load_onnx if to == "onnx" else formats.load_torch
@@ -143,6 +143,14 @@ def test_bad_input_is_refused_before_any_work(toy_run, toy_copy, tmp_path, comma
         ((toy_run, "--out", there), "out is", "--overwrite"),
         ((toy_run, "--out", tmp_path / "model.pt"), "out is", ".onnx"),
         ((toy_run, "--to", "torch", "--out", tmp_path), "out is", ".pt2"),
+        ((toy_run, "--to", "web", "--out", tmp_path), "other files", "another folder"),
+        ((toy_run, "--to", "web", "--out", there), "out is", "name another"),
+        ((toy_run, "--weights", "int4"), "weights is 'int4'", "int8"),
+        ((toy_run, "--weights", "int8", "--to", "torch"), "weights is 'int8'", "onnx"),
+        ((toy_run, "--evaluate"), "evaluate is True", "float16"),
+        ((toy_run, "--cdn"), "cdn is True", "web"),
+        ((toy_run, "--cdn", "--to", "web", "--runtime", there), "runtime is", "leave out one"),
+        ((toy_run, "--to", "web", "--runtime", there, "--out", tmp_path / "web"), "runtime is", "npm pack onnxruntime-web@"),
         ((tmp_path / "none",), "run is", "name"),
         ((toy_copy,), "generator.safetensors", "train first"),
     ):

@@ -147,9 +147,15 @@ class Subject:
         return inputs
 
 
-def subject_of(sampler: Sampler) -> Subject:
-    """Return what to export of a run, or of a generator of the release; raises InputError if its samples cannot be converted."""
-    config, generator = getattr(sampler, "config", None), sampler.generator
+def subject_of(sampler: Sampler, replaced_by: Generator | None = None) -> Subject:
+    """Return what to export of a run, or of a generator of the release.
+
+    Args:
+        sampler: the run or the generator.
+        replaced_by: a generator to export in place of that of the sampler, such as one with rounded weights.
+    """
+    config = getattr(sampler, "config", None)
+    generator: Generator = sampler.generator if replaced_by is None else replaced_by
     latent = config.data.latent if config is not None else sampler.vae is not None  # pyright: ignore[reportAttributeAccessIssue]
     export = None if latent else sampler._exporter()
     kind, unit = _form(generator, export) if export is not None else ("latents", 1.0)
