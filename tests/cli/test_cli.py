@@ -72,7 +72,8 @@ def test_training_shows_its_progress_and_names_the_pictures(here, command, monke
 
 
 def test_finished_run_holds_the_promised_files(toy_run, digits_run):
-    files = {"config.json", "metrics.jsonl", "generator.safetensors", "snapshots.safetensors", "checkpoints", "report.html"}
+    files = {"config.json", "metrics.jsonl", "generator.safetensors", "snapshots.safetensors", "checkpoints"}
+    files |= {"report.html", "environment.jsonl"}
     pictures = {"samples.png", "progress.png", "losses.png", "training.gif"}
     assert {path.name for path in toy_run.iterdir()} == files | pictures | {"drift_field.png"}
     assert {path.name for path in digits_run.iterdir()} == files | pictures | {"comparison.png"}

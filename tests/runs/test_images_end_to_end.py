@@ -26,7 +26,7 @@ def _config(folder) -> dict:
 def test_finished_run_of_images_holds_the_promised_files(images_run):
     files = {"config.json", "metrics.jsonl", "encoder.safetensors", "generator.safetensors", "snapshots.safetensors", "checkpoints"}
     pictures = {"samples.png", "progress.png", "losses.png", "training.gif", "comparison.png", "ae_reconstruction.png"}
-    assert {path.name for path in images_run.iterdir()} == files | pictures | {"report.html"}
+    assert {path.name for path in images_run.iterdir()} == files | pictures | {"report.html", "environment.jsonl"}
 
 
 @pytest.mark.painted

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import platform
 import re
 import shutil
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from drifting import runs
+import drifting
+from drifting import presets, runs
+from drifting.data.pixels import to_signed
 from drifting.diagnosis import Diagnosis, Finding
 from drifting.errors import InputError
 from drifting.runs import report as reporting
+from drifting.runs import report_samples as shown
+from drifting.runs.folder import read_environments
 from drifting.runs.report import write_report
 from tests.support.browser import CHROMIUM, visit
 
@@ -57,12 +62,12 @@ def test_report_has_the_samples_of_every_snapshot_and_the_curves(copy, name, kin
 
 def test_points_are_where_they_were_sampled(copy):
     folder = copy("points_run")
-    (shown,) = _facts(write_report([folder]))["runs"]
+    (facts,) = _facts(write_report([folder]))["runs"]
     run = runs.load_run(folder)
     frame, snapshots = run.config.data.frame, run.snapshots()
     samples = frame.restore(snapshots[max(snapshots)])
-    placed = torch.tensor(shown["samples"]["points"][-1]).unflatten(0, (-1, 2)).double()
-    inside = ((placed > -reporting._LEVELS) & (placed < 2 * reporting._LEVELS)).all(1)
+    placed = torch.tensor(facts["samples"]["points"][-1]).unflatten(0, (-1, 2)).double()
+    inside = ((placed > -shown._LEVELS) & (placed < 2 * shown._LEVELS)).all(1)
     assert inside.float().mean() > 0.3
     # One affine map with a single scale takes samples to their places.
     x, y = samples[inside], placed[inside]
@@ -72,8 +77,8 @@ def test_points_are_where_they_were_sampled(copy):
 
 def test_arrows_point_where_the_field_does():
     vectors = torch.tensor([[1.0, 0.0], [0.0, -0.01], [0.0, 0.0]], dtype=torch.float64)
-    arrows = reporting._arrows(vectors)
-    torch.testing.assert_close(arrows[0], reporting._LONGEST_ARROW * vectors[0])
+    arrows = shown._arrows(vectors)
+    torch.testing.assert_close(arrows[0], shown._LONGEST_ARROW * vectors[0])
     torch.testing.assert_close(arrows[1] / arrows[1].norm(), vectors[1] / vectors[1].norm())
     assert 5 < float(arrows[1].norm()) < 15
     assert arrows[2].tolist() == [0, 0]
@@ -120,6 +125,49 @@ def test_samples_are_shown_without_data_that_are_gone(copy, tmp_path):
     assert any("gone.npy" in line for line in run["missing"])
 
 
+def test_nearest_training_images_are_beside_the_last_samples(copy):
+    folder = copy("images_run")
+    (facts,) = _facts(write_report([folder]))["runs"]
+    run = runs.load_run(folder)
+    train = run.config.data.load("train").images
+    last = run.snapshots()[max(run.snapshots())]
+    rows, columns = 3, min(10, len(last) // 3)
+    indices = [int((to_signed(train) - sample).square().sum((1, 2, 3)).argmin()) for sample in last[: rows * columns]]
+    assert len(set(indices)) > 1
+    assert facts["samples"]["nearest"] == shown._sheet(train[indices], rows, columns)
+    assert facts["samples"]["nearest"] != facts["samples"]["real"]
+
+
+def test_environment_of_every_start_is_told(copy):
+    folder = copy("toy_run")
+    runs.train(presets.adjust(runs.load_run(folder).config, steps=8), folder, resume=True)
+    lines = _facts(write_report([folder]))["runs"][0]["environment"]
+    assert len(lines) == 3
+    for line, step in zip(lines, (0, 6), strict=False):
+        assert line.startswith(f"From step {step} on 20")
+        assert f"drifting {drifting.__version__}, torch {torch.__version__}, Python {platform.python_version()}, " in line
+        assert f"device cpu, {torch.get_num_threads()} thread" in line
+    assert lines[2].startswith("This report was made with drifting")
+
+
+@pytest.mark.parametrize("damage", ["{\n", '{"step": "a"}\n', "[1]\n", b"\xff\xfe\n"])
+def test_environment_that_is_damaged_or_lacks_is_told(copy, damage):
+    folder = copy("toy_run")
+    file = folder / "environment.jsonl"
+    file.unlink()
+    lines = _facts(write_report([folder]))["runs"][0]["environment"]
+    assert lines[0] == "Runs of earlier versions did not keep the environment of their training."
+    file.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    (run,) = _facts(write_report([folder]))["runs"]
+    assert any(line.startswith("Environment is '") and "damaged" in line for line in run["missing"])
+
+
+def test_environment_alone_makes_no_run(tmp_path, tiny_toy):
+    (tmp_path / "environment.jsonl").write_text('{"step": 5}\n')
+    runs.train(presets.adjust(tiny_toy, steps=2), tmp_path)
+    assert [each["step"] for each in read_environments(tmp_path)] == [0]
+
+
 def test_page_holds_no_address_of_the_network(copy):
     text = write_report([copy("digits_run")]).read_text()
     addresses = set(re.findall(r"https?://[^\s\"'<)]+", text))
@@ -143,7 +191,7 @@ def test_report_says_what_the_doctor_says(copy, monkeypatch):
     assert next(iter(texts.items())) == (diagnosis.lines()[0], False)
     assert texts["samples collapse: they are alike; pass --temperatures 0.2"] is False
     assert texts["improving: the norm falls"] is True
-    assert texts["not judged: the encoder"] is True
+    assert texts["not judged: the encoder"] is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +228,10 @@ const look = () => canvas ? canvas.toDataURL() : document.querySelectorAll("img.
 const before = look(); input.value = 0; input.dispatchEvent(new Event("input")); const after = look();
 input.value = input.max; input.dispatchEvent(new Event("input"));
 const fits = document.documentElement.scrollWidth <= window.innerWidth;
-return [before !== after, before === look(), fits, document.querySelectorAll("svg polyline").length > 2].join();
+const texts = (chart) => [...chart.querySelectorAll("text")].map((text) => text.textContent);
+const ticks = [...document.querySelectorAll("svg")].map(texts);
+const told = ticks.every((shown) => shown.length >= 6 && new Set(shown).size === shown.length);
+return [before !== after, before === look(), fits, told, document.querySelectorAll("svg polyline").length > 2].join();
 """
 
 
@@ -188,7 +239,7 @@ return [before !== after, before === look(), fits, document.querySelectorAll("sv
 @pytest.mark.parametrize(("name", "width", "dark"), [("toy_run", 500, True), ("digits_run", 1600, False)])
 def test_slider_changes_the_picture_in_a_browser_without_errors(copy, name, width, dark):
     page = write_report([copy(name)])
-    assert visit(page, _MOVE, width=width, dark=dark) == "true,true,true,true"
+    assert visit(page, _MOVE, width=width, dark=dark) == "true,true,true,true,true"
 
 
 @in_browser

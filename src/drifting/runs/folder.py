@@ -5,8 +5,12 @@ first checkpoint leaves nothing that is in the way of starting again.
 """
 
 import dataclasses
+import json
+import os
+import platform
 import shlex
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,12 +18,14 @@ from typing import Any
 
 import torch
 
+from drifting import __version__
 from drifting import config as configuration
 from drifting._files import clear_scratch, remedy, storage_fault
+from drifting._json import parse_json
 from drifting.checkpoint import checkpoints, steps_done
 from drifting.config import AnyConfig, RunConfig
 from drifting.distributed import LostProcessError, Processes, is_lost_process
-from drifting.errors import InputError, StorageError
+from drifting.errors import InputError, StorageError, reason
 from drifting.evaluation.extractors import CLASSIFIER_WEIGHTS, TRAINED_ON
 from drifting.hub.artifact import ReleasedConfig
 from drifting.presets.encoders import CONFIG, ENCODER_WEIGHTS
@@ -29,7 +35,7 @@ from drifting.training.state import DivergenceError
 
 WEIGHTS, ENCODER_METRICS = "generator.safetensors", "encoder.json"
 METRICS, LOG, REPORT = "metrics.json", "metrics.jsonl", "report.html"
-STATISTICS = "statistics"
+STATISTICS, ENVIRONMENT = "statistics", "environment.jsonl"
 RECONSTRUCTION = "ae_reconstruction.png"
 # Files of a shared run, see `publish` -> largest size in bytes that is downloaded.
 CARD, PICTURE = "README.md", "samples.png"
@@ -97,16 +103,66 @@ def read_config(path: Path) -> RunConfig:
 def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> None:
     """Prepare the folder for a training, or raise InputError if it holds another run."""
     if not resume:
-        return make_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite", config=config)
+        make_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite", config=config)
+        return note_environment(folder, config, 0)
     saved = saved_config(folder)
     if saved.noun != config.noun:
         raise InputError(f"save_dir is '{folder}', which holds no {config.noun} to resume: name another folder")
     if getattr(saved.data, "path", None) == getattr(config.data, "path", None):
         saved.data.check()
     _check_same(saved, config)
+    done = 0
     for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
-        steps_done(newest, config.optimization.steps)
+        done = steps_done(newest, config.optimization.steps)
     clear_writers(folder)
+    note_environment(folder, config, done)
+
+
+def note_environment(folder: Path, config: AnyConfig, step: int) -> None:
+    """Write down with what a generator's training starts or goes on from a step: versions, machine, device, threads, processes."""
+    if config.noun != "generator":  # which alone has a report
+        return
+    facts = {
+        "step": step,
+        "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "drifting": __version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(config.device),
+        "device": config.device,
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE") or 1),
+    }
+    with (folder / ENVIRONMENT).open("a") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+def _processor(device: str) -> str:
+    """Return the name of a GPU, or else of the processor; empty if it is not known."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor()
+
+
+def read_environments(folder: Path) -> list[dict[str, Any]]:
+    """Return what `note_environment` wrote, one entry for each start; none for a run of an earlier version.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = folder / ENVIRONMENT
+    try:
+        *lines, _ = path.read_text().split("\n") if path.exists() else [""]
+        found = [parse_json(line) for line in lines]
+        if not all(isinstance(each, dict) and isinstance(each.get("step"), int) for each in found):
+            raise ValueError("a line has no step")
+    except (OSError, ValueError) as error:
+        raise InputError(f"environment is '{path}', which is damaged ({reason(error)}): delete it") from None
+    return found
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -132,7 +188,7 @@ def clear_unstarted(folder: Path, config: AnyConfig) -> None:
     saved = unstarted(folder)
     if saved is None:
         return
-    own = [LOG, SNAPSHOTS, EARLIER_SNAPSHOTS, CHECKPOINTS, "features"]
+    own = [LOG, ENVIRONMENT, SNAPSHOTS, EARLIER_SNAPSHOTS, CHECKPOINTS, "features"]
     alike = saved.noun == config.noun == "generator"
     alike = alike and all(getattr(saved, part) == getattr(config, part) for part in ("preset", "data", "encoder", "seed"))
     if not alike or not (folder / ENCODER_WEIGHTS).exists():
@@ -157,6 +213,8 @@ def make_room(folder: Path, *, overwrite: bool, fix: str = "pass --overwrite", c
             _delete(path)
     else:
         clear_unstarted(folder, config)
+    # Alone, it makes no run: a training that was killed at its start leaves it.
+    _delete(folder / ENVIRONMENT)
     clear_writers(folder)
     folder.mkdir(parents=True, exist_ok=True)
 

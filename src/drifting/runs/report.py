@@ -3,54 +3,38 @@
 A report shows what is there. Of a run that is not finished, not evaluated, or whose data are gone, it says what is missing.
 """
 
-import base64
-import io
 import json
 import math
 import platform
 import shlex
 import statistics
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
-from torch import Tensor
 
 from drifting import __version__, presets
 from drifting._files import atomic_path, check_writable
 from drifting.config import RunConfig
-from drifting.data import Decoder, Source
-from drifting.data.pixels import to_bytes
-from drifting.data.points import Frame
-from drifting.data.sources import reference_samples
+from drifting.data import Source
 from drifting.errors import InputError
 from drifting.evaluation.tables import lines
 from drifting.history import DRIFT_NORM
 from drifting.presets.settings import settings
 from drifting.runs.compare import read_figures
 from drifting.runs.doctor import NOISE_FLOOR, examine
-from drifting.runs.folder import CONFIG, LOG, METRICS, REPORT, WEIGHTS, read_config
-from drifting.runs.pictures import Drawing, layout, summed_drift
+from drifting.runs.folder import CONFIG, LOG, METRICS, REPORT, WEIGHTS, read_config, read_environments
+from drifting.runs.report_samples import picture_address, read_or_note, shown_samples
 from drifting.training.recorder import MetricsLog, read_snapshots
 
 _TEMPLATE, _FACTS = "report.html", "@FACTS@"
-# Points that are drawn, lines of arrows, and the resolution of coordinates.
-_POINTS, _ARROWS, _LEVELS = 1500, 21, 4095
-# Length of the longest arrow in pixels of the canvas, and the power of the drift that arrows show.
-_LONGEST_ARROW, _ROOT = 60.0, 0.4
-# Pixels between the images of a grid.
-_GAP = 1
-# Share of the window around the data that is left free.
-_MARGIN = 0.1
-# Widest picture of samples in pixels, and points of a curve.
-_WIDEST, _CURVE_POINTS = 1000, 400
+# One and many of what an environment counts.
+_COUNTED = (("thread", "threads"), ("process", "processes"))
+# Points of a curve.
+_CURVE_POINTS = 400
 
 
 def write_report(
@@ -101,7 +85,7 @@ class Described:
     name: str
     lines: list[str]
     command: str
-    environment: str
+    environment: list[str]
     log: list[dict[str, Any]]
     metrics: Mapping[str, Any]
     settings: list[tuple[str, str, str]]
@@ -119,39 +103,29 @@ class Described:
 def describe(folder: Path, config: RunConfig, source: Source | None = None) -> Described:
     """Return what a report shows of the run in a folder."""
     missing: list[str] = []
-    log = [line for line in _read(lambda: MetricsLog(folder / LOG).read(), missing) or [] if "step" in line]
-    metrics = _read(lambda: read_figures(folder / METRICS, "evaluate the run again"), missing) or {}
+    log = [line for line in read_or_note(lambda: MetricsLog(folder / LOG).read(), missing) or [] if "step" in line]
+    metrics = read_or_note(lambda: read_figures(folder / METRICS, "evaluate the run again"), missing) or {}
     steps, done = config.schedule.steps, int(log[-1]["step"]) if log else 0
     if not (folder / WEIGHTS).exists():
         missing.append(f"The training is not finished: {done} of {steps} steps are in its log.")
     if not metrics:
         missing.append(f"Not evaluated yet: drifting evaluate {shlex.quote(str(folder))}")
-    snapshots = _read(lambda: read_snapshots(folder, config.data.sample_shape), missing) or {}
+    snapshots = read_or_note(lambda: read_snapshots(folder, config.data.sample_shape), missing) or {}
     picture = folder / "comparison.png"
     return Described(
         name=str(folder),
         lines=_lines(config, done, log),
         command=f"drifting train --config {shlex.quote(str(folder / CONFIG))} --save-dir runs/again\n"
         f"drifting sample {shlex.quote(str(folder))} --num-samples 100 --out samples.png",
-        environment=f"This report was made with torch {torch.__version__} and Python {platform.python_version()} on "
-        f"{platform.system()} {platform.machine()}.",
+        environment=_environment(folder, missing),
         log=log,
         metrics=metrics,
         settings=_settings(config, missing),
-        samples=_shown_samples(config, snapshots, source, missing),
-        verdicts=_read(lambda: _verdicts(folder), missing) or [],
-        comparison=_uri(picture.read_bytes()) if picture.is_file() else None,
+        samples=shown_samples(config, snapshots, source, missing),
+        verdicts=read_or_note(lambda: _verdicts(folder), missing) or [],
+        comparison=picture_address(picture.read_bytes()) if picture.is_file() else None,
         missing=missing,
     )
-
-
-def _read(read: Any, missing: list[str]) -> Any:
-    """Return what a function reads; if it cannot, note why and return None."""
-    try:
-        return read()
-    except InputError as error:
-        missing.append(f"{str(error)[:1].upper()}{str(error)[1:]}")
-        return None
 
 
 def _lines(config: RunConfig, done: int, log: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -169,12 +143,33 @@ def _lines(config: RunConfig, done: int, log: Sequence[Mapping[str, Any]]) -> li
     ]
 
 
+def _environment(folder: Path, missing: list[str]) -> list[str]:
+    """Return a sentence for each start of the training, and one about the report."""
+    starts = read_or_note(lambda: read_environments(folder), missing) or []
+    made = f"with drifting {__version__}, torch {torch.__version__} and Python {platform.python_version()}"
+    unknown = "Runs of earlier versions did not keep the environment of their training."
+    return [*(map(_sentence, starts) if starts else [unknown]), f"This report was made {made}."]
+
+
+def _sentence(start: Mapping[str, Any]) -> str:
+    """Return what is known of the environment from a step on."""
+    versions = ", ".join(f"{name} {start[name]}" for name in ("drifting", "torch", "Python") if name in start)
+    where = [str(start[name]) for name in ("system", "processor") if start.get(name)]
+    devices = [f"device {start['device']}"] if "device" in start else []
+    counts = [f"{start[many]} {one if start[many] == 1 else many}" for one, many in _COUNTED if many in start]
+    began = f" on {start['started']}" if "started" in start else ""
+    return f"From step {start.get('step', 0):,}{began}: {', '.join([versions, *where, *devices, *counts])}."
+
+
 def _verdicts(folder: Path) -> list[dict[str, Any]]:
     """Return the sentences of `drifting doctor`, each with whether it is good news."""
     found = examine(folder)
     first, *rest = found.lines()
     faults = {f"- {finding}" for finding in found.faults}
-    return [{"text": first, "good": not faults}, *({"text": line.removeprefix("- "), "good": line not in faults} for line in rest)]
+    # What cannot be judged is neither good nor bad.
+    open_questions = {line for line in rest if line.removeprefix("- ").startswith("not judged")}
+    judged = [(line, None if line in open_questions else line not in faults) for line in rest]
+    return [{"text": first, "good": not faults}, *({"text": line.removeprefix("- "), "good": good} for line, good in judged)]
 
 
 def _settings(config: RunConfig, missing: list[str]) -> list[tuple[str, str, str]]:
@@ -183,7 +178,7 @@ def _settings(config: RunConfig, missing: list[str]) -> list[tuple[str, str, str
     # A preset of own data needs them; a saved preset may not exist any more.
     arguments = {"dataset": own.get("data.dataset"), "data": own.get("data.path")}
     given = {name: value for name, value in arguments.items() if value is not None}
-    preset = _read(lambda: presets.preset(config.preset, **given), missing) if config.preset in presets.PRESETS else None
+    preset = read_or_note(lambda: presets.preset(config.preset, **given), missing) if config.preset in presets.PRESETS else None
     before = {} if preset is None else {each.name: each.value for each in settings(preset)}
     return [(name, _shown(value), "" if before.get(name, value) == value else _shown(before[name])) for name, value in own.items()]
 
@@ -249,122 +244,3 @@ def _curve(name: str, log: Sequence[Mapping[str, Any]], values: Sequence[Any]) -
     every = max(1, math.ceil(len(pairs) / _CURVE_POINTS))
     kept = pairs[::-1][::every][::-1]
     return {"name": name, "steps": [step for step, _ in kept], "values": [value for _, value in kept], "floor": None}
-
-
-@dataclass(frozen=True)
-class Showing(Drawing):
-    """The ways to show the samples of a run on the page; its data choose one, or draw pictures of their own into the folder.
-
-    Attributes:
-        found: the facts for the page.
-    """
-
-    found: dict[str, Any] = field(default_factory=dict)
-
-    def points(self, frame: Frame) -> list[Path]:
-        """Show points in the plane and, if the field can compute it, the drift at every place."""
-        real = reference_samples(self.source, self.config.snapshot_samples, 0)
-        self.found.update(_plane(self.snapshots, frame, real, summed_drift(self.config.loss.build(), frame, real)))
-        return []
-
-    def images(self, train: UInt8[Tensor, "s c h w"]) -> list[Path]:
-        """Show images, one class per row where there are classes."""
-        del train
-        return self.decoded(to_bytes)
-
-    def decoded(self, decode: Decoder) -> list[Path]:
-        """Show images that a function decodes."""
-        rows, columns = layout(self.source.num_classes, min(map(len, self.snapshots.values())))
-        count, labeled = rows * columns, self.source.num_classes == rows
-        anything = self.source.draw_unconditional(1, count, torch.Generator().manual_seed(0))[0]
-        real = decode(reference_samples(self.source, count, 0) if labeled else anything)
-        self.found.update(_sheets(self.snapshots, decode, rows, columns), real=_sheet(real, rows, columns))
-        if labeled and self.config.data.class_names is not None:
-            self.found["names"] = list(self.config.data.class_names)
-        return []
-
-
-def _shown_samples(
-    config: RunConfig, snapshots: Mapping[int, Tensor], source: Source | None, missing: list[str]
-) -> dict[str, Any] | None:
-    """Return the samples through the training as facts for the page, without real ones if the data are gone; None for none."""
-    if not snapshots:
-        missing.append("No samples were kept of this training.")
-        return None
-    snapshots = dict(sorted(snapshots.items()))
-    source = _read(lambda: config.data.source(config.seed), missing) if source is None else source
-    if source is None:
-        shape, count = next(iter(snapshots.values())).shape[1:], min(map(len, snapshots.values()))
-        if shape == (2,):
-            return _plane(snapshots, Frame((0.0, 0.0), 1.0), None, None)
-        return (
-            _sheets(snapshots, to_bytes, *layout(config.data.num_classes, count))
-            if len(shape) == 3 and shape[0] in (1, 3)
-            else None
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        showing = Showing(config, source, Path(folder), snapshots, [])
-        own = _read(lambda: config.data.depict(showing), missing) or []
-        pictures = [_uri(path.read_bytes()) for path in own if path.suffix == ".png"]
-    return showing.found or ({"kind": "pictures", "pictures": pictures} if pictures else None)
-
-
-def _plane(
-    snapshots: Mapping[int, Float[Tensor, "n 2"]],
-    frame: Frame,
-    real: Float[Tensor, "r 2"] | None,
-    drift: Callable[[Tensor, Tensor], Tensor] | None,
-) -> dict[str, Any]:
-    """Return points in the plane as facts for the page, in whole numbers from 0 to `_LEVELS` inside the window."""
-    restored = [frame.restore(samples) for samples in snapshots.values()]
-    window = restored[-1] if real is None else frame.restore(real)
-    low, high = window.amin(0), window.amax(0)
-    half = (0.5 + _MARGIN) * (float((high - low).max()) or 1.0)
-    corner = (low + high) / 2 - half
-
-    def placed(points: Float[Tensor, "n 2"]) -> list[int]:
-        return ((points - corner) / (2 * half) * _LEVELS).round().clamp(-_LEVELS, 2 * _LEVELS).flatten().int().tolist()
-
-    arrows = None
-    if drift is not None:
-        places = torch.cartesian_prod(
-            *(torch.linspace(float(at), float(at) + 2 * half, _ARROWS, dtype=torch.float64) for at in corner)
-        )
-        fields = [drift(places, samples) for samples in restored]
-        longest = max(float(vectors.norm(dim=1).max()) for vectors in fields) or 1.0
-        vectors = [[round(value, 1) for value in _arrows(one / longest).flatten().tolist()] for one in fields]
-        arrows = {"places": placed(places), "vectors": vectors}
-    return {
-        "kind": "points",
-        "steps": list(snapshots),
-        "real": None if real is None else placed(frame.restore(real)[:_POINTS]),
-        "points": [placed(samples[:_POINTS]) for samples in restored],
-        "arrows": arrows,
-    }
-
-
-def _sheets(snapshots: Mapping[int, Tensor], decode: Decoder, rows: int, columns: int) -> dict[str, Any]:
-    """Return the images of every snapshot as facts for the page, without real ones."""
-    sheets = [_sheet(decode(samples[: rows * columns]), rows, columns) for samples in snapshots.values()]
-    return {"kind": "images", "steps": list(snapshots), "images": sheets, "real": None, "names": None}
-
-
-def _arrows(vectors: Float[Tensor, "q 2"]) -> Float[Tensor, "q 2"]:
-    """Return arrows in pixels, for vectors of length 1 at most."""
-    return _LONGEST_ARROW * vectors * vectors.norm(dim=1, keepdim=True).clamp(min=1e-12) ** (_ROOT - 1)
-
-
-def _sheet(images: UInt8[Tensor, "n c h w"], rows: int, columns: int) -> str:
-    """Return a grid of images whose classes come in turn, one class per row, as the address of a picture."""
-    framed = torch.nn.functional.pad(images[: rows * columns], (0, _GAP, 0, _GAP), value=128)
-    pixels = framed.unflatten(0, (columns, rows)).permute(1, 3, 0, 4, 2).flatten(2, 3).flatten(0, 1).cpu().numpy()
-    picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]))
-    if picture.width > _WIDEST:
-        picture = picture.resize((_WIDEST, max(1, round(picture.height * _WIDEST / picture.width))))
-    written = io.BytesIO()
-    picture.save(written, format="png", optimize=True)
-    return _uri(written.getvalue())
-
-
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
