@@ -8,7 +8,7 @@ SHORT := --batch-size 512 --overwrite
 
 WEIGHTS := weights
 
-.PHONY: help setup demo weights test test-slow bench bench-quality lint format clean
+.PHONY: help setup demo weights test test-slow docs bench bench-quality lint format clean
 
 help:
 	@echo "make demo       set up .venv, train three toys and the digits in a few minutes, and list the pictures"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow  set up .venv, then run the tests marked slow, which make test leaves out"
 	@echo "make bench      time the loss against plain torch, torch.compile and JAX, and the parts of a step (about 15 minutes)"
 	@echo "make bench-quality  compare quality over the time of training with flow matching (about an hour; goes on where it stopped)"
+	@echo "make docs       build the site of the documentation in build/site"
 	@echo "make format     format the code with ruff"
 	@echo "make clean      remove .venv and the runs of make demo"
 
@@ -67,6 +68,10 @@ bench: setup
 # Figures of real data: MNIST and CIFAR-10 are read from $DRIFTING_DATA, or downloaded from the Hub.
 bench-quality: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quality.py --save-dir runs/quality
+
+# The site from docs/ and the docstrings, in build/site. Any broken link is an error.
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

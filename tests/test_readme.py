@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import drifting
 import drifting.presets
@@ -82,6 +83,14 @@ def test_examples_run(script, capsys):
 def test_own_loop_runs_under_autocast_and_compiled(options, capsys):
     runpy.run_path(str(ROOT / "examples" / "02_own_loop.py"))["main"](steps=100, n=64, **options)
     assert "step 100" in capsys.readouterr().out
+
+
+def test_animation_runs(tmp_path, capsys):
+    out = tmp_path / "training.gif"
+    runpy.run_path(str(ROOT / "examples" / "06_animation.py"))["main"](out, steps=20, n=32, frames=3)
+    assert "3 frames" in capsys.readouterr().out
+    with Image.open(out) as animation:
+        assert animation.n_frames == 3
 
 
 def test_library_example_runs(tmp_path, capsys, monkeypatch):
