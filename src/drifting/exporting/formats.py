@@ -49,6 +49,9 @@ def trace(subject: Subject) -> Any:
 
 def save_torch(program: Any, subject: Subject, path: Path) -> None:
     """Write a program of `torch.export` (.pt2), with the facts as extra files."""
+    for node in program.graph.nodes:
+        # The lines of code that it came from, with the paths of this machine.
+        node.meta.pop("stack_trace", None)
     with _quiet():
         torch.export.save(program, path, extra_files=subject.metadata())
 

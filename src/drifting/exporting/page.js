@@ -11,7 +11,7 @@ const REACH = 0.6, SECONDS = 1.5;
 
 const find = (name) => document.getElementById(name);
 const stage = find("stage"), notice = find("notice");
-const state = { count: COUNTS[0], label: null, scale: facts.guidance_scale?.default ?? null, noise: null, codes: null, rows: null };
+const state = { count: COUNTS[0], label: null, scale: facts.guidance_scale?.default ?? null, noise: null, codes: null, first: 0 };
 let session, ort, line = Promise.resolve();
 
 // Random numbers ---------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,8 @@ function refresh() {
     while (wanted) {
       wanted = false;
       const count = state.count;
-      const labels = state.label ?? Array.from({ length: count }, (_, index) => index % (facts.labels?.count ?? 1));
+      const classes = facts.labels?.count ?? 1, first = count < classes ? state.first : 0;
+      const labels = state.label ?? Array.from({ length: count }, (_, index) => (first + index) % classes);
       const codes = state.codes?.slice(0, count * facts.style_indices.count);
       shown = await run({ noise: state.noise.slice(0, count * size), labels, style_indices: codes });
       draw();
@@ -137,6 +138,7 @@ function renew() {
   const most = Math.max(...COUNTS);
   state.noise = normal(most * size);
   if (facts.style_indices) state.codes = codesOf(most);
+  state.first = Math.floor(Math.random() * (facts.labels?.count ?? 1));
   walk = null;
 }
 let walk = null;
