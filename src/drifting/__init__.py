@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from drifting.loss import DriftingLoss, DriftLoss, FeatureLoss, drifting_loss
     from drifting.presets import preset
     from drifting.runs import Run, load, train
+    from drifting.sampling import sample
     from drifting.training import Schedule, Trainer
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "drifting_loss",
     "load",
     "preset",
+    "sample",
     "train",
 ]
 
@@ -42,6 +44,7 @@ _MODULES = {
     "loss": ("DriftLoss", "DriftingLoss", "FeatureLoss", "drifting_loss"),
     "presets": ("preset",),
     "runs": ("Run", "load", "train"),
+    "sampling": ("sample",),
     "training": ("Schedule", "Trainer"),
 }
 

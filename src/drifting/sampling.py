@@ -19,8 +19,8 @@ from torch import Tensor
 from drifting._checks import check_memory, check_seed, nearest_name
 from drifting._progress import CountProgress, show_sampling
 from drifting.distributed import ALONE, Processes, join
-from drifting.errors import InputError
-from drifting.generators.base import Generator
+from drifting.errors import InputError, reason
+from drifting.generators.base import Generator, WrappedGenerator, noise_shape_of
 from drifting.guidance import check_guidance_scale
 
 _MASK = 2**64 - 1
@@ -34,9 +34,10 @@ _SHOWN = 8
 
 
 def sample(
-    generator: Generator,
+    generator: Generator | Callable[..., Tensor],
     count: int,
     *,
+    noise_shape: int | Sequence[int] | None = None,
     seed: int = 0,
     labels: Sequence[int] | None = None,
     guidance_scale: float | None = None,
@@ -46,8 +47,10 @@ def sample(
     """Return `count` samples on the CPU. Sample i depends on (seed, i), its label and the guidance only, not on its batch.
 
     Args:
-        generator: the network.
+        generator: the network, or any module or function that maps noise [b, *noise] to samples, or noise and labels [b] where it
+            has an attribute `num_classes`.
         count: number of samples, at least 1.
+        noise_shape: shape of the noise of one sample, or its length; by default the `noise_shape` of the generator.
         seed: which set of samples.
         labels: classes to cycle through; all of them, in order, by default. Not for an unconditional generator.
         guidance_scale: strength of the guidance, from 1 (none, the default) up. Only for a generator that takes it.
@@ -59,9 +62,30 @@ def sample(
             the samples do not fit into memory.
     """
     options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size, "processes": processes}
+    generator = _as_generator(generator, noise_shape)
     parts = sample_in_parts(generator, count, **options)
     check_fits(count, _COPIES * math.prod(generator.sample_shape))
     return torch.cat(list(parts))
+
+
+def _as_generator(generator: Generator | Callable[..., Tensor], noise_shape: int | Sequence[int] | None) -> Generator:
+    """Return a module or function as a generator, whose samples have the shape of one that is made here."""
+    if isinstance(generator, Generator):
+        if noise_shape is not None:
+            raise InputError(f"noise_shape is {noise_shape}, but the generator has its own, {generator.noise_shape}: leave it out")
+        return generator
+    wrapped = WrappedGenerator(generator, noise_shape_of(generator, noise_shape), (), getattr(generator, "num_classes", None))
+    inputs = _inputs(wrapped, range(1), 0, None if wrapped.num_classes is None else [0], None)
+    try:
+        made = _forward(wrapped, inputs)
+    except (RuntimeError, TypeError, IndexError) as error:
+        shape = (1, *wrapped.noise_shape)
+        raise InputError(f"generator fails on noise {shape} ({reason(error)}): pass another noise_shape") from error
+    if not isinstance(made, Tensor) or made.shape[:1] != (1,):
+        found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise InputError(f"generator makes {found} of one row of noise: let it return a tensor with a row for each sample")
+    wrapped.sample_shape = tuple(made.shape[1:])
+    return wrapped
 
 
 def sample_in_parts(
@@ -111,7 +135,8 @@ def _inputs(
 
 def _forward(generator: Generator, inputs: Sequence[Tensor | None]) -> Float[Tensor, "b *sample"]:
     """Return the samples of one pass."""
-    device, was_training = next(generator.parameters()).device, generator.training
+    weight, was_training = next(generator.parameters(), None), generator.training
+    device = torch.device("cpu") if weight is None else weight.device
     with torch.no_grad():
         samples = generator.eval()(*(None if each is None else each.to(device) for each in inputs))
     generator.train(was_training)

@@ -4,12 +4,15 @@ Training draws whole batches of noise from one random stream; `sampling` gives e
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from drifting._checks import check_counts
 from drifting.errors import InputError
 
 
@@ -48,6 +51,45 @@ class Generator(nn.Module):
         if self.num_styles == 0:
             return None
         return torch.randint(self.style_classes, (count, self.num_styles), generator=rng, device=rng.device)
+
+
+class WrappedGenerator(Generator):
+    """A user's module or function from noise, or from noise and labels, to samples.
+
+    Args:
+        module: the module or function.
+        noise_shape, sample_shape, num_classes: see `Generator`.
+    """
+
+    def __init__(
+        self,
+        module: Callable[..., Tensor],
+        noise_shape: tuple[int, ...],
+        sample_shape: tuple[int, ...],
+        num_classes: int | None,
+    ) -> None:
+        super().__init__()
+        self.module: Any = module
+        self.noise_shape, self.sample_shape, self.num_classes = noise_shape, sample_shape, num_classes
+        self.training = getattr(module, "training", True)
+
+    def forward(self, noise: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None) -> Tensor:
+        """Return what the module returns."""
+        return self.module(noise) if labels is None or self.num_classes is None else self.module(noise, labels)
+
+
+def noise_shape_of(module: object, noise_shape: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the shape of the noise of one sample; that of the module for None.
+
+    Raises:
+        InputError: if the module has none, or a length is below 1.
+    """
+    shape = getattr(module, "noise_shape", None) if noise_shape is None else noise_shape
+    if shape is None:
+        raise InputError("noise_shape is missing: pass the shape of the noise of one sample, such as noise_shape=32")
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    check_counts({"noise_shape": min(shape, default=0)})
+    return shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from drifting._checks import check_counts, check_device, check_field, check_row_scale, check_seed
 from drifting.data.dataset import Source
@@ -21,7 +21,7 @@ from drifting.data.pairs import Conditions, PairedSource
 from drifting.data.sources import InMemorySource, LoaderSource, as_batch
 from drifting.encoders.base import FeatureEncoder, Features, Frozen, Identity
 from drifting.errors import InputError, reason
-from drifting.generators.base import Generator
+from drifting.generators.base import Generator, WrappedGenerator, noise_shape_of
 from drifting.loss import DriftingLoss
 from drifting.sampling import batch_of, sample
 from drifting.training.loop import Step, train
@@ -44,7 +44,8 @@ class Trainer:
         module: your network, called as module(noise), or as module(noise, labels) where the data have labels and as
             module(noise, conditions) where they have conditions; trained in place.
         data: real samples as floats: a tensor, a pair (samples, labels) of tensors, a data set of either, which is read into
-            memory, or a DataLoader of batches of either, one of which is read in every step.
+            memory, or a DataLoader of batches of either, one of which is read in every step. Also a data set of the library
+            `datasets`, or a loader over one, with one column of samples and at most one of labels.
         conditions: one condition for each sample of a tensor `data`, such as an observation for each action. Samples that are
             generated for one condition repel each other, and only the real sample of the condition attracts them.
         encoder: feature encoder, the space in which samples drift: a callable from samples to features [b, d] or [b, k, d] with k
@@ -164,8 +165,8 @@ class Trainer:
         self._state.restore(state, step, origin)
 
 
-class _ModuleGenerator(Generator):
-    """A user's module as a generator."""
+class _ModuleGenerator(WrappedGenerator):
+    """A user's module as a generator, of the samples of labels or of conditions."""
 
     def __init__(
         self,
@@ -175,15 +176,12 @@ class _ModuleGenerator(Generator):
         num_classes: int | None,
         conditions: Conditions | None = None,
     ) -> None:
-        super().__init__()
-        self.module, self.noise_shape, self.sample_shape, self.num_classes = module, noise_shape, sample_shape, num_classes
+        super().__init__(module, noise_shape, sample_shape, num_classes)
         self.conditions = conditions
 
     def forward(self, noise: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None) -> Tensor:
         """Return what the module returns."""
-        if labels is None or self.num_classes is None:
-            return self.module(noise)
-        return self.module(noise, labels if self.conditions is None else self.conditions[labels])
+        return super().forward(noise, labels if labels is None or self.conditions is None else self.conditions[labels])
 
     def under(self, conditions: Tensor) -> "_ModuleGenerator":
         """Return the same generator with other conditions."""
@@ -213,9 +211,9 @@ def _open(data: Data, schedule: Schedule | None, num_classes: int | None, seed: 
     samples: Any = data
     if isinstance(data, TensorDataset):
         samples = data.tensors
-    elif isinstance(data, Dataset):
+    elif isinstance(data, Dataset) or hasattr(data, "with_format"):
         samples = _read(data)
-    if not isinstance(samples, Tensor | tuple | list):
+    if not isinstance(samples, Tensor | tuple | list | Mapping):
         raise InputError(f"data is a {type(data).__name__}: pass a tensor, a pair of tensors, a Dataset or a DataLoader")
     return InMemorySource(*as_batch(samples))
 
@@ -228,15 +226,19 @@ def _pairs(data: Data, conditions: Tensor) -> PairedSource:
     return PairedSource(as_batch(data)[0], conditions)
 
 
-def _read(data: Dataset[Any]) -> Any:
-    """Return all samples of a data set, with their labels if it has any."""
+def _read(data: Any) -> Any:
+    """Return all samples of a data set of torch or of the library datasets, with their labels if it has any."""
     if not hasattr(data, "__len__"):
         raise InputError(f"data is a {type(data).__name__}, which has no length: pass a DataLoader over it")
-    items = [data[index] for index in range(len(data))]  # pyright: ignore[reportArgumentType] - it has a length
+    if hasattr(data, "with_format") and data.format["type"] is None:
+        data = data.with_format("torch")
+    items = [data[index] for index in range(len(data))]
     if not items:
         raise InputError("data is empty: pass at least one sample")
     if isinstance(items[0], Tensor):
         return torch.stack(items)
+    if isinstance(items[0], Mapping):
+        return default_collate(items)
     parts = list(zip(*items, strict=True)) if isinstance(items[0], tuple | list) else []
     if len(parts) != 2 or not isinstance(parts[0][0], Tensor):
         raise InputError(f"data has items of {type(items[0]).__name__}: pass a data set of tensors x, or of pairs (x, y)")
@@ -275,11 +277,7 @@ def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence
         raise InputError("module takes noise alone, but the data have labels or conditions: leave them out, or take both")
     if not labeled and required > 1:
         raise InputError(f"module takes {required} arguments, but the data have no labels: pass a pair (samples, labels)")
-    shape = getattr(module, "noise_shape", None) if noise_shape is None else noise_shape
-    if shape is None:
-        raise InputError("noise_shape is missing: pass the shape of the noise of one sample, such as noise_shape=32")
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    check_counts({"noise_shape": min(shape, default=0)})
+    shape = noise_shape_of(module, noise_shape)
     return _ModuleGenerator(module, shape, source.sample_shape, source.num_classes, conditions)
 
 
