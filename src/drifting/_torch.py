@@ -15,6 +15,7 @@ torch has caching allocators for its other devices, but none for the CPU.
 Source: https://github.com/pytorch/pytorch/issues/188792 (oneMKL 2024.2, which the wheels of torch 2.13 contain); mallopt(3).
 """
 
+import copy
 import ctypes
 import functools
 import hashlib
@@ -22,10 +23,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 # What torch passes to oneMKL, in float32 and in float64.
 FUNCTIONS = (
@@ -101,3 +104,9 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) == 1 and mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM) == 1
+
+
+def without_weights(network: Network) -> Network:
+    """Return a copy of a network whose weights take no memory, to be loaded later."""
+    weights = {id(weight): torch.nn.Parameter(torch.empty_like(weight, device="meta")) for weight in network.parameters()}
+    return copy.deepcopy(network, weights)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -40,6 +40,7 @@ class _Run:
         overwrite: delete the run in the folder first.
         smoke: try a tiny version (two steps, a checkpoint, an evaluation) on synthetic data unless --data is given; by default in
             runs/smoke/PRESET, which it replaces.
+        track: send figures, snapshots and the configuration to tensorboard or wandb (offline with WANDB_MODE=offline) too.
     """
 
     save_dir: Path | None = None
@@ -47,6 +48,7 @@ class _Run:
     resume: bool = False
     overwrite: bool = False
     smoke: bool = False
+    track: Literal["tensorboard", "wandb"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +152,9 @@ def _begin(name: str | None, run: _Run, arguments: dict[str, Any], folder: Path,
 def _try(name: str, run: _Run, arguments: dict[str, Any], changes: dict[str, Any]) -> None:
     from drifting.runs.smoke import try_preset
 
-    if run.resume:
-        raise InputError("resume is given with smoke, which begins anew: leave one of them out")
+    for name_of, given in (("resume", run.resume), ("track", run.track)):
+        if given:
+            raise InputError(f"{name_of} is given with smoke, which begins anew and keeps little: leave one of them out")
     trained = try_preset(name, run.save_dir, overwrite=run.overwrite, settings=changes, **arguments)
     print(*trained.summary(), f"{name} works: two steps, a checkpoint and an evaluation are in {trained.folder}", sep="\n")
 
@@ -164,7 +167,8 @@ def _train(run: _Run | _EncoderRun, folder: Path, config: Any, changes: dict[str
     config = adjust(config, **changes) if changes else config
     if run.save_dir is None and not run.resume:
         check_default(folder, config)
-    print(*train_run(config, folder, resume=run.resume, overwrite=run.overwrite).summary(), sep="\n")
+    options = {} if isinstance(run, _EncoderRun) else {"track": run.track}
+    print(*train_run(config, folder, resume=run.resume, overwrite=run.overwrite, **options).summary(), sep="\n")
 
 
 def train_encoder(words: Positional[tuple[str, ...]], /) -> Callable[[], None]:

@@ -55,6 +55,8 @@ _PICTURES = (
     REPORT,
 )
 
+# Folders of trackers.
+_TRACKED = ("tensorboard", "wandb")
 # Files of a run that has results.
 _RESULTS = (WEIGHTS, CLASSIFIER_WEIGHTS, METRICS)
 _OWN = (CONFIG, WEIGHTS, ENCODER_WEIGHTS, ENCODER_METRICS, CLASSIFIER_WEIGHTS, TRAINED_ON, *_LOGS, *_PICTURES, REPORT)
@@ -214,7 +216,8 @@ def make_room(folder: Path, *, overwrite: bool, fix: str = "pass --overwrite", c
     else:
         clear_unstarted(folder, config)
     # Alone, it makes no run: a training that was killed at its start leaves it.
-    _delete(folder / ENVIRONMENT)
+    for name in (ENVIRONMENT, *_TRACKED):
+        _delete(folder / name)
     clear_writers(folder)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -4,12 +4,13 @@ An encoder is trained before a generator, into the folder of its run, or on its 
 auto-encoders can be trained on images or latents that do not fit into memory and are read in batches from the disk.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -29,6 +30,7 @@ from drifting.distributed import join
 from drifting.encoders.autoencoder import Autoencoder
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
 from drifting.encoders.resnet import ResNet
+from drifting.errors import InputError
 from drifting.evaluation.extractors import (
     CLASSIFIER_WEIGHTS,
     DIGESTS,
@@ -39,12 +41,15 @@ from drifting.evaluation.extractors import (
     linear_probe,
 )
 from drifting.evaluation.statistics import digests, images_in_shares
+from drifting.hub.artifact import METADATA, PREFIX, artifact_folder
 from drifting.plotting import draw_reconstruction
 from drifting.pretraining import HeldRows, NetworkTraining, batches_of, read_ahead, train_network, train_supervised
 from drifting.runs.folder import CONFIG, ENCODER_CHECKPOINTS, ENCODER_METRICS, ENCODER_WEIGHTS, METRICS, command_to_go_on
 from drifting.runs.run import TrainedNetwork
 from drifting.training.loop import Interrupted, polite_stop
 from drifting.training.recorder import CHECKPOINTS
+
+Config = TypeVar("Config", bound=AnyConfig)
 
 # Number of steps between two readings of a loss, which wait for the device.
 _READ_EVERY = 50
@@ -284,3 +289,25 @@ def _measured(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     for number, count in enumerate(torch.arange(min(_MEASURED, len(rows))).split(_AT_ONCE), 1):
         images, labels = batches(number)
         yield images[: len(count)], None if labels is None else labels[: len(count)]
+
+
+def with_published(config: Config) -> Config:
+    """Return the configuration with the weights of its encoder: by default those of the authors.
+
+    Raises:
+        InputError: if they are not there, or cannot be downloaded.
+    """
+    encoder: Any = getattr(config, "encoder", None)
+    weights, name = encoder.weights_file, encoder.published
+    if weights is None:
+        published, ways = f"{PREFIX}mae_{name.replace('-', '_')}", f"`drifting train mae-{name}`, and pass --encoder-weights FILE"
+        try:
+            artifact_folder(published)
+        except InputError as error:
+            raise InputError(f"encoder_weights is missing, and the authors' {error}; or train an encoder by {ways}") from None
+        return dataclasses.replace(config, encoder=dataclasses.replace(encoder, weights=published))
+    place = artifact_folder(weights)
+    if not place.is_file() and not (place / METADATA).is_file():
+        kinds = "the encoder.safetensors of a trained encoder, a folder of the authors', or hub:NAME"
+        raise InputError(f"encoder_weights is '{weights}', which is not a file: name {kinds}")
+    return config

@@ -4,7 +4,6 @@ The parts of a run are assembled once and in this order: weights and data, netwo
 latents are images, their latents are written first, once, beside the folder of the run.
 """
 
-import copy
 import dataclasses
 import time
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from drifting._checks import check_device
 from drifting._files import check_space, check_writable, hold
 from drifting._json import save_json
 from drifting._progress import TrainingProgress, print_compiling, print_lines, print_stage, show_encoding
+from drifting._torch import without_weights
 from drifting.checkpoint import save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, Source, forget_data
@@ -32,7 +32,6 @@ from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError
 from drifting.fields.backends import must_compile
 from drifting.generators.base import Generator
-from drifting.hub.artifact import METADATA, PREFIX, artifact_folder
 from drifting.presets.encoders import check_images
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
@@ -40,6 +39,7 @@ from drifting.runs import report as reporting
 from drifting.runs.doctor import Watch
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim, command_to_go_on, ending
 from drifting.runs.run import Run, TrainedNetwork
+from drifting.runs.track import check_track, tracking
 from drifting.training.encoder import learner_of
 from drifting.training.loop import Interrupted, check_shares, polite_stop
 from drifting.training.loop import train as training_steps
@@ -55,7 +55,9 @@ _REFERENCE_SEED = 1
 
 
 @overload
-def train(config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run: ...
+def train(
+    config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False, track: str | None = None
+) -> Run: ...
 
 
 @overload
@@ -64,7 +66,9 @@ def train(
 ) -> TrainedNetwork: ...
 
 
-def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run | TrainedNetwork:
+def train(
+    config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False, track: str | None = None
+) -> Run | TrainedNetwork:
     """Train a generator, with its encoder if it needs one, or an encoder or a classifier alone, as configured.
 
     Args:
@@ -72,6 +76,7 @@ def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, over
         save_dir: folder of the run.
         resume: continue from the newest checkpoint in the folder; settings that change the result must be the same.
         overwrite: delete the run in the folder first.
+        track: "tensorboard" or "wandb" to send figures, snapshots and the configuration of a generator there; changes no result.
 
     Returns:
         The run of a generator, ready to sample; the weights and figures of another network.
@@ -84,10 +89,12 @@ def train(config: AnyConfig, save_dir: str | Path, *, resume: bool = False, over
     """
     if resume and overwrite:
         raise InputError("resume and overwrite are both given: pass one of them")
+    if track is not None:
+        check_track(track, config)
     forget_data()
     processes = join()
     if isinstance(config, RunConfig):
-        return _train_generator(config, Path(save_dir), processes, resume=resume, overwrite=overwrite)
+        return _train_generator(config, Path(save_dir), processes, resume=resume, overwrite=overwrite, track=track)
     if processes.size > 1:
         size = processes.size
         raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
@@ -111,7 +118,9 @@ def _print_lines(lines: list[str]) -> None:
         print(*lines, sep="\n", flush=True)
 
 
-def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, resume: bool, overwrite: bool) -> Run:
+def _train_generator(
+    config: RunConfig, folder: Path, processes: Processes, *, resume: bool, overwrite: bool, track: str | None
+) -> Run:
     """Train a generator, with its encoder if it needs one, together with all processes of the launch.
 
     A resumed run may have another number of processes.
@@ -132,12 +141,13 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
                 _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
                 claim(folder, config, resume=resume, overwrite=overwrite)
             held.enter_context(ending(folder, config, processes, resume=resume))
+            tracker = tracking(track, folder, config, generator, resumed=resume) if track is not None and is_main else None
             encoder = _prepare(config, folder, network, encoder, is_main=is_main)
             if is_main:
                 save_json(folder / CONFIG, facts)
             positives = build_positives(config, encoder, folder / "features", source=source)
         sharded = config.parallel == "fsdp"
-        result = _without_weights(generator) if sharded else None
+        result = without_weights(generator) if sharded else None
         generator = generator.to(config.device)
         learned = learner_of(network, config.encoder) if config.encoder.learns else None
         state = TrainingState(generator, config.schedule, config.seed, encoder=learned, processes=processes, sharded=sharded)
@@ -151,6 +161,8 @@ def _train_generator(config: RunConfig, folder: Path, processes: Processes, *, r
             keep=config.keep,
             guidance_scale=config.schedule.scale_of_samples(),
         )
+        if tracker is not None:
+            recorder.tracking = held.enter_context(tracker)
         if trains_encoder and is_main:
             print_stage(2, 2, "generator", config.schedule.steps)
         if resume:
@@ -177,12 +189,6 @@ def _prepare(
     if saved:
         _print_lines(lines)
     return encoder
-
-
-def _without_weights(generator: Generator) -> Generator:
-    """Return a copy of a generator whose weights take no memory, to be loaded later."""
-    weights = {id(weight): nn.Parameter(torch.empty_like(weight, device="meta")) for weight in generator.parameters()}
-    return copy.deepcopy(generator, weights)
 
 
 def _check_space(folder: Path, config: RunConfig, generator: Generator, *, resume: bool, overwrite: bool) -> None:
@@ -349,21 +355,7 @@ def find_weights(config: Config) -> Config:
         InputError: if they are not there, or cannot be downloaded.
     """
     encoder: Any = getattr(config, "encoder", None)
-    if encoder is None or encoder.published is None:
-        return config
-    weights, name = encoder.weights_file, encoder.published
-    if weights is None:
-        published, ways = f"{PREFIX}mae_{name.replace('-', '_')}", f"`drifting train mae-{name}`, and pass --encoder-weights FILE"
-        try:
-            artifact_folder(published)
-        except InputError as error:
-            raise InputError(f"encoder_weights is missing, and the authors' {error}; or train an encoder by {ways}") from None
-        return dataclasses.replace(config, encoder=dataclasses.replace(encoder, weights=published))
-    place = artifact_folder(weights)
-    if not place.is_file() and not (place / METADATA).is_file():
-        kinds = "the encoder.safetensors of a trained encoder, a folder of the authors', or hub:NAME"
-        raise InputError(f"encoder_weights is '{weights}', which is not a file: name {kinds}")
-    return config
+    return config if encoder is None or encoder.published is None else pretrain.with_published(config)
 
 
 def build_encoder(config: RunConfig, network: nn.Module | None = None) -> FeatureEncoder:

@@ -6,6 +6,7 @@ from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule
 from drifting.training.state import DivergenceError, TrainingState
 from drifting.training.step import Batch, drifting_step
+from drifting.training.tracking import Tracking
 from drifting.training.trainer import Trainer
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Positives",
     "Schedule",
     "Step",
+    "Tracking",
     "Trainer",
     "TrainingState",
     "calibrate_temperatures",

@@ -34,6 +34,7 @@ from drifting.sampling import sample
 from drifting.training.loop import Step
 from drifting.training.positives import Positives
 from drifting.training.state import TrainingState
+from drifting.training.tracking import Tracking
 
 
 class MetricsLog:
@@ -174,6 +175,9 @@ class Recorder:
         snapshot_samples: number of samples in a snapshot.
         keep: number of checkpoints to keep.
         guidance_scale: guidance scale of the samples in a snapshot, for a generator that takes one.
+
+    Attributes:
+        tracking: where lines and snapshots are sent too; None to keep them in the folder alone.
     """
 
     def __init__(
@@ -196,6 +200,7 @@ class Recorder:
         self._within_reference: float | None = None
         self._guidance_scale = guidance_scale
         self._means = RunningMean()
+        self.tracking: Tracking | None = None
 
     def real(self, count: int) -> Float[Tensor, "r *sample"]:
         """Return at most `count` of the real samples that snapshots are compared with."""
@@ -213,6 +218,8 @@ class Recorder:
         values = {"step": step.number, **self._means.take(), **batch_figures(step.report.features), **changes, **more}
         if self.state.processes.is_main_process:
             self.log.append(**values)
+            if self.tracking is not None:
+                self.tracking.record(values, self.snapshots)
         return values
 
     def take_snapshot(self) -> float:
