@@ -18,7 +18,7 @@ TEMPERATURES = (0.05, 0.2, 0.8)
 
 def drift(samples, targets):
     """Return where the field moves samples [n, 2], for all temperatures together."""
-    return sum(mean_shift(samples, targets, temperature=temperature) for temperature in TEMPERATURES)
+    return torch.stack([mean_shift(samples, targets, temperature=temperature) for temperature in TEMPERATURES]).sum(0)
 
 
 def train(dataset, steps, n, snapshots):
@@ -85,4 +85,4 @@ def main(out="training.gif", dataset="moons", steps=3000, n=512, frames=40):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1] if len(sys.argv) > 1 else "training.gif")
