@@ -141,7 +141,9 @@ def _train_generator(
                 _check_space(folder, config, generator, resume=resume, overwrite=overwrite)
                 claim(folder, config, resume=resume, overwrite=overwrite)
             held.enter_context(ending(folder, config, processes, resume=resume))
-            tracker = tracking(track, folder, config, generator, resumed=resume) if track is not None and is_main else None
+            tracker = None
+            if track is not None and is_main:
+                tracker = held.enter_context(tracking(track, folder, config, generator, resumed=resume))
             encoder = _prepare(config, folder, network, encoder, is_main=is_main)
             if is_main:
                 save_json(folder / CONFIG, facts)
@@ -161,8 +163,7 @@ def _train_generator(
             keep=config.keep,
             guidance_scale=config.schedule.scale_of_samples(),
         )
-        if tracker is not None:
-            recorder.tracking = held.enter_context(tracker)
+        recorder.tracking = tracker
         if trains_encoder and is_main:
             print_stage(2, 2, "generator", config.schedule.steps)
         if resume:
