@@ -122,7 +122,7 @@ def test_recipes_drift_in_the_encoders_that_there_are():
 @pytest.mark.parametrize(("name", "encoder"), [("ablation", "latent-256"), ("latent-l", "latent-640"), ("pixel-b", "pixel-640")])
 def test_weights_of_the_encoder_are_the_authors_where_none_are_named(name, encoder, monkeypatch):
     asked, published = [], f"hub:mae_{encoder.replace('-', '_')}"
-    monkeypatch.setattr(sys.modules["drifting.runs.train"], "artifact_folder", asked.append)
+    monkeypatch.setattr(sys.modules["drifting.runs.pretrain"], "artifact_folder", asked.append)
     found = find_weights(preset(f"imagenet256-{name}", data="nowhere"))
     assert (found.encoder.weights, asked) == (published, [published])
 
@@ -132,7 +132,7 @@ def test_weights_of_the_encoder_are_asked_for_before_the_data_are_looked_at(name
     def missing(origin):
         raise InputError(f"'{origin}' cannot be downloaded (no network): check the network, or name a downloaded folder")
 
-    monkeypatch.setattr(sys.modules["drifting.runs.train"], "artifact_folder", missing)
+    monkeypatch.setattr(sys.modules["drifting.runs.pretrain"], "artifact_folder", missing)
     with pytest.raises(InputError) as caught:
         resolve(preset(f"imagenet256-{name}", data="nowhere"))
     assert str(caught.value) == (
