@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from drifting import runs
+from drifting import presets, runs
 from drifting.errors import InputError
 from drifting.exporting import export, formats, write
 from drifting.exporting.network import subject_of
@@ -109,6 +109,17 @@ def test_every_generator_can_be_exported(name, to, tmp_path):
     for each in inputs.keys() - {"noise"}:
         changed = {**inputs, each: inputs[each].flip(0) if each != "guidance_scale" else inputs[each] + 1}
         assert not torch.allclose(load(written.path)(changed)[0], first, atol=1e-4), each
+
+
+def test_guidance_scale_is_that_of_the_run(tiny_digits, tmp_path):
+    drawn = {"guidance_exponent": 1.0, "highest_guidance_scale": 3.0, "guidance_scale": 1.5, "unconditional": 8}
+    config = presets.adjust(tiny_digits, **drawn)
+    subject = subject_of(runs.Run(tmp_path, config, config.build_generator()))
+    assert subject.facts()["guidance_scale"] == {"default": 1.5, "highest": 3.0}
+    assert subject.inputs(3)["guidance_scale"].tolist() == [1.5, 1.5, 1.5]
+    plain = subject_of(runs.Run(tmp_path, tiny_digits, tiny_digits.build_generator()))
+    assert "guidance_scale" not in plain.facts()
+    assert plain.inputs(3).keys() == {"noise", "labels"}
 
 
 def test_model_that_differs_is_refused(digits_run, tmp_path, monkeypatch):
