@@ -23,6 +23,8 @@ PROJECT = (ROOT / "pyproject.toml").read_text()
 README = (ROOT / "README.md").read_text()
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
 HOME = "https://example.org/drifting"
+# Folders of the repository beside src/.
+FOLDERS = ("benchmarks", "docs", "examples", "experiments", "tests")
 
 
 def test_every_file_of_the_package_is_in_the_wheel():
@@ -92,8 +94,15 @@ def built(tmp_path_factory):
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed")
     place = tmp_path_factory.mktemp("distributions")
-    passed_over = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
-    clone = shutil.copytree(ROOT, place / "clone", ignore=passed_over)  # a build writes beside the sources
+    # A build writes beside the sources.
+    clone = shutil.copytree(
+        ROOT / "src", place / "clone" / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+    ).parent
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, clone)
     made = _call([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(place)], clone, DRIFTING_REPOSITORY=HOME)
     assert made.returncode == 0, made.stderr[-3000:]
     (wheel,), (sources,) = place.glob("*.whl"), place.glob("*.tar.gz")
@@ -124,8 +133,7 @@ def test_metadata_of_the_wheel_names_addresses(built):
 def test_source_distribution_holds_tests_examples_and_documents(built):
     with tarfile.open(built[1]) as sources:
         names = {Path(*Path(name).parts[1:]).as_posix() for name in sources.getnames()}
-    folders = ("docs", "examples", "experiments", "benchmarks", "tests", "src")
-    wanted = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    wanted = [path for folder in ("src", *FOLDERS) for path in (ROOT / folder).rglob("*")]
     files = {path.relative_to(ROOT).as_posix() for path in wanted if path.is_file()}
     generated = {name for name in files if "__pycache__" in name or ".egg-info" in name}
     assert files - generated - names == set()
