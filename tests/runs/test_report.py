@@ -141,6 +141,7 @@ def test_nearest_training_images_are_beside_the_last_samples(copy):
 def test_environment_of_every_start_is_told(copy):
     folder = copy("toy_run")
     runs.train(presets.adjust(runs.load_run(folder).config, steps=8), folder, resume=True)
+    runs.train(presets.adjust(runs.load_run(folder).config, steps=8), folder, resume=True)  # which is finished
     lines = _facts(write_report([folder]))["runs"][0]["environment"]
     assert len(lines) == 3
     for line, step in zip(lines, (0, 6), strict=False):

@@ -113,11 +113,9 @@ def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> 
     if getattr(saved.data, "path", None) == getattr(config.data, "path", None):
         saved.data.check()
     _check_same(saved, config)
-    done = 0
     for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
-        done = steps_done(newest, config.optimization.steps)
+        steps_done(newest, config.optimization.steps)
     clear_writers(folder)
-    note_environment(folder, config, done)
 
 
 def note_environment(folder: Path, config: AnyConfig, step: int) -> None:

@@ -32,12 +32,12 @@ from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError
 from drifting.fields.backends import must_compile
 from drifting.generators.base import Generator
-from drifting.presets.encoders import check_images
+from drifting.presets.encoders import CONFIG, ENCODER_WEIGHTS, check_images
 from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
 from drifting.runs import report as reporting
 from drifting.runs.doctor import Watch
-from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, RECONSTRUCTION, WEIGHTS, check_room, claim, command_to_go_on, ending
+from drifting.runs.folder import RECONSTRUCTION, WEIGHTS, check_room, claim, command_to_go_on, ending, note_environment
 from drifting.runs.run import Run, TrainedNetwork
 from drifting.runs.track import check_track, tracking
 from drifting.training.encoder import learner_of
@@ -169,6 +169,8 @@ def _train_generator(
         if resume:
             # A run that was stopped while its encoder was trained, or soon after, has no checkpoint of its generator yet.
             recorder.resume(config.schedule.steps, may_begin=trains_encoder)
+            if is_main and state.step < config.schedule.steps:
+                note_environment(folder, config, state.step)
         if state.step == config.schedule.steps and is_main:
             print(f"{folder} is finished, with all {state.step} steps: pass a higher --steps to train it further", flush=True)
         follow(recorder, config, positives, encoder)
