@@ -96,3 +96,27 @@ def test_change_of_the_figures_is_that_of_the_rounded_run(toy_run):
 def test_generator_without_data_is_not_compared(network):
     with pytest.raises(InputError, match="no data to compare with"):
         compare_weights(ReleasedGenerator(network), "int8")
+
+
+def test_command_shows_the_change_before_it_writes(toy_run, tmp_path, command, monkeypatch):
+    asked = []
+
+    def compared(run, weights):
+        asked.append((run.folder, weights))
+        return {"energy_distance": (0.5, 0.625, 0.25), "accuracy": (1.0, 0.875, None)}
+
+    monkeypatch.setattr("drifting.exporting.compare_weights", compared)
+    monkeypatch.setattr("drifting.exporting.export", lambda run, to, out, **options: asked.append((to, out, options)) or _Written())
+    done = command("export", toy_run, "--weights", "int8", "--evaluate", "--out", tmp_path / "toy.onnx")
+    assert (done.status, done.err) == (0, "")
+    shown = [" ".join(line.replace("│", " ").split()) for line in done.out.splitlines()]
+    assert "energy_distance 0.5 0.625 0.25" in shown
+    assert "accuracy 1 0.875" in shown
+    assert shown[-1] == "written"
+    options = {"weights": "int8", "cdn": False, "runtime": None, "overwrite": False}
+    assert asked == [(toy_run, "int8"), ("onnx", tmp_path / "toy.onnx", options)]
+
+
+class _Written:
+    def lines(self):
+        return ["written"]
