@@ -110,8 +110,8 @@ def test_command_shows_the_change_before_it_writes(toy_run, tmp_path, command, m
     done = command("export", toy_run, "--weights", "int8", "--evaluate", "--out", tmp_path / "toy.onnx")
     assert (done.status, done.err) == (0, "")
     shown = [" ".join(line.replace("│", " ").split()) for line in done.out.splitlines()]
-    assert "energy_distance 0.5 0.625 0.25" in shown
-    assert "accuracy 1 0.875" in shown
+    assert "energy_distance 0.5 0.625 0.25 less" in shown
+    assert "accuracy 1 0.875 more" in shown
     assert shown[-1] == "written"
     options = {"weights": "int8", "cdn": False, "runtime": None, "overwrite": False}
     assert asked == [(toy_run, "int8"), ("onnx", tmp_path / "toy.onnx", options)]

@@ -32,7 +32,7 @@ def export(
         runtime: the npm package of ONNX Runtime Web, a .tgz or a folder, in place of fetching it.
         overwrite: replace an existing file or page.
     """
-    from drifting.evaluation import as_text
+    from drifting.evaluation.tables import as_text, direction
     from drifting.exporting import compare_weights
     from drifting.exporting import export as write
     from drifting.exporting.write import check_request
@@ -43,9 +43,9 @@ def export(
     loaded, options = load(run), {"weights": weights, "cdn": cdn, "runtime": runtime, "overwrite": overwrite}
     if evaluate:
         check_request(loaded, to, out, **options)
-        rows = [
-            (name, *("" if value is None else as_text(value) for value in values))
-            for name, values in compare_weights(loaded, weights).items()
-        ]
-        print_table(("figure", "float32", weights, "real against real"), rows, title=str(run))
+        rows = []
+        for name, values in compare_weights(loaded, weights).items():
+            shown = ("" if value is None else as_text(value) for value in values)
+            rows.append((name, *shown, direction(name, has_floor=values[-1] is not None)))
+        print_table(("figure", "float32", weights, "real against real", "better"), rows, title=str(run))
     print(*write(loaded, to, out, **options).lines(), sep="\n")

@@ -30,7 +30,8 @@ from drifting.sampling import Sampler
 WEIGHTS = ("float32", "float16", "int8")
 _MOST, _SCALE_BITS = 127, 17
 # Figures that say most about samples, and that exist for some data each.
-_FIGURES = ("frechet_distance", "energy_distance", "accuracy", "logistic_accuracy", "recall", "pairwise_distance")
+_DISTANCES, _CLASSES = ("frechet_distance", "energy_distance"), ("accuracy", "logistic_accuracy")
+_FIGURES = (*_DISTANCES, *_CLASSES, "within_class_distance", "recall", "pairwise_distance")
 
 
 def check_weights(weights: str) -> None:
