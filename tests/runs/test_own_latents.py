@@ -17,14 +17,15 @@ from drifting.distributed import ALONE, Processes
 from drifting.encoders import MAEConfig
 from drifting.errors import InputError
 from drifting.presets import preset
-from drifting.runs.train import resolve, with_latents
+from drifting.runs.latents import with_latents
+from drifting.runs.train import resolve
 from tests.support.image_folders import write_images
 from tests.support.tiny_vae import write_vae
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["drifting.runs.train"], "CacheSettings", functools.partial(CacheSettings, image_size=8))
+    monkeypatch.setattr(sys.modules["drifting.runs.latents"], "CacheSettings", functools.partial(CacheSettings, image_size=8))
     images = write_images(tmp_path / "bars", {"train/a": 3, "train/b": 2}, channels=3)
     return preset("mae-latent-256", data=str(images), vae=str(write_vae(tmp_path / "vae")))
 

@@ -17,6 +17,7 @@ SCHEDULE = Schedule(steps=2, generated=8, positives=8, learning_rate=1e-3)
 LABELED = Schedule(steps=2, generated=4, positives=4, labels_per_step=2, learning_rate=1e-3)
 
 
+@pytest.mark.usefixtures("here", "no_pictures")
 def test_code_of_the_page_trains_and_samples(capsys):
     for library in ("diffusers", "transformers", "datasets"):
         pytest.importorskip(library)
@@ -28,6 +29,7 @@ def test_code_of_the_page_trains_and_samples(capsys):
     assert all(weight.requires_grad for weight in found["unet"].parameters())
     printed = capsys.readouterr().out
     assert "5 {" in printed
+    assert "4 torch.Size([2048, 2])" in printed
     assert printed.count("torch.Size([6, 2])") == 2
 
 

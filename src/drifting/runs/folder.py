@@ -283,7 +283,7 @@ def _origin(config: AnyConfig) -> str:
 
 
 def _is_on_latents_of(config: AnyConfig, saved: AnyConfig, folder: Path) -> bool:
-    """Return whether a saved run uses the latents of the images of a configuration; see `train.with_latents`."""
+    """Return whether a saved run uses the latents of the images of a configuration; see `latents.with_latents`."""
     path = getattr(config.data, "path", None)
     if not config.data.latent or path is None or config.title != saved.title:
         return False

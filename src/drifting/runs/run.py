@@ -4,6 +4,9 @@ The folder holds config.json, metrics.jsonl, generator.safetensors (averaged wei
 pictures; `load_run(folder)` needs the first and third alone.
 """
 
+import base64
+import html
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +30,9 @@ from drifting.training.recorder import read_snapshots
 # Copies of images as bytes in memory: those of a batch, and all.
 _COPIES = 2
 
+# Points, and rows and columns of images, of the picture in a notebook.
+_POINTS, _ROWS, _COLUMNS = 2000, 4, 10
+
 
 @dataclass(frozen=True)
 class Run(Sampler):
@@ -36,6 +42,36 @@ class Run(Sampler):
     config: RunConfig
     generator: Generator
     pictures: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return the run in a line: its folder, its data and its generator."""
+        weights = sum(value.numel() for value in self.generator.parameters())
+        kind, steps = type(self.generator).__name__, self.config.schedule.steps
+        return f"Run('{self.folder}': {self.config.data.title}, {kind} of {weights:,} weights, {steps:,} steps)"
+
+    def _repr_html_(self) -> str:
+        """Return the same with a picture of samples, which notebooks show; without it if no picture shows them."""
+        text = f"<code>{html.escape(repr(self))}</code>"
+        try:
+            picture = self._repr_png_()
+        except InputError:  # what decodes the samples is missing
+            picture = None
+        shown = (
+            "" if picture is None else f'<br><img alt="samples" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+        )
+        return text + shown
+
+    def _repr_png_(self) -> bytes | None:
+        """Return a picture of samples of seed 0 as the content of a PNG file; None if no picture shows them."""
+        from drifting.runs.samples import can_be_drawn, picture_of
+
+        points, classes = self.generator.sample_shape == (2,), self.generator.num_classes
+        samples = self.sample(_POINTS if points else _ROWS * min(_COLUMNS, classes or _COLUMNS))
+        if not can_be_drawn(samples.shape[1:]):
+            return None
+        file = io.BytesIO()
+        picture_of(self, samples, None).save(file, "png")
+        return file.getvalue()
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

@@ -16,16 +16,14 @@ from torch import nn
 
 from drifting import config as configuration
 from drifting._checks import check_device
-from drifting._files import check_space, check_writable, hold
+from drifting._files import check_space, hold
 from drifting._json import save_json
 from drifting._progress import TrainingProgress, print_compiling, print_lines, print_stage, show_encoding
 from drifting._torch import without_weights
 from drifting.checkpoint import save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, Source, forget_data
-from drifting.data.latents import INDEX, open_vae
-from drifting.data.latents_writer import CacheSettings, write_latents
-from drifting.data.pixels import DEFAULT_VAE, to_signed
+from drifting.data.pixels import to_signed
 from drifting.data.sources import reference_samples
 from drifting.distributed import Processes, check_devices, is_sharded, join, whole
 from drifting.encoders.base import FeatureEncoder, identity
@@ -37,14 +35,15 @@ from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
 from drifting.runs import report as reporting
 from drifting.runs.doctor import Watch
-from drifting.runs.folder import RECONSTRUCTION, WEIGHTS, check_room, claim, command_to_go_on, ending, note_environment
+from drifting.runs.folder import RECONSTRUCTION, WEIGHTS, claim, command_to_go_on, ending, note_environment
+from drifting.runs.latents import with_latents
 from drifting.runs.run import Run, TrainedNetwork
 from drifting.runs.track import check_track, tracking
 from drifting.training.encoder import learner_of
 from drifting.training.loop import Interrupted, check_shares, polite_stop
 from drifting.training.loop import train as training_steps
 from drifting.training.positives import FeatureCache, Positives
-from drifting.training.recorder import Recorder, Resources, snapshot_steps
+from drifting.training.recorder import OnSnapshot, OnStep, Recorder, Resources, snapshot_steps
 from drifting.training.state import TrainingState
 from drifting.training.step import computed_in
 
@@ -56,7 +55,14 @@ _REFERENCE_SEED = 1
 
 @overload
 def train(
-    config: RunConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False, track: str | None = None
+    config: RunConfig,
+    save_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    track: str | None = None,
+    on_step: OnStep | None = None,
+    on_snapshot: OnSnapshot | None = None,
 ) -> Run: ...
 
 
@@ -67,7 +73,14 @@ def train(
 
 
 def train(
-    config: AnyConfig, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False, track: str | None = None
+    config: AnyConfig,
+    save_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    track: str | None = None,
+    on_step: OnStep | None = None,
+    on_snapshot: OnSnapshot | None = None,
 ) -> Run | TrainedNetwork:
     """Train a generator, with its encoder if it needs one, or an encoder or a classifier alone, as configured.
 
@@ -77,6 +90,9 @@ def train(
         resume: continue from the newest checkpoint in the folder; settings that change the result must be the same.
         overwrite: delete the run in the folder first.
         track: "tensorboard" or "wandb" to send figures, snapshots and the configuration of a generator there; changes no result.
+        on_step: called with every `training.loop.Step` of a generator. Its values are on the device: reading them waits for it.
+        on_snapshot: called with the step and the samples of every snapshot of a generator, in the form of `Run.sample`. Samples of
+            the last step come twice if several averages of the weights are kept: at last, those of the best average.
 
     Returns:
         The run of a generator, ready to sample; the weights and figures of another network.
@@ -94,7 +110,10 @@ def train(
     forget_data()
     processes = join()
     if isinstance(config, RunConfig):
-        return _train_generator(config, Path(save_dir), processes, resume=resume, overwrite=overwrite, track=track)
+        options: Any = {"track": track, "called": (on_step, on_snapshot)}
+        return _train_generator(config, Path(save_dir), processes, resume=resume, overwrite=overwrite, **options)
+    if on_step is not None or on_snapshot is not None:
+        raise InputError(f"on_step or on_snapshot is given, but '{config.preset}' trains no generator: leave them out")
     if processes.size > 1:
         size = processes.size
         raise InputError(f"world size is {size}, but '{config.preset}' is trained by one process: start it without torchrun")
@@ -119,7 +138,14 @@ def _print_lines(lines: list[str]) -> None:
 
 
 def _train_generator(
-    config: RunConfig, folder: Path, processes: Processes, *, resume: bool, overwrite: bool, track: str | None
+    config: RunConfig,
+    folder: Path,
+    processes: Processes,
+    *,
+    resume: bool,
+    overwrite: bool,
+    track: str | None,
+    called: tuple[OnStep | None, OnSnapshot | None],
 ) -> Run:
     """Train a generator, with its encoder if it needs one, together with all processes of the launch.
 
@@ -132,8 +158,7 @@ def _train_generator(
     trains_encoder, is_main = config.trains_encoder, processes.is_main_process
     # The feature encoder freezes its network, so it is built after the network is trained.
     encoder = None if trains_encoder else build_encoder(config, network)
-    config.data.exporter()
-    facts = configuration.to_json(config)
+    export, facts = config.data.exporter(), configuration.to_json(config)
     with ExitStack() as held:
         with processes.main_process_first():
             if is_main:
@@ -148,8 +173,7 @@ def _train_generator(
             if is_main:
                 save_json(folder / CONFIG, facts)
             positives = build_positives(config, encoder, folder / "features", source=source)
-        sharded = config.parallel == "fsdp"
-        result = without_weights(generator) if sharded else None
+        result = without_weights(generator) if (sharded := config.parallel == "fsdp") else None
         generator = generator.to(config.device)
         learned = learner_of(network, config.encoder) if config.encoder.learns else None
         state = TrainingState(generator, config.schedule, config.seed, encoder=learned, processes=processes, sharded=sharded)
@@ -164,6 +188,8 @@ def _train_generator(
             guidance_scale=config.schedule.scale_of_samples(),
         )
         recorder.tracking = tracker
+        if is_main and any(called):
+            recorder.call(*called, export)
         if trains_encoder and is_main:
             print_stage(2, 2, "generator", config.schedule.steps)
         if resume:
@@ -287,7 +313,9 @@ def with_network(config: Config, folder: Path, processes: Processes, *, overwrit
     Raises:
         InputError: if a part cannot be found, built or loaded, or lacks the images it needs.
     """
-    config, network = with_latents(find_weights(config), folder, processes, overwrite=overwrite)
+    config, network = find_weights(config), None
+    if config.data.latent:
+        config, network = with_latents(config, folder, processes, overwrite=overwrite)
     config = _with_data(config)
     network = config.build_network() if network is None else network
     if network is not None and config.data.loads_images:
@@ -295,45 +323,6 @@ def with_network(config: Config, folder: Path, processes: Processes, *, overwrit
         only_probed = config.finds_labels and not config.learns_classes
         cast(ImagesData, config.data).load("test", labeled=only_probed)
     return config, network
-
-
-def with_latents(config: Config, folder: Path, processes: Processes, *, overwrite: bool) -> tuple[Config, nn.Module | None]:
-    """Return a configuration on cached latents; those of a folder of images are written to FOLDER/../IMAGES-latents first.
-
-    Runs in one folder, such as an encoder and the generator that drifts in its features, share the cache. Starting an interrupted
-    run again completes it.
-
-    Args:
-        config: configuration of the run, with the weights of its encoder.
-        folder: folder of the run.
-        processes: the processes that train it; the first one writes.
-        overwrite: whether a run in the folder would be deleted.
-
-    Returns:
-        The configuration, and the trained network of its encoder if it was built to be checked before hours of work.
-
-    Raises:
-        InputError: if there is a run in the folder, or its encoder does not fit; else as `latents_writer.write_latents` does.
-    """
-    data: Any = config.data
-    if not data.latent or data.files is not None or data.path is None:
-        return config, None
-    images = Path(data.path).expanduser().resolve()
-    if not images.is_dir() or (images / INDEX).exists():
-        return config, None
-    check_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite")
-    check_writable(folder, "save_dir")
-    cache, network = folder.resolve().parent / f"{images.name}-latents", None
-    settings, encoder = CacheSettings(device=config.device), getattr(config, "encoder", None)
-    with processes.main_process_first():
-        if processes.is_main_process:
-            vae, _ = open_vae(data.vae or DEFAULT_VAE)
-            if encoder is not None and encoder.weights_file is not None:
-                shape = vae.latent_shape(settings.image_size)
-                network = dataclasses.replace(config, data=dataclasses.replace(data, image_shape=shape)).build_network()
-            print(f"{images} holds images: their latents go to {cache} first", flush=True)
-            write_latents(images, vae, cache, settings)
-    return dataclasses.replace(config, data=dataclasses.replace(data, path=str(cache))), network
 
 
 def resolve(config: Config) -> Config:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ from drifting.training.loop import Step
 from drifting.training.positives import Positives
 from drifting.training.state import TrainingState
 from drifting.training.tracking import Tracking
+
+# What a user's functions are called with: a step; the number of a step, and samples.
+OnStep = Callable[[Step], object]
+OnSnapshot = Callable[[int, Tensor], object]
 
 
 class MetricsLog:
@@ -178,6 +182,7 @@ class Recorder:
 
     Attributes:
         tracking: where lines and snapshots are sent too; None to keep them in the folder alone.
+        on_step, on_snapshot: functions to call with every step, and with the samples of every snapshot; None for none, see `call`.
     """
 
     def __init__(
@@ -201,14 +206,24 @@ class Recorder:
         self._guidance_scale = guidance_scale
         self._means = RunningMean()
         self.tracking: Tracking | None = None
+        self.on_step: OnStep | None = None
+        self.on_snapshot: OnSnapshot | None = None
+
+    def call(self, on_step: OnStep | None, on_snapshot: OnSnapshot | None, export: Callable[[Tensor], Tensor]) -> None:
+        """Call functions of the user from now on; samples are passed to `export` first."""
+        self.on_step = on_step
+        if on_snapshot is not None:
+            self.on_snapshot = lambda step, samples: on_snapshot(step, export(samples))
 
     def real(self, count: int) -> Float[Tensor, "r *sample"]:
         """Return at most `count` of the real samples that snapshots are compared with."""
         return self._real[:count]
 
     def observe(self, step: Step) -> None:
-        """Add one step to the means."""
+        """Add one step to the means, and pass it on."""
         self._means.add({"loss": step.report.loss.detach(), **drift_norms(step.report.features)})
+        if self.on_step is not None:
+            self.on_step(step)
 
     def write_metrics(self, step: Step, **more: int | float) -> dict[str, Any]:
         """Write and return the means since the last line, the figures of the step's batch, and the further values."""
@@ -222,11 +237,13 @@ class Recorder:
                 self.tracking.record(values, self.snapshots)
         return values
 
-    def take_snapshot(self) -> float:
-        """Add a snapshot of samples, and return its squared energy distance to the reference."""
+    def take_snapshot(self, *, show: bool = True) -> float:
+        """Add a snapshot of samples, pass it on if it is to `show`, and return its squared energy distance to the reference."""
         options = {"seed": SNAPSHOT_SEED, "guidance_scale": self._guidance_scale, "processes": self.state.processes}
         snapshot = sample(self.state.averaged, self._snapshot_samples, **options)
         self.snapshots[self.state.step] = snapshot
+        if show and self.on_snapshot is not None:
+            self.on_snapshot(self.state.step, snapshot)
         if self._within_reference is None:
             self._within_reference = mean_distance(self._reference, self._reference)
         return energy_distance(snapshot.flatten(1), self._reference, within_y=self._within_reference)
@@ -241,7 +258,7 @@ class Recorder:
         distances = {}
         for decay in self.state.averages:
             self.state.chosen = decay
-            distances[decay] = self.take_snapshot()
+            distances[decay] = self.take_snapshot(show=False)
         best = self.state.chosen = min(distances, key=lambda decay: distances[decay])
         self.take_snapshot()
         by_name = {f"energy_distance/ema-{decay}": distance for decay, distance in distances.items()}
