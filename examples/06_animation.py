@@ -25,12 +25,12 @@ def train(dataset, steps, n, snapshots):
     """Yield (step, samples, drift, mean square of the drift in every step until then) at each of the steps in `snapshots`."""
     torch.manual_seed(0)
     rng = torch.Generator().manual_seed(0)
-    layers = [nn.Linear(32, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 2)]
+    layers = [nn.Linear(4, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 2)]
     generator, norms = nn.Sequential(*layers), []
-    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=3e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(1, steps + 1):
-        samples = generator(torch.randn(n, 32))
+        samples = generator(torch.randn(n, 4))
         moved = drift(samples.detach(), toy(dataset).draw(n, rng))
         norms.append(float(moved.square().mean()))
         if step in snapshots:
