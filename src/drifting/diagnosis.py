@@ -74,11 +74,13 @@ class Settings:
         steps: steps of the whole training; None if they are not known.
         rate_falls: whether the learning rate falls at the end.
         learning_rate: highest learning rate.
+        floor_flag: flag of the affinity floor of the field.
     """
 
     steps: int | None = None
     rate_falls: bool = False
     learning_rate: float | None = None
+    floor_flag: str = "--loss.field.affinity-floor"
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,6 @@ def _small(history: History, settings: Settings) -> Finding | None:
 
 
 def _large(history: History, settings: Settings) -> Finding | None:
-    del settings
     features = history.by_feature("flat_share")
     rows = [history.recent("flat_share", f"{name}/{temperatures[0]}") for name, temperatures in features.items()]
     if not rows or statistics.median(rows) < MOST_ROWS:
@@ -268,7 +269,7 @@ def _large(history: History, settings: Settings) -> Finding | None:
             "affinity floor too high",
             f"at the smallest one, {lowest}, {statistics.median(rows):.0%} of the samples follow the mean of all positives, but "
             f"{statistics.median(uneven):.0%} of the negatives repel them: a floor of the affinity hides the nearest positives",
-            "lower --loss.field.affinity-floor, such as 0",
+            f"lower {settings.floor_flag}, such as 0",
         )
     return Finding(
         "temperatures too large",
@@ -287,7 +288,6 @@ def _share_of_negatives(history: History, feature: str, temperature: str) -> flo
 
 
 def _collapse(history: History, settings: Settings) -> Finding | None:
-    del settings
     names = history.names("diversity")
     if not names:
         return None
@@ -300,7 +300,7 @@ def _collapse(history: History, settings: Settings) -> Finding | None:
     return Finding(
         "samples collapse",
         f"samples of a group are {now:.2g} times as far from each other as real ones in '{lowest}', after at most {peak:.2g}",
-        "lower --learning-rate, set --loss.field.affinity-floor 0, or widen --temperatures",
+        f"lower --learning-rate, set {settings.floor_flag} 0, or widen --temperatures",
     )
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from drifting import runs
+from drifting.diagnosis import judge
 from drifting.errors import InputError
 from drifting.presets import adjust, preset
-from drifting.runs.doctor import examine
+from drifting.runs.doctor import examine, settings_of
 from tests.conftest import shrunk, without_pictures
 
 EARLIER = Path(__file__).parents[1] / "earlier_runs"
@@ -27,6 +28,18 @@ def test_earlier_runs_are_examined_and_say_what_cannot_be_judged(name):
     found = examine(EARLIER / name)
     assert found.faults == ()
     assert any("earlier versions" in reason for reason in found.unknown)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("toy", "--loss.field.affinity-floor"), ("digits", "--loss.field.field.affinity-floor")]
+)
+def test_fix_names_the_flag_of_the_field_of_the_run(name, flag):
+    assert settings_of(preset(name)).floor_flag == flag
+    lines = [
+        {"step": step, "flat_share/a/0.1": 1.0, "negative_neighbors/a/0.1": 2.0, "generated_count/a": 64.0} for step in range(9)
+    ]
+    (fault,) = judge(lines, settings_of(preset(name))).faults
+    assert fault.fix == f"lower {flag}, such as 0"
 
 
 def test_log_holds_the_figures_of_every_temperature_and_part(tiny_digits, tmp_path):

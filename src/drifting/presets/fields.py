@@ -33,19 +33,23 @@ class FieldChoice:
         return adjust(config, **self.settings) if self.settings else config
 
 
-_PAPER = MeanShift(affinity_floor=0.0)
+# Without the affinity floor of the release, with which every class would end at its mean.
+PAPER = MeanShift(affinity_floor=0.0)
+# The fields of presets that were found better with a lookahead, see docs/fields.md.
+AHEAD, TWICE_AHEAD = Lookahead(field=PAPER), Lookahead(field=PAPER, lookahead_steps=2)
+
 _SECOND_BATCH = {"schedule.independent_negatives": True}
 
 FIELDS: Mapping[str, FieldChoice] = {
-    "mean-shift": FieldChoice("the paper's field", _PAPER),
+    "mean-shift": FieldChoice("the paper's field", PAPER),
     "release": FieldChoice("the same with the affinity floor of the authors' release", MeanShift(affinity_floor=1e-6)),
     "gaussian": FieldChoice("a Gaussian kernel", MeanShift(kernel="gaussian")),
     "matern32": FieldChoice("a Matern kernel of order 3/2", MeanShift(kernel="matern32")),
     "matern52": FieldChoice("a Matern kernel of order 5/2", MeanShift(kernel="matern52")),
     "rows": FieldChoice("affinities normalized over rows alone", MeanShift(normalization="rows")),
     "bias-corrected": FieldChoice("centroids corrected for few samples (ABC)", MeanShift(bias_correction=True)),
-    "lookahead": FieldChoice("the drifts of one further move", Lookahead(field=_PAPER)),
-    "lookahead-2": FieldChoice("the drifts of two further moves", Lookahead(field=_PAPER, lookahead_steps=2)),
+    "lookahead": FieldChoice("the drifts of one further move", AHEAD),
+    "lookahead-2": FieldChoice("the drifts of two further moves", TWICE_AHEAD),
     "energy-distance": FieldChoice("the gradient of the energy distance", EnergyDistance()),
     "mmd": FieldChoice("the gradient of a maximum mean discrepancy", MaximumMeanDiscrepancy()),
     "kernel-gradient": FieldChoice("the difference of the scores of kernel densities", KernelGradient()),
@@ -56,16 +60,16 @@ FIELDS: Mapping[str, FieldChoice] = {
     "sinkhorn-own": FieldChoice(
         "the gradient of the Sinkhorn divergence of the batch", Sinkhorn(mask_self=False), {"loss.temperatures": (0.05,)}
     ),
-    "second-batch": FieldChoice("the paper's field, repelled by a second generated batch", _PAPER, _SECOND_BATCH),
-    "detached": FieldChoice("the paper's field, with 192 more samples that repel", _PAPER, {"schedule.detached_samples": 192}),
-    "clipped": FieldChoice("the paper's field, with drifts of limited length", _PAPER, {"loss.drift_clip": 3.0}),
-    "annealed": FieldChoice("the paper's field, at falling temperatures", _PAPER, {"schedule.temperature_factors": (3.0, 1.0)}),
+    "second-batch": FieldChoice("the paper's field, repelled by a second generated batch", PAPER, _SECOND_BATCH),
+    "detached": FieldChoice("the paper's field, with 192 more samples that repel", PAPER, {"schedule.detached_samples": 192}),
+    "clipped": FieldChoice("the paper's field, with drifts of limited length", PAPER, {"loss.drift_clip": 3.0}),
+    "annealed": FieldChoice("the paper's field, at falling temperatures", PAPER, {"schedule.temperature_factors": (3.0, 1.0)}),
     "learned-temperature": FieldChoice(
-        "the paper's field, at temperatures that are learned", _PAPER, {"schedule.temperature_learning_rate": 1e-3}
+        "the paper's field, at temperatures that are learned", PAPER, {"schedule.temperature_learning_rate": 1e-3}
     ),
     "scale-per-row": FieldChoice(
         "the paper's field, with a scale for each sample",
-        _PAPER,
+        PAPER,
         {"loss.scale_per_row": True, "loss.normalize_features": True},
     ),
 }

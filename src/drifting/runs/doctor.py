@@ -14,7 +14,6 @@ from drifting.history import DRIFT_NORM
 from drifting.runs.folder import CONFIG, LOG, WEIGHTS, read_config
 from drifting.training.loop import Step
 from drifting.training.recorder import MetricsLog, Recorder
-from drifting.training.schedule import Schedule
 
 # The drift norm of real data has the name NOISE_FLOOR/feature/temperature.
 NOISE_FLOOR = "noise_floor"
@@ -33,7 +32,7 @@ def examine(folder: str | Path) -> Diagnosis:
         raise InputError(f"run is '{folder}', which holds no {CONFIG}: name the --save-dir of a training")
     config = read_config(folder / CONFIG)
     lines = MetricsLog(folder / LOG).read()
-    found = judge(lines, settings_of(config.schedule))
+    found = judge(lines, settings_of(config))
     unfinished = [] if (folder / WEIGHTS).exists() else [_unfinished(lines, config.schedule.steps)]
     return Diagnosis(found.findings, (*found.unknown, *unfinished))
 
@@ -43,10 +42,15 @@ def _unfinished(lines: list[dict[str, Any]], steps: int) -> str:
     return f"the end: the run is unfinished, its log ends at step {done} of {steps}; this is the verdict so far"
 
 
-def settings_of(schedule: Schedule) -> Settings:
-    """Return what the rules know about a schedule."""
+def settings_of(config: RunConfig) -> Settings:
+    """Return what the rules know about a configuration."""
+    schedule, name = config.schedule, "--loss.field"
+    field: Any = config.loss.field
+    while (inner := getattr(field, "field", None)) is not None:  # that of a lookahead
+        field, name = inner, f"{name}.field"
     falls = schedule.cooldown > 0 or (schedule.decay_after is not None and schedule.decay_after < schedule.steps)
-    return Settings(steps=schedule.steps, rate_falls=falls, learning_rate=schedule.learning_rate)
+    floor = f"{name}.affinity-floor"
+    return Settings(steps=schedule.steps, rate_falls=falls, learning_rate=schedule.learning_rate, floor_flag=floor)
 
 
 class Watch:
@@ -65,7 +69,7 @@ class Watch:
         self._said = {finding.name for finding in self._judged().faults}
 
     def _judged(self) -> Diagnosis:
-        return judge(self._lines, settings_of(self._config.schedule))
+        return judge(self._lines, settings_of(self._config))
 
     def write(self, step: Step, **more: int | float) -> float:
         """Write a line with the figures of a step and further ones; return the sum of its drift norms."""
