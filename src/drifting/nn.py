@@ -279,7 +279,7 @@ class Condition(nn.Module):
 def _checked(name: str, indices: Tensor, shape: tuple[int, ...], end: int) -> Int[Tensor, "*n"]:
     """Return the indices as int64, or raise InputError unless they have the shape and are integers from 0 to `end` - 1."""
     if tuple(indices.shape) != shape:
-        raise InputError(f"{name} has shape {tuple(indices.shape)}: pass {shape}, one row for each sample")
+        raise InputError(f"{name} has shape {tuple(indices.shape)}: pass {tuple(shape)}, one row for each sample")
     if indices.is_floating_point() or indices.dtype == torch.bool:
         raise InputError(f"{name} are {indices.dtype}: pass whole numbers from 0 to {end - 1}")
     if indices.device.type == "cpu" and indices.numel() and not torch.compiler.is_compiling():

@@ -115,6 +115,6 @@ def test_row_scale_that_means_nothing_is_refused(tiny_digits, options, words):
     samples = draw(5, (2, 3), (2, 3))
     with pytest.raises(InputError, match=words):
         DriftingLoss(scale_per_row=True, **options)(*samples)
-    config = adjust(tiny_digits, scale_per_row=True)
+    config = adjust(tiny_digits, field="mean-shift", scale_per_row=True)
     with pytest.raises(InputError, match=words):
         dataclasses.replace(config, loss=dataclasses.replace(config.loss, **options))

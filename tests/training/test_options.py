@@ -20,7 +20,7 @@ OPTIONS = {
     "detached samples": {"detached_samples": 5},
     "detached samples of an independent batch": {"detached_samples": 5, "independent_negatives": True},
     "clip": {"drift_clip": 0.5},
-    "scales of rows": {"scale_per_row": True, "normalize_features": True},
+    "scales of rows": {"field": "mean-shift", "scale_per_row": True, "normalize_features": True},
     "annealed temperatures": {"temperature_factors": (3.0, 0.5)},
     "learned temperature": {"temperature_learning_rate": 0.05},
     "learned temperature with muon": {"temperature_learning_rate": 0.05, "optimizer": "muon"},

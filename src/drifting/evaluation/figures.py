@@ -338,7 +338,9 @@ def compare(generated: ImageStatistics, real: ImageStatistics, floor: ImageStati
                 found |= compare_features(side.features, real.features)
             metrics |= {f"{name}{kind}": value for name, value in found.items()}
     for name in ("accuracy", "within_class_distance", "inception_score"):
-        figures = {"": getattr(generated, name), "_floor": getattr(real, name)}
+        # Real images without others to compare them with have no floor of any distance.
+        has_floor = name != "within_class_distance" or floor is not None
+        figures = {"": getattr(generated, name), "_floor": getattr(real, name) if has_floor else None}
         metrics |= {f"{name}{kind}": value for kind, value in figures.items() if value is not None and figures[""] is not None}
     return metrics
 

@@ -106,7 +106,7 @@ def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> 
     """Prepare the folder for a training, or raise InputError if it holds another run."""
     if not resume:
         make_room(folder, overwrite=overwrite, fix="pass --resume or --overwrite", config=config)
-        return note_environment(folder, config, 0)
+        return
     saved = saved_config(folder)
     if saved.noun != config.noun:
         raise InputError(f"save_dir is '{folder}', which holds no {config.noun} to resume: name another folder")
@@ -120,8 +120,6 @@ def claim(folder: Path, config: AnyConfig, *, resume: bool, overwrite: bool) -> 
 
 def note_environment(folder: Path, config: AnyConfig, step: int) -> None:
     """Write down with what a generator's training starts or goes on from a step: versions, machine, device, threads, processes."""
-    if config.noun != "generator":  # which alone has a report
-        return
     facts = {
         "step": step,
         "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

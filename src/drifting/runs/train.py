@@ -195,8 +195,8 @@ def _train_generator(
         if resume:
             # A run that was stopped while its encoder was trained, or soon after, has no checkpoint of its generator yet.
             recorder.resume(config.schedule.steps, may_begin=trains_encoder)
-            if is_main and state.step < config.schedule.steps:
-                note_environment(folder, config, state.step)
+        if is_main and state.step < config.schedule.steps:
+            note_environment(folder, config, state.step)
         if state.step == config.schedule.steps and is_main:
             print(f"{folder} is finished, with all {state.step} steps: pass a higher --steps to train it further", flush=True)
         follow(recorder, config, positives, encoder)
