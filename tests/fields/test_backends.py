@@ -18,7 +18,7 @@ from tests.support.covering import pairwise
 from tests.support.far_samples import both_together, far_target, outlier_row
 
 pytest.importorskip("numba")
-pytestmark = pytest.mark.skipif(compiled_drifts._loops() is None, reason="this build of torch has other matrix products")
+pytestmark = pytest.mark.skipif(compiled_drifts._loops() is None, reason="numba is missing")
 
 RELEASE, SIMPLE, OTHER = (0.02, 0.05, 0.2), (0.1, 0.3), (0.07, 0.11)
 # Both sides of the switches: direct differences or products, and groups at once or in blocks, on several lanes.

@@ -1,8 +1,7 @@
 """The mean shift by compiled loops on a CPU (`loops`), for samples in float32.
 
 Numba (the extra `fast`) compiles the loops when they are first called, and caches them on disk: beside their source, or where
-NUMBA_CACHE_DIR says, or in the user's cache folder where the source cannot be written. Matrix products are those of the library
-that torch itself contains (oneMKL), called from within the loops. Where numba or these products are missing, or with
+NUMBA_CACHE_DIR says, or in the user's cache folder where the source cannot be written. Where numba is missing, or with
 DRIFTING_COMPILED=0 in the environment, torch does the work.
 
 Results do not depend on the number of threads: one thread computes each unit of work, and sums over units have a fixed order.
@@ -10,14 +9,12 @@ Results do not depend on the number of threads: one thread computes each unit of
 Shapes: t temperatures, g groups, n generated, k targets, d coordinates.
 """
 
-import ctypes
 import functools
 import importlib.util
 import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -41,28 +38,19 @@ class _Loops(NamedTuple):
 
     vectors: Any
     simd: Any
+    products: Any
     distances: Any
     affinities: Any
 
 
 @functools.cache
 def _loops() -> _Loops | None:
-    """Return the compiled loops, or None where numba or the matrix products of torch are missing."""
-    if os.environ.get("DRIFTING_COMPILED") == "0" or products() is None or importlib.util.find_spec("numba") is None:
+    """Return the compiled loops, or None where numba is missing."""
+    if os.environ.get("DRIFTING_COMPILED") == "0" or importlib.util.find_spec("numba") is None:
         return None
-    from drifting.fields.loops import affinities, distances, simd, vectors
+    from drifting.fields.loops import affinities, distances, products, simd, vectors
 
-    return _Loops(vectors, simd, distances, affinities)
-
-
-def products() -> dict[str, int] | None:
-    """Return the addresses of torch's matrix product and of the number of its threads, or None if this build has others."""
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        found = {"drifting_sgemm": library.sgemm_, "drifting_blas_threads": library.MKL_Set_Num_Threads_Local}
-    except (OSError, AttributeError):
-        return None
-    return {name: ctypes.cast(function, ctypes.c_void_p).value or 0 for name, function in found.items()}
+    return _Loops(vectors, simd, products, distances, affinities)
 
 
 def is_available(samples: Tensor) -> bool:
@@ -88,12 +76,13 @@ class CompiledDrifts:
         loops = _loops()
         assert loops is not None, "ask is_available first"
         self._loops, self._floor, self._smallest, self._order = loops, math.sqrt(floor), smallest, []
+        self._numpy = loops.vectors.np  # the core itself imports torch alone
         self._like, self._weights = generated, problem.weights
         self._sizes = sizes = self._cut(generated, parts, problem.num_self)
         self._arrays = self._allocate(generated.contiguous(), parts)
         if sizes.kept:
             self._run(self._loops.distances.center_groups, self._arrays, units=len(generated))
-        sums = torch.empty(len(generated) * sizes.lanes, dtype=torch.float64).numpy()
+        sums = self._numpy.empty(len(generated) * sizes.lanes)
         self._run(self._loops.distances.measure, self._arrays, sums)
         self._sum = float(sums.sum())
         self._moved = None
@@ -112,12 +101,13 @@ class CompiledDrifts:
             columns=columns,
             targets=first + second + third,
             width=width,
+            stride=width if width <= self._loops.distances.DIRECT_DIMENSIONS else self._loops.simd.padded(width),
             own=int(num_self > 0),
             kept=kept,
             stored=stored,
             block=block,
             lanes=lanes,
-            smallest=_array([self._smallest])[0],
+            smallest=self._numpy.float32(self._smallest),
         )
 
     def _allocate(self, generated: Tensor, parts: Sequence[Tensor]) -> Any:
@@ -125,20 +115,21 @@ class CompiledDrifts:
         slots = groups if sizes.kept else self._threads
         layout = (parts[0].shape[1] + parts[1].shape[1], parts[2].shape[1], sizes.negatives, sizes.columns)
         matrices = (groups, sizes.rows) if sizes.stored else (self._threads, sizes.block)
+        panel, is_direct = self._loops.products.PANEL, sizes.width <= self._loops.distances.DIRECT_DIMENSIONS
         return self._loops.distances.Arrays(
             *(samples.detach().numpy() for samples in (generated, *parts)),
             weights=_ones(layout) if self._weights is None else _filled(self._weights, 0.0, layout).numpy(),
             filling=_filling(layout),
             center=self._new("center", groups, sizes.width),
-            y=self._new("y", slots, sizes.columns * sizes.width),
-            x=self._new("x", slots, 1 if sizes.own else sizes.rows * sizes.width),
+            y=self._new("y", slots, sizes.columns * sizes.stride),
+            packed=self._new("packed", slots, 1 if is_direct else -(-sizes.columns // panel) * panel * sizes.stride),
+            x=self._new("x", slots, 1 if sizes.own else sizes.rows * sizes.stride),
             norms=self._new("norms", slots, sizes.rows + sizes.columns),
             distances=self._new("distances", *matrices, sizes.columns),
             nearest=self._new("nearest", groups, sizes.rows),
             column_nearest=self._new("column nearest", groups * sizes.lanes, sizes.columns),
             scratch=self._new("scratch", 1, 1, 1),
-            integers=torch.zeros(self._threads, 8, dtype=torch.int32).numpy(),
-            floats=torch.zeros(self._threads, 2).numpy(),
+            panel=self._new("panel", self._threads, self._loops.products.DEPTH, panel),
         )
 
     def mean_distance(self) -> Float[Tensor, ""]:
@@ -165,7 +156,7 @@ class CompiledDrifts:
         """Return the sum of the drifts of the last call of `root_mean_squares`, each times a factor."""
         total = torch.empty(self._like.shape)
         listed = factors.tolist()
-        self._run(self._loops.affinities.combine, self._moved, _array([listed[place] for place in self._order]), total.numpy())
+        self._run(self._loops.affinities.combine, self._moved, self._array([listed[place] for place in self._order]), total.numpy())
         return total
 
     def _kernel(self, temperatures: Float[Tensor, " t"]) -> Any:
@@ -176,21 +167,25 @@ class CompiledDrifts:
         scales = [scales[index] for index in self._order]
         powers = [_whole(scale / scales[0]) for scale in scales]
         return self._loops.affinities.Kernel(
-            scale=_array(scales),
-            power=torch.tensor(powers).numpy(),
-            bound=_array([math.exp(self._loops.simd.UNDERFLOW.item() / max(1, power)) for power in powers]),
+            scale=self._array(scales),
+            power=self._numpy.array(powers),
+            bound=self._array([math.exp(self._loops.simd.UNDERFLOW.item() / max(1, power)) for power in powers]),
             row=self._new("row", groups, count, sizes.rows),
             column=self._new("column", groups * sizes.lanes * count, sizes.columns),
-            floor=_array([self._floor])[0],
-            moved=self._new("moved", groups, count * sizes.rows * sizes.width),
-            squares=torch.empty(groups * sizes.lanes, count, dtype=torch.float64).numpy(),
+            floor=self._numpy.float32(self._floor),
+            moved=self._new("moved", groups, count * sizes.rows * sizes.stride),
+            squares=self._numpy.empty((groups * sizes.lanes, count)),
         )
+
+    def _array(self, values: Sequence[float]) -> Any:
+        """Return float32 as an array of the loops."""
+        return self._numpy.array(values, self._numpy.float32)
 
     def _new(self, name: str, *shape: int) -> Any:
         """Return an uninitialized array, in memory that is kept between calls."""
         kept, key, size = self._memory.kept, f"compiled {name}", math.prod(shape)
         if key not in kept or kept[key].size < size:
-            kept[key] = torch.empty(size).numpy()
+            kept[key] = self._numpy.empty(size, self._numpy.float32)
         return kept[key][:size].reshape(shape)
 
     def _run(self, loop: Callable[..., None], *arguments: Any, units: int | None = None) -> None:
@@ -213,11 +208,6 @@ def _workers(process: int, count: int) -> ThreadPoolExecutor:
     """Return the threads of a process that work beside the calling one; a forked process has none of its parent's."""
     del process
     return ThreadPoolExecutor(count, thread_name_prefix="drifting-field")
-
-
-def _array(values: Sequence[float]) -> Any:
-    """Return float32 as an array of the loops."""
-    return torch.tensor(values, dtype=torch.float32).numpy()
 
 
 def _whole(ratio: float) -> int:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drifting.fields.loops.distances import DIRECT_DIMENSIONS, center_group, center_targets, stored, targets, write_distances
+from drifting.fields.loops.products import multiply
 from drifting.fields.loops.simd import (
     WIDTH,
     exponential,
@@ -32,7 +33,7 @@ from drifting.fields.loops.simd import (
     total,
     whole_power,
 )
-from drifting.fields.loops.vectors import INFINITY, ONE, ZERO, dot, entry, inlined, loop, multiply, use_threads
+from drifting.fields.loops.vectors import INFINITY, ONE, ZERO, dot, entry, inlined, loop
 
 # Columns whose sums at all temperatures stay in the first cache of a core while a block of rows is added to them.
 _TILE = 1024
@@ -53,7 +54,7 @@ class Kernel(NamedTuple):
     row: Any  # [g, t, n], row factors sqrt(w_i / row_i)
     column: Any  # [g lanes t, k], column sums of each lane
     floor: Any  # lower bound of affinities
-    moved: Any  # [g, t n d], the drifts: of each block of rows those of all temperatures
+    moved: Any  # [g, t n stride], the drifts: of each block of rows those of all temperatures
     squares: Any  # [g lanes, t], the sum of their squares over each unit
 
 
@@ -175,7 +176,6 @@ def add_up(sizes, arrays, kernel, begin, end, thread):
 
     Where distances are stored and one exponential gives all temperatures, it replaces them.
     """
-    threads = use_threads(1)
     count = kernel.scale.size
     for unit in range(begin, end):
         group, lane = unit // sizes.lanes, unit % sizes.lanes
@@ -190,7 +190,6 @@ def add_up(sizes, arrays, kernel, begin, end, thread):
                 _sum_spread_block(block, kernel, unit)
             else:
                 _sum_block(block, kernel, unit)
-    use_threads(threads)
 
 
 @loop
@@ -274,8 +273,7 @@ def _move_block(sizes, kernel, block, y, moved):
 @entry
 def move(sizes, arrays, kernel, begin, end, thread):
     """Write the drift at every temperature, block by block, and the sum of its squares over each unit."""
-    threads = use_threads(1)
-    count, width = kernel.scale.size, sizes.width
+    count, stride = kernel.scale.size, sizes.stride
     for unit in range(begin, end):
         group, lane = unit // sizes.lanes, unit % sizes.lanes
         slot = group if sizes.kept else thread
@@ -291,30 +289,27 @@ def move(sizes, arrays, kernel, begin, end, thread):
             last = min(first + sizes.block, sizes.rows)
             rows = count * (last - first)
             block = _load(sizes, arrays, kernel, survey, group, first, last, thread)
-            drift = kernel.moved[group][first * count * width : last * count * width].reshape(rows, width)
+            drift = kernel.moved[group][first * count * stride : last * count * stride].reshape(rows, stride)
             _move_block(sizes, kernel, block, y, drift)
-            if width > DIRECT_DIMENSIONS:
-                multiply(arrays, thread, block.values[:rows], y, drift, False)
+            if sizes.width > DIRECT_DIMENSIONS:
+                multiply(block.values[:rows], y, drift, arrays.panel[thread])
             for i in range(rows):
-                kernel.squares[unit, i // (last - first)] += dot(drift, i, drift, i, 0, width)
-    use_threads(threads)
+                kernel.squares[unit, i // (last - first)] += dot(drift, i, drift, i, 0, stride)
 
 
 @entry
 def combine(sizes, moved, factors, total, begin, end, thread):
     """Write the sum of the drifts of all temperatures, each times a factor."""
-    count = factors.size
+    count, width, stride = factors.size, sizes.width, sizes.stride
     for unit in range(begin, end):
         group, lane = unit // sizes.lanes, unit % sizes.lanes
         for first in range(lane * sizes.block, sizes.rows, sizes.lanes * sizes.block):
-            last = min(first + sizes.block, sizes.rows)
-            flat = moved[group][first * count * sizes.width : last * count * sizes.width]
-            rows = (last - first) * sizes.width
-            out = total[group][first:last].reshape(rows)
-            one = flat[:rows]
-            for j in range(rows):
-                out[j] = factors[0] * one[j]
-            for t in range(1, count):
-                one, factor = flat[t * rows : (t + 1) * rows], factors[t]
-                for j in range(rows):
-                    out[j] += factor * one[j]
+            rows = min(first + sizes.block, sizes.rows) - first
+            drift = moved[group][first * count * stride : (first + rows) * count * stride].reshape(count * rows, stride)
+            out = total[group][first : first + rows]
+            for i in range(rows):
+                for c in range(width):
+                    out[i, c] = factors[0] * drift[i, c]
+                for t in range(1, count):
+                    for c in range(width):
+                        out[i, c] += factors[t] * drift[t * rows + i, c]

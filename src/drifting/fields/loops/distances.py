@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drifting.fields.loops.products import multiply_packed, pack
 from drifting.fields.loops.simd import WIDTH, count_below, larger, load, lowest, root, smaller, splat, store
 from drifting.fields.loops.simd import total as sum_of
-from drifting.fields.loops.vectors import INFINITY, ZERO, dot, entry, loop, multiply, use_threads
+from drifting.fields.loops.vectors import INFINITY, ZERO, dot, entry, loop
 
 # Up to this many coordinates are subtracted directly; the targets are then stored one coordinate after the other.
 DIRECT_DIMENSIONS = 8
@@ -37,6 +38,7 @@ class Sizes(NamedTuple):
     columns: int  # all columns
     targets: int  # the columns that are not filled up
     width: int
+    stride: int  # entries of a centered sample: `width`, filled up where samples are multiplied
     own: int
     kept: int
     stored: int
@@ -55,15 +57,15 @@ class Arrays(NamedTuple):
     weights: Any  # [g or 1, k], 0 for filling columns
     filling: Any  # [1, k], infinity for filling columns, 0 for others
     center: Any  # [g, d], the means of the targets
-    y: Any  # [g or threads, k d], centered targets
-    x: Any  # [g or threads, n d], centered rows, where they are not the first targets
+    y: Any  # [g or threads, k stride], centered targets
+    packed: Any  # [g or threads, _], the same for products
+    x: Any  # [g or threads, n stride], centered rows, where they are not the first targets
     norms: Any  # [g or threads, n + k], squared lengths of rows and targets
     distances: Any  # [g or threads, n or block, k]
     nearest: Any  # [g, n], the nearest target of each row
     column_nearest: Any  # [g lanes, k], the nearest row of each target
     scratch: Any  # [threads, _, k]
-    integers: Any  # [threads, 8], arguments of the products
-    floats: Any  # [threads, 2]
+    panel: Any  # [threads, DEPTH, PANEL], for `multiply`
 
 
 @loop
@@ -82,6 +84,8 @@ def _subtract(samples, center, out, start, turned):
         else:
             for c in range(center.size):
                 out[start + i, c] = samples[i, c] - center[c]
+            for c in range(center.size, out.shape[1]):
+                out[start + i, c] = ZERO
 
 
 @loop
@@ -129,9 +133,12 @@ def center_group(sizes, arrays, group, slot):
     for c in range(center.size):
         center[c] /= np.float32(sizes.targets)
     center_targets(sizes, arrays, group, slot)
-    _lengths(targets(sizes, arrays, slot), turned, arrays.norms[slot][sizes.rows :])
+    y = targets(sizes, arrays, slot)
+    _lengths(y, turned, arrays.norms[slot][sizes.rows :])
+    if not turned:
+        pack(y, arrays.packed[slot])
     if not sizes.own:
-        x = arrays.x[slot].reshape(sizes.width, sizes.rows) if turned else arrays.x[slot].reshape(sizes.rows, sizes.width)
+        x = arrays.x[slot].reshape(sizes.width, sizes.rows) if turned else arrays.x[slot].reshape(sizes.rows, sizes.stride)
         _subtract(arrays.generated[group], center, x, 0, turned)
         _lengths(x, turned, arrays.norms[slot][: sizes.rows])
 
@@ -148,7 +155,7 @@ def targets(sizes, arrays, slot):
     """Return the centered targets [k, d], or [d, k] for few coordinates."""
     if sizes.width <= DIRECT_DIMENSIONS:
         return arrays.y[slot].reshape(sizes.width, sizes.columns)
-    return arrays.y[slot].reshape(sizes.columns, sizes.width)
+    return arrays.y[slot].reshape(sizes.columns, sizes.stride)
 
 
 @loop
@@ -210,8 +217,8 @@ def write_distances(sizes, arrays, group, slot, first, last, thread, out):
         stride = sizes.columns if sizes.own else sizes.rows
         x = flat[: sizes.width * stride].reshape(sizes.width, stride)
     else:
-        x = flat[: sizes.rows * sizes.width].reshape(sizes.rows, sizes.width)[first:last]
-        multiply(arrays, thread, x, y, out, True)
+        x = flat[: sizes.rows * sizes.stride].reshape(sizes.rows, sizes.stride)[first:last]
+        multiply_packed(x, arrays.packed[slot], out)
     sum_of_distances = 0.0
     for i in range(last - first):
         if turned:
@@ -249,7 +256,6 @@ def _survey(distances, first, nearest, column_nearest, unit):
 @entry
 def measure(sizes, arrays, sums, begin, end, thread):
     """Compute distances; write the weighted sum of those of each unit, and the nearest neighbors of rows and columns."""
-    threads = use_threads(1)
     for unit in range(begin, end):
         group, lane = unit // sizes.lanes, unit % sizes.lanes
         slot = group if sizes.kept else thread
@@ -263,4 +269,3 @@ def measure(sizes, arrays, sums, begin, end, thread):
             total += write_distances(sizes, arrays, group, slot, first, last, thread, distances)
             _survey(distances, first, arrays.nearest[group], arrays.column_nearest, unit)
         sums[unit] = total
-    use_threads(threads)

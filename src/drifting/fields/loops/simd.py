@@ -15,9 +15,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_jitable, register_model
+from numba.extending import intrinsic as _intrinsic
+from numba.extending import models, overload, register_jitable, register_model
 
-_intrinsic: Any = intrinsic  # its type does not tell that numba passes the first argument
+intrinsic: Any = _intrinsic  # its type does not tell that numba passes the first argument
 
 WIDTH = 16
 # Exponents below this one give 0: e^-69 is 1e-30, far above the denormal numbers on which a CPU is slow.
@@ -28,7 +29,7 @@ _P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.flo
 _P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 
 _FLOAT, _WORD = ir.FloatType(), ir.IntType(32)
-_FLOATS, _WORDS = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_WORD, WIDTH)
+FLOATS, WORDS = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_WORD, WIDTH)
 
 
 class Vector(types.Type):
@@ -44,7 +45,7 @@ vector = Vector()
 @register_model(Vector)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, FLOATS)
 
 
 def padded(count: int) -> int:
@@ -58,24 +59,24 @@ def _unary(generate: Callable[..., Any], result: Any = vector) -> Any:
     def operation(context: Any, a: Any) -> Any:
         return result(vector), lambda context, builder, signature, values: generate(builder, *values)
 
-    return _intrinsic(operation)
+    return intrinsic(operation)
 
 
 def _binary(generate: Callable[..., Any]) -> Any:
     def operation(context: Any, a: Any, b: Any) -> Any:
         return vector(vector, vector), lambda context, builder, signature, values: generate(builder, *values)
 
-    return _intrinsic(operation)
+    return intrinsic(operation)
 
 
 def _ternary(generate: Callable[..., Any]) -> Any:
     def operation(context: Any, a: Any, b: Any, c: Any) -> Any:
         return vector(vector, vector, vector), lambda context, builder, signature, values: generate(builder, *values)
 
-    return _intrinsic(operation)
+    return intrinsic(operation)
 
 
-def _call(name: str, result: Any = _FLOATS, **options: Any) -> Callable[..., Any]:
+def _call(name: str, result: Any = FLOATS, **options: Any) -> Callable[..., Any]:
     """Return what writes a call of one of LLVM's own functions."""
 
     def generate(builder: Any, *values: Any) -> Any:
@@ -85,20 +86,21 @@ def _call(name: str, result: Any = _FLOATS, **options: Any) -> Callable[..., Any
     return generate
 
 
-def _spread(builder: Any, value: Any) -> Any:
+def spread(builder: Any, value: Any) -> Any:
     """Write the vector whose entries are all this number."""
-    single = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, _WORD(0))
-    return builder.shuffle_vector(single, single, ir.Constant(_WORDS, [0] * WIDTH))
+    single = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), value, _WORD(0))
+    return builder.shuffle_vector(single, single, ir.Constant(WORDS, [0] * WIDTH))
 
 
-def _constant(value: float) -> Any:
-    return ir.Constant(_FLOATS, [value] * WIDTH)
+def constant(value: float) -> Any:
+    """Return the vector whose entries are all this constant."""
+    return ir.Constant(FLOATS, [value] * WIDTH)
 
 
 def _two_to(builder: Any, exponent: Any) -> Any:
     """Write 2^exponent of whole numbers, by the bits."""
-    whole = builder.add(builder.fptosi(exponent, _WORDS), ir.Constant(_WORDS, [127] * WIDTH))
-    return builder.bitcast(builder.shl(whole, ir.Constant(_WORDS, [23] * WIDTH)), _FLOATS)
+    whole = builder.add(builder.fptosi(exponent, WORDS), ir.Constant(WORDS, [127] * WIDTH))
+    return builder.bitcast(builder.shl(whole, ir.Constant(WORDS, [23] * WIDTH)), FLOATS)
 
 
 def _sum(builder: Any, value: Any) -> Any:
@@ -106,11 +108,11 @@ def _sum(builder: Any, value: Any) -> Any:
 
 
 def _kept(builder: Any, value: Any, x: Any, bound: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", x, bound), value, _constant(0.0))
+    return builder.select(builder.fcmp_ordered(">", x, bound), value, constant(0.0))
 
 
 def _ones(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered("<", a, b), _constant(1.0), _constant(0.0))
+    return builder.select(builder.fcmp_ordered("<", a, b), constant(1.0), constant(0.0))
 
 
 # NaN in the first argument of `larger` stays, NaN in the second of either is ignored.
@@ -127,37 +129,37 @@ _floor = _unary(_call("llvm.floor.v16f32"))
 _power_of_two = _unary(_two_to)
 
 
-@_intrinsic
+@intrinsic
 def splat(context: Any, number: Any) -> Any:
     """Return the vector whose entries are all this number."""
-    return vector(types.float32), lambda context, builder, signature, values: _spread(builder, *values)
+    return vector(types.float32), lambda context, builder, signature, values: spread(builder, *values)
 
 
-def _place(context: Any, builder: Any, kind: Any, matrix: Any, indices: list[Any]) -> Any:
+def place(context: Any, builder: Any, kind: Any, matrix: Any, indices: list[Any]) -> Any:
     """Write the address of an entry of a matrix."""
     array = context.make_array(kind)(context, builder, matrix)
     place = cgutils.get_item_pointer(context, builder, kind, array, indices, wraparound=False)
-    return builder.bitcast(place, _FLOATS.as_pointer())
+    return builder.bitcast(place, FLOATS.as_pointer())
 
 
-@_intrinsic
+@intrinsic
 def load(context: Any, matrix: Any, row: Any, column: Any) -> Any:
     """Return the vector that begins at an entry of a matrix."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         matrix, *indices = values
-        return builder.load(_place(context, builder, signature.args[0], matrix, indices), align=4)
+        return builder.load(place(context, builder, signature.args[0], matrix, indices), align=4)
 
     return vector(matrix, types.intp, types.intp), generate
 
 
-@_intrinsic
+@intrinsic
 def store(context: Any, matrix: Any, row: Any, column: Any, value: Any) -> Any:
     """Write a vector to the place that begins at an entry of a matrix."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         matrix, *indices, value = values
-        builder.store(value, _place(context, builder, signature.args[0], matrix, indices), align=4)
+        builder.store(value, place(context, builder, signature.args[0], matrix, indices), align=4)
         return context.get_dummy_value()
 
     return types.void(matrix, types.intp, types.intp, vector), generate

@@ -1,4 +1,4 @@
-"""What the compiled loops share: how numba compiles them, sums along rows of any length, and the matrix product.
+"""What the compiled loops share: how numba compiles them, and sums along rows of any length.
 
 Rows are named by a matrix and an index, because a slice for each would cost more than short loops.
 """
@@ -10,19 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llvmlite import binding
-from numba import njit, types
-
-from drifting.fields.compiled_drifts import products
+from numba import njit
 
 ZERO, ONE, INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
-_NO, _YES = 78, 84  # the letters N and T of the library's transposition
-
-for _name, _pointer in (products() or {}).items():
-    binding.add_symbol(_name, _pointer)
-_address = types.intp
-_product = types.ExternalFunction("drifting_sgemm", types.void(*[_address] * 13))
-use_threads = types.ExternalFunction("drifting_blas_threads", types.intc(types.intc))
 _stamp = tuple((path.name, os.stat(path).st_mtime, os.stat(path).st_size) for path in sorted(Path(__file__).parent.glob("*.py")))
 
 
@@ -61,16 +51,3 @@ def dot(one, i, other, k, begin, end):
     for j in range(begin, end):
         total += one[i, j] * other[k, j]
     return total
-
-
-@loop
-def multiply(arrays, thread, one, other, out, transposed):
-    """Write one @ other, or one @ other^T, of contiguous matrices, by the Fortran interface: everything is transposed."""
-    integers, floats = arrays.integers[thread], arrays.floats[thread]
-    integers[0], integers[1], integers[2] = out.shape[1], out.shape[0], one.shape[1]
-    integers[3], integers[4], integers[5] = other.shape[1], one.shape[1], out.shape[1]
-    integers[6], integers[7] = (_YES if transposed else _NO), _NO
-    floats[0], floats[1] = ONE, ZERO
-    i, f = integers.ctypes.data, floats.ctypes.data
-    a, b, c = one.ctypes.data, other.ctypes.data, out.ctypes.data
-    _product(i + 24, i + 28, i, i + 4, i + 8, f, b, i + 12, a, i + 16, f + 4, c, i + 20)
