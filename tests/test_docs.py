@@ -62,7 +62,7 @@ def test_site_builds_without_a_broken_link(tmp_path):
         "drifting.loss.drifting_loss",
         "drifting.runs.train.train",
         "drifting.fields.MeanShift",
-        "drifting.fields.mean_shift.mean_shift",
+        "drifting.fields.backends.mean_shift",
         "drifting.training.Trainer",
     ):
         assert f'id="{name}"' in reference

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from drifting import InputError, drifting_loss
 from drifting.fields import MeanShift
-from drifting.fields.mean_shift import mean_shift_field
 from drifting.guidance import check_guidance_law, check_guidance_scale, draw_guidance_scale, unconditional_weight
 from tests.support.two_components import two_components, upper_shares
 
@@ -45,7 +44,7 @@ def test_equilibrium_is_the_guided_mixture(guidance_scale):
         generated, others, positives = (torch.full((1, k, 1), at).double() for k, at in ((n, mean), (m, everything), (8, label)))
         negatives = torch.cat([generated, others], 1)
         options = {"temperatures": torch.tensor([1e8], dtype=torch.float64), "weights": weights, "num_self": n}
-        return float(mean_shift_field(generated, positives, negatives, **options).mean())
+        return float(MeanShift()(generated, positives, negatives, **options).mean())
 
     assert abs(mean_drift(wanted)) < 5 / n * mean_drift(wanted - 1)
     assert mean_drift(wanted - 1) > 0 > mean_drift(wanted + 1)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from drifting import drifting_loss
 from drifting.fields import MeanShift
-from drifting.fields.mean_shift import mean_shift_field
 from tests.oracle import drifting_oracle as oracle
 from tests.support.covering import pairwise
 
@@ -80,7 +79,7 @@ def test_gradient_is_the_drift_in_closed_form(normalize_features, normalize_drif
     report, gradient = with_gradient(generated, positives, temperatures=temperatures.tolist(), **options)
     unit = report.scale / 2 if normalize_features else 1.0
     bandwidths = temperatures * report.scale
-    drift = mean_shift_field(generated, positives, generated, temperatures=bandwidths, num_self=5) / unit
+    drift = MeanShift()(generated, positives, generated, temperatures=bandwidths, num_self=5) / unit
     assert_close(torch.stack(list(report.drift_norms.values())), drift.square().mean((1, 2, 3)))
     rms = drift.square().mean((1, 2, 3), keepdim=True).sqrt() if normalize_drift else 1.0
     assert_close(gradient, -2 * (drift / rms).sum(0) / (5 * 4 * unit))

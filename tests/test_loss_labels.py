@@ -8,9 +8,7 @@ import torch
 
 from drifting import DriftingLoss, drifting_loss
 from drifting.errors import InputError
-from drifting.fields import mean_shift
-from drifting.fields.diagnostics import kernel_statistics
-from drifting.fields.mean_shift import mean_shift_field
+from drifting.fields import MeanShift, mean_shift
 
 TEMPERATURES = (0.1, 0.5)
 LOSS = DriftingLoss(temperatures=TEMPERATURES)
@@ -102,10 +100,10 @@ def test_labels_that_do_not_fit_are_refused(options, message):
         lambda x, w: drifting_loss(x, x, positive_weights=w),
         lambda x, w: drifting_loss(x, x, x, unconditional_weights=w),
         lambda x, w: LOSS(x, x, weights={"generated": w}),
-        lambda x, w: mean_shift_field(
+        lambda x, w: MeanShift()(
             x[None], x[None], x[None], temperatures=torch.ones(1, dtype=x.dtype), weights=torch.cat([w, w])[None]
         ),
-        lambda x, w: kernel_statistics(
+        lambda x, w: MeanShift().statistics(
             x[None], x[None], x[None], temperatures=torch.ones(1, dtype=x.dtype), weights=torch.cat([w, w])[None]
         ),
     ],

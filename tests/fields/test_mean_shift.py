@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting.fields import mean_shift
-from drifting.fields.mean_shift import mean_shift_field
+from drifting.fields import MeanShift, mean_shift
 from tests.oracle import drifting_oracle as oracle
 from tests.support.covering import pairwise
 
@@ -76,7 +75,7 @@ def test_field_with_appended_negatives_masks_the_generated_rows_alone(seed, temp
     generated, others, positives = draw(seed, (2, 4, 3), (2, m, 3), (2, 5, 3))
     negatives = torch.cat([generated, others], 1)
     (weights,) = draw_weights(seed, (2, 4 + m + 5))
-    drift = mean_shift_field(
+    drift = MeanShift()(
         generated, positives, negatives, temperatures=torch.tensor(temperatures, dtype=torch.float64), weights=weights, num_self=4
     )
     targets = torch.cat([negatives, positives], 1).numpy()

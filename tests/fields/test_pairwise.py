@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drifting import drifting_loss
-from drifting.fields import kernel_statistics, pairwise
-from drifting.fields.mean_shift import mean_shift_field
+from drifting.fields import MeanShift, pairwise
 from tests.oracle import drifting_oracle as oracle
 
 SIZES = st.integers(1, 7)
@@ -47,14 +46,13 @@ def test_results_do_not_depend_on_the_size_of_tiles(monkeypatch, budget, dimensi
         "temperatures": torch.tensor([0.1, 1.0], dtype=torch.float64),
         "weights": weights,
         "num_self": 5,
-        "affinity_floor": 1e-6,
     }
 
     def results():
         negatives = torch.cat([generated, others], 1)
         return [
-            mean_shift_field(generated, positives, negatives, **options),
-            *kernel_statistics(generated, positives, negatives, **options),
+            MeanShift(1e-6)(generated, positives, negatives, **options),
+            *MeanShift(1e-6).statistics(generated, positives, negatives, **options),
             drifting_loss(generated, positives, others).loss,
         ]
 

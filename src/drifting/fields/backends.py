@@ -2,14 +2,14 @@
 
 The compiled loops and the kernels of a GPU have files of their own, `compiled_drifts` and `triton_drifts`.
 
-Shapes: t temperatures, g groups, n generated, k targets, d coordinates.
+Shapes: t temperatures, g groups, n generated, p positives, m negatives, k targets, d coordinates.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting._checks import constant
+from drifting._checks import check_shapes, check_temperature, constant, full_precision, join_weights
 from drifting.fields import compiled_drifts, triton_drifts
 from drifting.fields.base import Drifts, Field, Problem
 from drifting.fields.compiled_drifts import CompiledDrifts, is_available
@@ -35,6 +35,50 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
     if fast is not None and triton_drifts.is_available(problem):
         return triton_drifts.TritonDrifts(problem, floor=fast.affinity_floor, smallest=smallest)
     return FieldDrifts(field, problem, smallest=smallest, memory=memory)
+
+
+@constant
+def mean_shift(
+    generated: Float[Tensor, "*g n d"],
+    positives: Float[Tensor, "*g p d"],
+    negatives: Float[Tensor, "*g m d"] | None = None,
+    *,
+    temperature: float,
+    affinity_floor: float = 0.0,
+    positive_weights: Float[Tensor, "*g p"] | None = None,
+    negative_weights: Float[Tensor, "*g m"] | None = None,
+) -> Float[Tensor, "*g n d"]:
+    """Return the mean-shift drift of each generated sample, a constant for autograd.
+
+    Args:
+        generated: samples [n, d], or [g, n, d] for g independent problems.
+        positives: real samples.
+        negatives: samples that repel. With None the generated samples repel each other, and no sample repels itself. Pass an
+            independent second generated batch to count every pair.
+        temperature: bandwidth of the kernel exp(-distance / temperature), in the units of the coordinates; above 0.
+        affinity_floor: lower bound of the squared affinity (the release: 1e-6).
+        positive_weights: non-negative weight of each positive's affinity; ones by default.
+        negative_weights: the same for the negatives, or for the generated rows if `negatives` is None.
+
+    Returns:
+        The drift, shaped like `generated`: float64 for float64 samples, float32 for all others, including half precision.
+
+    Raises:
+        InputError: if the shapes do not match or the temperature is not positive and finite.
+
+    Source: paper, Algorithm 2.
+    """
+    check_temperature(temperature)
+    num_self = generated.shape[-2] if negatives is None else 0
+    negatives = generated if negatives is None else negatives
+    check_shapes(generated, positives, negatives)
+    weights = join_weights((negatives, negative_weights), (positives, positive_weights))
+    grouped = generated.ndim == 3
+    moved, real, repelling = (full_precision(part if grouped else part[None]) for part in (generated, positives, negatives))
+    weights = weights if grouped or weights is None else weights[None]
+    problem = Problem(moved, [repelling], real, weights, num_self)
+    drift = drift_at_one(MeanShift(affinity_floor), problem, moved.new_tensor([temperature]))
+    return drift if grouped else drift[0]
 
 
 def drift_at_one(field: Field, problem: Problem, temperature: Float[Tensor, "1"]) -> Float[Tensor, "g n d"]:

@@ -30,85 +30,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting._checks import (
-    check_choice,
-    check_shapes,
-    check_temperature,
-    check_weights,
-    constant,
-    full_precision,
-    join_weights,
-)
+from drifting._checks import check_choice, check_shapes, check_temperature, check_weights, constant, full_precision
 from drifting.fields import pairwise
-from drifting.fields.base import DriftField, Peers, Problem, Statistics
+from drifting.fields.base import DriftField, Peers
+from drifting.fields.diagnostics import KernelStatistics, spread_of
 from drifting.fields.kernels import KERNELS
 
 BY_COLUMNS = "rows_and_columns"
 NORMALIZATIONS = (BY_COLUMNS, "rows")
-
-
-@constant
-def mean_shift(
-    generated: Float[Tensor, "*g n d"],
-    positives: Float[Tensor, "*g p d"],
-    negatives: Float[Tensor, "*g m d"] | None = None,
-    *,
-    temperature: float,
-    affinity_floor: float = 0.0,
-    positive_weights: Float[Tensor, "*g p"] | None = None,
-    negative_weights: Float[Tensor, "*g m"] | None = None,
-) -> Float[Tensor, "*g n d"]:
-    """Return the mean-shift drift of each generated sample, a constant for autograd.
-
-    Args:
-        generated: samples [n, d], or [g, n, d] for g independent problems.
-        positives: real samples.
-        negatives: samples that repel. With None the generated samples repel each other, and no sample repels itself. Pass an
-            independent second generated batch to count every pair.
-        temperature: bandwidth of the kernel exp(-distance / temperature), in the units of the coordinates; above 0.
-        affinity_floor: lower bound of the squared affinity (the release: 1e-6).
-        positive_weights: non-negative weight of each positive's affinity; ones by default.
-        negative_weights: the same for the negatives, or for the generated rows if `negatives` is None.
-
-    Returns:
-        The drift, shaped like `generated`: float64 for float64 samples, float32 for all others, including half precision.
-
-    Raises:
-        InputError: if the shapes do not match or the temperature is not positive and finite.
-
-    Source: paper, Algorithm 2.
-    """
-    from drifting.fields.backends import drift_at_one  # imports this module
-
-    check_temperature(temperature)
-    num_self = generated.shape[-2] if negatives is None else 0
-    negatives = generated if negatives is None else negatives
-    check_shapes(generated, positives, negatives)
-    weights = join_weights((negatives, negative_weights), (positives, positive_weights))
-    grouped = generated.ndim == 3
-    moved, real, repelling = (full_precision(part if grouped else part[None]) for part in (generated, positives, negatives))
-    weights = weights if grouped or weights is None else weights[None]
-    problem = Problem(moved, [repelling], real, weights, num_self)
-    drift = drift_at_one(MeanShift(affinity_floor), problem, moved.new_tensor([temperature]))
-    return drift if grouped else drift[0]
-
-
-def mean_shift_field(
-    generated: Float[Tensor, "g n d"],
-    positives: Float[Tensor, "g p d"],
-    negatives: Float[Tensor, "g m d"],
-    *,
-    temperatures: Float[Tensor, " t"],
-    weights: Float[Tensor, "g m+p"] | None = None,
-    num_self: int = 0,
-    affinity_floor: float = 0.0,
-    distances: Float[Tensor, "g n m+p"] | None = None,
-) -> Float[Tensor, "t g n d"]:
-    """Return the mean-shift drift at every temperature, as a `Field` does. Arguments as in `Field` and `mean_shift`."""
-    field = MeanShift(affinity_floor)
-    return field(
-        generated, positives, negatives, temperatures=temperatures, weights=weights, num_self=num_self, distances=distances
-    )
 
 
 @dataclass(frozen=True)
@@ -155,30 +84,79 @@ class MeanShift(DriftField):
         """
         check_weights(weights)
         targets = Targets(positives, negatives, weights, self.bias_correction)
-        options = {"kernel": self.kernel, "by_columns": self.normalization == BY_COLUMNS}
         if distances is None:
             distances = pairwise.pairwise_distances(generated, targets.coordinates)
         pairwise.mask_self(distances, num_self, peers)
         if peers is None and pairwise.fits_at_once(distances, temperatures):
-            affinity = pairwise.affinities_at_once(distances, temperatures, self.affinity_floor, **options)
+            affinity = pairwise.affinities_at_once(distances, temperatures, self.affinity_floor, **self._affinity_options)
             return targets.drift(affinity, slice(None)).unflatten(1, (len(temperatures), -1)).transpose(0, 1)
         drift = generated.new_empty(len(temperatures), *generated.shape)
-        tiles = pairwise.affinity_tiles(distances, temperatures, self.affinity_floor, peers, **options)
+        tiles = pairwise.affinity_tiles(distances, temperatures, self.affinity_floor, peers, **self._affinity_options)
         for index, groups, rows, affinity in tiles:
             targets.drift(affinity, groups, out=drift[index, groups, rows])
         return drift
 
-    def statistics(self, generated: Tensor, positives: Tensor, negatives: Tensor, **options: Any) -> Statistics:
-        """Return how the kernel spreads, see `diagnostics.kernel_statistics`."""
-        from drifting.fields.diagnostics import spread_of  # imports this module
+    @constant
+    def statistics(
+        self,
+        generated: Float[Tensor, "g n d"],
+        positives: Float[Tensor, "g p d"],
+        negatives: Float[Tensor, "g m d"],
+        *,
+        temperatures: Float[Tensor, " t"],
+        weights: Float[Tensor, "g m+p"] | None = None,
+        num_self: int = 0,
+        peers: Peers | None = None,
+    ) -> KernelStatistics:
+        """Return how the kernel spreads over its targets. Arguments as in a call.
 
-        return spread_of(self, generated, positives, negatives, **options)
+        With peers, the kernel covers the rows of all processes and the averages those of this process. Their mean over the
+        processes is what one call with all rows returns.
+        """
+        check_weights(weights)
+        distances = pairwise.pairwise_distances(generated, torch.cat([negatives, positives], 1))
+        pairwise.mask_self(distances, num_self, peers)
+        tiles = pairwise.affinity_tiles(distances, temperatures, self.affinity_floor, peers, **self._affinity_options)
+        return spread_of(tiles, distances.shape, weights=weights, num_negatives=negatives.shape[1], like=temperatures)
 
-    def at(self, points: Tensor, generated: Tensor, positives: Tensor, *, temperature: float) -> Float[Tensor, "q d"]:
-        """Return the drift at any points, see `diagnostics.mean_shift_at`."""
-        from drifting.fields.diagnostics import drift_at
+    @constant
+    def at(
+        self, points: Float[Tensor, "q d"], generated: Float[Tensor, "n d"], positives: Float[Tensor, "p d"], *, temperature: float
+    ) -> Float[Tensor, "q d"]:
+        """Return the drift that a test particle would feel at `points`, to draw the field.
 
-        return drift_at(self, points, generated, positives, temperature=temperature)
+        The points do not change the field: the column normalizers are those of the generated samples, so the drift at one point
+        does not depend on the other points. Affinities are clamped to at most 1, as they are between samples.
+
+        Args:
+            points: where to evaluate the field.
+            generated: the samples that repel.
+            positives: real samples, which attract.
+            temperature: bandwidth of the kernel, in the units of the coordinates; above 0.
+
+        Raises:
+            InputError: if the shapes do not match or the temperature is not positive and finite.
+        """
+        check_temperature(temperature)
+        check_shapes(points, generated, positives)
+        points, generated, positives = (full_precision(samples) for samples in (points, generated, positives))
+        targets = Targets(positives[None], generated[None], None, self.bias_correction)
+        scale = pairwise.kernel_scale(generated.new_tensor(temperature))
+        distances = pairwise.pairwise_distances(points[None], targets.coordinates)
+        row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale, self.kernel)
+        if self.normalization == BY_COLUMNS:
+            of_samples = pairwise.pairwise_distances(generated[None], targets.coordinates)
+            pairwise.mask_self(of_samples, len(generated))
+            column = pairwise.column_potential(of_samples, of_samples.amin(1, keepdim=True), scale, kernel=self.kernel)
+        else:
+            row, column = 2 * row, torch.zeros_like(distances[:, :1])
+        # A target without samples nearby has a column normalizer that is far too large for a point close to it.
+        affinity = pairwise.affinity(distances, row, column, scale, self.affinity_floor, kernel=self.kernel).clamp_(max=1)
+        return targets.drift(affinity, slice(0, 1))[0]
+
+    @property
+    def _affinity_options(self) -> dict[str, Any]:
+        return {"kernel": self.kernel, "by_columns": self.normalization == BY_COLUMNS}
 
 
 class Targets:

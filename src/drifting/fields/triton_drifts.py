@@ -208,7 +208,7 @@ class TritonDrifts:
 
     @constant
     def statistics(self, temperatures: Float[Tensor, " t"]) -> KernelStatistics:
-        """Return how the kernel spreads, see `diagnostics.kernel_statistics`."""
+        """Return how the kernel spreads, see `diagnostics.KernelStatistics`."""
         temperatures = self._prepare(temperatures)
         groups, rows, _ = self._samples.generated.shape
         sums, grid = self._new(2, 3, len(temperatures), groups, rows), (_whole(rows, self._cut.rows), groups, 2)
