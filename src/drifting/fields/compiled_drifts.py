@@ -77,12 +77,12 @@ class CompiledDrifts:
         assert loops is not None, "ask is_available first"
         self._loops, self._floor, self._smallest, self._order = loops, math.sqrt(floor), smallest, []
         self._numpy = loops.vectors.np  # the core itself imports torch alone
-        self._like, self._weights = generated, problem.weights
+        self._like, self._weights, self._groups = generated, problem.weights, generated.shape[0]
         self._sizes = sizes = self._cut(generated, parts, problem.num_self)
         self._arrays = self._allocate(generated.contiguous(), parts)
         if sizes.kept:
-            self._run(self._loops.distances.center_groups, self._arrays, units=len(generated))
-        sums = self._numpy.empty(len(generated) * sizes.lanes)
+            self._run(self._loops.distances.center_groups, self._arrays, units=self._groups)
+        sums = self._numpy.empty(self._groups * sizes.lanes)
         self._run(self._loops.distances.measure, self._arrays, sums)
         self._sum = float(sums.sum())
         self._moved = None
@@ -111,7 +111,7 @@ class CompiledDrifts:
         )
 
     def _allocate(self, generated: Tensor, parts: Sequence[Tensor]) -> Any:
-        sizes, groups = self._sizes, len(generated)
+        sizes, groups = self._sizes, self._groups
         slots = groups if sizes.kept else self._threads
         layout = (parts[0].shape[1] + parts[1].shape[1], parts[2].shape[1], sizes.negatives, sizes.columns)
         matrices = (groups, sizes.rows) if sizes.stored else (self._threads, sizes.block)
@@ -134,7 +134,7 @@ class CompiledDrifts:
 
     def mean_distance(self) -> Float[Tensor, ""]:
         """Return the mean of distance * weight over all pairs, those of a sample with itself included."""
-        return torch.tensor(self._sum / (len(self._like) * self._sizes.rows * self._sizes.targets))
+        return torch.tensor(self._sum / (self._groups * self._sizes.rows * self._sizes.targets))
 
     def root_mean_squares(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         """Compute the drifts at these temperatures; return the root mean square of each over groups, samples and coordinates."""
@@ -161,7 +161,7 @@ class CompiledDrifts:
 
     def _kernel(self, temperatures: Float[Tensor, " t"]) -> Any:
         """Return the kernel at all temperatures, the highest first, before any sum."""
-        sizes, groups, count = self._sizes, len(self._like), len(temperatures)
+        sizes, groups, count = self._sizes, self._groups, len(temperatures)
         scales = (-kernel_scale(temperatures)).tolist()
         self._order = sorted(range(count), key=lambda index: scales[index])
         scales = [scales[index] for index in self._order]
@@ -190,7 +190,7 @@ class CompiledDrifts:
 
     def _run(self, loop: Callable[..., None], *arguments: Any, units: int | None = None) -> None:
         """Run a loop over all units, or over that many groups, each thread some of them."""
-        count = units or len(self._like) * self._sizes.lanes
+        count = units or self._groups * self._sizes.lanes
         threads = min(self._threads, count)
         bounds = [count * index // threads for index in range(threads + 1)]
         parts = [(self._sizes, *arguments, bounds[thread], bounds[thread + 1], thread) for thread in range(threads)]
