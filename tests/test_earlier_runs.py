@@ -16,7 +16,7 @@ import torch
 from drifting import runs
 from drifting.checkpoint import load_tensors
 from drifting.config import RENAMED, from_json
-from drifting.runs.compare import read_figures
+from drifting.evaluation.tables import read_figures
 from drifting.runs.folder import saved_config
 from tests.support.image_folders import write_images
 

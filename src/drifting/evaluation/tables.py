@@ -1,10 +1,18 @@
-"""The figures of an evaluation as the lines of a table: value, the same figure for real data, and which direction is better.
+"""The figures of an evaluation: from their file, and as the lines of a table.
+
+A line has a value, the same figure for real data, and which direction is better.
 
 Samples that are all alike within their class can have an accuracy of 100 %, so a figure of diversity stands next to every accuracy.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from drifting._json import load_json
+from drifting.errors import InputError
+from drifting.evaluation.figures import Metrics
 
 Value = int | float | Sequence[float] | Sequence[int] | str
 
@@ -66,3 +74,25 @@ def lines(metrics: Mapping[str, Value]) -> list[Line]:
         shown = "" if floor is None else as_text(floor)
         found.append(Line(name, as_text(metrics[name]), shown, direction(name, has_floor=floor is not None)))
     return found
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in GitHub's Markdown, from its heading and its rows."""
+    lines = [lines[0], ("---",) * len(lines[0]), *lines[1:]]
+    return "".join(f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def read_figures(path: Path, fix: str) -> Metrics:
+    """Return the figures in a file by name; none if the file does not exist."""
+    if not path.exists():
+        return {}
+    figures = load_json(path, fix=fix)
+    if not isinstance(figures, dict):
+        raise InputError(f"file is '{path}', which holds no figures by name: {fix}")
+    # Version 0.1 used other names for some figures.
+    figures = {"extractor" if name == "judge" else re.sub("^colour", "color", name): value for name, value in figures.items()}
+    for name, value in figures.items():
+        numbers = all(isinstance(part, int | float) for part in (value if isinstance(value, list) else [value]))
+        if not (isinstance(value, str) if name in ("extractor", "reference") else numbers):
+            raise InputError(f"file is '{path}', where {name} is not a figure: {fix}")
+    return figures

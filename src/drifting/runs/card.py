@@ -10,15 +10,14 @@ from typing import Any
 from drifting import __version__
 from drifting._extras import install_hint
 from drifting.data.readers.find import HUB_IDS
-from drifting.evaluation.tables import Value, lines
-from drifting.runs.compare import markdown
-from drifting.runs.run import Run
+from drifting.evaluation.tables import Value, lines, markdown
+from drifting.runs.samples import TrainedGenerator
 
 # Labels in the example, and figures that the metadata repeat.
 _SHOWN_LABELS, _NUMBERS = 3, (int, float)
 
 
-def model_card(run: Run, name: str, metrics: Mapping[str, Value], *, picture: str | None, dtype: str) -> str:
+def model_card(run: TrainedGenerator, name: str, metrics: Mapping[str, Value], *, picture: str | None, dtype: str) -> str:
     """Return the text of the model card of a run.
 
     Args:
@@ -68,7 +67,7 @@ def model_card(run: Run, name: str, metrics: Mapping[str, Value], *, picture: st
     )
 
 
-def example(run: Run, name: str) -> list[str]:
+def example(run: TrainedGenerator, name: str) -> list[str]:
     """Return four lines of Python that load a run and sample from it."""
     labels = run.generator.num_classes
     chosen = "" if labels is None else f", labels={list(range(min(labels, _SHOWN_LABELS)))}"
@@ -84,7 +83,7 @@ def example(run: Run, name: str) -> list[str]:
     ]
 
 
-def _metadata(run: Run, name: str, metrics: Mapping[str, Value]) -> str:
+def _metadata(run: TrainedGenerator, name: str, metrics: Mapping[str, Value]) -> str:
     """Return the metadata in YAML."""
     hub: Any = importlib.import_module("huggingface_hub")
     data: Any = run.config.data
@@ -128,7 +127,7 @@ def _figures(metrics: Mapping[str, Value]) -> list[str]:
     ]
 
 
-def _training(run: Run, dtype: str) -> list[str]:
+def _training(run: TrainedGenerator, dtype: str) -> list[str]:
     config, schedule = run.config, run.config.schedule
     classes, counts = run.generator.num_classes, config.data.counts
     count = f", {sum(counts):,} of them" if counts else ""

@@ -6,7 +6,6 @@ Shapes: n samples, c channels, h height, w width.
 """
 
 import math
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +15,15 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting import runs
 from drifting._files import atomic_path, check_writable
-from drifting._json import load_json
 from drifting.config import RunConfig
 from drifting.data.pixels import to_signed
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, as_text
-from drifting.evaluation.tables import direction, in_order
+from drifting.evaluation.tables import direction, in_order, markdown, read_figures
 from drifting.plotting import RunColumn, draw_runs
 from drifting.runs.folder import ENCODER_METRICS, LOG, METRICS
+from drifting.runs.run import Run, load_run
 from drifting.training.recorder import MetricsLog
 
 TABLE, PICTURE = "comparison.md", "compare.png"
@@ -82,12 +80,6 @@ class Comparison:
         return markdown([self.columns, *self.rows])
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Return a table in GitHub's Markdown, from its heading and its rows."""
-    lines = [lines[0], ("---",) * len(lines[0]), *lines[1:]]
-    return "".join(f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-
-
 def write_comparison(
     folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False
 ) -> tuple[Comparison, tuple[Path, Path]]:
@@ -120,7 +112,7 @@ def write_comparison(
     return compared, (table, picture)
 
 
-def load_runs(folders: Sequence[str | Path]) -> list[runs.Run]:
+def load_runs(folders: Sequence[str | Path]) -> list[Run]:
     """Return trained runs of images of the same shape, or raise InputError naming the folder that does not fit."""
     if not folders:
         raise InputError("runs is empty: name the folder of at least one trained run of images")
@@ -129,7 +121,7 @@ def load_runs(folders: Sequence[str | Path]) -> list[runs.Run]:
         if (place := Path(folder).resolve()) in seen:
             raise InputError(f"runs has '{folder}' twice: name each run once")
         seen.add(place)
-    loaded = [runs.load_run(folder) for folder in folders]
+    loaded = [load_run(folder) for folder in folders]
     for run in loaded:
         shape, first = run.generator.sample_shape, loaded[0]
         if len(shape) != 3:
@@ -142,7 +134,7 @@ def load_runs(folders: Sequence[str | Path]) -> list[runs.Run]:
     return loaded
 
 
-def read_entry(run: runs.Run, name: str) -> Entry:
+def read_entry(run: Run, name: str) -> Entry:
     """Return the entry of a run from the files in its folder, or raise InputError if one of them is damaged."""
     log = MetricsLog(run.folder / LOG).read()
     speed = log[-1].get("mean_steps_per_second") if log else None
@@ -175,26 +167,10 @@ def comparison(entries: Sequence[Entry]) -> Comparison:
     return Comparison((*_FACTS, *names), tuple(rows), (*doubts, *_incomparable(entries, apart)))
 
 
-def _names(loaded: Sequence[runs.Run]) -> list[str]:
+def _names(loaded: Sequence[Run]) -> list[str]:
     """Return the names of the folders, or their paths where two have one name."""
     names = [run.folder.resolve().name for run in loaded]
     return [name if names.count(name) == 1 else str(run.folder) for name, run in zip(names, loaded, strict=True)]
-
-
-def read_figures(path: Path, fix: str) -> Metrics:
-    """Return the figures in a file by name; none if the file does not exist."""
-    if not path.exists():
-        return {}
-    figures = load_json(path, fix=fix)
-    if not isinstance(figures, dict):
-        raise InputError(f"file is '{path}', which holds no figures by name: {fix}")
-    # Version 0.1 used other names for some figures.
-    figures = {"extractor" if name == "judge" else re.sub("^colour", "color", name): value for name, value in figures.items()}
-    for name, value in figures.items():
-        numbers = all(isinstance(part, int | float) for part in (value if isinstance(value, list) else [value]))
-        if not (isinstance(value, str) if name in ("extractor", "reference") else numbers):
-            raise InputError(f"file is '{path}', where {name} is not a figure: {fix}")
-    return figures
 
 
 def _list(metrics: Metrics, name: str) -> Sequence[int | float]:
@@ -267,7 +243,7 @@ def _same(first: Any, second: Any) -> bool:
     return len(first) == len(second) and all(math.isclose(*pair, **_TOLERANCE) for pair in zip(first, second, strict=True))
 
 
-def _column(entry: Entry, run: runs.Run) -> RunColumn:
+def _column(entry: Entry, run: Run) -> RunColumn:
     distance = entry.metrics.get("frechet_distance")
     title = "" if distance is None else f"Frechet distance {as_text(distance)}"
     known = entry.metrics.get(_CURVE_FLOOR)
@@ -276,7 +252,7 @@ def _column(entry: Entry, run: runs.Run) -> RunColumn:
     return RunColumn(entry.name, title, _grid(run), _list(entry.metrics, _STEPS), _list(entry.metrics, _CURVE), floor, names)
 
 
-def _grid(run: runs.Run) -> Float[Tensor, "rows columns c h w"]:
+def _grid(run: Run) -> Float[Tensor, "rows columns c h w"]:
     """Return samples of the first classes, one class per row, with the same seed for every run."""
     classes = run.generator.num_classes
     rows = min(_ROWS, classes or _ROWS)

@@ -25,10 +25,10 @@ from drifting.config import RunConfig
 from drifting.data.points import TOYS
 from drifting.distributed import join
 from drifting.errors import InputError
+from drifting.evaluation.tables import markdown, read_figures
 from drifting.plotting import Measured, draw_fields
 from drifting.presets.encoders import with_encoder
 from drifting.presets.fields import field_choice
-from drifting.runs.compare import markdown, read_figures
 from drifting.runs.evaluate import load_extractor
 from drifting.runs.folder import CONFIG, ENCODER_WEIGHTS, METRICS, WEIGHTS, newest_checkpoint, read_config
 from drifting.runs.run import load_run

@@ -29,6 +29,7 @@ from drifting.generators.base import Generator
 from drifting.loss import DriftingLoss
 from drifting.runs.folder import CONFIG, STATISTICS
 from drifting.runs.pictures import bandwidths
+from drifting.runs.samples import TrainedGenerator
 from drifting.sampling import check_request, sample, sample_in_parts
 
 # Number of images in a batch: of data sets in memory, and of others.
@@ -40,7 +41,7 @@ class Evaluation:
     """What to measure of a run, and the ways to do it: the data of the run choose one, or measure `sample` in their own way.
 
     Attributes:
-        run: a `run.Run`.
+        run: the run.
         extractor: feature extractor for images, see `evaluation.extractors.find_extractor`.
         real: real images to compare with: a folder, or a file of statistics; None for those of the run.
         count: number of images; None for 10,000, or 50,000 with `real` or for data on disk. For digits it is fixed.
@@ -50,7 +51,7 @@ class Evaluation:
         device: device of generator, decoder and extractor; the generator is moved back afterwards.
     """
 
-    run: Any
+    run: TrainedGenerator
     extractor: str | None = None
     real: str | None = None
     count: int | None = None
@@ -114,12 +115,13 @@ class Evaluation:
     def images(self) -> Metrics:
         """Compare images with real ones that stay on disk."""
         config, count = self.run.config, self.count or STREAMED
+        data: Any = config.data  # images, which have a decoder
         if count < 2:
             raise InputError(f"num_samples is {count}: ask for at least 2")
         extractor = load_extractor(self.extractor, config, self.device)
-        decode = config.data.decoder(self.device)
+        decode = data.decoder(self.device)
         sides = streamed(
-            config.data,
+            data,
             self.real,
             extractor,
             decode=decode,

@@ -16,12 +16,11 @@ from drifting._files import atomic_path, check_writable
 from drifting._json import save_json
 from drifting.checkpoint import check_finite, save_tensors
 from drifting.errors import InputError
+from drifting.evaluation.tables import read_figures
 from drifting.hub.repository import check_repository_id, upload_folder
 from drifting.runs.card import model_card
-from drifting.runs.compare import read_figures
 from drifting.runs.folder import CARD, CONFIG, METRICS, PICTURE, SHARED, WEIGHTS
-from drifting.runs.run import Run
-from drifting.runs.samples import write_samples
+from drifting.runs.samples import TrainedGenerator, write_samples
 
 # What the Hub adds to a repository, and `hf download` to a folder.
 _OF_THE_HUB = (".gitattributes", ".cache", ".git")
@@ -32,7 +31,7 @@ _PLACE = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])+"
 
 
 def save_pretrained(
-    run: Run, folder: str | Path, *, name: str | None = None, half: bool = False, overwrite: bool = False
+    run: TrainedGenerator, folder: str | Path, *, name: str | None = None, half: bool = False, overwrite: bool = False
 ) -> list[Path]:
     """Write a run into a folder to share, completely or not at all, and return its files.
 
@@ -67,7 +66,7 @@ def save_pretrained(
     return [folder / file for file in SHARED if (folder / file).exists()]
 
 
-def push_to_hub(run: Run, repository: str, *, private: bool | None = None, half: bool = False) -> str:
+def push_to_hub(run: TrainedGenerator, repository: str, *, private: bool | None = None, half: bool = False) -> str:
     """Upload a run to a repository of the Hugging Face Hub and return its address; arguments as of `save_pretrained`.
 
     Args:
@@ -86,7 +85,7 @@ def push_to_hub(run: Run, repository: str, *, private: bool | None = None, half:
         return upload_folder(folder, name, private=private, message=f"Share a generator of {run.config.data.title}")
 
 
-def _check_folder(run: Run, folder: Path, *, overwrite: bool) -> None:
+def _check_folder(run: TrainedGenerator, folder: Path, *, overwrite: bool) -> None:
     if folder.exists() and folder.resolve() == run.folder.resolve():
         raise InputError(f"folder is '{folder}', the run itself: name another")
     if folder.exists() and not folder.is_dir():
@@ -99,7 +98,7 @@ def _check_folder(run: Run, folder: Path, *, overwrite: bool) -> None:
     check_writable(folder.parent, "folder")
 
 
-def _draw(run: Run, picture: Path) -> bool:
+def _draw(run: TrainedGenerator, picture: Path) -> bool:
     """Draw samples and return whether a picture can show them, and what it needs is here."""
     shape, classes = run.generator.sample_shape, run.generator.num_classes
     if shape != (2,) and len(shape) != 3:

@@ -21,10 +21,9 @@ from drifting._files import atomic_path, check_writable
 from drifting.config import RunConfig
 from drifting.data import Source
 from drifting.errors import InputError
-from drifting.evaluation.tables import lines
+from drifting.evaluation.tables import lines, read_figures
 from drifting.history import DRIFT_NORM
 from drifting.presets.settings import settings
-from drifting.runs.compare import read_figures
 from drifting.runs.doctor import NOISE_FLOOR, examine
 from drifting.runs.folder import CONFIG, LOG, METRICS, REPORT, WEIGHTS, read_config, read_environments
 from drifting.runs.report_samples import picture_address, read_or_note, shown_samples

@@ -7,40 +7,32 @@ pictures; `load_run(folder)` needs the first and third alone.
 import base64
 import html
 import io
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from drifting._files import hold
 from drifting._json import save_json
 from drifting.checkpoint import load_network
-from drifting.config import RunConfig
 from drifting.errors import InputError
 from drifting.evaluation import Metrics
-from drifting.generators.base import Generator
+from drifting.runs import publish
 from drifting.runs.evaluate import Evaluation
 from drifting.runs.folder import CONFIG, METRICS, REPORT, WEIGHTS, read_config
-from drifting.sampling import Sampler
-from drifting.training.recorder import read_snapshots
-
-# Copies of images as bytes in memory: those of a batch, and all.
-_COPIES = 2
+from drifting.runs.samples import TrainedGenerator, can_be_drawn, picture_of
 
 # Points, and rows and columns of images, of the picture in a notebook.
 _POINTS, _ROWS, _COLUMNS = 2000, 4, 10
 
 
 @dataclass(frozen=True)
-class Run(Sampler):
-    """A trained run."""
+class Run(TrainedGenerator):
+    """A trained run.
 
-    folder: Path
-    config: RunConfig
-    generator: Generator
+    Attributes:
+        pictures: its pictures.
+    """
+
     pictures: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
@@ -63,8 +55,6 @@ class Run(Sampler):
 
     def _repr_png_(self) -> bytes | None:
         """Return a picture of samples of seed 0 as the content of a PNG file; None if no picture shows them."""
-        from drifting.runs.samples import can_be_drawn, picture_of
-
         points, classes = self.generator.sample_shape == (2,), self.generator.num_classes
         samples = self.sample(_POINTS if points else _ROWS * min(_COLUMNS, classes or _COLUMNS))
         if not can_be_drawn(samples.shape[1:]):
@@ -72,24 +62,6 @@ class Run(Sampler):
         file = io.BytesIO()
         picture_of(self, samples, None).save(file, "png")
         return file.getvalue()
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Name of each label; None if they are not known or there are none."""
-        return getattr(self.config.data, "class_names", None)
-
-    def _exporter(self) -> Callable[[Tensor], Tensor]:
-        return self.config.data.exporter()
-
-    def _exported_bytes(self) -> int:
-        return _COPIES * math.prod(self.config.data.exported_shape()) if self.config.data.latent else 0
-
-    def _options(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
-        return super()._options(seed, labels, self.config.schedule.scale_of_samples(guidance_scale))
-
-    def snapshots(self) -> dict[int, Tensor]:
-        """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
-        return read_snapshots(self.folder, self.generator.sample_shape)
 
     def summary(self) -> list[str]:
         """Return the paths of its pictures and of its report."""
@@ -116,14 +88,10 @@ class Run(Sampler):
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False, overwrite: bool = False) -> list[Path]:
         """Write the run into a folder to share, with a model card, and return its files; see `publish.save_pretrained`."""
-        from drifting.runs import publish
-
         return publish.save_pretrained(self, folder, half=half, overwrite=overwrite)
 
     def push_to_hub(self, repository: str, *, private: bool | None = None, half: bool = False) -> str:
         """Upload the run to owner/name on the Hugging Face Hub and return its address; see `publish.push_to_hub`."""
-        from drifting.runs import publish
-
         return publish.push_to_hub(self, repository, private=private, half=half)
 
 

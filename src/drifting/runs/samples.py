@@ -1,30 +1,37 @@
-"""Samples of a run as files: a picture, an array of numbers, or a folder of one picture each, for other people's tools.
+"""A trained generator, and its samples as files: a picture, an array of numbers, or a folder of pictures for other people's tools.
 
 Arrays and folders are written while the samples are made, so that they never are in memory all together, and completely or not at
 all.
 """
 
 import json
+import math
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from drifting._files import atomic_path, check_space, check_writable
+from drifting.config import RunConfig
 from drifting.distributed import join
 from drifting.errors import InputError
+from drifting.generators.base import Generator
 from drifting.plotting import image_grid, pixels_in_grid, points_figure, save_image
 from drifting.sampling import Sampler, label_numbers
+from drifting.training.recorder import read_snapshots
 
 # Limits of a picture: more points hide each other, and few programs show more pixels; this many images always fit.
 _MOST_POINTS, _MOST_PIXELS, _SMALL_PICTURE = 100_000, 2**26, 64
 
+# Copies of images as bytes in memory: those of a batch, and all.
+_COPIES = 2
 # Columns of a picture of all classes, one for each; of more classes, or none, rows of ten.
 _WIDEST = 20
 
@@ -33,6 +40,39 @@ _SUFFIXES = (".png", ".npy", ".npz")
 _DIGITS, _NUMBERED, _LABELS = 6, re.compile(r"\d{6,}\.png", re.ASCII), "dataset.json"
 # Names of the arrays of an .npz file, images and labels, as in those of ADM.
 _ARRAYS = ("arr_0", "arr_1")
+
+
+@dataclass(frozen=True)
+class TrainedGenerator(Sampler):
+    """The generator of a run, which makes samples in the form of the run's data.
+
+    Attributes:
+        folder: the folder of the run.
+        config: its configuration.
+        generator: the network with averaged weights.
+    """
+
+    folder: Path
+    config: RunConfig
+    generator: Generator
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of each label; None if they are not known or there are none."""
+        return getattr(self.config.data, "class_names", None)
+
+    def _exporter(self) -> Callable[[Tensor], Tensor]:
+        return self.config.data.exporter()
+
+    def _exported_bytes(self) -> int:
+        return _COPIES * math.prod(self.config.data.exported_shape()) if self.config.data.latent else 0
+
+    def _options(self, seed: int, labels: Sequence[int | str] | None, guidance_scale: float | None) -> dict[str, Any]:
+        return super()._options(seed, labels, self.config.schedule.scale_of_samples(guidance_scale))
+
+    def snapshots(self) -> dict[int, Tensor]:
+        """Return the samples that were set aside during training, step -> samples; none where they were not kept."""
+        return read_snapshots(self.folder, self.generator.sample_shape)
 
 
 def is_folder(out: str | Path) -> bool:
