@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from drifting.config import ClassifierConfig, LossConfig, RunConfig
 from drifting.data import ImagesData
 from drifting.encoders import LearnedConfig, ResNetConfig, SimCLRConfig
-from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig, UNetConfig
 from drifting.generators.unet import SIZES
+from drifting.presets.fields import AHEAD, PAPER
 from drifting.presets.variants import joint
 from drifting.training.schedule import Schedule
 
@@ -78,7 +78,7 @@ SYSTEMS = {
 
 _DRAWER = DecoderMLPConfig(noise_dim=32, code_dim=256, decoder_width=64, decoder_blocks=1, smoothing=True)
 _SCHEDULE = Schedule(
-    steps=2000,
+    steps=1800,
     labels_per_step=2,
     generated=64,
     positives=128,
@@ -86,7 +86,8 @@ _SCHEDULE = Schedule(
     optimizer="muon",
     learning_rate=3e-3,
     warmup_steps=50,
-    decay_after=600,
+    decay_after=500,
+    cooldown=0.6,
     ema_decay=0.99,
     statistics_every=100,
 )
@@ -101,6 +102,7 @@ _GPU_SCHEDULE = dataclasses.replace(
     learning_rate=5e-4,
     warmup_steps=500,
     decay_after=2000,
+    cooldown=0.0,
     ema_decay=0.999,
 )
 
@@ -125,8 +127,7 @@ def system(name: str, data: str | None = None, unconditional: bool = False, *, g
         data=ImagesData(name="cifar10", path=data, color=True),
         generator=UNetConfig(**vars(SIZES["gpu"])) if gpu else _DRAWER,
         encoder=encoder,
-        # With an affinity floor every class would end at its mean.
-        loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
+        loss=LossConfig(field=PAPER if gpu else AHEAD),
         schedule=dataclasses.replace(_GPU_SCHEDULE if gpu else _SCHEDULE, guidance_scale=chosen.guidance_scale),
         log_every=50,
         snapshots=12,
