@@ -81,9 +81,11 @@ def mean_shift(
     return drift if grouped else drift[0]
 
 
-def drift_at_one(field: Field, problem: Problem, temperature: Float[Tensor, "1"]) -> Float[Tensor, "g n d"]:
+def drift_at_one(
+    field: Field, problem: Problem, temperature: Float[Tensor, "1"], *, memory: Memory | None = None
+) -> Float[Tensor, "g n d"]:
     """Return the drift of a problem at one temperature, by the fastest backend that computes this field."""
-    drifts = open_drifts(field, problem, smallest=0.0)
+    drifts = open_drifts(field, problem, smallest=0.0, memory=memory)
     drifts.root_mean_squares(temperature)
     return drifts.total(torch.ones_like(temperature))
 

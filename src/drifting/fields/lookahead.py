@@ -17,7 +17,7 @@ Shapes: t temperatures, g groups, n generated, p positives, m negatives, q point
 Source: arXiv:2605.04060.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from drifting._checks import check_counts, constant, full_precision
 from drifting.fields.backends import FieldDrifts, drift_at_one, open_drifts
-from drifting.fields.base import DriftField, Peers, Problem
+from drifting.fields.base import DriftField, Problem
 from drifting.fields.mean_shift import MeanShift
 from drifting.fields.pairwise import Memory
 
@@ -88,17 +88,20 @@ class Lookahead(DriftField):
         return self.ahead(problem, first, temperatures)
 
     def ahead(
-        self, problem: Problem, first: Float[Tensor, "t g n d"], temperatures: Float[Tensor, " t"]
+        self, problem: Problem, first: Iterable[Tensor], temperatures: Float[Tensor, " t"], memory: Memory | None = None
     ) -> Float[Tensor, "t g n d"]:
-        """Return the sums of the first drifts and those of the next moves, by the backend that computes the field."""
-        total, negatives = first.clone(), torch.cat([*problem.negatives], 1)
-        for index in range(len(temperatures)):
-            samples, drift = problem.generated, first[index]
+        """Return the sums of the first drifts, those of one temperature after the other, and those of the next moves.
+
+        The backend that is fastest for the field computes the moves. It may keep its matrices in `memory`.
+        """
+        total = problem.generated.new_empty(len(temperatures), *problem.generated.shape)
+        for index, of_temperature in enumerate(first):
+            samples, drift = problem.generated, of_temperature
+            total[index].copy_(drift)
             for _ in range(self.lookahead_steps):
                 samples = samples + drift
-                others = _moved(negatives, samples, problem.num_self, problem.peers)
-                moved = replace(problem, generated=samples, negatives=[others])
-                drift = drift_at_one(self.field, moved, temperatures[index : index + 1])
+                moved = replace(problem, generated=samples, negatives=_moved(problem, samples))
+                drift = drift_at_one(self.field, moved, temperatures[index : index + 1], memory=memory)
                 total[index] += drift
         return total
 
@@ -128,7 +131,7 @@ class AheadDrifts(FieldDrifts):
     @constant
     def __init__(self, ahead: Lookahead, problem: Problem, *, smallest: float, memory: Memory | None = None) -> None:
         """Compute the distances. `backends.open_drifts` has the arguments."""
-        self._ahead, self._problem = ahead, problem
+        self._ahead, self._problem, self._memory = ahead, problem, memory
         self._first = open_drifts(ahead.field, problem, smallest=smallest, memory=memory)
         self._drifts = problem.generated[None]
 
@@ -138,19 +141,22 @@ class AheadDrifts(FieldDrifts):
 
     def _compute(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, "t g n d"]:
         self._first.root_mean_squares(temperatures)
-        one_hot = torch.eye(len(temperatures), device=temperatures.device)
-        return self._ahead.ahead(self._problem, torch.stack([self._first.total(row) for row in one_hot]), temperatures)
+        # All are taken before the moves use the memory.
+        first = [self._first.total(row) for row in torch.eye(len(temperatures), device=temperatures.device)]
+        return self._ahead.ahead(self._problem, first, temperatures, self._memory)
 
 
-def _moved(
-    negatives: Float[Tensor, "g m d"], samples: Float[Tensor, "g n d"], num_self: int, peers: Peers | None
-) -> Float[Tensor, "g m d"]:
+def _moved(problem: Problem, samples: Float[Tensor, "g n d"]) -> Sequence[Float[Tensor, "g _ d"]]:
     """Return the negatives with the moved samples of all processes in place of the generated rows, if they are among them."""
-    if num_self == 0:
-        return negatives
-    if peers is None:
-        return torch.cat([samples[:, :num_self], negatives[:, num_self:]], 1)
-    count = samples.shape[1]
-    everyone = torch.zeros_like(negatives[:, : peers.size * count])
-    everyone[:, peers.rank * count : (peers.rank + 1) * count] = samples
-    return torch.cat([peers.all_reduce_sum(everyone), negatives[:, peers.size * count :]], 1)
+    first, *others = problem.negatives
+    if problem.num_self == 0:
+        return problem.negatives
+    if problem.peers is None:
+        moved = samples[:, : problem.num_self]
+    else:
+        count, rank = samples.shape[1], problem.peers.rank
+        everyone = torch.zeros_like(first[:, : problem.peers.size * count])
+        everyone[:, rank * count : (rank + 1) * count] = samples
+        moved = problem.peers.all_reduce_sum(everyone)
+    rest = first[:, moved.shape[1] :]
+    return [moved, *([rest] if rest.shape[1] else []), *others]
