@@ -142,7 +142,7 @@ def test_features_of_trained_networks_are_built_once(masked, tiny_images, color_
 
 def test_recipe_on_latents_that_are_written_first_is_built_once(tmp_path, monkeypatch, counted):
     settings = functools.partial(CacheSettings, image_size=16)
-    monkeypatch.setattr(importlib.import_module("drifting.runs.train"), "CacheSettings", settings, raising=False)
+    monkeypatch.setattr(importlib.import_module("drifting.runs.latents"), "CacheSettings", settings)
     images = write_images(tmp_path / "bars", {"train/a": 6, "train/b": 6}, size=16, channels=3)
     weights = tmp_path / "masked.safetensors"
     config = smoke(presets.preset("imagenet256-ablation", data=str(images), vae=str(write_vae(tmp_path / "vae"))))
