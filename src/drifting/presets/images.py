@@ -15,9 +15,9 @@ from drifting.encoders import AutoencoderConfig, ResNetConfig, resnet
 from drifting.encoders.autoencoder import Autoencoder, available_features
 from drifting.encoders.resnet import ResNet
 from drifting.errors import InputError
-from drifting.fields import MeanShift
 from drifting.generators import DecoderMLPConfig
 from drifting.presets.cifar10 import ALL_DIMS, FOUR
+from drifting.presets.fields import PAPER
 from drifting.presets.variants import joint
 from drifting.training.schedule import Schedule
 
@@ -91,8 +91,7 @@ def images_of_size(source: ImagesData, size: DataSize) -> RunConfig:
         data=source,
         generator=_generator(size),
         encoder=_encoder(size),
-        # With an affinity floor every class would end at its mean, as for the small digits.
-        loss=LossConfig(field=MeanShift(affinity_floor=0.0)),
+        loss=LossConfig(field=PAPER),
         schedule=_schedule(size),
         log_every=25,
         snapshots=12,
