@@ -1,1 +1,1 @@
-"""The inner loops of `compiled`, which imports them when they are first needed: they need numba, the extra `fast`."""
+"""The inner loops of `compiled_drifts`, which imports them when they are first needed: they need numba, the extra `fast`."""
