@@ -36,6 +36,7 @@ from drifting.evaluation.statistics import (
     unknown_to,
     weights_in_shares,
 )
+from drifting.evaluation.tables import Metrics
 from drifting.metrics.distances import (
     energy_distance,
     energy_distances,
@@ -55,8 +56,6 @@ from drifting.metrics.images import compare_colors, memorization, nearest
 
 # (count, seed) -> samples
 Sampler = Callable[[int, int], Tensor]
-# The extractor and the reference are names; all others are figures.
-Metrics = dict[str, int | float | Sequence[float] | Sequence[int] | str]
 
 SEEDS = 5
 # Number of points whose neighbors are compared.

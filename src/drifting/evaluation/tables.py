@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from drifting._json import load_json
 from drifting.errors import InputError
-from drifting.evaluation.figures import Metrics
 
 Value = int | float | Sequence[float] | Sequence[int] | str
+# The extractor and the reference are names; all others are figures.
+Metrics = dict[str, Value]
 
 FLOOR = "_floor"
 # Figures of which more is better, and of which less is better; others that have a floor should be as those of real data.
