@@ -74,7 +74,8 @@ def test_field_and_the_field_inside_of_it_are_chosen_by_their_names(here, comman
     flags = "--loss.field.field sinkhorn --loss.field lookahead --loss.field.field.iterations 3 --loss.field.lookahead-steps 2"
     assert command("train", "toy", *flags.split(), "--steps", 1, "--save-dir", "x").status == 0
     sinkhorn = {"type": "Sinkhorn", "iterations": 3, "tolerance": 0.01, "mask_self": True}
-    assert _config(here / "x")["loss"]["field"] == {"type": "Lookahead", "field": sinkhorn, "lookahead_steps": 2}
+    ahead = {"lookahead_steps": 2, "weight": 1.0, "shared_moves": False}
+    assert _config(here / "x")["loss"]["field"] == {"type": "Lookahead", "field": sinkhorn, **ahead}
     shown = _flags(command("train", "toy", "--loss.field", "sinkhorn", "--help").out)
     assert {"--loss.field", "--loss.field.tolerance"} <= shown
     assert not {"--loss.field.affinity-floor", "--loss.field.field"} & shown

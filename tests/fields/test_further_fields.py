@@ -166,37 +166,39 @@ def test_corrected_centroid_of_few_samples_is_less_biased():
     assert abs(corrected) < 0.5 * abs(plain)
 
 
-def moves(field, generated, positives, others, temperature, steps):
-    """Return the drifts of the moves of one group, by separate calls."""
-    temperatures = torch.tensor([temperature], dtype=torch.float64)
-    samples, total = generated, torch.zeros_like(generated)
+def moves(field, generated, positives, others, temperatures, steps):
+    """Return the drifts of the moves of one group, which the drifts of these temperatures share, by separate calls."""
+    samples, total = generated, 0
     for _ in range(steps + 1):
         negatives = torch.cat([samples, others])[None]
-        drift = field(samples[None], positives[None], negatives, temperatures=temperatures, num_self=len(samples))[0, 0]
-        samples, total = samples + drift, total + drift
+        drifts = field(samples[None], positives[None], negatives, temperatures=temperatures, num_self=len(samples))[:, 0]
+        samples, total = samples + drifts.sum(0), total + drifts
     return total
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own moves", "shared moves"])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("field", [MeanShift(), KernelGradient()], ids=["mean shift", "score"])
-def test_lookahead_adds_the_drifts_of_the_next_moves(field, steps):
+def test_lookahead_adds_the_drifts_of_the_next_moves(field, steps, shared):
     generated, positives, others = draw(8, (2, 4, 3), (2, 5, 3), (2, 3, 3))
     negatives = torch.cat([generated, others], 1)
     temperatures = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    ahead = Lookahead(field, lookahead_steps=steps)
+    ahead = Lookahead(field, lookahead_steps=steps, shared_moves=shared)
     drift = ahead(generated, positives, negatives, temperatures=temperatures, num_self=4)
-    for index, temperature in enumerate(temperatures.tolist()):
-        for group in range(2):
-            expected = moves(field, generated[group], positives[group], others[group], temperature, steps)
-            assert_close(drift[index, group], expected)
+    for group in range(2):
+        problem = (field, generated[group], positives[group], others[group])
+        apart = [moves(*problem, temperature[None], steps)[0] for temperature in temperatures]
+        assert_close(drift[:, group], moves(*problem, temperatures, steps) if shared else torch.stack(apart))
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own moves", "shared moves"])
 @pytest.mark.parametrize("field", [MeanShift(affinity_floor=0.0), MeanShift(kernel="gaussian")], ids=["compiled", "torch"])
 @pytest.mark.parametrize("num_self", [4, 0])
-def test_lookahead_of_the_fastest_backend_is_that_of_the_field(field, num_self):
+def test_lookahead_of_the_fastest_backend_is_that_of_the_field(field, num_self, shared):
     generated, positives, others = draw(11, (2, 4, 70), (2, 5, 70), (2, 3, 70))
     repelling = [generated, others] if num_self else [others]
-    ahead, temperatures, factors = Lookahead(field, lookahead_steps=2), torch.tensor([1.0, 4.0]), torch.tensor([0.5, 2.0])
+    ahead = Lookahead(field, lookahead_steps=2, shared_moves=shared)
+    temperatures, factors = torch.tensor([1.0, 4.0]), torch.tensor([0.5, 2.0])
     problem = Problem(generated.float(), [part.float() for part in repelling], positives.float(), num_self=num_self)
     drifts = open_drifts(ahead, problem, smallest=0.0)
     sizes = drifts.root_mean_squares(temperatures)
@@ -204,6 +206,38 @@ def test_lookahead_of_the_fastest_backend_is_that_of_the_field(field, num_self):
     expected = ahead(generated, positives, torch.cat(repelling, 1), **options)
     torch.testing.assert_close(drifts.total(factors), (expected * factors.double()[:, None, None, None]).sum(0).float())
     torch.testing.assert_close(sizes.float(), expected.square().mean((1, 2, 3)).sqrt().float())
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own moves", "shared moves"])
+def test_weight_of_a_lookahead_multiplies_the_drifts_of_its_moves(shared):
+    generated, positives = draw(15, (2, 4, 3), (2, 5, 3))
+    options = {"temperatures": torch.tensor([0.5, 2.0], dtype=torch.float64), "num_self": 4}
+    at = {"generated": generated[0], "positives": positives[0], "temperature": 0.7}
+
+    def both(weight):
+        field = Lookahead(lookahead_steps=2, weight=weight, shared_moves=shared)
+        return field(generated, positives, generated, **options), field.at(generated[0] + 1, **at)
+
+    first = MeanShift()(generated, positives, generated, **options), MeanShift().at(generated[0] + 1, **at)
+    for none, part, whole in zip(first, both(0.25), both(1.0), strict=True):
+        assert_close(part, none + 0.25 * (whole - none))
+        assert (whole - none).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own moves", "shared moves"])
+def test_lookahead_spreads_samples_of_the_right_distribution(shared):
+    """Where both sets have one distribution, the mean shift has no mean, and its next drifts point outward."""
+    generated, positives = draw(16, (100, 32, 32), (100, 32, 32))
+    temperatures = torch.tensor([0.5, 2.0], dtype=torch.float64)
+
+    def outward(field):
+        drift = field(generated, positives, generated, temperatures=temperatures, num_self=32)
+        of_groups = (drift * generated).sum(3).mean(2) / drift.square().mean((1, 2, 3)).sqrt()[:, None]
+        return (of_groups.mean(1) / (of_groups.std(1) / len(of_groups[0]) ** 0.5)).tolist()
+
+    assert all(abs(errors) < 4 for errors in outward(MeanShift()))
+    weak, strong = (outward(Lookahead(weight=weight, shared_moves=shared)) for weight in (0.25, 1.0))
+    assert all(4 < less < more for less, more in zip(weak, strong, strict=True))
 
 
 def test_lookahead_keeps_an_independent_batch_where_it_is():
@@ -242,6 +276,8 @@ def test_spread_of_a_score_kernel_counts_its_neighbors():
     ("make", "sentence"),
     [
         (lambda: Lookahead(lookahead_steps=0), "lookahead_steps is 0: pass at least 1"),
+        (lambda: Lookahead(weight=0.0), "weight is 0.0: pass a number above 0"),
+        (lambda: Lookahead(weight=math.nan), "weight is nan: pass a number above 0"),
         (lambda: KernelGradient("gaussien"), "kernel is 'gaussien', not .*: did you mean gaussian"),
         (lambda: MaximumMeanDiscrepancy("matern"), "kernel is 'matern', not .*: did you mean matern32"),
     ],

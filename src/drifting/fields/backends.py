@@ -77,17 +77,21 @@ def mean_shift(
     moved, real, repelling = (full_precision(part if grouped else part[None]) for part in (generated, positives, negatives))
     weights = weights if grouped or weights is None else weights[None]
     problem = Problem(moved, [repelling], real, weights, num_self)
-    drift = drift_at_one(MeanShift(affinity_floor), problem, moved.new_tensor([temperature]))
+    drift = drift_at_each(MeanShift(affinity_floor), problem, moved.new_tensor([temperature]))[0]
     return drift if grouped else drift[0]
 
 
-def drift_at_one(
-    field: Field, problem: Problem, temperature: Float[Tensor, "1"], *, memory: Memory | None = None
-) -> Float[Tensor, "g n d"]:
-    """Return the drift of a problem at one temperature, by the fastest backend that computes this field."""
-    drifts = open_drifts(field, problem, smallest=0.0, memory=memory)
-    drifts.root_mean_squares(temperature)
-    return drifts.total(torch.ones_like(temperature))
+def drift_at_each(
+    field: Field, problem: Problem, temperatures: Float[Tensor, " t"], *, memory: Memory | None = None
+) -> Float[Tensor, "t g n d"]:
+    """Return the drift of a problem at each temperature, by the fastest backend that computes this field."""
+    return each_drift(open_drifts(field, problem, smallest=0.0, memory=memory), temperatures)
+
+
+def each_drift(drifts: Drifts, temperatures: Float[Tensor, " t"]) -> Float[Tensor, "t g n d"]:
+    """Compute the drift at each temperature, and return them."""
+    drifts.root_mean_squares(temperatures)
+    return torch.stack([drifts.total(factors) for factors in torch.eye(len(temperatures), device=temperatures.device)])
 
 
 def must_compile(field: Field, device: torch.device) -> bool:

@@ -1,23 +1,31 @@
 """Any drift field with the drifts of the next steps added: V(x) + V(x + V(x)) + ...
 
-Equation, for k further steps, at every temperature on its own:
+Equation, for k further steps of weight w at temperature tau:
 
-    x_0 = x,    x_{i+1} = x_i + V(x_i),    drift = V(x_0) + ... + V(x_k)
+    x_0 = x,    x_{i+1} = x_i + V_tau(x_i),    drift = V_tau(x_0) + w (V_tau(x_1) + ... + V_tau(x_k))
+
+With shared moves, the samples move by the drifts of all temperatures at once, as they do in training:
+
+    x_{i+1} = x_i + sum over temperatures of V(x_i)
 
 All generated samples move together: generated samples that repel are moved too, and each is still masked from itself. Samples of an
 independent second batch, unconditional samples and positives stay where they are. The drift has the length that the field gives it,
 before any normalization.
 
-Fixed points: those of the field, since V = 0 moves nothing. Antisymmetry: lost, because only one of both sets moves.
+Fixed points: those of the field for large batches, since V = 0 moves nothing. In a batch of few, a move gathers the samples around
+its positives, so the next drift points outward. Where both distributions are equal, the mean drift is therefore not zero, and
+samples end farther apart than the data. This makes up for networks whose samples are too much alike; the weight controls it.
+Antisymmetry: lost, because only one of both sets moves.
 
-Cost: 1 + k evaluations of the field, each with new distances.
+Cost: 1 + k evaluations of the field. Each move needs new distances, and without shared moves, those of every temperature.
 
 Shapes: t temperatures, g groups, n generated, p positives, m negatives, q points, d coordinates.
 
 Source: arXiv:2605.04060.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +35,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_counts, constant, full_precision
-from drifting.fields.backends import FieldDrifts, drift_at_one, open_drifts
+from drifting.errors import InputError
+from drifting.fields.backends import FieldDrifts, drift_at_each, each_drift, open_drifts
 from drifting.fields.base import DriftField, Problem
 from drifting.fields.mean_shift import MeanShift
 from drifting.fields.pairwise import Memory
@@ -42,14 +51,20 @@ class Lookahead(DriftField):
     Attributes:
         field: Drift field that is evaluated again, with its own parameters.
         lookahead_steps: Number of moves, k; at least 1.
+        weight: Weight of the drifts of the moves, w; above 0. Below 1, samples spread less.
+        shared_moves: Whether the samples move by the drifts of all temperatures at once, or for each temperature by its own.
     """
 
     field: DriftField = _FIELD
     lookahead_steps: int = 1
+    weight: float = 1.0
+    shared_moves: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that does not fit."""
         check_counts({"lookahead_steps": self.lookahead_steps})
+        if not 0 < self.weight < math.inf:
+            raise InputError(f"weight is {self.weight}: pass a number above 0, such as 0.5")
 
     @property
     def needs_independent_negatives(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -88,21 +103,20 @@ class Lookahead(DriftField):
         return self.ahead(problem, first, temperatures)
 
     def ahead(
-        self, problem: Problem, first: Iterable[Tensor], temperatures: Float[Tensor, " t"], memory: Memory | None = None
+        self, problem: Problem, total: Float[Tensor, "t g n d"], temperatures: Float[Tensor, " t"], memory: Memory | None = None
     ) -> Float[Tensor, "t g n d"]:
-        """Return the sums of the first drifts, those of one temperature after the other, and those of the next moves.
+        """Add the drifts of the next moves to those of the first, which are overwritten, and return the sums.
 
         The backend that is fastest for the field computes the moves. It may keep its matrices in `memory`.
         """
-        total = problem.generated.new_empty(len(temperatures), *problem.generated.shape)
-        for index, of_temperature in enumerate(first):
-            samples, drift = problem.generated, of_temperature
-            total[index].copy_(drift)
+        count = len(temperatures)
+        for chosen in [slice(count)] if self.shared_moves else [slice(index, index + 1) for index in range(count)]:
+            samples, drifts = problem.generated, total[chosen]
             for _ in range(self.lookahead_steps):
-                samples = samples + drift
+                samples = samples + drifts.sum(0)
                 moved = replace(problem, generated=samples, negatives=_moved(problem, samples))
-                drift = drift_at_one(self.field, moved, temperatures[index : index + 1], memory=memory)
-                total[index] += drift
+                drifts = drift_at_each(self.field, moved, temperatures[chosen], memory=memory)
+                total[chosen].add_(drifts, alpha=self.weight)
         return total
 
     def open_drifts(self, problem: Problem, *, smallest: float, memory: Memory | None = None) -> "AheadDrifts":
@@ -121,7 +135,7 @@ class Lookahead(DriftField):
             one = samples[None]
             points, samples = points + drift, (one + self.field(one, positives[None], one, distances=None, **options)[0])[0]
             drift = at(points, samples, positives, temperature=temperature)
-            total += drift
+            total.add_(drift, alpha=self.weight)
         return total
 
 
@@ -140,10 +154,8 @@ class AheadDrifts(FieldDrifts):
         return self._first.mean_distance()
 
     def _compute(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, "t g n d"]:
-        self._first.root_mean_squares(temperatures)
-        # All are taken before the moves use the memory.
-        first = [self._first.total(row) for row in torch.eye(len(temperatures), device=temperatures.device)]
-        return self._ahead.ahead(self._problem, first, temperatures, self._memory)
+        # All are computed before the moves use the memory.
+        return self._ahead.ahead(self._problem, each_drift(self._first, temperatures), temperatures, self._memory)
 
 
 def _moved(problem: Problem, samples: Float[Tensor, "g n d"]) -> Sequence[Float[Tensor, "g _ d"]]:

@@ -37,6 +37,7 @@ class FieldChoice:
 PAPER = MeanShift(affinity_floor=0.0)
 # The fields of presets that were found better with a lookahead, see docs/fields.md.
 AHEAD, TWICE_AHEAD = Lookahead(field=PAPER), Lookahead(field=PAPER, lookahead_steps=2)
+SHARED = Lookahead(field=PAPER, shared_moves=True)
 
 _SECOND_BATCH = {"schedule.independent_negatives": True}
 
@@ -50,6 +51,7 @@ FIELDS: Mapping[str, FieldChoice] = {
     "bias-corrected": FieldChoice("centroids corrected for few samples (ABC)", MeanShift(bias_correction=True)),
     "lookahead": FieldChoice("the drifts of one further move", AHEAD),
     "lookahead-2": FieldChoice("the drifts of two further moves", TWICE_AHEAD),
+    "lookahead-shared": FieldChoice("those of one move that all temperatures share", SHARED),
     "energy-distance": FieldChoice("the gradient of the energy distance", EnergyDistance()),
     "mmd": FieldChoice("the gradient of a maximum mean discrepancy", MaximumMeanDiscrepancy()),
     "kernel-gradient": FieldChoice("the difference of the scores of kernel densities", KernelGradient()),
