@@ -31,6 +31,8 @@ COPIES = 0.02
 LOW_DIVERSITY = 0.5
 # Samples that are still so alike after so many steps, and do not spread by this factor from one third to the next, stay alike.
 RISING, MANY_STEPS = 1.1, 1000
+# Samples of a good training are at most so many times as far from each other as real ones; a lookahead takes them farther.
+FAR_APART = 1.1
 # With fewer positives or generated samples in a group, a sample has hardly a neighbor. The paper's FID is 20.4 with 1 positive,
 # 10.4 with 16 and 8.5 with 64.
 FEWEST_SAMPLES = 16
@@ -75,12 +77,14 @@ class Settings:
         rate_falls: whether the learning rate falls at the end.
         learning_rate: highest learning rate.
         floor_flag: flag of the affinity floor of the field.
+        looks_ahead: whether the field is a lookahead, which spreads samples.
     """
 
     steps: int | None = None
     rate_falls: bool = False
     learning_rate: float | None = None
     floor_flag: str = "--loss.field.affinity-floor"
+    looks_ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ def judge(lines: Sequence[Line], settings: Settings) -> Diagnosis:
     causes: Sequence[_Rule] = (_no_neighbors, _high_rate, _small, _large, _collapse, _no_drift, _no_progress)
     cause = next((finding for rule in causes if (finding := rule(history, settings)) is not None), None)
     findings += [cause] if cause is not None else []
-    findings += [] if findings else [note for note in [_note(history, settings)] if note is not None]
+    if not findings and (note := _spread(history, settings) or _note(history, settings)) is not None:
+        findings = [note]
     return Diagnosis(tuple(findings), tuple(unknown))
 
 
@@ -328,6 +333,22 @@ def _no_progress(history: History, settings: Settings) -> Finding | None:
     )
 
 
+def _spread(history: History, settings: Settings) -> Finding | None:
+    """Return a note on samples that are too close to each other, or too far apart."""
+    names = history.names("diversity")
+    if not names:
+        return None
+    spread = statistics.median([history.recent("diversity", name) for name in names])
+    measured = f"samples are {spread:.3g} times as far from each other as real ones"
+    if spread < LOW_DIVERSITY:
+        return Finding("samples still alike", measured, "raise --steps or, if they do not spread, --learning-rate", fault=False)
+    if spread > FAR_APART:
+        others = "lower --learning-rate, or --schedule.guidance-scale if it is above 1"
+        fix = "lower --loss.field.weight, such as to 0.5" if settings.looks_ahead else others
+        return Finding("samples too far apart", measured, fix, fault=False)
+    return None
+
+
 def _note(history: History, settings: Settings) -> Finding | None:
     """Return how far a training without a fault is."""
     names = [name for name in history.names("noise_floor") if history.recent("noise_floor", name) > 0]
@@ -337,10 +358,6 @@ def _note(history: History, settings: Settings) -> Finding | None:
     excess = {name: history.recent(DRIFT_NORM, name) / history.recent("noise_floor", name) for name in names}
     cosines = {name: history.recent("half_cosine", name) for name in names}
     ratio, cosine = max(excess.values()), max(cosines.values())
-    spread = statistics.median([history.recent("diversity", name) for name in history.names("diversity")])
-    if spread < LOW_DIVERSITY:
-        measured = f"samples are {spread:.2g} times as far from each other as real ones"
-        return Finding("samples still alike", measured, "raise --steps or, if they do not spread, --learning-rate", fault=False)
     measured = f"the drift norm is {ratio:.2g} times its noise floor, and halves of a batch agree by {cosine:.2f}"
     if ratio <= AT_THE_FLOOR and cosine <= NO_SIGNAL:
         if settings.rate_falls:

@@ -40,6 +40,7 @@ def test_fix_names_the_flag_of_the_field_of_the_run(name, flag):
     ]
     (fault,) = judge(lines, settings_of(preset(name))).faults
     assert fault.fix == f"lower {flag}, such as 0"
+    assert settings_of(preset(name)).looks_ahead is (name == "digits")
 
 
 def test_log_holds_the_figures_of_every_temperature_and_part(tiny_digits, tmp_path):

@@ -10,6 +10,7 @@ from drifting.diagnosis import Diagnosis, Settings, judge
 from drifting.encoders.base import FeatureEncoder
 from drifting.encoders.response import MOST_IMAGES, responses
 from drifting.errors import InputError
+from drifting.fields import Lookahead
 from drifting.history import DRIFT_NORM
 from drifting.runs.folder import CONFIG, LOG, WEIGHTS, read_config
 from drifting.training.loop import Step
@@ -49,8 +50,13 @@ def settings_of(config: RunConfig) -> Settings:
     while (inner := getattr(field, "field", None)) is not None:  # that of a lookahead
         field, name = inner, f"{name}.field"
     falls = schedule.cooldown > 0 or (schedule.decay_after is not None and schedule.decay_after < schedule.steps)
-    floor = f"{name}.affinity-floor"
-    return Settings(steps=schedule.steps, rate_falls=falls, learning_rate=schedule.learning_rate, floor_flag=floor)
+    return Settings(
+        steps=schedule.steps,
+        rate_falls=falls,
+        learning_rate=schedule.learning_rate,
+        floor_flag=f"{name}.affinity-floor",
+        looks_ahead=isinstance(config.loss.field, Lookahead),
+    )
 
 
 class Watch:
