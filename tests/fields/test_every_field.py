@@ -12,6 +12,7 @@ FIELDS = {
     "gaussian": MeanShift(kernel="gaussian"),
     "matern32 by rows": MeanShift(kernel="matern32", normalization="rows"),
     "corrected": MeanShift(bias_correction=True),
+    "more repulsion": MeanShift(repulsion=1.02),
     "energy distance": EnergyDistance(),
     "discrepancy": MaximumMeanDiscrepancy(),
     "discrepancy of laplace": MaximumMeanDiscrepancy("laplace"),
@@ -26,8 +27,8 @@ FIELDS = {
     "shared moves": Lookahead(shared_moves=True),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:the row sums of a Sinkhorn plan")
-# A field that moves one set alone before it looks again is not antisymmetric.
-ANTISYMMETRIC = {name: field for name, field in FIELDS.items() if not isinstance(field, Lookahead)}
+# A field that moves one set alone before it looks again is not antisymmetric, nor is one with more repulsion.
+ANTISYMMETRIC = {name: field for name, field in FIELDS.items() if not isinstance(field, Lookahead) and name != "more repulsion"}
 # Weights of the mean shift multiply affinities that are normalized without them.
 WEIGHING = {name: field for name, field in FIELDS.items() if not isinstance(field, MeanShift | Lookahead)} | {
     "two steps ahead": FIELDS["two steps ahead"]

@@ -111,11 +111,11 @@ def test_score_far_from_all_data_still_points_there():
     )
 
 
-def corrected_drift(generated, targets, split, temperature, masked, weights):
-    """Return S+ S- (c'+ - c'-) of one group, every sum by its definition."""
+def drift_of(generated, targets, split, temperature, masked, weights, *, corrected=False, repulsion=1.0):
+    """Return S+ S- ((c+ - x) + r (x - c-)) of one group, with centroids that may be corrected, every sum by its definition."""
     affinity = oracle.affinities(oracle.pairwise(generated, targets), temperature, num_self=masked)
     drift = []
-    for row in affinity:
+    for x, row in zip(generated, affinity, strict=True):
         weighed = [value * weight for value, weight in zip(row, weights, strict=True)]
         sides = []
         for part, samples in ((weighed[:split], targets[:split]), (weighed[split:], targets[split:])):
@@ -123,26 +123,28 @@ def corrected_drift(generated, targets, split, temperature, masked, weights):
             share = np.array(part) / mass
             centroid = (share[:, None] * samples).sum(0)
             spread = (share**2).sum()
-            sides.append((mass, (1 - spread) * centroid + (share[:, None] ** 2 * samples).sum(0)))
-        (repulsion, away), (attraction, toward) = sides
-        drift.append(attraction * repulsion * (toward - away))
+            sides.append((mass, (1 - spread) * centroid + (share[:, None] ** 2 * samples).sum(0) if corrected else centroid))
+        (away_mass, away), (toward_mass, toward) = sides
+        drift.append(toward_mass * away_mass * ((toward - x) + repulsion * (x - away)))
     return np.stack(drift)
 
 
+@pytest.mark.parametrize("options", [{"bias_correction": True}, {"repulsion": 1.3}, {"repulsion": 0.8, "bias_correction": True}])
 @pytest.mark.parametrize(("masked", "weighted", "dimension"), [(0, False, 2), (4, True, 2), (4, False, 12), (0, True, 12)])
-def test_corrected_centroids_are_those_of_the_definition(masked, weighted, dimension):
+def test_options_of_the_mean_shift_are_those_of_the_definition(masked, weighted, dimension, options):
     generated, positives, others = draw(5, (2, 4, dimension), (2, 5, dimension), (2, 3, dimension))
     negatives = torch.cat([generated, others], 1) if masked else others
     (weights,) = draw(6, (2, negatives.shape[1] + 5))
     weights = weights.abs() if weighted else torch.ones_like(weights)
-    options = {"weights": weights if weighted else None, "num_self": masked}
+    given = {"weights": weights if weighted else None, "num_self": masked}
     temperatures = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    drift = MeanShift(bias_correction=True)(generated, positives, negatives, temperatures=temperatures, **options)
+    drift = MeanShift(**options)(generated, positives, negatives, temperatures=temperatures, **given)
     targets = torch.cat([negatives, positives], 1).numpy()
     for index, temperature in enumerate(temperatures.tolist()):
         for group in range(2):
             problem = (generated[group].numpy(), targets[group], negatives.shape[1], temperature, masked, weights[group].tolist())
-            assert_close(drift[index, group], torch.tensor(corrected_drift(*problem)))
+            expected = drift_of(*problem, corrected="bias_correction" in options, repulsion=options.get("repulsion", 1.0))
+            assert_close(drift[index, group], torch.tensor(expected))
 
 
 def test_corrected_centroid_of_few_samples_is_less_biased():
@@ -226,7 +228,7 @@ def test_weight_of_a_lookahead_multiplies_the_drifts_of_its_moves(shared):
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own moves", "shared moves"])
 def test_lookahead_spreads_samples_of_the_right_distribution(shared):
-    """Where both sets have one distribution, the mean shift has no mean, and its next drifts point outward."""
+    """Where both sets have one distribution, the mean shift has no mean; its next drifts, and more repulsion, point outward."""
     generated, positives = draw(16, (100, 32, 32), (100, 32, 32))
     temperatures = torch.tensor([0.5, 2.0], dtype=torch.float64)
 
@@ -236,6 +238,7 @@ def test_lookahead_spreads_samples_of_the_right_distribution(shared):
         return (of_groups.mean(1) / (of_groups.std(1) / len(of_groups[0]) ** 0.5)).tolist()
 
     assert all(abs(errors) < 4 for errors in outward(MeanShift()))
+    assert all(errors > 4 for errors in outward(MeanShift(repulsion=1.1)))
     weak, strong = (outward(Lookahead(weight=weight, shared_moves=shared)) for weight in (0.25, 1.0))
     assert all(4 < less < more for less, more in zip(weak, strong, strict=True))
 
@@ -276,6 +279,7 @@ def test_spread_of_a_score_kernel_counts_its_neighbors():
     ("make", "sentence"),
     [
         (lambda: Lookahead(lookahead_steps=0), "lookahead_steps is 0: pass at least 1"),
+        (lambda: MeanShift(repulsion=0.0), "repulsion is 0.0: pass a number above 0"),
         (lambda: Lookahead(weight=0.0), "weight is 0.0: pass a number above 0"),
         (lambda: Lookahead(weight=math.nan), "weight is nan: pass a number above 0"),
         (lambda: KernelGradient("gaussien"), "kernel is 'gaussien', not .*: did you mean gaussian"),

@@ -30,9 +30,11 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
     if (own := getattr(field, "open_drifts", None)) is not None:
         return own(problem, smallest=smallest, memory=memory)
     fast = _of_the_paper(field)
-    if fast is not None and problem.peers is None and len(problem.negatives) <= 2 and is_available(problem.generated):
-        return CompiledDrifts(problem, floor=fast.affinity_floor, smallest=smallest, memory=memory)
-    if fast is not None and triton_drifts.is_available(problem):
+    # With another repulsion, the loops find each sample among the negatives, where it is masked.
+    fits = problem.peers is None and len(problem.negatives) <= 2 and (problem.num_self > 0 or getattr(fast, "repulsion", 1) == 1)
+    if fast is not None and fits and is_available(problem.generated):
+        return CompiledDrifts(problem, fast, smallest=smallest, memory=memory)
+    if fast is not None and fast.repulsion == 1 and triton_drifts.is_available(problem):
         return triton_drifts.TritonDrifts(problem, floor=fast.affinity_floor, smallest=smallest)
     return FieldDrifts(field, problem, smallest=smallest, memory=memory)
 

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting.fields.base import Problem
+from drifting.fields.mean_shift import MeanShift
 from drifting.fields.pairwise import Memory, kernel_scale
 
 # Rows of a block: groups of at most so many are computed at once, larger ones in blocks that share the packing of a product.
@@ -67,15 +68,15 @@ def must_compile() -> bool:
 class CompiledDrifts:
     """The mean shift of one call at every temperature, before the temperatures are added up; see `Drifts`."""
 
-    def __init__(self, problem: Problem, *, floor: float, smallest: float = 0.0, memory: Memory | None = None) -> None:
-        """Compute the distances. `open_drifts` has the arguments; `floor` is the lower bound of the squared affinity."""
+    def __init__(self, problem: Problem, field: MeanShift, *, smallest: float = 0.0, memory: Memory | None = None) -> None:
+        """Compute the distances. `open_drifts` has the arguments. With a repulsion other than 1, samples are masked negatives."""
         generated, empty = problem.generated, problem.generated[:, :0]
         first, *second = problem.negatives
         parts = [part.contiguous() for part in (first, *(second or [empty]), problem.positives)]
         self._memory, self._threads = memory or Memory(), torch.get_num_threads()
         loops = _loops()
         assert loops is not None, "ask is_available first"
-        self._loops, self._floor, self._smallest, self._order = loops, math.sqrt(floor), smallest, []
+        self._loops, self._field, self._smallest, self._order = loops, field, smallest, []
         self._numpy = loops.vectors.np  # the core itself imports torch alone
         self._like, self._weights, self._groups = generated, problem.weights, generated.shape[0]
         self._sizes = sizes = self._cut(generated, parts, problem.num_self)
@@ -172,7 +173,8 @@ class CompiledDrifts:
             bound=self._array([math.exp(self._loops.simd.UNDERFLOW.item() / max(1, power)) for power in powers]),
             row=self._new("row", groups, count, sizes.rows),
             column=self._new("column", groups * sizes.lanes * count, sizes.columns),
-            floor=self._numpy.float32(self._floor),
+            floor=self._numpy.float32(math.sqrt(self._field.affinity_floor)),
+            repulsion=self._numpy.float32(self._field.repulsion),
             moved=self._new("moved", groups, count * sizes.rows * sizes.stride),
             squares=self._numpy.empty((groups * sizes.lanes, count)),
         )

@@ -13,16 +13,24 @@ draws of m targets is of order 1/m^2 and not 1/m:
 
     c' = (1 - sum_j a_j^2) c + sum_j a_j^2 y_j,    V_i = S+_i S-_i (c'+ - c'-)
 
+A `repulsion` r other than 1 weighs the push away from generated samples against the pull toward data:
+
+    V_i = S+_i S-_i ((c+ - x_i) + r (x_i - c-))
+
+Above 1, samples end farther apart than the data, which makes up for networks whose samples are too much alike. Far above 1, they
+escape: nothing calls a sample back whose nearest targets are too far away.
+
 The kernel of the affinity can be another one of `kernels`, and the affinity can be normalized over the targets of each row alone.
 Then numbers of positives and negatives that differ shift the equilibrium.
 
 Shapes: t temperatures, g groups (independent problems), n generated, p positives, m negatives, d coordinates.
 
-Source: paper, Algorithm 2, section 3.3 and the ablation of the normalization; arXiv:2604.27239 for ABC. The release clamps the
-squared affinity from below at 1e-6 (`affinity_floor`), which the paper does not mention. The clamp acts as a weak uniform pull and
-harms low-dimensional data with several modes.
+Source: paper, Algorithm 2, section 3.3 and the ablation of the normalization; arXiv:2604.27239 for ABC; the repulsion is ours. The
+release clamps the squared affinity from below at 1e-6 (`affinity_floor`), which the paper does not mention. The clamp acts as a
+weak uniform pull and harms low-dimensional data with several modes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,6 +39,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_choice, check_shapes, check_temperature, check_weights, constant, full_precision
+from drifting.errors import InputError
 from drifting.fields import pairwise
 from drifting.fields.base import DriftField, Peers
 from drifting.fields.diagnostics import KernelStatistics, spread_of
@@ -49,6 +58,7 @@ class MeanShift(DriftField):
         kernel: Kernel of the affinity: laplace, gaussian, matern32 or matern52.
         normalization: Sums over which the affinity is normalized: rows_and_columns as in the paper, or rows.
         bias_correction: Correct the centroids for the finite number of targets (ABC), which matters where groups are small.
+        repulsion: Weight of the push away from generated samples; above 0. With 1.03 instead of 1, samples spread farther.
     """
 
     supports_row_scale: ClassVar[bool] = True
@@ -57,12 +67,15 @@ class MeanShift(DriftField):
     kernel: str = "laplace"
     normalization: str = BY_COLUMNS
     bias_correction: bool = False
+    repulsion: float = 1.0
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that does not fit."""
         for name, choices in (("kernel", KERNELS), ("normalization", NORMALIZATIONS)):
             if getattr(self, name) not in choices:
                 check_choice(name, getattr(self, name), choices)
+        if not 0 < self.repulsion < math.inf:
+            raise InputError(f"repulsion is {self.repulsion}: pass a number above 0, such as 1.03")
 
     @constant
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the arguments of `Field`, in full
@@ -83,17 +96,17 @@ class MeanShift(DriftField):
         order of their ranks, so the `num_self` rows of this process begin at negative rank * n.
         """
         check_weights(weights)
-        targets = Targets(positives, negatives, weights, self.bias_correction)
+        targets = Targets(positives, negatives, weights, self)
         if distances is None:
             distances = pairwise.pairwise_distances(generated, targets.coordinates)
         pairwise.mask_self(distances, num_self, peers)
         if peers is None and pairwise.fits_at_once(distances, temperatures):
             affinity = pairwise.affinities_at_once(distances, temperatures, self.affinity_floor, **self._affinity_options)
-            return targets.drift(affinity, slice(None)).unflatten(1, (len(temperatures), -1)).transpose(0, 1)
+            return targets.drift(affinity, generated, slice(None)).unflatten(1, (len(temperatures), -1)).transpose(0, 1)
         drift = generated.new_empty(len(temperatures), *generated.shape)
         tiles = pairwise.affinity_tiles(distances, temperatures, self.affinity_floor, peers, **self._affinity_options)
         for index, groups, rows, affinity in tiles:
-            targets.drift(affinity, groups, out=drift[index, groups, rows])
+            targets.drift(affinity, generated[groups, rows], groups, out=drift[index, groups, rows])
         return drift
 
     @constant
@@ -140,7 +153,7 @@ class MeanShift(DriftField):
         check_temperature(temperature)
         check_shapes(points, generated, positives)
         points, generated, positives = (full_precision(samples) for samples in (points, generated, positives))
-        targets = Targets(positives[None], generated[None], None, self.bias_correction)
+        targets = Targets(positives[None], generated[None], None, self)
         scale = pairwise.kernel_scale(generated.new_tensor(temperature))
         distances = pairwise.pairwise_distances(points[None], targets.coordinates)
         row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale, self.kernel)
@@ -152,7 +165,7 @@ class MeanShift(DriftField):
             row, column = 2 * row, torch.zeros_like(distances[:, :1])
         # A target without samples nearby has a column normalizer that is far too large for a point close to it.
         affinity = pairwise.affinity(distances, row, column, scale, self.affinity_floor, kernel=self.kernel).clamp_(max=1)
-        return targets.drift(affinity, slice(0, 1))[0]
+        return targets.drift(affinity, points[None], slice(0, 1))[0]
 
     @property
     def _affinity_options(self) -> dict[str, Any]:
@@ -162,13 +175,13 @@ class MeanShift(DriftField):
 class Targets:
     """Negatives and positives side by side, prepared for the weighted sums that the field needs."""
 
-    def __init__(self, positives: Tensor, negatives: Tensor, weights: Tensor | None, bias_correction: bool = False) -> None:
-        self._weights, self._bias_correction = weights, bias_correction
+    def __init__(self, positives: Tensor, negatives: Tensor, weights: Tensor | None, field: MeanShift) -> None:
+        self._weights, self._field = weights, field
         self._sides = (negatives, positives)
         self.num_negatives = split = negatives.shape[1]
         # Rows are [w * (y - center) | w], so one product with the affinity gives both the weighted sum and the mass.
         width = positives.shape[2]
-        center = (negatives.sum(1, keepdim=True) + positives.sum(1, keepdim=True)) / (split + positives.shape[1])
+        self._center = center = (negatives.sum(1, keepdim=True) + positives.sum(1, keepdim=True)) / (split + positives.shape[1])
         summed = positives.new_empty(len(positives), split + positives.shape[1], width + 1)
         torch.sub(negatives, center, out=summed[:, :split, :width])
         torch.sub(positives, center, out=summed[:, split:, :width])
@@ -183,19 +196,26 @@ class Targets:
         """The targets, negatives first."""
         return torch.cat(self._sides, 1)
 
-    def drift(self, affinity: Float[Tensor, "g r k"], groups: slice, out: Tensor | None = None) -> Float[Tensor, "g r d"]:
-        """Return the cross-weighted attraction minus repulsion for the rows of one tile."""
-        split = self.num_negatives
+    def drift(
+        self, affinity: Float[Tensor, "g t*r k"], samples: Float[Tensor, "g r d"], groups: slice, out: Tensor | None = None
+    ) -> Float[Tensor, "g t*r d"]:
+        """Return the cross-weighted attraction minus repulsion for the rows of one tile, at one temperature or at several."""
+        split, repulsion = self.num_negatives, self._field.repulsion
         negative = self._sums(affinity[..., :split], groups, slice(0, split))
         positive = self._sums(affinity[..., split:], groups, slice(split, None))
         toward = torch.mul(negative[..., -1:], positive[..., :-1], out=out)
-        return toward.addcmul_(positive[..., -1:], negative[..., :-1], value=-1)
+        toward.addcmul_(positive[..., -1:], negative[..., :-1], value=-repulsion)
+        if repulsion != 1:
+            mass, each = negative[..., -1:] * positive[..., -1:], (-1, samples.shape[1])
+            here = (samples - self._center[groups])[:, None]
+            toward.unflatten(1, each).addcmul_(mass.unflatten(1, each), here, value=repulsion - 1)
+        return toward
 
     def _sums(self, affinity: Float[Tensor, "g r _"], groups: slice, side: slice) -> Float[Tensor, "g r _"]:
         """Return the sums of A (y - center) and of A over one side, the former corrected if that is chosen."""
         summed = self._summed[groups, side]
         sums = affinity @ summed
-        if not self._bias_correction:
+        if not self._field.bias_correction:
             return sums
         mass = sums[..., -1:]
         share = (affinity / mass.clamp(min=torch.finfo(mass.dtype).tiny)).square_()

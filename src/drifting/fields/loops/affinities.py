@@ -5,6 +5,10 @@ Equation: with m_i the distance of the nearest target of row i, and m the smalle
     E_ij = exp(-(D_ij - m_i) / T),    row_i = sum_j E_ij,    w_i = exp(-(m_i - m) / T),    column_j = sum_i w_i E_ij
     A_ij = E_ij sqrt(w_i / row_i) / sqrt(column_j)
 
+and with S- and S+ the sums of A_ij over negatives and positives and r the repulsion, the drift is
+
+    V_i = S- sum_j A_ij y+_j - r S+ sum_j A_ij y-_j + (r - 1) S+ S- x_i
+
 This is one exponential for all temperatures of which the highest is a multiple: the others are its powers. Where a row or a target
 is far from everything, w_i and column_j underflow. Then ("spread" groups) each column has a reference of its own, as in `pairwise`.
 
@@ -54,6 +58,7 @@ class Kernel(NamedTuple):
     row: Any  # [g, t, n], row factors sqrt(w_i / row_i)
     column: Any  # [g lanes t, k], column sums of each lane
     floor: Any  # lower bound of affinities
+    repulsion: Any  # weight of the push of the negatives; if it is not 1, each sample is the masked negative of its row
     moved: Any  # [g, t n stride], the drifts: of each block of rows those of all temperatures
     squares: Any  # [g lanes, t], the sum of their squares over each unit
 
@@ -252,8 +257,11 @@ def _multiply_row(values, at, begin, end, factor):
 
 
 @loop
-def _move_block(sizes, kernel, block, y, moved):
-    """Write the coefficients of all targets for a block of rows at every temperature, or for few coordinates the drift itself."""
+def _move_block(sizes, kernel, block, y, first, moved):
+    """Write the coefficients of all targets for a block of rows at every temperature, or for few coordinates the drift itself.
+
+    The column of a sample among the negatives is masked for it, so it takes the coefficient of the sample itself.
+    """
     split, columns, values = sizes.negatives, sizes.columns, block.values
     count, turned = block.distances.shape[0], sizes.width <= DIRECT_DIMENSIONS
     for i in range(count):
@@ -263,11 +271,17 @@ def _move_block(sizes, kernel, block, y, moved):
             to = 0 if turned else t * count + i
             negative = _affinities(block, kernel, i, t, to, 0, split)
             positive = _affinities(block, kernel, i, t, to, split, columns)
+            push, own = kernel.repulsion * positive, (kernel.repulsion - ONE) * negative * positive
             if turned:
-                _move_directly(values, to, y, split, negative, positive, moved, t * count + i)
+                _move_directly(values, to, y, split, negative, push, moved, t * count + i)
+                if own != ZERO:
+                    for c in range(sizes.width):
+                        moved[t * count + i, c] += own * y[c, first + i]
             else:
-                _multiply_row(values, to, 0, split, -positive)
+                _multiply_row(values, to, 0, split, -push)
                 _multiply_row(values, to, split, columns, negative)
+                if own != ZERO:
+                    values[to, first + i] += own
 
 
 @entry
@@ -290,7 +304,7 @@ def move(sizes, arrays, kernel, begin, end, thread):
             rows = count * (last - first)
             block = _load(sizes, arrays, kernel, survey, group, first, last, thread)
             drift = kernel.moved[group][first * count * stride : last * count * stride].reshape(rows, stride)
-            _move_block(sizes, kernel, block, y, drift)
+            _move_block(sizes, kernel, block, y, first, drift)
             if sizes.width > DIRECT_DIMENSIONS:
                 multiply(block.values[:rows], y, drift, arrays.panel[thread])
             for i in range(rows):
