@@ -106,7 +106,7 @@ NOTES = {
     "standing": ({"drift_norm/a/0.1": 0.05, "drift_norm/a/0.4": 0.05}, Settings(), "standing", "--learning-rate"),
     "alike": ({"diversity/a": 0.3}, Settings(), "samples still alike", "--steps"),
     "spread": ({"diversity/a": 1.14}, Settings(), "samples too far apart", "--schedule.guidance-scale"),
-    "spread, ahead": ({"diversity/a": 1.14}, Settings(looks_ahead=True), "samples too far apart", "--loss.field.weight"),
+    "spread by the field": ({"diversity/a": 1.14}, Settings(spread_flag="--loss.x"), "samples too far apart", "--loss.x"),
 }
 
 

@@ -31,7 +31,7 @@ COPIES = 0.02
 LOW_DIVERSITY = 0.5
 # Samples that are still so alike after so many steps, and do not spread by this factor from one third to the next, stay alike.
 RISING, MANY_STEPS = 1.1, 1000
-# Samples of a good training are at most so many times as far from each other as real ones; a lookahead takes them farther.
+# Samples of a good training are at most so many times as far from each other as real ones; a field may spread them too far.
 FAR_APART = 1.1
 # With fewer positives or generated samples in a group, a sample has hardly a neighbor. The paper's FID is 20.4 with 1 positive,
 # 10.4 with 16 and 8.5 with 64.
@@ -77,14 +77,14 @@ class Settings:
         rate_falls: whether the learning rate falls at the end.
         learning_rate: highest learning rate.
         floor_flag: flag of the affinity floor of the field.
-        looks_ahead: whether the field is a lookahead, which spreads samples.
+        spread_flag: flag of the setting by which the field spreads samples; None if it has none.
     """
 
     steps: int | None = None
     rate_falls: bool = False
     learning_rate: float | None = None
     floor_flag: str = "--loss.field.affinity-floor"
-    looks_ahead: bool = False
+    spread_flag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -343,9 +343,8 @@ def _spread(history: History, settings: Settings) -> Finding | None:
     if spread < LOW_DIVERSITY:
         return Finding("samples still alike", measured, "raise --steps or, if they do not spread, --learning-rate", fault=False)
     if spread > FAR_APART:
-        others = "lower --learning-rate, or --schedule.guidance-scale if it is above 1"
-        fix = "lower --loss.field.weight, such as to 0.5" if settings.looks_ahead else others
-        return Finding("samples too far apart", measured, fix, fault=False)
+        flags = settings.spread_flag or "--learning-rate, or --schedule.guidance-scale if it is above 1"
+        return Finding("samples too far apart", measured, f"lower {flags}", fault=False)
     return None
 
 

@@ -40,7 +40,14 @@ def test_fix_names_the_flag_of_the_field_of_the_run(name, flag):
     ]
     (fault,) = judge(lines, settings_of(preset(name))).faults
     assert fault.fix == f"lower {flag}, such as 0"
-    assert settings_of(preset(name)).looks_ahead is (name == "digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("toy", None), ("digits", "--loss.field.weight"), ("mnist-pixel", "--loss.field.repulsion"), ("images", None)],
+)
+def test_setting_that_spreads_samples_is_known(name, flag, gray_folder):
+    assert settings_of(preset(name, **({} if name in ("toy", "digits") else {"data": str(gray_folder)}))).spread_flag == flag
 
 
 def test_log_holds_the_figures_of_every_temperature_and_part(tiny_digits, tmp_path):

@@ -55,8 +55,15 @@ def settings_of(config: RunConfig) -> Settings:
         rate_falls=falls,
         learning_rate=schedule.learning_rate,
         floor_flag=f"{name}.affinity-floor",
-        looks_ahead=isinstance(config.loss.field, Lookahead),
+        spread_flag=_spread_flag(config.loss.field),
     )
+
+
+def _spread_flag(field: Any) -> str | None:
+    """Return the flag of the setting by which a field spreads samples, if it does."""
+    if isinstance(field, Lookahead):
+        return "--loss.field.weight"
+    return "--loss.field.repulsion" if getattr(field, "repulsion", 1) > 1 else None
 
 
 class Watch:
