@@ -36,9 +36,11 @@ def found(name: str, *modules: str) -> Any:
 def steps_of(name: str) -> Any:
     """Return the iterator of the steps of a preset with random images and an encoder with its initial weights."""
     config = found("preset", "presets")(name)
-    # Earlier versions have no lookahead, so it is left out.
+    # The work is that of the earliest versions: without a lookahead, and MNIST trained by AdamW.
     field = getattr(config.loss.field, "field", config.loss.field)
-    config = replace(config, schedule=replace(config.schedule, steps=10**6), loss=replace(config.loss, field=field))
+    optimizer = "adamw" if name == "mnist-pixel" else config.schedule.optimizer
+    schedule = replace(config.schedule, steps=10**6, optimizer=optimizer)
+    config = replace(config, schedule=schedule, loss=replace(config.loss, field=field))
     shape, cache, network = PRESETS[name][1], None, None
     if name != "toy":
         facts = {"image_shape": shape, "num_classes": 10, "class_names": tuple("0123456789")}
