@@ -138,16 +138,17 @@ def test_particle_is_a_row_of_its_own(name, normalization):
 def test_only_the_field_of_the_paper_has_fast_backends(monkeypatch):
     opened = []
     monkeypatch.setattr(backends, "is_available", lambda samples: True)
-    monkeypatch.setattr(backends, "CompiledDrifts", lambda problem, *, floor, **options: opened.append(floor))
+    monkeypatch.setattr(backends, "CompiledDrifts", lambda problem, field, **options: opened.append(field))
     samples = draw(5, (1, 3, 2), (1, 4, 2), dtype=torch.float32)
     problem = Problem(samples[0], [samples[0]], samples[1], None, 3)
-    backends.open_drifts(MeanShift(1e-6), problem, smallest=0.0)
-    backends.open_drifts(MeanShift(0.5, kernel="laplace"), problem, smallest=0.0)
-    assert opened == [1e-6, 0.5]
+    fast = [MeanShift(1e-6), MeanShift(0.5, kernel="laplace"), MeanShift(repulsion=1.1)]
+    for field in fast:
+        backends.open_drifts(field, problem, smallest=0.0)
+    assert opened == fast
     for field in (MeanShift(kernel="gaussian"), MeanShift(normalization="rows"), MeanShift(bias_correction=True)):
         assert isinstance(backends.open_drifts(field, problem, smallest=0.0), backends.FieldDrifts)
         assert not backends.must_compile(field, torch.device("cpu"))
-    assert opened == [1e-6, 0.5]
+    assert opened == fast
 
 
 def test_loss_uses_the_kernel_of_its_field():

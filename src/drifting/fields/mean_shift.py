@@ -197,9 +197,9 @@ class Targets:
         return torch.cat(self._sides, 1)
 
     def drift(
-        self, affinity: Float[Tensor, "g t*r k"], samples: Float[Tensor, "g r d"], groups: slice, out: Tensor | None = None
-    ) -> Float[Tensor, "g t*r d"]:
-        """Return the cross-weighted attraction minus repulsion for the rows of one tile, at one temperature or at several."""
+        self, affinity: Float[Tensor, "g all_r k"], samples: Float[Tensor, "g r d"], groups: slice, out: Tensor | None = None
+    ) -> Float[Tensor, "g all_r d"]:
+        """Return the cross-weighted attraction minus repulsion for the rows of one tile, at one temperature after the other."""
         split, repulsion = self.num_negatives, self._field.repulsion
         negative = self._sums(affinity[..., :split], groups, slice(0, split))
         positive = self._sums(affinity[..., split:], groups, slice(split, None))
