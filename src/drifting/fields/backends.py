@@ -30,12 +30,13 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
     if (own := getattr(field, "open_drifts", None)) is not None:
         return own(problem, smallest=smallest, memory=memory)
     fast = _of_the_paper(field)
-    # With another repulsion, the loops find each sample among the negatives, where it is masked.
-    fits = problem.peers is None and len(problem.negatives) <= 2 and (problem.num_self > 0 or getattr(fast, "repulsion", 1) == 1)
-    if fast is not None and fits and is_available(problem.generated):
-        return CompiledDrifts(problem, fast, smallest=smallest, memory=memory)
-    if fast is not None and fast.repulsion == 1 and triton_drifts.is_available(problem):
-        return triton_drifts.TritonDrifts(problem, floor=fast.affinity_floor, smallest=smallest)
+    if fast is not None:
+        fits, plain = problem.peers is None and len(problem.negatives) <= 2, fast.repulsion == 1
+        # With another repulsion, the loops find each sample among the negatives, where it is masked.
+        if fits and (plain or problem.num_self > 0) and is_available(problem.generated):
+            return CompiledDrifts(problem, fast, smallest=smallest, memory=memory)
+        if plain and triton_drifts.is_available(problem):
+            return triton_drifts.TritonDrifts(problem, floor=fast.affinity_floor, smallest=smallest)
     return FieldDrifts(field, problem, smallest=smallest, memory=memory)
 
 

@@ -38,7 +38,6 @@ PAPER = MeanShift(affinity_floor=0.0)
 # The fields of presets that were found better with more repulsion or with a lookahead, see docs/fields.md.
 REPELLING = MeanShift(affinity_floor=0.0, repulsion=1.01)
 AHEAD, TWICE_AHEAD = Lookahead(field=PAPER), Lookahead(field=PAPER, lookahead_steps=2)
-SHARED = Lookahead(field=PAPER, shared_moves=True)
 
 _SECOND_BATCH = {"schedule.independent_negatives": True}
 
@@ -53,7 +52,7 @@ FIELDS: Mapping[str, FieldChoice] = {
     "repulsion": FieldChoice("the paper's field with 3 % more repulsion", MeanShift(affinity_floor=0.0, repulsion=1.03)),
     "lookahead": FieldChoice("the drifts of one further move", AHEAD),
     "lookahead-2": FieldChoice("the drifts of two further moves", TWICE_AHEAD),
-    "lookahead-shared": FieldChoice("those of one move that all temperatures share", SHARED),
+    "lookahead-shared": FieldChoice("those of one move that all temperatures share", Lookahead(field=PAPER, shared_moves=True)),
     "energy-distance": FieldChoice("the gradient of the energy distance", EnergyDistance()),
     "mmd": FieldChoice("the gradient of a maximum mean discrepancy", MaximumMeanDiscrepancy()),
     "kernel-gradient": FieldChoice("the difference of the scores of kernel densities", KernelGradient()),
