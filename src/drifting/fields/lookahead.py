@@ -24,7 +24,6 @@ Shapes: t temperatures, g groups, n generated, p positives, m negatives, q point
 Source: arXiv:2605.04060.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,8 +33,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting._checks import check_counts, constant, full_precision
-from drifting.errors import InputError
+from drifting._checks import check_counts, check_positive, constant, full_precision
 from drifting.fields.backends import FieldDrifts, drift_at_each, each_drift, open_drifts
 from drifting.fields.base import DriftField, Problem
 from drifting.fields.mean_shift import MeanShift
@@ -63,8 +61,7 @@ class Lookahead(DriftField):
     def __post_init__(self) -> None:
         """Raise InputError for a value that does not fit."""
         check_counts({"lookahead_steps": self.lookahead_steps})
-        if not 0 < self.weight < math.inf:
-            raise InputError(f"weight is {self.weight}: pass a number above 0, such as 0.5")
+        check_positive("weight", self.weight, 0.5)
 
     @property
     def needs_independent_negatives(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

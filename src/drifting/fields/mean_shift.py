@@ -30,7 +30,6 @@ release clamps the squared affinity from below at 1e-6 (`affinity_floor`), which
 weak uniform pull and harms low-dimensional data with several modes.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,8 +37,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting._checks import check_choice, check_shapes, check_temperature, check_weights, constant, full_precision
-from drifting.errors import InputError
+from drifting._checks import check_choice, check_positive, check_shapes, check_temperature, check_weights, constant, full_precision
 from drifting.fields import pairwise
 from drifting.fields.base import DriftField, Peers
 from drifting.fields.diagnostics import KernelStatistics, spread_of
@@ -74,8 +72,7 @@ class MeanShift(DriftField):
         for name, choices in (("kernel", KERNELS), ("normalization", NORMALIZATIONS)):
             if getattr(self, name) not in choices:
                 check_choice(name, getattr(self, name), choices)
-        if not 0 < self.repulsion < math.inf:
-            raise InputError(f"repulsion is {self.repulsion}: pass a number above 0, such as 1.03")
+        check_positive("repulsion", self.repulsion, 1.03)
 
     @constant
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the arguments of `Field`, in full
