@@ -27,6 +27,8 @@ from drifting.fields.pairwise import pairwise_distances
 _FEWEST = 4
 # Samples of a group whose distances are measured: their mean is known to a few percent.
 _MOST_DISTANCES = 128
+# Groups whose positives are this much closer to each other than those of other groups count as all alike.
+_ALIKE = 1e-6
 # Steepest power law of the number of samples: a noisy slope is not continued beyond it.
 _STEEPEST = 2.0
 
@@ -37,9 +39,10 @@ class BatchStatistics(NamedTuple):
     Attributes:
         noise_floor: raw drift norm of real samples among real samples, in groups as large as those of the batch.
         half_cosine: cosine between the drifts of the same samples by both halves of the batch, over all groups.
-        diversity: mean distance between generated samples of a group, divided by that between positives; mean over groups.
-        least_diversity: the same of the group where it is lowest.
-        remoteness: mean distance of a generated sample to a positive, divided by that between positives; mean over groups.
+        diversity: mean distance between generated samples of a group, divided by that between positives; mean over groups whose
+            positives are not all alike.
+        least_diversity: the same of the one of these groups where it is lowest.
+        remoteness: mean distance of a generated sample to a positive, divided by that between positives; mean over the same groups.
         generated_count: number of generated samples of a group.
         positive_count: number of positives of a group.
     """
@@ -94,13 +97,15 @@ def batch_statistics(field: Field, scaling: Scaling, problem: Problem) -> BatchS
         _mean_distances(*pair) for pair in ((generated, generated), (generated, positives), (positives, positives))
     )
     among = among.clamp(min=torch.finfo(among.dtype).tiny)
-    spread = within / among
+    # Positives that are all alike, such as black corners of digits, have no distance to compare with.
+    alike = among <= _ALIKE * among.max()
+    spread, remoteness = ((distance / among).masked_fill(alike, torch.nan) for distance in (within, between))
     return BatchStatistics(
         noise_floor=_noise_floor(field, scaling, problem),
         half_cosine=_half_cosine(field, scaling, problem),
-        diversity=spread.mean(),
-        least_diversity=spread.min(),
-        remoteness=(between / among).mean(),
+        diversity=spread.nanmean(),
+        least_diversity=spread.nan_to_num(torch.inf).min(),
+        remoteness=remoteness.nanmean(),
         generated_count=generated.new_full((), generated.shape[1]),
         positive_count=generated.new_full((), positives.shape[1]),
     )
