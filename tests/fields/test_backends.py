@@ -47,9 +47,9 @@ def wide(problem):
     return Problem(problem.generated.double(), negatives, problem.positives.double(), weights, problem.num_self)
 
 
-def results(problem, temperatures, floor, *, repulsion=1.0, smallest=0.0, factors=None, memory=None):
+def results(problem, temperatures, floor, *, smallest=0.0, factors=None, memory=None, **repelling):
     """Return the mean distance, the sizes of the drifts, and the sum of the drifts, by the backend of the problem's precision."""
-    drifts = open_drifts(MeanShift(floor, repulsion=repulsion), problem, smallest=smallest, memory=memory)
+    drifts = open_drifts(MeanShift(floor, **repelling), problem, smallest=smallest, memory=memory)
     assert isinstance(drifts, FieldDrifts) == (problem.generated.dtype == torch.float64)
     mean = drifts.mean_distance()
     sizes = drifts.root_mean_squares(torch.tensor(temperatures, dtype=mean.dtype))
@@ -85,11 +85,12 @@ def test_drifts_are_those_of_float64(monkeypatch, shape, temperatures, floor, in
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("floor", [0.0, 1e-2])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_more_repulsion_is_that_of_float64(shape, floor, weighted):
+@pytest.mark.parametrize("repelling", [{"repulsion": 1.2}, {"balance": 0.5}], ids=["fixed", "balanced"])
+def test_more_repulsion_is_that_of_float64(shape, floor, weighted, repelling):
     samples = problem(shape, weighted=weighted)
     scaled = [temperature * math.sqrt(shape[-1]) for temperature in RELEASE]
-    assert_close(results(samples, scaled, floor, repulsion=1.2), results(wide(samples), scaled, floor, repulsion=1.2))
-    assert isinstance(open_drifts(MeanShift(repulsion=1.2), problem(shape, independent=True), smallest=0.0), FieldDrifts)
+    assert_close(results(samples, scaled, floor, **repelling), results(wide(samples), scaled, floor, **repelling))
+    assert isinstance(open_drifts(MeanShift(**repelling), problem(shape, independent=True), smallest=0.0), FieldDrifts)
 
 
 @pytest.mark.parametrize("floor", [0.0, 1e-6])

@@ -13,6 +13,7 @@ FIELDS = {
     "matern32 by rows": MeanShift(kernel="matern32", normalization="rows"),
     "corrected": MeanShift(bias_correction=True),
     "more repulsion": MeanShift(repulsion=1.02),
+    "balanced repulsion": MeanShift(balance=0.5),
     "energy distance": EnergyDistance(),
     "discrepancy": MaximumMeanDiscrepancy(),
     "discrepancy of laplace": MaximumMeanDiscrepancy("laplace"),
@@ -28,7 +29,7 @@ FIELDS = {
 }
 pytestmark = pytest.mark.filterwarnings("ignore:the row sums of a Sinkhorn plan")
 # A field that moves one set alone before it looks again is not antisymmetric, nor is one with more repulsion.
-ANTISYMMETRIC = {name: field for name, field in FIELDS.items() if not isinstance(field, Lookahead) and name != "more repulsion"}
+ANTISYMMETRIC = {name: field for name, field in FIELDS.items() if not isinstance(field, Lookahead) and "repulsion" not in name}
 # Weights of the mean shift multiply affinities that are normalized without them.
 WEIGHING = {name: field for name, field in FIELDS.items() if not isinstance(field, MeanShift | Lookahead)} | {
     "two steps ahead": FIELDS["two steps ahead"]

@@ -147,6 +147,38 @@ def test_options_of_the_mean_shift_are_those_of_the_definition(masked, weighted,
             assert_close(drift[index, group], torch.tensor(expected))
 
 
+def test_balanced_repulsion_grows_with_the_diversity_that_each_group_lacks():
+    generated, positives = draw(17, (3, 6, 5), (3, 8, 5))
+    generated *= torch.tensor([0.9, 0.1, 4.0], dtype=torch.float64)[:, None, None]
+    options = {"temperatures": torch.tensor([0.5, 2.0], dtype=torch.float64), "num_self": 6}
+    drift = MeanShift(repulsion=1.02, balance=0.5)(generated, positives, generated, **options)
+
+    def mean_distance(samples):
+        return np.mean([math.dist(x, y) for i, x in enumerate(samples) for j, y in enumerate(samples) if i != j])
+
+    repulsions = []
+    for group in range(3):
+        missing = 1 - mean_distance(generated[group].tolist()) / mean_distance(positives[group].tolist())
+        repulsions.append(1.02 + min(max(0.5 * missing, -0.1), 0.1))
+        part = slice(group, group + 1)
+        expected = MeanShift(repulsion=repulsions[-1])(generated[part], positives[part], generated[part], **options)
+        assert_close(drift[:, part], expected)
+        at = {"generated": generated[group], "positives": positives[group], "temperature": 0.7}
+        balanced, fixed = MeanShift(repulsion=1.02, balance=0.5), MeanShift(repulsion=repulsions[-1])
+        assert_close(balanced.at(generated[group] + 1, **at), fixed.at(generated[group] + 1, **at))
+    assert 1.02 < repulsions[0] < repulsions[1] == 1.12
+    assert repulsions[2] == 0.92
+
+
+def test_repulsion_is_fixed_where_there_is_no_diversity_to_measure():
+    generated, positives = draw(18, (1, 4, 3), (1, 4, 3))
+    options = {"temperatures": torch.tensor([0.5], dtype=torch.float64)}
+    few, alike = (generated[:, :3], positives), (generated, positives[:, :1].expand(1, 4, 3))
+    for samples, real in (few, alike):
+        own = {**options, "num_self": samples.shape[1]}
+        assert_close(MeanShift(balance=1.0)(samples, real, samples, **own), MeanShift()(samples, real, samples, **own))
+
+
 def test_corrected_centroid_of_few_samples_is_less_biased():
     """A row softmax over the positives of one point: the centroid of 4 samples against that of a million."""
     x = torch.zeros(1, 1, 1, dtype=torch.float64)
@@ -238,6 +270,7 @@ def test_lookahead_spreads_samples_of_the_right_distribution(shared):
         return (of_groups.mean(1) / (of_groups.std(1) / len(of_groups[0]) ** 0.5)).tolist()
 
     assert all(abs(errors) < 4 for errors in outward(MeanShift()))
+    assert all(abs(errors) < 4 for errors in outward(MeanShift(balance=1.0)))
     assert all(errors > 4 for errors in outward(MeanShift(repulsion=1.1)))
     weak, strong = (outward(Lookahead(weight=weight, shared_moves=shared)) for weight in (0.25, 1.0))
     assert all(4 < less < more for less, more in zip(weak, strong, strict=True))
@@ -280,6 +313,8 @@ def test_spread_of_a_score_kernel_counts_its_neighbors():
     [
         (lambda: Lookahead(lookahead_steps=0), "lookahead_steps is 0: pass at least 1"),
         (lambda: MeanShift(repulsion=0.0), "repulsion is 0.0: pass a number above 0"),
+        (lambda: MeanShift(balance=-1.0), "balance is -1.0: pass 0 or a number above 0, such as 1"),
+        (lambda: MeanShift(balance=math.inf), "balance is inf: pass 0 or a number above 0"),
         (lambda: Lookahead(weight=0.0), "weight is 0.0: pass a number above 0"),
         (lambda: Lookahead(weight=math.nan), "weight is nan: pass a number above 0"),
         (lambda: KernelGradient("gaussien"), "kernel is 'gaussien', not .*: did you mean gaussian"),

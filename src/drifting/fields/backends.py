@@ -31,7 +31,7 @@ def open_drifts(field: Field, problem: Problem, *, smallest: float, memory: Memo
         return own(problem, smallest=smallest, memory=memory)
     fast = _of_the_paper(field)
     if fast is not None:
-        fits, plain = problem.peers is None and len(problem.negatives) <= 2, fast.repulsion == 1
+        fits, plain = problem.peers is None and len(problem.negatives) <= 2, fast.repulsion == 1 and fast.balance == 0
         # With another repulsion, the loops find each sample among the negatives, where it is masked.
         if fits and (plain or problem.num_self > 0) and is_available(problem.generated):
             return CompiledDrifts(problem, fast, smallest=smallest, memory=memory)

@@ -20,13 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting.fields.backends import open_drifts
+from drifting.fields.balance import mean_distances
 from drifting.fields.base import Drifts, Field, Problem
-from drifting.fields.pairwise import pairwise_distances
 
 # The parts of a batch must be large enough to have neighbors.
 _FEWEST = 4
-# Samples of a group whose distances are measured: their mean is known to a few percent.
-_MOST_DISTANCES = 128
 # Groups whose positives are this much closer to each other than those of other groups count as all alike.
 _ALIKE = 1e-6
 # Steepest power law of the number of samples: a noisy slope is not continued beyond it.
@@ -94,7 +92,7 @@ def batch_statistics(field: Field, scaling: Scaling, problem: Problem) -> BatchS
     if min(generated.shape[1], positives.shape[1]) < _FEWEST:
         return None
     within, between, among = (
-        _mean_distances(*pair) for pair in ((generated, generated), (generated, positives), (positives, positives))
+        mean_distances(*pair) for pair in ((generated, generated), (generated, positives), (positives, positives))
     )
     among = among.clamp(min=torch.finfo(among.dtype).tiny)
     # Positives that are all alike, such as black corners of digits, have no distance to compare with.
@@ -109,13 +107,6 @@ def batch_statistics(field: Field, scaling: Scaling, problem: Problem) -> BatchS
         generated_count=generated.new_full((), generated.shape[1]),
         positive_count=generated.new_full((), positives.shape[1]),
     )
-
-
-def _mean_distances(x: Float[Tensor, "g n d"], y: Float[Tensor, "g p d"]) -> Float[Tensor, " g"]:
-    """Return the mean distance between some samples of each group; if both are the same, without those to themselves."""
-    some, others = x[:, :_MOST_DISTANCES], y[:, :_MOST_DISTANCES]
-    count = others.shape[1] - (x is y)
-    return pairwise_distances(some, others).sum((1, 2)) / (some.shape[1] * count)
 
 
 def _noise_floor(field: Field, scaling: Scaling, problem: Problem) -> Float[Tensor, " t"]:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drifting.fields.balance import balanced
 from drifting.fields.base import Problem
 from drifting.fields.mean_shift import MeanShift
 from drifting.fields.pairwise import Memory, kernel_scale
@@ -79,6 +80,8 @@ class CompiledDrifts:
         self._loops, self._field, self._smallest, self._order = loops, field, smallest, []
         self._numpy = loops.vectors.np  # the core itself imports torch alone
         self._like, self._weights, self._groups = generated, problem.weights, generated.shape[0]
+        fixed = torch.full((self._groups,), field.repulsion)
+        self._repulsion = (balanced(field, problem.positives, first, generated) if field.balance else fixed).numpy()
         self._sizes = sizes = self._cut(generated, parts, problem.num_self)
         self._arrays = self._allocate(generated.contiguous(), parts)
         if sizes.kept:
@@ -174,7 +177,7 @@ class CompiledDrifts:
             row=self._new("row", groups, count, sizes.rows),
             column=self._new("column", groups * sizes.lanes * count, sizes.columns),
             floor=self._numpy.float32(math.sqrt(self._field.affinity_floor)),
-            repulsion=self._numpy.float32(self._field.repulsion),
+            repulsion=self._repulsion,
             moved=self._new("moved", groups, count * sizes.rows * sizes.stride),
             squares=self._numpy.empty((groups * sizes.lanes, count)),
         )

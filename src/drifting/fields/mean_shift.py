@@ -13,12 +13,9 @@ draws of m targets is of order 1/m^2 and not 1/m:
 
     c' = (1 - sum_j a_j^2) c + sum_j a_j^2 y_j,    V_i = S+_i S-_i (c'+ - c'-)
 
-A `repulsion` r other than 1 weighs the push away from generated samples against the pull toward data:
+A `repulsion` r other than 1 weighs the push away from generated samples; with `balance`, it follows how far apart they are:
 
     V_i = S+_i S-_i ((c+ - x_i) + r (x_i - c-))
-
-Above 1, samples end farther apart than the data, which makes up for networks whose samples are too much alike. Far above 1, they
-escape: nothing calls a sample back whose nearest targets are too far away.
 
 The kernel of the affinity can be another one of `kernels`, and the affinity can be normalized over the targets of each row alone.
 Then numbers of positives and negatives that differ shift the equilibrium.
@@ -39,6 +36,7 @@ from torch import Tensor
 
 from drifting._checks import check_choice, check_positive, check_shapes, check_temperature, check_weights, constant, full_precision
 from drifting.fields import pairwise
+from drifting.fields.balance import balanced
 from drifting.fields.base import DriftField, Peers
 from drifting.fields.diagnostics import KernelStatistics, spread_of
 from drifting.fields.kernels import KERNELS
@@ -57,6 +55,7 @@ class MeanShift(DriftField):
         normalization: Sums over which the affinity is normalized: rows_and_columns as in the paper, or rows.
         bias_correction: Correct the centroids for the finite number of targets (ABC), which matters where groups are small.
         repulsion: Weight of the push away from generated samples; above 0. With 1.03 instead of 1, samples spread farther.
+        balance: How much the repulsion of a group grows with the diversity that its samples lack; 0 for a fixed repulsion.
     """
 
     supports_row_scale: ClassVar[bool] = True
@@ -66,6 +65,7 @@ class MeanShift(DriftField):
     normalization: str = BY_COLUMNS
     bias_correction: bool = False
     repulsion: float = 1.0
+    balance: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that does not fit."""
@@ -73,6 +73,7 @@ class MeanShift(DriftField):
             if getattr(self, name) not in choices:
                 check_choice(name, getattr(self, name), choices)
         check_positive("repulsion", self.repulsion, 1.03)
+        check_positive("balance", self.balance, 1, or_zero=True)
 
     @constant
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the arguments of `Field`, in full
@@ -93,7 +94,7 @@ class MeanShift(DriftField):
         order of their ranks, so the `num_self` rows of this process begin at negative rank * n.
         """
         check_weights(weights)
-        targets = Targets(positives, negatives, weights, self)
+        targets = Targets(positives, negatives, weights, self, generated, num_self, peers)
         if distances is None:
             distances = pairwise.pairwise_distances(generated, targets.coordinates)
         pairwise.mask_self(distances, num_self, peers)
@@ -150,7 +151,7 @@ class MeanShift(DriftField):
         check_temperature(temperature)
         check_shapes(points, generated, positives)
         points, generated, positives = (full_precision(samples) for samples in (points, generated, positives))
-        targets = Targets(positives[None], generated[None], None, self)
+        targets = Targets(positives[None], generated[None], None, self, generated[None])
         scale = pairwise.kernel_scale(generated.new_tensor(temperature))
         distances = pairwise.pairwise_distances(points[None], targets.coordinates)
         row = pairwise.row_potential(distances, distances.amin(2, keepdim=True), scale, self.kernel)
@@ -172,9 +173,10 @@ class MeanShift(DriftField):
 class Targets:
     """Negatives and positives side by side, prepared for the weighted sums that the field needs."""
 
-    def __init__(self, positives: Tensor, negatives: Tensor, weights: Tensor | None, field: MeanShift) -> None:
-        self._weights, self._field = weights, field
-        self._sides = (negatives, positives)
+    def __init__(self, positives: Tensor, negatives: Tensor, weights: Tensor | None, field: MeanShift, *generated: Any) -> None:
+        self._weights, self._field, self._sides = weights, field, (negatives, positives)
+        plain = field.repulsion == 1 and field.balance == 0
+        self._repulsion = None if plain else balanced(field, positives, negatives, *generated)
         self.num_negatives = split = negatives.shape[1]
         # Rows are [w * (y - center) | w], so one product with the affinity gives both the weighted sum and the mass.
         width = positives.shape[2]
@@ -197,15 +199,15 @@ class Targets:
         self, affinity: Float[Tensor, "g all_r k"], samples: Float[Tensor, "g r d"], groups: slice, out: Tensor | None = None
     ) -> Float[Tensor, "g all_r d"]:
         """Return the cross-weighted attraction minus repulsion for the rows of one tile, at one temperature after the other."""
-        split, repulsion = self.num_negatives, self._field.repulsion
+        split, repulsion = self.num_negatives, None if self._repulsion is None else self._repulsion[groups, None, None]
         negative = self._sums(affinity[..., :split], groups, slice(0, split))
         positive = self._sums(affinity[..., split:], groups, slice(split, None))
         toward = torch.mul(negative[..., -1:], positive[..., :-1], out=out)
-        toward.addcmul_(positive[..., -1:], negative[..., :-1], value=-repulsion)
-        if repulsion != 1:
-            mass, each = negative[..., -1:] * positive[..., -1:], (-1, samples.shape[1])
-            here = (samples - self._center[groups])[:, None]
-            toward.unflatten(1, each).addcmul_(mass.unflatten(1, each), here, value=repulsion - 1)
+        push = positive[..., -1:] if repulsion is None else repulsion * positive[..., -1:]
+        toward.addcmul_(push, negative[..., :-1], value=-1)
+        if repulsion is not None:
+            mass, each = (repulsion - 1) * negative[..., -1:] * positive[..., -1:], (-1, samples.shape[1])
+            toward.unflatten(1, each).addcmul_(mass.unflatten(1, each), (samples - self._center[groups])[:, None])
         return toward
 
     def _sums(self, affinity: Float[Tensor, "g r _"], groups: slice, side: slice) -> Float[Tensor, "g r _"]:

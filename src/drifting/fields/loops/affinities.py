@@ -58,7 +58,7 @@ class Kernel(NamedTuple):
     row: Any  # [g, t, n], row factors sqrt(w_i / row_i)
     column: Any  # [g lanes t, k], column sums of each lane
     floor: Any  # lower bound of affinities
-    repulsion: Any  # weight of the push of the negatives; if it is not 1, each sample is the masked negative of its row
+    repulsion: Any  # [g], weight of the push of the negatives; if it is not 1, each sample is the masked negative of its row
     moved: Any  # [g, t n stride], the drifts: of each block of rows those of all temperatures
     squares: Any  # [g lanes, t], the sum of their squares over each unit
 
@@ -257,7 +257,7 @@ def _multiply_row(values, at, begin, end, factor):
 
 
 @loop
-def _move_block(sizes, kernel, block, y, first, moved):
+def _move_block(sizes, kernel, block, y, repulsion, first, moved):
     """Write the coefficients of all targets for a block of rows at every temperature, or for few coordinates the drift itself.
 
     The column of a sample among the negatives is masked for it, so it takes the coefficient of the sample itself.
@@ -271,7 +271,7 @@ def _move_block(sizes, kernel, block, y, first, moved):
             to = 0 if turned else t * count + i
             negative = _affinities(block, kernel, i, t, to, 0, split)
             positive = _affinities(block, kernel, i, t, to, split, columns)
-            push, own = kernel.repulsion * positive, (kernel.repulsion - ONE) * negative * positive
+            push, own = repulsion * positive, (repulsion - ONE) * negative * positive
             if turned:
                 _move_directly(values, to, y, split, negative, push, moved, t * count + i)
                 if own != ZERO:
@@ -304,7 +304,7 @@ def move(sizes, arrays, kernel, begin, end, thread):
             rows = count * (last - first)
             block = _load(sizes, arrays, kernel, survey, group, first, last, thread)
             drift = kernel.moved[group][first * count * stride : last * count * stride].reshape(rows, stride)
-            _move_block(sizes, kernel, block, y, first, drift)
+            _move_block(sizes, kernel, block, y, kernel.repulsion[group], first, drift)
             if sizes.width > DIRECT_DIMENSIONS:
                 multiply(block.values[:rows], y, drift, arrays.panel[thread])
             for i in range(rows):
