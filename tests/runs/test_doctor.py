@@ -1,5 +1,6 @@
 """The verdict on the folder of a run, finished or not, of this version or an earlier one."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from drifting import runs
+from drifting.config import LossConfig
 from drifting.diagnosis import judge
 from drifting.errors import InputError
+from drifting.fields import MeanShift
 from drifting.presets import adjust, preset
 from drifting.runs.doctor import examine, settings_of
 from tests.conftest import shrunk, without_pictures
@@ -47,7 +50,10 @@ def test_fix_names_the_flag_of_the_field_of_the_run(name, flag):
     [("toy", None), ("digits", "--loss.field.weight"), ("mnist-pixel", "--loss.field.repulsion"), ("images", None)],
 )
 def test_setting_that_spreads_samples_is_known(name, flag, gray_folder):
-    assert settings_of(preset(name, **({} if name in ("toy", "digits") else {"data": str(gray_folder)}))).spread_flag == flag
+    config = preset(name, **({} if name in ("toy", "digits") else {"data": str(gray_folder)}))
+    assert settings_of(config).spread_flag == flag
+    balanced = dataclasses.replace(config, loss=LossConfig(field=MeanShift(balance=1.0)))
+    assert settings_of(balanced).spread_flag == "--loss.field.balance"
 
 
 def test_log_holds_the_figures_of_every_temperature_and_part(tiny_digits, tmp_path):

@@ -50,6 +50,9 @@ FIELDS: Mapping[str, FieldChoice] = {
     "rows": FieldChoice("affinities normalized over rows alone", MeanShift(normalization="rows")),
     "bias-corrected": FieldChoice("centroids corrected for few samples (ABC)", MeanShift(bias_correction=True)),
     "repulsion": FieldChoice("the paper's field with 3 % more repulsion", MeanShift(affinity_floor=0.0, repulsion=1.03)),
+    "balanced": FieldChoice(
+        "the paper's field with a repulsion that follows the diversity", MeanShift(affinity_floor=0.0, balance=1.0)
+    ),
     "lookahead": FieldChoice("the drifts of one further move", AHEAD),
     "lookahead-2": FieldChoice("the drifts of two further moves", TWICE_AHEAD),
     "lookahead-shared": FieldChoice("those of one move that all temperatures share", Lookahead(field=PAPER, shared_moves=True)),

@@ -63,6 +63,8 @@ def _spread_flag(field: Any) -> str | None:
     """Return the flag of the setting by which a field spreads samples, if it does."""
     if isinstance(field, Lookahead):
         return "--loss.field.weight"
+    if getattr(field, "balance", 0) > 0:
+        return "--loss.field.balance"
     return "--loss.field.repulsion" if getattr(field, "repulsion", 1) > 1 else None
 
 
