@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
-from drifting._checks import check_counts, check_learning_rate, check_temperature, exact_products, full_precision
+from drifting._checks import check_counts, check_learning_rate, check_positive, check_temperature, exact_products, full_precision
 from drifting.encoders.base import EncoderConfig, Features, Weights, checked_names
 from drifting.encoders.pooling import KINDS, feature_name, image_features, image_names, multi_scale, pooled_names
 from drifting.errors import InputError
@@ -166,5 +166,4 @@ class LearnedConfig(EncoderConfig):
         check_counts({f"{prefix}width": self.width})
         check_temperature(self.temperature)
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
-        if not 0 < self.max_grad_norm < math.inf:
-            raise InputError(f"{prefix}max_grad_norm is {self.max_grad_norm}: pass a number above 0")
+        check_positive(f"{prefix}max_grad_norm", self.max_grad_norm, 2)

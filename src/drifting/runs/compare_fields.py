@@ -9,7 +9,6 @@ kept.
 
 import dataclasses
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from drifting import presets
-from drifting._checks import check_counts
+from drifting._checks import check_counts, check_positive
 from drifting._files import atomic_path, check_writable, hold
 from drifting._json import load_json, save_json
 from drifting.config import RunConfig
@@ -70,11 +69,9 @@ class FieldComparison:
         """Raise InputError for a value that is out of range."""
         check_counts({"seeds": self.seeds, "num_samples": self.num_samples})
         check_counts({"group_sizes": min(self.group_sizes, default=2)})
-        if not 0 < self.minutes < math.inf:
-            raise InputError(f"minutes is {self.minutes:g}: pass a number above 0")
+        check_positive("minutes", self.minutes, 5)
         for factor in self.temperature_factors:
-            if not 0 < factor < math.inf:
-                raise InputError(f"temperature_factors has {factor:g}: pass numbers above 0")
+            check_positive("temperature_factors", factor, 0.5)
         for name, values in (("presets", self.presets), ("fields", self.fields)):
             if not values:
                 raise InputError(f"{name} is empty: name at least one")
