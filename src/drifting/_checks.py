@@ -250,7 +250,7 @@ def check_counts(counts: Mapping[str, int]) -> None:
 def check_positive(name: str, value: float, such_as: float, *, or_zero: bool = False) -> None:
     """Raise InputError unless a number is above 0, or 0 where that is allowed, and finite; `such_as` is a usual value."""
     if not 0 < value < math.inf and not (or_zero and value == 0):
-        raise InputError(f"{name} is {value}: pass {'0 or ' * or_zero}a number above 0, such as {such_as}")
+        raise InputError(f"{name} is {value}: pass {'0 or ' * or_zero}a number above 0, such as {such_as:g}")
 
 
 def check_seed(seed: int) -> None:

@@ -166,4 +166,4 @@ class LearnedConfig(EncoderConfig):
         check_counts({f"{prefix}width": self.width})
         check_temperature(self.temperature)
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
-        check_positive(f"{prefix}max_grad_norm", self.max_grad_norm, 2)
+        check_positive(f"{prefix}max_grad_norm", self.max_grad_norm, 2.0)

@@ -73,7 +73,7 @@ class MeanShift(DriftField):
             if getattr(self, name) not in choices:
                 check_choice(name, getattr(self, name), choices)
         check_positive("repulsion", self.repulsion, 1.03)
-        check_positive("balance", self.balance, 1, or_zero=True)
+        check_positive("balance", self.balance, 1.0, or_zero=True)
 
     @constant
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the arguments of `Field`, in full

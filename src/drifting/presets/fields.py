@@ -35,8 +35,7 @@ class FieldChoice:
 
 # Without the affinity floor of the release, with which every class would end at its mean.
 PAPER = MeanShift(affinity_floor=0.0)
-# The fields of presets that were found better with more repulsion or with a lookahead, see docs/fields.md.
-REPELLING = MeanShift(affinity_floor=0.0, repulsion=1.01)
+# The fields of presets that were found better with a lookahead, see docs/fields.md.
 AHEAD, TWICE_AHEAD = Lookahead(field=PAPER), Lookahead(field=PAPER, lookahead_steps=2)
 
 _SECOND_BATCH = {"schedule.independent_negatives": True}

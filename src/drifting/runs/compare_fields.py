@@ -69,7 +69,7 @@ class FieldComparison:
         """Raise InputError for a value that is out of range."""
         check_counts({"seeds": self.seeds, "num_samples": self.num_samples})
         check_counts({"group_sizes": min(self.group_sizes, default=2)})
-        check_positive("minutes", self.minutes, 5)
+        check_positive("minutes", self.minutes, 5.0)
         for factor in self.temperature_factors:
             check_positive("temperature_factors", factor, 0.5)
         for name, values in (("presets", self.presets), ("fields", self.fields)):
