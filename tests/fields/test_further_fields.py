@@ -168,6 +168,10 @@ def test_balanced_repulsion_grows_with_the_diversity_that_each_group_lacks():
         assert_close(balanced.at(generated[group] + 1, **at), fixed.at(generated[group] + 1, **at))
     assert 1.02 < repulsions[0] < repulsions[1] == 1.12
     assert repulsions[2] == 0.92
+    # Far too diverse samples are left alone rather than attracted to each other.
+    part, least = slice(2, 3), 1e-6
+    found = MeanShift(repulsion=0.05, balance=1.0)(generated[part], positives[part], generated[part], **options)
+    assert_close(found, MeanShift(repulsion=least)(generated[part], positives[part], generated[part], **options), 1e-5)
 
 
 def test_repulsion_is_fixed_where_there_is_no_diversity_to_measure():

@@ -6,7 +6,7 @@ above 1 they escape: nothing calls a sample back whose nearest targets are too f
 Equation of the weight that follows, with D the mean distance between the generated samples of a group, divided by that between its
 positives:
 
-    r = repulsion + balance (1 - D),    at most 0.1 from `repulsion`
+    r = repulsion + balance (1 - D),    at most 0.1 from `repulsion`, and at least 0
 
 Where samples are too much alike, D is below 1 and they repel more. At equal distributions D is 1 in the mean, so the fixed points
 are those of `repulsion`, whatever the balance. Every group of every feature has its own, measured in every step: the shape of a
@@ -66,7 +66,8 @@ def balanced(
     within = within if peers is None else peers.all_reduce_sum(within) / peers.size
     # Positives that are all alike have no diversity.
     diversity = torch.where(among > 0, within / among, torch.ones_like(among))
-    return fixed + (field.balance * (1 - diversity)).clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE)
+    change = (field.balance * (1 - diversity)).clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE)
+    return (fixed + change).clamp(min=0)
 
 
 def mean_distances(x: Float[Tensor, "g n d"], y: Float[Tensor, "g p d"]) -> Float[Tensor, " g"]:
