@@ -2,9 +2,9 @@
 
 Command: python benchmarks/muon.py [--repeats 15]
 
-The shapes are the largest ones in the generators of the presets cifar10-*. All variants run in turn in one process. Their steps must
-differ by less than half of their length, because each only approximates U V^T. This program needs torch 2.9 or newer, which has Muon;
-the library itself does not.
+The shapes are the largest ones in the generators of the presets cifar10-*. All variants run in turn in one process. Their steps
+must differ by less than half of their length, because each only approximates U V^T. This program needs torch 2.9 or newer, which
+has Muon; the library itself does not.
 """
 
 import argparse
