@@ -121,6 +121,13 @@ def test_choice_changes_the_field_and_its_settings_alone():
     assert FIELDS["release"].apply(config).loss.field == MeanShift(affinity_floor=1e-6)
 
 
+@pytest.mark.parametrize("preset", ["digits", "mnist-pixel", "cifar10-multiscale"])
+def test_choice_named_preset_changes_nothing(preset):
+    config = presets.preset(preset)
+    assert FIELDS["preset"].apply(config) == config
+    assert FIELDS["mean-shift"].apply(config) != config
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_choice_fits_a_preset_with_classes_and_one_without(name):
     for preset in ("digits", "toy"):

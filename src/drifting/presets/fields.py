@@ -41,6 +41,7 @@ AHEAD, TWICE_AHEAD = Lookahead(field=PAPER), Lookahead(field=PAPER, lookahead_st
 _SECOND_BATCH = {"schedule.independent_negatives": True}
 
 FIELDS: Mapping[str, FieldChoice] = {
+    "preset": FieldChoice("the field that the preset has"),
     "mean-shift": FieldChoice("the paper's field", PAPER),
     "release": FieldChoice("the same with the affinity floor of the authors' release", MeanShift(affinity_floor=1e-6)),
     "gaussian": FieldChoice("a Gaussian kernel", MeanShift(kernel="gaussian")),
