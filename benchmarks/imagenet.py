@@ -23,7 +23,7 @@ from torch import Tensor
 
 from drifting.encoders.base import compose, identity
 from drifting.encoders.mae import MaskedAutoencoder
-from drifting.encoders.pretrained import MAEFeatures
+from drifting.encoders.mae_features import MAEFeatures
 from drifting.generators.dit import SIZES, DiT, DiTSize
 from drifting.guidance import unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss

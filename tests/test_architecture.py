@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import graphlib
 import json
 import sys
 from collections.abc import Iterator
@@ -211,6 +212,27 @@ def test_one_place_knows_torch_distributed():
 def test_package_imports_nothing_that_stands_outside_it():
     outside = {"tests", "benchmarks", "examples", "experiments"}
     assert [path.name for path in SOURCE.rglob("*.py") if _imported(path) & outside] == []
+
+
+def _from_package(node: ast.AST) -> Iterator[str]:
+    """Return what a module imports from the package, also inside functions; imports for types alone are none."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.ImportFrom) and child.module and child.module.split(".")[0] == "drifting":
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        yield from _from_package(child)
+
+
+def test_no_module_imports_one_that_imports_it():
+    paths = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    imports = {
+        module: {name if name in modules else name.rpartition(".")[0] for name in _from_package(_tree(path))}
+        for module, path in modules.items()
+    }
+    assert sum(map(len, imports.values())) > len(modules)
+    graphlib.TopologicalSorter(imports).prepare()
 
 
 def test_example_in_one_file_does_not_need_the_package():

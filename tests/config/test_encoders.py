@@ -13,7 +13,8 @@ from drifting.config import RunConfig
 from drifting.data import LatentsData
 from drifting.encoders import MAEFeaturesConfig
 from drifting.encoders.mae import MaskedAutoencoder
-from drifting.encoders.pretrained import CONVNEXT_FEATURES, MAEFeatures, load_pretrained
+from drifting.encoders.mae_features import MAEFeatures
+from drifting.encoders.pretrained import CONVNEXT_FEATURES, load_pretrained
 from drifting.errors import InputError
 from drifting.presets import preset
 from drifting.runs.pretrain import prepare_encoder

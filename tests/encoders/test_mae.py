@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from drifting.checkpoint import load_tensors, load_weights, save_tensors
 from drifting.encoders.mae import MaskedAutoencoder, mae_loss, random_mask
+from drifting.encoders.mae_features import MAEFeatures, available_features
 from drifting.encoders.pooling import multi_scale, norm_x
-from drifting.encoders.pretrained import MAEFeatures, available_features
 from drifting.errors import InputError
 from drifting.hub import read_artifact
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drifting.encoders.mae import MaskedAutoencoder
-from drifting.encoders.pretrained import MAEFeatures
+from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError
 from drifting.generators.dit import DiT, DiTSize
 from drifting.hub import load_encoder, load_generator, metadata_of, read_artifact

@@ -16,7 +16,7 @@ from drifting.checkpoint import save_tensors
 from drifting.config import EncoderRunConfig, RunConfig
 from drifting.data import ImagesData
 from drifting.encoders import MAEConfig, MAEFeaturesConfig
-from drifting.encoders.pretrained import MAEFeatures
+from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError
 from drifting.generators import DiTConfig, MLPConfig
 from drifting.hub import artifact as official_hub

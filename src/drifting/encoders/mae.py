@@ -11,9 +11,8 @@ Shapes: b images, c channels, h x w pixels, patches of p x p; y x x the grid, y 
 Source: paper, appendix A.3 and A.5; the layers, their order and the 1e-6 are those of the authors' release.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
 from drifting._checks import check_counts, check_learning_rate, check_precision, full_precision
-from drifting.encoders.base import EncoderConfig, FeatureEncoder, Optimization, Weights
+from drifting.encoders.base import Optimization
 from drifting.encoders.pooling import subsampled
 from drifting.errors import InputError
 
@@ -268,60 +267,3 @@ class MaskedTraining(Optimization):
             raise InputError(f"{prefix}ema_decay is {self.ema_decay}: pass a number from 0 to below 1")
         if not 0 <= self.classification_weight <= 1:
             raise InputError(f"{prefix}classification_weight is {self.classification_weight}: pass a number from 0 to 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MAEConfig(MaskedTraining, EncoderConfig):
-    """A `MaskedAutoencoder` and its training, which is a run of its own: it learns to fill in hidden patches.
-
-    Attributes:
-        width: number of channels of the first stage.
-        patch: side in pixels of the patches.
-        depths: number of blocks of each stage.
-    """
-
-    objective: ClassVar[str | None] = "masked"
-    kind: ClassVar[str | None] = "mae"
-    alone: ClassVar[bool] = True
-    # What the release calls networks of this kind.
-    released_as: ClassVar[str] = "mae"
-
-    width: int = 64
-    patch: int = 2
-    depths: tuple[int, ...] = (2, 2, 2, 2)
-
-    @property
-    def learns_classes(self) -> bool:
-        """Whether the training needs labels."""
-        return self.classification_weight > 0
-
-    def build_network(
-        self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
-    ) -> MaskedAutoencoder:
-        """Return the network, or raise InputError if its grid cannot be masked or its last maps would be constant."""
-        network = MaskedAutoencoder(image_shape, width=self.width, patch=self.patch, depths=self.depths, num_classes=num_classes)
-        if any(side % MASK_SIDE for side in network.grid):
-            cut = f"cuts images into {network.grid[0]} x {network.grid[1]} patches, of which squares of {MASK_SIDE} are hidden"
-            raise InputError(f"patch is {self.patch}, which {cut}: pass one that leaves an even number")
-        # A channel that is normalized by itself loses its mean, so at a single place, or in features that are means, it is 0.
-        blank = [shape[0] for name, shape in network.map_shapes.items() if name == "layer4" or shape[1:] == (1, 1)]
-        if min(blank) <= MAX_GROUPS:
-            least = -(-(MAX_GROUPS + 1) * self.width // min(blank))
-            raise InputError(f"width is {self.width}, whose last maps are blank once normalized: pass at least {least}")
-        return network
-
-    def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
-        """Raise InputError: runs use the trained network through `MAEFeaturesConfig`."""
-        raise InputError("encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig")
-
-    def check(self, prefix: str = "") -> None:
-        """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
-        check_counts({f"{prefix}width": self.width})
-        super().check(prefix)
-
-    def as_trained(self, weights: str, before: EncoderConfig) -> EncoderConfig:
-        """Return the encoder over the trained network, with the features of `before` if that is a masked auto-encoder too."""
-        from drifting.encoders.pretrained import MAEFeaturesConfig  # imports this module
-
-        own = before if isinstance(before, MAEFeaturesConfig) else MAEFeaturesConfig()
-        return replace(own, weights=weights, width=self.width, patch=self.patch, depths=self.depths)

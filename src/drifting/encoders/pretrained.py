@@ -1,7 +1,4 @@
-"""Pretrained feature encoders: backbones of the library `transformers`, and the feature space of the paper.
-
-Backbones are ResNet, ConvNeXt-V2, DINOv2, ViT-MAE and similar ones. The feature space of the paper is that of a trained masked
-auto-encoder, the sample itself and, for images, a ConvNeXt-V2.
+"""Pretrained feature encoders: backbones of the library `transformers`, such as ResNet, ConvNeXt-V2, DINOv2 and ViT-MAE.
 
 A convolutional backbone gives one map per stage, "stage1", "stage2" and so on. Each place of a map is normalized over its channels:
 
@@ -11,12 +8,11 @@ A vision transformer gives its patch tokens after the final norm as one map, "pa
 
 Shapes: b images, c channels, h x w pixels or places, d features.
 
-Source: paper, appendix A.3 and A.5; the normalization, with the biased variance, is that of the authors' release.
+Source: paper, appendix A.5; the normalization, with the biased variance, is that of the authors' release.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,21 +22,13 @@ from torch import Tensor, nn
 
 from drifting._checks import full_precision
 from drifting._extras import is_here, load_published
-from drifting._torch import shapes_only
-from drifting.checkpoint import check_finite, load_weights
+from drifting.checkpoint import check_finite
 from drifting.encoders.base import (
-    EncoderConfig,
-    FeatureEncoder,
     Features,
     Frozen,
-    Weights,
     checked_names,
-    compose,
-    floats_for,
-    identity,
 )
-from drifting.encoders.mae import MaskedAutoencoder
-from drifting.encoders.pooling import KINDS, Standardize, Statistics, feature_name, fits, multi_scale, norm_x
+from drifting.encoders.pooling import KINDS, Standardize, Statistics, feature_name, fits, multi_scale
 from drifting.errors import InputError, reason
 
 # Features of the ConvNeXt-V2 that the release uses in addition to those of the auto-encoder.
@@ -208,113 +196,3 @@ def _published_statistics(origin: str) -> Statistics:
         return tuple(facts["image_mean"]), tuple(facts["image_std"])
     except Exception as error:  # from the Hub, the file or JSON, or a missing key
         raise InputError(f"statistics is None, and '{origin}' has none in {_PROCESSOR} ({reason(error)}): {fix}") from None
-
-
-# Parts of the network that features do not need; they hold a fifth of the weights.
-_DECODER = ("bridge", "climb", "head")
-
-
-class MAEFeatures(Frozen):
-    """Feature encoder: chosen features of a trained masked auto-encoder, which is frozen in place.
-
-    Args:
-        autoencoder: the trained network.
-        names: names of the features: "norm_x" (root mean square of each channel of the patches), and the maps in the kinds of
-            `pooling.multi_scale`, such as "conv1", "layer1_mean" or "layer2_blk2_std_4"; None for all that the release uses. For
-            images of any size, a call leaves out the features whose windows do not divide a map.
-        every: interval of the blocks inside a stage that are features if `names` is None; 2 for every second block, as in the
-            release.
-
-    Raises:
-        InputError: if a name is unknown or repeated, if its windows do not divide the map, if there is no name, or if `every` is
-            below 1.
-    """
-
-    def __init__(self, autoencoder: MaskedAutoencoder, names: Sequence[str] | None = None, *, every: int = 2) -> None:
-        super().__init__(autoencoder)
-        known = available_features(autoencoder)
-        names = available_features(autoencoder, every) if names is None else names
-        self.names = checked_names(names, known)
-        self._kinds = {map: [kind for kind in KINDS if feature_name(map, kind) in names] for map in autoencoder.map_shapes}
-
-    @property
-    def autoencoder(self) -> MaskedAutoencoder:
-        """The network."""
-        return cast(MaskedAutoencoder, self.module)
-
-    def forward(self, samples: Images) -> Features:
-        """Return the chosen features in the order of `names`, computed in the precision of the network."""
-        samples = floats_for(self.autoencoder, samples)
-        features = {"norm_x": norm_x(self.autoencoder.patches(samples))}
-        for name, map in self.autoencoder.maps(samples).items():
-            features.update(multi_scale(name, map, self._kinds[name]))
-        return {name: features[name] for name in self.names if name in features}
-
-
-def available_features(autoencoder: MaskedAutoencoder, every: int = 1) -> tuple[str, ...]:
-    """Return the names of all features, with only each `every`-th block inside a stage, counted from 1."""
-    if every < 1:
-        raise InputError(f"every is {every}: pass 1 for all blocks, 2 for every second one")
-    names = ["norm_x"]
-    for name, shape in autoencoder.map_shapes.items():
-        _, _, block = name.partition("_blk")
-        if not block or int(block) % every == 0:
-            names += [feature_name(name, kind) for kind in KINDS if fits(kind, *shape[1:])]
-    return tuple(names)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MAEFeaturesConfig(EncoderConfig):
-    """Drift in the features of a trained masked auto-encoder and in the sample itself, as in the paper.
-
-    Attributes:
-        weights: file of its weights, such as encoder.safetensors of a `MAEConfig` run; None if it is not known yet.
-        width: number of channels of the first stage.
-        patch: side in pixels of its patches.
-        depths: number of blocks of each stage.
-        features: names of the features that samples drift in, see `MAEFeatures`; None for all that the release uses.
-        every: interval of the blocks inside a stage that are features if none are named; 2 for every second block.
-        convnext: Hub id or folder of a ConvNeXt-V2 whose features are added, for images in [-1, 1]; None for none.
-        resize: side in pixels of the square that images are resized to for the ConvNeXt-V2; None to keep their size.
-    """
-
-    weights: str | None = None
-    width: int = 256
-    patch: int = 1
-    depths: tuple[int, ...] = (3, 4, 6, 3)
-    features: tuple[str, ...] | None = None
-    every: int = 2
-    convnext: str | None = None
-    resize: int | None = 224
-
-    @property
-    def published(self) -> str:
-        """Name of the authors' network of this size, such as latent-256."""
-        return f"{'latent' if self.patch == 1 else 'pixel'}-{self.width}"
-
-    def build_network(
-        self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]
-    ) -> MaskedAutoencoder:
-        """Return the trained network without decoder and logits, which features do not need."""
-        if len(image_shape) != 3 or self.weights is None:
-            missing = "its weights are not named" if len(image_shape) == 3 else "the data are not images of a known shape"
-            raise InputError(f"encoder is a masked auto-encoder, but {missing}: pass both")
-        # On meta, because drawing the initial values of the largest networks takes longer than reading the weights.
-        with shapes_only():
-            network = MaskedAutoencoder(image_shape, width=self.width, patch=self.patch, depths=self.depths)
-        for part in _DECODER:
-            delattr(network, part)
-        needed = {name: value for name, value in read(self.weights).items() if not name.startswith((*_DECODER, "classify"))}
-        load_weights(network.to_empty(device="cpu"), needed, self.weights)
-        return network
-
-    def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
-        """Return the features of the network, the sample itself as "global" and, if configured, those of a ConvNeXt-V2."""
-        autoencoder = cast(MaskedAutoencoder, network)
-        own = MAEFeatures(autoencoder, self.features, every=self.every)
-        parts: dict[str, FeatureEncoder] = {"": lambda samples: {**own(samples), "global": identity(samples)["sample"]}}
-        if self.convnext is not None:
-            shape = autoencoder.image_shape
-            convnext = load_pretrained(self.convnext, CONVNEXT_FEATURES, image_shape=shape, resize=self.resize)
-            parts["convnext"] = convnext.to(device)
-        return compose(parts)

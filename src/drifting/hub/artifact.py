@@ -24,7 +24,7 @@ from drifting._json import load_json
 from drifting._torch import shapes_only
 from drifting.checkpoint import check_finite, different_names, load_state_dict
 from drifting.encoders.mae import MaskedAutoencoder
-from drifting.encoders.pretrained import MAEFeatures
+from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError, reason
 from drifting.generators.dit import DiT
 from drifting.hub.msgpack_tree import Array, read_tree, write_tree
