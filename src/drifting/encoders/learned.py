@@ -34,7 +34,7 @@ from drifting.errors import InputError
 
 _DILATIONS = (1, 2, 4, 1)
 # Features of the image, of shallow and of deep maps, for all sides that 4 divides.
-FEATURES = ("pixels", "stem_mean", "stem_std", "block2_mean_4", "block4_mean_4", "output_mean_4", "output_std_4")
+_FEATURES = ("pixels", "stem_mean", "stem_std", "block2_mean_4", "block4_mean_4", "output_mean_4", "output_std_4")
 # Squares of distances below this have no gradient.
 _SMALLEST_SQUARE = 1e-12
 
@@ -137,15 +137,7 @@ class LearnedConfig(EncoderConfig):
     learns: ClassVar[bool] = True
 
     width: int = 128
-    features: tuple[str, ...] = (
-        "pixels",
-        "stem_mean",
-        "stem_std",
-        "block2_mean_4",
-        "block4_mean_4",
-        "output_mean_4",
-        "output_std_4",
-    )
+    features: tuple[str, ...] = _FEATURES
     temperature: float = 0.05
     learning_rate: float = 1e-4
     max_grad_norm: float = 1.0
