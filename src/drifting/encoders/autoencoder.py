@@ -138,7 +138,7 @@ class AutoencoderConfig(EncoderConfig):
             load_weights(network, read(self.weights), self.weights)
         return network
 
-    def build_features(self, network: nn.Module, device: str = "cpu") -> AutoencoderFeatures:
+    def build_features(self, network: nn.Module | None, device: str = "cpu") -> AutoencoderFeatures:
         """Return the features over a trained network."""
         return AutoencoderFeatures(cast(Autoencoder, network), self.features)
 

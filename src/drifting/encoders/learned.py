@@ -149,9 +149,9 @@ class LearnedConfig(EncoderConfig):
         del num_classes, read
         return LearnedFeatures(image_shape, width=self.width, names=self.features)
 
-    def build_features(self, network: nn.Module, device: str = "cpu") -> LearnedFeatures:
+    def build_features(self, network: nn.Module | None, device: str = "cpu") -> LearnedFeatures:
         """Return the network on a device. Its weights are not frozen."""
-        return cast(LearnedFeatures, network.to(device))
+        return cast(LearnedFeatures, network).to(device)
 
     def check(self, prefix: str = "") -> None:
         """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""

@@ -133,7 +133,7 @@ class MAEFeaturesConfig(EncoderConfig):
         load_weights(network.to_empty(device="cpu"), needed, self.weights)
         return network
 
-    def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
+    def build_features(self, network: nn.Module | None, device: str = "cpu") -> FeatureEncoder:
         """Return the features of the network, the sample itself as "global" and, if configured, those of a ConvNeXt-V2."""
         autoencoder = cast(MaskedAutoencoder, network)
         own = MAEFeatures(autoencoder, self.features, every=self.every)
@@ -185,7 +185,7 @@ class MAEConfig(MaskedTraining, EncoderConfig):
             raise InputError(f"width is {self.width}, whose last maps are blank once normalized: pass at least {least}")
         return network
 
-    def build_features(self, network: nn.Module, device: str = "cpu") -> FeatureEncoder:
+    def build_features(self, network: nn.Module | None, device: str = "cpu") -> FeatureEncoder:
         """Raise InputError: runs use the trained network through `MAEFeaturesConfig`."""
         raise InputError("encoder is MAEConfig, which is trained on its own: pass MAEFeaturesConfig")
 

@@ -337,7 +337,7 @@ class ResNetConfig(EncoderConfig):
             load_weights(network, adapt_weights(network, read(self.weights)), self.weights)
         return network
 
-    def build_features(self, network: nn.Module, device: str = "cpu") -> ResNetFeatures:
+    def build_features(self, network: nn.Module | None, device: str = "cpu") -> ResNetFeatures:
         """Return the features over a trained network."""
         return ResNetFeatures(cast(ResNet, network), self.features)
 
