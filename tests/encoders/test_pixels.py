@@ -9,19 +9,21 @@ from drifting.errors import InputError
 from drifting.runs.train import build_encoder
 
 
-def test_tiles_are_those_of_the_loops():
+@pytest.mark.parametrize(("side", "stride"), [(4, 4), (4, 2), (8, 4)])
+def test_tiles_are_those_of_the_loops(side, stride):
     images = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-    features = PixelFeatures(4)(images)
+    features = PixelFeatures(side, stride)(images)
     assert torch.equal(features["sample"], images.reshape(2, 1, -1))
-    expected = [images[:, :, top : top + 4, left : left + 4] for top in (0, 4) for left in (0, 4, 8)]
-    found = features["tiles"].unflatten(2, (4, 4, 3))
+    corners = [(top, left) for top in range(0, 9 - side, stride) for left in range(0, 13 - side, stride)]
+    expected = [images[:, :, top : top + side, left : left + side] for top, left in corners]
+    found = features["tiles"].unflatten(2, (side, side, 3))
     assert torch.equal(found, torch.stack([tile.permute(0, 2, 3, 1) for tile in expected], 1))
 
 
-def test_gradient_passes_to_every_pixel():
-    images = torch.randn(2, 1, 6, 6, requires_grad=True)
-    PixelFeatures(3)(images)["tiles"].square().sum().backward()
-    assert torch.equal(images.grad, 2 * images.detach())
+def test_gradient_is_the_number_of_tiles_of_a_pixel():
+    images = torch.randn(2, 1, 4, 6, requires_grad=True)
+    PixelFeatures(4, 2)(images)["tiles"].sum().backward()
+    assert torch.equal(images.grad[:, 0], torch.tensor([1.0, 1, 2, 2, 1, 1]).expand(2, 4, 6))
 
 
 def test_run_drifts_in_tiles_too(tiny_images, tmp_path):
@@ -39,17 +41,22 @@ def test_without_tiles_samples_are_left_as_they_are(tiny_images):
 
 
 @pytest.mark.parametrize(
-    ("tiles", "shape", "message"),
+    ("settings", "shape", "message"),
     [
-        (3, (1, 8, 8), r"encoder\.tiles is 3, which does not divide images of 8 x 8 pixels: pass a divisor"),
-        (0, (1, 8, 8), r"encoder\.tiles is 0, which does not divide"),
-        (4, (3, 8, 10), "does not divide images of 8 x 10 pixels"),
-        (1, (2,), r"encoder.tiles is 1, but samples have the shape \(2,\): leave it out"),
+        ({"tiles": 3}, (1, 8, 8), r"encoder\.tiles is 3, 3 pixels apart, which do not cover images of 8 x 8 pixels exactly"),
+        ({"tiles": 0}, (1, 8, 8), r"encoder\.tiles is 0, 0 pixels apart"),
+        ({"tiles": 9}, (1, 8, 8), r"encoder\.tiles is 9, 9 pixels apart"),
+        ({"tiles": 4}, (3, 8, 10), "images of 8 x 10 pixels exactly: pass a divisor, or another encoder.tile_stride"),
+        ({"tiles": 4, "tile_stride": 3}, (1, 8, 8), r"encoder\.tiles is 4, 3 pixels apart"),
+        ({"tiles": 2, "tile_stride": 3}, (1, 8, 8), r"encoder\.tiles is 2, 3 pixels apart"),
+        ({"tiles": 4, "tile_stride": 0}, (1, 8, 8), r"encoder\.tiles is 4, 0 pixels apart"),
+        ({"tile_stride": 4}, (1, 8, 8), r"encoder\.tile_stride is 4, but encoder\.tiles is None: pass both"),
+        ({"tiles": 1}, (2,), r"encoder\.tiles is 1, but samples have the shape \(2,\): leave it out"),
     ],
 )
-def test_tiles_that_do_not_fit_are_refused(tiles, shape, message):
+def test_tiles_that_do_not_fit_are_refused(settings, shape, message):
     with pytest.raises(InputError, match=message):
-        PixelsConfig(tiles=tiles).build_network(shape, num_classes=None, read=lambda name: {})
+        PixelsConfig(**settings).build_network(shape, num_classes=None, read=lambda name: {})
 
 
 def test_tiles_that_do_not_fit_are_refused_before_any_work(tiny_images, tmp_path):

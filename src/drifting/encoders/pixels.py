@@ -3,7 +3,7 @@
 A whole image has so many coordinates that the samples of a step are nearly equally far from each other. A tile has few: its drift
 says more about details, and that of the whole image how they fit together.
 
-Shapes: b images, c channels, h x w pixels, k = (h / s)(w / s) tiles of s x s pixels, row-major.
+Shapes: b images, c channels, h x w pixels; k tiles of s x s pixels, whose first ones are t pixels apart, row-major.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Weights, identity
-from drifting.encoders.pooling import windows
 from drifting.errors import InputError
 
 
@@ -21,16 +20,18 @@ class PixelFeatures(nn.Module):
     """Feature encoder: the whole image as one location of "sample", and each tile as a location of "tiles", [b, k, s s c].
 
     Args:
-        tiles: side s of the tiles in pixels; it divides both sides of the images.
+        tiles: side s of the tiles in pixels.
+        stride: distance t between the starts of two neighboring tiles in pixels. Pixels that no tile reaches are in "sample" alone.
     """
 
-    def __init__(self, tiles: int) -> None:
+    def __init__(self, tiles: int, stride: int) -> None:
         super().__init__()
-        self.tiles = tiles
+        self.tiles, self.stride = tiles, stride
 
     def forward(self, samples: Float[Tensor, "b c h w"]) -> Features:
         """Return both features."""
-        return {**identity(samples), "tiles": windows(samples, self.tiles, self.tiles).flatten(2)}
+        tiles = samples.unfold(2, self.tiles, self.stride).unfold(3, self.tiles, self.stride)
+        return {**identity(samples), "tiles": tiles.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +40,25 @@ class PixelsConfig(EncoderConfig):
 
     Attributes:
         tiles: side in pixels of the square tiles of images in which samples drift too; None for none.
+        tile_stride: distance between the starts of two neighboring tiles in pixels; None for tiles that do not overlap.
     """
 
     tiles: int | None = None
+    tile_stride: int | None = None
 
     def build_network(self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]) -> None:
-        """Return None, because there is no network; raises InputError if tiles do not divide the images."""
+        """Return None, because there is no network; raises InputError if tiles do not cover the images."""
         if self.tiles is None:
+            if self.tile_stride is not None:
+                raise InputError(f"encoder.tile_stride is {self.tile_stride}, but encoder.tiles is None: pass both")
             return
         if len(image_shape) != 3:
             raise InputError(f"encoder.tiles is {self.tiles}, but samples have the shape {tuple(image_shape)}: leave it out")
-        if self.tiles < 1 or any(side % self.tiles for side in image_shape[1:]):
-            sides = " x ".join(map(str, image_shape[1:]))
-            raise InputError(f"encoder.tiles is {self.tiles}, which does not divide images of {sides} pixels: pass a divisor")
+        stride = self.tiles if self.tile_stride is None else self.tile_stride
+        if not all(0 < stride <= self.tiles <= side and (side - self.tiles) % stride == 0 for side in image_shape[1:]):
+            shape = f"{stride} pixels apart, which do not cover images of {image_shape[1]} x {image_shape[2]} pixels exactly"
+            raise InputError(f"encoder.tiles is {self.tiles}, {shape}: pass a divisor, or another encoder.tile_stride")
 
     def build_features(self, network: nn.Module | None, device: str = "cpu") -> FeatureEncoder:
         """Return the encoder; it has no weights."""
-        return identity if self.tiles is None else PixelFeatures(self.tiles)
+        return identity if self.tiles is None else PixelFeatures(self.tiles, self.tile_stride or self.tiles)

@@ -110,7 +110,7 @@ def multi_scale(
             features[name] = projected(map.flatten(2).transpose(1, 2), projection)
             continue
         side = _WINDOWS[kind]
-        places = windows(map, side or height, side or width)
+        places = _windows(map, side or height, side or width)
         mean = places.mean(2)
         # The mean is subtracted before squaring: a difference of two large means would lose the digits of a small variance.
         found = projected(mean, projection) if kind.startswith("mean") else _spread(places - mean[:, :, None], projection)
@@ -183,8 +183,8 @@ def _spread(centered: Float[Tensor, "b k m c"], projection: Float[Tensor, "d c"]
     return torch.sqrt(variance.clamp(min=0) + _SMALLEST_VARIANCE)
 
 
-def windows(map: Float[Tensor, "b c h w"], height: int, width: int) -> Float[Tensor, "b k m c"]:
-    """Return the places of each window of height x width; windows and places are row-major."""
+def _windows(map: Float[Tensor, "b c h w"], height: int, width: int) -> Float[Tensor, "b k m c"]:
+    """Return the places of each window; windows and places are row-major."""
     split = map.unflatten(3, (-1, width)).unflatten(2, (-1, height))
     return split.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
 
