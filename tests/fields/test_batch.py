@@ -80,14 +80,15 @@ def test_spread_is_that_of_the_samples_relative_to_the_positives():
     assert (float(found.generated_count), float(found.positive_count)) == (10, 10)
 
 
-def test_spread_leaves_out_groups_whose_positives_are_all_alike():
-    # As in a corner of digits, which is black in every image, but not in every sample.
-    varied, black = draw(0, 2, 10, 4), torch.full((1, 10, 4), -1.0).double()
+@pytest.mark.parametrize("strokes", [0.0, 0.01])
+def test_spread_leaves_out_groups_whose_positives_are_all_alike(strokes):
+    # As in a corner of digits, which is black in every image or in nearly every one, but not in every sample.
+    varied, black = draw(0, 2, 10, 4), -1 + strokes * draw(2, 1, 10, 4)
     found = measured(torch.cat([0.5 * varied, black + 0.01 * draw(1, 1, 10, 4)]), torch.cat([varied, black]))
     expected = measured(0.5 * varied, varied)
     assert float(found.diversity) == float(found.least_diversity) == pytest.approx(0.5)
     assert float(found.remoteness) == pytest.approx(float(expected.remoteness))
-    constant = measured(black, black)
+    constant = measured(torch.full_like(black, -1), torch.full_like(black, -1))
     assert (float(constant.diversity), float(constant.least_diversity), float(constant.remoteness)) == (0, 0, 0)
 
 

@@ -25,8 +25,8 @@ from drifting.fields.base import Drifts, Field, Problem
 
 # The parts of a batch must be large enough to have neighbors.
 _FEWEST = 4
-# Groups whose positives are this much closer to each other than those of other groups count as all alike.
-_ALIKE = 1e-6
+# Groups whose positives are this much closer to each other than those of another group count as all alike.
+_ALIKE = 0.05
 # Steepest power law of the number of samples: a noisy slope is not continued beyond it.
 _STEEPEST = 2.0
 
@@ -95,7 +95,7 @@ def batch_statistics(field: Field, scaling: Scaling, problem: Problem) -> BatchS
         mean_distances(*pair) for pair in ((generated, generated), (generated, positives), (positives, positives))
     )
     among = among.clamp(min=torch.finfo(among.dtype).tiny)
-    # Positives that are all alike, such as black corners of digits, have no distance to compare with.
+    # Positives that are all alike, such as corners of digits, black in nearly every image, have no distance to compare with.
     alike = among <= _ALIKE * among.max()
     spread, remoteness = ((distance / among).masked_fill(alike, torch.nan) for distance in (within, between))
     return BatchStatistics(
