@@ -36,11 +36,12 @@ def found(name: str, *modules: str) -> Any:
 def steps_of(name: str) -> Any:
     """Return the iterator of the steps of a preset with random images and an encoder with its initial weights."""
     config = found("preset", "presets")(name)
-    # The work is that of the earliest versions: without a lookahead, and MNIST trained by AdamW.
+    # The work is that of the earliest versions: without a lookahead, and MNIST trained by AdamW and without tiles.
     field = getattr(config.loss.field, "field", config.loss.field)
     optimizer = "adamw" if name == "mnist-pixel" else config.schedule.optimizer
     schedule = replace(config.schedule, steps=10**6, optimizer=optimizer)
-    config = replace(config, schedule=schedule, loss=replace(config.loss, field=field))
+    encoder = type(config.encoder)() if name == "mnist-pixel" else config.encoder
+    config = replace(config, schedule=schedule, loss=replace(config.loss, field=field), encoder=encoder)
     shape, cache, network = PRESETS[name][1], None, None
     if name != "toy":
         facts = {"image_shape": shape, "num_classes": 10, "class_names": tuple("0123456789")}
