@@ -40,7 +40,7 @@ def steps_of(name: str) -> Any:
     field = getattr(config.loss.field, "field", config.loss.field)
     optimizer = "adamw" if name == "mnist-pixel" else config.schedule.optimizer
     schedule = replace(config.schedule, steps=10**6, optimizer=optimizer)
-    encoder = type(config.encoder)() if name == "mnist-pixel" else config.encoder
+    encoder = found("PixelsConfig", "encoders")() if name == "mnist-pixel" else config.encoder
     config = replace(config, schedule=schedule, loss=replace(config.loss, field=field), encoder=encoder)
     shape, cache, network = PRESETS[name][1], None, None
     if name != "toy":

@@ -18,8 +18,7 @@ from drifting.data.bank import BankConfig
 from drifting.data.dataset import FOUND, Data
 from drifting.data.images import ImagesData
 from drifting.distributed import PARALLEL
-from drifting.encoders.base import EncoderConfig
-from drifting.encoders.pixels import PixelsConfig
+from drifting.encoders.base import EncoderConfig, PixelsConfig
 from drifting.errors import InputError
 from drifting.evaluation.extractors import Classifier
 from drifting.fields import DriftField
@@ -117,6 +116,8 @@ class EncodedConfig(TrainingConfig):
             InputError: if the data do not fit the encoder.
         """
         encoder, data = self.encoder, self.data
+        if encoder.plain:
+            return None
         if encoder.objective is not None and not encoder.alone and not data.loads_images:
             unfit = "is on disk" if data.on_disk else "has no images"
             raise InputError(f"encoder is {encoder.noun}, but the data set {unfit}: use the space of the samples")

@@ -4,14 +4,14 @@ A configuration stores its encoder as the name of a class of this package that e
 """
 
 from drifting.encoders.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderFeatures
-from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Frozen, Identity, compose, identity
+from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Frozen, Identity, PixelsConfig, compose, identity
 from drifting.encoders.learned import LearnedConfig, LearnedFeatures
 from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining
 from drifting.encoders.mae_features import MAEConfig, MAEFeatures, MAEFeaturesConfig
-from drifting.encoders.pixels import PixelFeatures, PixelsConfig
 from drifting.encoders.pretrained import PretrainedFeatures, load_pretrained
 from drifting.encoders.resnet import ResNet, ResNetConfig, ResNetFeatures
 from drifting.encoders.simclr import SimCLR, SimCLRConfig, SimCLRFeatures
+from drifting.encoders.tiles import TileFeatures, TilesConfig
 
 __all__ = [
     "Autoencoder",
@@ -29,7 +29,6 @@ __all__ = [
     "MAEFeaturesConfig",
     "MaskedAutoencoder",
     "MaskedTraining",
-    "PixelFeatures",
     "PixelsConfig",
     "PretrainedFeatures",
     "ResNet",
@@ -38,6 +37,8 @@ __all__ = [
     "SimCLR",
     "SimCLRConfig",
     "SimCLRFeatures",
+    "TileFeatures",
+    "TilesConfig",
     "compose",
     "identity",
     "load_pretrained",

@@ -114,6 +114,7 @@ class EncoderConfig(ABC):
         objective: training objective of the network, a key of `pretraining.objectives.OBJECTIVES`; None if it is not trained here.
         kind: name of the encoder in `drifting train-encoder`; None if that command does not train it.
         noun: name of the encoder in messages.
+        plain: whether the features are the samples themselves, so that there is nothing to build.
         alone: whether only `drifting train-encoder` trains the network, for another encoder to use.
         any_size: whether the network accepts images of other sizes than it was trained on.
         learns: whether the network is trained together with the generator, so that its features change at every step.
@@ -122,6 +123,7 @@ class EncoderConfig(ABC):
     objective: ClassVar[str | None] = None
     kind: ClassVar[str | None] = None
     noun: ClassVar[str] = "an encoder"
+    plain: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
     learns: ClassVar[bool] = False
@@ -162,7 +164,7 @@ class EncoderConfig(ABC):
         """Whether the training needs labels."""
         return False
 
-    def check(self, prefix: str = "") -> None:  # noqa: B027 - some have nothing to check
+    def check(self, prefix: str = "") -> None:  # noqa: B027 - the pixels have nothing to check
         """Raise InputError if training cannot work with a setting; the error names the setting after the prefix."""
 
     def as_trained(self, weights: str, before: "EncoderConfig") -> "EncoderConfig":
@@ -175,6 +177,20 @@ class EncoderConfig(ABC):
         if self.objective is None:
             raise InputError("a run that trains no encoder")
         return replace(self, weights=weights)  # pyright: ignore[reportCallIssue] - a field of all that are trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelsConfig(EncoderConfig):
+    """Drift in the space of the samples themselves, see `Identity`."""
+
+    plain: ClassVar[bool] = True
+
+    def build_network(self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]) -> None:
+        """Return None: there is no network."""
+
+    def build_features(self, network: nn.Module | None, device: str = "cpu") -> FeatureEncoder:
+        """Return the encoder that leaves samples as they are."""
+        return identity
 
 
 @dataclass(frozen=True, kw_only=True)

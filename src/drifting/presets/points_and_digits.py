@@ -11,7 +11,7 @@ from typing import Any
 from drifting.config import ClassifierConfig, LossConfig, RunConfig
 from drifting.data import DigitsData, ImagesData, PointsData, ToyData
 from drifting.data.points import toy as check_toy
-from drifting.encoders import AutoencoderConfig, LearnedConfig, PixelsConfig
+from drifting.encoders import AutoencoderConfig, LearnedConfig, TilesConfig
 from drifting.errors import InputError
 from drifting.generators import DecoderMLPConfig, MLPConfig
 from drifting.presets.fields import PAPER, TWICE_AHEAD
@@ -135,7 +135,7 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
         data=ImagesData(name="mnist", path=data, channels=1),
         generator=DecoderMLPConfig(),
         # Tiles have few coordinates, so their drift teaches details; see docs/log.md.
-        encoder=PixelsConfig(tiles=8, tile_stride=4),
+        encoder=TilesConfig(tiles=8, tile_stride=4),
         loss=_repelling(1.01),
         schedule=_SCHEDULE,
         log_every=50,

@@ -26,7 +26,7 @@ from drifting.data import ImagesData, Source, forget_data
 from drifting.data.pixels import to_signed
 from drifting.data.sources import reference_samples
 from drifting.distributed import Processes, check_devices, is_sharded, join, whole
-from drifting.encoders.base import FeatureEncoder
+from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError
 from drifting.fields.backends import must_compile
 from drifting.generators.base import Generator
@@ -352,7 +352,7 @@ def find_weights(config: Config) -> Config:
 
 def build_encoder(config: RunConfig, network: nn.Module | None = None) -> FeatureEncoder:
     """Return the feature encoder of a run, around its trained network if it has one."""
-    encoder = config.encoder.build_features(network, config.device)
+    encoder = identity if config.encoder.plain else config.encoder.build_features(network, config.device)
     encoder = torch.compile(encoder) if config.schedule.compile else encoder
     return computed_in(config.schedule.precision, encoder, config.device)
 

@@ -1,4 +1,4 @@
-"""The space of the samples themselves, and of square tiles of images, as features: there is no network.
+"""Images and square tiles of them as features, without a network.
 
 A whole image has so many coordinates that the samples of a step are nearly equally far from each other. A tile has few: its drift
 says more about details, and that of the whole image how they fit together.
@@ -16,7 +16,7 @@ from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Weig
 from drifting.errors import InputError
 
 
-class PixelFeatures(nn.Module):
+class TileFeatures(nn.Module):
     """Feature encoder: the whole image as one location of "sample", and each tile as a location of "tiles", [b, k, s s c].
 
     Args:
@@ -35,11 +35,11 @@ class PixelFeatures(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelsConfig(EncoderConfig):
-    """Drift in the space of the samples themselves, see `Identity` and `PixelFeatures`.
+class TilesConfig(EncoderConfig):
+    """Drift in the space of images and of square tiles of them, see `TileFeatures`.
 
     Attributes:
-        tiles: side in pixels of the square tiles of images in which samples drift too; None for none.
+        tiles: side of the tiles in pixels; None for none, which leaves the image alone.
         tile_stride: distance between the starts of two neighboring tiles in pixels; None for tiles that do not overlap.
     """
 
@@ -61,4 +61,4 @@ class PixelsConfig(EncoderConfig):
 
     def build_features(self, network: nn.Module | None, device: str = "cpu") -> FeatureEncoder:
         """Return the encoder; it has no weights."""
-        return identity if self.tiles is None else PixelFeatures(self.tiles, self.tile_stride or self.tiles)
+        return identity if self.tiles is None else TileFeatures(self.tiles, self.tile_stride or self.tiles)
