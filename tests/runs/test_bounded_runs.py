@@ -108,9 +108,10 @@ def test_flags_bound_a_run_and_change_nothing_else(command, tmp_path, monkeypatc
 
 
 def test_encoder_is_compiled_as_well(tiny_images, compiled):
-    build_encoder(presets.adjust(tiny_images, compile=True))
+    config = resolve(tiny_images)
+    build_encoder(presets.adjust(config, compile=True), config.build_network())
     assert len(compiled) == 1
-    build_encoder(tiny_images)
+    build_encoder(config, config.build_network())
     assert len(compiled) == 1
 
 

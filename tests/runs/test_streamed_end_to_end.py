@@ -14,6 +14,7 @@ from drifting import presets, runs
 from drifting.data import BankConfig, ImageFilesData, LatentsData
 from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.pixels import load_vae, to_bytes
+from drifting.encoders import PixelsConfig
 from drifting.sampling import sample
 from tests.conftest import shrunk
 from tests.support.image_folders import write_images
@@ -28,7 +29,7 @@ def place(tmp_path_factory):
     write_images(folder / "images" / "val", {"a": 8, "b": 8, "c": 8}, channels=3, seed=1)
     write_vae(folder / "vae")
     write_latents(folder / "images", folder / "vae", folder / "cache", CacheSettings(image_size=8))
-    pixels = shrunk(presets.preset("mnist-pixel"))
+    pixels = shrunk(dataclasses.replace(presets.preset("mnist-pixel"), encoder=PixelsConfig()))
     kinds = {"files": ImageFilesData(path=str(folder / "images"), image_size=8), "latents": LatentsData(path=str(folder / "cache"))}
     for name, data in kinds.items():
         bank = BankConfig(capacity_per_class=8, unconditional_capacity=8, push_per_step=4)
