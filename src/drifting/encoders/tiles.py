@@ -3,7 +3,7 @@
 A whole image has so many coordinates that the samples of a step are nearly equally far from each other. A tile has few: its drift
 says more about details, and that of the whole image how they fit together.
 
-Shapes: b images, c channels, h x w pixels; k tiles of s x s pixels, whose first ones are t pixels apart, row-major.
+Shapes: b images, c channels, h x w pixels; k tiles of s x s pixels, row-major, neighbors t pixels apart.
 """
 
 from collections.abc import Callable
