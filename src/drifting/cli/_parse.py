@@ -253,15 +253,23 @@ def _sentence_of_command(message: str, arguments: Sequence[str], commands: Mappi
             f"did you mean '{suggestion}'? T{known[1:]}" if _similarity(name, suggestion) >= _MIN_SIMILARITY else known
         )
     parameters = inspect.signature(commands[name]).parameters.values()
-    flags = ["--help", *(_hyphened(f"--{one.name}") for one in parameters if one.kind is not one.POSITIONAL_ONLY)]
+    flags = ["--help", *(_hyphened(f"--{flag}") for one in parameters for flag in _names_of(one))]
     positional = next((one.name for one in parameters if one.kind is one.POSITIONAL_ONLY), "")
     return _sentence(message, arguments, flags, f"see drifting {name} --help", positional)
+
+
+def _names_of(parameter: inspect.Parameter) -> list[str]:
+    """Return the names of the flags of a parameter of a command: those of the fields, if it is a dataclass of settings."""
+    settings = next(iter(typing.get_args(parameter.annotation)), None)
+    if isinstance(settings, type) and dataclasses.is_dataclass(settings):
+        return [field.name for field in dataclasses.fields(settings)]
+    return [] if parameter.kind is parameter.POSITIONAL_ONLY else [parameter.name]
 
 
 def _sentence(message: str, words: Sequence[str], flags: Sequence[str], see: str, positional: str = "") -> str:
     for pattern, sentence in (
         (r"Unrecognized options()", lambda _: _unknown(message, words, flags, see)),
-        (r"Missing from()", lambda _: f"{_missing(message, positional)} missing: {see}"),
+        (r"Missing from()", lambda _: _missing(message, words, flags, see, positional)),
         (r"Missing value for argument '([^']+)'. Expected (\d+)", lambda found: _without_value(found[1], int(found[2]), words)),
         (r"invalid choice '(.*)' for argument '([^']+)'. Expected one of \((.*)\)", lambda found: _wrong_choice(found, words)),
         (r"Error parsing (--[\w/.-]+|\S+):", lambda found: _wrong_type(found[1], message, words, see)),
@@ -308,9 +316,12 @@ def _similarity(name: str, other: str) -> float:
     return whole if last == other else max(whole, 0.9 * difflib.SequenceMatcher(None, name.strip("-"), last).ratio())
 
 
-def _missing(message: str, positional: str) -> str:
-    flags = re.findall(r"(--[\w-]+) [A-Z]", message)
-    return f"{' and '.join(flags) or positional} {'are' if len(flags) > 1 else 'is'}"
+def _missing(message: str, words: Sequence[str], flags: Sequence[str], see: str, positional: str) -> str:
+    """Return the message about missing flags; one that is misspelled is the cause, and is named instead."""
+    if _first_unknown(words, flags) is not None:
+        return _unknown(message, words, flags, see)
+    missing = re.findall(r"(--[\w-]+) [A-Z\[{]", message)
+    return f"{' and '.join(missing) or positional} {'are' if len(missing) > 1 else 'is'} missing: {see}"
 
 
 def _wrong_type(name: str, message: str, words: Sequence[str], see: str) -> str:
