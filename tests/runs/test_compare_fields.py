@@ -147,6 +147,9 @@ def test_every_choice_fits_a_preset_with_classes_and_one_without(name):
         ({"group_sizes": (0,)}, "group_sizes is 0"),
         ({"presets": ("mnist-classifier",)}, "presets has 'mnist-classifier', which trains no generator"),
         ({"presets": ("moon",)}, "preset is 'moon'"),
+        ({"presets": ("moons", "images"), "data": "x"}, "data is 'x', but presets is moons images: name the one that takes it"),
+        ({"presets": ("digits",), "data": "x"}, "data is 'x', which the preset 'digits' does not take"),
+        ({"extractor": "pixels"}, "extractor is 'pixels', but no preset makes images: leave it out"),
     ],
 )
 def test_wrong_requests_are_refused_before_anything_is_written(tmp_path, changes, message):
@@ -155,8 +158,20 @@ def test_wrong_requests_are_refused_before_anything_is_written(tmp_path, changes
     assert not (tmp_path / "out").exists()
 
 
-def test_images_need_their_classifier_before_anything_is_trained(tmp_path, monkeypatch, small_presets):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="mnist-classifier"):
-        compare_fields(FieldComparison(presets=("mnist-pixel",), fields=("mean-shift",)), "out")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("extractor", "message"), [(None, "run drifting train mnist-classifier"), ("a.pt", "extractor is 'a.pt', which is not a file")]
+)
+def test_images_need_their_extractor_before_their_data_are_read(here, monkeypatch, small_presets, extractor, message):
+    monkeypatch.setattr(comparing, "with_network", lambda *_, **__: pytest.fail("the data were read"))
+    with pytest.raises(InputError, match=message):
+        compare_fields(FieldComparison(presets=("mnist-pixel",), fields=("mean-shift",), extractor=extractor), "out")
+    assert not (here / "out").exists()
+
+
+def test_own_images_are_compared_by_the_extractor_that_is_named(here, quick, gray_folder, extractor_folder):
+    own = {"presets": ("images",), "fields": ("preset",), "data": str(gray_folder), "seeds": 1}
+    request = FieldComparison(**{**SHORT, **own}, extractor=str(extractor_folder))
+    (row,) = compare_fields(request, "out")
+    assert row.figures[0]["extractor"].startswith("classifier-")
+    with pytest.raises(InputError, match="extractor is pixels, but the comparison in 'out' has"):
+        compare_fields(dataclasses.replace(request, extractor="pixels"), "out")

@@ -1,53 +1,63 @@
 """Commands that show runs, or train many to answer a question, and the table in which commands print."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from drifting.errors import InputError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Problems:
+    """Trainings on which fields are compared.
+
+    Attributes:
+        presets: the names of presets, or of toys.
+        data: the data of the only preset, as in `drifting train`.
+        group_sizes: the numbers of generated samples, and of positives, of each label in a step; by default those of the preset.
+        temperature_factors: numbers that multiply the temperatures of the presets.
+    """
+
+    presets: tuple[str, ...]
+    data: str | None = None
+    group_sizes: tuple[int, ...] = ()
+    temperature_factors: tuple[float, ...] = ()
+
+
 def compare_fields(
     *,
-    presets: tuple[str, ...],
+    problems: Annotated[Problems, OmitArgPrefixes],
     fields: tuple[str, ...],
     seeds: int = 3,
     minutes: float = 1.0,
-    group_sizes: tuple[int, ...] = (),
-    temperature_factors: tuple[float, ...] = (),
     num_samples: int = 5000,
+    extractor: str | None = None,
     out: Path = Path("runs/fields"),
 ) -> None:
     """Compare drift fields on equal terms: train each with the same preset, data, seeds and processor time, and evaluate it.
 
-    Images are compared in the features of the classifier in runs/NAME-classifier. Writes fields.md, fields.png and fields.json,
-    after each field anew. The same command continues a comparison that was stopped.
+    Writes fields.md, fields.png and fields.json, after each field anew. The same command continues a comparison that was stopped.
 
     Args:
-        presets: the names of presets, or of toys.
+        problems: the trainings.
         fields: the names of the fields. A wrong name lists them.
         seeds: the number of trainings of each field on each preset.
         minutes: the processor minutes of each training, without those of its encoder.
-        group_sizes: the numbers of generated samples, and of positives, of each label in a step; by default those of the preset.
-        temperature_factors: numbers that multiply the temperatures of the presets.
         num_samples: the number of samples of an evaluation; for digits it is fixed.
+        extractor: what compares images, as in `drifting evaluate`; by default the classifier in runs/NAME-classifier.
         out: the folder of the comparison.
     """
     from drifting.runs.compare_fields import FieldComparison, table
     from drifting.runs.compare_fields import compare_fields as compare
 
     request = FieldComparison(
-        presets=presets,
-        fields=fields,
-        seeds=seeds,
-        minutes=minutes,
-        group_sizes=group_sizes,
-        temperature_factors=temperature_factors,
-        num_samples=num_samples,
+        **vars(problems), fields=fields, seeds=seeds, minutes=minutes, num_samples=num_samples, extractor=extractor
     )
     heads, *lines = table(compare(request, out), spread=False)
     print_table(heads, lines, title=str(out))

@@ -171,16 +171,13 @@ def find_extractor(extractor: str | None, data: Any, read: Callable[[Path], Any]
     Raises:
         InputError: if it is not there, or takes other images.
     """
-    if extractor == "pixels":
+    folder = extractor_path(extractor, data)
+    if folder is None:
         return _pixels(in_memory=data.loads_images)
-    if extractor is not None and extractor.endswith(".pt"):
-        if not Path(extractor).is_file():
-            raise InputError(f"extractor is '{extractor}', which is not a file: download {URL} there, or pass --extractor pixels")
-        inception = load_inception(Path(extractor), device=device)
-        beside = Path(extractor).parent
-        cache = beside if os.access(beside, os.W_OK | os.X_OK) else None
+    if folder.suffix == ".pt":
+        inception = load_inception(folder, device=device)
+        cache = folder.parent if os.access(folder.parent, os.W_OK | os.X_OK) else None
         return Extractor("inception", inception, cache=cache, probabilities=inception.probabilities)
-    folder = _classifier_folder(extractor, data)
     saved, made = read(folder), data.exported_shape()
     if saved is None or saved.data.image_shape != made:
         shape = "no images" if saved is None else saved.data.image_shape
@@ -205,8 +202,17 @@ def find_extractor(extractor: str | None, data: Any, read: Callable[[Path], Any]
     )
 
 
-def _classifier_folder(extractor: str | None, data: Any) -> Path:
-    """Return the folder of a trained classifier, or raise InputError."""
+def extractor_path(extractor: str | None, data: Any) -> Path | None:
+    """Return where an extractor is, without reading it or the images: a file, a folder, or None for "pixels".
+
+    Arguments as in `find_extractor`; raises InputError if it is not there.
+    """
+    if extractor == "pixels":
+        return None
+    if extractor is not None and extractor.endswith(".pt"):
+        if not Path(extractor).is_file():
+            raise InputError(f"extractor is '{extractor}', which is not a file: download {URL} there, or pass --extractor pixels")
+        return Path(extractor)
     name = getattr(data, "name", None)
     if extractor is None and name is None:
         raise InputError(

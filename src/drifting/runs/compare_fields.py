@@ -2,9 +2,8 @@
 
 Every training is a run in a folder of its own, OUT/PROBLEM/FIELD/seed-N. The time of a training is processor time, which other work
 on the machine disturbs least: the time of a step is measured once for each problem and field, and the run takes as many steps as
-fit. Images are compared in the features of the classifier in runs/NAME-classifier. A preset that trains an encoder trains it once,
-in OUT/PROBLEM/encoder; its time is not counted. A comparison that was stopped is continued by the same command: finished runs are
-kept.
+fit. A preset that trains an encoder trains it once, in OUT/PROBLEM/encoder; its time is not counted. A comparison that was stopped
+is continued by the same command: finished runs are kept.
 """
 
 import dataclasses
@@ -24,6 +23,7 @@ from drifting.config import RunConfig
 from drifting.data.points import TOYS
 from drifting.distributed import join
 from drifting.errors import InputError
+from drifting.evaluation.extractors import extractor_path
 from drifting.evaluation.tables import markdown, read_figures
 from drifting.plotting import Measured, draw_fields
 from drifting.presets.encoders import with_encoder
@@ -55,6 +55,8 @@ class FieldComparison:
         group_sizes: numbers of generated samples, and of positives, of each label in a step; empty for those of the presets.
         temperature_factors: factors of the temperatures of the presets; empty for 1.
         num_samples: number of samples of an evaluation; for digits it is fixed.
+        data: data of the only preset, as in `drifting train`; None for its own.
+        extractor: what compares images, as in `drifting evaluate`; None for the classifier in runs/NAME-classifier.
     """
 
     presets: Sequence[str]
@@ -64,6 +66,8 @@ class FieldComparison:
     group_sizes: Sequence[int] = ()
     temperature_factors: Sequence[float] = ()
     num_samples: int = 5000
+    data: str | None = None
+    extractor: str | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that is out of range."""
@@ -79,14 +83,17 @@ class FieldComparison:
                 raise InputError(f"{name} is {' '.join(values)}: name each once")
         for name in self.fields:
             field_choice(name)
+        if self.data is not None and len(self.presets) > 1:
+            raise InputError(f"data is '{self.data}', but presets is {' '.join(self.presets)}: name the one that takes it")
 
     def problems(self) -> dict[str, RunConfig]:
         """Return the configurations on which the fields are compared, by name."""
         found: dict[str, RunConfig] = {}
+        given = {} if self.data is None else {"data": self.data}
         for preset, size, factor in itertools.product(
             self.presets, self.group_sizes or (None,), self.temperature_factors or (None,)
         ):
-            config = presets.preset("toy", dataset=preset) if preset in TOYS else presets.preset(preset)
+            config = presets.preset("toy", dataset=preset, **given) if preset in TOYS else presets.preset(preset, **given)
             if config.noun != "generator":
                 raise InputError(f"presets has '{preset}', which trains no generator: name a preset that does")
             name = preset
@@ -137,7 +144,7 @@ def compare_fields(request: FieldComparison, out: str | Path, *, on_run: Callabl
 
     Args:
         request: what to compare.
-        out: folder of the comparison. One that was stopped is continued; it must have the same time and number of samples.
+        out: folder of the comparison. One that was stopped is continued; it must have the same time, samples, data and extractor.
         on_run: called with a line before each training.
 
     Returns:
@@ -148,9 +155,13 @@ def compare_fields(request: FieldComparison, out: str | Path, *, on_run: Callabl
     """
     folder, problems = Path(out), request.problems()
     check_writable(folder, "out")
-    for config in problems.values():
-        if config.data.loads_images or config.data.on_disk:
-            load_extractor(None, with_network(config, folder, join(), overwrite=False)[0])
+    of_images = [config for config in problems.values() if _makes_images(config)]
+    if request.extractor is not None and not of_images:
+        raise InputError(f"extractor is '{request.extractor}', but no preset makes images: leave it out")
+    for config in of_images:
+        extractor_path(request.extractor, config.data)
+    for config in of_images:
+        load_extractor(request.extractor, with_network(config, folder, join(), overwrite=False)[0])
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder, "out"):
         _check_plan(folder, request)
@@ -173,8 +184,8 @@ def compare_fields(request: FieldComparison, out: str | Path, *, on_run: Callabl
 
 
 def _check_plan(folder: Path, request: FieldComparison) -> None:
-    """Note the time and the number of samples of a comparison, or raise InputError if the one in the folder has others."""
-    plan = {"minutes": request.minutes, "num_samples": request.num_samples}
+    """Note the terms of a comparison, or raise InputError if the one in the folder has others."""
+    plan = {name: getattr(request, name) for name in ("minutes", "num_samples", "data", "extractor")}
     path = folder / _PLAN
     if not path.exists():
         save_json(path, plan)
@@ -182,7 +193,11 @@ def _check_plan(folder: Path, request: FieldComparison) -> None:
     for name, value in plan.items():
         if not isinstance(saved, dict) or saved.get(name) != value:
             before = saved.get(name) if isinstance(saved, dict) else saved
-            raise InputError(f"{name} is {value:g}, but the comparison in '{folder}' has {before}: pass that, or another --out")
+            raise InputError(f"{name} is {value}, but the comparison in '{folder}' has {before}: pass that, or another --out")
+
+
+def _makes_images(config: RunConfig) -> bool:
+    return config.data.loads_images or config.data.on_disk
 
 
 def _with_trained_encoder(config: RunConfig, folder: Path) -> RunConfig:
@@ -241,7 +256,8 @@ def _figures_of(config: RunConfig, folder: Path, request: FieldComparison) -> di
         except DivergenceError as error:
             save_json(folder / _FAILURE, {"failure": str(error)})
             return {}
-    return dict(load_run(folder).evaluate(count=request.num_samples))
+    extractor = request.extractor if _makes_images(config) else None
+    return dict(load_run(folder).evaluate(extractor=extractor, count=request.num_samples))
 
 
 # Figure of a row -> heading of its column.
