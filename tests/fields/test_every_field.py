@@ -104,6 +104,9 @@ def test_rows_split_over_processes_have_the_drift_of_the_whole(name):
         return field(mine, positives, negatives, num_self=2, peers=peers, **options)
 
     assert_close(torch.cat(on_peers(3, part), 2), whole)
+    independent = {"temperatures": temperatures(0.5, 2.0)}
+    parts = on_peers(3, lambda peers: field(generated[:, 2 * peers.rank :][:, :2], positives, others, peers=peers, **independent))
+    assert_close(torch.cat(parts, 2), field(generated, positives, others, **independent))
 
 
 @pytest.mark.parametrize("name", ANTISYMMETRIC)
@@ -158,6 +161,32 @@ def test_drift_is_finite_whatever_the_samples_and_the_temperature(name):
             assert field.at(samples[0], samples[0], real[0], temperature=temperature).isfinite().all()
             if samples is generated and hasattr(field, "statistics"):
                 assert torch.stack(list(field.statistics(samples, real, samples, **options))).isfinite().all()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_targets_without_weight_are_not_seen_however_near_they_are(name):
+    """Affinities are normalized over all targets, so those of the others are tiny beside them."""
+    generated, positives = draw(4, (1, 8, 64), (1, 4, 64), dtype=torch.float32)
+    generated, near = 0.05 * generated, torch.zeros(1, 4, 64)
+    weights = torch.cat([torch.ones(1, 12), torch.zeros(1, 4)], 1)
+    drift = FIELDS[name](
+        generated,
+        torch.cat([positives, near], 1),
+        generated,
+        temperatures=temperatures(0.06, 0.6, like=torch.float32),
+        weights=weights,
+        num_self=8,
+    )
+    assert drift.isfinite().all()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_single_sample_meets_further_negatives_alone(name):
+    generated, positives, others = draw(5, (2, 1, 3), (2, 4, 3), (2, 5, 3))
+    field, options = FIELDS[name], {"temperatures": temperatures(0.5, 2.0)}
+    drift = field(generated, positives, torch.cat([generated, others], 1), num_self=1, **options)
+    assert drift.isfinite().all()
+    assert drift.abs().amax() > 1e-6
 
 
 @pytest.mark.parametrize("name", FIELDS)

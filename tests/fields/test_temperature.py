@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drifting import drifting_loss
+from drifting.errors import InputError
 from drifting.fields.base import Problem
 from drifting.fields.temperature import temperature_slope
+from tests.support.threads import ThreadPeers
 from tests.test_loss import SIZES, assert_close, draw, draw_weights, properties
 
 TEMPERATURES = (0.3, 1.0)
@@ -55,6 +57,25 @@ def test_kernel_widens_where_siblings_are_nearer_and_narrows_where_the_positive_
     for positive, sign in ((far, -1), (near, 1)):
         slope = temperature_slope(Problem(siblings, [siblings], positive, None, 3), torch.tensor([0.5]))
         assert sign * float(slope) > 0.01
+
+
+def test_group_without_positives_says_nothing():
+    (samples, positives) = draw(0, (2, 4, 3), (2, 3, 3))
+    weights = torch.ones(2, 7, dtype=torch.float64)
+    options = {"temperatures": torch.tensor([0.5], dtype=torch.float64)}
+    both = temperature_slope(Problem(samples, [samples], positives, weights, 4), **options)
+    weights[0, 4:] = 0
+    one = temperature_slope(Problem(samples, [samples], positives, weights, 4), **options)
+    alone = temperature_slope(Problem(samples[1:], [samples[1:]], positives[1:], weights[1:], 4), **options)
+    assert_close(one, alone / 2)
+    assert not torch.isclose(one, both)
+
+
+def test_rows_of_a_part_of_the_processes_are_refused():
+    samples, positives = torch.randn(1, 4, 3), torch.randn(1, 5, 3)
+    part = Problem(samples[:, :2], [samples], positives, None, 2, ThreadPeers(0, [None, None], None))
+    with pytest.raises(InputError, match="learn_temperature is True, but population splits the samples"):
+        temperature_slope(part, torch.tensor([0.5]))
 
 
 def test_sample_without_others_and_masked_rows_have_a_finite_slope():

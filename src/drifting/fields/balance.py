@@ -58,16 +58,25 @@ def balanced(
         peers: processes over which the generated samples of each group are split; None for one.
     """
     fixed = positives.new_full((len(positives),), field.repulsion)
-    if num_self and peers is not None:
-        generated, peers = negatives[:, : num_self * peers.size], None
-    if field.balance == 0 or min(generated.shape[1], positives.shape[1]) < _FEWEST:
+    if field.balance == 0:
+        return fixed
+    if peers is not None:
+        generated = negatives[:, : num_self * peers.size] if num_self else _of_all(generated, peers)
+    if min(generated.shape[1], positives.shape[1]) < _FEWEST:
         return fixed
     within, among = mean_distances(generated, generated), mean_distances(positives, positives)
-    within = within if peers is None else peers.all_reduce_sum(within) / peers.size
     # Positives that are all alike have no diversity.
     diversity = torch.where(among > 0, within / among, torch.ones_like(among))
     change = (field.balance * (1 - diversity)).clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE)
     return (fixed + change).clamp(min=0)
+
+
+def _of_all(rows: Float[Tensor, "g n d"], peers: Peers) -> Float[Tensor, "g _ d"]:
+    """Return the rows of all processes in the order of their ranks, as many as are measured."""
+    count = rows.shape[1]
+    every = rows.new_zeros(len(rows), count * peers.size, rows.shape[2])
+    every[:, peers.rank * count : (peers.rank + 1) * count] = rows
+    return peers.all_reduce_sum(every[:, :_MOST_DISTANCES].contiguous())
 
 
 def mean_distances(x: Float[Tensor, "g n d"], y: Float[Tensor, "g p d"]) -> Float[Tensor, " g"]:

@@ -72,6 +72,7 @@ class MeanShift(DriftField):
         for name, choices in (("kernel", KERNELS), ("normalization", NORMALIZATIONS)):
             if getattr(self, name) not in choices:
                 check_choice(name, getattr(self, name), choices)
+        check_positive("affinity_floor", self.affinity_floor, 1e-6, or_zero=True)
         check_positive("repulsion", self.repulsion, 1.03)
         check_positive("balance", self.balance, 1.0, or_zero=True)
 
@@ -185,6 +186,7 @@ class Targets:
         torch.sub(negatives, center, out=summed[:, :split, :width])
         torch.sub(positives, center, out=summed[:, split:, :width])
         summed[..., width] = 1
+        self._unweighted = summed.clone() if field.bias_correction and weights is not None else summed
         if weights is not None:
             summed *= weights[..., None]
         # For few coordinates, a product with the targets as the innermost axis is five times faster on a CPU.
@@ -217,7 +219,9 @@ class Targets:
         if not self._field.bias_correction:
             return sums
         mass = sums[..., -1:]
-        share = (affinity / mass.clamp(min=torch.finfo(mass.dtype).tiny)).square_()
-        squares = share @ (summed if self._weights is None else summed * self._weights[groups, side, None])
+        # Weighted first, because an affinity may exceed the mass of its side where the weight is 0.
+        share = affinity if self._weights is None else affinity * self._weights[groups, None, side]
+        share = (share / mass.clamp(min=torch.finfo(mass.dtype).tiny)).square_()
+        squares = share @ self._unweighted[groups, side]
         sums[..., :-1] += mass * squares[..., :-1] - squares[..., -1:] * sums[..., :-1]
         return sums

@@ -266,9 +266,10 @@ class _Transport:
             logits = torch.mul(cost[groups, rows], -precision[groups], out=scratch).add_(row[groups, rows])
             total[groups] = torch.logaddexp(total[groups], logits.logsumexp(1, keepdim=True))
         if self._peers is not None:
-            highest = -self._peers.all_reduce_min(-total)
+            highest = (-self._peers.all_reduce_min(-total)).clamp(min=torch.finfo(total.dtype).min)
             total = self._peers.all_reduce_sum((total - highest).exp()).log() + highest
-        return -total - math.log(share)
+        # The only sample of a group reaches all targets but itself.
+        return torch.where(total == -torch.inf, total, -total - math.log(share))
 
 
 def _length(distances: Tensor, weights: Tensor, peers: Peers | None) -> Float[Tensor, "g 1 1"]:

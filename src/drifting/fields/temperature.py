@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import constant
+from drifting.errors import InputError
 from drifting.fields import pairwise
 from drifting.fields.base import Problem
 
@@ -41,7 +42,12 @@ def temperature_slope(
         temperatures: the temperatures times the factor, in the units of the distances.
         smallest: lower bound of distances.
         row_scale: what the distances of each row are divided by; None for 1.
+
+    Raises:
+        InputError: if the rows of a group are split over processes.
     """
+    if problem.peers is not None:
+        raise InputError("learn_temperature is True, but population splits the samples of a group over processes: leave one out")
     targets = torch.cat([*problem.negatives, problem.positives], 1)
     distances = pairwise.pairwise_distances(problem.generated, targets).clamp_(min=smallest)
     distances = distances if row_scale is None else distances / row_scale
@@ -58,5 +64,7 @@ def temperature_slope(
         relative = relative.gather(1, best)[:, 0].masked_fill(distances.gather(1, best)[:, 0] == torch.inf, 0)
         row = logits.gather(1, best)[:, 0]
         attracting = (row[:, positive:].softmax(1) * relative[:, positive:]).sum(1)
-        slopes.append(((row.softmax(1) * relative).sum(1) - attracting).mean())
+        slope = (row.softmax(1) * relative).sum(1) - attracting
+        # Without positives, a group says nothing about the temperature.
+        slopes.append(slope.masked_fill(found.amax(1) == -torch.inf, 0).mean())
     return torch.stack(slopes).mean()
