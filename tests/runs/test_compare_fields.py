@@ -94,8 +94,11 @@ def test_problems_have_the_sizes_and_temperatures_that_are_asked_for():
     problems = request.problems()
     assert list(problems) == ["digits-of-8-at-0.5", "digits-of-8-at-2", "digits-of-16-at-0.5", "digits-of-16-at-2"]
     last = problems["digits-of-16-at-2"]
-    assert (last.schedule.generated, last.schedule.positives) == (16, 16)
-    assert last.loss.temperatures == pytest.approx([2 * value for value in presets.preset("digits").loss.temperatures])
+    assert (last.config.schedule.generated, last.config.schedule.positives) == (16, 16)
+    usual = presets.preset("digits").loss.temperatures
+    for name, values in (("mean-shift", usual), ("sinkhorn", (0.05,))):
+        chosen = last.with_field(name, last.config)
+        assert chosen.loss.temperatures == pytest.approx([2 * value for value in values])
 
 
 def test_learning_rate_falls_at_the_same_share_of_a_run_of_another_length():
@@ -144,9 +147,12 @@ def test_every_choice_fits_a_preset_with_classes_and_one_without(name):
         ({"minutes": 0.0}, "minutes is 0.0: pass a number above 0"),
         ({"minutes": float("nan")}, "minutes is nan: pass a number above 0"),
         ({"temperature_factors": (1.0, -2.0)}, "temperature_factors is -2.0: pass a number above 0"),
-        ({"group_sizes": (0,)}, "group_sizes is 0"),
+        ({"temperature_factors": (0.12345671, 0.12345672)}, "temperature_factors is 0.123457 0.123457: name each once"),
+        ({"group_sizes": (8, 1)}, "group_sizes is 1: pass at least 2"),
+        ({"group_sizes": (8, 8)}, "group_sizes is 8 8: name each once"),
+        ({"num_samples": 1}, "num_samples is 1: pass at least 2"),
         ({"presets": ("mnist-classifier",)}, "presets has 'mnist-classifier', which trains no generator"),
-        ({"presets": ("moon",)}, "preset is 'moon'"),
+        ({"presets": ("mooons",)}, "presets has 'mooons': did you mean 'moons'"),
         ({"presets": ("moons", "images"), "data": "x"}, "data is 'x', but presets is moons images: name the one that takes it"),
         ({"presets": ("digits",), "data": "x"}, "data is 'x', which the preset 'digits' does not take"),
         ({"extractor": "pixels"}, "extractor is 'pixels', but no preset makes images: leave it out"),

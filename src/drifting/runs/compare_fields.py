@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drifting import presets
-from drifting._checks import check_counts, check_positive
+from drifting._checks import check_counts, check_positive, nearest_name
 from drifting._files import atomic_path, check_writable, hold
 from drifting._json import load_json, save_json
 from drifting.config import RunConfig
@@ -41,6 +41,18 @@ _PLAN, _SPEED, _FAILURE, _ENCODER = "plan.json", "speed.json", "failure.json", "
 # Steps before and while the time of a step is measured, and processor seconds after which the measurement may end.
 _WARM_UP, _LEAST_TIMED, _TIMED_SECONDS = 3, 5, 2.0
 _DISTANCES = ("frechet_distance", "energy_distance")
+
+
+class Problem(NamedTuple):
+    """A configuration on which fields are compared, and the factor of the temperatures of each of them."""
+
+    config: RunConfig
+    factor: float
+
+    def with_field(self, name: str, encoded: RunConfig) -> RunConfig:
+        """Return the configuration, with its encoder trained, for a field of `presets.fields.FIELDS` and its temperatures."""
+        chosen = field_choice(name).apply(encoded)
+        return presets.adjust(chosen, temperatures=tuple(self.factor * value for value in chosen.loss.temperatures))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +83,20 @@ class FieldComparison:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that is out of range."""
-        check_counts({"seeds": self.seeds, "num_samples": self.num_samples})
-        check_counts({"group_sizes": min(self.group_sizes, default=2)})
+        check_counts({"seeds": self.seeds})
+        for name, least in (("num_samples", self.num_samples), ("group_sizes", min(self.group_sizes, default=2))):
+            if least < 2:
+                raise InputError(f"{name} is {least}: pass at least 2")
         check_positive("minutes", self.minutes, 5.0)
         for factor in self.temperature_factors:
             check_positive("temperature_factors", factor, 0.5)
         for name, values in (("presets", self.presets), ("fields", self.fields)):
             if not values:
                 raise InputError(f"{name} is empty: name at least one")
+        factors = [f"{factor:g}" for factor in self.temperature_factors]
+        sizes = [str(size) for size in self.group_sizes]
+        every = {"presets": self.presets, "fields": self.fields, "group_sizes": sizes, "temperature_factors": factors}
+        for name, values in every.items():
             if len(set(values)) < len(values):
                 raise InputError(f"{name} is {' '.join(values)}: name each once")
         for name in self.fields:
@@ -86,13 +104,16 @@ class FieldComparison:
         if self.data is not None and len(self.presets) > 1:
             raise InputError(f"data is '{self.data}', but presets is {' '.join(self.presets)}: name the one that takes it")
 
-    def problems(self) -> dict[str, RunConfig]:
-        """Return the configurations on which the fields are compared, by name."""
-        found: dict[str, RunConfig] = {}
+    def problems(self) -> dict[str, Problem]:
+        """Return the problems on which the fields are compared, by name."""
+        found: dict[str, Problem] = {}
         given = {} if self.data is None else {"data": self.data}
         for preset, size, factor in itertools.product(
             self.presets, self.group_sizes or (None,), self.temperature_factors or (None,)
         ):
+            if preset not in {*TOYS, *presets.PRESETS}:
+                known = nearest_name(preset, (*TOYS, *presets.PRESETS))
+                raise InputError(f"presets has '{preset}': did you mean '{known}'? `drifting presets` lists them")
             config = presets.preset("toy", dataset=preset, **given) if preset in TOYS else presets.preset(preset, **given)
             if config.noun != "generator":
                 raise InputError(f"presets has '{preset}', which trains no generator: name a preset that does")
@@ -101,9 +122,8 @@ class FieldComparison:
                 config = presets.adjust(config, **{"schedule.generated": size, "schedule.positives": size})
                 name += f"-of-{size}"
             if factor is not None:
-                config = presets.adjust(config, temperatures=tuple(factor * value for value in config.loss.temperatures))
                 name += f"-at-{factor:g}"
-            found[name] = config
+            found[name] = Problem(config, factor or 1.0)
         return found
 
 
@@ -155,7 +175,7 @@ def compare_fields(request: FieldComparison, out: str | Path, *, on_run: Callabl
     """
     folder, problems = Path(out), request.problems()
     check_writable(folder, "out")
-    of_images = [config for config in problems.values() if _makes_images(config)]
+    of_images = [problem.config for problem in problems.values() if _makes_images(problem.config)]
     if request.extractor is not None and not of_images:
         raise InputError(f"extractor is '{request.extractor}', but no preset makes images: leave it out")
     for config in of_images:
@@ -167,18 +187,18 @@ def compare_fields(request: FieldComparison, out: str | Path, *, on_run: Callabl
         _check_plan(folder, request)
         total, done = len(problems) * len(request.fields) * request.seeds, itertools.count(1)
         rows = []
-        for problem, config in problems.items():
-            prepared = _with_trained_encoder(config, folder / problem / _ENCODER)
+        for title, problem in problems.items():
+            encoded = _with_trained_encoder(problem.config, folder / title / _ENCODER)
             for name in request.fields:
-                place, chosen = folder / problem / name, field_choice(name).apply(prepared)
+                place, chosen = folder / title / name, problem.with_field(name, encoded)
                 seconds = _seconds_per_step(chosen, place)
                 timed = _of_length(chosen, 60 * request.minutes / seconds)
                 found: list[dict[str, Any]] = []
                 for seed in range(request.seeds):
-                    on_run(f"{next(done)} of {total}: {problem}, {name}, seed {seed}, {timed.schedule.steps} steps")
+                    on_run(f"{next(done)} of {total}: {title}, {name}, seed {seed}, {timed.schedule.steps} steps")
                     found.append(_figures_of(dataclasses.replace(timed, seed=seed), place / f"seed-{seed}", request))
                 kept = [figures for figures in found if figures]
-                rows.append(Row(problem, name, kept, len(found) - len(kept), seconds, timed.schedule.steps))
+                rows.append(Row(title, name, kept, len(found) - len(kept), seconds, timed.schedule.steps))
                 _write(folder, rows, request)
     return rows
 
