@@ -65,7 +65,7 @@ def test_temperatures_that_look_at_the_same_positives_are_proposed_once():
 
 def test_too_few_positives_are_refused():
     (samples,) = draw(5, (2, 10, 3))
-    with pytest.raises(InputError, match="positives is 3, too few to tell temperatures apart: pass at least 4"):
+    with pytest.raises(InputError, match="positives is 3 for each label, too few to tell temperatures apart: pass at least 4"):
         calibrate_temperatures(samples, generated=7)
     with pytest.raises(InputError, match="generated is 0"):
         calibrate_temperatures(samples, generated=0)

@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 
+from drifting._checks import check_seed
 from drifting._torch import stream_seed
 from drifting.config import AnyConfig, RunConfig
 from drifting.errors import InputError
@@ -26,6 +27,7 @@ def calibrate(config: AnyConfig, folder: str | Path | None = None, *, seed: int 
     Raises:
         InputError: if the encoder is not trained yet, or a step has fewer than 4 positives of a label.
     """
+    check_seed(seed)
     if config.noun != "generator":
         raise InputError(f"preset is '{config.preset}', which trains no generator and has no temperatures: name another")
     config = dataclasses.replace(cast(RunConfig, resolve(find_weights(config))), cache_features=False)

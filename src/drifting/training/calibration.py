@@ -30,6 +30,8 @@ _GRID = tuple(0.002 * 10 ** (index / 8) for index in range(33))
 FEWEST = 4
 # Effective numbers of positives to aim at, as shares of all; but no fewer than `_LEAST`.
 _FEW, _FRACTION, _MOST, _LEAST = 0.05, 0.25, 0.7, 2.0
+# Effective number of positives below which it counts as this one, on logarithmic axes.
+_NONE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,17 @@ def calibrate_temperatures(
         present: temperatures to report beside the proposed ones.
 
     Raises:
-        InputError: if fewer than 4 positives are left.
+        InputError: if fewer than 4 positives are left, or features are NaN or infinite.
     """
     check_counts({"generated": generated})
     maps = feature_maps(features)
     positives = next(iter(maps.values())).shape[1] - generated
     if positives < FEWEST:
-        raise InputError(f"positives is {positives}, too few to tell temperatures apart: pass at least {FEWEST} for each label")
+        reason = f"positives is {positives} for each label, too few to tell temperatures apart"
+        raise InputError(f"{reason}: pass at least {FEWEST}, or a larger batch_size")
+    for name, value in maps.items():
+        if not value.isfinite().all():
+            raise InputError(f"features has NaN or infinite numbers in '{name}': check the encoder and its images")
     measured = field if field is not None and hasattr(field, "statistics") else MeanShift()
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name, value in maps.items():
@@ -130,6 +136,7 @@ def _interpolated(wanted: float, known: Sequence[float], values: Sequence[float]
     index = next((index for index, number in enumerate(known) if number >= wanted), len(known))
     if index in (0, len(known)):
         return values[min(index, len(known) - 1)]
-    low, high = known[index - 1], known[index]
+    # A kernel that is 0 at all positives has no logarithm.
+    (low, high), (before, after) = ((max(each, _NONE) for each in some[index - 1 : index + 1]) for some in (known, values))
     share = math.log(wanted / low) / math.log(high / low)
-    return values[index - 1] * (values[index] / values[index - 1]) ** share
+    return before * (after / before) ** share
