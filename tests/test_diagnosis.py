@@ -1,14 +1,16 @@
 """The rules from figures to sentences, each on figures that fit it and on ones that do not."""
 
 import math
+import re
 
 import pytest
 import torch
 
 import drifting
-from drifting import history
+from drifting import history, presets
 from drifting.diagnosis import Settings, judge
 from drifting.fields import MeanShift
+from drifting.presets.settings import settings
 
 SETTINGS = Settings(steps=300, learning_rate=1e-3)
 
@@ -66,6 +68,10 @@ FAULTS = {
     "diversity falls": ({"diversity/a": lambda index: 0.9 * 0.7**index}, "samples collapse"),
     "few positives": ({"positive_count/a": 8.0}, "too few positives"),
     "few generated": ({"generated_count/a": 8.0}, "too few generated samples"),
+    "few generated of one feature": ({"generated_count/b": 3.0, "positive_count/b": 3.0}, "too few positives"),
+    "equal features": ({"noise_floor/a/0.1": 0.0, "noise_floor/a/0.4": 0.0, "remoteness/a": 1e37}, "encoder is blind"),
+    "not a number": ({"loss": lambda index: math.nan if index > 4 else 1.0}, "not finite"),
+    "infinite": ({"drift_norm/a/0.4": math.inf, "noise_floor/a/0.4": 1.0}, "not finite"),
     "shuffled": ({"response/shuffled/a": 0.0, "response/recolored/a": 0.9}, "encoder is blind"),
     "recolored": ({"response/recolored/a": 1e-3}, "encoder is blind"),
     "no progress": ({"energy_distance": 0.5}, "no progress"),
@@ -119,6 +125,41 @@ def test_training_without_a_fault_is_told_how_far_it_is(series, settings, name, 
     assert bool(note.fix) is bool(flag)
 
 
+def test_fix_names_a_floor_only_where_there_is_one():
+    uneven = lines(**{"flat_share/a/0.1": 1.0, "negative_neighbors/a/0.1": 20.0})
+    assert judge(uneven, Settings(floor_flag=None)).faults == ()
+    (copies,) = judge(lines(**{"diversity/a": 1e-3}), Settings(floor_flag=None)).faults
+    assert copies.fix == "lower --learning-rate, or widen --temperatures"
+
+
+def test_flags_of_a_fix_exist():
+    known = {f"--{setting.name}".replace("_", "-") for setting in settings(presets.preset("digits"))}
+    fixes = [judge(lines(**series), SETTINGS).faults[0].fix for series, _ in FAULTS.values()]
+    fixes += [judge(lines(**series), given).findings[0].fix for series, given, *_ in NOTES.values()]
+    # Short names and flags of other encoders and fields are those of other presets.
+    others = {"--temperatures", "--learning-rate", "--batch-size", "--steps", "--encoder.features", "--encoder-weights", "--loss.x"}
+    others.add(SETTINGS.floor_flag)
+    named = {word for fix in fixes for word in re.findall(r"--[\w.-]*\w", fix)}
+    assert named - others <= known
+
+
+def test_a_single_bad_step_is_no_end():
+    assert faults(lines(**{"loss": lambda index: math.nan if index == 4 else 1.0})) == []
+
+
+def test_conditions_with_one_positive_are_not_too_few():
+    assert faults(lines(**{"positive_count/a": 1.0, "generated_count/a": 4.0})) == []
+
+
+def test_small_groups_and_names_with_slashes_are_told_why_they_are_not_judged():
+    small = [{"step": n, "drift_norm/a/b/0.1": 1.0, "positive_count/a/b": 3.0, "generated_count/a/b": 30.0} for n in range(1, 6)]
+    found = judge(small, SETTINGS)
+    assert [finding.name for finding in found.faults] == ["too few positives"]
+    assert "fewer than 4" in found.unknown[0]
+    few = [{"step": n, "drift_norm/a/b/0.1": 1.0, "diversity/a/b": 1.0} for n in (1, 2)]
+    assert "there are fewer than 3 lines" in judge(few, SETTINGS).unknown[0]
+
+
 def test_rate_in_the_fix_is_lower_than_that_of_the_run():
     (finding,) = judge(lines(**{"remoteness/a": 100.0}), Settings(learning_rate=0.5)).faults
     assert "from 0.5 to 0.05" in finding.fix
@@ -162,6 +203,10 @@ def test_reports_of_a_loop_of_your_own_are_judged():
     healthy = drifting.diagnose(reports(9, 1.0, 5.0))
     assert (healthy.faults, healthy.unknown) == ((), ())
     assert healthy.findings
+    broken = [*reports(4, 1.0, 5.0), *reports(4, math.nan, 5.0)]
+    for found in (drifting.diagnose(broken), drifting.diagnose(broken[4:])):
+        (fault,) = found.faults
+        assert fault.name == "not finite"
     (small,) = drifting.diagnose(reports(4, 1.0, 5.0, temperatures=(1e-6,))).faults
     (large,) = drifting.diagnose([report.features["sample"] for report in reports(4, 1.0, 5.0, temperatures=(1e4,))]).faults
     assert (small.name, large.name) == ("temperatures too small", "temperatures too large")

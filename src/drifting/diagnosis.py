@@ -38,6 +38,9 @@ FAR_APART = 1.1
 FEWEST_SAMPLES = 16
 # Features that move less than this share of the distance between images do not see a change.
 BLIND = 0.1
+_SEEING = "choose features that see them, such as --encoder.features with image or maps, or another --encoder-weights"
+# Samples that are so many times as far from the data as these from each other show that these are equal.
+EQUAL = 1e20
 # A mean square of the drift up to this is that of samples without neighbors.
 NO_DRIFT = 1e-20
 # The energy distance at the end, as a share of its highest, from which on a training of so many steps made no progress.
@@ -76,14 +79,14 @@ class Settings:
         steps: steps of the whole training; None if they are not known.
         rate_falls: whether the learning rate falls at the end.
         learning_rate: highest learning rate.
-        floor_flag: flag of the affinity floor of the field.
+        floor_flag: flag of the affinity floor of the field; None if it has none, or it is 0.
         spread_flag: flag of the setting by which the field spreads samples; None if it has none.
     """
 
     steps: int | None = None
     rate_falls: bool = False
     learning_rate: float | None = None
-    floor_flag: str = "--loss.field.affinity-floor"
+    floor_flag: str | None = "--loss.field.affinity-floor"
     spread_flag: str | None = None
 
 
@@ -127,13 +130,15 @@ def diagnose(reports: Sequence[FeatureLoss | DriftLoss], settings: Settings | No
     for step, report in enumerate(reports, 1):
         features = report.features if isinstance(report, FeatureLoss) else {"sample": report}
         norms = {name: float(norm) for name, norm in drift_norms(features).items()}
-        lines.append({"step": step, **norms, **batch_figures(features)})
+        lines.append({"step": step, "loss": float(report.loss.detach().mean()), **norms, **batch_figures(features)})
     return judge(lines, settings or Settings())
 
 
 def judge(lines: Sequence[Line], settings: Settings) -> Diagnosis:
     """Return the verdict on lines of figures."""
     history = History(lines)
+    if (broken := _broken(history, settings)) is not None:
+        return Diagnosis((broken,))
     unknown = _unknown(history)
     findings = [finding for rule in (_blind, _few_samples) if (finding := rule(history)) is not None]
     # An escape explains everything after it, and so on: only the first of these causes is named.
@@ -157,7 +162,10 @@ def _unknown(history: History) -> list[str]:
     if not history.lines:
         return ["anything: the log is empty"]
     if history.names("diversity"):
-        return [] if history.names("noise_floor") else ["noise against signal: a group has too few positives to be halved"]
+        reason = "a group has too few positives to be halved, or each sample has its own scale (--loss.scale-per-row)"
+        return [] if history.names("noise_floor") else [f"noise against signal: {reason}"]
+    if history.names("positive_count"):
+        return ["temperatures, noise and diversity: a group has fewer than 4 generated samples or positives"]
     few = "log fewer steps apart (--log-every and --schedule.statistics-every), or train longer"
     if any(history.series(f"diversity/{name}") for name in _features(history)):
         return [f"whether it works: there are fewer than {FEWEST_LINES} lines with figures of the batch; {few}"]
@@ -168,13 +176,26 @@ def _unknown(history: History) -> list[str]:
 
 
 def _features(history: History) -> set[str]:
-    norms = (name.split("/") for line in history.lines for name in line if name.startswith(f"{DRIFT_NORM}/"))
-    return {parts[1] for parts in norms}
+    norms = (name.removeprefix(f"{DRIFT_NORM}/") for line in history.lines for name in line if name.startswith(f"{DRIFT_NORM}/"))
+    return {name.rpartition("/")[0] for name in norms}
+
+
+def _broken(history: History, settings: Settings) -> Finding | None:
+    if (found := history.broken("loss", DRIFT_NORM)) is None:
+        return None
+    return Finding("not finite", f"'{found[0]}' is NaN or infinite since step {found[1]}", _lower_rate(settings))
+
+
+def _lower_rate(settings: Settings) -> str:
+    rate = settings.learning_rate
+    return "lower --learning-rate" + ("" if rate is None else f", from {rate:g} to {rate / 10:g} or less")
 
 
 def _few_samples(history: History) -> Finding | None:
     sets = {"positives": "positive_count", "generated samples": "generated_count"}
-    counts = {what: history.recent(kind, name) for what, kind in sets.items() for name in history.names(kind)}
+    # One positive is that of a condition: its samples have no others.
+    paired = {name for name in history.names("positive_count") if history.recent("positive_count", name) == 1}
+    counts = {what: history.recent(kind, name) for what, kind in sets.items() for name in history.names(kind) if name not in paired}
     what = next((what for what, count in counts.items() if count < FEWEST_SAMPLES), None)
     if what is None:
         return None
@@ -183,7 +204,7 @@ def _few_samples(history: History) -> Finding | None:
     return Finding(
         f"too few {what}",
         f"a group has {counts[what]:.0f}{noise}",
-        f"raise --{what.split()[0]} to {FEWEST_SAMPLES} or more, 64 if they fit, or --batch-size",
+        f"raise --schedule.{what.split()[0]} to {FEWEST_SAMPLES} or more, 64 if they fit, or --batch-size",
     )
 
 
@@ -195,18 +216,21 @@ def _blind(history: History) -> Finding | None:
             return Finding(
                 "encoder is blind",
                 f"{what} move its features by {max(found):.2g} of the distance between images",
-                "choose features that see them, such as --encoder.features with image or maps, or another --encoder-weights",
+                _SEEING,
             )
     return None
 
 
 def _no_neighbors(history: History, settings: Settings) -> Finding | None:
-    """Return whether not even real samples have neighbors among real samples, wherever the generated ones are."""
+    """Return why not even real samples have neighbors among real samples, wherever the generated ones are."""
     del settings
     features = history.by_feature("noise_floor")
     floors = [history.recent("noise_floor", f"{name}/{temperatures[-1]}") for name, temperatures in features.items()]
     if not floors or statistics.median(floors) > NO_DRIFT:
         return None
+    remote = [history.recent("remoteness", name) for name in history.names("remoteness")]
+    if min(remote, default=EQUAL) >= EQUAL:
+        return Finding("encoder is blind", "the features of real samples differ by 0", _SEEING)
     highest = max((temperatures[-1] for temperatures in features.values()), key=number)
     return Finding(
         "temperatures too small",
@@ -226,8 +250,7 @@ def _high_rate(history: History, settings: Settings) -> Finding | None:
     causes += [f"samples were {flung:.3g} times as far from each other as real ones, before they collapsed"] if flung else []
     causes += [f"a step changes a part of the weights by {max(changes):.0%}"] if jumps else []
     causes += [f"the drift has signal, but '{dead[0]}' of the network has a gradient of {dead[1]:.1g}"] if dead else []
-    rate = "" if settings.learning_rate is None else f", from {settings.learning_rate:g} to {settings.learning_rate / 10:g} or less"
-    return Finding("learning rate too high", " and ".join(causes), f"lower --learning-rate{rate}")
+    return Finding("learning rate too high", " and ".join(causes), _lower_rate(settings))
 
 
 def _flung(history: History) -> float:
@@ -258,7 +281,7 @@ def _small(history: History, settings: Settings) -> Finding | None:
     return Finding(
         "temperatures too small",
         f"at the largest one, {highest}, {statistics.median(rows):.0%} of the samples follow a single positive or none",
-        "raise --temperatures, such as 0.02 0.05 0.2, or raise --positives",
+        "raise --temperatures, such as 0.02 0.05 0.2, or raise --schedule.positives",
     )
 
 
@@ -270,6 +293,8 @@ def _large(history: History, settings: Settings) -> Finding | None:
     lowest = min((temperatures[0] for temperatures in features.values()), key=number)
     uneven = [_share_of_negatives(history, name, temperatures[0]) for name, temperatures in features.items()]
     if statistics.median(uneven) < EVEN:
+        if settings.floor_flag is None:
+            return None
         return Finding(
             "affinity floor too high",
             f"at the smallest one, {lowest}, {statistics.median(rows):.0%} of the samples follow the mean of all positives, but "
@@ -305,7 +330,7 @@ def _collapse(history: History, settings: Settings) -> Finding | None:
     return Finding(
         "samples collapse",
         f"samples of a group are {now:.2g} times as far from each other as real ones in '{lowest}', after at most {peak:.2g}",
-        f"lower --learning-rate, set {settings.floor_flag} 0, or widen --temperatures",
+        f"lower --learning-rate, {'' if settings.floor_flag is None else f'set {settings.floor_flag} 0, '}or widen --temperatures",
     )
 
 

@@ -59,6 +59,16 @@ class History:
                 if isinstance(value, int | float) and math.isfinite(value):
                     self.values.setdefault(name, []).append(float(value))
 
+    def broken(self, *kinds: str) -> tuple[str, int] | None:
+        """Return a figure of some kinds that is NaN or infinite in the last line, and the step since which one is; or None."""
+        found = None
+        for line in reversed(self.lines):
+            wrong = (name for name, value in line.items() if name.partition("/")[0] in kinds and _is_broken(value))
+            if (name := next(wrong, None)) is None:
+                break
+            found = name, line["step"]
+        return found
+
     def names(self, kind: str) -> list[str]:
         """Return FEATURE or FEATURE/TEMPERATURE of the figures of a kind that occur often enough."""
         names = [name.partition("/")[2] for name in self.values if name.startswith(f"{kind}/")]
@@ -82,6 +92,10 @@ class History:
             feature, _, temperature = name.rpartition("/")
             found.setdefault(feature, []).append(temperature)
         return {feature: sorted(temperatures, key=number) for feature, temperatures in found.items()}
+
+
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def number(text: str) -> float:

@@ -59,7 +59,7 @@ class DriftLoss:
         drift_norms: temperature -> mean square of the raw drift over all groups, samples and channels.
         statistics: statistics of the field's kernel, one number per temperature and name; None if they were not requested or the
             field has none.
-        batch: what the batch says about the training; None if it was not requested or the batch is too small.
+        batch: what the batch says about the training; None if it was not requested.
         temperature_slope: derivative of the objective of a learned temperature, see `fields.temperature`; None if not requested.
     """
 
@@ -118,7 +118,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
         drift_clip: largest root mean square over the channels of the summed drift of a sample, relative to the unit of
             `drift_norms`, in which a normalized drift of one temperature has 1; a longer drift is shortened. None for no limit.
         temperature_factor: factor of all temperatures, which keep their names in the report; None for 1.
-        learn_temperature: whether to return how the factor should change.
+        learn_temperature: whether to return how the factor should change; not with `population`, which is refused.
         scale: the feature scale, if it was computed elsewhere (microbatches, several devices).
         drift_norms: the raw mean squares, if they were computed elsewhere; they normalize the drift and are returned.
         statistics: whether to return the statistics of the field and of the batch too, at the cost of two or three passes;
@@ -131,11 +131,11 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
             all N samples. Every other argument is the same on all processes, and the drift is that of the whole population.
 
     Raises:
-        InputError: if the shapes do not match, the temperatures are not positive, finite and different, or the field needs
-            `generated_negatives`.
+        InputError: if shapes do not match, temperatures are not positive, finite and different, or a second batch is missing.
 
     Source: paper, Algorithm 1 and appendix A.6. As in the release, one scale and one drift norm per temperature cover all groups of
-    a call. Unlike in the release, features are centered before distances, and the mask of a sample from itself is exact.
+    a call. Unlike in the release, features are centered before distances, and a sample is masked from itself exactly, up to the
+    affinity floor.
     """
     check_loss(temperatures, drift_clip, field, has_independent=generated_negatives is not None)
     if generated.ndim == 2:
@@ -161,8 +161,8 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     kernels = kernels if temperature_factor is None else multiplied(kernels, temperature_factor, like=fixed)
     bandwidths = _bandwidths(feature_scale, kernels)
     spread, batch = field_statistics(drifts, field, problem, bandwidths) if statistics else None, None
-    if statistics and statistics != "field" and not scale_per_row:
-        scaling = Scaling(kernels, normalize_features, _SMALLEST_SCALE, _SMALLEST_DISTANCE)
+    if statistics and statistics != "field":
+        scaling = Scaling(kernels, normalize_features, _SMALLEST_SCALE, _SMALLEST_DISTANCE, scale_per_row)
         batch = batch_statistics(field, scaling, replace(problem, generated=full_precision(everyone), peers=None))
     slope = temperature_slope(problem, bandwidths, smallest=smallest, row_scale=row_scale) if learn_temperature else None
     norms = _norms(drifts.root_mean_squares(bandwidths) / unit, temperatures, drift_norms, peers)
@@ -256,7 +256,7 @@ class DriftingLoss(nn.Module):
 
         A labeled batch is flat, [b, d] or by name [b, k, d], and comes with `labels`; every class is then a population. Classes
         may have different numbers of samples: scale and drift norms are means over all of them, and every generated sample counts
-        once. A class with a single generated sample has no negatives, so its drift is 0.
+        once. A class with a single generated sample has no negatives, so its drift is 0 without an affinity floor.
 
         `torch.compile` does not compile this loss but runs it eagerly. Leave it out of a step compiled with `fullgraph=True`.
 

@@ -100,8 +100,19 @@ def test_cosine_of_drifts_whose_squares_underflow_is_one_of_a_cosine():
 
 
 @pytest.mark.parametrize(("count", "real"), [(3, 8), (8, 3)])
-def test_groups_that_cannot_be_halved_say_nothing(count, real):
-    assert measured(draw(0, 2, count, 3), draw(1, 2, real, 3)) is None
+def test_groups_that_cannot_be_halved_say_nothing_but_how_many_they_are(count, real):
+    *others, generated_count, positive_count = measured(draw(0, 2, count, 3), draw(1, 2, real, 3))
+    assert (float(generated_count), float(positive_count)) == (count, real)
+    assert all(value.isnan().all() for value in others)
+
+
+def test_samples_with_scales_of_their_own_have_no_noise_but_a_spread():
+    generated, positives = draw(0, 2, 8, 3), draw(1, 2, 8, 3)
+    found = DriftingLoss(temperatures=TEMPERATURES, field=FIELD, scale_per_row=True)(generated, positives, statistics=True)
+    batch, expected = found.features["sample"].batch, measured(generated, positives)
+    assert batch.noise_floor.isnan().all()
+    assert batch.half_cosine.isnan().all()
+    torch.testing.assert_close(batch[2:], expected[2:])
 
 
 def test_guidance_and_weights_belong_to_the_signal():

@@ -62,12 +62,14 @@ class Scaling(NamedTuple):
         normalize: whether features are divided by the mean distance.
         smallest_scale: lower bound of the mean distance.
         smallest_distance: lower bound of each distance.
+        by_row: whether each sample has a scale of its own; the noise of such drifts is not measured.
     """
 
     temperatures: Sequence[float | Tensor]
     normalize: bool
     smallest_scale: float
     smallest_distance: float
+    by_row: bool = False
 
     def open(self, field: Field, problem: Problem) -> tuple[Drifts, Float[Tensor, " t"], Float[Tensor, ""]]:
         """Return the drifts of a problem, its temperatures in the units of the features, and the unit of its drifts."""
@@ -80,8 +82,8 @@ class Scaling(NamedTuple):
 
 
 @torch.no_grad()
-def batch_statistics(field: Field, scaling: Scaling, problem: Problem) -> BatchStatistics | None:
-    """Return what a batch says about the training; None if its groups have fewer than 4 generated samples or positives.
+def batch_statistics(field: Field, scaling: Scaling, problem: Problem) -> BatchStatistics:
+    """Return what a batch says about the training; all but the counts are NaN for groups with fewer than 4 samples of either kind.
 
     Args:
         field: the drift field.
@@ -89,8 +91,17 @@ def batch_statistics(field: Field, scaling: Scaling, problem: Problem) -> BatchS
         problem: the samples of the batch, of all processes if a group is split over them.
     """
     generated, positives = problem.generated, problem.positives
-    if min(generated.shape[1], positives.shape[1]) < _FEWEST:
-        return None
+    few = min(generated.shape[1], positives.shape[1]) < _FEWEST
+    unknown = positives.new_full((len(scaling.temperatures),), torch.nan)
+    noise = (
+        [unknown, unknown] if few or scaling.by_row else [each(field, scaling, problem) for each in (_noise_floor, _half_cosine)]
+    )
+    spread = [positives.new_full((), torch.nan)] * 3 if few else _spread(generated, positives)
+    return BatchStatistics(*noise, *spread, *(samples.new_full((), samples.shape[1]) for samples in (generated, positives)))
+
+
+def _spread(generated: Float[Tensor, "g n d"], positives: Float[Tensor, "g p d"]) -> list[Float[Tensor, ""]]:
+    """Return diversity, least diversity and remoteness, see `BatchStatistics`."""
     within, between, among = (
         mean_distances(*pair) for pair in ((generated, generated), (generated, positives), (positives, positives))
     )
@@ -98,15 +109,7 @@ def batch_statistics(field: Field, scaling: Scaling, problem: Problem) -> BatchS
     # Positives that are all alike, such as corners of digits, black in nearly every image, have no distance to compare with.
     alike = among <= _ALIKE * among.max()
     spread, remoteness = ((distance / among).masked_fill(alike, torch.nan) for distance in (within, between))
-    return BatchStatistics(
-        noise_floor=_noise_floor(field, scaling, problem),
-        half_cosine=_half_cosine(field, scaling, problem),
-        diversity=spread.nanmean(),
-        least_diversity=spread.nan_to_num(torch.inf).min(),
-        remoteness=remoteness.nanmean(),
-        generated_count=generated.new_full((), generated.shape[1]),
-        positive_count=generated.new_full((), positives.shape[1]),
-    )
+    return [spread.nanmean(), spread.nan_to_num(torch.inf).min(), remoteness.nanmean()]
 
 
 def _noise_floor(field: Field, scaling: Scaling, problem: Problem) -> Float[Tensor, " t"]:

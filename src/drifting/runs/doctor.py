@@ -54,7 +54,7 @@ def settings_of(config: RunConfig) -> Settings:
         steps=schedule.steps,
         rate_falls=falls,
         learning_rate=schedule.learning_rate,
-        floor_flag=f"{name}.affinity-floor",
+        floor_flag=f"{name}.affinity-floor" if getattr(field, "affinity_floor", 0) > 0 else None,
         spread_flag=_spread_flag(config.loss.field),
     )
 
