@@ -241,10 +241,12 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 
 def check_counts(counts: Mapping[str, int]) -> None:
-    """Raise InputError for the first count below 1."""
+    """Raise InputError for the first count that is not a whole number from 1."""
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"{name} is {value}: pass at least 1")
+        if value != int(value):
+            raise InputError(f"{name} is {value}: pass a whole number")
 
 
 def check_positive(name: str, value: float, such_as: float, *, or_zero: bool = False) -> None:

@@ -6,8 +6,8 @@ Equation (paper, Algorithm 2), for the logits l_ij = -|x_i - y_j| / temperature:
     r_i = -logsumexp_j(l_ij) / 2,    c_j = -logsumexp_i(l_ij) / 2
 
 so two vectors (the row and the column potential) and one exponential per entry give the whole matrix. Only the distances are stored
-at full size. A masked pair has distance infinity and affinity 0. With another kernel of `kernels`, its logarithm takes the place of
-the logits. Normalized over the targets of each row alone, the affinity is the first softmax without the root.
+at full size. A masked pair has distance infinity and affinity 0, or the floor. With another kernel of `kernels`, its logarithm
+takes the place of the logits. Normalized over the targets of each row alone, the affinity is the first softmax without the root.
 
 If rows are split over processes, the minimum and the sum of each column are reduced over all processes.
 
