@@ -245,7 +245,7 @@ def check_counts(counts: Mapping[str, int]) -> None:
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"{name} is {value}: pass at least 1")
-        if value != int(value):
+        if value % 1 != 0:
             raise InputError(f"{name} is {value}: pass a whole number")
 
 
