@@ -146,6 +146,11 @@ class Data(ABC):
     conditional: bool = False
 
     @property
+    def makes_images(self) -> bool:
+        """Whether generated samples are images, or latents of images."""
+        return self.loads_images or self.on_disk
+
+    @property
     @abstractmethod
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample; raises InputError if it is not known yet."""

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting.fields.base import Peers
+from drifting.fields.base import Peers, rows_of_all
 from drifting.fields.pairwise import pairwise_distances
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def balanced(
     if field.balance == 0:
         return fixed
     if peers is not None:
-        generated = negatives[:, : num_self * peers.size] if num_self else _of_all(generated, peers)
+        generated = negatives[:, : num_self * peers.size] if num_self else rows_of_all(generated, peers)
     if min(generated.shape[1], positives.shape[1]) < _FEWEST:
         return fixed
     within, among = mean_distances(generated, generated), mean_distances(positives, positives)
@@ -69,14 +69,6 @@ def balanced(
     diversity = torch.where(among > 0, within / among, torch.ones_like(among))
     change = (field.balance * (1 - diversity)).clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE)
     return (fixed + change).clamp(min=0)
-
-
-def _of_all(rows: Float[Tensor, "g n d"], peers: Peers) -> Float[Tensor, "g _ d"]:
-    """Return the rows of all processes in the order of their ranks, as many as are measured."""
-    count = rows.shape[1]
-    every = rows.new_zeros(len(rows), count * peers.size, rows.shape[2])
-    every[:, peers.rank * count : (peers.rank + 1) * count] = rows
-    return peers.all_reduce_sum(every[:, :_MOST_DISTANCES].contiguous())
 
 
 def mean_distances(x: Float[Tensor, "g n d"], y: Float[Tensor, "g p d"]) -> Float[Tensor, " g"]:

@@ -110,6 +110,14 @@ class Peers(Protocol):
         ...
 
 
+def rows_of_all(rows: Float[Tensor, "g n d"], peers: Peers) -> Float[Tensor, "g _ d"]:
+    """Return the rows of all processes, in the order of their ranks."""
+    count = rows.shape[1]
+    every = rows.new_zeros(len(rows), count * peers.size, rows.shape[2])
+    every[:, peers.rank * count : (peers.rank + 1) * count] = rows
+    return peers.all_reduce_sum(every)
+
+
 @dataclass(frozen=True)
 class Problem:
     """The samples of one call.

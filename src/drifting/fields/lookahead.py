@@ -29,14 +29,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_counts, check_positive, constant, full_precision
 from drifting.errors import InputError
 from drifting.fields.backends import FieldDrifts, drift_at_each, each_drift, open_drifts
-from drifting.fields.base import DriftField, Problem
+from drifting.fields.base import DriftField, Problem, rows_of_all
 from drifting.fields.mean_shift import MeanShift
 from drifting.fields.pairwise import Memory
 
@@ -163,12 +162,6 @@ def _moved(problem: Problem, samples: Float[Tensor, "g n d"]) -> Sequence[Float[
     first, *others = problem.negatives
     if problem.num_self == 0:
         return problem.negatives
-    if problem.peers is None:
-        moved = samples[:, : problem.num_self]
-    else:
-        count, rank = samples.shape[1], problem.peers.rank
-        everyone = torch.zeros_like(first[:, : problem.peers.size * count])
-        everyone[:, rank * count : (rank + 1) * count] = samples
-        moved = problem.peers.all_reduce_sum(everyone)
+    moved = samples[:, : problem.num_self] if problem.peers is None else rows_of_all(samples, problem.peers)
     rest = first[:, moved.shape[1] :]
     return [moved, *([rest] if rest.shape[1] else []), *others]

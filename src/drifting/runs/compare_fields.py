@@ -107,13 +107,13 @@ class FieldComparison:
     def problems(self) -> dict[str, Problem]:
         """Return the problems on which the fields are compared, by name."""
         found: dict[str, Problem] = {}
-        given = {} if self.data is None else {"data": self.data}
+        given, known = {} if self.data is None else {"data": self.data}, (*TOYS, *presets.PRESETS)
         for preset, size, factor in itertools.product(
             self.presets, self.group_sizes or (None,), self.temperature_factors or (None,)
         ):
-            if preset not in {*TOYS, *presets.PRESETS}:
-                known = nearest_name(preset, (*TOYS, *presets.PRESETS))
-                raise InputError(f"presets has '{preset}': did you mean '{known}'? `drifting presets` lists them")
+            if preset not in known:
+                nearest = nearest_name(preset, known)
+                raise InputError(f"presets has '{preset}': did you mean '{nearest}'? `drifting presets` lists them")
             config = presets.preset("toy", dataset=preset, **given) if preset in TOYS else presets.preset(preset, **given)
             if config.noun != "generator":
                 raise InputError(f"presets has '{preset}', which trains no generator: name a preset that does")
@@ -175,7 +175,7 @@ def compare_fields(request: FieldComparison, out: str | Path, *, on_run: Callabl
     """
     folder, problems = Path(out), request.problems()
     check_writable(folder, "out")
-    of_images = [problem.config for problem in problems.values() if _makes_images(problem.config)]
+    of_images = [problem.config for problem in problems.values() if problem.config.data.makes_images]
     if request.extractor is not None and not of_images:
         raise InputError(f"extractor is '{request.extractor}', but no preset makes images: leave it out")
     for config in of_images:
@@ -214,10 +214,6 @@ def _check_plan(folder: Path, request: FieldComparison) -> None:
         if not isinstance(saved, dict) or saved.get(name) != value:
             before = saved.get(name) if isinstance(saved, dict) else saved
             raise InputError(f"{name} is {value}, but the comparison in '{folder}' has {before}: pass that, or another --out")
-
-
-def _makes_images(config: RunConfig) -> bool:
-    return config.data.loads_images or config.data.on_disk
 
 
 def _with_trained_encoder(config: RunConfig, folder: Path) -> RunConfig:
@@ -276,7 +272,7 @@ def _figures_of(config: RunConfig, folder: Path, request: FieldComparison) -> di
         except DivergenceError as error:
             save_json(folder / _FAILURE, {"failure": str(error)})
             return {}
-    extractor = request.extractor if _makes_images(config) else None
+    extractor = request.extractor if config.data.makes_images else None
     return dict(load_run(folder).evaluate(extractor=extractor, count=request.num_samples))
 
 

@@ -140,7 +140,7 @@ def _has_masked_features(config: Any) -> bool:
 def _evaluation_options(config: RunConfig, inputs: Path) -> dict[str, Any]:
     """Return the arguments of the evaluation: the extractor and, unless they are the run's own data, the real images."""
     images = inputs / "images"
-    if not (config.data.loads_images or config.data.on_disk):
+    if not config.data.makes_images:
         return {}
     if not images.is_dir():
         return {"extractor": "pixels"}
