@@ -2,7 +2,7 @@
 
 import torch
 
-from drifting.encoders.pooling import norm_x
+from drifting.encoders.pooling import image_names, norm_x
 from drifting.encoders.resnet import ResNet, ResNetFeatures, available_features
 
 IMAGES = 2 * torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) - 1
@@ -42,3 +42,12 @@ def test_chroma_is_what_is_left_of_colors_beside_gray():
     gray = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     assert float(encoder(gray)["chroma_std"].max()) < 2e-3
     assert "chroma_std" not in available_features(_network(channels=1))
+
+
+def test_tiles_of_the_images_overlap_by_half_and_are_offered_where_they_cover_the_image():
+    (tiles,) = ResNetFeatures(_network(), ["tiles"])(IMAGES).values()
+    corners = [(top, left) for top in (0, 4, 8) for left in (0, 4, 8)]
+    expected = [IMAGES[:, :, top : top + 8, left : left + 8].movedim(1, 3).flatten(1) for top, left in corners]
+    assert torch.equal(tiles, torch.stack(expected, 1))
+    offered = {side: "tiles" in image_names((3, side, side)) for side in (4, 8, 10, 16, 28, 32, 64)}
+    assert offered == {4: False, 8: True, 10: False, 16: True, 28: True, 32: True, 64: True}

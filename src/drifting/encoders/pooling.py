@@ -32,6 +32,8 @@ _SMALLEST_VARIANCE = 1e-6
 # Names of the maps that are the images themselves. Only color images have the second.
 _IMAGE, _CHROMA = "image", "chroma"
 _COLORS = 3
+# Side of the tiles, and distance between the starts of two neighbors, in pixels.
+_TILE, _TILE_STRIDE = 8, 4
 # Mean and standard deviation of ImageNet's channels, for images in [0, 1].
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -127,26 +129,35 @@ def image_names(image_shape: Sequence[int]) -> tuple[str, ...]:
     """Return the names of all features that `image_features` offers for images of this shape."""
     maps = [_IMAGE] + [_CHROMA] * (image_shape[0] == _COLORS)
     # Unpooled maps are left out: every pixel would be a drifting problem of its own. "pixels" is the whole image.
-    names = pooled_names(dict.fromkeys(maps, image_shape), IMAGE_KINDS)
-    return (*(name for name in names if name not in maps), "pixels", "norm_x")
+    names = [name for name in pooled_names(dict.fromkeys(maps, image_shape), IMAGE_KINDS) if name not in maps]
+    tiled = all(side >= _TILE and (side - _TILE) % _TILE_STRIDE == 0 for side in image_shape[1:])
+    return (*names, "pixels", *(("tiles",) if tiled else ()), "norm_x")
 
 
 def image_features(images: Float[Tensor, "b c h w"], names: Sequence[str]) -> Features:
     """Return features of the images themselves, which are sensitive to color; other names are ignored.
 
-    "pixels" is the flattened image and "norm_x" the root mean square of each channel. "image" comes in the pooled kinds, such as
-    "image_mean" and "image_std_4". So does "chroma" of color images: its deviations detect specks of color, which the deviations of
-    the channels do not.
+    "pixels" is the flattened image, "tiles" are tiles of 8 x 8 pixels that start 4 pixels apart, if they cover the image, and
+    "norm_x" is the root mean square of each channel. "image" comes in the pooled kinds, such as "image_mean" and "image_std_4". So
+    does "chroma" of color images: its deviations detect specks of color, which the deviations of the channels do not.
     """
     features: Features = {}
     if "pixels" in names:
         features["pixels"] = images.flatten(1)[:, None]
+    if "tiles" in names:
+        features["tiles"] = tiles(images, _TILE, _TILE_STRIDE)
     if "norm_x" in names:
         features["norm_x"] = norm_x(images)
     for name, map in ((_IMAGE, lambda: images), (_CHROMA, lambda: chroma(images))):
         if kinds := [kind for kind in IMAGE_KINDS if feature_name(name, kind) in names]:
             features.update(multi_scale(name, map(), kinds))
     return features
+
+
+def tiles(images: Float[Tensor, "b c h w"], side: int, stride: int) -> Float[Tensor, "b k _"]:
+    """Return the square tiles of images whose starts are `stride` pixels apart, row-major, each as one place with channels last."""
+    windows = images.unfold(2, side, stride).unfold(3, side, stride)
+    return windows.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 
 def norm_x(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 c"]:

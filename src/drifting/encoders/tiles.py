@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Weights, identity
+from drifting.encoders.pooling import tiles
 from drifting.errors import InputError
 
 
@@ -30,8 +31,7 @@ class TileFeatures(nn.Module):
 
     def forward(self, samples: Float[Tensor, "b c h w"]) -> Features:
         """Return both features."""
-        tiles = samples.unfold(2, self.tiles, self.stride).unfold(3, self.tiles, self.stride)
-        return {**identity(samples), "tiles": tiles.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)}
+        return {**identity(samples), "tiles": tiles(samples, self.tiles, self.stride)}
 
 
 @dataclass(frozen=True, kw_only=True)
