@@ -28,7 +28,7 @@ from drifting.config import RunConfig
 from drifting.data import ToyData
 from drifting.hub.artifact import read_weights
 from drifting.runs.train import build_encoder
-from drifting.training.loop import draw_batch, train
+from drifting.training.loop import at_places, draw_batch, train
 from drifting.training.positives import FeatureCache, Positives, encode_sets
 from drifting.training.state import TrainingState
 from drifting.training.step import Made, compare
@@ -82,6 +82,7 @@ def step_in_parts(config: RunConfig, state: TrainingState, positives: Positives,
     state.optimizer.zero_grad(set_to_none=True)
     batch = draw_batch(state, positives, schedule)
     state.step += 1
+    batch, encoder = at_places(batch, encoder, state, schedule)
     yield
     (inputs,) = batch.inputs(batch.noise, batch.style_indices)
     samples = state.generator(*inputs).unflatten(0, batch.noise.shape[:2])

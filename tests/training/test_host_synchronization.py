@@ -50,6 +50,7 @@ CASES = {
     "averages": {"other_ema_decays": (0.5, 0.9)},
     "bfloat16": {"precision": "bfloat16"},
     "one fixed scale": {"guidance_scale": 2.0, "unconditional": 4},
+    "some places": {"place_share": 0.5},
 }
 CONDITIONED = {"heads": 2, "cond_dim": 8, "num_styles": 2, "style_classes": 4}
 LABELS = {"sample_shape": SHAPE, "num_classes": CLASSES}

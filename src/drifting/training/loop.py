@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from drifting._torch import keep_freed_memory
+from drifting._torch import keep_freed_memory, stream_seed
 from drifting.data.dataset import owned
 from drifting.distributed import Processes
 from drifting.encoders.base import FeatureEncoder
@@ -26,7 +26,7 @@ from drifting.guidance import draw_guidance_scale, unconditional_weight
 from drifting.loss import DriftingLoss, FeatureLoss
 from drifting.training.changes import Changes
 from drifting.training.encoder import LearnedEncoder
-from drifting.training.positives import Positives
+from drifting.training.positives import Places, Positives
 from drifting.training.schedule import Schedule
 from drifting.training.state import TrainingState
 from drifting.training.step import Batch, computed_in, drifting_step, label_batched_step, microbatched_step
@@ -88,11 +88,12 @@ def train(
         batch = draw_batch(state, positives, schedule)
         state.step += 1
         batch = _at_temperature(batch, state, schedule)
+        batch, encode = at_places(batch, encoder, state, schedule)
         measured = state.step % schedule.statistics_every == 0
         state.optimizer.zero_grad(set_to_none=True)
         # The first batch says nothing about the training, but its kernel tells whether the temperatures fit.
         options = {"statistics": measured or (state.step == 1 and "field"), "processes": state.processes}
-        report, stored = _add_gradients((generator, encoder, loss), batch, schedule, no_sync, options)
+        report, stored = _add_gradients((generator, encode, loss), batch, schedule, no_sync, options)
         changes = Changes(state.generator) if measured else None
         if schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.generator.parameters(), schedule.max_grad_norm)
@@ -128,6 +129,15 @@ def _at_temperature(batch: Batch, state: TrainingState, schedule: Schedule) -> B
     if schedule.temperature_factors == (1, 1):
         return batch
     return replace(batch, temperature_factor=schedule.temperature_factor_at(state.step))
+
+
+def at_places(batch: Batch, encoder: FeatureEncoder, state: TrainingState, schedule: Schedule) -> tuple[Batch, FeatureEncoder]:
+    """Return the batch and the encoder of a step, both of the places that are chosen for it, if not of all."""
+    if schedule.place_share == 1:
+        return batch, encoder
+    places = Places(schedule.place_share, stream_seed(state.seed, f"places of step {state.step}"))
+    unconditional = None if batch.unconditional is None else places.of(batch.unconditional)
+    return replace(batch, positives=places.of(batch.positives), unconditional=unconditional), places.encoder(encoder)
 
 
 def _add_gradients(

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from drifting._files import atomic_path
+from drifting._torch import stream_seed
 from drifting.data.dataset import ALL, Source
 from drifting.encoders.base import FeatureEncoder, identity
 from drifting.errors import InputError, reason
@@ -179,6 +180,10 @@ class LazyFeatures(Mapping[str, Float[Tensor, "l n k _"]]):
         """Return the features of some of the labels, not computed yet."""
         return LazyFeatures(self._drawn[labels], self._encode)
 
+    def then(self, change: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> "LazyFeatures":
+        """Return the features after a change of all of them, not computed yet."""
+        return LazyFeatures(self._drawn, lambda drawn: change(self._encode(drawn)))
+
     def __getitem__(self, name: str) -> Tensor:
         return self._features[name]
 
@@ -187,6 +192,39 @@ class LazyFeatures(Mapping[str, Float[Tensor, "l n k _"]]):
 
     def __len__(self) -> int:
         return len(self._features)
+
+
+class Places:
+    """A random share of the places of every feature, the same for all samples. A feature of one place is kept.
+
+    Args:
+        share: share of the places to keep, above 0; at least one place is kept.
+        seed: seed of the choice.
+    """
+
+    def __init__(self, share: float, seed: int) -> None:
+        self._share, self._seed = share, seed
+
+    def of(self, features: Mapping[str, Float[Tensor, "*b k _"]]) -> Mapping[str, Float[Tensor, "*b _ _"]]:
+        """Return the chosen places of features; those of features that are not computed yet are not computed either."""
+        if isinstance(features, LazyFeatures):
+            return features.then(self._chosen)
+        return self._chosen(features)
+
+    def _chosen(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._some(name, feature) for name, feature in features.items()}
+
+    def _some(self, name: str, feature: Float[Tensor, "*b k _"]) -> Float[Tensor, "*b _ _"]:
+        count, device = feature.shape[-2], feature.device
+        if count == 1:
+            return feature
+        rng = torch.Generator(device).manual_seed(stream_seed(self._seed, f"places of {name}"))
+        places = torch.randperm(count, generator=rng, device=device)[: max(1, round(self._share * count))]
+        return feature.index_select(-2, places)
+
+    def encoder(self, encoder: FeatureEncoder) -> FeatureEncoder:
+        """Return an encoder of the chosen places alone."""
+        return lambda samples: self._chosen(encoder(samples))
 
 
 class Positives:

@@ -22,6 +22,8 @@ class Schedule:
         positives: number of real samples of each label in a step.
         independent_negatives: generate a second batch that repels in place of the first.
         detached_samples: number of further generated samples of each label that repel without a gradient, which saves memory.
+        place_share: share of the places of every feature that samples drift in, drawn anew in every step; 1 for all. Features of
+            one place are in every step. Where a feature has many places that say much the same, fewer take less time.
         temperature_factors: factors of all temperatures at the first and at the last step. In between, the factor changes by the
             same ratio in every step. (1, 1) for the temperatures as they are.
         temperature_learning_rate: learning rate at which a factor of all temperatures is learned, from 1 on, see
@@ -63,6 +65,7 @@ class Schedule:
     positives: int
     independent_negatives: bool = False
     detached_samples: int = 0
+    place_share: float = 1.0
     temperature_factors: tuple[float, float] = (1.0, 1.0)
     temperature_learning_rate: float | None = None
     microbatch_size: int | None = None
@@ -148,6 +151,8 @@ def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
             raise InputError(f"{name} is {', '.join(map(str, values))}: pass a number from 0 to below 1")
     if len({*decays["ema_decay"], *decays["other_ema_decays"]}) <= len(decays["other_ema_decays"]):
         raise InputError(f"other_ema_decays is {schedule.other_ema_decays}: name each once, and ema_decay not again")
+    if not 0 < schedule.place_share <= 1:
+        raise InputError(f"place_share is {schedule.place_share}: pass the share of places in a step, above 0 and up to 1")
     _check_samples(schedule)
     _check_temperature_factor(schedule)
 

@@ -171,6 +171,7 @@ class State:
     Attributes:
         step: number of steps that are done.
         rng: the random stream.
+        seed: seed of the random stream.
         device: device of the networks and the stream.
     """
 
@@ -178,7 +179,7 @@ class State:
         self._networks, self.optimizer = dict(networks), optimizer
         self.device = next(weight.device for network in networks.values() for weight in network.parameters())
         self.rng = torch.Generator(self.device).manual_seed(seed)
-        self.step = 0
+        self.seed, self.step = seed, 0
         self._faults: dict[tuple[str, float], Tensor] = {}
 
     def _record_fault(self, value: Tensor, number: int, source: tuple[str, float] = ("", 0.0)) -> None:
