@@ -22,7 +22,8 @@ from torch import Tensor
 from drifting._checks import check_memory, nearest_name
 from drifting.data.readers import MOST_NAMES, EncodedImage, Reader, Split, damaged, folders_in, parsing, quoted, split_name
 from drifting.data.readers.arrays import Arrays
-from drifting.data.readers.folder import LABEL_FILES, FolderReader, ImageFolder
+from drifting.data.readers.folder import FolderReader, ImageFolder
+from drifting.data.readers.label_files import LABEL_FILES
 from drifting.data.readers.published import CIFAR, TEXTS, Cub, Idx, TinyImageNet
 from drifting.data.readers.tables import DatasetObjects, Hub, Parquet, SavedTables
 from drifting.errors import InputError

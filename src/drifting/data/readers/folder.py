@@ -1,28 +1,24 @@
 """Image files in folders: one sub-folder per class, or all in one folder without labels; optionally below train/ and test/.
 
 If the folder has only one folder, which has the classes or the splits, that one is read. A file of labels can have the classes in
-place of sub-folders: dataset.json (https://github.com/NVlabs/edm dataset_tool.py: {"labels": [[path, class], ...]} or {"labels":
-null}), or metadata.jsonl or metadata.csv (https://huggingface.co/docs/datasets/image_dataset: the column file_name is a path below
-the folder of that file). What operating systems, storage devices and notebooks leave behind is skipped at every depth.
+place of sub-folders, see `label_files`. What operating systems, storage devices and notebooks leave behind is skipped at every
+depth.
 """
 
-import csv
-import io
-import json
 import os
-import posixpath
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from drifting.data.readers import LABEL_COLUMNS, MOST_NAMES, EncodedImage, Reader, Split, by_number, parsing, quoted, split_name
+from drifting.data.readers import MOST_NAMES, EncodedImage, Reader, Split, by_number, quoted, split_name
+from drifting.data.readers.label_files import LABEL_FILES, LabelFile, has_label_file, read_labels
 from drifting.errors import InputError
 
 _KINDS = (
@@ -34,8 +30,6 @@ _SYSTEM = {
     *("__macosx", "__pycache__", "$recycle.bin", "#recycle", "#snapshot", "@eadir", "@recycle", "@recently-snapshot", "@tmp"),
     *("desktop.ini", "lost+found", "network trash folder", "recycler", "system volume information", "temporary items", "thumbs.db"),
 }
-LABEL_FILES = ("dataset.json", "metadata.jsonl", "metadata.csv")
-_FILE_NAME = "file_name"
 
 
 class Listing(NamedTuple):
@@ -112,7 +106,7 @@ class ImageFolder(FolderReader):
         """
         roots, left_out = _roots(path)
         root = roots[split]
-        tables = {name: _read_labels(place, path) for name, place in roots.items()}
+        tables = {name: read_labels(place, path) for name, place in roots.items()}
         table = tables[split]
         if table is not None and table.labels is not None:
             listing = _by_label_file(root, table, [other for other in tables.values() if other is not None])
@@ -172,13 +166,13 @@ def _descended(root: Path, known: Sequence[str] = ()) -> Path:
 def _only_folder(place: Path) -> Path | None:
     """Return the only folder with images in a place, if they are again in folders or labeled by a file; otherwise None."""
     level = _level(place)
-    if level.images or _has_label_file(place):
+    if level.images or has_label_file(place):
         return None
     holding = [name for name in level.folders if _holds_images(place / name)]
     if len(holding) != 1:
         return None
     below = place / holding[0]
-    return below if _has_label_file(below) or _has_folders_of_images(below) else None
+    return below if has_label_file(below) or _has_folders_of_images(below) else None
 
 
 def _has_folders_of_images(place: Path) -> bool:
@@ -228,7 +222,7 @@ def _doubts(members: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return (f"{'class' if len(deep) == 1 else 'classes'} {quoted(deep)} {hold}: {advice}",)
 
 
-def _by_label_file(root: Path, table: "_LabelFile", tables: Sequence["_LabelFile"]) -> Listing:
+def _by_label_file(root: Path, table: LabelFile, tables: Sequence[LabelFile]) -> Listing:
     """List the images in a file of labels. The classes are those of the files of all splits."""
     others = list[str]()
     there = set(_images(root, others))
@@ -243,84 +237,6 @@ def _by_label_file(root: Path, table: "_LabelFile", tables: Sequence["_LabelFile
     numbers = {name: number for number, name in enumerate(class_names)}
     numbered = {name: numbers[label] for name, label in labels.items()}
     return Listing.of_labels(root, numbered, class_names, table.path.name, left_out)
-
-
-class _LabelFile(NamedTuple):
-    """The content of a file of labels.
-
-    Attributes:
-        path: path of the file.
-        labels: path of an image, below the folder of the file -> its class as text; None if the file has no classes.
-        problem: sentence on why it has none; None if it says so itself.
-    """
-
-    path: Path
-    labels: dict[str, str] | None
-    problem: str | None = None
-
-    def below(self, root: Path) -> dict[str, str]:
-        """Return the labels of images below a folder, which is that of the file or inside it, by their paths from there."""
-        inside = root.relative_to(self.path.parent).as_posix()
-        start = "" if inside == "." else f"{inside}/"
-        return {name[len(start) :]: value for name, value in (self.labels or {}).items() if name.startswith(start)}
-
-
-def _has_label_file(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in LABEL_FILES)
-
-
-def _read_labels(root: Path, top: Path) -> _LabelFile | None:
-    """Return the nearest file of labels, from the folder of a split up to that of all data; None without one."""
-    places = [root, *root.parents]
-    files = (place / name for place in places[: places.index(top) + 1] for name in LABEL_FILES)
-    return next((table for file in files if file.is_file() and (table := _read_label_file(file)) is not None), None)
-
-
-def _read_label_file(path: Path) -> _LabelFile | None:
-    """Return the content of a file, or None if it only has the name of a file of labels."""
-    with parsing(path):
-        text = path.read_text(encoding="utf-8-sig" if path.suffix == ".csv" else "utf-8")
-        if path.suffix == ".json":
-            return _from_pairs(path, json.loads(text))
-        if path.suffix == ".csv":
-            return _from_rows(path, list(csv.DictReader(io.StringIO(text))))
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        if not all(isinstance(row, dict) for row in rows):
-            raise TypeError("a line holds no names with values")
-        return _from_rows(path, rows)
-
-
-def _from_pairs(path: Path, values: Any) -> _LabelFile | None:
-    if not isinstance(values, dict) or not isinstance(values.get("labels", ""), list | None):
-        return None
-    pairs = values["labels"]
-    if pairs is None:
-        return _LabelFile(path, None)
-    if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
-        raise InputError(f"data holds '{path}', whose labels are not pairs of a file and its class: write [\"0.png\", 3]")
-    return _labeled(path, pairs)
-
-
-def _from_rows(path: Path, rows: list[dict[str, Any]]) -> _LabelFile:
-    columns = list(dict.fromkeys(column for row in rows for column in row if column is not None))
-    column = next((name for name in LABEL_COLUMNS if name in columns), None)
-    if _FILE_NAME not in columns or column is None:
-        no_classes = f"'{path.name}' has no classes, because its columns are {', '.join(columns) or 'none'}"
-        return _LabelFile(path, None, f"{no_classes}: name them {_FILE_NAME} and {LABEL_COLUMNS[0]} if it should")
-    return _labeled(path, [(row.get(_FILE_NAME), row.get(column)) for row in rows])
-
-
-def _labeled(path: Path, pairs: Iterable[Sequence[Any]]) -> _LabelFile:
-    labels: dict[str, str] = {}
-    for name, label in pairs:
-        if not isinstance(name, str):
-            raise InputError(f"data holds '{path}', where an image has no {_FILE_NAME}: add it, or remove that line")
-        text = str(label).strip()
-        if not (isinstance(label, str) or type(label) is int) or not text or (text.startswith("-") and text[1:].isdigit()):
-            fix = "write a whole number from 0, or a text"
-            raise InputError(f"data holds '{path}', where the class of '{name}' is {json.dumps(label)[:40]}: {fix}")
-        labels[posixpath.normpath(name.replace(os.sep, "/"))] = text
-    return _LabelFile(path, labels)
 
 
 def _unlabeled(root: Path) -> Listing:
