@@ -306,6 +306,25 @@ def test_metadata_of_hugging_face_says_the_classes(tmp_path, kind, column, where
     assert load_images(str(tmp_path)).images[:, 0, 0, 0].tolist() == [1, 3, 0, 2]
 
 
+@pytest.mark.parametrize("kind", ["metadata.jsonl", "metadata.csv", "dataset.json"])
+def test_an_image_has_one_class_in_a_table(tmp_path, kind):
+    write(tmp_path, {"a": 2})
+
+    def pairs(*labels):
+        names = ["a/000.png", "a/001.png", "a/./000.png"]
+        if kind == "dataset.json":
+            (tmp_path / kind).write_text(json.dumps({"labels": list(zip(names, labels, strict=True))}))
+        else:
+            rows_of(tmp_path, kind, [{"file_name": name, "label": label} for name, label in zip(names, labels, strict=True)])
+
+    pairs("cat", "dog", "cat")
+    assert found(tmp_path) == (("cat", "dog"), [1, 1])
+    pairs("cat", "dog", "cow")
+    for read in (lambda: load_images(str(tmp_path)), lambda: ImageFiles(tmp_path, image_size=4)):
+        with pytest.raises(InputError, match=rf"{kind}', where 'a/\./000\.png' is of the classes 'cat' and 'cow': keep one line"):
+            read()
+
+
 def test_numbers_in_metadata_may_have_gaps(tmp_path):
     write(tmp_path, {".": 20})
     rows_of(tmp_path, "metadata.csv", [{"file_name": f"{index:03d}.png", "label": (2, 10**12)[index % 2]} for index in range(19)])
