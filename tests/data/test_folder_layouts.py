@@ -306,6 +306,15 @@ def test_metadata_of_hugging_face_says_the_classes(tmp_path, kind, column, where
     assert load_images(str(tmp_path)).images[:, 0, 0, 0].tolist() == [1, 3, 0, 2]
 
 
+@pytest.mark.parametrize("kind", ["metadata.jsonl", "metadata.csv"])
+def test_columns_of_metadata_are_chosen_as_in_other_tables(tmp_path, kind):
+    write(tmp_path, {".": 2})
+    rows_of(tmp_path, kind, [{"file_name": f"00{index}.png", "category": "x", "Label": "ab"[index]} for index in range(2)])
+    listed = ImageFiles(tmp_path, image_size=4)
+    assert (listed.class_names, listed.labels.tolist()) == (("a", "b"), [0, 1])
+    assert listed.left_out == ("the column 'category' (classes are those of 'Label')",)
+
+
 @pytest.mark.parametrize("kind", ["metadata.jsonl", "metadata.csv", "dataset.json"])
 def test_an_image_has_one_class_in_a_table(tmp_path, kind):
     write(tmp_path, {"a": 2})

@@ -231,7 +231,7 @@ def _by_label_file(root: Path, table: LabelFile, tables: Sequence[LabelFile]) ->
         fix = "bring it back, or take it out of that file"
         raise InputError(f"data holds '{table.path}', which names '{missing[0]}', but that is not an image in '{root}': {fix}")
     class_names = sorted({value for other in tables for value in (other.labels or {}).values()}, key=by_number)
-    left_out = _describe_files(others)
+    left_out = (*table.left_out, *_describe_files(others))
     if unlisted := len(there) - len(labels):
         left_out += (f"{unlisted} image{'s' * (unlisted > 1)} not in {table.path.name}",)
     numbers = {name: number for number, name in enumerate(class_names)}

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from drifting.data.readers import LABEL_COLUMNS, parsing
+from drifting.data.readers import LABEL_COLUMNS, label_column, parsing
 from drifting.errors import InputError
 
 LABEL_FILES = ("dataset.json", "metadata.jsonl", "metadata.csv")
@@ -28,11 +28,13 @@ class LabelFile(NamedTuple):
         path: path of the file.
         labels: path of an image, below the folder of the file -> its class as text; None if the file has no classes.
         problem: sentence on why it has none; None if it says so itself.
+        left_out: descriptions of the other columns that could hold classes.
     """
 
     path: Path
     labels: dict[str, str] | None
     problem: str | None = None
+    left_out: tuple[str, ...] = ()
 
     def below(self, root: Path) -> dict[str, str]:
         """Return the labels of images below a folder, which is that of the file or inside it, by their paths from there."""
@@ -80,11 +82,11 @@ def _from_pairs(path: Path, values: Any) -> LabelFile | None:
 
 def _from_rows(path: Path, rows: list[dict[str, Any]]) -> LabelFile:
     columns = list(dict.fromkeys(column for row in rows for column in row if column is not None))
-    column = next((name for name in LABEL_COLUMNS if name in columns), None)
+    column, others = label_column(columns)
     if _FILE_NAME not in columns or column is None:
         no_classes = f"'{path.name}' has no classes, because its columns are {', '.join(columns) or 'none'}"
         return LabelFile(path, None, f"{no_classes}: name them {_FILE_NAME} and {LABEL_COLUMNS[0]} if it should")
-    return _labeled(path, [(row.get(_FILE_NAME), row.get(column)) for row in rows])
+    return _labeled(path, [(row.get(_FILE_NAME), row.get(column)) for row in rows])._replace(left_out=others)
 
 
 def _labeled(path: Path, pairs: Iterable[Sequence[Any]]) -> LabelFile:
