@@ -130,6 +130,54 @@ def test_what_is_not_converted_is_refused_for_its_reason(image, kind, reason):
         decode([encoded(image, kind)])
 
 
+def deep_png(kind, bits=16):
+    """Return a PNG of a color type: 2 is RGB, 4 gray and alpha, 6 RGBA."""
+    values = 4 * {2: 3, 4: 2, 6: 4}[kind] * bits // 8
+    parts = (b"IHDR", struct.pack(">IIBBBBB", 4, 4, bits, kind, 0, 0, 0)), (b"IDAT", zlib.compress((b"\0" + b"\1" * values) * 4))
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in (*parts, (b"IEND", b""))
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def deep_tiff(bits=16):
+    """Return a TIFF of RGB, 4 x 4."""
+    size = 48 * bits // 8
+    tags = [(256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, 4), (279, 4, 1, size)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + b"\0" * 4
+    return head + struct.pack("<HHH", bits, bits, bits) + b"\1" * size
+
+
+DEEP = {
+    **{f"png of type {kind}": deep_png(kind) for kind in (2, 4, 6)},
+    **{f"ppm up to {most}": b"P6 4 4 %d\n" % most + b"\1" * 96 for most in (256, 1023, 65535)},
+    "ppm in words": b"P3 4 4 65535\n" + b"300 " * 48,
+    "tiff": deep_tiff(),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_colors_of_more_than_8_bits_are_refused_as_grays_are(name):
+    with pytest.raises(InputError, match=r"holds 'deep' of more than 8 bits to a value \(mode RGBA?\): convert it to 8 bits"):
+        decode([EncodedImage(DEEP[name], "deep")])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(deep_png(kind, 8) for kind in (2, 4, 6)),
+        deep_tiff(8),
+        *(b"P6 4 4 %d\n" % most + b"\1" * 48 for most in (100, 255)),
+        b"P4 4 4\n" + b"\1" * 4,
+    ],
+    ids=["png 2", "png 4", "png 6", "tiff", "ppm up to 100", "ppm up to 255", "bits"],
+)
+def test_what_has_8_bits_or_fewer_is_decoded(content):
+    assert decode([EncodedImage(content, "x")]).shape[2:] == (4, 4)
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
 def test_colors_of_print_and_video_are_converted(mode):
     image = Image.new("RGB", (8, 8), (200, 40, 90)).convert(mode)

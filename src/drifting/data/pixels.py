@@ -16,6 +16,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,13 +37,15 @@ from drifting.data.readers import EncodedImage, damaged
 from drifting.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 T = TypeVar("T")
 
 _CHUNK = 256
 _MODES = {1: "L", 3: "RGB"}
 _GRAY = {"1", "L", "LA", "La"}
+# Beginnings of the modes of more than 8 bits per value; the way in which a file stores two bytes per value; and a tag of TIFF.
+_DEEP, _TWO_BYTES, _BITS_PER_SAMPLE = ("I", "F"), re.compile(";16[BLN]"), 258
 # Formats that run other programs (Ghostscript, system libraries), or that PIL lists but cannot decode.
 _NOT_DECODED = {"EPS", "WMF", "EMF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"}
 # Images with more pixels are decoded one at a time, because every thread holds one in memory.
@@ -175,6 +178,8 @@ def _opened(item: EncodedImage, use: "Callable[[Image.Image], T]") -> T:
     try:
         content = io.BytesIO(item.content) if isinstance(item.content, bytes) else item.content
         with Image.open(content, formats=_formats()) as image, _alone if image.width * image.height > _LARGE else nullcontext():
+            if _drops_bits(image):
+                raise _too_deep(image.mode, item.origin)
             image.load()
             with suppress(Exception):  # damaged EXIF data do not damage the image
                 ImageOps.exif_transpose(image, in_place=True)
@@ -199,12 +204,30 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in _NOT_DECODED)
 
 
+def _drops_bits(image: "ImageFile.ImageFile") -> bool:
+    """Return whether a file that is not loaded yet has more than 8 bits per value and PIL keeps 8, as it does in color."""
+    if image.mode.startswith(_DEEP):
+        return False
+    if max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8:
+        return True
+    for codec, _, _, args in image.tile[:1]:
+        raw_mode, *others = args if isinstance(args, tuple) else (args,)
+        # A pixmap has its largest value in place of its bits.
+        if _TWO_BYTES.search(str(raw_mode)) or (codec in ("ppm", "ppm_plain") and others and others[0] > 255):
+            return True
+    return False
+
+
+def _too_deep(mode: str, origin: str) -> InputError:
+    return InputError(f"data holds '{origin}' of more than 8 bits to a value (mode {mode}): convert it to 8 bits")
+
+
 def _opaque(image: "Image.Image", origin: str) -> "Image.Image":
     """Return an image without transparency, or raise InputError if it has more than 8 bits per value."""
     from PIL import Image
 
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"data holds '{origin}' of more than 8 bits to a value (mode {image.mode}): convert it to 8 bits")
+    if image.mode.startswith(_DEEP):
+        raise _too_deep(image.mode, origin)
     if image.mode == "LAB":
         raise InputError(f"data holds '{origin}' in the color space LAB: convert it to RGB")
     if not image.has_transparency_data:
