@@ -170,9 +170,22 @@ def test_archives_are_read_as_the_folder_that_is_in_them(tmp_path, write):
         assert packed.class_names == plain.class_names
 
 
+def test_archives_and_tables_with_backslashes_keep_their_classes(tmp_path):
+    names = [f"{kind}\\{index}.png" for kind in ("cats", "dogs") for index in range(2)]
+    for table, classes in (("", ("cats", "dogs")), ("file_name,label\n" + "".join(f"{name},x\n" for name in names), ("x",))):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+            packed.writestr("cats\\", b"")
+            for name in names:
+                packed.writestr(name, png(gray(1)))
+            if table:
+                packed.writestr("metadata.csv", table)
+        found = load_images(str(tmp_path / "x.zip"))
+        assert (found.class_names, len(found.images)) == (classes, 4)
+
+
 def test_archives_that_lead_elsewhere_or_are_damaged_are_refused(tmp_path):
     image, path = png(gray(1)), tmp_path / "x.zip"
-    for name in ("../../out.png", "/etc/out.png", "a/../../out.png"):
+    for name in ("../../out.png", "/etc/out.png", "a/../../out.png", "..\\..\\out.png"):
         with zipfile.ZipFile(path, "w") as packed:
             packed.writestr(name, image)
         with pytest.raises(InputError, match=r"x\.zip', which holds '.*out\.png', a place outside of it"):

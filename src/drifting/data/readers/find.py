@@ -262,12 +262,12 @@ def _laid_out(path: Path) -> Iterator[_Archive]:
 def _is_file(member: zipfile.ZipInfo) -> bool:
     """Return whether a member is a regular file. Links are not, because their targets are not in the archive."""
     kind = stat.S_IFMT(member.external_attr >> 16)
-    return not member.is_dir() and kind in (0, stat.S_IFREG)
+    return not member.filename.endswith(("/", "\\")) and kind in (0, stat.S_IFREG)
 
 
 def _name(member: zipfile.ZipInfo, path: Path) -> str:
-    """Return the path of a member, or raise InputError if it is outside the archive."""
-    name = PurePosixPath(member.filename)
+    """Return the path of a member, or raise InputError if it is outside the archive. Some programs of Windows write backslashes."""
+    name = PurePosixPath(member.filename.replace("\\", "/"))
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise InputError(f"data is '{path}', which holds '{member.filename[:60]}', a place outside of it: take another archive")
     return name.as_posix()

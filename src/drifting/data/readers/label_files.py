@@ -8,7 +8,6 @@ of that file).
 import csv
 import io
 import json
-import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -98,7 +97,7 @@ def _labeled(path: Path, pairs: Iterable[Sequence[Any]]) -> LabelFile:
         if not (isinstance(label, str) or type(label) is int) or not text or (text.startswith("-") and text[1:].isdigit()):
             fix = "write a whole number from 0, or a text"
             raise InputError(f"data holds '{path}', where the class of '{name}' is {json.dumps(label)[:40]}: {fix}")
-        place = posixpath.normpath(name.replace(os.sep, "/"))
+        place = posixpath.normpath(name.replace("\\", "/"))
         if (before := labels.setdefault(place, text)) != text:
             both = f"'{before[:40]}' and '{text[:40]}'"
             raise InputError(f"data holds '{path}', where '{name}' is of the classes {both}: keep one line for it")
