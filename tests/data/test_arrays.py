@@ -113,12 +113,13 @@ def test_how_floats_were_read_is_reported(tmp_path, array, said):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (COLOR / 255.0 - 0.1, "from -0.1 to 0.9: save images as uint8, or as floats"),
+        (COLOR / 255.0 - 0.1, "from -0.1 to 0.9: save images as uint8 from 0 to 255, or as floats"),
         (COLOR / 255.0 * 0.3, "from 0 to 0.3: save"),
         (COLOR / 255.0 * 2, "from 0 to 2: save"),
         (COLOR.astype(np.int16) * 4, "from 0 to 1020: save"),
         (COLOR.astype(np.int16) - 9, "from -9 to 246: save"),
         ((COLOR > 127).astype(np.int32), "from 0 to 1: save"),
+        ((COLOR > 127).astype(np.uint8), "from 0 to 1: save images as uint8 from 0 to 255"),
         (np.where(COLOR > 3, np.nan, 1.0), "from nan to nan: save"),
         (np.where(COLOR > 3, np.inf, 1.0), "to inf: save"),
         (COLOR[:, :3], r"\[20, 3, 8, 3\], which may be \[n, h, w, c\] or \[n, c, h, w\]"),
@@ -126,6 +127,8 @@ def test_how_floats_were_read_is_reported(tmp_path, array, said):
         (COLOR[..., :2], r"\[20, 8, 8, 2\], which has neither 1 nor 3 channels"),
         (COLOR.reshape(20, -1), r"shape \[20, 192\]: save"),
         (COLOR[:0], r"shape \[0, 8, 8, 3\]"),
+        (GRAY[:0].astype(np.float32), r"shape \[0, 8, 8\]: save"),
+        (GRAY[:, :0], r"shape \[20, 0, 8\]: save"),
         (np.array(["a", "b"]), "are not numbers: save"),
         (COLOR.astype(complex), "of complex128, which are not numbers"),
         (np.array([{}, {}], dtype=object), "of object, which are not numbers"),

@@ -148,7 +148,7 @@ def _load(entry: _Entry) -> np.ndarray:
 def _to_bytes(entry: _Entry) -> tuple[UInt8[Tensor, "s c h w"], tuple[str, ...]]:
     """Return images as bytes, and how floats were read."""
     array = _channels_first(_load(entry), entry.origin)
-    if array.dtype == np.uint8:
+    if array.dtype == np.uint8 and array.max() != 1:
         return torch.from_numpy(np.ascontiguousarray(array)), ()
     scale, shift, doubt = _range(array, entry.origin)
     found = torch.empty(array.shape, dtype=torch.uint8)
@@ -164,7 +164,7 @@ def _channels_first(array: Num[np.ndarray, "..."], origin: str) -> Num[np.ndarra
     wanted = "save images as [n, h, w, c], [n, c, h, w] or [n, h, w], c 1 or 3"
     if array.dtype.kind not in "biuf":
         raise InputError(f"data holds '{origin}' of {array.dtype}, which are not numbers: save it as numbers")
-    if array.ndim == 3 and shape[-1] not in (1, 3):
+    if array.ndim == 3 and shape[-1] not in (1, 3) and 0 not in shape:
         return array[:, None]
     if array.ndim != 4 or 0 in shape:
         raise InputError(f"data holds '{origin}' of shape {list(shape)}: {wanted}")
@@ -189,7 +189,7 @@ def _range(array: Num[np.ndarray, "s c h w"], origin: str) -> tuple[float, float
             return 255, 0, (f"{values} and are read as [0, 1]",)
         if low < -_BRIGHT:
             return 127.5, 127.5, (f"{values} and are read as [-1, 1]",)
-    raise InputError(f"{values}: save images as uint8, or as floats in [0, 1] or [-1, 1]")
+    raise InputError(f"{values}: save images as uint8 from 0 to 255, or as floats in [0, 1] or [-1, 1]")
 
 
 def _one_each(labels: np.ndarray, origin: str, count: int) -> tuple[np.ndarray | None, str]:
