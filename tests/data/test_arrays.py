@@ -161,6 +161,13 @@ def test_labels_of_other_forms(tmp_path):
         load_images(str(tmp_path / "x.npz"))
 
 
+def test_labels_of_bytes_are_texts_of_any_encoding(tmp_path):
+    np.savez(tmp_path / "x.npz", images=COLOR, labels=np.array(["k\u00fch".encode(), b"k\xfch", b"k\xe9h", b"dog"] * 5))
+    found = load_images(str(tmp_path / "x.npz"))
+    assert found.class_names == ("dog", "k\\xe9h", "k\\xfch", "k\u00fch")
+    assert everything(str(tmp_path / "x.npz"))[1] == in_order(EXPECTED, np.array([3, 2, 1, 0] * 5))[1]
+
+
 def test_names_that_tell_nothing_or_too_much_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", first=COLOR, second=LABELS)
     with pytest.raises(InputError, match="whose arrays are first, second: name them images and labels"):

@@ -60,8 +60,8 @@ class Arrays(Reader):
             return Split(images, None, None, left_out, (*doubts, doubt))
         if labels.dtype.kind not in "US":
             return Split(images, torch.from_numpy(labels.astype(np.int64)), None, left_out, doubts)
-        all_names = [_load(part["labels"]).ravel().astype(str) for part in roles.values() if "labels" in part]
-        numbers, names = numbered(labels.astype(str).tolist(), np.concatenate(all_names).tolist())
+        all_names = [name for part in roles.values() if "labels" in part for name in _texts(_load(part["labels"]).ravel())]
+        numbers, names = numbered(_texts(labels), all_names)
         return Split(images, numbers, names, left_out, doubts)
 
 
@@ -190,6 +190,11 @@ def _range(array: Num[np.ndarray, "s c h w"], origin: str) -> tuple[float, float
         if low < -_BRIGHT:
             return 127.5, 127.5, (f"{values} and are read as [-1, 1]",)
     raise InputError(f"{values}: save images as uint8 from 0 to 255, or as floats in [0, 1] or [-1, 1]")
+
+
+def _texts(labels: np.ndarray) -> list[str]:
+    """Return labels as texts. Bytes that are not UTF-8 are escaped, which keeps the classes apart."""
+    return (np.char.decode(labels, "utf-8", "backslashreplace") if labels.dtype.kind == "S" else labels.astype(str)).tolist()
 
 
 def _one_each(labels: np.ndarray, origin: str, count: int) -> tuple[np.ndarray | None, str]:
