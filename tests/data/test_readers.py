@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from drifting.data.images import load_images
+from drifting.data.readers import by_number
 from drifting.errors import InputError
 
 NAMES = ("ant", "bee", "cat")
@@ -258,6 +259,11 @@ def test_folders_of_classes_are_numbered_by_name_in_every_split(tmp_path):
     assert (train.class_names, test.class_names) == (NAMES, NAMES)
     assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 1, 2, 2], [1, 2])
     assert torch.equal(train.images[1:3, 0], torch.from_numpy(pixels(2, 4, 4)))
+
+
+def test_numbers_of_any_length_sort_by_their_value():
+    names = ["-1" + "0" * 5000, "-" + "9" * 5000, "-9", "0", "\u0663", "07", "10", "2" * 5000, "1" * 5001, "a9", "a" + "1" * 5000]
+    assert sorted(reversed(names), key=by_number) == names
 
 
 def test_class_without_images_is_named(tmp_path):

@@ -87,11 +87,14 @@ def quoted(names: Sequence[str]) -> str:
 
 
 def by_number(name: str) -> tuple[tuple[int | str, ...], str]:
-    """Return a key that sorts names by the numbers in them: "2" before "10", "class 9" before "class 10"."""
+    """Return a key that sorts names by the numbers in them: "2" before "10", "class 9" before "class 10".
+
+    Digits are read in base 16, which keeps their order, because Python reads no decimal number of more than 4300 digits.
+    """
     if re.fullmatch(r"-\d+", name):
-        return ("", int(name)), name
+        return ("", int(name, 16)), name
     parts = re.split(r"(\d+)", name)
-    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts)), name
+    return tuple(int(part, 16) if index % 2 else part for index, part in enumerate(parts)), name
 
 
 def files_below(bases: Sequence[Path]) -> Callable[[str, str], Path]:
