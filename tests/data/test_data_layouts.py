@@ -238,7 +238,7 @@ def test_advice_leads_to_what_is_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tables, "hub_failure", asked)
     monkeypatch.chdir(tmp_path)
-    for name in ("sett", "set/cats", "./sets", "../x", "/nowhere/at/all", "~/none-of-mine", "set/cats/1"):
+    for name in ("sett", "set/cats", "./sets", "../x", "/nowhere/at/all", "~/none-of-mine", "set/cats/1", "a" * 300):
         with pytest.raises(InputError, match="which does not exist: pass a folder, or a Hub id"):
             load_images(name)
     with pytest.raises(InputError, match="did you mean 'set'"):

@@ -88,6 +88,7 @@ def test_no_image_is_opened_before_it_is_read_and_a_damaged_one_is_named(folder)
     ("change", "options", "message"),
     [
         (lambda folder: folder / "nowhere", {}, r"nowhere', which does not exist: pass a folder of images"),
+        (lambda folder: folder / ("a" * 300), {}, r"a', which does not exist: pass a folder of images"),
         (lambda folder: folder / "train" / "n01" / "000.png", {}, r"000\.png', which is not a folder"),
         (lambda folder: folder, {"image_size": 0}, "image_size is 0: pass 1 or more"),
         (lambda folder: folder, {"split": "test"}, "split is 'test', but data '.*' has train, val: pass one of those"),

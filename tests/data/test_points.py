@@ -79,8 +79,9 @@ def test_pickled_objects_are_refused(tmp_path):
 
 
 def test_missing_file_and_folder_are_refused(tmp_path):
-    with pytest.raises(InputError, match="does not exist: pass the path"):
-        load_points(tmp_path / "none.npy")
+    for name in ("none.npy", "a" * 300):
+        with pytest.raises(InputError, match="does not exist: pass the path"):
+            load_points(tmp_path / name)
     with pytest.raises(InputError, match="not a regular file"):
         load_points(tmp_path)
 

@@ -52,7 +52,7 @@ class ImageFiles:
         check_memory(
             decoded_bytes(1, image_size, 3), f"image_size is {image_size}, at which one image", "pass a smaller --image-size"
         )
-        if not self.path.exists():
+        if not os.path.exists(self.path):
             raise InputError(f"data is '{self.path}', which does not exist: pass a folder of images")
         if not self.path.is_dir():
             fix = "pass a folder of image files, an unpacked one if this is an archive"

@@ -5,6 +5,7 @@ The toys lie within about [-1.5, 1.5]^2. `swiss_roll` and `checker` are those of
 
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -205,7 +206,7 @@ def load_points(path: Path) -> Points:
         InputError: unless the file holds a finite numeric array [n, 2] or, as text, two numbers per line or the columns x and y.
     """
     kinds = ".npy or .csv file"
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"data is '{path}', which does not exist: pass the path of a {kinds}")
     if not path.is_file():  # a named pipe would be waited for
         raise InputError(f"data is '{path}', which is not a regular file: pass the path of a {kinds}")

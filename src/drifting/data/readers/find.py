@@ -143,19 +143,19 @@ def find_reader(path: Path) -> tuple[Reader, Path]:
     Raises:
         InputError: if there is no readable data set, or more than one.
     """
+    if Hub().matches(path):
+        return Hub(), path
+    if not os.path.exists(path):  # in contrast to Path.exists, without an error for a name that is too long
+        beside = [place.name for place in folders_in(path.parent)]
+        meant = f"; did you mean '{path.parent / nearest_name(path.name, beside)}'?" if beside else ""
+        raise InputError(f"data is '{path}', which does not exist: pass a folder, or a Hub id like ylecun/mnist{meant}")
     if path.is_file():
         return _reader_of_file(path), path
     if path.is_dir():
         # Loose images come after the other layouts, next to which they can occur; arrays come last, as they can be next to images.
         loose = (ImageFolder(), path) if ImageFolder().matches(path) else None
         return _nested(path, _NESTED) or loose or _nested(path, (Arrays(),)) or _refuse(path)
-    if Hub().matches(path):
-        return Hub(), path
-    if path.exists():
-        raise InputError(f"data is '{path}', which is neither a folder nor a regular file: pass a folder of images")
-    beside = [place.name for place in folders_in(path.parent)]
-    meant = f"; did you mean '{path.parent / nearest_name(path.name, beside)}'?" if beside else ""
-    raise InputError(f"data is '{path}', which does not exist: pass a folder, or a Hub id like ylecun/mnist{meant}")
+    raise InputError(f"data is '{path}', which is neither a folder nor a regular file: pass a folder of images")
 
 
 def folder_reader(path: Path) -> FolderReader:

@@ -233,7 +233,7 @@ class Hub(_Library):
 
     def matches(self, path: Path) -> bool:
         """Return whether the "path" is the id of a data set, owner/name, and neither it nor its parent is a path here."""
-        return _HUB_ID.fullmatch(path.as_posix()) is not None and not path.exists() and not path.parent.exists()
+        return _HUB_ID.fullmatch(path.as_posix()) is not None and not any(map(os.path.exists, (path, path.parent)))
 
     def _datasets(self, path: Path) -> Mapping[str, Any]:
         """Return split -> data set, downloaded on first use."""
