@@ -159,6 +159,7 @@ def test_one_point_many_times_is_refused(value):
         ",x,y\n0,1,2\n1,3,4\n2,5,7\n",
         '"name","Y","X"\n"a",2,1\n"b","4","3"\n"c",7,5\n',
         "1, 2\n3, 4\n5, 7\n",
+        "y,x\n2,1\n4,3\n7,5\n",
     ],
 )
 @pytest.mark.parametrize("suffix", ["csv", "TXT", "tsv"])

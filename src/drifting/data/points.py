@@ -248,10 +248,11 @@ def _text_array(path: Path) -> Float[np.ndarray, "n 2"]:
     header = rows.pop(0)[1] if rows and not any(map(_is_number, rows[0][1])) else []
     width = len(header or rows[0][1]) if rows else 2
     names = [name.lower() for name in header]
-    if width != 2 and not (names.count("x") == names.count("y") == 1):
+    named = names.count("x") == names.count("y") == 1
+    if width != 2 and not named:
         columns = f"columns {', '.join(header)}"[:100] if header else f"{width} columns"
         raise InputError(f"data is '{path}', a table of {columns}: keep two columns, or name two of them x and y in a header")
-    places = [names.index("x"), names.index("y")] if width != 2 else [0, 1]
+    places = [names.index("x"), names.index("y")] if named else [0, 1]
     return np.array([_numbers(path, number, words, places, width) for number, words in rows], np.float64).reshape(-1, 2)
 
 
