@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from drifting.data.points import Frame, frame_of, load_points
+from drifting.data.points import Frame, PointsData, frame_of, load_points
 from drifting.errors import InputError
 
 
@@ -76,6 +76,15 @@ def test_pickled_objects_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[1, 2], [3, "x"]], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="cannot be read"):
         load_points(tmp_path / "a.npy")
+
+
+def test_home_folder_of_a_path_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.csv").write_text("1,2\n3,4\n")
+    assert load_points(Path("~/a.csv")).tolist() == [[1, 2], [3, 4]]
+    found = PointsData(path="~/a.csv").find()
+    assert found.path == str((tmp_path / "a.csv").resolve())
+    assert len(found.load()) == 2
 
 
 def test_missing_file_and_folder_are_refused(tmp_path):

@@ -205,7 +205,7 @@ def load_points(path: Path) -> Points:
     Raises:
         InputError: unless the file holds a finite numeric array [n, 2] or, as text, two numbers per line or the columns x and y.
     """
-    kinds = ".npy or .csv file"
+    path, kinds = Path(path).expanduser(), ".npy or .csv file"
     if not os.path.exists(path):
         raise InputError(f"data is '{path}', which does not exist: pass the path of a {kinds}")
     if not path.is_file():  # a named pipe would be waited for
@@ -326,7 +326,7 @@ class PointsData(PlaneData):
         center, scale = frame_of(points, self.path)
         return replace(
             self,
-            path=str(Path(self.path).resolve()),
+            path=str(Path(self.path).expanduser().resolve()),
             center=center,
             scale=scale,
             count=len(points),
