@@ -85,11 +85,11 @@ def test_device_that_is_not_there(refused):
 POINTS = {
     "empty": (np.zeros((0, 2)), "holds 0 points: pass at least 2"),
     "single": (np.zeros((1, 2)), "holds 1 points: pass at least 2"),
-    "flat": (np.zeros(6), "shape (6,): pass numbers of shape [n, 2]"),
-    "three columns": (np.zeros((6, 3)), "shape (6, 3): pass numbers of shape [n, 2]"),
+    "flat": (np.zeros(6), "shape (6,): pass real numbers of shape [n, 2]"),
+    "three columns": (np.zeros((6, 3)), "shape (6, 3): pass real numbers of shape [n, 2]"),
     "nan": (np.array([[0, 1], [np.nan, 1]]), "NaN or infinite values: remove those points"),
     "infinite": (np.array([[0, 1], [np.inf, 1]]), "NaN or infinite values: remove those points"),
-    "words": (np.array([["a", "b"], ["c", "d"]]), "pass numbers of shape [n, 2]"),
+    "words": (np.array([["a", "b"], ["c", "d"]]), "pass real numbers of shape [n, 2]"),
     "one point": (np.ones((9, 2)), "pass points that differ"),
 }
 

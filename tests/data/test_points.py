@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ def test_numbers_of_any_kind_are_read_in_float64(tmp_path, dtype):
     ids=["flat", "three columns", "three axes", "number", "complex", "words", "truth"],
 )
 def test_anything_but_numbers_of_shape_n_2_is_refused(tmp_path, array):
-    with pytest.raises(InputError, match=r"a\.npy', an array of .*: pass numbers of shape \[n, 2\]"):
+    said = rf"a\.npy', an array of {re.escape(str(array.dtype))}, shape \(.*\): pass real numbers of shape \[n, 2\]"
+    with pytest.raises(InputError, match=said):
         load_points(_saved(tmp_path / "a.npy", array))
 
 
@@ -142,6 +144,12 @@ def test_points_in_float32_are_standardized_from_the_digits_they_have():
 def test_points_whose_unit_is_at_the_end_of_the_numbers_are_refused(spread):
     with pytest.raises(InputError, match="choose another unit"):
         frame_of(spread * torch.tensor([[0.0, 1], [2, 3]], dtype=torch.float64), "x.npy")
+
+
+@pytest.mark.parametrize("far", [[1e308, 1e308], [-1e308, 1e308]])
+def test_points_too_large_to_subtract_are_refused_as_such(far):
+    with pytest.raises(InputError, match="whose values are too large: choose another unit"):
+        frame_of(torch.tensor([[1e308, -1e308], far, [0, 0]], dtype=torch.float64), "x.npy")
 
 
 @pytest.mark.skipif(np.finfo(np.longdouble).max == np.finfo(np.float64).max, reason="no extended precision here")

@@ -212,7 +212,7 @@ def load_points(path: Path) -> Points:
         raise InputError(f"data is '{path}', which is not a regular file: pass the path of a {kinds}")
     array = _text_array(path) if path.suffix.lower() in _TEXTS else _npy_array(path)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuf":
-        raise InputError(f"data is '{path}', an array of shape {np.shape(array)}: pass numbers of shape [n, 2]")
+        raise InputError(f"data is '{path}', an array of {array.dtype}, shape {np.shape(array)}: pass real numbers of shape [n, 2]")
     if len(array) < 2:
         raise InputError(f"data is '{path}', which holds {len(array)} points: pass at least 2")
     with np.errstate(over="ignore"):  # numbers in extended precision can overflow
@@ -285,7 +285,8 @@ def frame_of(points: Points, origin: str) -> Frame:
     scale = 2 * float((relative - middle).square().mean().sqrt()) * float(size)
     center = (points[0] + middle * size).tolist()
     if not _LEAST_SCALE < scale < _MOST_SCALE:
-        raise InputError(f"data is '{origin}', whose points are {scale / 2:g} apart: choose another unit for them")
+        what = f"points are {scale / 2:g} apart" if math.isfinite(scale) else "values are too large"
+        raise InputError(f"data is '{origin}', whose {what}: choose another unit for them")
     return Frame((center[0], center[1]), scale)
 
 
