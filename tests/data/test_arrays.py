@@ -168,6 +168,13 @@ def test_labels_of_bytes_are_texts_of_any_encoding(tmp_path):
     assert everything(str(tmp_path / "x.npz"))[1] == in_order(EXPECTED, np.array([3, 2, 1, 0] * 5))[1]
 
 
+def test_names_of_classes_or_files_are_neither_labels_nor_images(tmp_path):
+    np.savez(tmp_path / "x.npz", images=COLOR, labels=LABELS, class_names=np.array(list("abcd")), imageNames=np.array(["x"] * 20))
+    found = load_images(str(tmp_path / "x.npz"))
+    assert everything(str(tmp_path / "x.npz"))[1] == in_order(EXPECTED)[1]
+    assert found.left_out == ("the array 'class_names'", "the array 'imageNames'")
+
+
 def test_names_that_tell_nothing_or_too_much_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", first=COLOR, second=LABELS)
     with pytest.raises(InputError, match="whose arrays are first, second: name them images and labels"):

@@ -122,7 +122,8 @@ def _role(name: str) -> tuple[str, str | None]:
         return "train", _UNNAMED[name]
     words = [word for word in re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()) if word]
     split = next((split for word in words if (split := split_name(word))), None)
-    kinds = [kind for known, kind in ((_LABELS, "labels"), (_IMAGES, "images")) if known & set(words)]
+    known = () if "names" in words else ((_LABELS, "labels"), (_IMAGES, "images"))
+    kinds = [kind for meant, kind in known if meant & set(words)]
     if not kinds and split is not None and len(words) == 1:
         kinds = ["images"]
     return split or "train", kinds[0] if kinds else None
