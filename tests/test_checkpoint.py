@@ -62,6 +62,13 @@ def test_tensors_come_back_bit_for_bit_in_their_dtype(tmp_path, assert_same_tens
     assert {name: value.dtype for name, value in loaded.items()} == {name: value.dtype for name, value in tensors.items()}
 
 
+def test_tensors_that_share_memory_are_saved(tmp_path, assert_same_tensors):
+    table = nn.Embedding(3, 2).weight
+    tensors = {"table": table, "tied": table, "rows": table[1:], "turned": table.T}
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    assert_same_tensors(load_tensors(tmp_path / "x.safetensors"), tensors)
+
+
 @pytest.mark.parametrize("keep", [0, 4, 20, -1])
 def test_truncated_tensors_are_refused(tmp_path, keep):
     path = tmp_path / "x.safetensors"

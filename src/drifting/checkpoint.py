@@ -44,10 +44,15 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors to one safetensors file with their checksum, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write named tensors to one safetensors file with their checksum, atomically; of those that share memory, copies."""
+    written, places = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        written[name] = value.clone() if place in places else value
+        places.add(place)
     with atomic_path(path) as scratch:
-        save_file(tensors, scratch, metadata={_CHECKSUM: checksum(tensors)})
+        save_file(written, scratch, metadata={_CHECKSUM: checksum(written)})
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
