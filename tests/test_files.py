@@ -51,6 +51,16 @@ def test_new_file_takes_the_place_of_an_old_one(tmp_path):
     assert target.read_text() == "second"
 
 
+@pytest.mark.parametrize("length", [246, 250, 255])
+def test_file_may_have_the_longest_name(tmp_path, length):
+    target = tmp_path / "a.txt".rjust(length, "b")
+    for content in ("first", "second"):
+        with atomic_path(target) as scratch:
+            scratch.write_text(content)
+    assert target.read_text() == "second"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_writable_folder_is_accepted_and_not_made(tmp_path):
     check_writable(tmp_path / "a" / "b", "save_dir")
     assert list(tmp_path.iterdir()) == []

@@ -76,13 +76,13 @@ def discard(folder: Path) -> None:
 
 def _set_aside(path: Path, scratch: Path) -> None:
     """Move a path that is to be deleted into a scratch folder, if it exists."""
-    if path.exists():
+    if os.path.exists(path):  # in contrast to Path.exists, without an error for a name that is too long
         os.replace(path, Path(tempfile.mkdtemp(dir=scratch)) / path.name)
 
 
 def _open_to_others(scratch: Path, name: str) -> None:
     """Give new files the permissions of the umask, because some libraries write files only for the owner."""
-    plain = scratch / f"{name}.mode"
+    plain = Path(tempfile.mkdtemp(dir=scratch)) / "mode"
     plain.touch()
     mode = stat.S_IMODE(plain.stat().st_mode)
     for path in (scratch / name, *(scratch / name).rglob("*")):
