@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -102,6 +103,11 @@ def test_seeds_give_different_samples_and_the_same_seed_the_same():
     generator = _network()
     assert torch.equal(sample(generator, 5, seed=7), sample(generator, 5, seed=7))
     assert not torch.equal(sample(generator, 5, seed=7), sample(generator, 5, seed=8))
+
+
+def test_seeds_and_counts_of_numpy_are_those_of_python():
+    generator = Stylish()
+    assert torch.equal(sample(generator, np.int64(2), seed=np.int64(3)), sample(generator, 2, seed=3))
 
 
 def test_labels_cycle_across_batches():

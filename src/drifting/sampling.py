@@ -5,6 +5,7 @@ number of processes.
 """
 
 import math
+import operator
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -170,7 +171,7 @@ def seeded_codes(indices: Sequence[int], num_styles: int, style_classes: int, se
 
 
 def _stream(seed: int, index: int) -> np.random.Philox:
-    return np.random.Philox(key=np.array([seed & _MASK, index], np.uint64))
+    return np.random.Philox(key=np.array([operator.index(seed) & _MASK, index], np.uint64))
 
 
 def check_request(count: int, seed: int) -> None:
