@@ -128,6 +128,14 @@ def test_generator_is_run_in_evaluation_mode_without_gradients_and_put_back(trai
     assert not drawn.requires_grad
 
 
+def test_generator_that_fails_is_put_back():
+    generator = Recording()
+    generator.forward = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        sample(generator, 2)
+    assert generator.training
+
+
 def test_one_pass_makes_a_batch():
     generator = Recording()
     sample(generator, 100)

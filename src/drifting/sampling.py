@@ -138,10 +138,11 @@ def _forward(generator: Generator, inputs: Sequence[Tensor | None]) -> Float[Ten
     """Return the samples of one pass."""
     weight, was_training = next(generator.parameters(), None), generator.training
     device = torch.device("cpu") if weight is None else weight.device
-    with torch.no_grad():
-        samples = generator.eval()(*(None if each is None else each.to(device) for each in inputs))
-    generator.train(was_training)
-    return samples
+    try:
+        with torch.no_grad():
+            return generator.eval()(*(None if each is None else each.to(device) for each in inputs))
+    finally:
+        generator.train(was_training)
 
 
 def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Float[Tensor, "b *sample"]:
