@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from drifting.distributed import Processes
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.generators.mlp import MLP
-from drifting.sampling import batch_of, check_labels, sample, sample_in_parts
+from drifting.sampling import batch_of, check_labels, label_numbers, sample, sample_in_parts
 
 
 class Recording(Generator):
@@ -160,6 +161,54 @@ def test_fewer_than_one_sample_is_refused(count):
 def test_labels_out_of_range_are_refused(labels):
     with pytest.raises(InputError, match=r"labels is .*: choose from 0 to 9"):
         check_labels(labels, 10)
+
+
+ODD_ARGUMENTS = [
+    ({"count": 4.0}, "num_samples is 4.0, of type float: pass an integer"),
+    ({"count": "4"}, "num_samples is '4', of type str: pass an integer"),
+    ({"batch_size": 0}, "batch_size is 0: pass at least 1"),
+    ({"batch_size": -1}, "batch_size is -1: pass at least 1"),
+    ({"batch_size": 2.0}, "batch_size is 2.0, of type float: pass an integer"),
+    ({"labels": 3}, "labels is 3: pass a list of classes, such as [3]"),
+    ({"labels": "cat"}, "labels is 'cat': pass a list of classes, such as ['cat']"),
+    ({"labels": torch.tensor(3)}, "labels is 3: pass a list of classes, such as [3]"),
+    ({"labels": [1.5]}, "labels is [1.5]: pass integers from 0 to 9"),
+    ({"labels": [True]}, "labels is [True]: pass integers from 0 to 9"),
+    ({"labels": ["1"]}, "labels is ['1']: pass integers from 0 to 9"),
+    ({"labels": np.array([1.5, 2])}, "labels is [1.5, 2.0]: pass integers from 0 to 9"),
+    ({"labels": torch.tensor([[1, 2]])}, "labels is [[1, 2]]: pass integers from 0 to 9"),
+    ({"guidance_scale": "2"}, "guidance_scale is '2', of type str: pass a number from 1 (no guidance) up, such as 1.5"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), ODD_ARGUMENTS)
+def test_arguments_of_another_type_are_refused_in_a_sentence(options, sentence):
+    generator = Recording(10)
+    generator.guided = True
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+        sample(generator, **{"count": 2, **options})
+
+
+@pytest.mark.parametrize(("shape", "shown"), [(1.5, "1.5"), ("3", "'3'"), ((2, 1.5), "(2, 1.5)"), (True, "True")])
+def test_shape_of_the_noise_is_of_integers(shape, shown):
+    sentence = re.escape(f"noise_shape is {shown}: pass integers, such as 32 or (4, 32, 32)")
+    with pytest.raises(InputError, match=f"^{sentence}$"):
+        sample(nn.Linear(3, 2), 2, noise_shape=shape)
+    assert sample(nn.Linear(3, 2), 2, noise_shape=np.int64(3)).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([2, 0]), np.array([2, 0]), [torch.tensor(2), np.int64(0)], (2, 0), range(2, -1, -2)]
+)
+def test_labels_are_any_integers_in_order(labels):
+    assert label_numbers(labels, None) == check_labels(labels, 3) == [2, 0]
+    assert {type(label) for label in check_labels(labels, 3)} == {int}
+    assert sample(Recording(3), 3, labels=labels)[:, 3].tolist() == [2, 0, 2]
+
+
+def test_one_name_instead_of_labels_is_refused():
+    with pytest.raises(InputError, match=r"^labels is 'cat': pass a list of classes, such as \['cat'\]$"):
+        label_numbers("cat", ["cat", "dog"])
 
 
 def test_labels_are_refused_by_a_generator_without_classes():

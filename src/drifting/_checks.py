@@ -3,6 +3,7 @@
 import difflib
 import functools
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -247,6 +248,18 @@ def check_counts(counts: Mapping[str, int]) -> None:
             raise InputError(f"{name} is {value}: pass at least 1")
         if value % 1 != 0:
             raise InputError(f"{name} is {value}: pass a whole number")
+
+
+def is_integer(value: object) -> bool:
+    """Return whether a value is an integer of Python or numpy; a truth value is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_integers(values: Mapping[str, int]) -> None:
+    """Raise InputError for the first value that is no integer; `check_counts` also takes floats such as 4.0."""
+    for name, value in values.items():
+        if not is_integer(value):
+            raise InputError(f"{name} is {value!r}, of type {type(value).__name__}: pass an integer")
 
 
 def check_positive(name: str, value: float, such_as: float, *, or_zero: bool = False) -> None:

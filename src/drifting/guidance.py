@@ -11,6 +11,7 @@ Source: paper, section 3.5 and appendix A.7.
 """
 
 import math
+import numbers
 
 import torch
 from jaxtyping import Float
@@ -77,8 +78,11 @@ def draw_guidance_scale(
 
 def check_guidance_scale(guidance_scale: float) -> None:
     """Raise InputError unless the guidance scale is finite and at least 1."""
+    fix = "pass a number from 1 (no guidance) up, such as 1.5"
+    if not isinstance(guidance_scale, numbers.Real | Tensor):
+        raise InputError(f"guidance_scale is {guidance_scale!r}, of type {type(guidance_scale).__name__}: {fix}")
     if not 1 <= guidance_scale < math.inf:
-        raise InputError(f"guidance_scale is {guidance_scale:g}: pass a number from 1 (no guidance) up, such as 1.5")
+        raise InputError(f"guidance_scale is {guidance_scale:g}: {fix}")
 
 
 def check_guidance_law(*, exponent: float, highest: float, unguided_prob: float) -> None:

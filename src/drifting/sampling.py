@@ -8,7 +8,7 @@ import math
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drifting._checks import check_memory, check_seed, nearest_name
+from drifting._checks import check_counts, check_integers, check_memory, check_seed, is_integer, nearest_name
 from drifting._progress import CountProgress, show_sampling
 from drifting.distributed import ALONE, Processes, join
 from drifting.errors import InputError, reason
@@ -59,8 +59,8 @@ def sample(
         processes: processes that share the work; all of them must call, and all receive the samples.
 
     Raises:
-        InputError: if the count, the seed or a label is out of range or the guidance scale below 1, or the generator takes none; if
-            the samples do not fit into memory.
+        InputError: if the count, the seed, the batch size or a label is out of range or no integer; if the guidance scale is no
+            number from 1, or the generator takes none; if the samples do not fit into memory.
     """
     options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size, "processes": processes}
     generator = _as_generator(generator, noise_shape)
@@ -101,6 +101,8 @@ def sample_in_parts(
 ) -> Iterator[Float[Tensor, "b *sample"]]:
     """Return an iterator of what `sample` returns in parts, one pass of every process each; arguments and errors as there."""
     check_request(count, seed)
+    check_integers({"batch_size": batch_size})
+    check_counts({"batch_size": batch_size})
     cycle, scale = check_labels(labels, generator.num_classes), _condition(guidance_scale, generator)
 
     def passes() -> Iterator[Tensor]:
@@ -177,6 +179,7 @@ def _stream(seed: int, index: int) -> np.random.Philox:
 
 def check_request(count: int, seed: int) -> None:
     """Raise InputError unless the count and the seed are in range."""
+    check_integers({"num_samples": count})
     if not 1 <= count < 2**31:
         raise InputError(f"num_samples is {count}: ask for {'at least 1' if count < 1 else f'at most {2**31 - 1}'}")
     check_seed(seed)
@@ -196,13 +199,23 @@ def check_labels(labels: Sequence[int] | None, num_classes: int | None) -> list[
     """Return the labels to cycle through, or None for an unconditional generator; raises InputError if they do not fit."""
     if num_classes is None:
         if labels is not None:
-            raise InputError(f"labels is {list(labels)}: this generator was trained without labels, leave them out")
+            raise InputError(f"labels is {labels}: this generator was trained without labels, leave them out")
         return None
-    chosen = list(range(num_classes)) if labels is None else list(labels)
+    chosen = list(range(num_classes)) if labels is None else _listed(labels)
+    if not all(map(is_integer, chosen)):
+        raise InputError(f"labels is {chosen}: pass integers from 0 to {num_classes - 1}")
     wrong = [label for label in chosen if not 0 <= label < num_classes]
     if wrong or not chosen:
         raise InputError(f"labels is {chosen}: choose from 0 to {num_classes - 1}")
-    return chosen
+    return list(map(int, chosen))
+
+
+def _listed(labels: Any) -> list[Any]:
+    """Return labels as a list, from any sequence, array or tensor; raises InputError if they are none."""
+    found = labels.tolist() if isinstance(labels, Tensor | np.ndarray | np.generic) else labels
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise InputError(f"labels is {found!r}: pass a list of classes, such as [{found!r}]")
+    return [label.item() if isinstance(label, Tensor) and label.ndim == 0 else label for label in found]
 
 
 def label_numbers(labels: Sequence[int | str] | None, class_names: Sequence[str] | None) -> list[int] | None:
@@ -221,7 +234,7 @@ def label_numbers(labels: Sequence[int | str] | None, class_names: Sequence[str]
     if labels is None:
         return None
     names = list(class_names or ())
-    return [_number_of(label, names) if isinstance(label, str) else label for label in labels]
+    return [_number_of(label, names) if isinstance(label, str) else label for label in _listed(labels)]
 
 
 def _number_of(label: str, names: list[str]) -> int:

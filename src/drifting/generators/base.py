@@ -4,7 +4,7 @@ Training draws whole batches of noise from one random stream; `sampling` gives e
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drifting._checks import check_counts
+from drifting._checks import check_counts, is_integer
 from drifting.errors import InputError
 
 
@@ -82,14 +82,16 @@ def noise_shape_of(module: object, noise_shape: int | Sequence[int] | None) -> t
     """Return the shape of the noise of one sample; that of the module for None.
 
     Raises:
-        InputError: if the module has none, or a length is below 1.
+        InputError: if the module has none, or a length is no integer from 1.
     """
     shape = getattr(module, "noise_shape", None) if noise_shape is None else noise_shape
     if shape is None:
         raise InputError("noise_shape is missing: pass the shape of the noise of one sample, such as noise_shape=32")
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    check_counts({"noise_shape": min(shape, default=0)})
-    return shape
+    lengths = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if not all(map(is_integer, lengths)):
+        raise InputError(f"noise_shape is {shape!r}: pass integers, such as 32 or (4, 32, 32)")
+    check_counts({"noise_shape": min(lengths, default=0)})
+    return lengths
 
 
 @dataclass(frozen=True, kw_only=True)
