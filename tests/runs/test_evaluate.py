@@ -17,8 +17,8 @@ from drifting.errors import InputError
 from drifting.evaluation import collect_statistics, compare, references
 from drifting.generators import DecoderMLPConfig
 from drifting.metrics.frechet import gaussian_of
-from drifting.runs import Run, evaluate
-from drifting.runs.evaluate import load_extractor, sampled_batches
+from drifting.runs import Run, evaluate, load_run
+from drifting.runs.evaluate import Evaluation, load_extractor, sampled_batches
 from drifting.sampling import sample
 from drifting.training.schedule import Schedule
 from tests.support.image_folders import write_images
@@ -329,6 +329,13 @@ def test_bad_input_is_reported_before_anything_is_looked_at(files_run, monkeypat
     with pytest.raises(InputError, match=message):
         files_run.evaluate(**options)
     assert list(files_run.folder.iterdir()) == []
+
+
+def test_every_seed_of_an_evaluation_has_draws_of_its_own(toy_run):
+    run = load_run(toy_run)
+    draws = [Evaluation(run, seed=seed).sample(3, draw) for seed in (0, 1, 2, 2**31 - 1) for draw in (0, 24)]
+    assert torch.equal(torch.cat(draws[:2]), torch.cat([sample(run.generator, 3, seed=seed) for seed in (0, 24)]))
+    assert len(torch.unique(torch.cat(draws), dim=0)) == 3 * len(draws)
 
 
 def test_points_have_no_real_images(toy_run, command):

@@ -328,7 +328,8 @@ def evaluate(
             Inception file (.pt), or pixels.
         real: real images to compare with: a folder of images, or their statistics (.safetensors or .npz); the images of the run by
             default. The figures in the column "real against real" are of other real images.
-        num_samples: number of images to compare; 10,000 by default, or 50,000 with `real` or for data that are not held in memory.
+        num_samples: number of images or points to compare; 10,000 by default, or 50,000 with `real` or for data that are not held
+            in memory. For digits it is fixed.
         seed: random seed of the samples.
         guidance_scale: guidance scale of the samples, as in `drifting sample`.
         batch_size: number of images at a time, which bounds memory and changes nothing else.

@@ -23,6 +23,7 @@ from drifting.data.sources import InMemorySource, reference_samples
 from drifting.errors import InputError
 from drifting.evaluation import Extractor, Metrics, Sampler, Sides, evaluate_digits, evaluate_images, evaluate_points, frechet_curve
 from drifting.evaluation.extractors import find_extractor
+from drifting.evaluation.figures import DRIFT_BATCHES
 from drifting.evaluation.references import IN_MEMORY, STREAMED, in_memory, streamed
 from drifting.evaluation.statistics import Batch
 from drifting.generators.base import Generator
@@ -45,7 +46,7 @@ class Evaluation:
         extractor: feature extractor for images, see `evaluation.extractors.find_extractor`.
         real: real images to compare with: a folder, or a file of statistics; None for those of the run.
         count: number of images; None for 10,000, or 50,000 with `real` or for data on disk. For digits it is fixed.
-        seed: seed of the samples.
+        seed: seed of the samples. Points and digits come in draws, each with a seed that is derived from it.
         guidance_scale: guidance scale of the samples; None for that of the run.
         batch_size: number of images at a time; bounds memory and changes nothing else.
         device: device of generator, decoder and extractor; the generator is moved back afterwards.
@@ -78,11 +79,12 @@ class Evaluation:
             metrics = self.run.config.data.evaluate(self)
         return metrics if scale is None else {"guidance_scale": scale, **metrics}
 
-    def sample(self, count: int, seed: int) -> Tensor:
-        """Return samples of a seed, or raise InputError if the request is for images."""
+    def sample(self, count: int, draw: int) -> Tensor:
+        """Return the samples of a draw, numbered from 0 below 25, or raise InputError if the request is for images."""
         for name in ("extractor", "real"):
             if (value := getattr(self, name)) is not None:
                 raise InputError(f"{name} is '{value}', but this run makes no images to show it: leave it out")
+        seed = (DRIFT_BATCHES * self.seed + draw) % 2**31  # no two seeds share a draw
         return sample(self.run.generator, count, seed=seed, guidance_scale=self.scale)
 
     def points(self, modes: Tensor | None = None) -> Metrics:
