@@ -134,6 +134,14 @@ def test_finished_run_resumes_to_itself(toy_copy, toy_run, tiny_toy, assert_same
     assert_same_run(runs.train(tiny_toy, toy_copy, resume=True).folder, toy_run)
 
 
+def test_figures_of_a_run_that_is_trained_further_are_forgotten(toy_copy, tiny_toy):
+    (toy_copy / "metrics.json").write_text('{"energy_distance": 1.0}')
+    runs.train(tiny_toy, toy_copy, resume=True)
+    assert (toy_copy / "metrics.json").exists()
+    runs.train(presets.adjust(tiny_toy, steps=8), toy_copy, resume=True)
+    assert not (toy_copy / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_newest_checkpoints_are_kept(tiny_toy, tmp_path, keep):
     runs.train(presets.adjust(tiny_toy, keep=keep), tmp_path / "run")

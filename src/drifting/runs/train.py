@@ -6,13 +6,13 @@ latents are images, their latents are written first, once, beside the folder of 
 
 import dataclasses
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from drifting import config as configuration
 from drifting._checks import check_device
@@ -20,7 +20,7 @@ from drifting._files import check_space, hold
 from drifting._json import save_json
 from drifting._progress import TrainingProgress, print_compiling, print_lines, print_stage, show_encoding
 from drifting._torch import without_weights
-from drifting.checkpoint import save_tensors
+from drifting.checkpoint import load_tensors, save_tensors
 from drifting.config import AnyConfig, ClassifierConfig, EncoderRunConfig, RunConfig
 from drifting.data import ImagesData, Source, forget_data
 from drifting.data.pixels import to_signed
@@ -35,7 +35,7 @@ from drifting.runs import pictures as drawing
 from drifting.runs import pretrain
 from drifting.runs import report as reporting
 from drifting.runs.doctor import Watch
-from drifting.runs.folder import RECONSTRUCTION, WEIGHTS, claim, command_to_go_on, ending, note_environment
+from drifting.runs.folder import METRICS, RECONSTRUCTION, WEIGHTS, claim, command_to_go_on, ending, note_environment
 from drifting.runs.latents import with_latents
 from drifting.runs.run import Run, TrainedNetwork
 from drifting.runs.track import check_track, tracking
@@ -245,6 +245,7 @@ def _finish(recorder: Recorder, config: RunConfig, source: Source, unsharded: Ge
         generator = unsharded
         generator.load_state_dict(weights, assign=True)
     if state.processes.is_main_process:
+        _forget_figures(folder, weights)
         save_tensors(folder / WEIGHTS, weights)
         pictures = drawing.draw_pictures(config, folder, snapshots=recorder.snapshots, log=recorder.log.read(), source=source)
         reconstruction = folder / RECONSTRUCTION
@@ -252,6 +253,17 @@ def _finish(recorder: Recorder, config: RunConfig, source: Source, unsharded: Ge
         reporting.write_report([folder], source=source)
     state.processes.barrier()
     return Run(folder, config, generator.cpu().requires_grad_().eval(), tuple(pictures))
+
+
+def _forget_figures(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Delete the figures of an evaluation in the folder of a run, unless they are of these weights."""
+    if not (folder / METRICS).exists():
+        return
+    before: dict[str, Tensor] = {}
+    with suppress(InputError):  # missing or damaged
+        before = load_tensors(folder / WEIGHTS)
+    if before.keys() != weights.keys() or not all(torch.equal(before[name], value) for name, value in weights.items()):
+        (folder / METRICS).unlink()
 
 
 def follow(recorder: Recorder, config: RunConfig, positives: Positives, encoder: FeatureEncoder) -> None:
