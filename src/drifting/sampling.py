@@ -332,7 +332,8 @@ class Sampler(ABC):
         """Return the function that makes samples of several requests in one pass, in the user's form.
 
         Its argument is the requests, each with the indices of its samples to make. A sample is what `sample` returns for its seed
-        and its index, up to rounding, whatever else is in the pass.
+        and its index, up to rounding, whatever else is in the pass. It raises FloatingPointError for samples that are not finite,
+        which bytes of images could not show.
         """
         export = self._exporter()
 
@@ -340,7 +341,10 @@ class Sampler(ABC):
             each = [_inputs(self.generator, indices, one.seed, one.labels, one.guidance_scale) for one, indices in parts]
             # Labels, scales and codes are given for all requests or for none: that depends on the generator.
             inputs = [None if kind[0] is None else torch.cat(kind) for kind in zip(*each, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
-            return export(_forward(self.generator, inputs).cpu())
+            made = _forward(self.generator, inputs).cpu()
+            if not bool(made.isfinite().all()):
+                raise FloatingPointError("its samples are not finite")
+            return export(made)
 
         return make
 

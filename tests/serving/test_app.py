@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from drifting.errors import InputError
@@ -148,6 +149,23 @@ def test_failure_of_the_generator_is_one_sentence(digits, service, ask, monkeypa
         500,
         "the generator failed (division by zero): see the log of the service",
     )
+
+
+def test_samples_that_are_not_finite_are_one_sentence(toy, service, ask, monkeypatch):
+    app = service(toy)
+    monkeypatch.setattr(type(toy.generator), "forward", lambda self, noise, *_: noise.new_full((len(noise), 2), torch.inf))
+    for answer in ask(app, *(f"/sample?format={each}" for each in ("json", "npz", "png"))):
+        sentence = "the generator failed (its samples are not finite): see the log of the service"
+        assert (answer.status_code, answer.json()) == (500, {"detail": sentence})
+    with pytest.raises(InputError, match="run is 'a run', whose samples are not finite: name another one, or train it again"):
+        service(toy)
+
+
+def test_failure_of_the_form_is_one_sentence(toy, service, ask, monkeypatch):
+    monkeypatch.setattr("drifting.serving.app.encode", lambda *_: 1 / 0)
+    (answer,) = ask(service(toy), "/sample")
+    assert answer.status_code == 500
+    assert answer.json()["detail"].startswith("the generator failed (division by zero)")
 
 
 def test_state_and_figures_are_told(digits, service, ask):

@@ -84,15 +84,15 @@ class _Service:
             future = self.batcher.submit(request)
             try:
                 samples = await asyncio.wait_for(asyncio.wrap_future(future), self.limits.timeout)
+                to_json = JSONResponse(None).render
+                content, headers = await run_in_threadpool(encode, question.format, self.sampler, samples, request, to_json)
             except (asyncio.TimeoutError, TimeoutError):
                 taken = f"the samples were not made within {self.limits.timeout:g} s"
                 raise RefusalError(503, f"{taken}: ask for fewer, or send the request again later", 5) from None
             except (RefusalError, InputError):
                 raise
-            except Exception as error:  # whatever the generator raises
+            except Exception as error:  # whatever the generator raises, or the form of its samples
                 raise RefusalError(500, f"the generator failed ({reason(error)}): see the log of the service") from error
-            to_json = JSONResponse(None).render
-            content, headers = await run_in_threadpool(encode, question.format, self.sampler, samples, request, to_json)
         return Response(content, media_type=MEDIA_TYPES[question.format], headers=headers)
 
 
@@ -103,10 +103,16 @@ def build_app(sampler: Sampler, limits: Limits | None = None, *, name: str = "dr
         sampler: a run, or a generator of the release.
         limits: limits of the service.
         name: what is served, for its description.
+
+    Raises:
+        InputError: if the first sample is not finite.
     """
     limits = limits or Limits()
     make = sampler.one_pass()
-    first = make([(sampler.request(1), [0])])
+    try:
+        first = make([(sampler.request(1), [0])])
+    except FloatingPointError:
+        raise InputError(f"run is '{name}', whose samples are not finite: name another one, or train it again") from None
     shape = tuple(first.shape[1:])
     most = limits.samples_of(shape, first.element_size())
     classes = sampler.generator.num_classes
