@@ -1,5 +1,6 @@
 """What the service answers, and what it refuses."""
 
+import asyncio
 import io
 import json
 import threading
@@ -104,6 +105,17 @@ def test_requests_that_do_not_fit_get_one_sentence(digits, service, ask):
         assert answer.json()["detail"].startswith(start), (name, answer.text)
         assert len(answer.json()["detail"]) <= 300
     assert [answer.status_code for answer in ask(app, "/sample", "/health")] == [200, 200]
+
+
+def test_body_that_arrives_too_slowly_is_refused(digits, service, ask):
+    async def drip():
+        for _ in range(40):
+            yield b" "
+            await asyncio.sleep(0.1)
+
+    (answer,) = ask(service(digits, timeout=1.0), ("POST", "/sample", {"content": drip(), **JSON}))
+    assert answer.status_code == 408
+    assert answer.json() == {"detail": "the body did not arrive within 1 s: send it at once"}
 
 
 @pytest.fixture

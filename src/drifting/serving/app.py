@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -250,14 +251,15 @@ class _Gate:
         await self._app(scope, self._bounded(receive), counted)
 
     def _bounded(self, receive: Receive) -> Receive:
-        arrived, complete = 0, False
+        arrived, complete, deadline = 0, False, math.inf
 
         async def bounded() -> Message:
-            nonlocal arrived, complete
+            nonlocal arrived, complete, deadline
             if complete:  # what follows is the end of the connection
                 return await receive()
+            deadline = min(deadline, time.perf_counter() + self._limits.timeout)  # that of the first part is that of all
             try:
-                message = await asyncio.wait_for(receive(), self._limits.timeout)
+                message = await asyncio.wait_for(receive(), deadline - time.perf_counter())
             except (asyncio.TimeoutError, TimeoutError):
                 sentence = f"the body did not arrive within {self._limits.timeout:g} s: send it at once"
                 raise HTTPException(408, sentence) from None
