@@ -79,21 +79,23 @@ class Questions:
 
     def sentence(self, error: Mapping[str, Any]) -> str:
         """Return the sentence about an error of pydantic."""
-        hints, (_, *path) = self.hints(), error["loc"]
+        hints, (where, *path) = self.hints(), error["loc"]
         name = str(path[0]) if path else ""
         if error["type"] == "json_invalid":
             return f"the body is not JSON: {OBJECT}"
         if name in hints:
-            return f"{name} is {_shown(error.get('input'))}: {hints[name]}"
+            return f"{name} is {_shown(error.get('input'), typed=where == 'body')}: {hints[name]}"
         if error["type"] == "extra_forbidden":
             return f"parameter '{one_line(name, _CHARACTERS)}' does not exist: there are {', '.join(hints)}"
         return f"the body is not an object: {OBJECT}"
 
 
-def _shown(value: object) -> str:
-    """Return a value in quotes, unless it is a number."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            float(value)
-            return one_line(value, _CHARACTERS)
-    return f"'{one_line(value, _CHARACTERS)}'" if isinstance(value, str) else one_line(repr(value), _CHARACTERS)
+def _shown(value: object, *, typed: bool) -> str:
+    """Return a value in quotes, unless it is a number; `typed` if a number in quotes is none, as in JSON."""
+    if not isinstance(value, str):
+        return one_line(repr(value), _CHARACTERS)
+    shown = one_line(value, _CHARACTERS)
+    with suppress(ValueError):
+        float(value)
+        return f"the text '{shown}'" if typed else shown
+    return f"'{shown}'"
