@@ -70,8 +70,8 @@ def write_report(
         "runs": [run.facts() for run in runs],
     }
     page = files("drifting.plotting").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    # "</" could end the script element that holds the facts.
-    text = page.replace(_FACTS, json.dumps(facts, allow_nan=False).replace("</", "<\\/"))
+    # No end or start of a script can stand in the facts.
+    text = page.replace(_FACTS, json.dumps(facts, allow_nan=False).replace("<", "\\u003c"))
     with atomic_path(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
     return path
