@@ -15,6 +15,8 @@ from drifting.loss import DriftLoss
 
 # A drift norm has the name DRIFT_NORM/feature/temperature.
 DRIFT_NORM = "drift_norm"
+# The drift norm of real data has the name NOISE_FLOOR/feature/temperature.
+NOISE_FLOOR = "noise_floor"
 # Lines with a figure that a verdict needs.
 FEWEST_LINES = 3
 

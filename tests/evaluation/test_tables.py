@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from drifting.evaluation.tables import direction, in_order, lines
+from drifting.errors import InputError
+from drifting.evaluation.tables import direction, in_order, lines, read_figures
 from drifting.metrics import within_class_distance
 
 
@@ -27,6 +28,17 @@ def test_every_line_has_its_floor_and_direction():
         ("reference", "digits", "", ""),
     ]
     assert direction("nearest_neighbor_accuracy", has_floor=False) == "more"
+
+
+@pytest.mark.parametrize(
+    "curve", ['"frechet_curve": [1.0]', '"frechet_curve": [1.0], "frechet_curve_steps": 3', '"frechet_curve_steps": []']
+)
+def test_curve_without_a_step_for_every_figure_is_refused(tmp_path, curve):
+    (tmp_path / "metrics.json").write_text(f"{{{curve}}}")
+    with pytest.raises(
+        InputError, match=r"metrics\.json', where frechet_curve_steps and frechet_curve differ in length: measure it$"
+    ):
+        read_figures(tmp_path / "metrics.json", "measure it")
 
 
 def test_distance_within_classes_is_that_of_pairs_of_one_class():

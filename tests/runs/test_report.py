@@ -114,6 +114,15 @@ def test_broken_run_shows_what_is_there_and_says_what_is_missing(copy):
     assert any("No samples were kept" in line for line in run["missing"])
 
 
+def test_damaged_figures_and_curves_are_told(copy):
+    folder = copy("toy_run")
+    (folder / "metrics.json").write_text('{"frechet_curve": [1.0]}')
+    (folder / "metrics.jsonl").write_text('{"step": 1, "noise_floor/sample": 1.0}\n')
+    (run,) = _facts(write_report([folder]))["runs"]
+    assert any("frechet_curve_steps and frechet_curve differ in length" in line for line in run["missing"])
+    assert any("noise_floor/sample is not a number of a known name" in line for line in run["missing"])
+
+
 def test_samples_are_shown_without_data_that_are_gone(copy, tmp_path):
     folder = copy("points_run")
     config = json.loads((folder / "config.json").read_text())

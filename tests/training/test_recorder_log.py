@@ -51,6 +51,13 @@ def test_winding_back_keeps_the_bytes_of_the_lines_it_keeps(log):
     assert log.path.read_text().splitlines() == before[:2]
 
 
+@pytest.mark.parametrize("name", ["drift_norm/sample", "noise_floor/sample"])
+def test_figure_without_its_temperature_is_damaged(log, name):
+    log.append(**{"step": 8, name: 1.0})
+    with pytest.raises(InputError, match=rf"line 4 is damaged \({name} is not a number of a known name\): delete that line"):
+        log.read()
+
+
 def test_damaged_line_is_reported_with_the_file(log):
     log.path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(InputError, match=r"metrics\.jsonl"):

@@ -18,6 +18,8 @@ Value = int | float | Sequence[float] | Sequence[int] | str
 Metrics = dict[str, Value]
 
 FLOOR = "_floor"
+# A figure for each step of a training that kept samples.
+CURVE_STEPS, CURVE = "frechet_curve_steps", "frechet_curve"
 # Figures of which more is better, and of which less is better; others that have a floor should be as those of real data.
 _MORE = {"precision", "recall", "density", "coverage", "inception_score"}
 _LESS = {"frechet_distance", "energy_distance", "kernel_distance", "drift_norm", "drift_length", "histogram_distance", "copy_share"}
@@ -96,4 +98,7 @@ def read_figures(path: Path, fix: str) -> Metrics:
         numbers = all(isinstance(part, int | float) for part in (value if isinstance(value, list) else [value]))
         if not (isinstance(value, str) if name in ("extractor", "reference") else numbers):
             raise InputError(f"file is '{path}', where {name} is not a figure: {fix}")
+    lengths = [len(value) if isinstance(value, list) else None for value in map(figures.get, (CURVE_STEPS, CURVE))]
+    if lengths[0] != lengths[1]:
+        raise InputError(f"file is '{path}', where {CURVE_STEPS} and {CURVE} differ in length: {fix}")
     return figures

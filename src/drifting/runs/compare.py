@@ -20,7 +20,7 @@ from drifting.config import RunConfig
 from drifting.data.pixels import to_signed
 from drifting.errors import InputError
 from drifting.evaluation import Metrics, as_text
-from drifting.evaluation.tables import direction, in_order, markdown, read_figures
+from drifting.evaluation.tables import CURVE, CURVE_STEPS, FLOOR, direction, in_order, markdown, read_figures
 from drifting.plotting import RunColumn, draw_runs
 from drifting.runs.folder import ENCODER_METRICS, LOG, METRICS
 from drifting.runs.run import Run, load_run
@@ -33,8 +33,8 @@ _FLOORS, _BETTER, _DASH = "real against real", "better", "-"
 # Largest grid of samples in the picture.
 _ROWS, _COLUMNS = 10, 10
 
-# Figures that are lists over the steps of a training, shown in the picture.
-_STEPS, _CURVE, _CURVE_FLOOR = "frechet_curve_steps", "frechet_curve", "frechet_curve_floor"
+# The floor of the curve that is shown in the picture.
+_CURVE_FLOOR = f"{CURVE}{FLOOR}"
 
 # Floors of the same images differ only by rounding.
 _TOLERANCE = {"rel_tol": 1e-3, "abs_tol": 1e-6}
@@ -140,8 +140,6 @@ def read_entry(run: Run, name: str) -> Entry:
     speed = log[-1].get("mean_steps_per_second") if log else None
     minutes = run.config.schedule.steps / speed / 60 if speed else None
     metrics = read_figures(run.folder / METRICS, f"evaluate the run again with {_evaluation(run.folder)}")
-    if len(_list(metrics, _STEPS)) != len(_list(metrics, _CURVE)):
-        raise InputError(f"file is '{run.folder / METRICS}', where {_STEPS} and {_CURVE} differ in length: evaluate the run again")
     probe: Any = read_figures(run.folder / ENCODER_METRICS, "delete it").get("linear_probe_accuracy")
     return Entry(name, run.folder, run.config, metrics, minutes, probe)
 
@@ -149,7 +147,7 @@ def read_entry(run: Run, name: str) -> Entry:
 def comparison(entries: Sequence[Entry]) -> Comparison:
     """Return the table of runs with every figure of any of them and its floor, in the order of the evaluations."""
     names = [name for name in dict.fromkeys(name for entry in entries for name in entry.metrics)]
-    names = [name for name in in_order(names) if name not in (_STEPS, _CURVE)]
+    names = [name for name in in_order(names) if name not in (CURVE_STEPS, CURVE)]
     floors = [{name: entry.metrics.get(f"{name}_floor") for name in names} for entry in entries]
     apart = _difference(entries, [f"{name}_floor" for name in names])
     rows = []
@@ -249,7 +247,7 @@ def _column(entry: Entry, run: Run) -> RunColumn:
     known = entry.metrics.get(_CURVE_FLOOR)
     floor = known if isinstance(known, int | float) else None
     names = None if run.generator.num_classes is None else run.class_names
-    return RunColumn(entry.name, title, _grid(run), _list(entry.metrics, _STEPS), _list(entry.metrics, _CURVE), floor, names)
+    return RunColumn(entry.name, title, _grid(run), _list(entry.metrics, CURVE_STEPS), _list(entry.metrics, CURVE), floor, names)
 
 
 def _grid(run: Run) -> Float[Tensor, "rows columns c h w"]:

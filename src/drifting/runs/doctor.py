@@ -11,13 +11,10 @@ from drifting.encoders.base import FeatureEncoder
 from drifting.encoders.response import MOST_IMAGES, responses
 from drifting.errors import InputError
 from drifting.fields import Lookahead
-from drifting.history import DRIFT_NORM
+from drifting.history import DRIFT_NORM, NOISE_FLOOR
 from drifting.runs.folder import CONFIG, LOG, WEIGHTS, read_config
 from drifting.training.loop import Step
 from drifting.training.recorder import MetricsLog, Recorder
-
-# The drift norm of real data has the name NOISE_FLOOR/feature/temperature.
-NOISE_FLOOR = "noise_floor"
 
 
 def examine(folder: str | Path) -> Diagnosis:

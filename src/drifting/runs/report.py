@@ -22,9 +22,9 @@ from drifting.config import RunConfig
 from drifting.data import Source
 from drifting.errors import InputError
 from drifting.evaluation.tables import lines, read_figures
-from drifting.history import DRIFT_NORM
+from drifting.history import DRIFT_NORM, NOISE_FLOOR
 from drifting.presets.settings import settings
-from drifting.runs.doctor import NOISE_FLOOR, examine
+from drifting.runs.doctor import examine
 from drifting.runs.folder import CONFIG, LOG, METRICS, REPORT, WEIGHTS, read_config, read_environments
 from drifting.runs.report_samples import picture_address, read_or_note, shown_samples
 from drifting.training.recorder import MetricsLog, read_snapshots

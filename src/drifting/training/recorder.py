@@ -28,7 +28,7 @@ from drifting.checkpoint import (
     steps_done,
 )
 from drifting.errors import InputError, reason
-from drifting.history import DRIFT_NORM, batch_figures, drift_norms
+from drifting.history import DRIFT_NORM, NOISE_FLOOR, batch_figures, drift_norms
 from drifting.metrics.distances import energy_distance, mean_distance
 from drifting.sampling import sample
 from drifting.training.loop import Step
@@ -72,7 +72,8 @@ class MetricsLog:
             if not isinstance(values, dict) or type(values.get("step")) is not int:
                 raise ValueError("it has no step")
             for name, value in values.items():
-                if type(value) not in (int, float) or (name.startswith(f"{DRIFT_NORM}/") and name.count("/") < 2):
+                has_temperature = name.startswith((f"{DRIFT_NORM}/", f"{NOISE_FLOOR}/"))
+                if type(value) not in (int, float) or (has_temperature and name.count("/") < 2):
                     raise ValueError(f"{name} is not a number of a known name")
         except ValueError as error:
             raise InputError(f"log is '{self.path}', whose line {number} is damaged ({reason(error)}): delete that line") from None
