@@ -6,6 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
+from drifting.errors import InputError
 from drifting.metrics import distances as module
 from drifting.metrics.distances import (
     Pairs,
@@ -14,6 +15,7 @@ from drifting.metrics.distances import (
     mean_distance,
     nearest_pairs,
     squared_radii,
+    within_class_distance,
 )
 
 
@@ -176,6 +178,30 @@ def test_distances_in_many_dimensions_are_those_by_subtraction_however_near(near
 def test_half_precision_is_measured_in_float64():
     x, y = _points(30, 2, 0).bfloat16(), _points(30, 2, 1).bfloat16()
     assert energy_distance(x, y) == pytest.approx(energy_distance(x.double(), y.double()), rel=1e-12)
+
+
+_ODD_SETS = [
+    (torch.full((3, 2), torch.nan), "x has 3 rows of 3 with a value that is not finite"),
+    (torch.zeros(0, 2), r"x \(0, 2\) and y \(3, 2\): pass \[n, d\] with at least one of each"),
+    (torch.zeros(3, 4), r"x \(3, 4\) and y \(3, 2\): compute all with the same encoder"),
+    (torch.zeros(3), r"x \(3,\) and y \(3, 2\): pass \[n, d\]"),
+    (torch.zeros(3, 2, dtype=torch.uint8), "x is torch.uint8: pass floating point features"),
+]
+
+
+@pytest.mark.parametrize(("x", "message"), _ODD_SETS)
+def test_sets_that_cannot_be_compared_are_refused(x, message):
+    y = _points(3, 2, 0)
+    for distance in (mean_distance, energy_distance, lambda x, y: energy_distances([x], [y])):
+        with pytest.raises(InputError, match=message):
+            distance(x, y)
+
+
+def test_labels_of_a_distance_within_classes_are_one_for_each_sample():
+    with pytest.raises(InputError, match=r"labels have shape \(2,\): pass \(3,\), one for each sample"):
+        within_class_distance(_points(3, 2, 0), torch.zeros(2))
+    with pytest.raises(InputError, match="features has 3 rows of 3 with a value that is not finite"):
+        within_class_distance(torch.full((3, 2), torch.inf), torch.zeros(3))
 
 
 def test_no_gradient_is_kept():

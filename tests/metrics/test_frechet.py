@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,20 @@ def test_wrong_features_are_refused():
         running.add(torch.zeros(5, 3, dtype=torch.uint8))
     with pytest.raises(InputError, match="same encoder"):
         frechet_distance(gaussian_of(_features(5, 3, 0)), gaussian_of(_features(5, 4, 0)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 2.0], r"weights have shape \(2,\): pass \(3,\), one for each sample"),
+        ([1.0, math.nan, 2.0], "weights has nan: pass finite numbers from 0 on"),
+        ([1.0, math.inf, 2.0], "weights has inf: pass finite numbers from 0 on"),
+        ([1.0, 2.0, -0.5], r"weights has -0\.5: pass finite numbers from 0 on"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights, message):
+    with pytest.raises(InputError, match=message):
+        gaussian_of(_features(3, 2, 0), torch.tensor(weights))
 
 
 def test_distance_of_one_dimension_is_the_closed_form():

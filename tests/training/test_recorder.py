@@ -181,6 +181,14 @@ def test_weights_that_became_nan_in_the_last_update_are_not_saved(make, tiny_toy
         recorder.save()
 
 
+def test_snapshot_that_is_not_finite_has_no_distance(make):
+    recorder = make()
+    recorder.take_snapshot()
+    with torch.no_grad():
+        recorder.state.averaged.output.bias.fill_(math.nan)
+    assert math.isnan(recorder.take_snapshot())
+
+
 @pytest.mark.parametrize(("steps", "count"), [(1, 1), (1, 24), (10, 24), (2000, 24), (100, 1), (6, 2)])
 def test_snapshots_are_within_the_run_and_include_its_end(steps, count):
     taken = snapshot_steps(steps, count)

@@ -29,6 +29,7 @@ included, as in the release of the one before; this only matters for repeated po
 Shapes: x and y, or n and m, samples of two sets, d features, r rows of a chunk, q pairs.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -37,6 +38,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from drifting._checks import check_integers
 from drifting.errors import InputError
 from drifting.fields import pairwise
 
@@ -152,7 +154,16 @@ def squared_radii(features: Float[Tensor, "x d"], counts: tuple[int, ...]) -> li
 
 
 def mean_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """Return the mean Euclidean distance over all pairs, in float64 and in the units of the coordinates."""
+    """Return the mean Euclidean distance over all pairs, in float64 and in the units of the coordinates.
+
+    Raises:
+        InputError: if a set is empty, the feature sizes differ or a value is not finite.
+    """
+    check_features(x=x, y=y)
+    return _mean_distance(x, y)
+
+
+def _mean_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     with torch.no_grad():
         if x.shape[1] > pairwise.DIRECT_DIMENSIONS:
             parts = _sums_by_products(x, y)
@@ -167,9 +178,15 @@ def within_class_distance(features: Float[Tensor, "n d"], labels: Int[Tensor, " 
     """Return the mean distance between two samples of a class, averaged over the classes; None if no class has two samples.
 
     It is 0 for samples that are all alike within their class, which a classifier can still name correctly.
+
+    Raises:
+        InputError: if there is no sample, a value is not finite, or the labels are not one for each sample.
     """
+    check_features(features=features)
+    if labels.shape != features.shape[:1]:
+        raise InputError(f"labels have shape {tuple(labels.shape)}: pass {tuple(features.shape[:1])}, one for each sample")
     groups = [features[labels == label] for label in labels.unique()]
-    spreads = [mean_distance(group, group) * len(group) / (len(group) - 1) for group in groups if len(group) > 1]
+    spreads = [_mean_distance(group, group) * len(group) / (len(group) - 1) for group in groups if len(group) > 1]
     return sum(spreads) / len(spreads) if spreads else None
 
 
@@ -191,17 +208,27 @@ def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, within_
         x: one sample.
         y: the other.
         within_y: `mean_distance(y, y)`, if it is known already.
+
+    Raises:
+        InputError: if a sample is empty, the feature sizes differ or a value is not finite.
     """
-    within = mean_distance(y, y) if within_y is None else within_y
-    return 2 * mean_distance(x, y) - mean_distance(x, x) - within
+    check_features(x=x, y=y)
+    within = _mean_distance(y, y) if within_y is None else within_y
+    return 2 * _mean_distance(x, y) - _mean_distance(x, x) - within
 
 
 def energy_distances(xs: Sequence[Float[Tensor, "n d"]], ys: Sequence[Float[Tensor, "m d"]]) -> Float[Tensor, "_ _"]:
-    """Return the squared energy distance of every x to every y: [len(xs), len(ys)]. Distances within each are computed once."""
+    """Return the squared energy distance of every x to every y: [len(xs), len(ys)]. Distances within each are computed once.
+
+    Raises:
+        InputError: as of `energy_distance`.
+    """
+    for x, y in itertools.product(xs, ys):
+        check_features(x=x, y=y)
     within_x, within_y = (
-        torch.tensor([mean_distance(sample, sample) for sample in some], dtype=torch.float64) for some in (xs, ys)
+        torch.tensor([_mean_distance(sample, sample) for sample in some], dtype=torch.float64) for some in (xs, ys)
     )
-    between = torch.tensor([[mean_distance(x, y) for y in ys] for x in xs], dtype=torch.float64)
+    between = torch.tensor([[_mean_distance(x, y) for y in ys] for x in xs], dtype=torch.float64)
     return 2 * between - within_x[:, None] - within_y
 
 
@@ -227,9 +254,10 @@ def precision_recall(
         density_neighbors: k of density and coverage.
 
     Raises:
-        InputError: if a set has no k-th neighbor, the feature sizes differ or a value is not finite.
+        InputError: if a set has no k-th neighbor, k is no integer, the feature sizes differ or a value is not finite.
     """
     check_features(generated=generated, real=real)
+    check_integers({"neighbors": neighbors, "density_neighbors": density_neighbors})
     if min(neighbors, density_neighbors) < 1:
         raise InputError(f"neighbors are {neighbors} and density_neighbors {density_neighbors}: both must be at least 1")
     most = max(neighbors, density_neighbors)

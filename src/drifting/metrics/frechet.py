@@ -165,13 +165,18 @@ def gaussian_of(features: Float[Tensor, "n d"], weights: Float[Tensor, " n"] | N
         weights: weight of each sample, at least 0; equal by default. Only their ratios matter.
 
     Raises:
-        InputError: for fewer than 2 samples (of a weight above 0), or values that are not finite.
+        InputError: for fewer than 2 samples (of a weight above 0), values that are not finite, or weights that do not fit.
     """
     if weights is None:
         running = RunningGaussian()
         running.add(features)
         return running.gaussian()
     check_features(features=features)
+    if weights.shape != features.shape[:1]:
+        raise InputError(f"weights have shape {tuple(weights.shape)}: pass {tuple(features.shape[:1])}, one for each sample")
+    wrong = weights[~((weights >= 0) & weights.isfinite())]
+    if len(wrong):
+        raise InputError(f"weights has {float(wrong[0]):g}: pass finite numbers from 0 on")
     rows, shares = features[weights > 0].double(), weights[weights > 0].to(features.device, torch.float64)
     if len(rows) < 2:
         raise InputError(f"features are of {len(rows)} samples: a covariance needs at least 2")

@@ -5,6 +5,7 @@ removes what comes after the checkpoint. All processes do the same work, but onl
 """
 
 import json
+import math
 import re
 import sys
 import time
@@ -239,12 +240,17 @@ class Recorder:
         return values
 
     def take_snapshot(self, *, show: bool = True) -> float:
-        """Add a snapshot of samples, pass it on if it is to `show`, and return its squared energy distance to the reference."""
+        """Add a snapshot of samples, pass it on if it is to `show`, and return its squared energy distance to the reference.
+
+        The distance is NaN if a sample is not finite.
+        """
         options = {"seed": SNAPSHOT_SEED, "guidance_scale": self._guidance_scale, "processes": self.state.processes}
         snapshot = sample(self.state.averaged, self._snapshot_samples, **options)
         self.snapshots[self.state.step] = snapshot
         if show and self.on_snapshot is not None:
             self.on_snapshot(self.state.step, snapshot)
+        if not bool(snapshot.isfinite().all()):
+            return math.nan  # the next line of the log tells the fault
         if self._within_reference is None:
             self._within_reference = mean_distance(self._reference, self._reference)
         return energy_distance(snapshot.flatten(1), self._reference, within_y=self._within_reference)
