@@ -44,7 +44,7 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors to one safetensors file with their checksum, atomically; of those that share memory, copies."""
+    """Write named tensors to one safetensors file with their checksum, atomically. Tensors that share memory are copied."""
     written, places = dict[str, Tensor](), set[int]()
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
