@@ -1,10 +1,11 @@
 """What the core requires of its inputs, and what it says if they do not fit."""
 
+import numpy as np
 import pytest
 import torch
 
 from drifting import DriftingLoss, InputError, drifting_loss
-from drifting._checks import check_shapes, constant, full_precision, join_weights, nearest_name
+from drifting._checks import check_seed, check_shapes, constant, full_precision, join_weights, nearest_name
 from drifting.fields import mean_shift
 
 ODD_SHAPES = [
@@ -126,3 +127,14 @@ def test_features_of_other_names_are_refused(argument):
     features = {"low": torch.zeros(2, 3, 1, 4), "high": torch.zeros(2, 3, 1, 4)}
     with pytest.raises(InputError, match=r"\['low'\] and \['high', 'low'\]"):
         DriftingLoss()(**{"generated": features, "positives": features, argument: {"low": features["low"]}})
+
+
+@pytest.mark.parametrize("seed", [1.5, 3.0, float("nan"), "1", -1, 2**31])
+def test_seed_that_is_no_whole_number_in_range_is_refused(seed):
+    with pytest.raises(InputError, match=f"seed is {seed}: pass a whole number from 0 to 2147483647"):
+        check_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1, np.int64(7)])
+def test_every_whole_number_in_range_is_a_seed(seed):
+    check_seed(seed)

@@ -269,8 +269,8 @@ def check_positive(name: str, value: float, such_as: float, *, or_zero: bool = F
 
 
 def check_seed(seed: int) -> None:
-    """Raise InputError unless the seed fits every random stream."""
-    if not 0 <= seed < 2**31:
+    """Raise InputError unless the seed is a whole number that fits every random stream."""
+    if not hasattr(seed, "__index__") or not 0 <= seed < 2**31:
         raise InputError(f"seed is {seed}: pass a whole number from 0 to {2**31 - 1}")
 
 
