@@ -234,6 +234,14 @@ BAD = {
     "too few labels": ({"data": (X, Y[:3])}, r"labels are torch.int64 of shape \(3,\) for 30 samples"),
     "labels that are fractions": ({"data": (X, Y.float())}, "labels are torch.float32 .*: pass one whole number for each sample"),
     "missing labels": ({"module": Labeled()}, "module takes 2 arguments, but the data have no labels: pass a pair"),
+    "more classes than the module": (
+        {"module": Labeled(), "data": (X, torch.arange(30) % 5)},
+        "module has 3 classes, but the data 5: build it with num_classes=5",
+    ),
+    "more classes than a generator": (
+        {"module": MLP(noise_dim=4, width=8, depth=1, sample_shape=(2,), num_classes=2), "data": (X, Y)},
+        "module has 2 classes, but the data 3: build it with num_classes=3",
+    ),
     "missing class": ({"module": Labeled(), "data": (X, Y + 1)}, "data has no sample of class 0"),
     "classes of a loader": (
         {"data": _loader(X, Y), "noise_shape": 4},
@@ -263,6 +271,11 @@ def test_what_does_not_fit_is_refused_in_a_sentence(case):
     given = {"module": network(), "data": X, **changes}
     with pytest.raises(InputError, match=sentence):
         Trainer(given.pop("module"), given.pop("data"), **given)
+
+
+def test_module_may_have_more_classes_than_the_data():
+    trainer = Trainer(Labeled(), (X, Y.clamp(max=1)), schedule=schedule(1, labels_per_step=2))
+    assert len(list(trainer)) == 1
 
 
 def test_class_that_a_loader_never_yields_is_named():

@@ -265,12 +265,11 @@ def _check_bare(module: nn.Module) -> None:
 def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence[int] | None) -> Generator:
     """Return the module as a generator of the samples of a source, or raise InputError if it cannot be one."""
     labeled, conditions = source.num_classes is not None, getattr(source, "conditions", None)
+    if isinstance(module, Generator) and conditions is not None:
+        raise InputError("module is a Generator, which takes labels, but conditions are given: pass a module that takes these")
+    if conditions is None:
+        _check_classes(module, source.num_classes)
     if isinstance(module, Generator):
-        if conditions is not None:
-            raise InputError("module is a Generator, which takes labels, but conditions are given: pass a module that takes these")
-        if module.num_classes != source.num_classes:
-            found = f"has {module.num_classes} classes, but the data {source.num_classes}"
-            raise InputError(f"module {found}: build it with num_classes={source.num_classes}")
         return module
     required, most = _arguments(module)
     if labeled and most < 2:
@@ -279,6 +278,17 @@ def _as_generator(module: nn.Module, source: Source, noise_shape: int | Sequence
         raise InputError(f"module takes {required} arguments, but the data have no labels: pass a pair (samples, labels)")
     shape = noise_shape_of(module, noise_shape)
     return _ModuleGenerator(module, shape, source.sample_shape, source.num_classes, conditions)
+
+
+def _check_classes(module: nn.Module, wanted: int | None) -> None:
+    """Raise InputError unless the module has the classes of the data. One that is no Generator may have more."""
+    classes = getattr(module, "num_classes", None)
+    if isinstance(module, Generator):
+        fits = classes == wanted
+    else:
+        fits = wanted is None or not isinstance(classes, int) or classes >= wanted
+    if not fits:
+        raise InputError(f"module has {classes} classes, but the data {wanted}: build it with num_classes={wanted}")
 
 
 def _arguments(module: nn.Module) -> tuple[int, float]:
