@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,6 +56,19 @@ class Items(Dataset):
 
     def __getitem__(self, index):
         return self.points[index] if self.labels is None else (self.points[index], int(self.labels[index]))
+
+
+class Listed(Dataset):
+    """Items as they are in a list."""
+
+    def __init__(self, items: list) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
 
 
 class Jittered(Items):
@@ -271,6 +285,37 @@ def test_what_does_not_fit_is_refused_in_a_sentence(case):
     given = {"module": network(), "data": X, **changes}
     with pytest.raises(InputError, match=sentence):
         Trainer(given.pop("module"), given.pop("data"), **given)
+
+
+ONE = torch.zeros(2)
+BAD_ITEMS = {
+    "fraction": ([(ONE, 0), (ONE, 0.9)], "labels has 0.9: pass one whole number for each sample"),
+    "text": ([(ONE, "cat")], "labels has 'cat': pass one whole number for each sample"),
+    "NaN": ([(ONE, math.nan)], "labels has nan: pass one whole number for each sample"),
+    "tensor of a fraction": ([(ONE, torch.tensor(0.9))], r"labels has torch.float32 of shape \(\): pass one whole number"),
+    "vector": ([(ONE, torch.tensor([0, 1]))], r"labels has torch.int64 of shape \(2,\): pass one whole number for each sample"),
+    "two shapes": ([ONE, torch.zeros(3)], r"data has samples of shape \(2,\) and of \(3,\): pass tensors of one shape"),
+    "two shapes with labels": ([(ONE, 0), (torch.zeros(3), 0)], r"data has samples of shape \(2,\) and of \(3,\): pass tensors"),
+    "two shapes of a column": (
+        [{"x": ONE}, {"x": torch.zeros(3)}],
+        r"data has samples of shape \(2,\) and of \(3,\): pass tensors",
+    ),
+    "two kinds": ([ONE, (ONE, 0)], r"data has samples of shape \(2,\) and of tuple: pass tensors of one shape"),
+    "two lengths": ([(ONE, 0), (ONE,)], "data has items of tuple: pass a data set of tensors x, or of pairs"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ITEMS)
+def test_items_that_do_not_fit_are_refused_in_a_sentence(case):
+    items, sentence = BAD_ITEMS[case]
+    with pytest.raises(InputError, match=sentence):
+        Trainer(Labeled(), Listed(items))
+
+
+@pytest.mark.parametrize("number", [int, np.int64, torch.tensor, np.array])
+def test_labels_of_items_may_be_any_whole_numbers(number):
+    trainer = Trainer(Labeled(), Listed([(ONE, number(label)) for label in (0, 1, 2)]), schedule=schedule(1))
+    assert len(list(trainer)) == 1
 
 
 def test_module_may_have_more_classes_than_the_data():

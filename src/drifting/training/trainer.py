@@ -7,6 +7,7 @@ samples = trainer.sample(64)
 """
 
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -236,13 +237,34 @@ def _read(data: Any) -> Any:
     if not items:
         raise InputError("data is empty: pass at least one sample")
     if isinstance(items[0], Tensor):
-        return torch.stack(items)
-    if isinstance(items[0], Mapping):
+        return _stacked(items)
+    if all(isinstance(item, Mapping) for item in items):
+        for name in (name for name, value in items[0].items() if isinstance(value, Tensor)):
+            _stacked([item.get(name) for item in items])
         return default_collate(items)
-    parts = list(zip(*items, strict=True)) if isinstance(items[0], tuple | list) else []
-    if len(parts) != 2 or not isinstance(parts[0][0], Tensor):
+    pairs = all(isinstance(item, tuple | list) and len(item) == 2 for item in items)
+    if not pairs or not isinstance(items[0][0], Tensor):
         raise InputError(f"data has items of {type(items[0]).__name__}: pass a data set of tensors x, or of pairs (x, y)")
-    return torch.stack(parts[0]), torch.tensor([int(label) for label in parts[1]])
+    samples, labels = zip(*items, strict=True)
+    return _stacked(samples), torch.tensor([_whole(label) for label in labels])
+
+
+def _stacked(samples: Sequence[Any]) -> Tensor:
+    """Return samples as one tensor, or raise InputError unless all of them are tensors of the same shape."""
+    forms = [tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__ for sample in samples]
+    other = next((form for form in forms if form != forms[0]), None)
+    if other is not None:
+        raise InputError(f"data has samples of shape {forms[0]} and of {other}: pass tensors of one shape")
+    return torch.stack(list(samples))
+
+
+def _whole(label: Any) -> int:
+    """Return a label as a number, or raise InputError unless it is a whole one."""
+    try:
+        return operator.index(label)
+    except TypeError:
+        found = f"{label.dtype} of shape {tuple(label.shape)}" if hasattr(label, "shape") else repr(label)
+        raise InputError(f"labels has {found}: pass one whole number for each sample") from None
 
 
 def _default_schedule(num_classes: int | None, *, paired: bool = False) -> Schedule:
