@@ -161,10 +161,10 @@ def check_temperatures(temperatures: Sequence[float]) -> None:
         raise InputError(f"temperatures is {values}: name each once")
 
 
-def check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float, name: str = "temperature") -> None:
     """Raise InputError unless float32 can divide by the temperature."""
     if not _COLDEST <= temperature <= _HOTTEST:
-        raise InputError(f"temperature is {temperature}: pass a number above 0, from {_COLDEST:g} to {_HOTTEST:g}")
+        raise InputError(f"{name} is {temperature}: pass a number above 0, from {_COLDEST:g} to {_HOTTEST:g}")
 
 
 def check_loss(temperatures: Sequence[float], drift_clip: float | None, field: Any = None, *, has_independent: bool = True) -> None:
@@ -278,6 +278,22 @@ def check_learning_rate(value: float, name: str = "learning_rate") -> None:
     """Raise InputError unless an optimizer can work with the learning rate."""
     if not 0 < value <= 1e30:  # above, the optimizer overflows
         raise InputError(f"{name} is {value}: pass a number above 0, such as 1e-3")
+
+
+def check_optimizer(settings: Any, prefix: str = "") -> None:
+    """Raise InputError unless AdamW can work with betas, weight decay, warm-up and largest norm of the gradients.
+
+    Args:
+        settings: what has them as `betas`, `weight_decay`, `warmup_steps` and `max_grad_norm`; the last two may be None.
+        prefix: what stands before the name of a setting in the error.
+    """
+    if len(settings.betas) != 2 or not all(0 <= beta < 1 for beta in settings.betas):
+        raise InputError(f"{prefix}betas is {tuple(settings.betas)}: pass two numbers from 0 to below 1, such as 0.9 and 0.95")
+    check_positive(f"{prefix}weight_decay", settings.weight_decay, 0.01, or_zero=True)
+    if settings.max_grad_norm is not None:
+        check_positive(f"{prefix}max_grad_norm", settings.max_grad_norm, 2.0)
+    if settings.warmup_steps is not None:
+        check_positive(f"{prefix}warmup_steps", settings.warmup_steps, 100, or_zero=True)
 
 
 def check_precision(value: str, name: str = "precision") -> None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from drifting.encoders import AutoencoderConfig, LearnedConfig, MAEConfig, ResNetConfig, SimCLRConfig
 from drifting.encoders.base import Frozen, Identity, compose, identity
 from drifting.errors import InputError
 
@@ -64,3 +65,26 @@ def test_no_encoder_is_refused():
 def test_identity_flattens_each_sample():
     samples = torch.randn(3, 2, 4)
     assert torch.equal(Identity()(samples)["sample"], samples.reshape(3, 1, 8))
+
+
+NAN, INF = float("nan"), float("inf")
+WRONG = [
+    *((MAEConfig, "betas", value) for value in ((2.0, 2.0), (0.9, NAN), (-0.1, 0.9), (0.9,))),
+    *((MAEConfig, "weight_decay", value) for value in (-1.0, NAN, INF)),
+    *((MAEConfig, "max_grad_norm", value) for value in (0.0, -1.0, NAN)),
+    *((MAEConfig, "classified_steps", value) for value in (0, -3)),
+    *((MAEConfig, name, -1) for name in ("warmup_steps", "classification_warmup")),
+    *((AutoencoderConfig, "noise", value) for value in (-1.0, NAN, INF)),
+    *((SimCLRConfig, name, value) for name, value in (("temperature", 0.0), ("crop", 1.0), ("gray", 2.0))),
+    *((ResNetConfig, name, value) for name, value in (("arch", "vgg"), ("flip", -1.0), ("cut_mix", 2.0))),
+    (LearnedConfig, "temperature", NAN),
+]
+
+
+@pytest.mark.parametrize(("config", "name", "value"), WRONG)
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_setting_that_cannot_work_is_refused_by_its_whole_name(config, name, value, prefix):
+    with pytest.raises(InputError) as caught:
+        config(**{name: value}).check(prefix)
+    shown = f"'{value}'" if isinstance(value, str) else value
+    assert str(caught.value).startswith(f"{prefix}{name} is {shown}: pass ")

@@ -217,6 +217,7 @@ SETTINGS = {
     "mae --width 8": ("width is 8, whose last maps are blank", "pass at least 9"),
     "mae --width 3 --patch 1": ("width is 3, whose last maps are blank", "pass at least 5"),
     "mae --classification-weight 2": ("classification_weight is 2.0: pass a number from 0 to 1",),
+    "mae --betas 2 2": ("betas is (2.0, 2.0): pass two numbers from 0 to below 1",),
     "simclr --channels 2": ("channels is 2", "pass 1 or 3"),
 }
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from drifting._checks import check_counts, check_learning_rate
+from drifting._checks import check_counts, check_learning_rate, check_positive
 from drifting.checkpoint import load_weights
 from drifting.encoders.base import EncoderConfig, Features, Frozen, Weights, checked_names
 from drifting.encoders.pooling import KINDS, feature_name, image_features, image_names, multi_scale, pooled_names
@@ -146,3 +146,4 @@ class AutoencoderConfig(EncoderConfig):
         """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
         check_counts({f"{prefix}{name}": getattr(self, name) for name in ("code_dim", "width", "steps", "batch_size")})
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
+        check_positive(f"{prefix}noise", self.noise, 0.1, or_zero=True)

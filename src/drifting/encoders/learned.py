@@ -156,6 +156,6 @@ class LearnedConfig(EncoderConfig):
     def check(self, prefix: str = "") -> None:
         """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
         check_counts({f"{prefix}width": self.width})
-        check_temperature(self.temperature)
+        check_temperature(self.temperature, f"{prefix}temperature")
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
         check_positive(f"{prefix}max_grad_norm", self.max_grad_norm, 2.0)

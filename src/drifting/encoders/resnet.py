@@ -347,9 +347,11 @@ class ResNetConfig(EncoderConfig):
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
         if self.batch_size == 1:
             raise InputError(f"{prefix}batch_size is 1, too few to normalize over: pass at least 2")
-        stage_depths(self.arch)
         for name, limit in (("label_smoothing", "below 1"), ("cut_mix", "1")):
             value = getattr(self, name)
             if not 0 <= value <= 1 or (limit != "1" and value == 1):
                 raise InputError(f"{prefix}{name} is {value}: pass a number from 0 to {limit}")
-        _ = self.views
+        try:
+            _ = stage_depths(self.arch), self.views
+        except InputError as error:
+            raise InputError(f"{prefix}{error}") from None

@@ -148,4 +148,4 @@ class SimCLRConfig(ResNetConfig):
     def check(self, prefix: str = "") -> None:
         """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
         super().check(prefix)
-        check_temperature(self.temperature)
+        check_temperature(self.temperature, f"{prefix}temperature")
