@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from drifting._checks import check_counts, check_device, check_field, check_row_scale, check_seed
+from drifting.data.batches import as_batch
 from drifting.data.dataset import Source
 from drifting.data.pairs import Conditions, PairedSource
-from drifting.data.sources import InMemorySource, LoaderSource, as_batch
+from drifting.data.sources import InMemorySource, LoaderSource
 from drifting.encoders.base import FeatureEncoder, Features, Frozen, Identity
 from drifting.errors import InputError, reason
 from drifting.generators.base import Generator, WrappedGenerator, noise_shape_of
