@@ -314,6 +314,9 @@ def test_unlabeled_source():
         (lambda: BankSource(SAMPLES, None, _bank(shape=(2,)), push_per_step=1, seed=0), "data has no labels"),
         (lambda: BankSource(SAMPLES, LABELS, _bank(4, shape=(2,)), push_per_step=1, seed=0), "no sample of class 3"),
         (lambda: BankSource(SAMPLES, LABELS + 1, _bank(shape=(2,)), push_per_step=1, seed=0), "class 3, but the bank"),
+        (lambda: BankSource(SAMPLES, LABELS - 1, _bank(shape=(2,)), push_per_step=1, seed=0), "labels has -1: number the classes"),
+        (lambda: BankSource(SAMPLES, LABELS + 0.5, _bank(shape=(2,)), push_per_step=1, seed=0), "pass one whole number for each"),
+        (lambda: BankSource(SAMPLES / 0, LABELS, _bank(shape=(2,)), push_per_step=1, seed=0), "data holds NaN or infinite values"),
         (lambda: _source().restore({}, "there"), r"'there', .*position is missing"),
     ],
 )

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from drifting.checkpoint import check_state
+from drifting.data.batches import check_drawn
 from drifting.data.dataset import ALL, owned
 from drifting.errors import InputError
 
@@ -248,9 +249,7 @@ class MemoryBank:
             raise InputError(f"labels is {state}, but the bank has {self.num_classes} classes: pass labels where there are classes")
         if labels is None:
             return torch.zeros(count, dtype=torch.long, device=device)
-        wrong = labels[(labels < 0) | (labels >= len(self.filled))]
-        if len(wrong):
-            raise InputError(f"labels has {int(wrong[0])}: choose from 0 to {len(self.filled) - 1}")
+        check_drawn(labels, len(self.filled))
         return labels.long().to(device)
 
 

@@ -37,7 +37,27 @@ def check_samples(samples: Tensor, labels: Tensor | None = None) -> tuple[Tensor
         raise InputError(f"data is {samples.dtype}: pass floats, such as images / 127.5 - 1 for bytes")
     if labels is None:
         return samples.float(), None
-    if labels.ndim != 1 or len(labels) != len(samples) or labels.is_floating_point():
-        found = f"{labels.dtype} of shape {tuple(labels.shape)} for {len(samples)} samples"
-        raise InputError(f"labels are {found}: pass one whole number for each sample")
+    check_labels(labels, len(samples))
     return samples.float(), labels.long()
+
+
+def check_labels(labels: Tensor, count: int) -> None:
+    """Raise InputError unless labels are whole numbers from 0 on, one for each of `count` samples."""
+    if labels.ndim != 1 or len(labels) != count or labels.is_floating_point():
+        found = f"{labels.dtype} of shape {tuple(labels.shape)} for {count} samples"
+        raise InputError(f"labels are {found}: pass one whole number for each sample")
+    if len(labels) and int(labels.min()) < 0:
+        raise InputError(f"labels has {int(labels.min())}: number the classes from 0 on")
+
+
+def check_drawn(labels: Tensor, num_classes: int) -> None:
+    """Raise InputError unless there are classes of all labels that are to be drawn."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise InputError(f"labels has {int(wrong[0])}: choose from 0 to {num_classes - 1}")
+
+
+def check_finite(samples: Tensor) -> None:
+    """Raise InputError if samples are NaN or infinite."""
+    if samples.is_floating_point() and not bool(samples.isfinite().all()):
+        raise InputError("data holds NaN or infinite values: remove or fix those samples")

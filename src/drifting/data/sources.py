@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from drifting._torch import stream_seed
 from drifting.checkpoint import check_state
 from drifting.data.bank import MemoryBank
-from drifting.data.batches import as_batch
+from drifting.data.batches import as_batch, check_drawn, check_finite, check_labels
 from drifting.data.dataset import ALL, Source, owned
 from drifting.errors import InputError
 
@@ -91,8 +91,9 @@ class InMemorySource:
     ) -> None:
         if len(samples) == 0:
             raise InputError("data is empty: pass at least one sample")
-        if not bool(samples.isfinite().all()):
-            raise InputError("data holds NaN or infinite values: remove or fix those samples")
+        check_finite(samples)
+        if labels is not None:
+            check_labels(labels, len(samples))
         self.samples, self.sample_shape, self._prepare = samples, tuple(samples.shape[1:]), prepare
         self.num_classes = None if labels is None else int(labels.max()) + 1
         classes = torch.zeros(len(samples), dtype=torch.long) if labels is None else labels.long().cpu()
@@ -110,6 +111,8 @@ class InMemorySource:
         # Moved once: the data set stays on the device that draws from it.
         self.samples, self._members = self.samples.to(rng.device), self._members.to(rng.device)
         members = self._members
+        if labels is not None and labels.device.type == "cpu":  # reading those on other devices would wait for them
+            check_drawn(labels, len(members))
         members = members[:1] if labels is None else members[labels]
         keys = torch.rand(members.shape, generator=rng, device=rng.device).masked_fill_(members < 0, 2.0)
         order = keys.topk(min(count, members.shape[1]), dim=1, largest=False).indices
@@ -200,6 +203,9 @@ class BankSource(_FromBank):
         num_labels = None if labels is None else len(labels)
         if len(samples) == 0 or num_labels not in (None, len(samples)):
             raise InputError(f"data has {len(samples)} samples and {num_labels} labels: pass as many")
+        check_finite(samples)
+        if labels is not None:
+            check_labels(labels, len(samples))
         if (labels is None) != (bank.num_classes is None):
             raise InputError(f"data has {'no' if labels is None else 'its'} labels, but the bank {bank.num_classes} classes")
         self.sample_shape, self.num_classes, self.bank = bank.sample_shape, bank.num_classes, bank
