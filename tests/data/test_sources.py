@@ -2,8 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
 
-from drifting.data.sources import InMemorySource, StreamSource, reference_samples, shuffled_indices
+from drifting.data.sources import InMemorySource, LoaderSource, StreamSource, reference_samples, shuffled_indices
 from drifting.errors import InputError
 
 LABELS = torch.tensor([0, 2, 1, 2, 2, 0, 1, 2, 2])
@@ -202,3 +203,12 @@ def test_sequence_has_known_values():
 def test_impossible_numbers_are_refused(arguments, message):
     with pytest.raises(InputError, match=f"{message}: pass"):
         shuffled_indices(*arguments, seed=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_batches_of_a_loader_that_are_not_finite_are_refused(value):
+    samples = SAMPLES.clone()
+    samples[7, 1] = value
+    source = LoaderSource(DataLoader(TensorDataset(samples), 4), capacity=9, num_classes=None, seed=0)
+    with pytest.raises(InputError, match="data holds NaN or infinite values: remove or fix those samples"):
+        source.draw(None, 2, _rng())

@@ -353,7 +353,9 @@ class LoaderSource(_FromBank):
                 batch = next(self._batches, None)
             if batch is not None:
                 self._batch += 1
-                return as_batch(batch)
+                samples, labels = as_batch(batch)
+                check_finite(samples)
+                return samples, labels
             if self._batch == 0:
                 break
             self._epoch, self._batch, self._batches = self._epoch + 1, 0, None
