@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from drifting.data.sources import InMemorySource, LoaderSource, StreamSource, reference_samples, shuffled_indices
 from drifting.errors import InputError
@@ -212,3 +212,34 @@ def test_batches_of_a_loader_that_are_not_finite_are_refused(value):
     source = LoaderSource(DataLoader(TensorDataset(samples), 4), capacity=9, num_classes=None, seed=0)
     with pytest.raises(InputError, match="data holds NaN or infinite values: remove or fix those samples"):
         source.draw(None, 2, _rng())
+
+
+def _weighted() -> WeightedRandomSampler:
+    return WeightedRandomSampler([1.0, 2.0, 3.0] * 3, 20, generator=_rng(7))
+
+
+LOADERS = {
+    "generator of the loader": lambda data: DataLoader(data, 4, shuffle=True, generator=_rng(7)),
+    "generator of the sampler": lambda data: DataLoader(data, 4, sampler=_weighted()),
+    "generator of a sampler of batches": lambda data: DataLoader(data, batch_sampler=BatchSampler(_weighted(), 4, drop_last=False)),
+    "no generator": lambda data: DataLoader(data, 4, sampler=RandomSampler(data, replacement=True, num_samples=20)),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_loader_goes_on_where_it_was_left(kind):
+    def source() -> LoaderSource:
+        return LoaderSource(LOADERS[kind](TensorDataset(SAMPLES)), capacity=6, num_classes=None, seed=3)
+
+    whole, resumed = source(), source()
+    for number in range(8):
+        whole.draw(None, 5, _rng(number))
+    resumed.restore(whole.tensors(), "there")
+    for number in range(8, 14):
+        assert torch.equal(whole.draw(None, 5, _rng(number)), resumed.draw(None, 5, _rng(number)))
+
+
+def test_persistent_workers_are_refused():
+    loader = DataLoader(TensorDataset(SAMPLES), 4, num_workers=1, persistent_workers=True)
+    with pytest.raises(InputError, match=r"data is a DataLoader with persistent workers, .*: pass persistent_workers=False"):
+        LoaderSource(loader, capacity=9, num_classes=None, seed=0)

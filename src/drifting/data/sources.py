@@ -282,7 +282,7 @@ class LoaderSource(_FromBank):
         device: device of the bank.
 
     Raises:
-        InputError: if the loader has no batches, or its batches have another form.
+        InputError: if the loader has persistent workers or no batches, or its batches have another form.
     """
 
     def __init__(
@@ -295,6 +295,9 @@ class LoaderSource(_FromBank):
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
+        if loader.persistent_workers:
+            cannot = "whose random transforms cannot be repeated when a training is resumed"
+            raise InputError(f"data is a DataLoader with persistent workers, {cannot}: pass persistent_workers=False")
         self._loader, self._seed = loader, seed
         self._epoch, self._batch = 0, 0
         self._batches: Iterator[Any] | None = None
@@ -347,8 +350,7 @@ class LoaderSource(_FromBank):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stream_seed(self._seed, f"data loader, epoch {self._epoch}, batch {self._batch}"))
                 if self._batches is None:
-                    if self._loader.generator is not None:
-                        self._loader.generator.manual_seed(stream_seed(self._seed, f"order of epoch {self._epoch}"))
+                    self._seed_order()
                     self._batches = iter(self._loader)
                 batch = next(self._batches, None)
             if batch is not None:
@@ -360,3 +362,11 @@ class LoaderSource(_FromBank):
                 break
             self._epoch, self._batch, self._batches = self._epoch + 1, 0, None
         raise InputError("data is a DataLoader without a single batch: pass one with a batch_size that its samples reach")
+
+    def _seed_order(self) -> None:
+        """Seed the generators of the loader and of its samplers for an epoch."""
+        batches = self._loader.batch_sampler
+        for part in (self._loader, self._loader.sampler, batches, getattr(batches, "sampler", None)):
+            generator = getattr(part, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(stream_seed(self._seed, f"order of epoch {self._epoch}"))
