@@ -255,13 +255,6 @@ def is_integer(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def check_integers(values: Mapping[str, int]) -> None:
-    """Raise InputError for the first value that is no integer; `check_counts` also takes floats such as 4.0."""
-    for name, value in values.items():
-        if not is_integer(value):
-            raise InputError(f"{name} is {value!r}, of type {type(value).__name__}: pass an integer")
-
-
 def check_positive(name: str, value: float, such_as: float, *, or_zero: bool = False) -> None:
     """Raise InputError unless a number is above 0, or 0 where that is allowed, and finite; `such_as` is a usual value."""
     if not 0 < value < math.inf and not (or_zero and value == 0):
@@ -281,14 +274,16 @@ def check_learning_rate(value: float, name: str = "learning_rate") -> None:
 
 
 def check_optimizer(settings: Any, prefix: str = "") -> None:
-    """Raise InputError unless AdamW can work with betas, weight decay, warm-up and largest norm of the gradients.
+    """Raise InputError unless AdamW can work with learning rate, betas, weight decay, warm-up and largest norm of the gradients.
 
     Args:
-        settings: what has them as `betas`, `weight_decay`, `warmup_steps` and `max_grad_norm`; the last two may be None.
+        settings: what has them as `learning_rate`, `betas`, `weight_decay`, `warmup_steps` and `max_grad_norm`; the last two may be
+            None.
         prefix: what stands before the name of a setting in the error.
     """
     if len(settings.betas) != 2 or not all(0 <= beta < 1 for beta in settings.betas):
         raise InputError(f"{prefix}betas is {tuple(settings.betas)}: pass two numbers from 0 to below 1, such as 0.9 and 0.95")
+    check_learning_rate(settings.learning_rate, f"{prefix}learning_rate")
     check_positive(f"{prefix}weight_decay", settings.weight_decay, 0.01, or_zero=True)
     if settings.max_grad_norm is not None:
         check_positive(f"{prefix}max_grad_norm", settings.max_grad_norm, 2.0)

@@ -5,6 +5,7 @@ number of processes.
 """
 
 import math
+import numbers
 import operator
 import re
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drifting._checks import check_counts, check_integers, check_memory, check_seed, is_integer, nearest_name
+from drifting._checks import check_memory, check_seed, is_integer, nearest_name
 from drifting._progress import CountProgress, show_sampling
 from drifting.distributed import ALONE, Processes, join
 from drifting.errors import InputError, reason
@@ -101,8 +102,8 @@ def sample_in_parts(
 ) -> Iterator[Float[Tensor, "b *sample"]]:
     """Return an iterator of what `sample` returns in parts, one pass of every process each; arguments and errors as there."""
     check_request(count, seed)
-    check_integers({"batch_size": batch_size})
-    check_counts({"batch_size": batch_size})
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}: pass a whole number, at least 1")
     cycle, scale = check_labels(labels, generator.num_classes), _condition(guidance_scale, generator)
 
     def passes() -> Iterator[Tensor]:
@@ -179,7 +180,8 @@ def _stream(seed: int, index: int) -> np.random.Philox:
 
 def check_request(count: int, seed: int) -> None:
     """Raise InputError unless the count and the seed are in range."""
-    check_integers({"num_samples": count})
+    if not isinstance(count, numbers.Integral):
+        raise InputError(f"num_samples is {count!r}: ask for a whole number")
     if not 1 <= count < 2**31:
         raise InputError(f"num_samples is {count}: ask for {'at least 1' if count < 1 else f'at most {2**31 - 1}'}")
     check_seed(seed)

@@ -177,7 +177,7 @@ def test_wrong_sets_are_refused():
         precision_recall(features[:3], features)
     with pytest.raises(InputError, match="at least 1"):
         precision_recall(features, features, density_neighbors=0)
-    with pytest.raises(InputError, match=r"neighbors is 2\.5, of type float: pass an integer"):
+    with pytest.raises(InputError, match=r"neighbors is 2\.5 and density_neighbors 5: pass whole numbers, at least 1"):
         precision_recall(features, features, neighbors=2.5)
     with pytest.raises(InputError, match="same encoder"):
         precision_recall(features[:, :2], features)

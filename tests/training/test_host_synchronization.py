@@ -29,6 +29,7 @@ READERS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__",
 # These look at values on a CPU alone, where that costs nothing: the count of an average is kept there, the others ask first.
 ONLY_ON_A_CPU = {
     "_checks.py:check_weights",
+    "data/batches.py:check_drawn",
     "nn.py:_checked",
     "guidance.py:unconditional_weight",
     "training/state.py:update_parameters",

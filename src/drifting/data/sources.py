@@ -111,7 +111,7 @@ class InMemorySource:
         # Moved once: the data set stays on the device that draws from it.
         self.samples, self._members = self.samples.to(rng.device), self._members.to(rng.device)
         members = self._members
-        if labels is not None and labels.device.type == "cpu":  # reading those on other devices would wait for them
+        if labels is not None:
             check_drawn(labels, len(members))
         members = members[:1] if labels is None else members[labels]
         keys = torch.rand(members.shape, generator=rng, device=rng.device).masked_fill_(members < 0, 2.0)

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from drifting._checks import check_counts, check_learning_rate, check_optimizer, check_positive, check_precision, full_precision
+from drifting._checks import check_counts, check_optimizer, check_positive, check_precision, full_precision
 from drifting.encoders.base import Optimization
 from drifting.encoders.pooling import subsampled
 from drifting.errors import InputError
@@ -261,7 +261,6 @@ class MaskedTraining(Optimization):
         """Raise InputError if training cannot work with a setting; the error names the setting after the prefix."""
         counted = {name: getattr(self, name) for name in ("steps", "batch_size", "microbatch_size", "classified_steps")}
         check_counts({f"{prefix}{name}": value for name, value in counted.items() if value is not None})
-        check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
         check_optimizer(self, prefix)
         check_precision(self.precision, f"{prefix}precision")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:

@@ -38,7 +38,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from drifting._checks import check_integers
+from drifting._checks import is_integer
 from drifting.errors import InputError
 from drifting.fields import pairwise
 
@@ -257,9 +257,8 @@ def precision_recall(
         InputError: if a set has no k-th neighbor, k is no integer, the feature sizes differ or a value is not finite.
     """
     check_features(generated=generated, real=real)
-    check_integers({"neighbors": neighbors, "density_neighbors": density_neighbors})
-    if min(neighbors, density_neighbors) < 1:
-        raise InputError(f"neighbors are {neighbors} and density_neighbors {density_neighbors}: both must be at least 1")
+    if not all(is_integer(count) and count >= 1 for count in (neighbors, density_neighbors)):
+        raise InputError(f"neighbors is {neighbors} and density_neighbors {density_neighbors}: pass whole numbers, at least 1")
     most = max(neighbors, density_neighbors)
     for name, count, least in (("real", len(real), most), ("generated", len(generated), neighbors)):
         if count <= least:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from drifting._checks import check_counts, check_learning_rate, check_optimizer, check_precision
+from drifting._checks import check_counts, check_optimizer, check_precision
 from drifting.errors import InputError
 from drifting.guidance import check_guidance_law, check_guidance_scale
 
@@ -131,7 +131,6 @@ class Schedule:
 
 def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
     """Raise InputError for settings of a training that contradict each other or the data; counts are not checked."""
-    check_learning_rate(schedule.learning_rate)
     check_optimizer(schedule)
     _check_guidance(schedule, labeled=labeled)
     if schedule.microbatch_size is not None:
