@@ -56,7 +56,7 @@ def test_command_stops_where_the_training_would(mixed, capsys):
     with pytest.raises(SystemExit) as left:
         main(["inspect", str(mixed), "--no-time-steps"])
     assert left.value.code == 1
-    assert "A training would stop at 2 images:" in capsys.readouterr().out
+    assert "A training would stop for 2 reasons:" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"torn\.png|empty\.jpg"):
         presets.preset("images", data=str(mixed), image_size=32).data.find()
 
@@ -80,7 +80,18 @@ def test_folder_of_damaged_files_alone_is_told(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.png").write_bytes(b"no image")
     found = inspect_images(str(tmp_path), time_steps=False)
-    assert (found.config, len(found.problems)) == (None, 1)
+    assert (found.config, len(found.problems)) == (None, 2)
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 image is"), (9, "9 images are")])
+def test_too_few_images_for_a_test_are_told(tmp_path, capsys, count, words):
+    place = write_images(tmp_path / "few", {".": count})
+    with pytest.raises(SystemExit) as left:
+        main(["inspect", str(place), "--no-time-steps"])
+    assert left.value.code == 1
+    out = capsys.readouterr().out
+    assert "A training would stop for 1 reason:" in out
+    assert f"whose {words} too few to hold out a tenth: add a folder test/" in out
 
 
 def test_minutes_come_from_timed_steps(tmp_path, monkeypatch):

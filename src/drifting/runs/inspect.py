@@ -45,7 +45,7 @@ class Inspection:
     Attributes:
         path: the folder, file or Hub id.
         lines: what is there and what the preset would do, a line each.
-        problems: a sentence for each image because of which a training would stop.
+        problems: a sentence for each reason for which a training would stop: damaged images, and too few images for a test.
         config: the configuration that the command would train; None if every image is damaged.
         minutes: expected minutes of the training on this machine; None if no step was timed.
         command: the command to start with.
@@ -66,7 +66,7 @@ class Inspection:
         if self.problems:
             shown = [f"- {problem}" for problem in self.problems[:_SHOWN]]
             more = len(self.problems) - len(shown)
-            lines += ["", f"A training would stop at {_counted(len(self.problems), 'image')}:", *shown]
+            lines += ["", f"A training would stop for {_counted(len(self.problems), 'reason')}:", *shown]
             lines += [f"- and {more} more"] if more else []
         return [*lines, "", "Start it with:" if not self.problems else "Then start it with:", self.command]
 
@@ -89,11 +89,12 @@ def inspect_images(data: str, *, image_size: int | None = None, unconditional: b
         raise InputError(f"image_size is {image_size}: pass 1 or more")
     train, notes = _read(data, "train", unconditional=unconditional)
     facts, problems = _examined(train)
-    test_count, note = _test_images(data, unconditional=unconditional)
+    test_count, missing = _test_images(data, unconditional=unconditional)
+    problems = [*missing, *problems]
     classes, doubts = describe_classes(train.labels, train.class_names, len(train.images))
     found = f"{_counted(len(train.images), 'training image')} and {_counted(test_count, 'test image')}, {classes}"
     lines = [found, *([f"left out: {', '.join(train.left_out)}"] if train.left_out else [])]
-    doubts = [*notes, *train.doubts, *doubts, *note]
+    doubts = [*notes, *train.doubts, *doubts]
     if not facts:
         return Inspection(data, [*lines, *as_notes(doubts)], problems, None, None, _command(data, image_size, train.labels is None))
     side = image_size or _side(facts)
@@ -116,10 +117,11 @@ def _read(data: str, split: str, *, unconditional: bool) -> tuple[Split, list[st
 
 
 def _test_images(data: str, *, unconditional: bool) -> tuple[int, list[str]]:
+    """Return the number of test images, which a training needs, and a sentence if there are none."""
     try:
         return len(_read(data, "test", unconditional=unconditional)[0].images), []
     except InputError as error:
-        return 0, [f"no test images: {error}"]
+        return 0, [str(error)]
 
 
 def _examined(part: Split) -> tuple[list[ImageFacts], list[str]]:

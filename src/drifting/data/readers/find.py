@@ -91,7 +91,9 @@ def read_split(source: Any, name: str | None, split: str, *, labeled: bool | Non
         return part, path
     held_out = _held_out(len(part.images), part.labels)
     if split == "test" and not bool(held_out.any()):
-        raise InputError(f"data is '{path}', whose {len(part.images)} images are too few to hold out a tenth: add a folder test/")
+        count = len(part.images)
+        found = f"{count} images are" if count > 1 else "1 image is"
+        raise InputError(f"data is '{path}', whose {found} too few to hold out a tenth: add a folder test/")
     return _select(part, held_out if split == "test" else ~held_out), path
 
 
