@@ -287,8 +287,13 @@ def check_optimizer(settings: Any, prefix: str = "") -> None:
     check_positive(f"{prefix}weight_decay", settings.weight_decay, 0.01, or_zero=True)
     if settings.max_grad_norm is not None:
         check_positive(f"{prefix}max_grad_norm", settings.max_grad_norm, 2.0)
-    if settings.warmup_steps is not None:
-        check_positive(f"{prefix}warmup_steps", settings.warmup_steps, 100, or_zero=True)
+    check_steps(f"{prefix}warmup_steps", settings.warmup_steps)
+
+
+def check_steps(name: str, value: int | None) -> None:
+    """Raise InputError for a negative number of steps; None is allowed."""
+    if value is not None and value < 0:
+        raise InputError(f"{name} is {value}: pass 0 for none, or more")
 
 
 def check_precision(value: str, name: str = "precision") -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from drifting._checks import check_counts, check_optimizer, check_positive, check_precision, full_precision
+from drifting._checks import check_counts, check_optimizer, check_precision, check_steps, full_precision
 from drifting.encoders.base import Optimization
 from drifting.encoders.pooling import subsampled
 from drifting.errors import InputError
@@ -267,4 +267,4 @@ class MaskedTraining(Optimization):
             raise InputError(f"{prefix}ema_decay is {self.ema_decay}: pass a number from 0 to below 1")
         if not 0 <= self.classification_weight <= 1:
             raise InputError(f"{prefix}classification_weight is {self.classification_weight}: pass a number from 0 to 1")
-        check_positive(f"{prefix}classification_warmup", self.classification_warmup, 100, or_zero=True)
+        check_steps(f"{prefix}classification_warmup", self.classification_warmup)
