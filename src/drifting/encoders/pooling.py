@@ -130,8 +130,8 @@ def image_names(image_shape: Sequence[int]) -> tuple[str, ...]:
     maps = [_IMAGE] + [_CHROMA] * (image_shape[0] == _COLORS)
     # Unpooled maps are left out: every pixel would be a drifting problem of its own. "pixels" is the whole image.
     names = [name for name in pooled_names(dict.fromkeys(maps, image_shape), IMAGE_KINDS) if name not in maps]
-    tiled = all(side >= _TILE and (side - _TILE) % _TILE_STRIDE == 0 for side in image_shape[1:])
-    return (*names, "pixels", *(("tiles",) if tiled else ()), "norm_x")
+    tiled = ("tiles",) if tiles_cover(image_shape, _TILE, _TILE_STRIDE) else ()
+    return (*names, "pixels", *tiled, "norm_x")
 
 
 def image_features(images: Float[Tensor, "b c h w"], names: Sequence[str]) -> Features:
@@ -152,6 +152,11 @@ def image_features(images: Float[Tensor, "b c h w"], names: Sequence[str]) -> Fe
         if kinds := [kind for kind in IMAGE_KINDS if feature_name(name, kind) in names]:
             features.update(multi_scale(name, map(), kinds))
     return features
+
+
+def tiles_cover(image_shape: Sequence[int], side: int, stride: int) -> bool:
+    """Return whether square tiles whose starts are `stride` pixels apart cover images exactly."""
+    return all(0 < stride <= side <= length and (length - side) % stride == 0 for length in image_shape[1:])
 
 
 def tiles(images: Float[Tensor, "b c h w"], side: int, stride: int) -> Float[Tensor, "b k _"]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drifting.encoders.base import EncoderConfig, FeatureEncoder, Features, Weights, identity
-from drifting.encoders.pooling import tiles
+from drifting.encoders.pooling import tiles, tiles_cover
 from drifting.errors import InputError
 
 
@@ -55,7 +55,7 @@ class TilesConfig(EncoderConfig):
         if len(image_shape) != 3:
             raise InputError(f"encoder.tiles is {self.tiles}, but samples have the shape {tuple(image_shape)}: leave it out")
         stride = self.tiles if self.tile_stride is None else self.tile_stride
-        if not all(0 < stride <= self.tiles <= side and (side - self.tiles) % stride == 0 for side in image_shape[1:]):
+        if not tiles_cover(image_shape, self.tiles, stride):
             shape = f"{stride} pixels apart, which do not cover images of {image_shape[1]} x {image_shape[2]} pixels exactly"
             raise InputError(f"encoder.tiles is {self.tiles}, {shape}: pass a divisor, or another encoder.tile_stride")
 
