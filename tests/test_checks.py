@@ -6,7 +6,7 @@ import torch
 
 from drifting import DriftingLoss, InputError, drifting_loss
 from drifting._checks import check_seed, check_shapes, constant, full_precision, join_weights, nearest_name
-from drifting.fields import mean_shift
+from drifting.fields import Lookahead, MeanShift, mean_shift
 
 ODD_SHAPES = [
     ((4, 2), (5, 3), "feature size"),
@@ -89,6 +89,22 @@ def test_temperatures_that_are_not_positive_are_refused(temperature):
 def test_an_empty_list_of_temperatures_is_refused():
     with pytest.raises(InputError, match="at least one"):
         drifting_loss(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), temperatures=())
+
+
+@pytest.mark.parametrize("temperatures", [0.05, "0.05", torch.tensor(0.05), (0.05, "low"), None])
+def test_temperatures_that_are_no_sequence_of_numbers_are_refused(temperatures):
+    samples = torch.zeros(1, 3, 2)
+    for call, arguments in ((DriftingLoss, ()), (drifting_loss, (samples, samples))):
+        with pytest.raises(InputError, match=r"temperatures is .*0\.05|temperatures is None"):
+            call(*arguments, temperatures=temperatures)
+
+
+@pytest.mark.parametrize("field", ["mean-shift", MeanShift, None])
+def test_a_name_or_a_class_in_place_of_a_field_is_refused(field):
+    samples = torch.zeros(1, 3, 2)
+    for call in (DriftingLoss, Lookahead, lambda field: drifting_loss(samples, samples, field=field)):
+        with pytest.raises(InputError, match=r"field is .*: pass a drift field, such as MeanShift\(\)"):
+            call(field=field)
 
 
 @pytest.mark.parametrize("argument", ["positives", "unconditional", "generated_negatives"])

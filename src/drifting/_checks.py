@@ -154,7 +154,10 @@ def weighted_mean(values: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
 
 def check_temperatures(temperatures: Sequence[float]) -> None:
     """Raise InputError unless there is at least one temperature, all are different, and float32 can divide by each."""
-    values = tuple(float(temperature) for temperature in temperatures)
+    try:
+        values = tuple(float(temperature) for temperature in temperatures)
+    except (TypeError, ValueError):
+        raise InputError(f"temperatures is {temperatures!r}: pass several numbers, such as (0.02, 0.05, 0.2)") from None
     if not values or not all(_COLDEST <= value <= _HOTTEST for value in values):
         raise InputError(f"temperatures is {values}: pass at least one, each above 0, from {_COLDEST:g} to {_HOTTEST:g}")
     if len(set(values)) < len(values):
@@ -167,7 +170,7 @@ def check_temperature(temperature: float, name: str = "temperature") -> None:
         raise InputError(f"{name} is {temperature}: pass a number above 0, from {_COLDEST:g} to {_HOTTEST:g}")
 
 
-def check_loss(temperatures: Sequence[float], drift_clip: float | None, field: Any = None, *, has_independent: bool = True) -> None:
+def check_loss(temperatures: Sequence[float], drift_clip: float | None, field: Any, *, has_independent: bool = True) -> None:
     """Raise InputError unless a loss has all that it needs.
 
     Args:
@@ -183,7 +186,9 @@ def check_loss(temperatures: Sequence[float], drift_clip: float | None, field: A
 
 
 def check_field(field: Any, *, has_independent: bool) -> None:
-    """Raise InputError if a drift field needs an independent generated batch, and there is none."""
+    """Raise InputError for what is no drift field, or if one needs an independent generated batch, and there is none."""
+    if not callable(field) or isinstance(field, type):
+        raise InputError(f"field is {field!r}: pass a drift field, such as MeanShift()")
     if getattr(field, "needs_independent_negatives", False) and not has_independent:
         name = type(field).__name__
         raise InputError(

@@ -218,7 +218,7 @@ class DriftingLoss(nn.Module):
         drift_clip: float | None = None,
     ) -> None:
         super().__init__()
-        check_loss(temperatures, drift_clip)
+        check_loss(temperatures, drift_clip, field)
         self.temperatures = tuple(float(temperature) for temperature in temperatures)
         self.settings = {
             "temperatures": self.temperatures,

@@ -32,8 +32,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting._checks import check_counts, check_positive, constant, full_precision
-from drifting.errors import InputError
+from drifting._checks import check_counts, check_field, check_positive, constant, full_precision
 from drifting.fields.backends import FieldDrifts, drift_at_each, each_drift, open_drifts
 from drifting.fields.base import DriftField, Problem, rows_of_all
 from drifting.fields.mean_shift import MeanShift
@@ -60,8 +59,7 @@ class Lookahead(DriftField):
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that does not fit."""
-        if not callable(self.field):
-            raise InputError(f"field is '{self.field}': pass a drift field, such as MeanShift()")
+        check_field(self.field, has_independent=True)
         check_counts({"lookahead_steps": self.lookahead_steps})
         check_positive("weight", self.weight, 0.5)
 
