@@ -1,5 +1,7 @@
 """What the core requires of its inputs, and what it says if they do not fit."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,20 @@ def test_samples_that_do_not_fit_are_refused_with_their_shapes(generated, target
     with pytest.raises(InputError, match=message) as caught:
         check_shapes(torch.zeros(generated), torch.zeros(generated).expand(generated), torch.zeros(target))
     assert str(generated) in str(caught.value)
+
+
+def test_one_axis_is_refused_wherever_samples_are_passed():
+    samples = torch.zeros(4)
+    for call in (DriftingLoss(), drifting_loss, functools.partial(mean_shift, temperature=1.0)):
+        with pytest.raises(InputError, match=r"shapes? \(4,\)"):
+            call(samples, samples)
+
+
+def test_samples_on_two_devices_are_refused():
+    samples = torch.zeros(1, 4, 2)
+    for call in (DriftingLoss(), functools.partial(mean_shift, temperature=1.0)):
+        with pytest.raises(InputError, match="samples are on cpu and meta: move all to one device"):
+            call(samples, samples.to("meta"))
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (3, 4, 2)])

@@ -78,8 +78,10 @@ def not_compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_shapes(generated: Tensor, *targets: Tensor) -> None:
-    """Raise InputError unless all samples have the same precision, groups and feature size, and none is empty."""
+    """Raise InputError unless all samples have the same device, precision, groups and feature size, and none is empty."""
     for target in targets:
+        if target.device != generated.device:
+            raise InputError(f"samples are on {generated.device} and {target.device}: move all to one device")
         if full_precision(target[..., :0]).dtype != full_precision(generated[..., :0]).dtype:
             raise InputError(f"samples have dtypes {generated.dtype} and {target.dtype}: pass all in float64, or none")
         if target.ndim != generated.ndim or generated.ndim not in (2, 3):

@@ -320,6 +320,8 @@ def mean_over(peers: Peers | None, value: Float[Tensor, "*shape"]) -> Float[Tens
 
 def _population(fixed: Float[Tensor, "g n d"], population: Tensor | None, peers: Peers | None) -> Float[Tensor, "g N d"]:
     """Return the generated samples of all processes: `population` if there is one, else `fixed`."""
+    if fixed.ndim != 3:
+        raise InputError(f"generated has shape {tuple(fixed.shape)}: pass [g, n, d], with g = 1 for a single problem")
     if population is None:
         return fixed
     if peers is None:
@@ -334,8 +336,6 @@ def _problem(
     fixed: Float[Tensor, "g n d"], sets: Sequence[tuple[Tensor | None, Tensor | None]], *, num_self: int, peers: Peers | None
 ) -> Problem:
     """Return the problem of a call, from (samples, weights) of every set; the last two are unconditional and positives."""
-    if fixed.ndim != 3:
-        raise InputError(f"generated has shape {tuple(fixed.shape)}: pass [g, n, d], with g = 1 for a single problem")
     full = [(full_precision(samples.detach()), weights) for samples, weights in sets if samples is not None]
     check_shapes(fixed, *(samples for samples, _ in full))
     first, *further, positives = (samples for samples, _ in full)

@@ -72,12 +72,12 @@ def mean_shift(
     Source: paper, Algorithm 2.
     """
     check_temperature(temperature)
+    repelling = generated if negatives is None else negatives
+    check_shapes(generated, positives, repelling)
     num_self = generated.shape[-2] if negatives is None else 0
-    negatives = generated if negatives is None else negatives
-    check_shapes(generated, positives, negatives)
-    weights = join_weights((negatives, negative_weights), (positives, positive_weights))
+    weights = join_weights((repelling, negative_weights), (positives, positive_weights))
     grouped = generated.ndim == 3
-    moved, real, repelling = (full_precision(part if grouped else part[None]) for part in (generated, positives, negatives))
+    moved, real, repelling = (full_precision(part if grouped else part[None]) for part in (generated, positives, repelling))
     weights = weights if grouped or weights is None else weights[None]
     problem = Problem(moved, [repelling], real, weights, num_self)
     drift = drift_at_each(MeanShift(affinity_floor), problem, moved.new_tensor([temperature]))[0]
