@@ -34,6 +34,17 @@ def test_plain_tensors_are_taken_as_mean_shift_takes_them(groups):
     assert torch.equal(LOSS({"layer": sets[0]}, {"layer": sets[1]}, {"layer": sets[2]}, weights=weights).loss, report.loss)
 
 
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1], (torch.zeros(4),), ([0, 0], [1, 1]), torch.zeros(4).numpy()])
+def test_labels_that_are_no_tensors_are_refused(labels):
+    with pytest.raises(InputError, match=r"labels is a .*: pass a tensor"):
+        LOSS(_samples(4, 2), _samples(4, 2), labels=labels)
+
+
+def test_a_batch_without_samples_is_refused():
+    with pytest.raises(InputError, match="labels is empty"):
+        LOSS(_samples(0, 2), _samples(4, 2), labels=(torch.zeros(0), torch.zeros(4)))
+
+
 def _oracle(generated, positives, labels, positive_labels):
     """Follow the definition class by class: one scale and one drift norm over all pairs and all samples of all classes."""
     classes = [(generated[labels == label], positives[positive_labels == label]) for label in labels.unique()]

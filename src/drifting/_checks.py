@@ -133,6 +133,8 @@ def flat_feature_maps(features: Features, labels: Tensor, what: str) -> dict[str
 
 def groups_of_labels(labels: Tensor, positive_labels: Tensor) -> list[tuple[Int[Tensor, "g n"], Int[Tensor, "g p"]]]:
     """Return the indices of the generated samples and positives of each class; classes with equal counts are stacked."""
+    if len(labels) == 0:
+        raise InputError("labels is empty: pass at least one generated sample")
     rows: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
     for label in labels.unique().tolist():
         ours, theirs = ((all_labels == label).nonzero()[:, 0] for all_labels in (labels, positive_labels))

@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from drifting._checks import Features, flat_feature_maps, groups_of_labels, weighted_mean
+from drifting.errors import InputError
 
 
 def loss_of_labels(
-    loss: Callable[..., Any], generated: Features, positives: Features, labels: Tensor, positive_labels: Tensor
+    loss: Callable[..., Any], generated: Features, positives: Features, classes: Tensor | tuple[Tensor, Tensor]
 ) -> Any:
     """Return the `FeatureLoss` of a flat batch in which each class is a group, from the `DriftingLoss` of whole groups."""
+    pair = (classes, classes) if isinstance(classes, Tensor) else classes
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(each, Tensor) for each in pair):
+        raise InputError(f"labels is a {type(classes).__name__}: pass a tensor, or a pair of tensors for generated and positives")
+    labels, positive_labels = pair
     made, real = flat_feature_maps(generated, labels, "generated"), flat_feature_maps(positives, positive_labels, "positive")
     parts = [
         ({name: value[rows] for name, value in made.items()}, {name: value[others] for name, value in real.items()})

@@ -282,7 +282,7 @@ class DriftingLoss(nn.Module):
                 raise InputError("labels go with generated and positives only: for other arguments pass features [labels, n, d]")
             from drifting.labeled_batch import loss_of_labels
 
-            return loss_of_labels(self, generated, positives, *((labels, labels) if isinstance(labels, Tensor) else labels))
+            return loss_of_labels(self, generated, positives, labels)
         ours, real = feature_maps(generated), feature_maps(positives)
         others = {"unconditional": unconditional, "generated_negatives": generated_negatives, "detached": detached}
         others["population"] = options.pop("population", None)
