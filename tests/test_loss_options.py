@@ -118,6 +118,21 @@ def test_clip_that_cannot_shorten_is_refused(clip):
         drifting_loss(*draw(0, (2, 3), (2, 3)), drift_clip=clip)
 
 
+@pytest.mark.parametrize("factor", [0, -1.0, float("inf"), torch.ones(2)])
+def test_a_factor_of_temperatures_that_is_no_number_above_0_is_refused(factor):
+    samples = torch.randn(1, 4, 2)
+    with pytest.raises(InputError, match=r"temperature_factor (is|has)"):
+        DriftingLoss()(samples, samples, temperature_factor=factor)
+
+
+def test_a_factor_of_temperatures_may_be_a_parameter():
+    samples = torch.randn(1, 4, 2)
+    plain = DriftingLoss()(samples, samples, temperature_factor=2.0)
+    learned = DriftingLoss()(samples, samples, temperature_factor=torch.nn.Parameter(torch.tensor([2.0])), learn_temperature=True)
+    assert torch.equal(learned.loss, plain.loss)
+    assert not learned.features["sample"].temperature_slope.requires_grad
+
+
 def test_field_that_needs_an_independent_batch_is_refused_without_one():
     generated, positives, others = draw(7, (4, 3), (5, 3), (4, 3))
     with pytest.raises(InputError, match="field is Needing, which needs a second generated batch: pass independent_negatives"):

@@ -13,6 +13,7 @@ wider kernel; if the positives are nearest, with a narrower one. Since d z_ij / 
 Shapes: t temperatures, g groups, n generated, k targets.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,8 +27,18 @@ from drifting.fields.base import Problem
 
 
 def multiplied(temperatures: Sequence[float], factor: Tensor | float, *, like: Tensor) -> list[float | Tensor]:
-    """Return the temperatures times a factor, in the precision of the samples that they are for."""
-    factor = factor.to(like) if isinstance(factor, Tensor) else factor
+    """Return the temperatures times a factor, in the precision of the samples that they are for.
+
+    Raises:
+        InputError: if a tensor is no single number, or a number is not above 0.
+    """
+    if isinstance(factor, Tensor):
+        if factor.numel() != 1:
+            raise InputError(f"temperature_factor has shape {tuple(factor.shape)}: pass one number for all temperatures")
+        # Its value is not read, which could wait for a device. One below 0 makes the loss NaN.
+        factor = factor.detach().reshape(()).to(like)
+    elif factor <= 0 or factor == math.inf:
+        raise InputError(f"temperature_factor is {factor}: pass a number above 0")
     return [temperature * factor for temperature in temperatures]
 
 
