@@ -8,7 +8,7 @@ import torch
 
 from drifting import DriftingLoss, drifting_loss
 from drifting.errors import InputError
-from drifting.fields import MeanShift, mean_shift
+from drifting.fields import EnergyDistance, MeanShift, mean_shift
 
 TEMPERATURES = (0.1, 0.5)
 LOSS = DriftingLoss(temperatures=TEMPERATURES)
@@ -32,6 +32,16 @@ def test_plain_tensors_are_taken_as_mean_shift_takes_them(groups):
     )
     assert torch.equal(alone.loss.mean(), report.loss)
     assert torch.equal(LOSS({"layer": sets[0]}, {"layer": sets[1]}, {"layer": sets[2]}, weights=weights).loss, report.loss)
+
+
+@pytest.mark.parametrize("field", [MeanShift(), EnergyDistance()])
+def test_weights_that_need_a_gradient_get_none(field):
+    samples, weights = (torch.randn(1, 4, 2), torch.randn(1, 3, 2)), torch.tensor([1.0, 2.0, 3.0])
+    loss = DriftingLoss(field=field)
+    report = loss(*samples, weights={"positive": weights.clone().requires_grad_()})
+    assert torch.equal(report.loss, loss(*samples, weights={"positive": weights}).loss)
+    values = report.features["sample"]
+    assert not any(value.requires_grad for value in (report.loss, values.scale, *values.drift_norms.values()))
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1], (torch.zeros(4),), ([0, 0], [1, 1]), torch.zeros(4).numpy()])

@@ -219,7 +219,7 @@ def join_weights(*parts: tuple[Float[Tensor, "*g _ d"], Tensor | None]) -> Float
         check_weights(weights)
         ones = full_precision(samples).new_ones(samples.shape[:-1])
         # On other devices, where values are not checked, negative weights make the result NaN.
-        joined.append(ones if weights is None else torch.where(weights >= 0, weights.to(ones), torch.nan))
+        joined.append(ones if weights is None else torch.where(weights >= 0, weights.detach().to(ones), torch.nan))
     return torch.cat(joined, -1)
 
 
