@@ -1,13 +1,15 @@
 """The engine: tiles, distances and potentials, each against the plain formula; and nothing depends on how work is cut."""
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting import drifting_loss
+from drifting import DriftingLoss, drifting_loss
 from drifting.fields import MeanShift, pairwise
 from tests.oracle import drifting_oracle as oracle
 
@@ -112,6 +114,17 @@ def test_memory_is_the_same_while_it_is_large_enough():
     assert small.shape == (1, 5)
     assert small.data_ptr() == large.data_ptr()
     assert memory.matrix((1, 5), like.double()).dtype == torch.float64
+
+
+def test_copies_of_a_loss_begin_without_kept_memory():
+    loss, (x, y) = DriftingLoss(), draw(5, (2, 60, 12), (2, 70, 12), dtype=torch.float32)
+    expected = loss(x, y).loss
+    assert loss.settings["memory"].kept
+    stored = pickle.dumps(loss)
+    assert len(stored) < 5000
+    for copied in (pickle.loads(stored), copy.deepcopy(loss)):
+        assert copied.settings["memory"].kept == {}
+        assert torch.equal(copied(x, y).loss, expected)
 
 
 @pytest.mark.parametrize("dimension", [3, 12])

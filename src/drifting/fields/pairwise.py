@@ -65,6 +65,10 @@ class Memory:
     def __init__(self) -> None:
         self.kept: dict[str, Any] = {}
 
+    def __reduce__(self) -> tuple[type["Memory"], tuple[()]]:
+        """Return what makes a copy, which has memory of its own: what is kept here says nothing."""
+        return Memory, ()
+
     def matrix(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return an uninitialized tensor of a shape. It shares its memory with the tensors returned before."""
         size, flat = math.prod(shape), self.kept.get("matrix")
