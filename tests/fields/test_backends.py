@@ -189,6 +189,13 @@ def test_samples_that_are_not_numbers_are_seen_in_the_loss():
     assert drifting_loss(generated, positives, **options).loss.isnan()[1]
 
 
+@pytest.mark.parametrize("width", [3, 20])
+def test_samples_too_far_for_float32_are_seen_in_the_loss(width):
+    generated, positives = draw(7, (2, 5, width), (2, 6, width))
+    positives[1, 2, 0] = 1e20
+    assert drifting_loss(generated, positives).loss[1].isnan()
+
+
 def test_another_field_and_other_precision_are_left_to_torch(monkeypatch):
     class Turned(MeanShift):
         def __call__(self, *samples, **options):

@@ -169,7 +169,7 @@ class CompiledDrifts:
         scales = (-kernel_scale(temperatures)).tolist()
         self._order = sorted(range(count), key=lambda index: scales[index])
         scales = [scales[index] for index in self._order]
-        powers = [_whole(scale / scales[0]) for scale in scales]
+        powers = [_whole(scale / (scales[0] or math.nan)) for scale in scales]  # infinitely far samples have scale 0
         return self._loops.affinities.Kernel(
             scale=self._array(scales),
             power=self._numpy.array(powers),
