@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -36,7 +36,8 @@ def constant(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         device = next((value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), "cpu")
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        has_autocast = torch.amp.is_autocast_available(device)  # the device meta has none
+        with torch.no_grad(), torch.autocast(device, enabled=False) if has_autocast else nullcontext():
             return function(*args, **kwargs)
 
     return run

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from drifting import DriftingLoss
 from drifting.fields import EnergyDistance, KernelGradient, Lookahead, MaximumMeanDiscrepancy, MeanShift, Sinkhorn
 from drifting.metrics import energy_distance
 from tests.support.threads import on_peers
@@ -195,6 +196,15 @@ def test_a_single_sample_without_others_does_not_move(name):
     floor = field.affinity_floor if isinstance(field, MeanShift) else 0
     drift = field(generated, positives, generated, temperatures=temperatures(0.5), num_self=1)
     assert drift.abs().max() <= 10 * floor**0.5
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_shapes_are_known_without_data(name):
+    samples = torch.empty(2, 6, 12, device="meta", requires_grad=True)
+    report = DriftingLoss(field=FIELDS[name])(samples, samples.detach(), statistics=True)
+    report.loss.backward()
+    assert samples.grad.shape == samples.shape
+    assert report.features["sample"].loss.shape == (2,)
 
 
 @pytest.mark.parametrize("name", FIELDS)
