@@ -185,6 +185,20 @@ def test_loss_and_gradient_are_finite_in_degenerate_cases(temperature, counts, i
     assert not identical or gradient.abs().max() < 1e-3
 
 
+def test_another_field_computes_in_float32_and_without_a_graph():
+    matrix = torch.eye(4, requires_grad=True)
+
+    def field(generated, positives, negatives, **rest):
+        return torch.stack([(positives.mean(1, keepdim=True) - generated) @ matrix for _ in rest["temperatures"]])
+
+    generated, positives = (value.float() for value in draw(9, (2, 4, 4), (2, 5, 4)))
+    expected = drifting_loss(generated, positives, field=field)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = drifting_loss(generated, positives, field=field)
+    assert torch.equal(report.loss, expected.loss)
+    assert not any(norm.requires_grad for norm in expected.drift_norms.values())
+
+
 def test_another_field_is_called_with_what_the_loss_knows_and_its_drift_is_used():
     generated, positives, others = draw(9, (2, 4, 4), (2, 5, 4), (2, 3, 4))
     weights = draw_weights(9, (2, 3))[0]

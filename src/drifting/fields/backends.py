@@ -128,6 +128,7 @@ class FieldDrifts:
         weights = self._problem.weights
         return self._distances.mean() if weights is None else (self._distances.mean(1) * weights).mean()
 
+    @constant
     def root_mean_squares(self, temperatures: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         """Compute the drifts, see `Drifts`."""
         self._drifts = self._compute(temperatures)
