@@ -140,7 +140,8 @@ class Sinkhorn(DriftField):
         drifts = []
         for temperature in temperatures:
             plans = problem.plans(self, temperature)
-            self._report(max(plan.residual.amax() for plan in plans))
+            # The maximum of Python would read both from the device.
+            self._report(torch.stack([plan.residual.amax() for plan in plans]).amax())
             real, own, *unconditional = (plan.centroids for plan in plans)
             drift = real - own
             for centroids in unconditional:
