@@ -143,6 +143,27 @@ def test_pairs_that_do_not_fit_are_refused(changes, words):
         Trainer(given.pop("module"), given.pop("data"), **given)
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (torch.zeros(2), r"conditions is of shape \(2,\): pass a tensor with one row of shape \(2,\)"),
+        (torch.zeros(3, 5), r"conditions is of shape \(3, 5\)"),
+        ([[0.0, 1.0]], "conditions is a list: pass a tensor"),
+        (torch.zeros(0, 2), "conditions is empty"),
+        (torch.full((3, 2), torch.nan), "holds NaN or infinite values"),
+    ],
+)
+def test_conditions_unlike_those_of_the_training_are_refused(asked, words):
+    with pytest.raises(InputError, match=words):
+        trainer().sample(2, conditions=asked)
+
+
+def test_conditions_have_the_precision_of_those_of_the_training():
+    asked = torch.tensor([[0.5, 0.0], [-3.0, 1.0]])
+    made = trainer()
+    assert torch.equal(made.sample(3, conditions=asked.double()), made.sample(3, conditions=asked))
+
+
 def test_conditions_of_a_trainer_without_are_refused():
     made = Trainer(nn.Linear(4, 3), pairs()[0], schedule=schedule(positives=5), noise_shape=4)
     with pytest.raises(InputError, match="conditions are given, but the trainer has none: leave them out"):

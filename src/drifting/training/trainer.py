@@ -186,7 +186,17 @@ class _ModuleGenerator(WrappedGenerator):
         return super().forward(noise, labels if labels is None or self.conditions is None else self.conditions[labels])
 
     def under(self, conditions: Tensor) -> "_ModuleGenerator":
-        """Return the same generator with other conditions."""
+        """Return the same generator with other conditions; raises InputError unless they are like those of the training."""
+        assert self.conditions is not None
+        rows = self.conditions.rows
+        if not isinstance(conditions, Tensor) or conditions.shape[1:] != rows.shape[1:] or conditions.ndim != rows.ndim:
+            found = f"of shape {tuple(conditions.shape)}" if isinstance(conditions, Tensor) else f"a {type(conditions).__name__}"
+            raise InputError(
+                f"conditions is {found}: pass a tensor with one row of shape {tuple(rows.shape[1:])} for each condition"
+            )
+        if len(conditions) == 0 or not bool(conditions.isfinite().all()):
+            raise InputError("conditions is empty or holds NaN or infinite values: pass at least one, and remove those")
+        conditions = conditions.to(rows.dtype) if rows.is_floating_point() else conditions
         return _ModuleGenerator(self.module, self.noise_shape, self.sample_shape, len(conditions), Conditions(conditions))
 
 
