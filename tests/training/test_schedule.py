@@ -38,6 +38,13 @@ def test_cooldown_out_of_range_is_refused(tiny_toy, wrong):
         check_schedule(dataclasses.replace(tiny_toy.schedule, cooldown=wrong), labeled=False)
 
 
+@pytest.mark.parametrize("wrong", [3.0, (3,), (3, 2, 1), (0, 1), (1, float("nan"))])
+def test_factors_of_temperatures_that_are_not_two_are_refused(wrong):
+    schedule = Schedule(steps=1, generated=2, positives=2, learning_rate=1e-3, temperature_factors=wrong)
+    with pytest.raises(InputError, match=r"temperature_factors is .*: pass two numbers above 0"):
+        check_schedule(schedule, labeled=False)
+
+
 def test_learning_rate_is_constant_without_a_rise_and_a_fall():
     schedule = Schedule(steps=100, labels_per_step=1, generated=8, positives=8, learning_rate=0.2, warmup_steps=0, decay_after=None)
     assert [schedule.learning_rate_at(step) for step in (1, 100)] == [0.2, 0.2]
