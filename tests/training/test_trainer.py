@@ -1,6 +1,7 @@
 """A user's own module, data and encoder in the library's loop."""
 
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -180,6 +181,20 @@ def test_iteration_goes_on_where_it_was_left(assert_same_tensors):
     assert [step.number for step in left] == [3, 4, 5, 6]
     assert list(left) == []
     assert_same_tensors(left.state_dict(), whole.state_dict())
+
+
+def test_step_that_is_stopped_is_taken_again(monkeypatch):
+    module = network()
+    trainer = Trainer(module, points()[0], loss=LOSS, schedule=schedule(4), noise_shape=4)
+    assert next(iter(trainer)).number == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(module[0], "forward", lambda noise: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(trainer))
+    assert trainer.step == 1
+    other = Trainer(network(), points()[0], loss=LOSS, schedule=schedule(4), noise_shape=4)
+    other.load_state_dict(trainer.state_dict())
+    assert [step.number for step in trainer] == [step.number for step in other] == [2, 3, 4]
 
 
 def test_state_is_a_copy():

@@ -86,29 +86,30 @@ def train(
     generator = computed_in(schedule.precision, network, state.device)
     while state.step < schedule.steps:
         batch = draw_batch(state, positives, schedule)
-        state.step += 1
+        number = state.step + 1
         batch = _at_temperature(batch, state, schedule)
         batch, encode = at_places(batch, encoder, state, schedule)
-        measured = state.step % schedule.statistics_every == 0
+        measured = number % schedule.statistics_every == 0
         state.optimizer.zero_grad(set_to_none=True)
         # The first batch says nothing about the training, but its kernel tells whether the temperatures fit.
-        options = {"statistics": measured or (state.step == 1 and "field"), "processes": state.processes}
+        options = {"statistics": measured or (number == 1 and "field"), "processes": state.processes}
         report, stored = _add_gradients((generator, encode, loss), batch, schedule, no_sync, options)
         changes = Changes(state.generator) if measured else None
         if schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.generator.parameters(), schedule.max_grad_norm)
         for group in state.optimizer.param_groups:
-            group["lr"] = schedule.learning_rate_at(state.step)
+            group["lr"] = schedule.learning_rate_at(number)
         state.optimizer.step()
         for average in state.averages.values():
             average.update_parameters(state.generator)
+        state.step = number  # not before the weights have moved: a step that is stopped earlier is taken again
         state.record_faults(report)
         report = replace(report, loss=state.processes.all_reduce_sum(report.loss.detach()) / state.processes.size)
         if state.temperature is not None:
             state.temperature.learn(report)
         encoder_loss = None if state.encoder is None else _learn_encoder(state, positives, generator, schedule)
         figures = {} if changes is None else changes.figures()
-        yield Step(state.step, report, stored, batch.temperature_factor, figures, encoder_loss)
+        yield Step(number, report, stored, batch.temperature_factor, figures, encoder_loss)
 
 
 @torch.no_grad()
@@ -123,19 +124,19 @@ def _learn_encoder(state: TrainingState, positives: Positives, generator: Callab
 
 
 def _at_temperature(batch: Batch, state: TrainingState, schedule: Schedule) -> Batch:
-    """Return the batch of a step with the factor of its temperatures, if they are annealed or learned."""
+    """Return the batch of the next step with the factor of its temperatures, if they are annealed or learned."""
     if state.temperature is not None:
         return replace(batch, temperature_factor=state.temperature.value, learns_temperature=True)
     if schedule.temperature_factors == (1, 1):
         return batch
-    return replace(batch, temperature_factor=schedule.temperature_factor_at(state.step))
+    return replace(batch, temperature_factor=schedule.temperature_factor_at(state.step + 1))
 
 
 def at_places(batch: Batch, encoder: FeatureEncoder, state: TrainingState, schedule: Schedule) -> tuple[Batch, FeatureEncoder]:
-    """Return the batch and the encoder of a step, both of the places that are chosen for it, if not of all."""
+    """Return the batch and the encoder of the next step, both of the places that are chosen for it, if not of all."""
     if schedule.place_share == 1:
         return batch, encoder
-    places = Places(schedule.place_share, stream_seed(state.seed, f"places of step {state.step}"))
+    places = Places(schedule.place_share, stream_seed(state.seed, f"places of step {state.step + 1}"))
     unconditional = None if batch.unconditional is None else places.of(batch.unconditional)
     return replace(batch, positives=places.of(batch.positives), unconditional=unconditional), places.encoder(encoder)
 
