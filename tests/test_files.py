@@ -66,8 +66,9 @@ def test_writable_folder_is_accepted_and_not_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("below", ["file", "file/run", "file/deep/run"])
-def test_path_at_or_below_a_file_is_refused(tmp_path, below):
+@pytest.mark.parametrize("below", ["file", "file/run", "file/deep/run", "link", "link/run"])
+def test_path_at_or_below_a_file_or_a_link_to_nothing_is_refused(tmp_path, below):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"save_dir is '.*file.*', where nothing can be written: choose a folder"):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"save_dir is '.*(file|link).*', where nothing can be written: choose a folder"):
         check_writable(tmp_path / below, "save_dir")

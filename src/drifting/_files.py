@@ -130,7 +130,8 @@ def check_writable(folder: Path, argument: str) -> None:
     """
     where = f"{argument} is '{folder}', where nothing can be written"
     try:
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        # A link to a place that is gone is in the way of a folder.
+        existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
         if not existing.is_dir():
             raise InputError(f"{where}: choose a folder you may write to")
         (folder / f"{SCRATCH}12345678" / "generator.safetensors").exists()
