@@ -137,6 +137,13 @@ def test_generator_that_fails_is_put_back():
     assert generator.training
 
 
+def test_layer_in_evaluation_mode_stays_there():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    module[1].eval()
+    sample(module, 5, noise_shape=3)
+    assert (module.training, module[0].training, module[1].training) == (True, True, False)
+
+
 def test_one_pass_makes_a_batch():
     generator = Recording()
     sample(generator, 100)

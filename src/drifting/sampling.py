@@ -79,7 +79,7 @@ def _as_generator(generator: Generator | Callable[..., Tensor], noise_shape: int
     wrapped = WrappedGenerator(generator, noise_shape_of(generator, noise_shape), (), getattr(generator, "num_classes", None))
     inputs = _inputs(wrapped, range(1), 0, None if wrapped.num_classes is None else [0], None)
     try:
-        made = _forward(wrapped, inputs)
+        made = forward(wrapped, inputs)
     except (RuntimeError, TypeError, IndexError) as error:
         shape = (1, *wrapped.noise_shape)
         raise InputError(f"generator fails on noise {shape} ({reason(error)}): pass another noise_shape") from error
@@ -123,7 +123,7 @@ def _samples(
     generator: Generator, indices: Sequence[int], seed: int, cycle: Sequence[int] | None, scale: float | None
 ) -> Float[Tensor, "b *sample"]:
     """Return some of the samples of a seed, with labels in a cycle and a guidance scale that were checked before."""
-    return _forward(generator, _inputs(generator, indices, seed, cycle, scale))
+    return forward(generator, _inputs(generator, indices, seed, cycle, scale))
 
 
 def _inputs(
@@ -137,15 +137,16 @@ def _inputs(
     return [seeded_noise(indices, generator.noise_shape, seed), chosen, scales, *codes]
 
 
-def _forward(generator: Generator, inputs: Sequence[Tensor | None]) -> Float[Tensor, "b *sample"]:
-    """Return the samples of one pass."""
-    weight, was_training = next(generator.parameters(), None), generator.training
+def forward(generator: Generator, inputs: Sequence[Tensor | None]) -> Float[Tensor, "b *sample"]:
+    """Return the samples of one pass in evaluation mode; after it every layer is back in its own mode."""
+    weight, modes = next(generator.parameters(), None), [(layer, layer.training) for layer in generator.modules()]
     device = torch.device("cpu") if weight is None else weight.device
     try:
         with torch.no_grad():
             return generator.eval()(*(None if each is None else each.to(device) for each in inputs))
     finally:
-        generator.train(was_training)
+        for layer, was_training in modes:
+            layer.training = was_training
 
 
 def seeded_noise(indices: Sequence[int], shape: Sequence[int], seed: int) -> Float[Tensor, "b *sample"]:
@@ -343,7 +344,7 @@ class Sampler(ABC):
             each = [_inputs(self.generator, indices, one.seed, one.labels, one.guidance_scale) for one, indices in parts]
             # Labels, scales and codes are given for all requests or for none: that depends on the generator.
             inputs = [None if kind[0] is None else torch.cat(kind) for kind in zip(*each, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
-            made = _forward(self.generator, inputs).cpu()
+            made = forward(self.generator, inputs).cpu()
             if not bool(made.isfinite().all()):
                 raise FloatingPointError("its samples are not finite")
             return export(made)

@@ -298,8 +298,10 @@ BAD = {
 def test_what_does_not_fit_is_refused_in_a_sentence(case):
     changes, sentence = BAD[case]
     given = {"module": network(), "data": X, **changes}
+    module = given.pop("module")
     with pytest.raises(InputError, match=sentence):
-        Trainer(given.pop("module"), given.pop("data"), **given)
+        Trainer(module, given.pop("data"), **given)
+    assert module.training
 
 
 ONE = torch.zeros(2)

@@ -25,7 +25,7 @@ from drifting.encoders.base import FeatureEncoder, Features, Frozen, Identity
 from drifting.errors import InputError, reason
 from drifting.generators.base import Generator, WrappedGenerator, noise_shape_of
 from drifting.loss import DriftingLoss
-from drifting.sampling import batch_of, sample
+from drifting.sampling import batch_of, forward, sample
 from drifting.training.loop import Step, train
 from drifting.training.positives import Positives
 from drifting.training.schedule import Schedule, check_schedule
@@ -369,20 +369,18 @@ def _as_encoder(encoder: Callable[[Tensor], Any] | None, schedule: Schedule, dev
 @torch.no_grad()
 def _try(generator: Generator, source: Source, encoder: FeatureEncoder, device: torch.device) -> None:
     """Raise InputError unless two samples of the generator are shaped like the data and can be encoded."""
-    was_training = generator.training
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         noise = torch.randn(2, *generator.noise_shape, device=device)
         labels = None if generator.num_classes is None else torch.zeros(2, dtype=torch.long, device=device)
         scale = torch.ones(2, device=device) if generator.guided else None
         codes = generator.draw_style_indices(2, torch.Generator(device))
         try:
-            made = generator.eval()(noise, labels, scale, *([] if codes is None else [codes]))
+            made = forward(generator, [noise, labels, scale, *([] if codes is None else [codes])])
         except (RuntimeError, TypeError, IndexError) as error:
             inputs = f"noise {tuple(noise.shape)}" + ("" if labels is None else f" and labels up to {generator.num_classes}")
             if (conditions := getattr(source, "conditions", None)) is not None:
                 inputs = f"noise {tuple(noise.shape)} and conditions {(2, *conditions.rows.shape[1:])}"
             raise InputError(f"module fails on {inputs} ({reason(error)}): pass another noise_shape") from error
-        generator.train(was_training)
         if not isinstance(made, Tensor) or tuple(made.shape[1:]) != tuple(source.sample_shape):
             shape = tuple(made.shape[1:]) if isinstance(made, Tensor) else type(made).__name__
             raise InputError(f"module makes samples {shape}, but the data are {tuple(source.sample_shape)}: let it make those")
