@@ -159,6 +159,10 @@ def test_folder_is_replaced_only_on_request_and_holds_nothing_else(toy_copy, tmp
         run.save_pretrained(folder, overwrite=True)
     with pytest.raises(InputError, match=r"folder is .*the run itself"):
         run.save_pretrained(toy_copy, overwrite=True)
+    (folder / "thesis.txt").unlink()
+    (folder / ".git").mkdir()
+    with pytest.raises(InputError, match=r"folder is .*holds other files, such as '\.git'"):
+        run.save_pretrained(folder, overwrite=True)
     with pytest.raises(InputError, match=r"folder is .*a file"):
         run.save_pretrained(folder / "README.md")
 

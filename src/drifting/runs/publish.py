@@ -22,8 +22,8 @@ from drifting.runs.card import model_card
 from drifting.runs.folder import CARD, CONFIG, METRICS, PICTURE, SHARED, WEIGHTS
 from drifting.runs.samples import TrainedGenerator, write_samples
 
-# What the Hub adds to a repository, and `hf download` to a folder.
-_OF_THE_HUB = (".gitattributes", ".cache", ".git")
+# What `hf download` adds to a folder. The history of a clone, in .git, is not there to be replaced.
+_OF_THE_HUB = (".gitattributes", ".cache")
 # Points and images in the picture.
 _POINTS, _IMAGES, _PER_CLASS = 2000, 64, 8
 # A path of this machine inside a text, up to its last name.
