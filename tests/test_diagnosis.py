@@ -9,6 +9,7 @@ import torch
 import drifting
 from drifting import history, presets
 from drifting.diagnosis import Settings, judge
+from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.presets.settings import settings
 
@@ -207,6 +208,10 @@ def test_reports_of_a_loop_of_your_own_are_judged():
     for found in (drifting.diagnose(broken), drifting.diagnose(broken[4:])):
         (fault,) = found.faults
         assert fault.name == "not finite"
+    assert "since step 5" in drifting.diagnose(broken).faults[0].cause
+    assert "since step 250" in drifting.diagnose(broken, every=50).faults[0].cause
+    with pytest.raises(InputError, match="every is 0: pass at least 1"):
+        drifting.diagnose(broken, every=0)
     (small,) = drifting.diagnose(reports(4, 1.0, 5.0, temperatures=(1e-6,))).faults
     (large,) = drifting.diagnose([report.features["sample"] for report in reports(4, 1.0, 5.0, temperatures=(1e4,))]).faults
     assert (small.name, large.name) == ("temperatures too small", "temperatures too large")

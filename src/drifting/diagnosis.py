@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from drifting._checks import check_counts
 from drifting.history import DRIFT_NORM, FEWEST_LINES, History, Line, batch_figures, drift_norms, number
 from drifting.loss import DriftLoss, FeatureLoss
 
@@ -115,22 +116,23 @@ class Diagnosis:
         return [verdict, *(f"- {finding}" for finding in self.findings), *(f"- not judged: {reason}" for reason in self.unknown)]
 
 
-def diagnose(reports: Sequence[FeatureLoss | DriftLoss], settings: Settings | None = None) -> Diagnosis:
+def diagnose(reports: Sequence[FeatureLoss | DriftLoss], settings: Settings | None = None, *, every: int = 1) -> Diagnosis:
     """Return the verdict on a training of your own, from its reports.
 
     Args:
         reports: results of `DriftingLoss` or `drifting_loss` with statistics=True, in the order of the steps; at least 3.
         settings: what is known about the run.
+        every: number of steps from one report to the next; some causes are sought only after many steps.
 
     Example:
-        reports.append(loss(generated, positives, statistics=True))    # every 50 steps
-        for line in drifting.diagnose(reports).lines(): print(line)
+        lines = drifting.diagnose(reports, every=50).lines()    # of loss(generated, positives, statistics=True) every 50 steps
     """
+    check_counts({"every": every})
     lines = []
-    for step, report in enumerate(reports, 1):
+    for index, report in enumerate(reports, 1):
         features = report.features if isinstance(report, FeatureLoss) else {"sample": report}
         norms = {name: float(norm) for name, norm in drift_norms(features).items()}
-        lines.append({"step": step, "loss": float(report.loss.detach().mean()), **norms, **batch_figures(features)})
+        lines.append({"step": index * every, "loss": float(report.loss.detach().mean()), **norms, **batch_figures(features)})
     return judge(lines, settings or Settings())
 
 
