@@ -30,14 +30,15 @@ def _only(**strengths: float) -> Views:
     return Views(**{**OFF, **strengths})
 
 
-def crop_oracle(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    _, height, width = image.shape
+def crop_oracle(image: np.ndarray, box: np.ndarray, size: int | None = None) -> np.ndarray:
+    channels, height, width = image.shape
     top, left, high, wide = box
-    view = np.empty_like(image)
-    for row in range(height):
-        for column in range(width):
-            y = (top + high * (row + 0.5) / height) * height - 0.5
-            x = (left + wide * (column + 0.5) / width) * width - 0.5
+    rows, columns = (height, width) if size is None else (size, size)
+    view = np.empty((channels, rows, columns))
+    for row in range(rows):
+        for column in range(columns):
+            y = (top + high * (row + 0.5) / rows) * height - 0.5
+            x = (left + wide * (column + 0.5) / columns) * width - 0.5
             y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
             i, j = min(int(y), height - 2), min(int(x), width - 2)
             above = image[:, i, j] * (j + 1 - x) + image[:, i, j + 1] * (x - j)
@@ -81,11 +82,18 @@ def blur_oracle(image: np.ndarray, std: float, radius: int) -> np.ndarray:
     return view
 
 
-def test_crop_is_that_of_the_loops():
+@pytest.mark.parametrize("size", [None, 4])
+def test_crop_is_that_of_the_loops(size):
     images = _images()
     boxes = torch.tensor([[0.0, 0, 1, 1], [0.3, 0.1, 0.4, 0.8], [0.0, 0.6, 0.1, 0.4], [0.5, 0.5, 0.5, 0.5]], dtype=torch.float64)
-    expected = np.stack([crop_oracle(image, box) for image, box in zip(images.numpy(), boxes.numpy(), strict=True)])
-    np.testing.assert_allclose(augmentation.crop(images, boxes).numpy(), expected, atol=1e-12)
+    expected = np.stack([crop_oracle(image, box, size) for image, box in zip(images.numpy(), boxes.numpy(), strict=True)])
+    np.testing.assert_allclose(augmentation.crop(images, boxes, size).numpy(), expected, atol=1e-12)
+
+
+def test_views_have_the_size_of_the_settings():
+    images, whole = _images(), torch.tensor([[0.0, 0, 1, 1]]).expand(4, 4).double()
+    torch.testing.assert_close(augment(images, _only(size=5), _rng()), augmentation.crop(images, whole, 5))
+    assert augment(images, Views(size=3, blur=1.0), _rng()).shape == (4, 3, 3, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -269,6 +277,7 @@ def test_other_channels_have_views_without_color_parts_alone():
     [
         *[("crop", 1.0), ("crop", -0.1), ("flip", 1.1), ("jitter", 2.0), ("gray", -1.0), ("hue", 0.6), ("blur", math.inf)],
         *[("contrast", math.nan), ("stretch", -0.5), ("brightness", -0.1), ("saturation", math.inf)],
+        *[("size", 0), ("size", 2.5)],
     ],
 )
 def test_strengths_out_of_their_range_are_refused(name, value):

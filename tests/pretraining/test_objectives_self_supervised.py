@@ -94,6 +94,20 @@ def test_every_image_is_seen_once_in_an_epoch(monkeypatch):
     assert sorted(torch.cdist(order, images).argmin(1).tolist()) == list(range(48))
 
 
+def test_views_may_be_smaller_than_the_images_but_no_larger():
+    network, small = _simclr(), Views(jitter=0, gray=0, size=6)
+    assert network.trunk.image_shape == (3, 8, 8)
+    before = network.trunk.conv1.weight.clone()
+    list(_simclr_training(network, _images(), **{**SETTINGS, "steps": 2}, views=small))
+    assert not torch.equal(network.trunk.conv1.weight, before)
+    with pytest.raises(InputError, match=r"images have the shape \(3, 20, 20\)"):
+        list(_simclr_training(network, _images(), **SETTINGS, views=Views(jitter=0, gray=0, size=20)))
+    with pytest.raises(InputError, match=r"images have the shape \(3, 6, 6\)"):
+        network.eval().embed(torch.zeros(2, 3, 6, 6))
+    with pytest.raises(InputError, match=r"images have the shape \(8, 8\)"):
+        network.train().embed(torch.zeros(3, 8, 8))
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(InputError, match="pass two views of each of two images or more"):
         list(_simclr_training(_simclr(), _images(), **{**SETTINGS, "batch_size": 1}))

@@ -143,11 +143,16 @@ def test_every_setting_reaches_the_configuration(command, tmp_path, monkeypatch)
     network = "--width 2 --feature-dims 8 --small-stem False --crop 0.1 --flip 0.2"
     trained = {"steps": 1, "batch_size": 3, "learning_rate": 0.01}
     resnet = {"width": 2, "feature_dims": (8,), "small_stem": False, "crop": 0.1, "flip": 0.2}
-    views = {"jitter": 0.3, "gray": 0.4, "temperature": 0.6}
+    colors = "--jitter 0.3 --gray 0.4 --temperature 0.6 --view-size 9"
+    views = {"jitter": 0.3, "gray": 0.4, "temperature": 0.6, "view_size": 9}
     patches = {"width": 10, "patch": 3, "classification_weight": 0.25}
     for kind, given, expected in (
         ("supervised", f"{network} --arch resnet50", ResNetConfig(arch="resnet50", **resnet, **trained)),
-        ("simclr", f"{network} --jitter 0.3 --gray 0.4 --temperature 0.6", SimCLRConfig(**resnet, **views, **trained)),
+        (
+            "simclr",
+            f"{network} {colors}",
+            SimCLRConfig(**resnet, **views, **trained),
+        ),
         (
             "mae",
             "--arch resnet50 --width 10 --patch 3 --classification-weight 0.25",
@@ -209,6 +214,8 @@ SETTINGS = {
     "supervised --label-smoothing 1": ("label_smoothing is 1.0: pass a number from 0 to below 1",),
     "simclr --crop 1": ("crop is 1.0: pass a number from 0 to below 1",),
     "supervised --flip 2": ("flip is 2.0: pass a number from 0 to 1.0",),
+    "simclr --view-size 0": ("view_size is 0: pass at least 1",),
+    "simclr --view-size 9": ("view_size is 9: pass at most 8, the shorter side of the images",),
     "simclr --temperature 0": ("temperature is 0.0: pass a number above 0",),
     "simclr --feature-dims 8 0": ("feature_dims is 0: pass at least 1",),
     "supervised --feature-dims 1 2 3 4 5": ("feature_dims is (1, 2, 3, 4, 5)", "at most 4 stages"),

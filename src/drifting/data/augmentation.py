@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
+from drifting._checks import is_integer
 from drifting.errors import InputError
 
 # Red, green and blue -> luma and the two axes of chroma (NTSC); rows of chroma sum to 0, so gray has none.
@@ -58,6 +59,7 @@ class Views:
         hue: largest rotation of the color circle, in turns, up to 0.5.
         gray: probability of removing the color of an image.
         blur: largest standard deviation of the Gaussian in pixels, uniform from 0; half of the images are blurred.
+        size: side in pixels of the square views; None for the size of the images.
     """
 
     crop: float = 0.8
@@ -70,11 +72,14 @@ class Views:
     hue: float = 0.1
     gray: float = 0.2
     blur: float = 0.0
+    size: int | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError if a strength is out of its range."""
         highest = {"flip": 1.0, "jitter": 1.0, "gray": 1.0, "hue": 0.5}
-        for name in self.__dataclass_fields__:
+        if self.size is not None and (not is_integer(self.size) or self.size < 1):
+            raise InputError(f"size is {self.size}: pass a number of pixels from 1, or None for the size of the images")
+        for name in (name for name in self.__dataclass_fields__ if name != "size"):
             value, most = getattr(self, name), highest.get(name, math.inf)
             if not (0 <= value <= most and math.isfinite(value)):
                 bound = "or more" if most == math.inf else f"to {most}"
@@ -88,8 +93,8 @@ class Views:
         return bool(self.gray or (self.jitter and (self.brightness or self.contrast or self.saturation or self.hue)))
 
 
-def augment(images: Images, settings: Views, rng: torch.Generator) -> Images:
-    """Return a view of every image, of the same size.
+def augment(images: Images, settings: Views, rng: torch.Generator) -> Float[Tensor, "b c _ _"]:
+    """Return a view of every image, of the same size or that of the settings.
 
     Args:
         images: images with 1 or 3 channels if colors change.
@@ -103,8 +108,8 @@ def augment(images: Images, settings: Views, rng: torch.Generator) -> Images:
         raise InputError(f"images have {images.shape[1]} channels: colors need 3, or 1 for gray; pass jitter=0 and gray=0")
     # Products in half precision would shift colors.
     with torch.autocast(images.device.type, enabled=False):
-        if settings.crop:
-            images = crop(images, draw_boxes(images, rng, left_out=settings.crop, stretch=settings.stretch))
+        if settings.crop or settings.size is not None:
+            images = crop(images, draw_boxes(images, rng, left_out=settings.crop, stretch=settings.stretch), settings.size)
         if settings.flip:
             images = flip(images, _uniform(images, rng) < settings.flip)
         if settings.jitter:
@@ -134,8 +139,8 @@ def draw_boxes(images: Images, rng: torch.Generator, *, left_out: float, stretch
     return torch.stack([(1 - height) * _uniform(images, rng), (1 - width) * _uniform(images, rng), height, width], 1)
 
 
-def crop(images: Images, boxes: Float[Tensor, "b 4"]) -> Images:
-    """Return boxes (top, left, height, width, as shares of the image) resized bilinearly to the size of the images.
+def crop(images: Images, boxes: Float[Tensor, "b 4"], size: int | None = None) -> Float[Tensor, "b c _ _"]:
+    """Return boxes (top, left, height, width, as shares of the image) resized bilinearly to the size of the images, or to a square.
 
     Outside the centers of the outermost pixels, the image continues with their values.
     """
@@ -143,7 +148,8 @@ def crop(images: Images, boxes: Float[Tensor, "b 4"]) -> Images:
     zero = torch.zeros_like(top)
     # Grid coordinates run over [-1, 1] along both axes.
     matrix = torch.stack([width, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1], 1)
-    grid = affine_grid(matrix.unflatten(1, (2, 3)), list(images.shape), align_corners=False)
+    sides = images.shape[2:] if size is None else (size, size)
+    grid = affine_grid(matrix.unflatten(1, (2, 3)), [*images.shape[:2], *sides], align_corners=False)
     return grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from drifting._checks import check_temperature, full_precision
+from drifting._checks import check_counts, check_temperature, full_precision
 from drifting.data.augmentation import Views
+from drifting.encoders.base import Weights
 from drifting.encoders.resnet import ResNet, ResNetConfig, ResNetFeatures
 from drifting.errors import InputError
 
@@ -125,6 +126,8 @@ class SimCLRConfig(ResNetConfig):
         jitter: probability of changing the colors of a view. The network learns to ignore colors that differ between views.
         gray: probability of a view without color.
         temperature: temperature of the contrastive loss.
+        view_size: side in pixels of the views; None for the size of the images. Smaller views take less time, and the network
+            is used at the size of the images all the same.
     """
 
     objective: ClassVar[str | None] = "views"
@@ -134,11 +137,19 @@ class SimCLRConfig(ResNetConfig):
     jitter: float = 0.8
     gray: float = 0.2
     temperature: float = 0.5
+    view_size: int | None = None
 
     @property
     def views(self) -> Views:
         """The augmentation that makes the views of an image."""
-        return Views(crop=self.crop, flip=self.flip, jitter=self.jitter, gray=self.gray)
+        return Views(crop=self.crop, flip=self.flip, jitter=self.jitter, gray=self.gray, size=self.view_size)
+
+    def build_network(self, image_shape: tuple[int, ...], *, num_classes: int | None, read: Callable[[str], Weights]) -> ResNet:
+        """Return the network; raises InputError too if views are larger than the images. See `EncoderConfig.build_network`."""
+        side = min(image_shape[1:])
+        if self.view_size is not None and self.view_size > side:
+            raise InputError(f"view_size is {self.view_size}: pass at most {side}, the shorter side of the images")
+        return super().build_network(image_shape, num_classes=num_classes, read=read)
 
     @property
     def learns_classes(self) -> bool:
@@ -147,5 +158,7 @@ class SimCLRConfig(ResNetConfig):
 
     def check(self, prefix: str = "") -> None:
         """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
+        if self.view_size is not None:
+            check_counts({f"{prefix}view_size": self.view_size})
         super().check(prefix)
         check_temperature(self.temperature, f"{prefix}temperature")
