@@ -51,6 +51,24 @@ def test_new_file_takes_the_place_of_an_old_one(tmp_path):
     assert target.read_text() == "second"
 
 
+def test_link_to_a_folder_stays_and_a_link_to_a_file_does_not(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "old").touch()
+    (tmp_path / "kept.txt").write_text("kept")
+    (tmp_path / "folder").symlink_to(tmp_path / "disk")
+    (tmp_path / "file.txt").symlink_to(tmp_path / "kept.txt")
+    with atomic_path(tmp_path / "folder") as scratch:
+        scratch.mkdir()
+        (scratch / "new").touch()
+    with atomic_path(tmp_path / "file.txt") as scratch:
+        scratch.write_text("new")
+    assert (tmp_path / "folder").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["new"]
+    assert not (tmp_path / "file.txt").is_symlink()
+    assert ((tmp_path / "file.txt").read_text(), (tmp_path / "kept.txt").read_text()) == ("new", "kept")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "file.txt", "folder", "kept.txt"]
+
+
 @pytest.mark.parametrize("length", [246, 250, 255])
 def test_file_may_have_the_longest_name(tmp_path, length):
     target = tmp_path / "a.txt".rjust(length, "b")

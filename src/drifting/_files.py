@@ -27,8 +27,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Give a temporary path next to `target` for a file or folder, which replaces the target when the block succeeds.
 
     The temporary name keeps the suffix, by which writers choose their format. The new file is flushed to the disk before it
-    replaces the old one, so after a power failure one of them is complete. An old folder is renamed first, see `current`.
+    replaces the old one, so after a power failure one of them is complete. An old folder is renamed first, see `current`. A link
+    to a folder stays, and its folder is replaced; a link to a file is replaced, and its file stays.
     """
+    target = target.resolve() if os.path.isdir(target) else target
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target.parent))
     try:
