@@ -112,6 +112,7 @@ def test_nothing_tells_of_places_on_this_machine(points_run, evaluated, tmp_path
 )
 def test_paths_become_their_last_names(text, kept):
     assert publish._without_places({"a": [text], "b": 1.5, "c": None}) == {"a": [kept], "b": 1.5, "c": None}
+    assert publish._without_places({"data": {"class_names": [text]}}) == {"data": {"class_names": [text]}}
 
 
 @pytest.mark.parametrize("kind", ["toy_run", "digits_run", "points_run", "images_run"])

@@ -117,5 +117,6 @@ def _without_places(values: Any) -> Any:
         paths = (kind(values) for kind in (PurePosixPath, PureWindowsPath))
         return next((path.name for path in paths if path.is_absolute()), _PLACE.sub("", values))
     if isinstance(values, dict):
-        return {key: _without_places(value) for key, value in values.items()}
+        # A class may be named like a path.
+        return {key: value if key == "class_names" else _without_places(value) for key, value in values.items()}
     return [_without_places(value) for value in values] if isinstance(values, list | tuple) else values
