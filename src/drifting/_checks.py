@@ -254,10 +254,10 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 def check_counts(counts: Mapping[str, int]) -> None:
     """Raise InputError for the first count that is not a whole number from 1."""
     for name, value in counts.items():
+        if not is_integer(value):
+            raise InputError(f"{name} is {value!r}: pass a whole number")
         if value < 1:
             raise InputError(f"{name} is {value}: pass at least 1")
-        if value % 1 != 0:
-            raise InputError(f"{name} is {value}: pass a whole number")
 
 
 def is_integer(value: object) -> bool:

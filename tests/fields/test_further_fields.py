@@ -320,6 +320,8 @@ def test_spread_of_a_score_kernel_counts_its_neighbors():
         (lambda: MeanShift(affinity_floor=-1.0), "affinity_floor is -1.0: pass 0 or a number above 0, such as 1e-06"),
         (lambda: MeanShift(affinity_floor=math.nan), "affinity_floor is nan: pass 0 or a number above 0"),
         (lambda: Lookahead(lookahead_steps=1.5), "lookahead_steps is 1.5: pass a whole number"),
+        (lambda: Lookahead(lookahead_steps=2.0), "lookahead_steps is 2.0: pass a whole number"),
+        (lambda: Lookahead(lookahead_steps="2"), "lookahead_steps is '2': pass a whole number"),
         (lambda: Lookahead(field="mean-shift"), "field is 'mean-shift': pass a drift field, such as MeanShift()"),
         (lambda: MeanShift(balance=-1.0), "balance is -1.0: pass 0 or a number above 0, such as 1"),
         (lambda: MeanShift(balance=math.inf), "balance is inf: pass 0 or a number above 0"),

@@ -44,7 +44,7 @@ class Trainer:
 
     Args:
         module: your network, called as module(noise), or as module(noise, labels) where the data have labels and as
-            module(noise, conditions) where they have conditions; trained in place.
+            module(noise, conditions) where they have conditions; trained in place, all layers in training mode.
         data: real samples as floats: a tensor, a pair (samples, labels) of tensors, a data set of either, which is read into
             memory, or a DataLoader of batches of either, one of which is read in every step. Also a data set of the library
             `datasets`, or a loader over one, with one column of samples and at most one of labels.
