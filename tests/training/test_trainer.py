@@ -1,7 +1,6 @@
 """A user's own module, data and encoder in the library's loop."""
 
 import math
-import signal
 
 import numpy as np
 import pytest
@@ -184,11 +183,14 @@ def test_iteration_goes_on_where_it_was_left(assert_same_tensors):
 
 
 def test_step_that_is_stopped_is_taken_again(monkeypatch):
+    def stopped(noise):
+        raise KeyboardInterrupt
+
     module = network()
     trainer = Trainer(module, points()[0], loss=LOSS, schedule=schedule(4), noise_shape=4)
     assert next(iter(trainer)).number == 1
     with monkeypatch.context() as patch:
-        patch.setattr(module[0], "forward", lambda noise: signal.raise_signal(signal.SIGINT))
+        patch.setattr(module[0], "forward", stopped)
         with pytest.raises(KeyboardInterrupt):
             next(iter(trainer))
     assert trainer.step == 1
