@@ -148,11 +148,7 @@ def test_every_setting_reaches_the_configuration(command, tmp_path, monkeypatch)
     patches = {"width": 10, "patch": 3, "classification_weight": 0.25}
     for kind, given, expected in (
         ("supervised", f"{network} --arch resnet50", ResNetConfig(arch="resnet50", **resnet, **trained)),
-        (
-            "simclr",
-            f"{network} {colors}",
-            SimCLRConfig(**resnet, **views, **trained),
-        ),
+        ("simclr", f"{network} {colors}", SimCLRConfig(**resnet, **views, **trained)),
         (
             "mae",
             "--arch resnet50 --width 10 --patch 3 --classification-weight 0.25",

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
-from drifting._checks import is_integer
+from drifting._checks import check_counts
 from drifting.errors import InputError
 
 # Red, green and blue -> luma and the two axes of chroma (NTSC); rows of chroma sum to 0, so gray has none.
@@ -77,8 +77,8 @@ class Views:
     def __post_init__(self) -> None:
         """Raise InputError if a strength is out of its range."""
         highest = {"flip": 1.0, "jitter": 1.0, "gray": 1.0, "hue": 0.5}
-        if self.size is not None and (not is_integer(self.size) or self.size < 1):
-            raise InputError(f"size is {self.size}: pass a number of pixels from 1, or None for the size of the images")
+        if self.size is not None:
+            check_counts({"size": self.size})
         for name in (name for name in self.__dataclass_fields__ if name != "size"):
             value, most = getattr(self, name), highest.get(name, math.inf)
             if not (0 <= value <= most and math.isfinite(value)):

@@ -13,14 +13,13 @@ wider kernel; if the positives are nearest, with a narrower one. Since d z_ij / 
 Shapes: t temperatures, g groups, n generated, k targets.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drifting._checks import constant
+from drifting._checks import check_positive, constant
 from drifting.errors import InputError
 from drifting.fields import pairwise
 from drifting.fields.base import Problem
@@ -37,8 +36,8 @@ def multiplied(temperatures: Sequence[float], factor: Tensor | float, *, like: T
             raise InputError(f"temperature_factor has shape {tuple(factor.shape)}: pass one number for all temperatures")
         # Its value is not read, which could wait for a device. One below 0 makes the loss NaN.
         factor = factor.detach().reshape(()).to(like)
-    elif factor <= 0 or factor == math.inf:
-        raise InputError(f"temperature_factor is {factor}: pass a number above 0")
+    else:
+        check_positive("temperature_factor", factor, 2.0)
     return [temperature * factor for temperature in temperatures]
 
 

@@ -159,8 +159,8 @@ def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
 
 def _check_temperature_factor(schedule: Schedule) -> None:
     factors, rate = schedule.temperature_factors, schedule.temperature_learning_rate
-    ends = factors if isinstance(factors, tuple | list) and len(factors) == 2 else (0.0,)
-    if not all(_SMALLEST_FACTOR <= factor <= 1 / _SMALLEST_FACTOR for factor in ends):
+    are_two = isinstance(factors, tuple | list) and len(factors) == 2
+    if not (are_two and all(_SMALLEST_FACTOR <= factor <= 1 / _SMALLEST_FACTOR for factor in factors)):
         raise InputError(f"temperature_factors is {factors}: pass two numbers above 0, from {_SMALLEST_FACTOR:g}, such as (3, 1)")
     if rate is None:
         return
