@@ -17,8 +17,9 @@ from torch import Tensor
 from drifting._torch import first_calls
 from drifting.errors import InputError
 
-# Compute precisions of networks in training, see `training.step`.
+# Compute precisions of networks in training, see `training.step`, and optimizers, see `training.state`.
 PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "muon")
 # Range of temperatures by which float32 can divide distances without overflow.
 _COLDEST, _HOTTEST = 1e-30, 1e30
 P = ParamSpec("P")
@@ -284,13 +285,14 @@ def check_learning_rate(value: float, name: str = "learning_rate") -> None:
 
 
 def check_optimizer(settings: Any, prefix: str = "") -> None:
-    """Raise InputError unless AdamW can work with learning rate, betas, weight decay, warm-up and largest norm of the gradients.
+    """Raise InputError unless there is an optimizer of this name, which can work with its settings.
 
     Args:
-        settings: what has them as `learning_rate`, `betas`, `weight_decay`, `warmup_steps` and `max_grad_norm`; the last two may be
-            None.
+        settings: what has `optimizer`, `learning_rate`, `betas`, `weight_decay`, `warmup_steps` and `max_grad_norm`; the last two
+            may be None.
         prefix: what stands before the name of a setting in the error.
     """
+    check_choice(f"{prefix}optimizer", settings.optimizer, OPTIMIZERS)
     if len(settings.betas) != 2 or not all(0 <= beta < 1 for beta in settings.betas):
         raise InputError(f"{prefix}betas is {tuple(settings.betas)}: pass two numbers from 0 to below 1, such as 0.9 and 0.95")
     check_learning_rate(settings.learning_rate, f"{prefix}learning_rate")
@@ -304,12 +306,6 @@ def check_steps(name: str, value: int | None) -> None:
     """Raise InputError for a negative number of steps; None is allowed."""
     if value is not None and value < 0:
         raise InputError(f"{name} is {value}: pass 0 for none, or more")
-
-
-def check_precision(value: str, name: str = "precision") -> None:
-    """Raise InputError unless networks can compute in a precision."""
-    if value not in PRECISIONS:
-        raise InputError(f"{name} is '{value}': pass {' or '.join(PRECISIONS)}")
 
 
 def check_device(name: str) -> None:

@@ -61,7 +61,7 @@ TRAINING = {
     "train toy --keep 0": ("keep is 0", "pass at least 1"),
     "train toy --microbatch-size 0": ("microbatch_size is 0", "pass at least 1"),
     "train toy --learning-rate 0": ("learning_rate is 0.0", "above 0"),
-    "train toy --optimizer sgd": ("optimizer is 'sgd'", "pass adamw or muon"),
+    "train toy --optimizer sgd": ("optimizer is 'sgd', not adamw or muon", "did you mean"),
     "train toy --learning-rate nan": ("learning_rate is nan", "above 0"),
     "train toy --device tpu": ("device is 'tpu'", "pass cpu, cuda"),
     "train toy --device meta": ("device is 'meta'", "--device cpu"),

@@ -135,7 +135,7 @@ BAD = {
     "batch_size": (-1, "batch_size is -1: pass at least 1"),
     "microbatch_size": (0, "microbatch_size is 0: pass at least 1"),
     "learning_rate": (0.0, "learning_rate is 0"),
-    "precision": ("float16", "precision is 'float16': pass float32 or bfloat16"),
+    "precision": ("float16", "precision is 'float16', not float32 or bfloat16: did you mean bfloat16"),
     "ema_decay": (1.0, r"ema_decay is 1\.0: pass a number from 0 to below 1"),
     "classification_weight": (1.5, r"classification_weight is 1\.5: pass a number from 0 to 1"),
 }

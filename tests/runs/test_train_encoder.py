@@ -207,6 +207,8 @@ SETTINGS = {
     "mae --crop 0.1": ("crop is 0.1, which 'mae' does not take: leave it out",),
     "simclr --patch 2": ("patch is 2, which 'simclr' does not take: leave it out",),
     "supervised --cut-mix 2": ("cut_mix is 2.0: pass a number from 0 to 1",),
+    "supervised --optimizer sgd": ("optimizer is 'sgd', not adamw or muon",),
+    "simclr --precision float16": ("precision is 'float16', not float32 or bfloat16",),
     "supervised --label-smoothing 1": ("label_smoothing is 1.0: pass a number from 0 to below 1",),
     "simclr --crop 1": ("crop is 1.0: pass a number from 0 to below 1",),
     "supervised --flip 2": ("flip is 2.0: pass a number from 0 to 1.0",),

@@ -110,7 +110,8 @@ def _models(**options) -> tuple[_Model, _Model]:
         model = _Model()
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
-        build_optimizer(model, dataclasses.replace(SCHEDULE, optimizer=choose, **options)).step()
+        schedule = dataclasses.replace(SCHEDULE, optimizer=choose, **options)
+        build_optimizer(model, schedule, schedule.learning_rate).step()
         models.append(model)
     return models[0], models[1]
 
@@ -164,7 +165,7 @@ def test_weights_without_gradient_and_models_of_one_kind_are_taken():
 def _trained(steps: int) -> tuple[_Model, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = _Model()
-    optimizer = build_optimizer(model, dataclasses.replace(SCHEDULE, optimizer="muon", weight_decay=0.1))
+    optimizer = build_optimizer(model, dataclasses.replace(SCHEDULE, optimizer="muon", weight_decay=0.1), SCHEDULE.learning_rate)
     for seed in range(steps):
         _step(model, optimizer, seed)
     return model, optimizer
@@ -206,7 +207,7 @@ def test_a_layer_without_other_weights_learns_a_linear_map():
     torch.manual_seed(0)
     layer = nn.Linear(16, 16, bias=False)
     target, inputs = torch.randn(16, 16), torch.randn(256, 16)
-    optimizer = build_optimizer(layer, dataclasses.replace(SCHEDULE, optimizer="muon", learning_rate=0.3))
+    optimizer = build_optimizer(layer, dataclasses.replace(SCHEDULE, optimizer="muon"), 0.3)
     losses = []
     for step in range(200):
         optimizer.param_groups[0]["lr"] = 0.3 * (1 - step / 200)
@@ -219,7 +220,7 @@ def test_a_layer_without_other_weights_learns_a_linear_map():
 
 
 def test_unknown_optimizer_is_refused():
-    with pytest.raises(InputError, match="optimizer is 'sgd': pass adamw or muon"):
+    with pytest.raises(InputError, match="optimizer is 'sgd', not adamw or muon: did you mean adamw"):
         check_schedule(dataclasses.replace(SCHEDULE, optimizer="sgd"), labeled=False)
 
 

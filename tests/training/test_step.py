@@ -239,5 +239,5 @@ def test_preset_takes_it_for_generator_and_encoder(tiny_images):
     assert config == dataclasses.replace(tiny_images, schedule=dataclasses.replace(tiny_images.schedule, precision="bfloat16"))
     keys = [build_encoder(one, one.build_network())(torch.ones(1, 1, 8, 8)).keys() for one in map(resolve, (config, tiny_images))]
     assert keys[0] == keys[1]
-    with pytest.raises(InputError, match="precision is 'float16': pass float32 or bfloat16"):
+    with pytest.raises(InputError, match="precision is 'float16', not float32 or bfloat16: did you mean bfloat16"):
         adjust(tiny_images, precision="float16")

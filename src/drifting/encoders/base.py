@@ -195,17 +195,21 @@ class PixelsConfig(EncoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """Settings of AdamW other than its learning rate. The defaults suit trainings of a few thousand steps.
+    """Settings of a training other than its length and learning rate. The defaults suit trainings of a few thousand steps.
 
     Attributes:
+        optimizer: train with "adamw" or with "muon", see `training.state`.
+        precision: compute precision of the network during training: float32 or bfloat16; weights, loss and averages stay float32.
         betas: decay rates of the moments of AdamW.
-        weight_decay: weight decay of AdamW; 0 for none.
+        weight_decay: weight decay of the optimizer; 0 for none.
         max_grad_norm: norm that gradients are scaled down to.
         warmup_steps: number of steps over which the learning rate rises linearly, after which it is constant; None for a rise and a
             cosine decay, see `schedule_factor`.
         ema_decay: decay of the exponential average of the weights, which the trained network takes; None for the last weights.
     """
 
+    optimizer: str = "adamw"
+    precision: str = "float32"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -215,6 +219,9 @@ class Optimization:
     def factor(self, number: int, steps: int) -> float:
         """Return the learning rate of a step, counted from 1, divided by the highest learning rate."""
         return schedule_factor(number, steps) if self.warmup_steps is None else min(1.0, number / max(1, self.warmup_steps))
+
+
+STEADY = Optimization()
 
 
 def schedule_factor(number: int, steps: int) -> float:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from drifting._checks import check_counts, check_optimizer, check_precision, check_steps, full_precision
+from drifting._checks import PRECISIONS, check_choice, check_counts, check_optimizer, check_steps, full_precision
 from drifting.encoders.base import Optimization
 from drifting.encoders.pooling import subsampled
 from drifting.errors import InputError
@@ -236,8 +236,7 @@ class MaskedTraining(Optimization):
         steps: number of optimizer steps.
         batch_size: number of images in a step.
         microbatch_size: number of images in one pass, which bounds memory and changes no result; None for all.
-        learning_rate: highest learning rate of AdamW.
-        precision: compute precision of the network during training: float32 or bfloat16; weights, loss and averages stay float32.
+        learning_rate: highest learning rate of the optimizer.
         classification_weight: weight of the classification in the loss, from 0 to 1.
         classified_steps: number of steps at the end that also learn classes; None for all steps.
         classification_warmup: number of those steps over which the weight of the classification rises linearly from 0.
@@ -247,7 +246,6 @@ class MaskedTraining(Optimization):
     batch_size: int = 128
     microbatch_size: int | None = None
     learning_rate: float = 1e-3
-    precision: str = "float32"
     classification_weight: float = 0.0
     classified_steps: int | None = None
     classification_warmup: int = 0
@@ -262,7 +260,7 @@ class MaskedTraining(Optimization):
         counted = {name: getattr(self, name) for name in ("steps", "batch_size", "microbatch_size", "classified_steps")}
         check_counts({f"{prefix}{name}": value for name, value in counted.items() if value is not None})
         check_optimizer(self, prefix)
-        check_precision(self.precision, f"{prefix}precision")
+        check_choice(f"{prefix}precision", self.precision, PRECISIONS)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InputError(f"{prefix}ema_decay is {self.ema_decay}: pass a number from 0 to below 1")
         if not 0 <= self.classification_weight <= 1:

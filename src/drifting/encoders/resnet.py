@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from drifting._checks import check_counts, check_learning_rate
+from drifting._checks import OPTIMIZERS, PRECISIONS, check_choice, check_counts, check_learning_rate
 from drifting.checkpoint import load_weights
 from drifting.data.augmentation import Views
 from drifting.encoders.base import EncoderConfig, Features, Frozen, Weights, checked_names
@@ -282,6 +282,8 @@ class ResNetConfig(EncoderConfig):
         steps: number of optimizer steps of its training.
         batch_size: number of images in a step of its training.
         learning_rate: highest learning rate of its training.
+        optimizer: train it with "adamw" or with "muon", see `training.state`.
+        precision: compute precision of its training: float32 or bfloat16; weights and loss stay float32.
         crop: largest share of the area of an image that a crop leaves out in training, from 0 to below 1.
         flip: probability of mirroring an image in training.
         label_smoothing: probability spread evenly over all classes in training, from 0 to below 1.
@@ -304,6 +306,8 @@ class ResNetConfig(EncoderConfig):
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 3e-3
+    optimizer: str = "adamw"
+    precision: str = "float32"
     crop: float = 0.4
     flip: float = 0.5
     label_smoothing: float = 0.0
@@ -345,6 +349,8 @@ class ResNetConfig(EncoderConfig):
         """Raise InputError if training cannot work with a setting; see `EncoderConfig.check`."""
         check_counts({f"{prefix}{name}": getattr(self, name) for name in ("width", "steps", "batch_size")})
         check_learning_rate(self.learning_rate, f"{prefix}learning_rate")
+        check_choice(f"{prefix}optimizer", self.optimizer, OPTIMIZERS)
+        check_choice(f"{prefix}precision", self.precision, PRECISIONS)
         if self.batch_size == 1:
             raise InputError(f"{prefix}batch_size is 1, too few to normalize over: pass at least 2")
         for name, limit in (("label_smoothing", "below 1"), ("cut_mix", "1")):

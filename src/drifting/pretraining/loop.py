@@ -1,4 +1,4 @@
-"""Train networks other than generators by AdamW, step after step, from a state that can be saved and restored.
+"""Train networks other than generators, step after step, from a state that can be saved and restored.
 
 The images are in memory, or are read from the disk while the previous step computes. All randomness of a training comes from one
 stream whose state is part of the training state, so a resumed training continues bit for bit.
@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from drifting._torch import keep_freed_memory, stream_seed
 from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
-from drifting.encoders.base import Optimization
+from drifting.encoders.base import STEADY, Optimization
 from drifting.errors import InputError
-from drifting.training.state import DivergenceError, ExponentialAverage, State, start_optimizer
+from drifting.training.state import DivergenceError, ExponentialAverage, State, build_optimizer
 
 # Number of steps between two checks of the losses, which wait for the device.
 _CHECK_EVERY = 25
-_STEADY = Optimization()
 
 # Number of a step, counted from 1 -> its images (uint8 in 0..255, floats in [-1, 1] or latents) and their labels, if there are any.
 Batches = Callable[[int], tuple[Shaped[Tensor, "b c h w"], Int[Tensor, " b"] | None]]
@@ -103,15 +102,12 @@ class NetworkState(State):
         model: network, trained in place on its device.
         learning_rate: highest learning rate of the schedule.
         seed: seed of the random stream.
-        settings: settings of the optimizer.
+        settings: further settings of the training.
     """
 
-    def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimization = _STEADY) -> None:
+    def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimization = STEADY) -> None:
         self.model, self.learning_rate, self.settings = model, learning_rate, settings
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-        )
-        start_optimizer(optimizer)
+        optimizer = build_optimizer(model, settings, learning_rate)
         self.average = None if settings.ema_decay is None else ExponentialAverage(model, settings.ema_decay)
         averages = {} if self.average is None else {"average": self.average}
         super().__init__({"model": model, **averages}, optimizer, stream_seed(seed, "encoder training"))

@@ -28,12 +28,12 @@ from drifting._checks import check_computes, full_precision
 from drifting._torch import initial_weights
 from drifting.data.augmentation import Views, augment
 from drifting.data.pixels import to_signed
-from drifting.encoders.base import EncoderConfig
+from drifting.encoders.base import STEADY, EncoderConfig, Optimization
 from drifting.encoders.mae import MaskedAutoencoder, MaskedTraining, mae_loss, random_mask
 from drifting.encoders.simclr import SimCLR
 from drifting.errors import InputError
 from drifting.pretraining.loop import Batches, NetworkState, NetworkTraining, device_of
-from drifting.training.step import computing_in
+from drifting.training.step import computed_in, computing_in
 
 _BLACK = -1.0
 Images = Float[Tensor, "b c h w"]
@@ -159,6 +159,7 @@ def train_supervised(
     learning_rate: float,
     seed: int,
     augmentation: Augmentation = Augmentation(),
+    settings: Optimization = STEADY,
 ) -> NetworkTraining:
     """Return the training of a classifier (images) -> logits by cross-entropy.
 
@@ -166,15 +167,17 @@ def train_supervised(
         model: network, trained in place on its device.
         batches: images of every step and their labels.
         steps: number of optimizer steps.
-        learning_rate: highest learning rate of AdamW.
+        learning_rate: highest learning rate of the optimizer.
         seed: seed of the augmentation.
         augmentation: augmentation of images and labels.
+        settings: further settings of the training.
 
     Raises:
-        InputError: in a step without labels.
+        InputError: if the device does not compute in the precision; in a step without labels.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     device, smoothing = device_of(model), augmentation.label_smoothing
+    network = computed_in(settings.precision, model, device)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
         images, labels = batches(number)
@@ -182,20 +185,27 @@ def train_supervised(
             raise InputError("labels are missing: pass one label for every image")
         varied, classes = augmentation(to_signed(images.to(device)), rng), labels.long().to(device)
         if not augmentation.mixes(rng):
-            return cross_entropy(model(varied), classes, label_smoothing=smoothing)
+            return cross_entropy(network(varied), classes, label_smoothing=smoothing)
         varied, others, share = cut_mix(varied, rng)
-        logits = model(varied)
+        logits = network(varied)
         own, other = (cross_entropy(logits, targets, label_smoothing=smoothing) for targets in (classes, classes[others]))
         return (1 - share) * own + share * other
 
-    return NetworkTraining(NetworkState(model, learning_rate=learning_rate, seed=seed), loss, steps=steps)
+    return NetworkTraining(NetworkState(model, learning_rate=learning_rate, seed=seed, settings=settings), loss, steps=steps)
 
 
 _VIEWS = Views()
 
 
 def train_simclr(
-    simclr: SimCLR, batches: Batches, *, steps: int, learning_rate: float, seed: int, views: Views = _VIEWS
+    simclr: SimCLR,
+    batches: Batches,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    views: Views = _VIEWS,
+    settings: Optimization = STEADY,
 ) -> NetworkTraining:
     """Return the training of a trunk and its head to recognize two views of an image among the views of other images.
 
@@ -203,21 +213,23 @@ def train_simclr(
         simclr: network, trained in place on its device; only its trunk is used afterwards.
         batches: images of every step, at least 2; each is used in two views.
         steps: number of optimizer steps.
-        learning_rate: highest learning rate of AdamW.
+        learning_rate: highest learning rate of the optimizer.
         seed: seed of the views.
         views: augmentation that makes the views. The trunk learns to ignore what differs between views, above all color.
+        settings: further settings of the training.
 
     Raises:
-        InputError: in a step with fewer than two images.
+        InputError: if the device does not compute in the precision; in a step with fewer than two images.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     device = device_of(simclr)
+    network = computed_in(settings.precision, simclr, device)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
         batch = to_signed(batches(number)[0].to(device))
-        return simclr(augment(batch, views, rng), augment(batch, views, rng))
+        return network(augment(batch, views, rng), augment(batch, views, rng))
 
-    return NetworkTraining(NetworkState(simclr, learning_rate=learning_rate, seed=seed), loss, steps=steps)
+    return NetworkTraining(NetworkState(simclr, learning_rate=learning_rate, seed=seed, settings=settings), loss, steps=steps)
 
 
 def train_masked(autoencoder: MaskedAutoencoder, batches: Batches, settings: MaskedTraining, *, seed: int) -> NetworkTraining:
@@ -266,13 +278,13 @@ def _reconstruct(network: Any, settings: Any, batches: Batches, seed: int) -> Ne
 def _classify(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
     names = ("views", "label_smoothing", "cut_mix")
     augmentation = Augmentation(shift=0, rotation=0.0, scale=0.0, **{name: getattr(settings, name) for name in names})
-    return train_supervised(network, batches, augmentation=augmentation, **_sizes(settings), seed=seed)
+    return train_supervised(network, batches, augmentation=augmentation, **_further(settings), seed=seed)
 
 
 def _contrast_views(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
     with initial_weights(seed, "projection"):
         simclr = SimCLR(network, features=network.feature_dim, temperature=settings.temperature)
-    return train_simclr(simclr.to(device_of(network)), batches, views=settings.views, **_sizes(settings), seed=seed)
+    return train_simclr(simclr.to(device_of(network)), batches, views=settings.views, **_further(settings), seed=seed)
 
 
 def _fill_in(network: Any, settings: Any, batches: Batches, seed: int) -> NetworkTraining:
@@ -281,6 +293,10 @@ def _fill_in(network: Any, settings: Any, batches: Batches, seed: int) -> Networ
 
 def _sizes(settings: Any) -> dict[str, Any]:
     return {"steps": settings.steps, "learning_rate": settings.learning_rate}
+
+
+def _further(settings: Any) -> dict[str, Any]:
+    return {**_sizes(settings), "settings": Optimization(optimizer=settings.optimizer, precision=settings.precision)}
 
 
 # Objective of an encoder, see `encoders.base.EncoderConfig` -> its training.

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from drifting._checks import check_counts, check_optimizer, check_precision
+from drifting._checks import PRECISIONS, check_choice, check_counts, check_optimizer
 from drifting.errors import InputError
 from drifting.guidance import check_guidance_law, check_guidance_scale
 
-OPTIMIZERS = ("adamw", "muon")
 # Bound of the factors of temperatures, and of their inverses.
 _SMALLEST_FACTOR = 1e-4
 
@@ -136,9 +135,7 @@ def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
     if schedule.microbatch_size is not None:
         check_counts({"microbatch_size": schedule.microbatch_size})
     _check_passes(schedule, labeled=labeled)
-    check_precision(schedule.precision)
-    if schedule.optimizer not in OPTIMIZERS:
-        raise InputError(f"optimizer is '{schedule.optimizer}': pass {' or '.join(OPTIMIZERS)}")
+    check_choice("precision", schedule.precision, PRECISIONS)
     if not 0 <= schedule.decay_power <= 100:
         raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
     if not 0 <= schedule.cooldown <= 1:

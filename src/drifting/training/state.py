@@ -30,6 +30,7 @@ from drifting._checks import constant, full_precision
 from drifting._torch import stream_seed
 from drifting.checkpoint import check_state, described, load_weights
 from drifting.distributed import ALONE, Processes, laid_out, local
+from drifting.encoders.base import Optimization
 from drifting.errors import InputError
 from drifting.generators.base import Generator
 from drifting.loss import FeatureLoss
@@ -50,13 +51,13 @@ _SMALLEST_NORM = 1e-7
 _STEP_OF_ADAMW = 0.2
 
 
-def build_optimizer(generator: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Return the optimizer of a schedule for all weights of a generator, with its initial state."""
-    settings: dict[str, Any] = {"lr": schedule.learning_rate, "betas": schedule.betas, "weight_decay": schedule.weight_decay}
-    if schedule.optimizer == "muon":
-        optimizer = Muon(generator, **settings)
+def build_optimizer(model: nn.Module, settings: Schedule | Optimization, learning_rate: float) -> torch.optim.Optimizer:
+    """Return the optimizer of the settings for all weights of a network, with its initial state."""
+    options: dict[str, Any] = {"lr": learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "muon":
+        optimizer = Muon(model, **options)
     else:
-        optimizer = torch.optim.AdamW(generator.parameters(), fused=True, **settings)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True, **options)
     start_optimizer(optimizer)
     return optimizer
 
@@ -264,7 +265,7 @@ class TrainingState(State):
         first, *others = self.averages.items()
         averages = {"average": first[1], **{f"average-{decay}": average for decay, average in others}}
         networks = {"generator": generator, **averages, **self._learners}
-        super().__init__(networks, build_optimizer(generator, schedule), stream_seed(seed, "training"))
+        super().__init__(networks, build_optimizer(generator, schedule, schedule.learning_rate), stream_seed(seed, "training"))
 
     @property
     def averaged(self) -> Generator:

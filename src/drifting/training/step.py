@@ -195,7 +195,7 @@ def _features(
 
 
 def computed_in(precision: str, function: Callable[..., Any], device: torch.device | str) -> Callable[..., Any]:
-    """Return a generator or an encoder that computes in a precision and returns float32.
+    """Return a network that computes in a precision and returns float32.
 
     Args:
         precision: compute precision, one of `_checks.PRECISIONS`.
