@@ -87,6 +87,18 @@ def test_figures_of_the_batches_have_a_row_of_their_own_and_the_noise_floor_is_d
     assert len(without.axes) == 3
 
 
+@pytest.mark.parametrize(
+    ("more", "last"), [({}, "spread of the samples"), ({"marginal_residual/a/0.1": 0.125}, "errors of the rows")]
+)
+def test_fields_without_a_kernel_have_no_empty_panel_of_its_spread(more, last, recwarn):
+    log = [{"step": n, "loss": 1.0, "drift_norm/a/0.1": 1.0, "diversity/a": 0.5, **more} for n in (1, 2)]
+    drawn = [panel for panel in figures.losses_figure("x", log, None).axes[3:] if panel.axison]
+    assert len(drawn) == 1 + len(more)
+    assert all(panel.lines for panel in drawn)
+    assert drawn[-1].get_title().startswith(last)
+    assert not recwarn.list
+
+
 def test_drift_norms_of_many_features_are_one_curve_a_temperature_and_thin_ones():
     norms = {
         "a/0.1": (4.0, 1.0),

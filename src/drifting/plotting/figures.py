@@ -91,7 +91,8 @@ def progress_figure(
 def losses_figure(title: str, log: Log, floor: float | None = None) -> Figure:
     """Return a figure of the curves of a training: loss, raw drift norms, and the two-sample distance with its floor.
 
-    A second row shows the figures of the batches, if there are any: signal and noise, spread of the samples, spread of the kernel.
+    A second row shows the figures of the batches, if there are any: signal and noise, spread of the samples, and spread of the
+    kernel or errors of the transport plans.
     """
     measured = any(name.startswith("diversity/") for line in log for name in line)
     figure, axes = panels(1 + measured, 3, size=4.2, title=f"{title}: what is measured during training")
@@ -104,6 +105,9 @@ def losses_figure(title: str, log: Log, floor: float | None = None) -> Figure:
     left.set(title="loss", xlabel="step", ylabel="mean square of the drift that is regressed")
     if losses and max(losses) > 20 * min(losses) > 0:
         left.set_yscale("log")
+    elif losses and 0 < max(losses) < 1.01 * min(losses):
+        # The loss of normalized drifts is constant, and its rounding errors are no curve.
+        left.set_ylim(0, 1.2 * max(losses))
     _draw_drift_norms(middle, log)
     compared = [line for line in log if "energy_distance" in line]
     distances = [line["energy_distance"] for line in compared]
@@ -124,12 +128,20 @@ _BATCHES: Mapping[str, Mapping[str, str]] = {
         "remoteness": "from samples to data",
     },
     "share of one-hot rows (flat: dashed)": {"one_hot_share": "", "flat_share": ""},
+    "errors of the rows of the transport plans": {"marginal_residual": ""},
 }
 
 
 def _draw_batches(axes: Sequence[Axes], log: Log) -> None:
-    """Draw the figures of the batches, each the median over all features: by temperature, where it has one."""
-    for panel, (title, kinds) in zip(axes, _BATCHES.items(), strict=True):
+    """Draw the figures of the batches, each the median over all features: by temperature, where it has one.
+
+    Fields without kernels have none of the last figures, and most have no transport plans.
+    """
+    logged = {name.partition("/")[0] for line in log for name in line}
+    drawable = [(title, kinds) for title, kinds in _BATCHES.items() if logged.intersection(kinds)]
+    for panel in axes[len(drawable) :]:
+        panel.set_axis_off()
+    for panel, (title, kinds) in zip(axes, drawable, strict=False):
         drawn: list[list[float]] = []
         for style, (kind, label) in zip(itertools.cycle(("-", "--") if "dashed" in title else ("-",)), kinds.items(), strict=False):
             curves: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
