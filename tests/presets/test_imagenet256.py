@@ -167,10 +167,11 @@ def test_folder_of_images_fills_in_what_it_holds(tmp_path):
 
 def test_encoder_takes_settings_of_its_training_and_no_others():
     config = preset("mae-latent-256", data="data")
-    adjusted = adjust(config, steps=7, batch_size=9, learning_rate=0.5, seed=3, device="cuda:1", keep=4, microbatch_size=3)
-    settings = dataclasses.replace(config.encoder, steps=7, batch_size=9, learning_rate=0.5, microbatch_size=3)
+    training = {"steps": 7, "batch_size": 9, "learning_rate": 0.5, "microbatch_size": 3, "optimizer": "muon"}
+    adjusted = adjust(config, **training, seed=3, device="cuda:1", keep=4)
+    settings = dataclasses.replace(config.encoder, **training)
     assert adjusted == dataclasses.replace(config, encoder=settings, seed=3, device="cuda:1", keep=4)
-    for name, value in (("temperatures", (0.1,)), ("optimizer", "muon")):
+    for name, value in (("temperatures", (0.1,)), ("parallel", "fsdp")):
         with pytest.raises(InputError, match=f"{name} is .*, which the preset 'mae-latent-256' does not take: leave it out"):
             adjust(config, **{name: value})
 
