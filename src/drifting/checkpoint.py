@@ -292,17 +292,27 @@ def load_network(build: Callable[[], Network], path: Path) -> Network:
         InputError: if the file is missing or damaged, the network cannot be built, or it has other weights.
     """
     weights = load_tensors(path)
+    check_weights(shapes_of_network(build, len(weights), path), weights, str(path))
+    network = build()
+    load_weights(network, weights, str(path))
+    return network
+
+
+def shapes_of_network(build: Callable[[], Network], weights: int, path: Path) -> Network:
+    """Return the network of a configuration on the meta device, or raise InputError if it cannot be built.
+
+    Args:
+        build: returns the network.
+        weights: number of tensors in the file of its weights.
+        path: path of that file, for messages.
+    """
     try:
-        with shapes_only(), _at_most(len(weights)):
-            like = build()
+        with shapes_only(), _at_most(weights):
+            return build()
     except Exception as error:  # every layer raises its own error for a size that is too large
         if isinstance(error, InputError):
             raise
         raise InputError(f"configuration of '{path}' describes no network ({reason(error)}): restore it or train again") from None
-    check_weights(like, weights, str(path))
-    network = build()
-    load_weights(network, weights, str(path))
-    return network
 
 
 @contextmanager

@@ -107,6 +107,17 @@ def test_number_of_classes_is_that_of_the_weights_where_it_is_not_told(kind, tmp
         assert artifact.num_classes == artifact.network().num_classes == 3
 
 
+@pytest.mark.parametrize("count", [2**62, 2**63])
+@pytest.mark.parametrize(("kind", "place"), [("gen", ("Embed_0", "embedding", 0)), ("mae", ("fc", "kernel", 1))])
+def test_number_of_classes_beyond_any_network_is_refused(kind, place, count, tmp_path):
+    tree, (branch, leaf, axis) = tree_of(make_artifact(tmp_path, kind)), place
+    tree[branch][leaf] = [[count, 0][:: -1 if axis else 1], "float32", b""]
+    rewrite(tmp_path, tree)
+    reconfigure(tmp_path, num_classes=...)
+    with pytest.raises(InputError, match=r"ema_params\.msgpack' describes no network"):
+        read_artifact(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_any_precision_are_computed_with_in_float32(dtype, tmp_path):
     generator = load_generator(make_artifact(tmp_path, "gen", dtype=dtype))

@@ -154,6 +154,19 @@ def test_transformers_that_the_format_cannot_hold_are_refused(settings, message,
     assert not (tmp_path / "theirs").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("style_classes", 2**62, "empty"), ("cond_dim", 2**62, "overflowed"), ("depth", 300, "many more than the 34 weights")],
+)
+def test_configurations_beyond_any_network_are_refused(field, value, message, tmp_path, tiny_images):
+    _run(tmp_path / "run", tiny_images)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    save_json(tmp_path / "run" / "config.json", {**config, "generator": {**config["generator"], field: value}})
+    with pytest.raises(InputError, match=f"configuration of '.*generator.safetensors' describes no network .*{message}"):
+        convert(str(tmp_path / "run"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_networks_are_refused(tmp_path, tiny_images, extractor_folder):
     _run(tmp_path / "run", tiny_images)
     weights = load_file(tmp_path / "run" / "generator.safetensors")

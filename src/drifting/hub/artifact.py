@@ -22,7 +22,7 @@ from drifting._checks import nearest_name
 from drifting._files import atomic_path
 from drifting._json import load_json
 from drifting._torch import shapes_only
-from drifting.checkpoint import check_finite, different_names, load_state_dict
+from drifting.checkpoint import check_finite, different_names, load_state_dict, shapes_of_network
 from drifting.encoders.mae import MaskedAutoencoder
 from drifting.encoders.mae_features import MAEFeatures
 from drifting.errors import InputError, reason
@@ -126,8 +126,8 @@ def read_artifact(folder: str | Path) -> Artifact:
     if not isinstance(metadata, dict):
         raise InputError(f"metadata of '{folder}' is a {type(metadata).__name__}: pass an object with kind and model_config")
     arrays = read_tree(folder / PARAMETERS)
-    with shapes_only():
-        network = build_network(metadata, str(folder), _classes_of(metadata.get("kind"), arrays))
+    classes = _classes_of(metadata.get("kind"), arrays)
+    network = shapes_of_network(lambda: build_network(metadata, str(folder), classes), len(arrays), folder / PARAMETERS)
     found = {place.name: place for place in places(network)}
     _check_arrays(folder / PARAMETERS, arrays, found)
     return Artifact(folder, metadata, arrays, found)

@@ -16,8 +16,7 @@ from drifting import config as configuration
 from drifting._files import check_writable
 from drifting._json import save_json
 from drifting._progress import CountProgress
-from drifting._torch import shapes_only
-from drifting.checkpoint import check_weights, load_tensors, write_tensors
+from drifting.checkpoint import check_weights, load_tensors, shapes_of_network, write_tensors
 from drifting.config import SavedConfig
 from drifting.data.pixels import DEFAULT_VAE, VAE, load_vae, to_bytes
 from drifting.distributed import join
@@ -187,8 +186,7 @@ def _opened(folder: Path, config: SavedConfig) -> tuple[dict[str, Tensor], Netwo
     file = _WEIGHTS.get(kind, WEIGHTS)
     weights = load_tensors(folder / file)
     classes = next((len(weights[name]) for name in _PER_CLASS if name in weights and weights[name].ndim), None)
-    with shapes_only():
-        network = _network(config, folder, classes)
+    network = shapes_of_network(lambda: _network(config, folder, classes), len(weights), folder / file)
     if odd := {value.dtype for value in weights.values()} - set(DTYPES.values()):
         raise InputError(f"weights of '{folder / file}' are {odd.pop()}, which the release's format cannot hold: convert others")
     check_weights(network, weights, str(folder / file))
