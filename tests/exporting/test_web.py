@@ -2,11 +2,13 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
+import tarfile
 
 import numpy as np
 import pytest
@@ -174,6 +176,39 @@ def test_npm_that_takes_too_long_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", late)
     with pytest.raises(InputError, match="npm has not fetched"):
         web.runtime_files(None, cdn=False)
+
+
+def _package(path, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Write an npm package with files of repeated bytes, or with entries of another kind, and return its bytes."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name in web._NEEDED:
+            entry, content = tarfile.TarInfo(f"package/{name}"), bytes(range(256)) * 40
+            entry.type, entry.size = kind, len(content) if kind == tarfile.REGTYPE else 0
+            archive.addfile(entry, io.BytesIO(content))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:5], "ended before"),
+        (lambda data: data[:-9], "ended before"),
+        (lambda data: data[:-8] + bytes(4) + data[-4:], "CRC check failed"),
+    ],
+)
+def test_damaged_packages_of_the_runtime_are_refused(change, message, tmp_path):
+    path = tmp_path / "runtime.tgz"
+    data = _package(path)
+    assert web.runtime_files(path, cdn=False).keys() == {"ort.js", "ort.wasm"}
+    path.write_bytes(change(data))
+    with pytest.raises(InputError, match=rf"runtime is '.*runtime.tgz', .*{message}.*: pass what 'npm pack"):
+        web.runtime_files(path, cdn=False)
+
+
+def test_packages_with_folders_in_place_of_files_are_refused(tmp_path):
+    _package(tmp_path / "runtime.tgz", tarfile.DIRTYPE)
+    with pytest.raises(InputError, match=r"dist/ort.wasm.bundle.min.mjs is not a file"):
+        web.runtime_files(tmp_path / "runtime.tgz", cdn=False)
 
 
 def test_samples_that_are_no_picture_are_refused(tmp_path):

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def runtime_files(source: str | Path | None, *, cdn: bool) -> dict[str, bytes] |
         place = Path(source) if source is not None else _fetched(Path(scratch))
         try:
             return _from_folder(place) if place.is_dir() else _from_archive(place)
-        except (OSError, KeyError, tarfile.TarError) as error:
+        except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
             unfit = f"runtime is '{place}', which is not the npm package of ONNX Runtime Web ({reason(error)})"
             raise InputError(f"{unfit}: pass what 'npm pack {PACKAGE}' fetches") from None
 
@@ -68,9 +69,17 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
 
 
 def _from_archive(path: Path) -> dict[str, bytes]:
+    found = {}
     with tarfile.open(path) as archive:
-        found = {name: archive.extractfile(f"package/{inside}") for inside, name in _NEEDED.items()}
-        return {name: file.read() for name, file in found.items() if file is not None}
+        for inside, name in _NEEDED.items():
+            file = archive.extractfile(f"package/{inside}")
+            if file is None:
+                raise tarfile.ExtractError(f"{inside} is not a file")
+            found[name] = file.read()
+        # The checksum stands at the end, behind all files.
+        if archive.fileobj is not None:
+            archive.fileobj.read()
+    return found
 
 
 def _fetched(folder: Path) -> Path:
