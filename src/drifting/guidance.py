@@ -77,7 +77,7 @@ def draw_guidance_scale(
 
 def check_guidance_scale(guidance_scale: float) -> None:
     """Raise InputError unless the guidance scale is finite and at least 1."""
-    if not hasattr(guidance_scale, "__float__") or not 1 <= guidance_scale < math.inf:
+    if not hasattr(guidance_scale, "__float__") or not 1 <= guidance_scale <= torch.finfo(torch.float32).max:
         raise InputError(f"guidance_scale is {guidance_scale!r}: pass a number from 1 (no guidance) up, such as 1.5")
 
 
@@ -85,7 +85,7 @@ def check_guidance_law(*, exponent: float, highest: float, unguided_prob: float)
     """Raise InputError unless `draw_guidance_scale` can draw from a law with these numbers."""
     if not 0 <= exponent <= 100:
         raise InputError(f"exponent is {exponent}: the guidance scale is drawn from alpha^-exponent, pass a number from 0 to 100")
-    if not 1 < highest < math.inf:
+    if not 1 < highest <= torch.finfo(torch.float32).max:
         raise InputError(f"highest is {highest}: the guidance scale is drawn from [1, highest], pass a number above 1")
     if not 0 <= unguided_prob <= 1:
         raise InputError(f"unguided_prob is {unguided_prob}, a probability: pass a number from 0 to 1")
