@@ -89,6 +89,24 @@ def test_failing_pass_is_told_to_its_requests_alone(digits):
     batcher.close()
 
 
+def test_request_that_fails_leaves_the_others_of_its_pass_alone(digits, held):
+    def make(parts):
+        if any(request.seed == 1 for request, _ in parts):
+            raise FloatingPointError("not finite")
+        return digits.one_pass()(parts)
+
+    held.make = make
+    batcher = Batcher(held, batch_size=8, max_waiting=4)
+    batcher.open()
+    first, fine, failing, last = (batcher.submit(digits.request(2, seed=seed)) for seed in (0, 2, 1, 3))
+    assert held.began.wait(PATIENCE)
+    held.free.set()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        failing.result(PATIENCE)
+    assert [len(each.result(PATIENCE)) for each in (first, fine, last)] == [2, 2, 2]
+    batcher.close()
+
+
 def test_places_are_as_many_as_they_should_be(batcher):
     with batcher.place(), batcher.place(), batcher.place():
         assert batcher.in_hand == 3

@@ -133,9 +133,12 @@ class Batcher:
         try:
             self._watch(sum(sizes), len(sizes))
             samples = self._make(parts).split(sizes)
-        except Exception as error:  # the clients of this pass are told; others are served
-            for one, _ in batch:
-                one.fail(error)
+        except Exception as error:  # the client is told; others are served
+            if len(batch) == 1:
+                batch[0][0].fail(error)
+            else:
+                for each in batch:
+                    self._make_batch([each])
             return
         for (one, _), own in zip(batch, samples, strict=True):
             one.add(own)
