@@ -291,7 +291,7 @@ def load_network(build: Callable[[], Network], path: Path) -> Network:
     Raises:
         InputError: if the file is missing or damaged, the network cannot be built, or it has other weights.
     """
-    weights = load_tensors(path)
+    weights = load_tensors(path, fix="delete it and resume, or download it again")
     check_weights(shapes_of_network(build, len(weights), path), weights, str(path))
     network = build()
     load_weights(network, weights, str(path))

@@ -235,7 +235,7 @@ def _cut(files: dict[str, bytes], hub: HubStandIn) -> None:
         (_huge, r"'generator\.safetensors' of 5,000 MB, more than 4,000 MB"),
         (_misshapen, "do not fit the configuration"),
         (_vast, "do not fit the configuration|describes no network"),
-        (_cut, "corrupted or truncated"),
+        (_cut, "corrupted or truncated .*: delete it and resume, or download it again"),
     ],
 )
 def test_strange_repository_is_refused_in_a_sentence(

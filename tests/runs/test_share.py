@@ -268,3 +268,11 @@ def test_damaged_weights_of_a_converted_folder_are_named(name, change, message, 
         with pytest.raises(InputError, match=message):
             use(str(tmp_path / "ours"))
     assert not list(tmp_path.glob("back/*"))
+
+
+def test_truncated_weights_of_a_converted_folder_are_to_be_converted_again(tmp_path):
+    _, weights = convert(str(make_artifact(tmp_path / "from", "gen")), tmp_path / "ours")
+    weights.write_bytes(weights.read_bytes()[:100])
+    for use in (load, lambda folder: convert(folder, tmp_path / "back")):
+        with pytest.raises(InputError, match=r"corrupted or truncated .*: restore it, or train, convert or download it again"):
+            use(str(tmp_path / "ours"))

@@ -184,7 +184,7 @@ def _opened(folder: Path, config: SavedConfig) -> tuple[dict[str, Tensor], Netwo
     if kind is None:
         raise InputError(f"run is '{folder}', of {type(part).__name__}, which the release does not have: name a DiT or an MAE")
     file = _WEIGHTS.get(kind, WEIGHTS)
-    weights = load_tensors(folder / file)
+    weights = load_tensors(folder / file, fix="restore it, or train, convert or download it again")
     classes = next((len(weights[name]) for name in _PER_CLASS if name in weights and weights[name].ndim), None)
     network = shapes_of_network(lambda: _network(config, folder, classes), len(weights), folder / file)
     if odd := {value.dtype for value in weights.values()} - set(DTYPES.values()):
