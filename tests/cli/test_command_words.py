@@ -23,6 +23,8 @@ WORDS = {
     "compare-fields": "--fields and --presets are missing: see drifting compare-fields --help",
     "compare-fields --presets moons": "--fields is missing: see drifting compare-fields --help",
     "compare-fields --preset moons --fields x": "option '--preset' does not exist: did you mean --presets? Else see drifting ",
+    "sample x --device cpu": "option '--device' does not exist: see drifting sample --help",
+    "calibrate images --image-size 16": "option '--image-size' does not exist: did you mean --batch-size? Else see drifting ",
     "share x --too y": "option '--too' does not exist: did you mean --to? Else see drifting share --help",
     "evalute x": "command is 'evalute': did you mean 'evaluate'? There are train, ",
     "": "the command is missing: there are train, ",

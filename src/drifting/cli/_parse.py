@@ -268,7 +268,7 @@ def _names_of(parameter: inspect.Parameter) -> list[str]:
 
 def _sentence(message: str, words: Sequence[str], flags: Sequence[str], see: str, positional: str = "") -> str:
     for pattern, sentence in (
-        (r"Unrecognized options()", lambda _: _unknown(message, words, flags, see)),
+        (r"Unrecognized (?:or misplaced )?options()", lambda _: _unknown(message, words, flags, see)),
         (r"Missing from()", lambda _: _missing(message, words, flags, see, positional)),
         (r"Missing value for argument '([^']+)'. Expected (\d+)", lambda found: _without_value(found[1], int(found[2]), words)),
         (r"invalid choice '(.*)' for argument '([^']+)'. Expected one of \((.*)\)", lambda found: _wrong_choice(found, words)),
