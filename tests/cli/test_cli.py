@@ -248,6 +248,13 @@ def test_evaluation_prints_a_table_and_writes_it(here, command, kind, request):
             assert shown == "" if measured is None else float(shown) == pytest.approx(measured, rel=1e-4)
 
 
+def test_doubt_about_samples_and_real_data_is_told_once(here, command, points_run):
+    result = command("evaluate", points_run, "--num-samples", 3)
+    (points_run / "metrics.json").unlink()
+    assert result.status == 0
+    assert result.err.count("3 points against 3 are too few for precision") == 1
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_presets_are_all_listed_in_groups_of_whole_words(command, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))

@@ -350,8 +350,8 @@ def evaluate(
             device=device,
         )
     print_table(("metric", "value", "real against real", "better"), lines(metrics), title=str(run))
-    for doubt in doubts:
-        print(f"drifting: {doubt.message}", file=sys.stderr)
+    for doubt in dict.fromkeys(str(doubt.message) for doubt in doubts):
+        print(f"drifting: {doubt}", file=sys.stderr)
 
 
 def compare(runs: Positional[tuple[Path, ...]], /, *, out: Path = Path("runs/comparison"), overwrite: bool = False) -> None:
