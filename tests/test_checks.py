@@ -154,6 +154,17 @@ def test_drift_norms_without_a_temperature_are_refused():
         drifting_loss(*samples, temperatures=(0.05, 0.2), drift_norms={0.05: torch.ones(())})
 
 
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4, 2)), [[0.0, 1.0]], None, (torch.zeros(4, 2),), {"low": [0.0]}], ids=lambda value: type(value).__name__
+)
+def test_samples_that_are_no_tensors_are_refused(wrong):
+    samples, sentence = torch.zeros(4, 2), "samples are a .*: pass a tensor, or to DriftingLoss tensors by name"
+    for call in (DriftingLoss(), drifting_loss, functools.partial(mean_shift, temperature=0.1)):
+        for pair in ((wrong, samples), (samples, wrong), (wrong, wrong)):
+            with pytest.raises(InputError, match=sentence):
+                call(*pair)
+
+
 @pytest.mark.parametrize("argument", ["positives", "unconditional", "generated_negatives"])
 def test_features_of_other_names_are_refused(argument):
     features = {"low": torch.zeros(2, 3, 1, 4), "high": torch.zeros(2, 3, 1, 4)}

@@ -79,8 +79,16 @@ def not_compiled(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def check_tensors(*samples: object) -> None:
+    """Raise InputError unless all samples are tensors."""
+    wrong = next((type(each).__name__ for each in samples if not isinstance(each, Tensor)), None)
+    if wrong is not None:
+        raise InputError(f"samples are a {wrong}: pass a tensor, or to DriftingLoss tensors by name, {{'layer4': features}}")
+
+
 def check_shapes(generated: Tensor, *targets: Tensor) -> None:
-    """Raise InputError unless all samples have the same device, precision, groups and feature size, and none is empty."""
+    """Raise InputError unless all samples are tensors of one device, precision, groups and feature size, and none is empty."""
+    check_tensors(generated, *targets)
     for target in targets:
         if target.device != generated.device:
             raise InputError(f"samples are on {generated.device} and {target.device}: move all to one device")
@@ -114,7 +122,9 @@ def check_feature_maps(generated: Mapping[str, Tensor], *others: Mapping[str, An
 
 
 def _named(features: Features) -> Mapping[str, Tensor]:
-    return {"sample": features} if isinstance(features, Tensor) else features
+    named = features if isinstance(features, Mapping) else {"sample": features}
+    check_tensors(*named.values())
+    return named
 
 
 def feature_maps(features: Features) -> Mapping[str, Tensor]:
@@ -176,15 +186,19 @@ def check_temperature(temperature: float, name: str = "temperature") -> None:
         raise InputError(f"{name} is {temperature}: pass a number above 0, from {_COLDEST:g} to {_HOTTEST:g}")
 
 
-def check_loss(temperatures: Sequence[float], drift_clip: float | None, field: Any, *, has_independent: bool = True) -> None:
+def check_loss(
+    temperatures: Sequence[float], drift_clip: float | None, field: Any, *samples: Tensor, has_independent: bool = True
+) -> None:
     """Raise InputError unless a loss has all that it needs.
 
     Args:
         temperatures: its temperatures.
         drift_clip: the length to which it shortens drifts; None for no limit.
         field: its drift field.
+        samples: those that it is called with.
         has_independent: whether there is an independent generated batch.
     """
+    check_tensors(*samples)
     check_temperatures(temperatures)
     check_field(field, has_independent=has_independent)
     if drift_clip is not None and not 0 < drift_clip < math.inf:

@@ -137,7 +137,7 @@ def drifting_loss(  # noqa: PLR0913 - the one function whose arguments are the m
     a call. Unlike in the release, features are centered before distances, and a sample is masked from itself exactly, up to the
     affinity floor.
     """
-    check_loss(temperatures, drift_clip, field, has_independent=generated_negatives is not None)
+    check_loss(temperatures, drift_clip, field, generated, positives, has_independent=generated_negatives is not None)
     if generated.ndim == 2:
         generated, positives = generated[None], positives[None]
         unconditional, detached = one_group(unconditional), one_group(detached)
