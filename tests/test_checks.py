@@ -1,13 +1,14 @@
 """What the core requires of its inputs, and what it says if they do not fit."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from drifting import DriftingLoss, InputError, drifting_loss
-from drifting._checks import check_seed, check_shapes, constant, full_precision, join_weights, nearest_name
+from drifting._checks import check_learning_rate, check_seed, check_shapes, constant, full_precision, join_weights, nearest_name
 from drifting.fields import Lookahead, MeanShift, mean_shift
 
 ODD_SHAPES = [
@@ -89,6 +90,7 @@ def test_constant_functions_know_neither_autograd_nor_autocast():
 
 def test_nearest_name_is_suggested_for_a_typing_error():
     assert nearest_name("Swis_rol", ["checkerboard", "swiss_roll"]) == "swiss_roll"
+    assert nearest_name(3, ["toy"]) == "toy"
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
@@ -165,6 +167,22 @@ def test_samples_that_are_no_tensors_are_refused(wrong):
                 call(*pair)
 
 
+NO_NUMBERS = {
+    "temperature": lambda value: mean_shift(torch.zeros(4, 2), torch.zeros(4, 2), temperature=value),
+    "drift_clip": lambda value: DriftingLoss(drift_clip=value),
+    "affinity_floor": lambda value: MeanShift(affinity_floor=value),
+    "weight": lambda value: Lookahead(weight=value),
+    "learning_rate": check_learning_rate,
+}
+
+
+@pytest.mark.parametrize("value", ["1e-3", [0.1]])
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_texts_and_lists_in_place_of_a_number_are_refused(name, value):
+    with pytest.raises(InputError, match=re.escape(f"{name} is {value!r}: pass ")):
+        NO_NUMBERS[name](value)
+
+
 @pytest.mark.parametrize("argument", ["positives", "unconditional", "generated_negatives"])
 def test_features_of_other_names_are_refused(argument):
     features = {"low": torch.zeros(2, 3, 1, 4), "high": torch.zeros(2, 3, 1, 4)}
@@ -174,7 +192,7 @@ def test_features_of_other_names_are_refused(argument):
 
 @pytest.mark.parametrize("seed", [1.5, 3.0, float("nan"), "1", -1, 2**31])
 def test_seed_that_is_no_whole_number_in_range_is_refused(seed):
-    with pytest.raises(InputError, match=f"seed is {seed}: pass a whole number from 0 to 2147483647"):
+    with pytest.raises(InputError, match=f"seed is {seed!r}: pass a whole number from 0 to 2147483647"):
         check_seed(seed)
 
 

@@ -182,8 +182,8 @@ def check_temperatures(temperatures: Sequence[float]) -> None:
 
 def check_temperature(temperature: float, name: str = "temperature") -> None:
     """Raise InputError unless float32 can divide by the temperature."""
-    if not _COLDEST <= temperature <= _HOTTEST:
-        raise InputError(f"{name} is {temperature}: pass a number above 0, from {_COLDEST:g} to {_HOTTEST:g}")
+    if not (is_number(temperature) and _COLDEST <= temperature <= _HOTTEST):
+        raise InputError(f"{name} is {temperature!r}: pass a number above 0, from {_COLDEST:g} to {_HOTTEST:g}")
 
 
 def check_loss(
@@ -201,8 +201,8 @@ def check_loss(
     check_tensors(*samples)
     check_temperatures(temperatures)
     check_field(field, has_independent=has_independent)
-    if drift_clip is not None and not 0 < drift_clip < math.inf:
-        raise InputError(f"drift_clip is {drift_clip}: pass a number above 0, such as 3, or None for no limit")
+    if drift_clip is not None and not (is_number(drift_clip) and 0 < drift_clip < math.inf):
+        raise InputError(f"drift_clip is {drift_clip!r}: pass a number above 0, such as 3, or None for no limit")
 
 
 def check_field(field: Any, *, has_independent: bool) -> None:
@@ -254,16 +254,16 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def nearest_name(name: str, names: Iterable[str]) -> str:
+def nearest_name(name: object, names: Iterable[str]) -> str:
     """Return the known name most similar to a mistyped one."""
-    return max(names, key=lambda known: difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio())
+    return max(names, key=lambda known: difflib.SequenceMatcher(None, str(name).lower(), known.lower()).ratio())
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raise InputError unless a value is one of several names."""
     names = list(choices)
     if value not in names:
-        raise InputError(f"{name} is '{value}', not {' or '.join(names)}: did you mean {nearest_name(str(value), names)}?")
+        raise InputError(f"{name} is '{value}', not {' or '.join(names)}: did you mean {nearest_name(value, names)}?")
 
 
 def check_counts(counts: Mapping[str, int]) -> None:
@@ -280,22 +280,27 @@ def is_integer(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value is a number, or a tensor of one."""
+    return isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
 def check_positive(name: str, value: float, such_as: float, *, or_zero: bool = False) -> None:
     """Raise InputError unless a number is above 0, or 0 where that is allowed, and finite; `such_as` is a usual value."""
-    if not 0 < value < math.inf and not (or_zero and value == 0):
-        raise InputError(f"{name} is {value}: pass {'0 or ' * or_zero}a number above 0, such as {such_as:g}")
+    if not is_number(value) or not (0 < value < math.inf or (or_zero and value == 0)):
+        raise InputError(f"{name} is {value!r}: pass {'0 or ' * or_zero}a number above 0, such as {such_as:g}")
 
 
 def check_seed(seed: int) -> None:
     """Raise InputError unless the seed is a whole number that fits every random stream."""
     if not hasattr(seed, "__index__") or not 0 <= seed < 2**31:
-        raise InputError(f"seed is {seed}: pass a whole number from 0 to {2**31 - 1}")
+        raise InputError(f"seed is {seed!r}: pass a whole number from 0 to {2**31 - 1}")
 
 
 def check_learning_rate(value: float, name: str = "learning_rate") -> None:
     """Raise InputError unless an optimizer can work with the learning rate."""
-    if not 0 < value <= 1e30:  # above, the optimizer overflows
-        raise InputError(f"{name} is {value}: pass a number above 0, such as 1e-3")
+    if not (is_number(value) and 0 < value <= 1e30):  # above, the optimizer overflows
+        raise InputError(f"{name} is {value!r}: pass a number above 0, such as 1e-3")
 
 
 def check_optimizer(settings: Any, prefix: str = "") -> None:

@@ -129,6 +129,8 @@ def test_none_is_a_value_of_a_dotted_name_and_no_change_of_a_short_one():
         ),
         ("toy", {"generator.widht": 3}, "generator.widht is 3, .* did you mean generator.width"),
         ("toy", {"generator.width": "many"}, "generator.width is 'many', not a whole number"),
+        ("toy", {"batch_size": "many"}, "batch_size is 'many', not a whole number"),
+        ("toy", {"batch_size": 3.5}, "batch_size is 3.5, not a whole number"),
         ("toy", {"loss.temperatures": (0.1, "x")}, r"loss.temperatures\[1\] is 'x', not a number"),
         ("cifar10-simclr", {"data.num_classes": 3}, "data.num_classes is 3, which the preset 'cifar10-simclr' does not take"),
     ],

@@ -293,6 +293,9 @@ BAD = {
     "loss": ({"loss": nn.MSELoss()}, "loss is a MSELoss: pass a DriftingLoss"),
     "device": ({"device": "nowhere"}, "device is 'nowhere'"),
     "seed": ({"seed": -1}, "seed is -1"),
+    "text of a rate": ({"schedule": schedule(learning_rate="1e-3")}, "learning_rate is '1e-3', not a number"),
+    "text of a share": ({"schedule": schedule(ema_decay="0.9")}, "ema_decay is '0.9', not a number"),
+    "no steps": ({"schedule": schedule(warmup_steps="2")}, "warmup_steps is '2', not a whole number"),
 }
 
 

@@ -140,7 +140,7 @@ def adjust(config: Config, *, batch_size: int | None = None, encoder_steps: int 
             dotted = _dotted(name, value, known, config)
             values[dotted] = read_value(known[dotted].kind, value, name)
     if batch_size is not None and by_label:
-        values |= _batch(config.optimization, batch_size, values)
+        values |= _batch(config.optimization, read_value(int, batch_size, "batch_size"), values)
     for one, other in (("microbatch_size", "labels_per_microbatch"), ("labels_per_microbatch", "microbatch_size")):
         if values.get(f"schedule.{one}") is not None:
             values.setdefault(f"schedule.{other}", None)

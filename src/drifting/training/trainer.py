@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from drifting._checks import check_counts, check_device, check_field, check_row_scale, check_seed
+from drifting._json import read_dataclass
 from drifting.data.batches import as_batch
 from drifting.data.dataset import Source
 from drifting.data.pairs import Conditions, PairedSource
@@ -88,6 +89,7 @@ class Trainer:
         source = _open(data, schedule, classes, seed, place) if conditions is None else _pairs(data, conditions)
         self.schedule = schedule or _default_schedule(source.num_classes, paired=conditions is not None)
         check_counts({name: getattr(self.schedule, name) for name in _COUNTED})
+        read_dataclass(Schedule, vars(self.schedule))  # refuses values of other types
         if self.loss.settings["scale_per_row"]:
             check_row_scale(self.loss.field, normalize_features=self.loss.settings["normalize_features"])
         check_field(self.loss.field, has_independent=self.schedule.independent_negatives)
