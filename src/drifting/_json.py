@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import numbers
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -110,7 +111,7 @@ def read_dataclass(kind: Callable[..., T], values: Any, name: str = "") -> T:
 
 
 def read_value(kind: Any, value: Any, name: str) -> Any:
-    """Return a JSON value that matches an annotation, or raise InputError naming the field; see `read_dataclass`."""
+    """Return a value of JSON or numpy that matches an annotation, or raise InputError naming the field; see `read_dataclass`."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -123,11 +124,16 @@ def read_value(kind: Any, value: Any, name: str) -> Any:
     if origin is dict:
         if isinstance(value, dict):
             return value
-    elif type(value) is kind or (kind is float and type(value) is int):
+    elif type(plain := _plain(value)) is kind or (kind is float and type(plain) is int):
         if isinstance(value, str) and not _is_text(value):
             raise InputError(f"{name} is {_shown(value)}, which can name nothing")
-        return value
+        return plain
     raise InputError(f"{name} is {_shown(value)}, not {_WORDS.get(kind, 'an object')}")
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python, and any other value as it is."""
+    return getattr(value, "item", lambda: value)() if isinstance(value, numbers.Real) else value
 
 
 def offered(base: Any) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 
+import numpy as np
 import pytest
 
 from drifting.config import to_json
@@ -138,6 +139,13 @@ def test_none_is_a_value_of_a_dotted_name_and_no_change_of_a_short_one():
 def test_setting_that_does_not_fit_is_refused(name, changes, sentence):
     with pytest.raises(InputError, match=sentence):
         adjust(preset(name), **changes)
+
+
+def test_numbers_of_numpy_are_settings_as_those_of_python():
+    adjusted = preset("toy", steps=np.int64(3), batch_size=np.int32(8), learning_rate=np.logspace(-3, -2, 3)[1])
+    assert adjusted == preset("toy", steps=3, batch_size=8, learning_rate=float(np.logspace(-3, -2, 3)[1]))
+    assert type(adjusted.schedule.steps) is int
+    assert type(adjusted.schedule.learning_rate) is float
 
 
 def test_batch_is_shared_among_as_many_labels_as_are_asked_for():
