@@ -124,6 +124,15 @@ def clear_scratch(*folders: Path) -> None:
             os.replace(old, old.with_name(named(old)))
 
 
+def check_exists(path: Path, fix: str) -> None:
+    """Raise InputError unless data are at a path, which may be an address as `Path` shortens it; `fix` ends the message."""
+    if os.path.exists(path):  # in contrast to Path.exists, without an error for a name that is too long
+        return
+    if address := re.match(r"(\w{2,}):/+(.+)", str(path)):
+        raise InputError(f"data is '{address[1]}://{address[2]}', an address: download it, and pass its path")
+    raise InputError(f"data is '{path}', which does not exist: {fix}")
+
+
 def check_writable(folder: Path, argument: str) -> None:
     """Raise InputError unless `folder` can be created and written to, with the usual file names; nothing is left behind.
 

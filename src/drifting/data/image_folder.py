@@ -15,6 +15,7 @@ from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
 from drifting._checks import check_memory
+from drifting._files import check_exists
 from drifting.data.dataset import as_notes, counts_of, describe_classes, describe_images, found, read_once
 from drifting.data.pixels import decode, decoded_bytes
 from drifting.data.readers import EncodedImage, split_name
@@ -52,8 +53,7 @@ class ImageFiles:
         check_memory(
             decoded_bytes(1, image_size, 3), f"image_size is {image_size}, at which one image", "pass a smaller --image-size"
         )
-        if not os.path.exists(self.path):
-            raise InputError(f"data is '{self.path}', which does not exist: pass a folder of images")
+        check_exists(self.path, "pass a folder of images")
         if not self.path.is_dir():
             fix = "pass a folder of image files, an unpacked one if this is an archive"
             raise InputError(f"data is '{self.path}', which is not a folder: {fix}")

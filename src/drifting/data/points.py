@@ -5,7 +5,6 @@ The toys lie within about [-1.5, 1.5]^2. `swiss_roll` and `checker` are those of
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drifting._checks import check_memory, nearest_name
+from drifting._files import check_exists
 from drifting.data.dataset import Data, found
 from drifting.data.sources import InMemorySource, StreamSource
 from drifting.errors import InputError, reason
@@ -206,8 +206,7 @@ def load_points(path: Path) -> Points:
         InputError: unless the file holds a finite numeric array [n, 2] or, as text, two numbers per line or the columns x and y.
     """
     path, kinds = Path(path).expanduser(), ".npy or .csv file"
-    if not os.path.exists(path):
-        raise InputError(f"data is '{path}', which does not exist: pass the path of a {kinds}")
+    check_exists(path, f"pass the path of a {kinds}")
     if not path.is_file():  # a named pipe would be waited for
         raise InputError(f"data is '{path}', which is not a regular file: pass the path of a {kinds}")
     array = _text_array(path) if path.suffix.lower() in _TEXTS else _npy_array(path)

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from drifting._checks import check_memory, nearest_name
+from drifting._files import check_exists
 from drifting.data.readers import MOST_NAMES, EncodedImage, Reader, Split, damaged, folders_in, parsing, quoted, split_name
 from drifting.data.readers.arrays import Arrays
 from drifting.data.readers.folder import FolderReader, ImageFolder
@@ -147,10 +148,9 @@ def find_reader(path: Path) -> tuple[Reader, Path]:
     """
     if Hub().matches(path):
         return Hub(), path
-    if not os.path.exists(path):  # in contrast to Path.exists, without an error for a name that is too long
-        beside = [place.name for place in folders_in(path.parent)]
-        meant = f"; did you mean '{path.parent / nearest_name(path.name, beside)}'?" if beside else ""
-        raise InputError(f"data is '{path}', which does not exist: pass a folder, or a Hub id like ylecun/mnist{meant}")
+    beside = [] if os.path.exists(path) else [place.name for place in folders_in(path.parent)]
+    meant = f"; did you mean '{path.parent / nearest_name(path.name, beside)}'?" if beside else ""
+    check_exists(path, f"pass a folder, or a Hub id like ylecun/mnist{meant}")
     if path.is_file():
         return _reader_of_file(path), path
     if path.is_dir():
