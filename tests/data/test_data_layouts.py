@@ -243,6 +243,8 @@ def test_advice_leads_to_what_is_there(tmp_path, monkeypatch):
             load_images(name)
     with pytest.raises(InputError, match="did you mean 'set'"):
         load_images("sett")
+    with pytest.raises(InputError, match=r"a Hub id like ylecun/mnist$"):  # no folder has a similar name
+        load_images("cifar10")
     with pytest.raises(AssertionError, match="asked for someone/else"):
         load_images("someone/else")
 

@@ -5,6 +5,7 @@ A .zip of image files is read like the folder that it contains, without unpackin
 Shapes: s samples.
 """
 
+import difflib
 import os
 import stat
 import tempfile
@@ -149,7 +150,7 @@ def find_reader(path: Path) -> tuple[Reader, Path]:
     if Hub().matches(path):
         return Hub(), path
     beside = [] if os.path.exists(path) else [place.name for place in folders_in(path.parent)]
-    meant = f"; did you mean '{path.parent / nearest_name(path.name, beside)}'?" if beside else ""
+    meant = "".join(f"; did you mean '{path.parent / name}'?" for name in difflib.get_close_matches(path.name, beside, 1))
     check_exists(path, f"pass a folder, or a Hub id like ylecun/mnist{meant}")
     if path.is_file():
         return _reader_of_file(path), path
