@@ -89,7 +89,7 @@ class Trainer:
         source = _open(data, schedule, classes, seed, place) if conditions is None else _pairs(data, conditions)
         self.schedule = schedule or _default_schedule(source.num_classes, paired=conditions is not None)
         check_counts({name: getattr(self.schedule, name) for name in _COUNTED})
-        read_dataclass(Schedule, vars(self.schedule))  # refuses values of other types
+        read_dataclass(type(self.schedule), vars(self.schedule))  # refuses values of other types
         if self.loss.settings["scale_per_row"]:
             check_row_scale(self.loss.field, normalize_features=self.loss.settings["normalize_features"])
         check_field(self.loss.field, has_independent=self.schedule.independent_negatives)
