@@ -78,7 +78,7 @@ def _from_archive(path: Path) -> dict[str, bytes]:
             found[name] = file.read()
         # The checksum stands at the end, behind all files.
         if archive.fileobj is not None:
-            archive.fileobj.read()
+            archive.fileobj.read(-1)
     return found
 
 
