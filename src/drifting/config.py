@@ -190,6 +190,8 @@ class RunConfig(EncodedConfig):
         check_loss(loss.temperatures, loss.drift_clip, loss.field, has_independent=has_independent)
         if loss.scale_per_row:
             check_row_scale(loss.field, normalize_features=loss.normalize_features)
+        if not isinstance(spread := self.generator.noise_scale, float | int) or not 0 < spread < float("inf"):
+            raise InputError(f"generator.noise_scale is {spread!r}: pass a number above 0, such as 1.05")
         if self.parallel not in PARALLEL:
             raise InputError(f"parallel is '{self.parallel}': pass {' or '.join(PARALLEL)}")
         if self.parallel == "fsdp" and schedule.optimizer == "muon":
@@ -205,7 +207,9 @@ class RunConfig(EncodedConfig):
         """Return the generator on the CPU with its initial weights, which depend only on the seed."""
         data, guided = self.data, self.schedule.draws_guidance
         with initial_weights(self.seed, "generator"):
-            return self.generator.build(sample_shape=data.sample_shape, num_classes=data.num_classes, guided=guided)
+            generator = self.generator.build(sample_shape=data.sample_shape, num_classes=data.num_classes, guided=guided)
+        generator.noise_scale = self.generator.noise_scale
+        return generator
 
     @property
     def optimization(self) -> Any:
@@ -263,9 +267,8 @@ class ClassifierConfig(TrainingConfig):
 
     def augmentation(self) -> Augmentation:
         """Return the augmentation of images and labels, or raise InputError for a value out of range."""
-        views = Views(crop=0, flip=self.flip, jitter=0, gray=0) if self.flip else None
         varied = {name: getattr(self, name) for name in ("shift", "rotation", "scale", "label_smoothing")}
-        return Augmentation(views=views, **varied)
+        return Augmentation(views=Views(crop=0, flip=self.flip, jitter=0, gray=0) if self.flip else None, **varied)
 
     def build_network(self) -> Classifier:
         """Return the classifier with its initial weights on the CPU."""

@@ -129,12 +129,12 @@ def _samples(
 def _inputs(
     generator: Generator, indices: Sequence[int], seed: int, cycle: Sequence[int] | None, scale: float | None
 ) -> list[Tensor | None]:
-    """Return noise, labels, guidance scales and, for a generator that takes them, style codes: one row for each sample."""
+    """Return scaled noise, labels, guidance scales and, for a generator that takes them, style codes: one row for each sample."""
     chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices])
     scales = None if scale is None else torch.full((len(indices),), scale)
     styles = generator.num_styles
     codes = [seeded_codes(indices, styles, generator.style_classes, seed)] if styles else []
-    return [seeded_noise(indices, generator.noise_shape, seed), chosen, scales, *codes]
+    return [generator.noise_scale * seeded_noise(indices, generator.noise_shape, seed), chosen, scales, *codes]
 
 
 def forward(generator: Generator, inputs: Sequence[Tensor | None]) -> Float[Tensor, "b *sample"]:

@@ -11,7 +11,6 @@ import inspect as introspection
 import shutil
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from drifting.cli._parse import HELP, Reader, flags_of, subject_of
 from drifting.cli.doctor import doctor
 from drifting.cli.export import export
 from drifting.cli.inspect import inspect
+from drifting.cli.samples import evaluate, sample
 from drifting.cli.serve import serve
 from drifting.cli.share import share
 from drifting.cli.studies import calibrate, compare_fields, print_table, report
@@ -261,40 +261,6 @@ def wrapped(text: str, indent: int, *, hanging: int | None = None) -> str:
     return wrapper.fill(text)
 
 
-def sample(
-    run: Positional[str],
-    /,
-    *,
-    num_samples: int = 64,
-    seed: int = 0,
-    labels: tuple[str, ...] | None = None,
-    guidance_scale: float | None = None,
-    vae: str | None = None,
-    out: str = "samples.png",
-    overwrite: bool = False,
-) -> None:
-    """Draw samples from a trained run, with one forward pass per sample.
-
-    Args:
-        run: run folder, owner/name of a run shared on the Hugging Face Hub, artifact of the authors (converted or not), or hub:NAME
-            for a published artifact.
-        num_samples: number of samples.
-        seed: random seed; sample i of a seed is always the same.
-        labels: classes to cycle through, by name or number, as printed before training; all of them by default. If class names are
-            whole numbers, such as folders 1, 2 and 3, a number is a name.
-        guidance_scale: strength of the guidance, from 1 (none) up; that of the run by default.
-        vae: Hub id or folder of the auto-encoder that decodes latents of an artifact; that of the paper by default.
-        out: a picture of all samples (.png), an array (.npy) of points in their own coordinates or uint8 images [n, h, w, c], the
-            same with labels in the form of ADM (.npz), or a folder of pictures (a name without a suffix, or with a final slash).
-        overwrite: replace an existing file, or the pictures in the folder.
-    """
-    from drifting.runs import share as sharing
-
-    options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "overwrite": overwrite}
-    sharing.write_samples(run, out, num_samples, vae=vae, **options)
-    print(out)
-
-
 def convert(source: Positional[str], /, *, out: Path, overwrite: bool = False) -> None:
     """Convert an artifact of the authors' release into a folder of this library, or back, without changing a bit.
 
@@ -306,52 +272,6 @@ def convert(source: Positional[str], /, *, out: Path, overwrite: bool = False) -
     from drifting.runs import share as sharing
 
     print(*sharing.convert(source, out, overwrite=overwrite), sep="\n")
-
-
-def evaluate(
-    run: Positional[Path],
-    /,
-    *,
-    extractor: str | None = None,
-    real: str | None = None,
-    num_samples: int | None = None,
-    seed: int = 0,
-    guidance_scale: float | None = None,
-    batch_size: int | None = None,
-    device: str = "cpu",
-) -> None:
-    """Compare samples of a trained run with real data; the figures are also written to metrics.json in the run folder.
-
-    Args:
-        run: the run folder.
-        extractor: feature extractor for images: folder of a trained classifier (runs/NAME-classifier by default), a TorchScript
-            Inception file (.pt), or pixels.
-        real: real images to compare with: a folder of images, or their statistics (.safetensors or .npz); the images of the run by
-            default. The figures in the column "real against real" are of other real images.
-        num_samples: number of images or points to compare; 10,000 by default, or 50,000 with `real` or for data that are not held
-            in memory. For digits it is fixed.
-        seed: random seed of the samples.
-        guidance_scale: guidance scale of the samples, as in `drifting sample`.
-        batch_size: number of images at a time, which bounds memory and changes nothing else.
-        device: device of generator, decoder and extractor: cpu, cuda, cuda:1 or mps.
-    """
-    from drifting import runs
-    from drifting.evaluation.tables import lines
-
-    with warnings.catch_warnings(record=True) as doubts:
-        warnings.simplefilter("always", UserWarning)
-        metrics = runs.load_run(run).evaluate(
-            extractor=extractor,
-            real=real,
-            count=num_samples,
-            seed=seed,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-            device=device,
-        )
-    print_table(("metric", "value", "real against real", "better"), lines(metrics), title=str(run))
-    for doubt in dict.fromkeys(str(doubt.message) for doubt in doubts):
-        print(f"drifting: {doubt}", file=sys.stderr)
 
 
 def compare(runs: Positional[tuple[Path, ...]], /, *, out: Path = Path("runs/comparison"), overwrite: bool = False) -> None:

@@ -48,7 +48,8 @@ class Portable(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return the samples and, of images, their bytes."""
         codes = {} if style_indices is None else {"style_indices": style_indices}
-        samples = self.generator(noise, labels, guidance_scale, **codes)
+        scale = self.generator.noise_scale
+        samples = self.generator(noise if scale == 1 else scale * noise, labels, guidance_scale, **codes)
         if self.export is None:
             return (samples,)
         # A copy, because the conversion to bytes may be in place.

@@ -29,6 +29,7 @@ class Generator(nn.Module):
         guided: whether the guidance scale has an effect; other generators ignore it.
         num_styles: number of style codes of one sample; 0 for a generator without style codes.
         style_classes: number of values of a style code.
+        noise_scale: standard deviation of the noise of samples; that of training is 1. See `GeneratorConfig`.
     """
 
     noise_shape: tuple[int, ...]
@@ -37,6 +38,7 @@ class Generator(nn.Module):
     guided: bool = False
     num_styles: int = 0
     style_classes: int = 0
+    noise_scale: float = 1.0
 
     def draw_prior(
         self, labels: int, count: int, rng: torch.Generator
@@ -96,7 +98,14 @@ def noise_shape_of(module: object, noise_shape: int | Sequence[int] | None) -> t
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(ABC):
-    """The settings of a generator. Everything else that `build` needs follows from the data and the schedule."""
+    """The settings of a generator. Everything else that `build` needs follows from the data and the schedule.
+
+    Attributes:
+        noise_scale: standard deviation of the noise of samples after the training, in which it is 1. Above 1 samples vary more,
+            below 1 they are more typical; style codes stay as they are. `RunConfig.build_generator` gives it to the generator.
+    """
+
+    noise_scale: float = 1.0
 
     @abstractmethod
     def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> Generator:

@@ -90,7 +90,7 @@ class MLPConfig(GeneratorConfig):
 
     def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> MLP:
         """Return the generator; see `GeneratorConfig.build`."""
-        return MLP(sample_shape=sample_shape, num_classes=num_classes, guided=guided, **vars(self))
+        return MLP(sample_shape=sample_shape, num_classes=num_classes, guided=guided, **_arguments(self))
 
 
 class DecoderMLP(Generator):
@@ -165,4 +165,9 @@ class DecoderMLPConfig(GeneratorConfig):
 
     def build(self, *, sample_shape: tuple[int, ...], num_classes: int | None, guided: bool) -> DecoderMLP:
         """Return the generator; see `GeneratorConfig.build`."""
-        return DecoderMLP(sample_shape=sample_shape, num_classes=num_classes, guided=guided, **vars(self))
+        return DecoderMLP(sample_shape=sample_shape, num_classes=num_classes, guided=guided, **_arguments(self))
+
+
+def _arguments(config: GeneratorConfig) -> dict[str, Any]:
+    """Return the settings that are arguments of the network."""
+    return {name: value for name, value in vars(config).items() if name != "noise_scale"}

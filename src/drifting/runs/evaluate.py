@@ -77,7 +77,9 @@ class Evaluation:
         scale = self.scale
         with _on_device(self.run.generator, self.device):
             metrics = self.run.config.data.evaluate(self)
-        return metrics if scale is None else {"guidance_scale": scale, **metrics}
+        noise_scale = self.run.generator.noise_scale
+        scales = {"guidance_scale": scale, "noise_scale": None if noise_scale == 1 else noise_scale}
+        return {name: value for name, value in scales.items() if value is not None} | metrics
 
     def sample(self, count: int, draw: int) -> Tensor:
         """Return the samples of a draw, numbered from 0 below 25, or raise InputError if the request is for images."""

@@ -153,13 +153,18 @@ def write_samples(
     *,
     vae: str | None = None,
     labels: Sequence[int | str] | None = None,
+    noise_scale: float | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """Write samples of a run or an artifact as a file or a folder; see `load` and `samples.write_samples`."""
+    """Write samples of a run or an artifact as a file or a folder; see `load` and `samples.write_samples`.
+
+    Their noise has the standard deviation `noise_scale`, None for that of the generator.
+    """
     files.check_output(out, overwrite=overwrite)
     check_request(count, options.get("seed", 0))
     sampler = load(origin, vae=vae, labels=labels)
+    sampler.generator.noise_scale = noise_scale or sampler.generator.noise_scale
     files.write_samples(sampler, out, count, labels=labels, overwrite=overwrite, **options)
 
 
