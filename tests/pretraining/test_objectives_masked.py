@@ -45,6 +45,11 @@ def test_learning_rate_rises_and_stays():
     assert Optimization().factor(10, 10) < 0.1
 
 
+def test_unknown_optimizer_is_refused_without_a_configuration_too():
+    with pytest.raises(InputError, match="optimizer is 'sgd', not adamw or muon"):
+        NetworkState(torch.nn.Linear(2, 2), learning_rate=0.1, seed=0, settings=Optimization(optimizer="sgd"))
+
+
 def test_classes_have_a_share_at_the_end_alone():
     settings = MaskedTraining(steps=20, classification_weight=0.1, classified_steps=8, classification_warmup=4)
     weights = [settings.weight_at(number) for number in range(1, 21)]

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from drifting._checks import OPTIMIZERS, check_choice
 from drifting._torch import keep_freed_memory, stream_seed
 from drifting.data.sources import shuffled_indices
 from drifting.data.streamed import Rows
@@ -103,10 +104,14 @@ class NetworkState(State):
         learning_rate: highest learning rate of the schedule.
         seed: seed of the random stream.
         settings: further settings of the training.
+
+    Raises:
+        InputError: if there is no optimizer of this name.
     """
 
     def __init__(self, model: nn.Module, *, learning_rate: float, seed: int, settings: Optimization = STEADY) -> None:
         self.model, self.learning_rate, self.settings = model, learning_rate, settings
+        check_choice("optimizer", settings.optimizer, OPTIMIZERS)
         optimizer = build_optimizer(model, settings, learning_rate)
         self.average = None if settings.ema_decay is None else ExponentialAverage(model, settings.ema_decay)
         averages = {} if self.average is None else {"average": self.average}

@@ -173,7 +173,7 @@ def train_supervised(
         settings: further settings of the training.
 
     Raises:
-        InputError: if the device does not compute in the precision; in a step without labels.
+        InputError: for an unknown optimizer, and a precision that the device lacks; in a step without labels.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     device, smoothing = device_of(model), augmentation.label_smoothing
@@ -219,7 +219,7 @@ def train_simclr(
         settings: further settings of the training.
 
     Raises:
-        InputError: if the device does not compute in the precision; in a step with fewer than two images.
+        InputError: for an unknown optimizer, and a precision that the device lacks; in a step with fewer than two images.
         DivergenceError: in a step, if the loss becomes NaN or infinite.
     """
     device = device_of(simclr)
