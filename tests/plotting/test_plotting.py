@@ -11,7 +11,7 @@ from PIL import Image
 
 from drifting import runs
 from drifting.data.points import toy
-from drifting.plotting import draw_images, draw_points, figures, image_grid, points_figure, save_image
+from drifting.plotting import draw_comparison, draw_images, draw_points, figures, image_grid, points_figure, save_image
 from drifting.plotting.images import show_grid
 from drifting.runs.pictures import draw_pictures
 
@@ -147,6 +147,22 @@ def test_pictures_of_images_are_made_and_named(tmp_path):
     made = draw_images(tmp_path, title="digits", real=torch.rand(2, 3, 1, 4, 4) * 2 - 1, snapshots=snapshots, log=LOG)
     assert [path.name for path in made] == ["samples.png", "progress.png", "losses.png", "training.gif"]
     assert all(min(_verified(path)) > 200 for path in made)
+
+
+def test_pictures_of_few_classes_leave_little_paper_empty(tmp_path):
+    """Two classes of ten images: their rows, which fill a fifth of a square, stand below the title without a gap."""
+    grid = torch.zeros(2, 10, 3, 8, 8)
+    snapshots = {step: torch.zeros(20, 3, 8, 8) for step in (0, 2)}
+    made = draw_images(tmp_path, title="pets", real=grid, snapshots=snapshots, log=LOG, names=["cat", "dog"])
+    made.append(draw_comparison(tmp_path, title="pets", real=grid, generated=grid, nearest=grid, names=["cat", "dog"]))
+    for path in made:
+        if path.name != "losses.png":
+            with Image.open(path) as picture:
+                gray = np.asarray(picture.convert("L"))
+            empty = (gray > 250).all(1).astype(int)
+            longest = max(map(len, "".join(map(str, empty)).split("0")))
+            assert longest < 60, (path.name, gray.shape, longest)
+    assert _verified(tmp_path / "samples.png")[1] < 250
 
 
 @pytest.mark.parametrize("name", ["toy_run", "digits_run"])

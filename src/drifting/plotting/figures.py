@@ -41,6 +41,9 @@ LINES = ("#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55
 # Drift norms below this share of the largest one are zeros that rounded: at the start of a training, kernels can underflow.
 _SMALLEST_SHOWN = 1e-8
 
+# Height of the title of a panel in inches; names of rows take about as much of its width.
+_PANEL_TITLE = 0.5
+
 # Step -> samples at that step, including the start (0) and the end.
 Snapshots = Mapping[int, Tensor]
 # Lines of metrics.jsonl.
@@ -70,17 +73,17 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def panels(rows: int, columns: int, *, size: float, title: str) -> tuple[Figure, list[Axes]]:
-    """Return a figure of equal panels, `size` inches each, and its axes row by row."""
-    figure = new_figure(size * columns, size * rows + 0.5, title)
+def panels(rows: int, columns: int, *, size: float, title: str, aspect: float = 1.0) -> tuple[Figure, list[Axes]]:
+    """Return a figure of equal panels, `size` inches wide and `aspect` times as high below its title, and its axes row by row."""
+    figure = new_figure(size * columns, ((size - _PANEL_TITLE) * aspect + _PANEL_TITLE) * rows + 0.5, title)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def progress_figure(
-    title: str, snapshots: Snapshots, draw: Callable[[Axes, int], None], draw_real: Callable[[Axes], None]
+    title: str, snapshots: Snapshots, draw: Callable[[Axes, int], None], draw_real: Callable[[Axes], None], *, aspect: float = 1.0
 ) -> Figure:
-    """Return a figure of samples at seven steps of the training, and real data."""
-    figure, axes = panels(2, 4, size=2.9, title=f"{title}: samples through training")
+    """Return a figure of samples at seven steps of the training, and real data; `aspect` is that of `panels`."""
+    figure, axes = panels(2, 4, size=2.9, title=f"{title}: samples through training", aspect=aspect)
     steps = sorted(snapshots)
     for index, panel in enumerate(axes[:-1]):
         draw(panel, steps[round(index * (len(steps) - 1) / (len(axes) - 2))])

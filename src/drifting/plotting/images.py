@@ -70,23 +70,25 @@ def draw_images(
         names: names of the classes, if known.
     """
     classes, columns = real.shape[:2]
+    aspect = _aspect(real)
 
     def show(axes: Axes, step: int) -> None:
         samples = to_signed(snapshots[step][: classes * columns])
         show_grid(axes, samples.unflatten(0, (columns, classes)).transpose(0, 1), f"step {step}", names)
 
     def moment(step: int) -> Figure:
-        figure, (axes,) = panels(1, 1, size=4.0, title=title)
+        figure, (axes,) = panels(1, 1, size=4.0, title=title, aspect=aspect)
         show(axes, step)
         return figure
 
     rows = ", one class a row" if labeled else ""
-    samples, (left, right) = panels(1, 2, size=5.0, title=f"{title}: real data and samples made in one pass{rows}")
+    heading = f"{title}: real data and samples made in one pass{rows}"
+    samples, (left, right) = panels(1, 2, size=5.0, title=heading, aspect=aspect)
     show_grid(left, real, "data", names)
     show(right, max(snapshots))
     figures = {
         "samples": samples,
-        "progress": progress_figure(title, snapshots, show, lambda axes: show_grid(axes, real, "data", names)),
+        "progress": progress_figure(title, snapshots, show, lambda axes: show_grid(axes, real, "data", names), aspect=aspect),
         "losses": losses_figure(title, log),
     }
     return save_figures(folder, figures, map(moment, sorted(snapshots)))
@@ -111,11 +113,18 @@ def draw_comparison(
         nearest: training image nearest to the sample in the same place.
         names: names of the classes, one for each row, if known.
     """
-    figure, (left, middle, right) = panels(1, 3, size=5.6, title=f"{title}: real, generated in one pass, and the nearest real ones")
+    heading = f"{title}: real, generated in one pass, and the nearest real ones"
+    figure, (left, middle, right) = panels(1, 3, size=5.6, title=heading, aspect=_aspect(real))
     show_grid(left, real, "real", names)
     show_grid(middle, generated, "generated", names)
     show_grid(right, nearest, "the training image nearest to each generated one", names)
     return save_figure(figure, folder / "comparison.png")
+
+
+def _aspect(grid: Float[Tensor, "rows columns c h w"]) -> float:
+    """Return the height of a grid relative to its width, so that few rows leave no empty paper; at most 2."""
+    rows, columns, _, height, width = grid.shape
+    return min(2.0, rows * height / (columns * width))
 
 
 def draw_reconstruction(folder: Path, *, title: str, images: Images, reconstructed: Images) -> Path:
