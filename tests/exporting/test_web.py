@@ -167,6 +167,15 @@ def test_without_npm_or_network_the_other_ways_are_named(toy_run, tmp_path, monk
     assert not (tmp_path / "web").exists()
 
 
+@pytest.mark.parametrize(("options", "said"), [((), "npm is not installed"), (("--runtime", "nowhere"), "runtime is 'nowhere'")])
+def test_missing_runtime_is_found_before_weights_are_compared(toy_run, tmp_path, monkeypatch, command, options, said):
+    _cut_off(monkeypatch, tmp_path, None)
+    monkeypatch.setattr("drifting.exporting.compare_weights", lambda run, weights: pytest.fail("it began"))
+    done = command("export", toy_run, "--to", "web", "--weights", "int8", "--evaluate", "--out", tmp_path / "web", *options)
+    assert done.status == 2
+    assert said in done.err
+
+
 def test_npm_that_takes_too_long_is_stopped(tmp_path, monkeypatch):
     _cut_off(monkeypatch, tmp_path, "exit 0")
 

@@ -64,6 +64,14 @@ def runtime_files(source: str | Path | None, *, cdn: bool) -> dict[str, bytes] |
             raise InputError(f"{unfit}: pass what 'npm pack {PACKAGE}' fetches") from None
 
 
+def check_runtime(source: str | Path | None, *, cdn: bool) -> None:
+    """Raise what `runtime_files` raises without fetching anything: npm is missing, or the package is not whole."""
+    if source is None and not cdn:
+        _npm()
+    else:
+        runtime_files(source, cdn=cdn)
+
+
 def _from_folder(folder: Path) -> dict[str, bytes]:
     return {name: (folder / path).read_bytes() for path, name in _NEEDED.items()}
 
@@ -82,12 +90,16 @@ def _from_archive(path: Path) -> dict[str, bytes]:
     return found
 
 
-def _fetched(folder: Path) -> Path:
-    """Return the package that npm fetches from its registry, or from its cache."""
+def _npm() -> str:
     npm = shutil.which("npm")
     if npm is None:
         raise InputError(f"npm is not installed, which fetches ONNX Runtime Web: install it, {_OTHERWISE}")
-    command = [npm, "pack", PACKAGE, "--prefer-offline", "--loglevel=error", f"--pack-destination={folder}"]
+    return npm
+
+
+def _fetched(folder: Path) -> Path:
+    """Return the package that npm fetches from its registry, or from its cache."""
+    command = [_npm(), "pack", PACKAGE, "--prefer-offline", "--loglevel=error", f"--pack-destination={folder}"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired:

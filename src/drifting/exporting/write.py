@@ -128,6 +128,8 @@ def check_request(
     path = _target(sampler, to, out, overwrite=overwrite)
     for library in () if to == "torch" else ("onnx", "onnxscript", "onnxruntime"):
         importlib.import_module(library)
+    if to == "web":
+        web.check_runtime(runtime, cdn=cdn)
     return path
 
 
