@@ -143,6 +143,11 @@ def test_page_of_a_cdn_holds_no_runtime_and_no_end_of_a_script(tmp_path):
     assert "<h1>a&lt;b" in text
 
 
+@pytest.mark.parametrize(("size", "shown"), [(35_123, "(35 kB)"), (612_345, "(0.6 MB)"), (4_110_000, "(4.1 MB)")])
+def test_page_says_the_size_of_small_models_too(size, shown):
+    assert shown in web._about(subject_of(ReleasedGenerator(MLP(noise_dim=3, sample_shape=(2,), width=4, depth=1))), size)
+
+
 def _cut_off(monkeypatch, tmp_path, npm: str | None) -> None:
     """Take npm away, or put a program in its place."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))

@@ -143,7 +143,8 @@ def _title(subject: Subject) -> str:
 
 def _about(subject: Subject, size: int) -> str:
     count = sum(parameter.numel() for parameter in subject.generator.parameters())
-    return f"A drifting model of {count:,} weights ({size / 1e6:.1f} MB) that runs in your browser, and nowhere else."
+    shown = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"
+    return f"A drifting model of {count:,} weights ({shown}) that runs in your browser, and nowhere else."
 
 
 def _window(subject: Subject) -> dict[str, Any]:
