@@ -18,11 +18,10 @@ from drifting.generators.mlp import MLP, DecoderMLP
 from drifting.generators.unet import UNet, UNetSize
 from drifting.runs.share import ReleasedGenerator
 from drifting.sampling import seeded_noise
+from tests.support.later import import_later
 from tests.support.networks import randomized
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-onnxruntime = pytest.importorskip("onnxruntime")
+onnx, _, onnxruntime = (import_later(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 STYLES = {"num_styles": 3, "style_classes": 4, "heads": 2, "cond_dim": 6}
 GENERATORS = {

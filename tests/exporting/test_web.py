@@ -23,10 +23,9 @@ from drifting.generators.mlp import MLP, DecoderMLP
 from drifting.runs.share import ReleasedGenerator
 from drifting.sampling import seeded_noise
 from tests.support.browser import CHROMIUM, visit_served
+from tests.support.later import import_later
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
+onnx, _, _ = (import_later(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 in_browser = pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="there is no Chromium or no npm")
 
 

@@ -12,9 +12,9 @@ from drifting.exporting import compare_weights
 from drifting.exporting.weights import rounded, store
 from drifting.generators.mlp import MLP
 from drifting.runs.share import ReleasedGenerator
+from tests.support.later import import_later
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+onnx, onnxruntime = import_later("onnx"), import_later("onnxruntime")
 
 
 @pytest.fixture
