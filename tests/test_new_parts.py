@@ -27,7 +27,7 @@ from drifting.fields import DriftField, Lookahead, Sinkhorn
 from drifting.generators import Generator, GeneratorConfig
 from drifting.metrics import energy_distance
 from drifting.plotting.figures import panels, save_figure
-from tests.conftest import shrunk
+from tests.support.small_runs import shrunk
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ import jaxtyping
 jaxtyping.install_import_hook("drifting", "beartype.beartype")
 import dataclasses, sys, tempfile
 from pathlib import Path
-from tests.conftest import shrunk, without_pictures
+from tests.support.small_runs import shrunk, without_pictures
 from tests.support.image_folders import write_images
 from drifting import presets, runs
 from drifting.data import BankConfig, ImageFilesData

@@ -17,7 +17,7 @@ from drifting._progress import TrainingProgress
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.presets import GROUPS, PRESETS
 from drifting.runs import pictures as drawing
-from tests.conftest import CENTER, SCALE
+from tests.support.small_runs import CENTER, SCALE
 
 small = pytest.mark.usefixtures("small_presets", "no_pictures")
 

@@ -12,7 +12,7 @@ import pytest
 from drifting.config import to_json
 from drifting.presets import GROUPS, PRESETS, adjust, preset
 from drifting.presets.settings import settings
-from tests.conftest import shrunk
+from tests.support.small_runs import shrunk
 
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")
 

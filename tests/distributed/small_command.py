@@ -5,7 +5,7 @@ import dataclasses
 from drifting import presets
 from drifting.cli import main
 from drifting.runs import pictures as drawing
-from tests.conftest import shrunk
+from tests.support.small_runs import shrunk
 
 
 def _long_digits():

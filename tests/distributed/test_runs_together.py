@@ -8,8 +8,8 @@ import torch
 
 from drifting import presets
 from drifting.checkpoint import checkpoints, load_checkpoint, load_tensors
-from tests.conftest import shrunk
 from tests.distributed.whole_runs import error_of, failing_first, said, small_run, state_after, train
+from tests.support.small_runs import shrunk
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("no_pictures")]
 

@@ -17,7 +17,7 @@ from drifting.generators.dit import DiT, DiTSize
 from drifting.runs import pictures as drawing
 from drifting.runs.train import build_encoder, build_positives
 from drifting.sampling import sample
-from tests.conftest import shrunk
+from tests.support.small_runs import shrunk
 
 SIZE = {
     "patch": 4,

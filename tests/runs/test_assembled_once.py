@@ -32,8 +32,8 @@ from drifting.generators import MLP, DecoderMLP, DiT, UNet
 from drifting.presets.variants import smoke
 from drifting.runs.pictures import draw_pictures
 from drifting.runs.smoke import write_convnext
-from tests.conftest import shrunk, small_toy
 from tests.support.image_folders import write_images
+from tests.support.small_runs import shrunk, small_toy
 from tests.support.tiny_vae import write_vae
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

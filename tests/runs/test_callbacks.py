@@ -13,7 +13,7 @@ import drifting
 from drifting import presets, runs
 from drifting.checkpoint import load_tensors
 from drifting.errors import InputError
-from tests.conftest import shrunk
+from tests.support.small_runs import shrunk
 
 
 @pytest.mark.usefixtures("no_pictures")

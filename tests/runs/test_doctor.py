@@ -14,7 +14,7 @@ from drifting.errors import InputError
 from drifting.fields import MeanShift
 from drifting.presets import adjust, preset
 from drifting.runs.doctor import examine, settings_of
-from tests.conftest import shrunk, without_pictures
+from tests.support.small_runs import shrunk, without_pictures
 
 EARLIER = Path(__file__).parents[1] / "earlier_runs"
 FIGURES = {"statistics_every": 1, "log_every": 1}

@@ -38,7 +38,7 @@ import sys
 from drifting import presets
 from drifting.runs import pictures as drawing
 from drifting.cli import main
-from tests.conftest import small_toy
+from tests.support.small_runs import small_toy
 import dataclasses
 config = dataclasses.replace(presets.adjust(small_toy(), steps=10**6), checkpoint_every=10**5)
 presets.PRESETS["toy"] = dataclasses.replace(presets.PRESETS["toy"], make=lambda dataset=None, data=None: config)

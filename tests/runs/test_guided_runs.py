@@ -14,7 +14,7 @@ import torch
 from drifting import presets, runs
 from drifting.checkpoint import checkpoints, load_tensors
 from drifting.errors import InputError
-from tests.conftest import shrunk
+from tests.support.small_runs import shrunk
 
 pytestmark = pytest.mark.usefixtures("no_pictures", "small_presets")
 

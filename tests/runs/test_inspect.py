@@ -10,8 +10,8 @@ from drifting.cli import main
 from drifting.errors import InputError
 from drifting.runs import inspect as inspection
 from drifting.runs.inspect import inspect_images
-from tests.conftest import shrunk
 from tests.support.image_folders import write_images
+from tests.support.small_runs import shrunk
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ from drifting.runs.train import resolve, with_network
 from drifting.training.loop import Interrupted
 from drifting.training.recorder import Recorder
 from drifting.training.state import DivergenceError
-from tests.conftest import shrunk
 from tests.support.image_folders import bars, write_images
+from tests.support.small_runs import shrunk
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from drifting.errors import InputError
 from drifting.runs.folder import make_room
 from drifting.runs.pretrain import prepare_encoder
 from drifting.runs.train import build_encoder, resolve
-from tests.conftest import shrunk
 from tests.support.image_folders import write_images
+from tests.support.small_runs import shrunk
 
 SIZES = {"width": 4, "feature_dims": (24,), "steps": 12, "batch_size": 16}
 CLASSES = ResNetConfig(**SIZES, features=("stage4_mean", "stage1_mean", "image_mean_4"))

@@ -10,8 +10,8 @@ from PIL import Image
 from drifting import presets, runs
 from drifting.errors import InputError
 from tests.cli.test_bad_input import refused
-from tests.conftest import shrunk, without_pictures
 from tests.support.image_folders import write_images
+from tests.support.small_runs import shrunk, without_pictures
 
 __all__ = ["refused"]
 pytestmark = pytest.mark.usefixtures("small_presets", "no_pictures")

@@ -16,8 +16,8 @@ from drifting.data.latents_writer import CacheSettings, write_latents
 from drifting.data.pixels import load_vae, to_bytes
 from drifting.encoders import PixelsConfig
 from drifting.sampling import sample
-from tests.conftest import shrunk
 from tests.support.image_folders import write_images
+from tests.support.small_runs import shrunk
 from tests.support.tiny_vae import write_vae
 
 

@@ -19,7 +19,7 @@ from drifting.loss import DriftingLoss
 from drifting.runs import Interrupted, pictures
 from drifting.runs.pictures import draw_pictures
 from drifting.training.state import DivergenceError
-from tests.conftest import CENTER, SCALE
+from tests.support.small_runs import CENTER, SCALE
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 RESOURCES = ("steps_per_second", "mean_steps_per_second", "samples_per_second", "peak_memory_bytes")
