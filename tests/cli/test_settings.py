@@ -116,7 +116,7 @@ def test_settings_of_every_part_of_a_run_of_images(here, command, gray_folder):
 
 
 def test_settings_of_a_bank_of_a_recipe(here, command):
-    flags = "--bank.push-per-step 3 --bank.capacity-per-class 5 --encoder.every 1 --generator.num-styles 2"
+    flags = "--bank.push-per-step 3 --bank.capacity-per-class 5 --encoder.every 1 --generator.num-styles 2 --steps 1"
     assert command("train", "imagenet256-ablation", "--smoke", "--save-dir", "x", *flags.split()).status == 0
     config = _config(here / "x")
     assert (config["bank"]["push_per_step"], config["bank"]["capacity_per_class"]) == (3, 5)
