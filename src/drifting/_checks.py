@@ -291,6 +291,13 @@ def check_positive(name: str, value: float, such_as: float, *, or_zero: bool = F
         raise InputError(f"{name} is {value!r}: pass {'0 or ' * or_zero}a number above 0, such as {such_as:g}")
 
 
+def check_noise_scale(value: float, name: str = "noise_scale") -> None:
+    """Raise InputError unless noise of this standard deviation can be the input of a network."""
+    check_positive(name, value, 1.05)
+    if value > 1000:  # far above, squares in the network overflow
+        raise InputError(f"{name} is {value!r}: pass at most 1000, such as 1.05")
+
+
 def check_seed(seed: int) -> None:
     """Raise InputError unless the seed is a whole number that fits every random stream."""
     if not hasattr(seed, "__index__") or not 0 <= seed < 2**31:

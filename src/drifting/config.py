@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from drifting._checks import check_counts, check_learning_rate, check_loss, check_row_scale, check_seed
+from drifting._checks import check_counts, check_learning_rate, check_loss, check_noise_scale, check_row_scale, check_seed
 from drifting._json import load_json, read_value
 from drifting._torch import initial_weights
 from drifting.data.augmentation import Views
@@ -190,8 +190,8 @@ class RunConfig(EncodedConfig):
         check_loss(loss.temperatures, loss.drift_clip, loss.field, has_independent=has_independent)
         if loss.scale_per_row:
             check_row_scale(loss.field, normalize_features=loss.normalize_features)
-        if not isinstance(spread := self.generator.noise_scale, float | int) or not 0 < spread < float("inf"):
-            raise InputError(f"generator.noise_scale is {spread!r}: pass a number above 0, such as 1.05")
+        if self.generator.noise_scale != 1:
+            check_noise_scale(self.generator.noise_scale, "generator.noise_scale")
         if self.parallel not in PARALLEL:
             raise InputError(f"parallel is '{self.parallel}': pass {' or '.join(PARALLEL)}")
         if self.parallel == "fsdp" and schedule.optimizer == "muon":

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drifting._checks import check_memory, check_seed, is_integer, nearest_name
+from drifting._checks import check_memory, check_noise_scale, check_seed, is_integer, nearest_name
 from drifting._progress import CountProgress, show_sampling
 from drifting.distributed import ALONE, Processes, join
 from drifting.errors import InputError, reason
@@ -61,7 +61,8 @@ def sample(
 
     Raises:
         InputError: if the count, the seed, the batch size or a label is out of range or no integer; if the guidance scale is no
-            number from 1, or the generator takes none; if the samples do not fit into memory.
+            number from 1, or the generator takes none; if the noise scale of the generator is out of range; if the samples do not
+            fit into memory.
     """
     options = {"seed": seed, "labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size, "processes": processes}
     generator = _as_generator(generator, noise_shape)
@@ -256,7 +257,9 @@ def _number_of(label: str, names: list[str]) -> int:
 
 
 def _condition(guidance_scale: float | None, generator: Generator) -> float | None:
-    """Return the guidance scale that conditions the generator; None if it takes none."""
+    """Return the guidance scale that conditions the generator, None if it takes none; raises InputError for scales out of range."""
+    if generator.noise_scale != 1:
+        check_noise_scale(generator.noise_scale)
     if guidance_scale is not None:
         check_guidance_scale(guidance_scale)
         if not generator.guided:

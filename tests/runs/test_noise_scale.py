@@ -108,6 +108,28 @@ def test_scale_out_of_range_is_refused(toy_run, command, tmp_path, monkeypatch, 
     assert re.fullmatch(r"drifting: noise_scale is [^\n]*: pass a number above 0, such as 1.05\n", result.err)
 
 
+@pytest.mark.parametrize("verb", ["sample", "evaluate"])
+def test_scale_that_networks_cannot_take_is_refused(toy_run, command, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    result = command(verb, toy_run, "--noise-scale", "1e308")
+    assert (result.status, result.err) == (2, "drifting: noise_scale is 1e+308: pass at most 1000, such as 1.05\n")
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), "1.05", 1e308])
+def test_scale_of_a_generator_out_of_range_is_refused(toy_run, scale):
+    run = load_run(toy_run)
+    run.generator.noise_scale = scale
+    for use in (run.sample, run.request, lambda count: sample(run.generator, count)):
+        with pytest.raises(InputError, match=r"^noise_scale is .*: pass .*, such as 1.05$"):
+            use(2)
+
+
+def test_configuration_with_a_scale_that_networks_cannot_take_is_refused(tiny_toy):
+    generator = dataclasses.replace(tiny_toy.generator, noise_scale=1e30)
+    with pytest.raises(InputError, match=r"^generator.noise_scale is 1e\+30: pass at most 1000, such as 1.05$"):
+        dataclasses.replace(tiny_toy, generator=generator)
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan"), "1.05"])
 def test_configuration_with_a_scale_out_of_range_is_refused(tiny_toy, scale):
     generator = dataclasses.replace(tiny_toy.generator, noise_scale=scale)

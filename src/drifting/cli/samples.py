@@ -28,10 +28,10 @@ class Draw:
 
     def check(self) -> None:
         """Raise InputError for a noise scale that is out of range; what else there is, sampling checks."""
-        from drifting._checks import check_positive
+        from drifting._checks import check_noise_scale
 
         if self.noise_scale is not None:
-            check_positive("noise_scale", self.noise_scale, 1.05)
+            check_noise_scale(self.noise_scale)
 
 
 def sample(
