@@ -127,8 +127,8 @@ def mnist_pixel(data: str | None = None, unconditional: bool = False) -> RunConf
         unconditional: one joint population in place of one for each class.
 
     Command: drifting train mnist-pixel. Hardware: one CPU core. Time: 28 minutes without AVX-512. Expected: Frechet distance in the
-    classifier's features 2.0 times that of real digits, 99.0 % classified correctly. Measured: docs/results.md, 2026-11-30; joint:
-    not run.
+    classifier's features 2.0 to 2.2 times that of real digits, 99.0 % classified correctly. Measured: docs/results.md, 2026-11-30
+    and 2026-12-01; joint: not run.
     """
     config = RunConfig(
         preset="mnist-pixel",
@@ -153,7 +153,7 @@ def mnist_encoder(data: str | None = None, unconditional: bool = False) -> RunCo
         unconditional: one joint population in place of one for each class.
 
     Command: drifting train mnist-encoder. Hardware: one CPU core. Time: 37 minutes without AVX-512, with 4 for the auto-encoder.
-    Expected: 2.4 times, 99 %. Measured: docs/results.md, 2026-11-30; joint: not run.
+    Expected: 2.4 to 2.6 times, 99 %. Measured: docs/results.md, 2026-11-30 and 12-01; joint: not run.
     """
     encoder = AutoencoderConfig(code_dim=64, width=16, steps=2000, features=("code", "pixels", "stage2", "tiles"))
     config = mnist_pixel(data)
