@@ -128,14 +128,20 @@ def _samples(
 
 
 def _inputs(
-    generator: Generator, indices: Sequence[int], seed: int, cycle: Sequence[int] | None, scale: float | None
+    generator: Generator,
+    indices: Sequence[int],
+    seed: int,
+    cycle: Sequence[int] | None,
+    scale: float | None,
+    noise_scale: float | None = None,
 ) -> list[Tensor | None]:
     """Return scaled noise, labels, guidance scales and, for a generator that takes them, style codes: one row for each sample."""
     chosen = None if cycle is None else torch.tensor([cycle[index % len(cycle)] for index in indices])
     scales = None if scale is None else torch.full((len(indices),), scale)
     styles = generator.num_styles
     codes = [seeded_codes(indices, styles, generator.style_classes, seed)] if styles else []
-    return [generator.noise_scale * seeded_noise(indices, generator.noise_shape, seed), chosen, scales, *codes]
+    noise = seeded_noise(indices, generator.noise_shape, seed)
+    return [(generator.noise_scale if noise_scale is None else noise_scale) * noise, chosen, scales, *codes]
 
 
 def forward(generator: Generator, inputs: Sequence[Tensor | None]) -> Float[Tensor, "b *sample"]:
@@ -276,12 +282,14 @@ class Request:
         seed: which set of samples.
         labels: classes to cycle through; None for an unconditional generator.
         guidance_scale: strength of the guidance; None for a generator that takes none.
+        noise_scale: standard deviation of the noise; None for that of the generator.
     """
 
     count: int
     seed: int
     labels: tuple[int, ...] | None
     guidance_scale: float | None
+    noise_scale: float | None = None
 
     def label(self, index: int) -> int | None:
         """Return the label of a sample."""
@@ -325,14 +333,22 @@ class Sampler(ABC):
         return self._options(0, None, None)["batch_size"]
 
     def request(
-        self, count: int, *, seed: int = 0, labels: Sequence[int | str] | None = None, guidance_scale: float | None = None
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[int | str] | None = None,
+        guidance_scale: float | None = None,
+        noise_scale: float | None = None,
     ) -> Request:
-        """Return a request for samples, or raise InputError; arguments as of `sample`."""
+        """Return a request for samples, or raise InputError; arguments as of `sample`, and the noise scale as of `Request`."""
         check_request(count, seed)
+        if noise_scale is not None:
+            check_noise_scale(noise_scale)
         options = self._options(seed, labels, guidance_scale)
         cycle = check_labels(options["labels"], self.generator.num_classes)
         scale = _condition(options["guidance_scale"], self.generator)
-        return Request(count, seed, None if cycle is None else tuple(cycle), scale)
+        return Request(count, seed, None if cycle is None else tuple(cycle), scale, noise_scale)
 
     def one_pass(self) -> Callable[[Sequence[tuple[Request, Sequence[int]]]], Tensor]:
         """Return the function that makes samples of several requests in one pass, in the user's form.
@@ -344,7 +360,10 @@ class Sampler(ABC):
         export = self._exporter()
 
         def make(parts: Sequence[tuple[Request, Sequence[int]]]) -> Tensor:
-            each = [_inputs(self.generator, indices, one.seed, one.labels, one.guidance_scale) for one, indices in parts]
+            each = [
+                _inputs(self.generator, indices, one.seed, one.labels, one.guidance_scale, one.noise_scale)
+                for one, indices in parts
+            ]
             # Labels, scales and codes are given for all requests or for none: that depends on the generator.
             inputs = [None if kind[0] is None else torch.cat(kind) for kind in zip(*each, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
             made = forward(self.generator, inputs).cpu()

@@ -62,6 +62,16 @@ def test_points_are_numbers_arrays_or_a_picture(toy, service, ask):
     assert Image.open(io.BytesIO(picture.content)).format == "PNG"
 
 
+def test_every_request_has_noise_of_its_own_scale(toy, service, ask, monkeypatch):
+    scales = {1.0: "", 0.1: "&noise_scale=0.1", 1.5: "&noise_scale=1.5"}
+    answers = ask(service(toy), *(f"/sample?num_samples=6&seed=3{more}" for more in scales.values()))
+    made = [np.array(answer.json()["samples"]) for answer in answers]
+    for scale, samples in zip(scales, made, strict=True):
+        monkeypatch.setattr(toy.generator, "noise_scale", scale)
+        np.testing.assert_allclose(samples, toy.sample(6, seed=3).numpy(), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(made[0], made[1])
+
+
 def test_name_of_a_class_is_a_label(images_run, service, ask):
     from drifting import runs
 
@@ -79,6 +89,8 @@ REFUSED = {
     "other class": ("/sample?labels=10", 422, "labels is [10]: choose from 0 to 9"),
     "guidance": ("/sample?guidance_scale=2", 422, "guidance_scale is 2, but"),
     "no guidance": ("/sample?guidance_scale=nan", 422, "guidance_scale is nan: pass a number"),
+    "no noise": ("/sample?noise_scale=0", 422, "noise_scale is 0: pass a number above 0, such as 1.05"),
+    "huge noise": ("/sample?noise_scale=1e30", 422, "noise_scale is 1e+30: pass at most 1000, such as 1.05"),
     "format": ("/sample?format=gif", 422, "format is 'gif': pass png or npz"),
     "unknown": ("/sample?sed=3", 422, "parameter 'sed' does not exist: there are num_samples, seed,"),
     "address": ("/samples", 404, "there is nothing at this address"),
@@ -188,6 +200,8 @@ def test_state_and_figures_are_told(digits, service, ask):
     assert about.json()["sample_shape"] == [8, 8, 1]
     assert (about.json()["num_classes"], about.json()["formats"]) == (10, ["png", "npz"])
     assert health.json() == {"status": "ok", "requests_in_hand": 0}
+    heads = ask(app, *(("HEAD", address, {}) for address in ("/", "/health", "/metrics", "/sample")))
+    assert [head.status_code for head in heads] == [200, 200, 200, 405]
     lines = metrics.text.splitlines()
     assert "drifting_samples_total 5.0" in lines
     assert 'drifting_requests_total{path="/sample",status="200"} 1.0' in lines
@@ -195,7 +209,7 @@ def test_state_and_figures_are_told(digits, service, ask):
     assert 'drifting_requests_total{path="other",status="404"} 1.0' in lines
     assert "drifting_pass_samples_count 1.0" in lines
     parameters = described.json()["paths"]["/sample"]["get"]["parameters"]
-    assert {one["name"] for one in parameters} == {"num_samples", "seed", "labels", "guidance_scale", "format"}
+    assert {one["name"] for one in parameters} == {"num_samples", "seed", "labels", "guidance_scale", "noise_scale", "format"}
     assert all(len(one["description"]) > 10 for one in parameters)
     assert "http" not in json.dumps(described.json()["paths"])
 

@@ -79,7 +79,7 @@ class _Service:
             RefusalError: if the samples are not made.
         """
         check_format(question.format, self.shape, question.num_samples)
-        asked = {"seed": question.seed, "labels": question.labels, "guidance_scale": question.guidance_scale}
+        asked = {name: getattr(question, name) for name in ("seed", "labels", "guidance_scale", "noise_scale")}
         request = self.sampler.request(question.num_samples, **asked)
         with self.batcher.place():
             future = self.batcher.submit(request)
@@ -170,11 +170,13 @@ def _add_samples(app: FastAPI, service: _Service) -> None:
 def _add_state(app: FastAPI, service: _Service) -> None:
     questions = service.questions
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", summary="Say what is served", tags=["service"])
     async def about() -> About:
         """Return the shape of the samples, the classes and the limits."""
         return About(name=service.name, version=__version__, sample_shape=list(service.shape), **_lists(asdict(questions)))
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Say whether the service works", tags=["service"], responses={503: {"model": Problem}})
     async def health() -> Health:
         """Return the number of requests in hand, or 503 if the service is ending."""
@@ -184,6 +186,7 @@ def _add_state(app: FastAPI, service: _Service) -> None:
 
     text = {200: {"description": "The figures.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", summary="Figures for Prometheus", tags=["service"], response_class=Response, responses={**text})
     async def metrics() -> Response:
         """Return counts of requests, passes and samples, times, and the memory of the process."""

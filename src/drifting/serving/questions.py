@@ -12,6 +12,7 @@ from drifting.errors import one_line
 # Samples of a request that names no number; largest number of labels.
 _FEW, _MOST_LABELS = 16, 1024
 _CHARACTERS = 60
+_NOISE = "Standard deviation of the noise; as in the run by default. Above it samples vary more, below they are more typical."
 # What to send instead of a body that is none.
 OBJECT = 'send a JSON object, such as {"num_samples": 4}, with Content-Type: application/json'
 
@@ -54,6 +55,7 @@ class Questions:
             "seed": f"pass a whole number from 0 to {2**31 - 1}",
             "labels": f"pass the names or numbers of at most {_MOST_LABELS} classes",
             "guidance_scale": "pass a number from 1 (no guidance) up, such as 1.5",
+            "noise_scale": "pass a number above 0, such as 1.05",
             "format": f"pass {' or '.join(self.formats)}",
         }
 
@@ -71,6 +73,7 @@ class Questions:
             "seed": (int, Field(0, ge=0, le=2**31 - 1, description="Random seed. Sample i of a seed is always the same.")),
             "labels": (list[int | str] | None, Field(None, min_length=1, max_length=_MOST_LABELS, description=labels)),
             "guidance_scale": (float | None, Field(None, ge=1, allow_inf_nan=False, description=scale)),
+            "noise_scale": (float | None, Field(None, gt=0, allow_inf_nan=False, description=_NOISE)),
             "format": (Literal[self.formats], Field(self.formats[0], description="Form of the samples.")),
         }
         query = create_model("SampleQuery", __config__=ConfigDict(extra="forbid"), **fields)
