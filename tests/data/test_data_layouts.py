@@ -229,6 +229,9 @@ def test_advice_leads_to_what_is_there(tmp_path, monkeypatch):
         load_images(str(tmp_path / "set"))
     with pytest.raises(InputError, match="an archive that cannot be read directly: unpack it"):
         load_images(str(tmp_path / "set" / "images.tar.gz"))
+    (tmp_path / "my points.csv").write_text("1,2\n3,4\n")
+    with pytest.raises(InputError, match=r"a table, which holds no images: .* drifting train toy --data '[^']*my points\.csv'$"):
+        load_images(str(tmp_path / "my points.csv"))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="neither a folder nor a regular file"):
         load_images(str(tmp_path / "pipe"))

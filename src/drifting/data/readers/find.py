@@ -7,6 +7,7 @@ Shapes: s samples.
 
 import difflib
 import os
+import shlex
 import stat
 import tempfile
 import zipfile
@@ -41,6 +42,8 @@ _NESTED: tuple[Reader, ...] = (SavedTables(), Parquet(), Idx(), *CIFAR, *_FOLDER
 # Folders of more folders are image folders of as many classes.
 _MOST_FOLDERS = 64
 _ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+# Tables of points, which other presets read.
+_TABLES = {".csv", ".tsv", ".txt"}
 # Files in a .zip that are read as text, and the largest size of one in bytes.
 _TEXTS = {*LABEL_FILES, *TEXTS}
 _MOST_TEXT = 2**28
@@ -191,6 +194,9 @@ def _reader_of_file(path: Path) -> Reader:
             return reader
     if path.suffix.lower() in _ARCHIVES:
         raise InputError(f"data is '{path}', an archive that cannot be read directly: unpack it, and pass the folder")
+    if path.suffix.lower() in _TABLES:
+        fix = f"pass a folder of images, or train on points by drifting train toy --data {shlex.quote(str(path))}"
+        raise InputError(f"data is '{path}', a table, which holds no images: {fix}")
     fix = "pass a folder, or a .parquet, .npz, .npy or .zip file"
     raise InputError(f"data is '{path}', which is not a folder, nor a file of a known kind: {fix}")
 
