@@ -19,6 +19,8 @@ from drifting.training.state import TrainingState
 OPTIONS = {
     "detached samples": {"detached_samples": 5},
     "detached samples of an independent batch": {"detached_samples": 5, "independent_negatives": True},
+    "sobol points": {"schedule.noise": "sobol"},
+    "sobol points that repel": {"schedule.noise": "sobol", "detached_samples": 5, "independent_negatives": True},
     "clip": {"drift_clip": 0.5},
     "scales of rows": {"field": "mean-shift", "scale_per_row": True, "normalize_features": True},
     "annealed temperatures": {"temperature_factors": (3.0, 0.5)},

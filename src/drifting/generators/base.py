@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from drifting._checks import check_counts, is_integer
 from drifting.errors import InputError
+from drifting.generators.noise import sobol_noise
 
 
 class Generator(nn.Module):
@@ -41,12 +42,18 @@ class Generator(nn.Module):
     noise_scale: float = 1.0
 
     def draw_prior(
-        self, labels: int, count: int, rng: torch.Generator
+        self, labels: int, count: int, rng: torch.Generator, *, noise: str = "independent"
     ) -> tuple[Float[Tensor, "l n *noise"], Int[Tensor, "l n s"] | None]:
-        """Return standard normal noise and style codes of `count` samples of each label, on the device of rng."""
-        noise = torch.randn((labels, count, *self.noise_shape), generator=rng, device=rng.device)
+        """Return standard normal noise and style codes of `count` samples of each label, on the device of rng.
+
+        The noise is "independent" or "sobol", see `generators.noise`; style codes are independent either way.
+        """
+        if noise == "sobol":
+            drawn = sobol_noise(labels, count, self.noise_shape, rng)
+        else:
+            drawn = torch.randn((labels, count, *self.noise_shape), generator=rng, device=rng.device)
         codes = self.draw_style_indices(labels * count, rng)
-        return noise, None if codes is None else codes.unflatten(0, (labels, count))
+        return drawn, None if codes is None else codes.unflatten(0, (labels, count))
 
     def draw_style_indices(self, count: int, rng: torch.Generator) -> Int[Tensor, "b s"] | None:
         """Return uniform style codes for `count` samples on the device of rng, or None for a generator without style codes."""

@@ -194,14 +194,14 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
         labels = torch.randperm(positives.num_classes, generator=state.rng, device=state.device)[: schedule.labels_per_step]
     generated = schedule.generated
     own = processes.share(generated if labels is None else len(labels))
-    noise, codes = _draw_prior(state, generated, labels, own)
+    noise, codes = _draw_prior(state, schedule, generated, labels, own)
     own_real = processes.share(schedule.positives) if labels is None else own
     real = positives.draw(labels, schedule.positives, state.rng, own_real)
     # The second batch has no gradient either, so more samples without gradient make it larger.
     independent = generated + schedule.detached_samples if schedule.independent_negatives else 0
-    independent_noise, independent_codes = _draw_further(state, independent, labels, own)
+    independent_noise, independent_codes = _draw_further(state, schedule, independent, labels, own)
     detached = 0 if independent else schedule.detached_samples
-    detached_noise, detached_codes = _draw_further(state, detached, labels, own)
+    detached_noise, detached_codes = _draw_further(state, schedule, detached, labels, own)
     return Batch(
         labels=None if labels is None else labels[own],
         noise=noise,
@@ -216,17 +216,22 @@ def draw_batch(state: TrainingState, positives: Positives, schedule: Schedule) -
     )
 
 
-def _draw_prior(state: TrainingState, count: int, labels: Tensor | None, own: slice) -> tuple[Tensor, Tensor | None]:
+def _draw_prior(
+    state: TrainingState, schedule: Schedule, count: int, labels: Tensor | None, own: slice
+) -> tuple[Tensor, Tensor | None]:
     """Return noise and style codes, [labels, samples, ...], of this process's labels or, without labels, samples."""
-    noise, codes = state.generator.draw_prior(1 if labels is None else len(labels), count, state.rng)
+    sets = 1 if labels is None else len(labels)
+    noise, codes = state.generator.draw_prior(sets, count, state.rng, noise=schedule.noise)
     return owned(noise, labels, own), None if codes is None else owned(codes, labels, own)
 
 
-def _draw_further(state: TrainingState, count: int, labels: Tensor | None, own: slice) -> tuple[Tensor | None, Tensor | None]:
+def _draw_further(
+    state: TrainingState, schedule: Schedule, count: int, labels: Tensor | None, own: slice
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the same of generated samples without gradient, whose number may be another; None if there are none."""
     if count == 0:
         return None, None
-    return _draw_prior(state, count, labels, state.processes.share(count) if labels is None else own)
+    return _draw_prior(state, schedule, count, labels, state.processes.share(count) if labels is None else own)
 
 
 def _draw_guidance(positives: Positives, schedule: Schedule, labels: int, own: slice, rng: torch.Generator) -> dict[str, Any]:

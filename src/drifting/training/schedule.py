@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from drifting._checks import PRECISIONS, check_choice, check_counts, check_optimizer
 from drifting.errors import InputError
+from drifting.generators.noise import NOISES
 from drifting.guidance import check_guidance_law, check_guidance_scale
 
 # Bound of the factors of temperatures, and of their inverses.
@@ -19,6 +20,8 @@ class Schedule:
         labels_per_step: number of classes in a step; each is a population of its own. 1 where there are no labels.
         generated: number of generated samples of each label in a step.
         positives: number of real samples of each label in a step.
+        noise: how the noise of the generated samples of each label is drawn: independent, or as the points of a scrambled sobol
+            sequence, which represent the generator better. Samples then spread farther, see `generators.noise`.
         independent_negatives: generate a second batch that repels in place of the first.
         detached_samples: number of further generated samples of each label that repel without a gradient, which saves memory.
         place_share: share of the places of every feature that samples drift in, drawn anew in every step; 1 for all. Features of
@@ -62,6 +65,7 @@ class Schedule:
     labels_per_step: int = 1
     generated: int
     positives: int
+    noise: str = "independent"
     independent_negatives: bool = False
     detached_samples: int = 0
     place_share: float = 1.0
@@ -136,6 +140,8 @@ def check_schedule(schedule: Schedule, *, labeled: bool) -> None:
         check_counts({"microbatch_size": schedule.microbatch_size})
     _check_passes(schedule, labeled=labeled)
     check_choice("precision", schedule.precision, PRECISIONS)
+    if schedule.noise != "independent":
+        check_choice("noise", schedule.noise, NOISES)
     if not 0 <= schedule.decay_power <= 100:
         raise InputError(f"decay_power is {schedule.decay_power}: pass a number from 0 to 100")
     if not 0 <= schedule.cooldown <= 1:
