@@ -22,7 +22,7 @@ NEEDS_DATA = {"images", "images-classifier"}
 RESTRICTED = {
     "scale_per_row",
     *("precision", "optimizer", "parallel", "arch", "guidance_scale", "unguided_prob", "conditional", "positives"),
-    *("kernel", "normalization"),
+    *("kernel", "normalization", "noise"),
 }
 
 

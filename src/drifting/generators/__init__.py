@@ -6,6 +6,7 @@ A configuration names its generator by a class of this package whose name ends i
 from drifting.generators.base import Generator, GeneratorConfig
 from drifting.generators.dit import DiT, DiTConfig, DiTSize
 from drifting.generators.mlp import MLP, DecoderMLP, DecoderMLPConfig, MLPConfig
+from drifting.generators.noise import sobol_noise
 from drifting.generators.unet import UNet, UNetConfig, UNetSize
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "UNetSize",
+    "sobol_noise",
 ]

@@ -2,7 +2,8 @@
 
 Sobol' points cover the space of the noise evenly: of n = 2^m of them, each half, quarter or other binary box of volume 1/n of the unit
 cube has one, as far as the sequence allows. Hence the samples of a group represent the generator better than independent ones, whose
-clusters and gaps are mostly chance. Every point alone is standard normal, and every step has new ones:
+clusters and gaps are mostly chance. A point has fewer close neighbors than among independent ones, so a sample is pushed by others
+that are farther away, and samples spread farther. Every point alone is standard normal, and every step has new ones:
 
     y_i = L x_i + s  (mod 2),    u_i = sum_k y_ik 2^-k + 2^-m r_i,    z_i = the normal quantile of u_i
 

@@ -67,6 +67,7 @@ FIELDS: Mapping[str, FieldChoice] = {
         "the gradient of the Sinkhorn divergence of the batch", Sinkhorn(mask_self=False), {"loss.temperatures": (0.05,)}
     ),
     "second-batch": FieldChoice("the paper's field, repelled by a second generated batch", PAPER, _SECOND_BATCH),
+    "sobol-noise": FieldChoice("the paper's field, with noise that covers its space evenly", PAPER, {"schedule.noise": "sobol"}),
     "detached": FieldChoice("the paper's field, with 192 more samples that repel", PAPER, {"schedule.detached_samples": 192}),
     "clipped": FieldChoice("the paper's field, with drifts of limited length", PAPER, {"loss.drift_clip": 3.0}),
     "annealed": FieldChoice("the paper's field, at falling temperatures", PAPER, {"schedule.temperature_factors": (3.0, 1.0)}),
