@@ -1,19 +1,20 @@
 """Noise of the samples of a step that covers its space evenly: the points of a scrambled Sobol' sequence.
 
-Sobol' points cover the space of the noise evenly: of n = 2^m of them, each half, quarter or other binary box of volume 1/n of the unit
-cube has one, as far as the sequence allows. Hence the samples of a group represent the generator better than independent ones, whose
-clusters and gaps are mostly chance. A point has fewer close neighbors than among independent ones, so a sample is pushed by others
-that are farther away, and samples spread farther. Every point alone is standard normal, and every step has new ones:
+Sobol' points cover the space of the noise evenly: of n = 2^m of them, each half, quarter or other binary box of volume 1/n of
+the unit cube has one, as far as the sequence allows. Hence the samples of a group represent the generator better than
+independent ones, whose clusters and gaps are mostly chance. A point has fewer close neighbors than among independent ones, so a
+sample is pushed by others that are farther away, and samples spread farther. Every point alone is standard normal, and every
+step has new ones:
 
     y_i = L x_i + s  (mod 2),    u_i = sum_k y_ik 2^-k + 2^-m r_i,    z_i = the normal quantile of u_i
 
-with x_i the first m binary digits of a coordinate of the sequence, L a random lower triangular matrix with ones on its diagonal and s a
-random vector, both new for each coordinate and set, and r_i uniform in [0, 1).
+with x_i the first m binary digits of a coordinate of the sequence, L a random lower triangular matrix with ones on its diagonal and
+s a random vector, both new for each coordinate and set, and r_i uniform in [0, 1).
 
 Shapes: l sets, n points of each, d coordinates, m binary digits.
 
-Source: Sobol' (1967); the scrambling by matrices is that of Matousek, "On the L2-discrepancy for anchored boxes" (1998). Their use as
-the noise of a drift field is ours.
+Source: Sobol' (1967); the scrambling by matrices is that of Matousek, "On the L2-discrepancy for anchored boxes" (1998). Their use
+as the noise of a drift field is ours.
 """
 
 import functools
@@ -32,7 +33,7 @@ _EDGE = 2.0**-24
 
 
 def sobol_noise(sets: int, count: int, shape: Sequence[int], rng: torch.Generator) -> Float[Tensor, "l n *noise"]:
-    """Return standard normal noise on the device of rng; each of the sets covers the space evenly, and is independent of the others.
+    """Return standard normal noise on the device of rng. Each set covers the space evenly and is independent of the others.
 
     Args:
         sets: number of sets.
