@@ -43,7 +43,7 @@ _NESTED: tuple[Reader, ...] = (SavedTables(), Parquet(), Idx(), *CIFAR, *_FOLDER
 _MOST_FOLDERS = 64
 _ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 # Tables of points, which other presets read.
-_TABLES = {".csv", ".tsv", ".txt"}
+_TABLES = {".csv", ".tsv"}
 # Files in a .zip that are read as text, and the largest size of one in bytes.
 _TEXTS = {*LABEL_FILES, *TEXTS}
 _MOST_TEXT = 2**28
