@@ -101,7 +101,7 @@ _SCHEDULE = Schedule(
     labels_per_step=3,
     generated=128,
     positives=384,
-    # It spreads samples too, so that less repulsion and more noise dimensions suffice; see docs/log.md.
+    # Even noise spreads samples too, so that less repulsion suffices; see docs/log.md.
     noise="sobol",
     guidance_scale=1.12,
     unconditional=128,
