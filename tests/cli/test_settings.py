@@ -193,6 +193,7 @@ WRONG = {
     "train toy --schedule.decay-after x": "schedule.decay_after is 'x': pass a whole number",
     "train toy --schedule.decay-after 0": "decay_after is 0: pass at least 1",
     "train mnist-encoder --encoder.steps 0": "encoder.steps is 0: pass at least 1",
+    "train toy --schedule.noise sobl": "noise is 'sobl', not independent or sobol: did you mean sobol?",
     "train mnist-pixel --encoder-weights x": "encoder_weights is 'x'",
     "train --save-dir toy --steps 3": "preset is missing: see drifting train --help",
     "train --config nowhere.json": "save_dir is missing: pass --save-dir",
